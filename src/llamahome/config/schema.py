@@ -1,0 +1,216 @@
+"""Every setting there is: its type, its range, its default and, in the text below it, its documentation.
+
+The text below a field is its help, its line in docs/configuration.md and its description in the JSON schema: one source.
+Values are frozen after loading. "auto" is resolved by pipeline.py and shown before training. A setting is listed here
+only when the program obeys it: tests/test_architecture.py fails for one that nothing reads.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from llamahome.units import Interval, parse_interval
+
+Auto = Literal["auto"]
+PositiveInt = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _interval_text(text: str) -> str:
+    parse_interval(text)
+    return text
+
+
+def _interval_or_auto(text: str) -> str:
+    return text if text == "auto" else _interval_text(text)
+
+
+def _seconds_text(text: str) -> str:
+    if parse_interval(text).unit != "seconds":
+        raise ValueError(f"{text!r} is not a time; use s, min or h")
+    return text
+
+
+IntervalText = Annotated[str, AfterValidator(_interval_text)]
+AutoInterval = Annotated[str, AfterValidator(_interval_or_auto)]
+SecondsText = Annotated[str, AfterValidator(_seconds_text)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that knows no others than its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    """The base model."""
+
+    name: str = "smollm2-135m-instruct"
+    """A folder, a name under data/models/base/, `smollm2-135m-instruct` (the starter), or a hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Storage of frozen weights. auto: bfloat16 where this machine multiplies it faster than float32 (probed), else float32."""
+    attention: Literal["auto", "documents", "reference"] = "auto"
+    """How attention is computed: `documents` works on each document alone, `reference` is one masked product over all. auto: documents."""
+    chat_template: str | None = None
+    """A .jinja file that replaces the model's own chat template."""
+
+
+class DataConfig(Section):
+    """What is read and what of it is learned."""
+
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"] = "auto"
+    """How a row is understood. auto: found from the first rows, with the reason shown."""
+    train_on: Literal["assistant", "all", "last"] = "assistant"
+    """Which tokens are learned: every assistant turn with its end-of-turn token, all tokens, or the last assistant turn alone."""
+    max_length: Annotated[int, Field(ge=8)] = 2048
+    """Longest example in tokens; `on_overlong` says what happens to longer ones."""
+    on_overlong: Literal["truncate", "drop", "split", "error"] = "truncate"
+    """Rows longer than max_length: cut the end off, leave the row out, split it (text only), or stop. Counted and shown."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """A row that cannot be used: stop and list them all, or leave it out, counted."""
+    max_bad_share: Share = 0.001
+    """With on_bad_row skip: stop when more than this share of the rows is bad."""
+    eval_split: Auto | Annotated[float, Field(ge=0)] = "auto"
+    """Rows held out for evaluation, chosen by content: below 1 a share, from 1 on a count, 0 none.
+    auto: 2 %, but at least 32 rows where there are 320 or more, and at most 1,000."""
+    eval_path: str | None = None
+    """Rows to evaluate on from a file of their own; nothing is held out then."""
+
+
+class TrainingConfig(Section):
+    """The optimization."""
+
+    method: Literal["lora", "full"] = "lora"
+    """Train a low-rank adapter on a frozen base, or every weight."""
+    batch_size: PositiveInt = 32
+    """Examples per step (one optimizer update), over all processes and micro-batches."""
+    micro_batch_tokens: Auto | PositiveInt = "auto"
+    """Tokens per forward and backward pass. Changes memory and speed, never the result. auto: from the device and max_length."""
+    learning_rate: Auto | Annotated[float, Field(gt=0)] = "auto"
+    """Peak learning rate. auto: a rule of method and model size, docs/decisions/0004-learning-rate.md."""
+    epochs: Annotated[float, Field(gt=0)] = 3
+    """Passes over the training rows; 0.5 is half a pass."""
+    max_steps: PositiveInt | None = None
+    """Ends the run at this step, wherever the epochs would end; the schedule ends there too."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after the warm-up; cosine and linear fall to zero at the last step."""
+    warmup: Annotated[float, Field(ge=0)] = 0.03
+    """Steps of linear warm-up: below 1 a share of all steps, from 1 on a count."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay on matrices; never on biases, norms and other vectors."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Gradients are scaled down to this global L2 norm; null never scales."""
+    optimizer: Literal["adamw"] = "adamw"
+    """The update rule: AdamW (betas 0.9 and 0.999, eps 1e-8), fused."""
+    gradient_checkpointing: Auto | bool = "auto"
+    """Keep only each layer's input and compute the rest again: about a third slower, several times less memory.
+    auto: only when the activations of a micro-batch would not fit into the memory that is free."""
+    mixed_precision: bool | Literal["auto", "bf16", "no"] = "auto"
+    """Matrix products in bfloat16 with float32 sums. auto: where the machine is fast at it (probed); true: bf16; false: no."""
+    compile: Auto | bool = "auto"
+    """Fuse element-wise work with torch.compile. auto: where there is a compiler and the run is long enough to win its cost back."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Source of all randomness: order of rows, initial adapter, dropout."""
+    max_bad_steps: PositiveInt = 3
+    """Steps in a row with a loss or gradient that is not finite (their updates are refused) before the run ends as diverged."""
+
+
+class LoraConfig(Section):
+    """Low-rank adapters; read when training.method is lora."""
+
+    rank: PositiveInt = 16
+    """Rank of the update of each matrix."""
+    alpha: Annotated[float, Field(gt=0)] = 32
+    """Scale of the update: alpha / rank, or alpha / sqrt(rank) with use_rslora."""
+    dropout: Share = 0.0
+    """Share of the adapter's inputs that is dropped in training."""
+    target_modules: str | list[str] = "all-linear"
+    """Which linear layers get an adapter: all-linear (all but the output head), or names like [q_proj, v_proj]."""
+    use_rslora: bool = False
+    """Rank-stabilized scale (arXiv 2312.03732)."""
+    use_dora: bool = False
+    """Weight-decomposed adapters (arXiv 2402.09353); slower."""
+
+
+class CheckpointConfig(Section):
+    """What is saved when."""
+
+    every: IntervalText = "10 min"
+    """How often a checkpoint is saved: "500 steps", "1 epoch" or "10 min". The last step is always saved."""
+    keep_last: PositiveInt = 2
+    """Newest checkpoints that are kept."""
+    keep_best: Annotated[int, Field(ge=0)] = 1
+    """Checkpoints with the lowest evaluation loss that are kept besides."""
+
+
+class EvaluationConfig(Section):
+    """Looking at held-out rows before, during and after training."""
+
+    every: AutoInterval = "auto"
+    """How often in between: "100 steps", "1 epoch" or "10 min". auto: up to ten times, in at most a tenth of the work."""
+    sample_prompts: Annotated[int, Field(ge=0)] = 3
+    """Held-out prompts that are answered at each evaluation, always the same ones."""
+    early_stop_patience: PositiveInt | None = None
+    """Stop after so many evaluations in a row without a lower loss; null never stops."""
+
+
+class MonitoringConfig(Section):
+    """What is written down while training."""
+
+    log_every: IntervalText = "1 step"
+    """How often metrics are read back and written."""
+    system_every: SecondsText = "2 s"
+    """How often processor, memory and disk use are sampled."""
+    tensorboard: bool = True
+    """Write TensorBoard event files beside metrics.jsonl."""
+
+
+class DistributedConfig(Section):
+    """Processes and machines."""
+
+    backend: Literal["auto", "nccl", "gloo"] = "auto"
+    """How processes exchange gradients. auto: nccl with CUDA, else gloo; nccl without CUDA becomes gloo, said once."""
+    world_size: Auto | PositiveInt = "auto"
+    """Processes over all machines. auto: the GPUs of this machine times the machines, or 1."""
+    num_nodes: PositiveInt = 1
+    """Machines that take part."""
+    node_rank: Annotated[int, Field(ge=0)] = 0
+    """Number of this machine, from 0."""
+    master_addr: str = "127.0.0.1"
+    """Address of machine 0."""
+    master_port: Annotated[int, Field(ge=1, le=65535)] = 29500
+    """Port on machine 0 where processes meet; used with more than one machine (one machine picks a free port)."""
+    timeout: SecondsText = "10 min"
+    """How long one process waits for the others before it gives up."""
+    sync_batch_norm: bool = False
+    """Batch normalization over all processes, for models that have such layers."""
+
+
+class OutputConfig(Section):
+    """Where a run is written."""
+
+    dir: str | None = None
+    """Folder of this run, exactly; null makes output/runs/<run-id>."""
+    name: str | None = None
+    """Last part of the run id; null picks two words."""
+
+
+class Config(Section):
+    """Everything that can be set, by section."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+    lora: LoraConfig = LoraConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    monitoring: MonitoringConfig = MonitoringConfig()
+    distributed: DistributedConfig = DistributedConfig()
+    output: OutputConfig = OutputConfig()
+
+
+def interval(text: str) -> Interval:
+    """The interval that a validated setting like checkpoint.every names."""
+    return parse_interval(text)

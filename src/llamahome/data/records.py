@@ -1,0 +1,87 @@
+"""The values that cross the borders of data/: Row, Conversation, Example, Microbatch.
+
+Legend: T tokens of a micro-batch, D documents in it, N targets in it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record of a source, as it was written there."""
+
+    index: int
+    """Zero-based number within its source file."""
+    source: str
+    """Path of the file."""
+    line: int
+    """One-based line in the file, for people."""
+    value: dict[str, Any]
+
+    @property
+    def where(self) -> str:
+        """`path:line`, as errors name it."""
+        return f"{self.source}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A row understood: turns of a chat, or plain text (then `turns` is empty)."""
+
+    row: Row
+    turns: tuple[dict[str, Any], ...] = ()
+    """Each with "role" (Role) and "content" (str), ready for a chat template."""
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """A conversation in tokens. Arrays have one element per token."""
+
+    source: str
+    row: int
+    line: int
+    tokens: NDArray[np.int32]
+    targets: NDArray[np.bool_]
+    """Which tokens are learned; the first token of an example never is, for nothing predicts it."""
+    cut: int = 0
+    """Tokens beyond max_length that are not in `tokens`."""
+    cut_targets: int = 0
+    """How many of those would have been learned."""
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """Documents laid end to end without padding: one forward and backward pass on one rank."""
+
+    tokens_T: torch.Tensor
+    """int64 [T]."""
+    positions_T: torch.Tensor
+    """int64 [T], starting from 0 in each document."""
+    lengths: tuple[int, ...]
+    """Tokens of each document, D numbers that add up to T; host side, so that attention needs no device read."""
+    rows_N: torch.Tensor
+    """int64 [N], increasing: positions whose hidden state predicts a target, i.e. target position - 1."""
+    labels_N: torch.Tensor
+    """int64 [N]: the token that each of them must predict."""
+    keys: tuple[int, ...] = field(default=())
+    """Positions of the documents in the data order; names the rows when a step goes wrong."""
+    index: int = 0
+    """Number of this micro-batch in its step over all ranks; seeds its dropout."""
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return sum(self.lengths)
+
+    @property
+    def num_targets(self) -> int:
+        """N."""
+        return int(self.labels_N.numel())

@@ -1,0 +1,142 @@
+"""Every path that a run reads or writes, named once; and the making of a run's folders.
+
+A run never overwrites another: `create_run` refuses a folder that holds one. Layout: docs/files.md.
+"""
+
+import os
+import random
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from llamahome.errors import ConfigError, MachineError, Problem
+
+BASE_MODELS = Path("data/models/base")
+RAW_DATA = Path("data/training/raw")
+RUNS = Path("output/runs")
+NEWEST = Path("output/training")
+_METRICS = Path("data/metrics/logs")
+_TENSORBOARD = Path("data/metrics/tensorboard")
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+_FIRST = "amber brave brisk calm clear early fond glad green keen light lively mellow merry noble quick quiet sunny swift warm".split()
+_SECOND = "badger birch brook crane falcon fern finch harbor heron larch lark maple meadow otter pine raven river robin spruce willow".split()
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Where one run lives. `root` is output/runs/<run-id> or what --output named."""
+
+    root: Path
+    run_id: str
+
+    @property
+    def config(self) -> Path:
+        """Resolved configuration, with the origin of each value as a comment."""
+        return self.root / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, machine and command line."""
+        return self.root / "environment.json"
+
+    @property
+    def final(self) -> Path:
+        """The trained model: a PEFT or Hugging Face folder."""
+        return self.root / "final"
+
+    @property
+    def metrics_dir(self) -> Path:
+        """Folder of metrics.jsonl, events.jsonl, system.jsonl, samples.jsonl and status.json."""
+        return _METRICS / self.run_id
+
+    @property
+    def tensorboard_dir(self) -> Path:
+        """Folder of TensorBoard's event files."""
+        return _TENSORBOARD / self.run_id
+
+    def rank_log(self, rank: int) -> Path:
+        """Log file of one process."""
+        return self.root / "logs" / f"rank-{rank}.log"
+
+    def checkpoint(self, step: int) -> Path:
+        """Folder of the checkpoint after `step` updates."""
+        return self.root / f"checkpoint-{step}"
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """Committed checkpoints as (step, folder), oldest first. A `.tmp` folder is not one."""
+        if not self.root.is_dir():
+            return []
+        found = ((_CHECKPOINT.fullmatch(path.name), path) for path in self.root.iterdir() if path.is_dir())
+        return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def new_run_id(name: str | None, *, now: datetime | None = None) -> str:
+    """`20261122-071405-brisk-otter`: date, time, and `name` or two words."""
+    stamp = (now or datetime.now()).strftime("%Y%m%d-%H%M%S")
+    words = random.SystemRandom()
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") if name else ""
+    return f"{stamp}-{slug or words.choice(_FIRST) + '-' + words.choice(_SECOND)}"
+
+
+def create_run(output: Path | None, name: str | None) -> RunPaths:
+    """Make the folder of a new run and point output/training to it.
+
+    Raises ConfigError when `output` already holds a run, MachineError when it cannot be written.
+    """
+    run_id = new_run_id(name)
+    root = output if output is not None else RUNS / run_id
+    if output is not None:
+        refuse_used(output)
+        run_id = new_run_id(name or output.name)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / ".write-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise MachineError(
+            Problem(
+                code="machine.output-not-writable",
+                message=f"cannot write the run's folder: {error.strerror}",
+                where=str(root),
+                hint="--output DIR with a folder that you may write to",
+            )
+        ) from error
+    return RunPaths(root, run_id)
+
+
+def refuse_used(output: Path) -> None:
+    """ConfigError when `output` holds a run or anything else already."""
+    if output.exists() and not output.is_dir():
+        raise ConfigError(Problem(code="output.not-a-folder", message="the output is a file", where=str(output), hint="--output DIR"))
+    if output.is_dir() and any(output.iterdir()):
+        holds_run = (output / "config.yaml").exists()
+        raise ConfigError(
+            Problem(
+                code="output.holds-a-run" if holds_run else "output.not-empty",
+                message="the output folder already holds a run" if holds_run else "the output folder is not empty",
+                where=str(output),
+                hint=f"llamahome train-resume {output}" if holds_run else "--output DIR with a new or empty folder",
+            )
+        )
+
+
+def point_newest_to(root: Path) -> None:
+    """Make output/training a link to `root`, replacing an older link in one rename; a real folder there is left alone."""
+    if NEWEST.exists() and not NEWEST.is_symlink():
+        return
+    NEWEST.parent.mkdir(parents=True, exist_ok=True)
+    fresh = NEWEST.with_name(f".training-{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(os.path.relpath(root.resolve(), NEWEST.parent.resolve()))
+    fresh.replace(NEWEST)
+
+
+def open_run(folder: Path) -> RunPaths:
+    """The paths of an existing run; its id is read from the last part of its environment file's record."""
+    root = folder.resolve()
+    recorded = root / "run_id"
+    run_id = recorded.read_text(encoding="utf-8").strip() if recorded.is_file() else root.name
+    return RunPaths(root, run_id)

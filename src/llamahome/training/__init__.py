@@ -1,0 +1,1 @@
+"""The heart. Reading order: loop, step, evaluate, schedule, optimizer, stop, state. Imports only torch from outside."""
