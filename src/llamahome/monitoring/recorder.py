@@ -1,0 +1,169 @@
+"""Writes down what a run does: metrics.jsonl, events.jsonl, samples.jsonl, status.json and TensorBoard's event files.
+
+Between flushes nothing is read from the device: `record` keeps device scalars, `flush` reads all of them in one transfer and is
+the only place in a step that waits for the device. Counts of tokens and targets run from the start of the run, over resumes. Every rank
+may hold a Recorder; only the main one writes. `system` gives the newest sample of the machine, which TensorBoard shows by step.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llamahome.monitoring.resources import process_memory
+from llamahome.monitoring.sinks import AppendFile, DiskTrouble, JsonlSink, Sink, TensorBoardSink, json_line
+from llamahome.monitoring.status import RunState, StatusFile
+from llamahome.monitoring.supersede import supersede_after
+
+_NOT_TRAINING = ("evaluate", "save")
+"""Parts that do not count as training time in tokens per second."""
+
+
+class Recorder:
+    """The notebook of one run. `resume_step` takes back what was written about later steps."""
+
+    def __init__(
+        self,
+        metrics_dir: Path,
+        *,
+        tensorboard_dir: Path | None,
+        is_main: bool,
+        resume_step: int | None,
+        flops_per_token: float,
+        peak_flops: float | None,
+        warn: Callable[[str], None],
+        system: Callable[[], Mapping[str, float]] | None = None,
+    ) -> None:
+        self._flops_per_token = flops_per_token
+        self._peak_flops = peak_flops
+        self._system = system
+        self._losses: list[torch.Tensor] = []
+        self._targets: list[int] = []
+        self._window_tokens = 0
+        self._grad_norm: torch.Tensor | None = None
+        self._learning_rate = 0.0
+        self._total_tokens = 0
+        self._total_targets = 0
+        self._last_flush: float | None = None
+        self.trouble = DiskTrouble(warn)
+        self._sinks: list[Sink] = []
+        self._tensorboard: TensorBoardSink | None = None
+        self._events = AppendFile(metrics_dir / "events.jsonl", self.trouble)
+        self._samples = AppendFile(metrics_dir / "samples.jsonl", self.trouble)
+        self._status = StatusFile(metrics_dir / "status.json", trouble=self.trouble)
+        self._is_main = is_main
+        if is_main:
+            superseded = 0 if resume_step is None else supersede_after(metrics_dir, resume_step)
+            self._sinks.append(JsonlSink(metrics_dir / "metrics.jsonl", trouble=self.trouble))
+            if tensorboard_dir is not None:
+                purge_step = None if resume_step is None else resume_step + 1
+                self._tensorboard = TensorBoardSink(tensorboard_dir, purge_step=purge_step, trouble=self.trouble)
+                self._sinks.append(self._tensorboard)
+            if superseded:
+                self.event("superseded", step=resume_step, records=superseded)
+
+    @property
+    def totals(self) -> tuple[int, int]:
+        """(tokens, targets) since the start of the run; saved in the checkpoint."""
+        return self._total_tokens, self._total_targets
+
+    def restore_totals(self, tokens: int, targets: int) -> None:
+        """Go on counting from what the checkpoint says."""
+        self._total_tokens, self._total_targets = tokens, targets
+
+    def record(self, step: int, *, loss: torch.Tensor, grad_norm: torch.Tensor, learning_rate: float, tokens: int, targets: int) -> None:
+        """Note one step without reading the device: `loss` is its mean per target (0-dim), `tokens` and `targets` count all ranks."""
+        self._losses.append(loss.detach().float().clone())  # a copy: the caller may add into the same tensor again
+        self._grad_norm = grad_norm.detach().float().clone()
+        self._targets.append(targets)
+        self._learning_rate = learning_rate
+        self._window_tokens += tokens
+        self._total_tokens += tokens
+        self._total_targets += targets
+        self._status.step(step)
+
+    def flush(self, step: int, parts: Mapping[str, float]) -> dict[str, float]:
+        """Write and return the metrics of the steps since the last flush, whose seconds per part are `parts`.
+
+        Waits for the device, once. Without a step since the last flush nothing is written and the dictionary is empty.
+        """
+        if not self._losses or self._grad_norm is None:
+            return {}
+        steps, targets = len(self._losses), sum(self._targets)
+        device = self._losses[-1].device
+        *losses, grad_norm = torch.stack([value.to(device) for value in (*self._losses, self._grad_norm)]).tolist()
+        weights = self._targets if targets else [1] * steps
+        metrics = {
+            "train/loss": losses[0] if steps == 1 else sum(map(_product, losses, weights)) / sum(weights),
+            "train/grad_norm": grad_norm,
+            "train/learning_rate": self._learning_rate,
+            "train/tokens": self._total_tokens,
+            "train/targets": self._total_targets,
+            **self._speed(parts, targets),
+            **{f"time/{part}": seconds / steps for part, seconds in parts.items()},
+            **_memory(device),
+        }
+        self._losses, self._targets, self._window_tokens = [], [], 0
+        self.log(step, metrics)
+        if self._tensorboard is not None and self._system is not None:
+            machine = {name: value for name, value in self._system().items() if name.startswith("system/")}
+            self._tensorboard.log(step, time.time(), machine)
+        return metrics
+
+    def _speed(self, parts: Mapping[str, float], targets: int) -> dict[str, float]:
+        now = time.perf_counter()
+        # before the first flush there is no earlier moment that does not include loading the model
+        wall = sum(parts.values()) if self._last_flush is None else now - self._last_flush
+        self._last_flush = now
+        seconds = wall - sum(parts.get(part, 0.0) for part in _NOT_TRAINING)
+        if seconds <= 0:
+            return {}
+        speed = {"speed/tokens_per_s": self._window_tokens / seconds, "speed/targets_per_s": targets / seconds}
+        if self._peak_flops is not None:
+            speed["speed/mfu"] = self._flops_per_token * speed["speed/tokens_per_s"] / self._peak_flops
+        return speed
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write `metrics` of `step` as they are, for what is not measured in a step: eval/loss and its like."""
+        now = time.time()
+        for sink in self._sinks:
+            sink.log(step, now, metrics)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Write down that something happened: a save, a refused step, a signal."""
+        if self._is_main:
+            self._events.append(json_line({"t": round(time.time(), 3), "kind": kind, **fields}))
+
+    def sample(self, step: int, prompt: str, answer: str, reference: str) -> None:
+        """Write down what the model of `step` answers to a held-out prompt."""
+        if self._is_main:
+            record = {"t": round(time.time(), 3), "step": step, "prompt": prompt, "answer": answer, "reference": reference}
+            self._samples.append(json_line(record))
+
+    def status(self, state: RunState, step: int, horizon: int, **fields: Any) -> None:
+        """Say how the run is doing; "running" starts a heartbeat, any other state ends it."""
+        if self._is_main:
+            self._status.set(state, step=step, horizon=horizon, fields=fields)
+
+    def close(self) -> None:
+        """Write what still waits and end the heartbeat; steps that were not flushed are not written."""
+        self._status.close()
+        for sink in self._sinks:
+            sink.close()
+        self._events.close()
+        self._samples.close()
+
+
+def _product(value: float, weight: int) -> float:
+    return value * weight
+
+
+def _memory(device: torch.device) -> dict[str, float]:
+    resident, peak = process_memory()
+    memory: dict[str, float] = {"memory/rss": resident, "memory/peak": peak}
+    if device.type == "cuda":  # the most so far: at the end of a step little is left of what it needed
+        memory["memory/gpu_allocated"] = torch.cuda.max_memory_allocated(device)
+        memory["memory/gpu_reserved"] = torch.cuda.max_memory_reserved(device)
+    return memory
