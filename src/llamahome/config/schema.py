@@ -31,9 +31,9 @@ def _seconds_text(text: str) -> str:
     return text
 
 
-IntervalText = Annotated[str, AfterValidator(_interval_text)]
-AutoInterval = Annotated[str, AfterValidator(_interval_or_auto)]
-SecondsText = Annotated[str, AfterValidator(_seconds_text)]
+IntervalText = Annotated[str, AfterValidator(_interval_text), Field(examples=["500 steps", "1 epoch", "10 min"])]
+AutoInterval = Annotated[str, AfterValidator(_interval_or_auto), Field(examples=["auto", "500 steps", "1 epoch", "10 min"])]
+SecondsText = Annotated[str, AfterValidator(_seconds_text), Field(examples=["2 s", "10 min", "1 h"])]
 
 
 class Section(BaseModel):
@@ -109,8 +109,6 @@ class TrainingConfig(Section):
     auto: only when the activations of a micro-batch would not fit into the memory that is free."""
     mixed_precision: bool | Literal["auto", "bf16", "no"] = "auto"
     """Matrix products in bfloat16 with float32 sums. auto: where the machine is fast at it (probed); true: bf16; false: no."""
-    compile: Auto | bool = "auto"
-    """Fuse element-wise work with torch.compile. auto: where there is a compiler and the run is long enough to win its cost back."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Source of all randomness: order of rows, initial adapter, dropout."""
     max_bad_steps: PositiveInt = 3
