@@ -1,14 +1,19 @@
 """The values that cross the borders of data/: Row, Conversation, Example, Microbatch.
 
-Legend: T tokens of a micro-batch, D documents in it, N targets in it.
+Legend: T tokens of a micro-batch, D documents in it, N targets in it. Importing this module does not import torch, so that
+looking at data costs no start of it.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -39,6 +44,8 @@ class Conversation:
     turns: tuple[dict[str, Any], ...] = ()
     """Each with "role" (Role) and "content" (str), ready for a chat template."""
     text: str | None = None
+    context_only: frozenset[int] = frozenset()
+    """Numbers of assistant turns that are never learned (the prompt's turns of prompt/completion, turns of weight 0)."""
 
 
 @dataclass(frozen=True)
