@@ -3,6 +3,7 @@
 A run never overwrites another: `create_run` refuses a folder that holds one. Layout: docs/files.md.
 """
 
+import itertools
 import os
 import random
 import re
@@ -19,9 +20,10 @@ NEWEST = Path("output/training")
 _METRICS = Path("data/metrics/logs")
 _TENSORBOARD = Path("data/metrics/tensorboard")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_RUN_ID = "run_id"
 
-_FIRST = "amber brave brisk calm clear early fond glad green keen light lively mellow merry noble quick quiet sunny swift warm".split()
-_SECOND = "badger birch brook crane falcon fern finch harbor heron larch lark maple meadow otter pine raven river robin spruce willow".split()
+_FIRST = "amber brave brisk calm clear early fond glad green keen light lively mellow merry noble quick quiet sunny swift warm"
+_SECOND = "badger birch brook crane falcon fern finch harbor heron larch lark maple meadow otter pine raven river robin spruce willow"
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def new_run_id(name: str | None, *, now: datetime | None = None) -> str:
     stamp = (now or datetime.now()).strftime("%Y%m%d-%H%M%S")
     words = random.SystemRandom()
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") if name else ""
-    return f"{stamp}-{slug or words.choice(_FIRST) + '-' + words.choice(_SECOND)}"
+    return f"{stamp}-{slug or words.choice(_FIRST.split()) + '-' + words.choice(_SECOND.split())}"
 
 
 def create_run(output: Path | None, name: str | None) -> RunPaths:
@@ -91,10 +93,11 @@ def create_run(output: Path | None, name: str | None) -> RunPaths:
         refuse_used(output)
         run_id = new_run_id(name or output.name)
     try:
+        if output is None:
+            root.parent.mkdir(parents=True, exist_ok=True)
+            root, run_id = _claim(root)
         root.mkdir(parents=True, exist_ok=True)
-        probe = root / ".write-probe"
-        probe.touch()
-        probe.unlink()
+        (root / _RUN_ID).write_text(run_id + "\n", encoding="utf-8")
     except OSError as error:
         raise MachineError(
             Problem(
@@ -105,6 +108,18 @@ def create_run(output: Path | None, name: str | None) -> RunPaths:
             )
         ) from error
     return RunPaths(root, run_id)
+
+
+def _claim(root: Path) -> tuple[Path, str]:
+    """Make `root`, or `root`-2, -3, ... when two runs of one name start in the same second; mkdir decides the race."""
+    for number in itertools.count(1):
+        free = root if number == 1 else root.with_name(f"{root.name}-{number}")
+        try:
+            free.mkdir()
+        except FileExistsError:
+            continue
+        return free, free.name
+    raise AssertionError("unreachable: itertools.count never ends")
 
 
 def refuse_used(output: Path) -> None:
@@ -135,8 +150,8 @@ def point_newest_to(root: Path) -> None:
 
 
 def open_run(folder: Path) -> RunPaths:
-    """The paths of an existing run; its id is read from the last part of its environment file's record."""
+    """The paths of an existing run; its id stands in the file `run_id`, for `--output DIR` need not be named like it."""
     root = folder.resolve()
-    recorded = root / "run_id"
+    recorded = root / _RUN_ID
     run_id = recorded.read_text(encoding="utf-8").strip() if recorded.is_file() else root.name
     return RunPaths(root, run_id)
