@@ -106,7 +106,8 @@ def _other_warnings(config: Config, origins: Mapping[str, str]) -> Iterator[Prob
             "address-of-self", message, "distributed.master_addr", origins, hint="--set distributed.master_addr=ADDRESS of machine 0"
         )
     if isinstance(machines.world_size, int) and machines.world_size > batch:
-        message = f"{machines.world_size} processes share training.batch_size {batch}: {machines.world_size - batch} have nothing to do in each step"
+        idle = machines.world_size - batch
+        message = f"{machines.world_size} processes share training.batch_size {batch}: {idle} have nothing to do in each step"
         yield _problem("idle-processes", message, "training.batch_size", origins, hint=f"--set training.batch_size={machines.world_size}")
 
 

@@ -1,7 +1,10 @@
 """Writes docs/configuration.md and the two commented files of .config/ from the schema, so that they cannot drift from it."""
 
+from pathlib import Path
+
 from llamahome.config.describe import Setting, section_help, sections, settings
 from llamahome.config.yamltext import write_value
+from llamahome.errors import ConfigError, MachineError, Problem
 
 _INTRODUCTION = """# Configuration
 
@@ -16,21 +19,25 @@ A setting comes from the highest of these layers that names it:
 5. a named option, `--epochs 1`
 6. `--set training.epochs=1`
 
-Files are YAML 1.2: `5e-5` is a number and `no` is a word. Values in variables and `--set` are read as YAML too, and a setting that takes only
-text needs no quotes there. `llamahome config show` prints every value with where it came from, `llamahome config check` finds every mistake at
-once, `llamahome config explain KEY` shows one setting, `llamahome config init` writes the two files of `.config/`.
-`llamahome config schema` prints a JSON schema for editors.
+Files are YAML 1.2: `5e-5` is a number and `no` is a word. Values in variables and `--set` are read as YAML too; a setting that
+takes only text needs no quotes there.
 
-A mistake is an error even when a higher layer replaces the value. A variable that begins with `LLAMAHOME_` and the name of a section, or that is
-`LLAMAHOME_` and the name of a key, must name a setting.
+    llamahome config show           every value and where it came from
+    llamahome config check          every mistake at once, with file, line and column
+    llamahome config explain KEY    one setting
+    llamahome config init           writes the two files of .config/, commented
+    llamahome config schema         a JSON schema for editors
+
+A mistake is an error even when a higher layer replaces the value. A variable named `LLAMAHOME_` and a section, or `LLAMAHOME_` and a
+key, must name a setting.
 """
 
 _TRAINING_HEAD = """# How to train. These values suit LoRA on small data, up to a few thousand rows.
-# A line that starts with "# key:" is a setting at its default; remove the "# " to change it.
+# A line like "#key: value" is a setting at its default; remove the "#" to change it.
 # Every setting there is: docs/configuration.md or `llamahome config show`. Check this file: `llamahome config check`.
 """
 _DISTRIBUTED_HEAD = """# Processes and machines. Nothing is needed here to train on one machine.
-# A line that starts with "# key:" is a setting at its default; remove the "# " to change it.
+# A line like "#key: value" is a setting at its default; remove the "#" to change it.
 """
 _SMALL_DATA = {"training.batch_size": 8, "training.epochs": 1}
 _TRAINING_KEYS = (
@@ -62,6 +69,24 @@ def starter_files() -> dict[str, str]:
     }
 
 
+def write_starter_files(folder: Path, *, force: bool) -> None:
+    """Write them under `folder`; ConfigError when one is there and not `force`, and then none is written."""
+    targets = {folder / path: text for path, text in starter_files().items()}
+    there = [path for path in targets if path.exists() or path.is_symlink()]
+    if there and not force:
+        hint = "llamahome config init --force replaces " + " and ".join(str(path) for path in there)
+        raise ConfigError([Problem(code="config.file-exists", message="is there already", where=str(path), hint=hint) for path in there])
+    for path, text in targets.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            message = f"cannot be written: {error.strerror}"
+            raise MachineError(
+                Problem(code="machine.config-not-writable", message=message, where=str(path), hint=f"ls -ld {path.parent}")
+            ) from error
+
+
 def _commented(keys: list[str]) -> str:
     lines: list[str] = []
     section = ""
@@ -73,7 +98,7 @@ def _commented(keys: list[str]) -> str:
         if setting.key in _SMALL_DATA:
             lines.append(f"  {setting.name}: {write_value(_SMALL_DATA[setting.key])}  # default {write_value(setting.default)}")
         else:
-            lines.append(f"  # {setting.name}: {write_value(setting.default)}")
+            lines.append(f"  #{setting.name}: {write_value(setting.default)}")
     return "\n".join(lines) + "\n"
 
 
