@@ -48,7 +48,8 @@ def _known_runs() -> list[Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "run_id").is_file() or bool(RunPaths(folder, folder.name).checkpoints())
+    held = (checkpoint for _, checkpoint in RunPaths(folder, folder.name).checkpoints())
+    return (folder / "run_id").is_file() or any((checkpoint / manifest.NAME).is_file() for checkpoint in held)
 
 
 def _what_it_is(path: Path) -> str:

@@ -1,0 +1,161 @@
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.support.checkpoints import PRINTS, differences, save_step, state_at, tensors_at
+
+from llamahome.checkpoint import manifest
+from llamahome.checkpoint.manifest import Fingerprints
+from llamahome.checkpoint.store import SaveFailed, choose, compare_fingerprints, load, require_space, save, space_needed
+from llamahome.errors import CheckpointError
+from llamahome.rundir import RunPaths
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "run").mkdir()
+    return RunPaths(tmp_path / "run", "20260101-000000-brisk-otter")
+
+
+def _names(run):
+    return sorted(path.name for path in run.root.iterdir())
+
+
+def test_what_was_saved_is_loaded(run):
+    folder = save_step(run, 3)
+    saved = load(folder)
+    assert differences(saved) == []
+    assert _names(run) == ["checkpoint-3"]
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
+        "MANIFEST.json",
+        "config.yaml",
+        "trainer_state.json",
+        "model/adapter_config.json",
+        "model/adapter_model.safetensors",
+        "optimizer/optimizer.json",
+        "optimizer/optimizer.safetensors",
+    }
+
+
+def test_the_same_state_is_not_written_twice(run):
+    folder = save_step(run, 3)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    save_step(run, 3, elapsed_s=99.0)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_damaged_checkpoint_of_the_same_step_is_replaced(run):
+    folder = save_step(run, 3)
+    (folder / "config.yaml").write_text("torn")
+    assert differences(load(save_step(run, 3))) == []
+    assert _names(run) == ["checkpoint-3"]
+
+
+def test_another_state_at_the_same_step_replaces_the_old_one(run):
+    save_step(run, 3)
+    assert load(save_step(run, 3, tokens=5)).state.tokens == 5
+    assert _names(run) == ["checkpoint-3"]
+
+
+def test_leftovers_of_killed_saves_are_removed(run):
+    for step in (2, 3):
+        (run.root / f"checkpoint-{step}.tmp" / "model").mkdir(parents=True)
+    save_step(run, 3)
+    assert _names(run) == ["checkpoint-3"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Exception("I/O error (os error 28)")])
+def test_a_full_disk_removes_the_partial_checkpoint_and_says_so(run, error):
+    save_step(run, 1)
+
+    def write_model(folder: Path) -> None:
+        (folder / "half").write_bytes(b"x" * 1000)
+        raise error
+
+    with pytest.raises(SaveFailed) as caught:
+        save(
+            run,
+            state=state_at(2),
+            config_text="",
+            fingerprints=PRINTS,
+            write_model=write_model,
+            optimizer_tensors={},
+            optimizer_values={},
+        )
+    problem = caught.value.problems[0]
+    assert problem.code == "checkpoint.write-failed" and "earlier ones are untouched" in problem.message
+    assert caught.value.exit_status == 7
+    assert _names(run) == ["checkpoint-1"]
+    assert differences(load(run.checkpoint(1))) == []
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, ZeroDivisionError])
+def test_what_is_not_the_disks_fault_passes_as_it_is_and_leaves_nothing(run, raised):
+    def write_model(folder: Path) -> None:
+        raise raised
+
+    with pytest.raises(raised):
+        save(
+            run, state=state_at(2), config_text="", fingerprints=PRINTS, write_model=write_model, optimizer_tensors={}, optimizer_values={}
+        )
+    assert _names(run) == []
+
+
+def test_too_little_space_is_told_with_numbers(run):
+    with pytest.raises(SaveFailed) as caught:
+        require_space(run.root, 2**60)
+    assert "needs about 1048576.0 TiB and" in caught.value.problems[0].message
+
+
+def test_the_space_needed_is_learned_from_the_newest_checkpoint(run):
+    assert space_needed(run, tensors_at(1, size=2**20)) == 12 * 2**20 + 6 + 8 * 2**20
+    folder = save_step(run, 1)
+    assert space_needed(run, {}) == manifest.read(folder).total_bytes + 2**20
+
+
+def test_the_newest_whole_checkpoint_is_chosen_and_the_damaged_ones_are_named(run):
+    for step in (9, 10, 11):
+        save_step(run, step)
+    (run.checkpoint(11) / "trainer_state.json").unlink()
+    (run.checkpoint(10) / "MANIFEST.json").write_text("{")
+    told = []
+    assert choose(run, warn=told.append) == run.checkpoint(9)
+    assert [problem.where for problem in told] == [
+        str(run.checkpoint(11) / "trainer_state.json"),
+        str(run.checkpoint(10) / "MANIFEST.json"),
+    ]
+
+
+def test_a_run_without_any_whole_checkpoint_says_so(run):
+    for _ in range(2):
+        with pytest.raises(CheckpointError) as caught:
+            choose(run, warn=lambda problem: None)
+        assert caught.value.problems[0].code == "checkpoint.none"
+        (save_step(run, 1) / "config.yaml").unlink()
+
+
+def test_a_damaged_checkpoint_names_its_files_and_the_older_one_that_is_whole(run):
+    for step in (1, 2, 3, 4):
+        save_step(run, step)
+    shutil.rmtree(run.checkpoint(2) / "model")
+    (run.checkpoint(3) / "config.yaml").unlink()
+    (run.checkpoint(3) / "trainer_state.json").write_text("{}")
+    with pytest.raises(CheckpointError) as caught:
+        load(run.checkpoint(3))
+    assert [Path(problem.where).name for problem in caught.value.problems] == ["config.yaml", "trainer_state.json"]
+    assert caught.value.problems[-1].hint == f"llamahome train-resume {run.checkpoint(1)}"
+
+
+def test_other_data_and_another_base_are_refused_unless_allowed_by_name():
+    other = Fingerprints(data="x" * 64, base="y" * 64)
+    compare_fingerprints(PRINTS, PRINTS, allowed=set())
+    compare_fingerprints(PRINTS, other, allowed={"data", "base"})
+    with pytest.raises(CheckpointError) as caught:
+        compare_fingerprints(PRINTS, other, allowed=set())
+    assert [(problem.code, problem.hint) for problem in caught.value.problems] == [
+        ("checkpoint.data-changed", "--allow-changed data"),
+        ("checkpoint.base-changed", "--allow-changed base"),
+    ]
+    with pytest.raises(CheckpointError) as caught:
+        compare_fingerprints(PRINTS, other, allowed={"data"})
+    assert [problem.code for problem in caught.value.problems] == ["checkpoint.base-changed"]

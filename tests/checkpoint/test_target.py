@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+from tests.support.checkpoints import save_step
+
+from llamahome.checkpoint.target import resolve
+from llamahome.errors import CheckpointError
+from llamahome.rundir import create_run, point_newest_to
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = create_run(None, "otter")
+    save_step(run, 5)
+    point_newest_to(run.root)
+    return run
+
+
+def _told(target):
+    with pytest.raises(CheckpointError) as caught:
+        resolve(target)
+    assert caught.value.exit_status == 7
+    return caught.value.problems[0]
+
+
+def test_every_way_to_name_a_checkpoint_or_a_run_finds_it(run):
+    for target in (str(run.checkpoint(5)), "output/training/checkpoint-5", str(run.checkpoint(5).resolve())):
+        paths, folder = resolve(target)
+        assert (paths.run_id, folder) == (run.run_id, run.checkpoint(5).resolve())
+    for target in (str(run.root), "output/training", run.run_id, "latest"):
+        paths, folder = resolve(target)
+        assert (paths.run_id, paths.root, folder) == (run.run_id, run.root.resolve(), None)
+
+
+def test_latest_is_the_newest_run_by_date_when_there_is_no_link(run):
+    Path("output/training").unlink()
+    newer = Path("output/runs/29990101-000000-late")
+    newer.mkdir()
+    (newer / "run_id").write_text(newer.name)
+    assert resolve("latest")[0].run_id == newer.name
+
+
+def test_a_run_outside_the_usual_place_keeps_its_id(run):
+    other = create_run(Path("elsewhere/x"), "y")
+    save_step(other, 1)
+    assert resolve("elsewhere/x/checkpoint-1")[0].run_id == other.run_id
+
+
+def test_what_is_no_checkpoint_is_told_with_what_it_is_and_what_is_near(run):
+    Path("notes.txt").write_text("x")
+    Path("bare").mkdir()
+    Path("photos").mkdir()
+    Path("photos/a.jpg").write_text("x")
+    Path("checkpoint-500").mkdir()
+    (run.root / "final").mkdir()
+    (run.root / "final" / "adapter_config.json").write_text("{}")
+    run.root.joinpath("checkpoint-6.tmp").mkdir()
+    near_run = f"llamahome train-resume {run.root.resolve()}"
+    expected = {
+        "nowhere": ("no such", f"llamahome train-resume {run.run_id}"),
+        "notes.txt": ("a file", f"llamahome train-resume {run.run_id}"),
+        "bare": ("empty", f"llamahome train-resume {run.run_id}"),
+        "photos": ("neither", f"llamahome train-resume {run.run_id}"),
+        "checkpoint-500": ("no MANIFEST.json", f"llamahome train-resume {run.run_id}"),
+        f"{run.root}/final": ("trained model", near_run),
+        f"{run.root}/checkpoint-6.tmp": ("never finished", near_run),
+        f"{run.root}/checkpoint-99": ("no such", near_run),
+        "output/runs/otter": ("no such", f"llamahome train-resume {run.run_id}"),
+        run.run_id[:-1]: ("no such", f"llamahome train-resume {run.run_id}"),
+    }
+    for target, (what, hint) in expected.items():
+        problem = _told(target)
+        assert problem.code == "checkpoint.not-a-checkpoint"
+        assert what in problem.message, target
+        assert problem.hint == hint, target
+
+
+def test_without_any_run_the_remedy_is_to_train(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _told("latest").code == "checkpoint.none"
+    assert _told("x").hint == "llamahome train <data_path>"

@@ -1,0 +1,75 @@
+"""Checkpoints whose content is a function of the step, so that what was loaded can be compared with what was saved."""
+
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from llamahome.checkpoint.manifest import Fingerprints
+from llamahome.checkpoint.state import TrainerState
+from llamahome.checkpoint.store import Saved, save
+from llamahome.rundir import RunPaths
+
+PRINTS = Fingerprints(data="d" * 64, base="b" * 64)
+
+
+def state_at(step: int, **changes) -> TrainerState:
+    values = {
+        "step": step,
+        "consumed": step * 32,
+        "tokens": step * 1000,
+        "targets": step * 240,
+        "bad_steps": 0,
+        "best_loss": None,
+        "best_step": None,
+        "evaluations_without_gain": 0,
+        "elapsed_s": step / 3,
+        "micro_batch_tokens": 2048,
+    }
+    return TrainerState(**{**values, **changes})
+
+
+def tensors_at(step: int, size: int = 64) -> dict[str, torch.Tensor]:
+    noise = torch.Generator().manual_seed(step)
+    return {
+        "layer.weight/exp_avg": torch.randn(size, generator=noise),
+        "layer.weight/exp_avg_sq": torch.rand(size, generator=noise),
+        "layer.weight/step": torch.tensor(float(step)),
+    }
+
+
+def write_model_of(step: int, size: int = 64):
+    def write(folder: Path) -> None:
+        safetensors.torch.save_file({"weight": torch.full((size,), float(step))}, folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text(f'{{"step": {step}}}')
+
+    return write
+
+
+def save_step(paths: RunPaths, step: int, *, size: int = 64, **changes) -> Path:
+    return save(
+        paths,
+        state=state_at(step, **changes),
+        config_text=f"training: {{seed: {step}}}\n",
+        fingerprints=PRINTS,
+        write_model=write_model_of(step, size),
+        optimizer_tensors=tensors_at(step, size),
+        optimizer_values={"lr": 1e-3, "betas": [0.9, 0.999]},
+    )
+
+
+def differences(saved: Saved, size: int = 64) -> list[str]:
+    """What of a loaded checkpoint is not what `save_step` wrote at its step."""
+    step = saved.state.step
+    expected = tensors_at(step, size)
+    same = {
+        "name": saved.folder.name == f"checkpoint-{step}",
+        "state": saved.state == state_at(step),
+        "config": saved.config_path.read_text() == f"training: {{seed: {step}}}\n",
+        "tensor names": set(saved.optimizer_tensors) == set(expected),
+        "tensors": all(torch.equal(saved.optimizer_tensors[name], value) for name, value in expected.items()),
+        "values": saved.optimizer_values == {"lr": 1e-3, "betas": [0.9, 0.999]},
+        "fingerprints": saved.fingerprints == PRINTS,
+        "model": bool((safetensors.torch.load_file(saved.model_dir / "adapter_model.safetensors")["weight"] == step).all()),
+    }
+    return [name for name, holds in same.items() if not holds]
