@@ -1,0 +1,124 @@
+"""Finds out from the output of pip why an installation failed, and what mends it. Pure: text in, Problem out.
+
+pip tries several registries and several times, so a warning is no verdict: causes are looked for from the most to the least
+certain. A full disk and a missing compiler name themselves; a missing package counts as one only when no connection failed.
+"""
+
+import re
+from dataclasses import dataclass
+
+from llamahome.errors import Problem
+
+_DISK_FULL = re.compile(r"No space left on device|\[Errno 28\]|Disk quota exceeded|\[Errno 122\]")
+_NO_PIP = re.compile(r"ensurepip is not available|No module named '?(?:ensurepip|venv)\b")
+_NO_COMPILER = re.compile(
+    r"command '[^']*(?:gcc|g\+\+|cc|c\+\+|clang)' failed: No such file"
+    r"|command '[^']*(?:gcc|g\+\+|cc|c\+\+|clang)' failed: None"
+    r"|unable to execute '[^']*(?:gcc|g\+\+|cc|c\+\+|clang)'"
+    r"|No such file or directory: '[^']*(?:gcc|g\+\+|cc|c\+\+|clang)'"
+    r"|No CMAKE_C(?:XX)?_COMPILER could be found|CMAKE_C(?:XX)?_COMPILER not set"
+    r"|Unknown compiler\(s\)|Python\.h: No such file|invalid active developer path"
+    r"|can't find Rust compiler|Cargo, the Rust package manager, is not installed"
+)
+_BUILD_FAILED = re.compile(r"Failed building wheel for (\S+)|Failed to build '?([\w.-]+)|Preparing metadata .* did not run successfully")
+_NETWORK = re.compile(
+    r"Failed to establish a new connection|Temporary failure in name resolution|Name or service not known|NameResolutionError"
+    r"|nodename nor servname|Max retries exceeded|Connection refused|Connection reset|Connection aborted|RemoteDisconnected"
+    r"|Network is unreachable|No route to host|[Rr]ead timed out|ReadTimeoutError|ConnectTimeoutError|IncompleteRead|ProxyError"
+    r"|SSLError|CERTIFICATE_VERIFY_FAILED|HTTP error \d{3}|HTTPError: \d{3}|\d{3} (?:Client|Server) Error"
+    r"|DO NOT MATCH THE HASHES|incomplete-download"
+)
+_NOT_FOUND = re.compile(r"No matching distribution found for (\S+)|Could not find a version that satisfies the requirement (\S+)")
+_CERTIFICATE = re.compile(r"CERTIFICATE_VERIFY_FAILED|SSLError")
+_REFUSED = re.compile(r"HTTP error (?:401|403|407)|HTTPError: (?:401|403|407)|(?:401|403|407) Client Error|ProxyError")
+_HOST = re.compile(r"host='([^']+)'|https?://(?:[^/@\s]*@)?([A-Za-z0-9.-]+)")
+_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
+_WIDTH = 200
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the advice depends on."""
+
+    python: str
+    """Like "3.11"."""
+    platform: str
+    """Like "linux x86_64"."""
+    tool: str | None = None
+    """The package manager of the system: apt-get, dnf, brew or none of them."""
+
+
+def explain(output: str, machine: Machine) -> Problem:
+    """The one problem behind a failed installation, with the line of `output` that decided it."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    if found := _last(_DISK_FULL, lines):
+        return _problem("disk-full", "no space left for the installation", found, _make_room())
+    if found := _last(_NO_PIP, lines):
+        message = f"Python {machine.python} is installed without the parts that make virtual environments"
+        return _problem("no-venv", message, found, _get_venv(machine))
+    if found := _last(_NO_COMPILER, lines):
+        message = (
+            f"a package has no ready-made build for Python {machine.python} on {machine.platform}, and there is no compiler to make one"
+        )
+        return _problem("no-compiler", message, found, _get_compiler(machine, rust="Rust" in found))
+    if found := _last(_BUILD_FAILED, lines):
+        message = f"a package has no ready-made build for Python {machine.python} on {machine.platform}, and building it failed"
+        return _problem("build-failed", message, found, "another Python, as in make setup PYTHON=python3.12; all output: .venv/install.log")
+    missing, network = _last(_NOT_FOUND, lines), _last(_NETWORK, lines)
+    if network and (missing is None or "from versions: none" in output):
+        return _problem("download-failed", f"packages could not be fetched from {_host(network, lines)}", network, _reconnect(network))
+    if missing:
+        match = _NOT_FOUND.search(missing)
+        name = (match[1] or match[2]) if match else "a package"
+        message = f"the package registry has no {name} for Python {machine.python} on {machine.platform}"
+        newest = next((line for line in reversed(lines) if "from versions:" in line), missing)
+        bare = re.split(r"[=<>!~;\[ ]", name)[0]
+        return _problem("package-not-found", message, newest, f".venv/bin/pip index versions {bare}; pip config list names the registry")
+    decisive = next((line for line in reversed(lines) if line.lower().startswith("error")), lines[-1] if lines else "pip said nothing")
+    return _problem("install-failed", "the installation failed", decisive, "all output: .venv/install.log")
+
+
+def _last(pattern: re.Pattern[str], lines: list[str]) -> str | None:
+    return next((line for line in reversed(lines) if pattern.search(line)), None)
+
+
+def _problem(slug: str, message: str, line: str, hint: str) -> Problem:
+    shown = _LOGIN.sub("", line)
+    return Problem(
+        code=f"machine.{slug}", message=message, excerpt=shown if len(shown) <= _WIDTH else "..." + shown[3 - _WIDTH :], hint=hint
+    )
+
+
+def _host(line: str, lines: list[str]) -> str:
+    match = next((found for text in (line, *reversed(lines)) if (found := _HOST.search(text))), None)
+    return (match[1] or match[2]) if match else "the package registry"
+
+
+def _make_room() -> str:
+    return "make room (df -h . /tmp), or put .venv on another disk (ln -s DIR .venv) or the downloads (export TMPDIR=DIR); then make setup"
+
+
+def _get_venv(machine: Machine) -> str:
+    if machine.tool == "apt-get":
+        return f"sudo apt-get install python{machine.python}-venv, then make setup"
+    return "a complete Python, as in make setup PYTHON=/path/to/python3.12"
+
+
+def _get_compiler(machine: Machine, *, rust: bool) -> str:
+    if rust:
+        named = {"apt-get": "sudo apt-get install cargo", "dnf": "sudo dnf install cargo", "brew": "brew install rust"}
+        return f"{named.get(machine.tool or '', 'install Rust')}, then make setup"
+    named = {
+        "apt-get": f"sudo apt-get install build-essential python{machine.python}-dev",
+        "dnf": f"sudo dnf install gcc gcc-c++ python{machine.python}-devel",
+        "brew": "xcode-select --install",
+    }
+    return f"{named.get(machine.tool or '', 'install a C compiler and the headers of Python')}, then make setup"
+
+
+def _reconnect(line: str) -> str:
+    if _CERTIFICATE.search(line):
+        return "pip config set global.cert FILE with the certificate of your network, then make setup"
+    if _REFUSED.search(line):
+        return "pip config list shows the registry and proxy in use: mend the login there, then make setup"
+    return "make setup again when the network is back; behind a proxy export HTTPS_PROXY=URL; a mirror: pip config set global.index-url URL"
