@@ -25,6 +25,8 @@ _TICK = 0.5
 """Seconds between two looks at a running command; the clock on a terminal moves this often."""
 _PLAIN_TICK = 10.0
 """Seconds between two lines where there is no terminal."""
+_STEPS = ("Collecting", "Downloading", "Using cached", "Building", "Preparing", "Installing")
+"""How those lines of pip begin that tell what it works on."""
 
 
 class Clock:
@@ -146,9 +148,10 @@ def _environment() -> dict[str, str]:
 
 
 def _last_step(log: Path, start: int) -> str:
-    """What pip does now, from the last line of its output that is not a warning."""
+    """What pip does now, in a few words: "Downloading torch-2.13.0..."."""
     lines = [line.strip() for line in _read(log, start).splitlines()]
-    return next((line for line in reversed(lines) if line and not line.startswith(("WARNING", "["))), "")
+    found = next((line for line in reversed(lines) if line.startswith(_STEPS)), "")
+    return found.partition(":")[0].partition(" (")[0][:80]
 
 
 def _read(path: Path, start: int = 0) -> str:
