@@ -1,0 +1,251 @@
+import json
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llamahome.errors import MachineError
+from llamahome.monitoring.recorder import Recorder
+from llamahome.monitoring.status import read_status
+
+PARTS = {"data": 0.1, "forward": 0.4, "backward": 0.9, "exchange": 0.0, "update": 0.1}
+
+
+def recorder(folder: Path, **changes: Any) -> Recorder:
+    options: dict[str, Any] = {"tensorboard_dir": None, "is_main": True, "resume_step": None, "flops_per_token": 4e8, "peak_flops": None}
+    return Recorder(folder, **{**options, "warn": pytest.fail, **changes})
+
+
+def record(notebook: Recorder, step: int, *, loss: float | None = None, tokens: int = 100, targets: int = 25) -> None:
+    value = torch.tensor(float(step) if loss is None else loss)
+    notebook.record(step, loss=value, grad_norm=torch.tensor(0.5), learning_rate=1e-3, tokens=tokens, targets=targets)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_loss_of_one_step_is_written_exactly(tmp_path: Path) -> None:
+    notebook = recorder(tmp_path)
+    loss = torch.tensor(1.0 / 3.0)
+    notebook.record(1, loss=loss, grad_norm=torch.tensor(0.7), learning_rate=2e-4, tokens=70, targets=3)
+    assert notebook.flush(1, PARTS)["train/loss"] == loss.item()
+    notebook.close()
+    written = lines(tmp_path / "metrics.jsonl")
+    assert len(written) == 1
+    assert written[0]["step"] == 1
+    assert written[0]["t"] > 1_600_000_000
+    assert written[0]["train/loss"] == loss.item()
+    assert written[0]["train/learning_rate"] == 2e-4
+
+
+@settings(deadline=None, max_examples=30)
+@given(steps=st.lists(st.tuples(st.floats(0, 20, width=32), st.integers(1, 5000)), min_size=1, max_size=20))
+def test_the_loss_of_many_steps_weighs_each_by_its_targets(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[float, int]]
+) -> None:
+    notebook = recorder(tmp_path_factory.mktemp("run"))
+    for number, (loss, targets) in enumerate(steps, start=1):
+        record(notebook, number, loss=loss, targets=targets)
+    expected = sum(loss * targets for loss, targets in steps) / sum(targets for _, targets in steps)
+    assert notebook.flush(len(steps), PARTS)["train/loss"] == pytest.approx(expected, rel=1e-9, abs=1e-30)
+    notebook.close()
+
+
+def test_a_tensor_that_the_caller_goes_on_using_is_not_shared(tmp_path: Path) -> None:
+    notebook = recorder(tmp_path)
+    loss = torch.tensor(2.0)
+    notebook.record(1, loss=loss, grad_norm=loss, learning_rate=0.0, tokens=1, targets=1)
+    loss.zero_()
+    assert notebook.flush(1, PARTS)["train/loss"] == 2.0
+    notebook.close()
+
+
+def test_counts_run_from_the_start_of_the_run_over_flushes_and_resumes(tmp_path: Path) -> None:
+    notebook = recorder(tmp_path)
+    for step in range(1, 5):
+        record(notebook, step)
+        if step % 2 == 0:
+            notebook.flush(step, PARTS)
+    assert notebook.totals == (400, 100)
+    notebook.close()
+    resumed = recorder(tmp_path, resume_step=2)
+    resumed.restore_totals(200, 50)
+    record(resumed, 3)
+    metrics = resumed.flush(3, PARTS)
+    assert (metrics["train/tokens"], metrics["train/targets"]) == (300, 75)
+    resumed.close()
+    assert [(line["step"], line["train/tokens"]) for line in lines(tmp_path / "metrics.jsonl")] == [(2, 200), (3, 300)]
+
+
+def test_nothing_is_written_without_a_new_step(tmp_path: Path) -> None:
+    notebook = recorder(tmp_path)
+    assert notebook.flush(0, PARTS) == {}
+    record(notebook, 1)
+    notebook.flush(1, PARTS)
+    assert notebook.flush(1, PARTS) == {}
+    notebook.close()
+    assert len(lines(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_time_is_per_step_and_speed_leaves_evaluating_and_saving_out(tmp_path: Path) -> None:
+    notebook = recorder(tmp_path, peak_flops=1e12)
+    record(notebook, 1)
+    record(notebook, 2)
+    metrics = notebook.flush(2, {"forward": 1.0, "backward": 3.0, "evaluate": 50.0, "save": 10.0})
+    assert metrics["time/forward"] == 0.5
+    assert metrics["time/evaluate"] == 25.0
+    assert metrics["speed/tokens_per_s"] == pytest.approx(200 / 4.0)
+    assert metrics["speed/targets_per_s"] == pytest.approx(50 / 4.0)
+    assert metrics["speed/mfu"] == pytest.approx(50 * 4e8 / 1e12)
+    assert 0 < metrics["memory/rss"] <= metrics["memory/peak"]
+    notebook.close()
+
+
+def test_utilization_is_left_out_when_the_peak_is_not_known(tmp_path: Path) -> None:
+    notebook = recorder(tmp_path)
+    record(notebook, 1)
+    metrics = notebook.flush(1, PARTS)
+    assert "speed/mfu" not in metrics
+    assert not [name for name in metrics if "gpu" in name]
+    notebook.close()
+
+
+def test_other_ranks_measure_but_write_nothing(tmp_path: Path) -> None:
+    notebook = recorder(tmp_path / "run", is_main=False, tensorboard_dir=tmp_path / "board")
+    record(notebook, 1, loss=3.0)
+    notebook.event("saved", step=1)
+    notebook.sample(1, "a", "b", "c")
+    notebook.status("running", 1, 10)
+    assert notebook.flush(1, PARTS)["train/loss"] == 3.0
+    assert notebook.totals == (100, 25)
+    notebook.close()
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "board").exists()
+
+
+@settings(deadline=None, max_examples=40)
+@given(resume_step=st.integers(0, 12), cut=st.integers(0, 120), torn=st.booleans())
+def test_after_a_resume_each_step_is_recorded_once(tmp_path_factory: pytest.TempPathFactory, resume_step: int, cut: int, torn: bool) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    notebook = recorder(folder)
+    for step in range(1, 11):
+        record(notebook, step)
+        notebook.flush(step, PARTS)
+        notebook.sample(step, "prompt", "answer", "reference")
+    notebook.close()
+    metrics = folder / "metrics.jsonl"
+    whole = metrics.read_bytes()
+    if torn:
+        metrics.write_bytes(whole[: len(whole) - cut] if cut else whole)
+    survived = metrics.read_bytes().count(b"\n")
+    resumed = recorder(folder, resume_step=resume_step)
+    for step in range(resume_step + 1, 14):
+        record(resumed, step)
+        resumed.flush(step, PARTS)
+    resumed.close()
+    kept = list(range(1, min(resume_step, survived) + 1))
+    assert [line["step"] for line in lines(metrics)] == kept + list(range(resume_step + 1, 14))
+    superseded = lines(folder / "superseded.jsonl") if (folder / "superseded.jsonl").exists() else []
+    moved = [line["step"] for line in superseded if line["file"] == "metrics.jsonl"]
+    assert moved == list(range(resume_step + 1, survived + 1))
+    assert [line["step"] for line in lines(folder / "samples.jsonl")] == list(range(1, min(resume_step, 10) + 1))
+
+
+def test_tensorboard_shows_the_same_names_and_each_step_once_after_a_resume(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = tmp_path / "board"
+    first = recorder(tmp_path / "run", tensorboard_dir=board)
+    for step in range(1, 6):
+        record(first, step)
+        first.flush(step, PARTS)
+    first.log(5, {"eval/loss": 2.0})
+    first.close()
+    second = recorder(tmp_path / "run", tensorboard_dir=board, resume_step=3, system=lambda: {"system/cpu": 0.5, "memory/rss": 1.0})
+    for step in range(4, 7):
+        record(second, step, loss=10.0 + step)
+        second.flush(step, PARTS)
+    second.log(6, {"eval/loss": 1.5})
+    second.close()
+    reader = EventAccumulator(str(board)).Reload()
+    in_file = {name for line in lines(tmp_path / "run" / "metrics.jsonl") for name in line} - {"t", "step"}
+    assert set(reader.Tags()["scalars"]) == in_file | {"system/cpu"}
+    assert [(event.step, event.value) for event in reader.Scalars("train/loss")] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 14.0), (5, 15.0), (6, 16.0)]
+    assert [event.value for event in reader.Scalars("eval/loss")] == [1.5]
+
+
+def test_trimming_that_was_killed_half_way_is_done_by_the_next_resume(tmp_path: Path) -> None:
+    notebook = recorder(tmp_path)
+    for step in range(1, 5):
+        record(notebook, step)
+        notebook.flush(step, PARTS)
+    notebook.close()
+    (tmp_path / ".metrics.jsonl.kept").write_text('{"step": 1}\n{"st')
+    (tmp_path / "superseded.jsonl").write_text('{"step": 3, "file": "metrics.jsonl"}\n')
+    recorder(tmp_path, resume_step=2).close()
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert {line["step"] for line in lines(tmp_path / "superseded.jsonl")} == {3, 4}
+    assert not (tmp_path / ".metrics.jsonl.kept").exists()
+
+
+def test_a_disk_without_room_to_trim_stops_the_resume_and_harms_nothing(tmp_path: Path) -> None:
+    notebook = recorder(tmp_path)
+    for step in range(1, 5):
+        record(notebook, step)
+        notebook.flush(step, PARTS)
+    notebook.close()
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(MachineError) as caught:
+            recorder(tmp_path, resume_step=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.problems[0].code == "machine.metrics-not-writable"
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_training_goes_on_when_every_file_is_refused(tmp_path: Path) -> None:
+    told: list[str] = []
+    notebook = recorder(tmp_path, tensorboard_dir=tmp_path / "board", warn=told.append)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        notebook.status("running", 0, 3)
+        for step in range(1, 4):
+            record(notebook, step)
+            assert notebook.flush(step, PARTS)["train/loss"] == step
+            notebook.event("saved", step=step)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(told) == 1
+    notebook.event("finished")
+    record(notebook, 4)
+    notebook.flush(4, PARTS)
+    notebook.close()
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [line["kind"] for line in lines(tmp_path / "events.jsonl")] == ["saved", "saved", "saved", "finished"]
+
+
+def test_events_samples_and_status_are_whole_records(tmp_path: Path) -> None:
+    notebook = recorder(tmp_path)
+    notebook.status("running", 3, 10, folder="output/runs/x")
+    assert read_status(tmp_path / "status.json")["state"] == "running"
+    notebook.event("refused", step=3, rows=[1, 2], loss=float("nan"))
+    notebook.sample(3, "Say hi", "hi\nthere", "Hi!")
+    notebook.status("finished", 10, 10)
+    notebook.close()
+    event = lines(tmp_path / "events.jsonl")[0]
+    assert (event["kind"], event["rows"], event["loss"]) == ("refused", [1, 2], None)
+    sample = lines(tmp_path / "samples.jsonl")[0]
+    assert (sample["step"], sample["prompt"], sample["answer"], sample["reference"]) == (3, "Say hi", "hi\nthere", "Hi!")
+    status = read_status(tmp_path / "status.json")
+    assert (status["state"], status["step"], status["horizon"], status["folder"]) == ("finished", 10, 10, "output/runs/x")
+    assert {"pid", "host", "t"} <= set(status)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["events.jsonl", "samples.jsonl", "status.json"]

@@ -1,0 +1,75 @@
+import time
+
+import pytest
+import torch
+
+from llamahome.monitoring.throughput import PartClock, measured_peak_flops, model_flops_per_token
+
+
+class Watch:
+    """A clock that moves only when told."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def test_parts_add_up_and_start_again_when_taken() -> None:
+    watch = Watch()
+    clock = PartClock(watch)
+    for _ in range(2):
+        with clock.part("forward"):
+            watch.seconds += 2.0
+        watch.seconds += 100.0
+        with clock.part("backward"):
+            watch.seconds += 3.0
+    assert clock.take() == {"forward": 4.0, "backward": 6.0}
+    assert clock.take() == {}
+
+
+def test_time_inside_an_inner_part_is_not_counted_twice() -> None:
+    watch = Watch()
+    clock = PartClock(watch)
+    with clock.part("evaluate"):
+        watch.seconds += 1.0
+        with clock.part("data"):
+            watch.seconds += 10.0
+        watch.seconds += 1.0
+    assert clock.take() == {"evaluate": 2.0, "data": 10.0}
+
+
+def test_a_part_that_raises_is_counted() -> None:
+    watch = Watch()
+    clock = PartClock(watch)
+    with pytest.raises(RuntimeError), clock.part("forward"):
+        watch.seconds += 5.0
+        raise RuntimeError
+    assert clock.take() == {"forward": 5.0}
+
+
+def test_an_open_part_is_counted_up_to_now() -> None:
+    watch = Watch()
+    clock = PartClock(watch)
+    with clock.part("save"):
+        watch.seconds += 1.0
+        assert clock.take() == {"save": 1.0}
+        watch.seconds += 2.0
+    assert clock.take() == {"save": 2.0}
+
+
+def test_full_fine_tuning_of_every_token_costs_six_operations_a_weight() -> None:
+    cost = model_flops_per_token(matmul_weights=100, trained_matmul_weights=100, head_weights=50, head_is_trained=True, target_share=1.0)
+    assert cost == 6 * 150
+
+
+def test_a_frozen_base_costs_four_operations_a_weight_and_its_head_works_on_targets_alone() -> None:
+    cost = model_flops_per_token(matmul_weights=110, trained_matmul_weights=10, head_weights=50, head_is_trained=False, target_share=0.2)
+    assert cost == 4 * 110 + 2 * 10 + 0.2 * 4 * 50
+
+
+def test_the_measured_peak_is_a_rate_that_this_machine_reached() -> None:
+    started = time.perf_counter()
+    peak = measured_peak_flops(torch.device("cpu"), torch.float32)
+    assert peak >= 3 * 2 * 2048**3 / (time.perf_counter() - started) / 3
