@@ -130,7 +130,9 @@ def test_other_ranks_measure_but_write_nothing(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(resume_step=st.integers(0, 12), cut=st.integers(0, 120), torn=st.booleans())
-def test_after_a_resume_each_step_is_recorded_once(tmp_path_factory: pytest.TempPathFactory, resume_step: int, cut: int, torn: bool) -> None:
+def test_after_a_resume_each_step_is_recorded_once(
+    tmp_path_factory: pytest.TempPathFactory, resume_step: int, cut: int, torn: bool
+) -> None:
     folder = tmp_path_factory.mktemp("run")
     notebook = recorder(folder)
     for step in range(1, 11):
@@ -175,7 +177,14 @@ def test_tensorboard_shows_the_same_names_and_each_step_once_after_a_resume(tmp_
     reader = EventAccumulator(str(board)).Reload()
     in_file = {name for line in lines(tmp_path / "run" / "metrics.jsonl") for name in line} - {"t", "step"}
     assert set(reader.Tags()["scalars"]) == in_file | {"system/cpu"}
-    assert [(event.step, event.value) for event in reader.Scalars("train/loss")] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 14.0), (5, 15.0), (6, 16.0)]
+    assert [(event.step, event.value) for event in reader.Scalars("train/loss")] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 3.0),
+        (4, 14.0),
+        (5, 15.0),
+        (6, 16.0),
+    ]
     assert [event.value for event in reader.Scalars("eval/loss")] == [1.5]
 
 

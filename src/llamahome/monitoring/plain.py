@@ -104,6 +104,7 @@ class PlainProgress:
             self._show_waiting()
 
     def _show_waiting(self) -> None:
-        self._line(" ".join(f"{name}={value}" for name, value in self._waiting.items()))
+        pairs = sorted(self._waiting.items(), key=lambda pair: pair[0] != "step")  # the step leads, also after an evaluation
+        self._line(" ".join(f"{name}={value}" for name, value in pairs))
         self._waiting = {}
         self._shown_at = self._now()

@@ -1,0 +1,114 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from llamahome.cli.watch import runs_app
+from llamahome.errors import UsageError
+from llamahome.monitoring.recorder import Recorder
+from llamahome.rundir import RUNS, RunPaths, point_newest_to
+
+
+@pytest.fixture(autouse=True)
+def stand_in_a_scratch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def recorded_run(run_id: str, *, steps: int = 6) -> RunPaths:
+    paths = RunPaths(RUNS / run_id, run_id)
+    paths.root.mkdir(parents=True)
+    paths.config.write_text("training:\n  batch_size: 8  # --set\n  epochs: 1\nlora:\n  target_modules: [q_proj, v_proj]\n")
+    point_newest_to(paths.root)
+    recorder = Recorder(
+        paths.metrics_dir, tensorboard_dir=None, is_main=True, resume_step=None, flops_per_token=1.0, peak_flops=None, warn=pytest.fail
+    )
+    recorder.status("running", 0, steps)
+    recorder.log(0, {"eval/loss": 3.3, "eval/perplexity": 27.1, "eval/token_accuracy": 0.4})
+    for step in range(1, steps + 1):
+        loss = torch.tensor(float("nan") if step == 2 else 3.5 - step / 4)
+        recorder.record(step, loss=loss, grad_norm=torch.tensor(1.0), learning_rate=1e-3, tokens=1000, targets=250)
+        recorder.flush(step, {"forward": 1.0, "backward": 1.0})
+    recorder.log(steps, {"eval/loss": 2.8, "eval/perplexity": 16.4, "eval/token_accuracy": 0.5})
+    paths.checkpoint(steps).mkdir()
+    paths.final.mkdir()
+    recorder.event("saved", step=steps)
+    recorder.status("finished", steps, steps)
+    recorder.close()
+    return paths
+
+
+def run(*words: str) -> str:
+    result = CliRunner().invoke(runs_app, list(words), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def strict(text: str) -> Any:
+    def refuse(word: str) -> float:
+        raise AssertionError(word)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_list_without_runs_says_how_to_start_one() -> None:
+    assert "llamahome train" in run("list")
+    assert strict(run("list", "--json")) == []
+
+
+def test_list_shows_a_line_per_run() -> None:
+    recorded_run("20260101-000000-amber-finch")
+    recorded_run("20260102-000000-brisk-otter", steps=3)
+    lines = run("list").splitlines()
+    assert len(lines) == 3
+    assert lines[1].split()[:6] == ["20260101-000000-amber-finch", "finished", "6/6", "2.0000", "2.8000", "6,000"]
+    assert [entry["run_id"] for entry in strict(run("list", "--json"))] == ["20260101-000000-amber-finch", "20260102-000000-brisk-otter"]
+
+
+def test_show_tells_settings_losses_evaluations_and_files() -> None:
+    recorded_run("20260101-000000-amber-finch")
+    text = run("show", "latest")
+    for words in (
+        "finished, 6 of 6 steps",
+        "training.batch_size: 8",
+        'lora.target_modules: ["q_proj", "v_proj"]',
+        "first 3.2500 at step 1, last 2.0000 at step 6, lowest 2.0000 at step 6",
+        "step 0: loss 3.3000, perplexity 27.1000, token accuracy 0.4000",
+        "step 6: loss 2.8000, perplexity 16.4000, token accuracy 0.5000 (best)",
+        "6,000, of which 1,500 learned",
+        "saved 1",
+        "output/runs/20260101-000000-amber-finch/checkpoint-6",
+        "output/runs/20260101-000000-amber-finch/final",
+        "data/metrics/logs/20260101-000000-amber-finch",
+    ):
+        assert words in text, words
+
+
+def test_show_as_json_is_strict_json() -> None:
+    recorded_run("20260101-000000-amber-finch")
+    shown = strict(run("show", "finch", "--json"))
+    assert shown["settings"] == {"training.batch_size": 8, "training.epochs": 1, "lora.target_modules": ["q_proj", "v_proj"]}
+    assert shown["losses"][1] == [2, None]
+    assert shown["loss_points"]["best_evaluation"] == {"step": 6, "value": 2.8}
+    assert shown["checkpoints"] == [{"step": 6, "path": "output/runs/20260101-000000-amber-finch/checkpoint-6"}]
+
+
+def test_show_of_an_unknown_run_is_a_usage_error() -> None:
+    recorded_run("20260101-000000-amber-finch")
+    with pytest.raises(UsageError, match="llamahome runs show 20260101-000000-amber-finch"):
+        run("show", "amber-fich")
+
+
+def test_the_commands_import_no_torch() -> None:
+    recorded_run("20260101-000000-amber-finch")
+    code = (
+        "import sys; from typer.testing import CliRunner; from llamahome.cli.watch import runs_app\n"
+        "for words in (['list'], ['show', 'latest']): assert CliRunner().invoke(runs_app, words).exit_code == 0\n"
+        "heavy = {'torch', 'transformers', 'tensorboard', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

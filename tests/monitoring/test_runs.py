@@ -1,0 +1,162 @@
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llamahome.errors import UsageError
+from llamahome.monitoring.report import report_run
+from llamahome.monitoring.runs import describe_run, find_run, list_runs, read_records, read_series
+from llamahome.rundir import open_run
+
+
+@pytest.fixture(autouse=True)
+def stand_in_a_scratch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def make_run(run_id: str, *, state: str | None = "finished", folder: Path | None = None, steps: int = 4, **status: Any) -> Path:
+    root = folder or Path("output/runs") / run_id
+    root.mkdir(parents=True)
+    (root / "config.yaml").write_text("training:\n  batch_size: 8\n")
+    (root / "run_id").write_text(run_id + "\n")
+    metrics = Path("data/metrics/logs") / run_id
+    metrics.mkdir(parents=True)
+    records = [{"t": 1.0, "step": 0, "eval/loss": 3.5}]
+    for step in range(1, steps + 1):
+        records.append({"t": 1.0, "step": step, "train/loss": 4.0 - step / 2, "train/tokens": 100 * step, "train/targets": 20 * step})
+        records[-1]["speed/tokens_per_s"] = 50.0
+    records.append({"t": 2.0, "step": steps, "eval/loss": 2.5})
+    (metrics / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    if state is not None:
+        said = {"state": state, "step": steps, "horizon": 8, "pid": os.getpid(), "host": socket.gethostname(), "t": time.time(), **status}
+        (metrics / "status.json").write_text(json.dumps(said))
+    return root
+
+
+@settings(deadline=None, max_examples=40)
+@given(cut=st.integers(0, 400))
+def test_a_file_cut_anywhere_gives_its_whole_records(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+    path = tmp_path_factory.mktemp("cut") / "metrics.jsonl"
+    content = "".join(json.dumps({"t": 1.0, "step": step, "train/loss": None if step == 3 else 0.5}) + "\n" for step in range(8)).encode()
+    path.write_bytes(content[:cut])
+    series = read_series(path)
+    assert [record["step"] for record in series] == list(range(content[:cut].count(b"\n")))
+    assert all(math.isnan(record["train/loss"]) == (record["step"] == 3) for record in series)
+    assert read_records(path).damaged == 0
+
+
+def test_a_line_that_cannot_be_read_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n\xff\x00garbage\n[1]\n{"step": 2}\n')
+    series = read_records(tmp_path / "metrics.jsonl")
+    assert [record["step"] for record in series.records] == [1, 2]
+    assert series.damaged == 2
+    assert read_records(tmp_path / "nothing.jsonl").records == []
+
+
+def test_a_run_is_described_from_its_files() -> None:
+    make_run("20261122-071405-brisk-otter")
+    (run,) = list_runs()
+    assert (run.run_id, run.state, run.step, run.horizon) == ("20261122-071405-brisk-otter", "finished", 4, 8)
+    assert (run.loss, run.eval_loss, run.tokens) == (2.0, 2.5, 400)
+    assert run.folder == Path("output/runs/20261122-071405-brisk-otter")
+
+
+@pytest.mark.parametrize("state", ["finished", "stopped", "failed", "running"])
+def test_the_state_is_what_the_run_says_while_it_lives(state: str) -> None:
+    assert describe_run(open_run(make_run("20260101-000000-a", state=state))).state == state
+
+
+def test_a_run_whose_process_is_gone_is_lost_at_once() -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    assert describe_run(open_run(make_run("20260101-000000-a", state="running", pid=gone.pid))).state == "lost"
+
+
+def test_a_run_that_is_silent_for_half_a_minute_is_lost() -> None:
+    assert describe_run(open_run(make_run("20260101-000000-a", state="running", t=time.time() - 31))).state == "lost"
+
+
+def test_a_run_on_another_machine_is_judged_by_its_heartbeat_alone() -> None:
+    assert describe_run(open_run(make_run("20260101-000000-a", state="running", host="elsewhere", pid=2**22))).state == "running"
+
+
+def test_a_run_without_a_status_is_lost() -> None:
+    assert describe_run(open_run(make_run("20260101-000000-a", state=None))).state == "lost"
+
+
+def test_runs_are_listed_oldest_first_also_those_elsewhere() -> None:
+    make_run("20260103-000000-c")
+    make_run("20260101-000000-a")
+    elsewhere = make_run("20260102-000000-mine", folder=Path("elsewhere/mine"))
+    status = Path("data/metrics/logs/20260102-000000-mine/status.json")
+    status.write_text(json.dumps({**json.loads(status.read_text()), "folder": str(elsewhere.resolve())}))
+    assert [run.run_id for run in list_runs()] == ["20260101-000000-a", "20260102-000000-mine", "20260103-000000-c"]
+
+
+def test_no_folder_of_runs_is_no_run() -> None:
+    assert list_runs() == []
+
+
+def test_a_run_is_found_by_id_by_part_by_folder_and_as_the_latest() -> None:
+    make_run("20260101-000000-amber-finch")
+    newest = make_run("20260102-000000-brisk-otter")
+    (newest / "checkpoint-4").mkdir()
+    for name in ("20260102-000000-brisk-otter", "otter", str(newest), str(newest / "checkpoint-4"), str(newest / "final"), "latest"):
+        assert find_run(name).run_id == "20260102-000000-brisk-otter", name
+    Path("output/training").symlink_to("runs/20260101-000000-amber-finch")
+    assert find_run("latest").run_id == "20260101-000000-amber-finch"
+    assert find_run("output/training").run_id == "20260101-000000-amber-finch"
+
+
+@pytest.mark.parametrize(("name", "code", "hint"), [
+    ("brisk-oter", "run.unknown", "llamahome runs show 20260102-000000-brisk-otter"),
+    ("20260102-000000-brisk-ottr", "run.unknown", "llamahome runs show 20260102-000000-brisk-otter"),
+    ("zzzzzz", "run.unknown", "llamahome runs list"),
+    ("2026", "run.ambiguous", "llamahome runs show 20260102-000000-brisk-otter"),
+])  # fmt: skip
+def test_a_name_that_is_no_run_gets_the_nearest(name: str, code: str, hint: str) -> None:
+    make_run("20260101-000000-amber-finch")
+    make_run("20260102-000000-brisk-otter")
+    with pytest.raises(UsageError) as caught:
+        find_run(name)
+    assert (caught.value.problems[0].code, caught.value.problems[0].hint) == (code, hint)
+
+
+def test_the_latest_of_no_runs_is_an_error_that_says_how_to_start_one() -> None:
+    with pytest.raises(UsageError, match="llamahome train"):
+        find_run("latest")
+
+
+def test_a_report_gathers_settings_losses_evaluations_and_time() -> None:
+    root = make_run("20260101-000000-a")
+    (root / "checkpoint-4").mkdir()
+    (root / "final").mkdir()
+    report = report_run(open_run(root))
+    assert report.changed_settings == {"training.batch_size": 8}
+    assert [point.value for point in report.losses] == [3.5, 3.0, 2.5, 2.0]
+    assert [record["eval/loss"] for record in report.evaluations] == [3.5, 2.5]
+    assert report.best is not None
+    assert (report.best.step, report.best.value) == (4, 2.5)
+    assert (report.tokens, report.targets) == (400, 80)
+    assert report.training_seconds == pytest.approx(8.0)
+    assert [step for step, _ in report.checkpoints] == [4]
+    assert report.final is not None
+
+
+def test_a_report_of_a_run_that_never_stepped_is_empty_but_there() -> None:
+    root = Path("output/runs/20260101-000000-a")
+    root.mkdir(parents=True)
+    (root / "config.yaml").write_text("no_such_section: {a: 1}\n")
+    report = report_run(open_run(root))
+    assert report.losses == []
+    assert report.best is None
+    assert report.settings_problem is not None

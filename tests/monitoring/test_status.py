@@ -1,0 +1,48 @@
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from llamahome.monitoring import status
+from llamahome.monitoring.sinks import DiskTrouble
+from llamahome.monitoring.status import StatusFile, read_status
+
+
+def heartbeats() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "llamahome-heartbeat"]
+
+
+def test_the_heartbeat_goes_on_while_nothing_is_reported_and_ends_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "HEARTBEAT_SECONDS", 0.01)
+    path = tmp_path / "run" / "status.json"
+    file = StatusFile(path, trouble=DiskTrouble(pytest.fail))
+    file.set("running", step=1, horizon=9, fields={})
+    first = read_status(path)["t"]
+    file.step(4)
+    deadline = time.monotonic() + 10
+    while read_status(path)["step"] != 4 or read_status(path)["t"] == first:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert heartbeats()
+    file.set("stopped", step=4, horizon=9, fields={"reason": "SIGTERM"})
+    assert not heartbeats()
+    last = read_status(path)
+    assert (last["state"], last["step"], last["reason"]) == ("stopped", 4, "SIGTERM")
+    file.close()
+
+
+def test_closing_without_an_end_leaves_the_last_state_and_no_thread(tmp_path: Path) -> None:
+    file = StatusFile(tmp_path / "status.json", trouble=DiskTrouble(pytest.fail))
+    file.set("running", step=1, horizon=9, fields={})
+    file.close()
+    assert not heartbeats()
+    assert read_status(tmp_path / "status.json")["state"] == "running"
+
+
+def test_a_status_that_is_missing_or_broken_is_empty(tmp_path: Path) -> None:
+    assert read_status(tmp_path / "status.json") == {}
+    (tmp_path / "status.json").write_text('{"state": "runn')
+    assert read_status(tmp_path / "status.json") == {}
+    (tmp_path / "status.json").write_text("[1]")
+    assert read_status(tmp_path / "status.json") == {}
