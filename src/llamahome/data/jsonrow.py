@@ -88,7 +88,7 @@ def _broken(error: JSONDecodeError, text: str, *, where: str, line: int) -> Prob
     column = len(whole) if ended else error.pos + 1
     hint = None
     if whole.lstrip() in ("[", "{", "[{"):
-        hint = f"a row is one line; an array over many lines becomes rows by {_to_lines(path)}"
+        hint = f"a row is one line; an array over many lines becomes rows by {_to_lines(where.rpartition(':')[0])}"
     elif reason == "extra data":
         hint = f"one object a line: break line {line} after column {error.pos}"
     shown = excerpt(whole, line, at=column)

@@ -1,12 +1,13 @@
 """Conversations to examples: the tokens of each row and which of them are learned, proved against the rendered text.
 
 An assistant turn is learned from the end of the prompt that precedes it to the end of its end-of-turn token. Where a turn lies is found by
-rendering the chat up to it with and without it; both must be beginnings of the whole rendering, and the tokens marked must decode to exactly
-that stretch of text and end in that token. A row of which this cannot be shown is refused, never guessed.
+rendering the chat up to it with and without it; both must be beginnings of the whole rendering, and the tokens marked must decode to
+exactly that stretch of text and end in that token. A row of which this cannot be shown is refused, never guessed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -203,13 +204,9 @@ def _lossy(text: str) -> Finding:
 def _in_parts(text: str, spans: Sequence[_Span], tokenizer: ChatTokenizer) -> tuple[NDArray[np.int32], list[tuple[int, int]]]:
     """Tokens of the text cut at the borders of its spans, and which of them each span is."""
     borders = [0, *(border for span in spans for border in (span.begin, span.end)), len(text)]
-    parts = [part.ids for part in tokenizer.encode([text[a:b] for a, b in _pairs(borders)])]
+    parts = [part.ids for part in tokenizer.encode([text[a:b] for a, b in pairwise(borders)])]
     ends = np.cumsum([len(part) for part in parts]).tolist()
     return np.concatenate(parts), [(ends[2 * number], ends[2 * number + 1]) for number in range(len(spans))]
-
-
-def _pairs(borders: Sequence[int]) -> Iterator[tuple[int, int]]:
-    return zip(borders[:-1], borders[1:], strict=True)
 
 
 def _proved(ids: NDArray[np.int32], found: tuple[int, int], text: str, span: _Span, tokenizer: ChatTokenizer) -> bool:

@@ -94,7 +94,7 @@ class ChatTokenizer:
 
     def encode_prompt(self, turns: Sequence[dict[str, Any]]) -> list[int]:
         """Tokens after which the model answers: the chat so far and the beginning of an assistant turn."""
-        return self.encode([self.render(turns, add_generation_prompt=True)])[0].ids.tolist()
+        return [int(number) for number in self.encode([self.render(turns, add_generation_prompt=True)])[0].ids]
 
     def decode(self, ids: Sequence[int] | NDArray[np.int32]) -> str:
         """The text of the tokens, control tokens included, nothing tidied."""
