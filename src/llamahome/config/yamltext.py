@@ -127,7 +127,7 @@ def _scalar(yaml: YAML, node: ScalarNode) -> Any:
     if tag in ("bool", "int", "float"):
         try:
             return yaml.constructor.construct_object(node)
-        except (ValueError, KeyError) as error:
+        except (ValueError, LookupError) as error:
             raise YamlTrouble(f"{node.value[:40]!r} is not {tag}", _at(node)) from error
     raise YamlTrouble(f"the tag {_short_tag(node)} is not allowed in settings", _at(node))
 
