@@ -155,10 +155,15 @@ def test_yaml_is_read_as_version_1_2(tmp_path):
 
 
 def test_on_the_command_line_text_needs_no_quotes(tmp_path):
-    assignments = ["output.name=2026", "output.dir=@x: [y", "model.revision=null", "model.name='a b'", "model.chat_template=true"]
+    assignments = ["output.name=2026", "output.dir=@x: [y #1", "model.revision=null", "model.name='a b'", "model.chat_template=true"]
     config = load_config(assignments=assignments, environment={}, folder=tmp_path).config
-    assert (config.output.name, config.output.dir, config.model.revision) == ("2026", "@x: [y", None)
+    assert (config.output.name, config.output.dir, config.model.revision) == ("2026", "@x: [y #1", None)
     assert (config.model.name, config.model.chat_template) == ("a b", "true")
+
+
+@pytest.mark.parametrize("name", ["null", "# 1", "'a'", "~", "no", "1e3"])
+def test_a_flag_that_takes_text_takes_it_as_it_is(tmp_path, name):
+    assert load_config(flags={"output.name": ("--name", name)}, environment={}, folder=tmp_path).config.output.name == name
 
 
 def test_anchors_and_both_styles_of_mapping_work(tmp_path):

@@ -65,10 +65,10 @@ def flag_entries(flags: Mapping[str, tuple[str, Any]], problems: list[Problem]) 
             continue
         setting = settings()[key]
         shown = f"{flag} {value}"
-        if isinstance(value, (str, Path)):
-            entries += _one_line(setting, str(value), (flag, shown, len(flag) + 2), problems)
+        if isinstance(value, str) and not _takes_only_text(setting):
+            entries += _one_line(setting, value, (flag, shown, len(flag) + 2), problems)
             continue
-        good, fault = judge(setting, value)
+        good, fault = judge(setting, str(value) if isinstance(value, Path) else value)
         if fault:
             spot = excerpt(shown, (1, len(flag) + 2), numbered=False)
             hint = f"{flag} {fault.remedy}" if fault.remedy else fault.hint
@@ -121,13 +121,12 @@ def _one_line(setting: Setting, text: str, place: tuple[str, str, int], problems
 
 
 def _read(setting: Setting, text: str) -> Any:
-    """The YAML value; where only text (or null) is taken, what is typed needs no quotes: `--set output.name=2026`."""
-    shape = setting.shape
-    only_text = shape.text and not shape.texts
-    try:
-        value = read_value(text)
-    except YamlTrouble:
-        if only_text:
-            return text
-        raise
-    return value if value is None or isinstance(value, str) or not only_text else text.strip()
+    """The YAML value. What takes only text (or null) needs no quotes: `--set output.name=2026`, `--set "output.dir=runs #1"`."""
+    bare = text.strip()
+    if not _takes_only_text(setting) or bare.lower() in ("", "~", "null") or bare[0] in "'\"":
+        return read_value(text)
+    return bare
+
+
+def _takes_only_text(setting: Setting) -> bool:
+    return setting.shape.text and not setting.shape.texts
