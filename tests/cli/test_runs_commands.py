@@ -22,7 +22,7 @@ def stand_in_a_scratch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def recorded_run(run_id: str, *, steps: int = 6) -> RunPaths:
     paths = RunPaths(RUNS / run_id, run_id)
     paths.root.mkdir(parents=True)
-    paths.config.write_text("training:\n  batch_size: 8  # --set\n  epochs: 1\nlora:\n  target_modules: [q_proj, v_proj]\n")
+    paths.config.write_text("training:\n  batch_size: 8  # --set\n  epochs: 0.5\nlora:\n  target_modules: [q_proj, v_proj]\n")
     point_newest_to(paths.root)
     recorder = Recorder(
         paths.metrics_dir, tensorboard_dir=None, is_main=True, resume_step=None, flops_per_token=1.0, peak_flops=None, warn=pytest.fail
@@ -75,6 +75,7 @@ def test_show_tells_settings_losses_evaluations_and_files() -> None:
     for words in (
         "finished, 6 of 6 steps",
         "training.batch_size: 8",
+        "training.epochs: 0.5",
         'lora.target_modules: ["q_proj", "v_proj"]',
         "first 3.2500 at step 1, last 2.0000 at step 6, lowest 2.0000 at step 6",
         "step 0: loss 3.3000, perplexity 27.1000, token accuracy 0.4000",
@@ -91,7 +92,7 @@ def test_show_tells_settings_losses_evaluations_and_files() -> None:
 def test_show_as_json_is_strict_json() -> None:
     recorded_run("20260101-000000-amber-finch")
     shown = strict(run("show", "finch", "--json"))
-    assert shown["settings"] == {"training.batch_size": 8, "training.epochs": 1, "lora.target_modules": ["q_proj", "v_proj"]}
+    assert shown["settings"] == {"training.batch_size": 8, "training.epochs": 0.5, "lora.target_modules": ["q_proj", "v_proj"]}
     assert shown["losses"][1] == [2, None]
     assert shown["loss_points"]["best_evaluation"] == {"step": 6, "value": 2.8}
     assert shown["checkpoints"] == [{"step": 6, "path": "output/runs/20260101-000000-amber-finch/checkpoint-6"}]

@@ -170,6 +170,8 @@ def _number(value: float | None) -> str:
 
 
 def _setting(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | bool) or value is None else str(value)
 
 

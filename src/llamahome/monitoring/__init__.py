@@ -1,1 +1,1 @@
-"""Know what happens. Reading order: recorder, throughput, sinks, progress, resources, runs. Files only; a viewer never touches a run."""
+"""Know what happens. Reading order: recorder, throughput, sinks, supersede, status, progress, panel, plain, resources, runs, report. Files only; a viewer never touches a run."""

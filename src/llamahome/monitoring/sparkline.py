@@ -13,6 +13,8 @@ def sparkline(values: Sequence[float], *, width: int, unicode: bool = True) -> s
     finite = [value for value in values if math.isfinite(value)]
     if not finite or width < 1:
         return ""
+    size = max(map(abs, finite)) or 1.0
+    finite = [value / size for value in finite]  # a diverged loss must not overflow the sums
     columns = min(width, len(finite))
     edges = [round(column * len(finite) / columns) for column in range(columns + 1)]
     means = [sum(finite[start:end]) / (end - start) for start, end in itertools.pairwise(edges)]
@@ -20,4 +22,4 @@ def sparkline(values: Sequence[float], *, width: int, unicode: bool = True) -> s
     bars = _BARS if unicode else _PLAIN_BARS
     if high == low:
         return bars[3] * columns
-    return "".join(bars[min(7, int(8 * (mean - low) / (high - low)))] for mean in means)
+    return "".join(bars[min(7, int(8 * ((mean - low) / (high - low))))] for mean in means)
