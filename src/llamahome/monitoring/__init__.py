@@ -1,1 +1,4 @@
-"""Know what happens. Reading order: recorder, throughput, sinks, supersede, status, progress, panel, plain, resources, runs, report. Files only; a viewer never touches a run."""
+"""Know what happens. Files only; a viewer never touches a run.
+
+Reading order: recorder, throughput, sinks, supersede, status; progress, plain, panel, sparkline; resources; runs, report.
+"""
