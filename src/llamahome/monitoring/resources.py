@@ -6,6 +6,7 @@ A sample costs 0.4 ms (measured).
 
 import contextlib
 import importlib
+import logging
 import resource
 import sys
 import threading
@@ -16,6 +17,8 @@ from pathlib import Path
 import psutil
 
 from llamahome.monitoring.sinks import AppendFile, DiskTrouble, json_line
+
+_LOG = logging.getLogger(__name__)
 
 
 def process_memory() -> tuple[int, int]:
@@ -78,9 +81,12 @@ def _limit_and_use(folder: Path, names: tuple[str, str, str]) -> tuple[int, int]
 
 
 class ResourceSampler:
-    """Samples the machine every `every` seconds from `start` to `stop`; `disk` is a path on the disk to watch."""
+    """Samples the machine every `every` seconds from `start` to `stop`; `disk` is a path on the disk to watch.
 
-    def __init__(self, path: Path, *, every: float, warn: Callable[[str], None], disk: Path | None = None) -> None:
+    Trouble with the file goes to `warn`, by default to the log: the Recorder tells people of a full disk.
+    """
+
+    def __init__(self, path: Path, every: float, *, warn: Callable[[str], None] = _LOG.warning, disk: Path | None = None) -> None:
         self._every = every
         self._disk = disk or path.parent
         self._file = AppendFile(path, DiskTrouble(warn))
