@@ -18,3 +18,49 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _register() -> None:
+    """Fill the app: one file per group of commands."""
+    from llamahome.cli import data, model, system, train, watch
+
+    app.command("train")(train.train)
+    app.command("train-distributed")(train.train)
+    app.command("train-resume")(train.train_resume)
+    app.command("train-eval")(train.train_eval)
+    app.command("chat")(model.chat)
+    app.add_typer(data.data_app, name="data")
+    app.add_typer(model.models_app, name="models")
+    app.add_typer(watch.runs_app, name="runs")
+    app.add_typer(system.config_app, name="config")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"llamahome {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Fine-tune a language model on your data."""
+
+
+def main() -> None:
+    """Run the command line; every LlamaHomeError becomes its blocks on stderr and its exit status, nothing else is caught."""
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except LlamaHomeError as error:
+        if debug:
+            raise
+        print("\n".join(problem.render() for problem in error.problems), file=sys.stderr)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print("\nleft at once", file=sys.stderr)
+        sys.exit(130)
+
+
+_register()

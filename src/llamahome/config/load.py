@@ -19,7 +19,7 @@ from llamahome.config.schema import Config
 from llamahome.config.yamltext import lines_of, write_value
 from llamahome.errors import ConfigError, Problem
 
-__all__ = ["LoadedConfig", "Origin", "dump_config", "load_config", "read_saved_config", "with_values"]
+__all__ = ["LoadedConfig", "Origin", "dump_config", "load_config", "read_saved_config", "with_assignments", "with_values"]
 
 DEFAULT = "default"
 _COMMENT = "  # "
@@ -76,6 +76,16 @@ def with_values(loaded: LoadedConfig, changes: Mapping[str, Any], *, origin: str
         raise ConfigError(problems)
     origins = {**loaded.origins, **dict.fromkeys(changes, origin)}
     return _build([Entry(key, value, Origin(origins[key])) for key, value in values.items()])
+
+
+def with_assignments(loaded: LoadedConfig, assignments: Sequence[str]) -> LoadedConfig:
+    """The same settings with `section.key=value` texts on top, as --set gives them; raises ConfigError with all mistakes."""
+    problems: list[Problem] = []
+    entries = assignment_entries(assignments, problems)
+    if problems:
+        raise ConfigError(problems)
+    before = [Entry(key, _value(loaded.config, key), Origin(origin)) for key, origin in loaded.origins.items()]
+    return _build([*before, *entries])
 
 
 def dump_config(loaded: LoadedConfig) -> str:

@@ -1,0 +1,176 @@
+"""The parts of a run and how each is made from the settings: learner, answers, evaluation. No numerics, no order of events.
+
+pipeline.py says which part comes when. Every `auto` is resolved here and written back into the settings with the reason as its origin.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from llamahome.config.load import LoadedConfig, with_values
+from llamahome.data.loader import horizon, sequential_microbatches, total_positions
+from llamahome.data.prepare import Prepared
+from llamahome.data.records import Microbatch
+from llamahome.data.table import ExampleTable
+from llamahome.data.tokens import ChatTokenizer
+from llamahome.distributed.world import World
+from llamahome.model.adapter import fingerprint
+from llamahome.model.load import attention_backend, load_model
+from llamahome.model.lora import add_lora
+from llamahome.model.objective import Objective
+from llamahome.model.place import needs_checkpointing, place, trained_parameters
+from llamahome.model.precision import Precision, choose_precision
+from llamahome.monitoring.progress import Progress
+from llamahome.monitoring.resources import free_memory_bytes
+from llamahome.monitoring.throughput import model_flops_per_token
+from llamahome.training.optimizer import auto_learning_rate, make_optimizer
+from llamahome.training.schedule import evaluations_within
+from llamahome.training.stop import StopRequest
+
+_CPU_MICRO_BATCH, _GPU_MICRO_BATCH = 2048, 16_384
+"""Tokens per pass when nobody says: measured on two cores, 1,024 to 4,096 are within 4 % of each other (docs/log.md)."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What lives as long as the command."""
+
+    world: World
+    progress: Progress
+    stop: StopRequest
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained on what, before the first step."""
+
+    data_path: str
+    loaded: LoadedConfig
+    prepared: Prepared
+    tokenizer: ChatTokenizer
+    base: Path
+    start: int = 0
+    """Position in the data at which this process begins."""
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The model and everything that belongs to its weights."""
+
+    model: PreTrainedModel
+    """The causal language model, adapters inside."""
+    saved: PeftModel | PreTrainedModel
+    """What is written to disk: the adapter's wrapper, or the model itself."""
+    base: Path
+    objective: Objective
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.AdamW
+    trained_share: float
+    base_fingerprint: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arithmetic of a run."""
+
+    horizon: int
+    positions: int
+    steps_per_epoch: float
+
+
+def make_plan(loaded: LoadedConfig, rows: int) -> Plan:
+    """Steps and examples of the whole run for `rows` training examples."""
+    training = loaded.config.training
+    arguments: dict[str, Any] = {"epochs": training.epochs, "batch_size": training.batch_size, "max_steps": training.max_steps}
+    return Plan(horizon(rows, **arguments), total_positions(rows, **arguments), rows / training.batch_size)
+
+
+def load_learner(loaded: LoadedConfig, base: Path, world: World, *, say: Callable[[str], None]) -> tuple[Learner, LoadedConfig]:
+    """Load the base, add what is trained, place it; returns the settings with everything that depends on the model resolved."""
+    config = loaded.config
+    precision = choose_precision(config, world.device)
+    model = load_model(base, dtype=precision.storage, device=world.device)
+    loaded = _resolve(loaded, model, precision, world)
+    config = loaded.config
+    saved: PeftModel | PreTrainedModel = model
+    if config.training.method == "lora":
+        name = str(base.resolve()) if Path(config.model.name).is_dir() or base.parts[:1] == ("data",) else config.model.name
+        saved = add_lora(model, config.lora, base=name, seed=config.training.seed, lean=not precision.autocast)
+    checkpointing = config.training.gradient_checkpointing is True
+    for line in place(model, world=world, checkpointing=checkpointing, sync_batch_norm=config.distributed.sync_batch_norm):
+        say(line)
+    parameters = trained_parameters(model)
+    learner = Learner(
+        model=model,
+        saved=saved,
+        base=base,
+        objective=Objective(model, attention_backend(config.model.attention, model), precision),
+        parameters=parameters,
+        optimizer=make_optimizer(parameters, weight_decay=config.training.weight_decay),
+        trained_share=sum(p.numel() for p in parameters.values()) / sum(p.numel() for p in model.parameters()),
+        base_fingerprint=fingerprint(base),
+    )
+    return learner, loaded
+
+
+def _resolve(loaded: LoadedConfig, model: PreTrainedModel, precision: Precision, world: World) -> LoadedConfig:
+    """Replace each `auto` that depends on machine or model by its value."""
+    training = loaded.config.training
+    if training.learning_rate == "auto":
+        width = model.config.get_text_config().hidden_size
+        rate = auto_learning_rate(training.method, width)
+        loaded = with_values(loaded, {"training.learning_rate": rate}, origin=f"auto: {training.method} at hidden size {width}")
+    if training.micro_batch_tokens == "auto":
+        loaded = with_values(loaded, {"training.micro_batch_tokens": default_micro_batch(world)}, origin=f"auto: {world.device.type}")
+    if training.mixed_precision == "auto":
+        loaded = with_values(loaded, {"training.mixed_precision": precision.name}, origin=f"auto: {precision.reason}")
+    if training.gradient_checkpointing == "auto":
+        free = torch.cuda.mem_get_info()[0] if world.device.type == "cuda" else free_memory_bytes()
+        longest = max(int(loaded.config.training.micro_batch_tokens), loaded.config.data.max_length)
+        processes_here = max(1, world.size // loaded.config.distributed.num_nodes)
+        wanted = needs_checkpointing("auto", model, longest, compute=precision.compute, free_bytes=free // processes_here)
+        origin = f"auto: activations of {longest:,} tokens {'would not fit' if wanted else 'fit'} into free memory"
+        loaded = with_values(loaded, {"training.gradient_checkpointing": bool(world.max(wanted))}, origin=origin)
+    return loaded
+
+
+def resolve_evaluation(loaded: LoadedConfig, prepared: Prepared, plan: Plan) -> LoadedConfig:
+    """Replace evaluation.every auto by a number of steps."""
+    if loaded.config.evaluation.every != "auto":
+        return loaded
+    eval_tokens = len(prepared.evaluation.tokens) if prepared.evaluation is not None else 1
+    train_tokens = plan.positions / len(prepared.train) * len(prepared.train.tokens)
+    every = evaluations_within(0.1, horizon=plan.horizon, train_tokens=train_tokens, eval_tokens=eval_tokens)
+    return with_values(loaded, {"evaluation.every": str(every)}, origin="auto: at most a tenth of the work")
+
+
+def flops_per_token(learner: Learner, target_share: float) -> float:
+    """Floating-point operations that a token needs, from the shapes of the model."""
+    head = learner.model.get_output_embeddings().weight
+    matrices = [p for name, p in learner.model.named_parameters() if p.ndim == 2 and p is not head and "embed" not in name]
+    trained = sum(p.numel() for p in matrices if p.requires_grad)
+    return model_flops_per_token(
+        matmul_weights=sum(p.numel() for p in matrices),
+        trained_matmul_weights=trained,
+        head_weights=head.numel(),
+        head_is_trained=head.requires_grad,
+        target_share=target_share,
+    )
+
+
+def evaluation_batches(table: ExampleTable, loaded: LoadedConfig, world: World) -> list[Microbatch]:
+    """The share of this rank in every example of `table`."""
+    tokens = loaded.config.training.micro_batch_tokens
+    budget = default_micro_batch(world) if tokens == "auto" else tokens
+    return sequential_microbatches(table, micro_batch_tokens=budget, rank=world.rank, world_size=world.size, device=world.device)
+
+
+def default_micro_batch(world: World) -> int:
+    """Tokens per pass when nobody says."""
+    return _CPU_MICRO_BATCH if world.device.type == "cpu" else _GPU_MICRO_BATCH

@@ -1,0 +1,207 @@
+"""train, train-distributed, train-resume, train-eval: from words to a call of pipeline.py, and from its result to the end block."""
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from llamahome.config.load import LoadedConfig
+    from llamahome.pipeline import Result
+
+DataPath = Annotated[str, typer.Argument(help="A JSONL file, a folder of them, or a glob.", metavar="DATA_PATH")]
+Model = Annotated[str | None, typer.Option("--model", help="Base model: a folder, a name, or a hub id [model.name].")]
+Output = Annotated[str | None, typer.Option("--output", help="Folder of this run [output.dir].")]
+ConfigFiles = Annotated[list[Path] | None, typer.Option("--config", help="Settings file; may be given again.")]
+WorldSize = Annotated[int | None, typer.Option("--world-size", help="Processes over all machines [distributed.world_size].")]
+NumNodes = Annotated[int | None, typer.Option("--num-nodes", help="Machines [distributed.num_nodes].")]
+NodeRank = Annotated[int | None, typer.Option("--node-rank", help="Number of this machine [distributed.node_rank].")]
+MasterAddr = Annotated[str | None, typer.Option("--master-addr", help="Address of machine 0 [distributed.master_addr].")]
+MasterPort = Annotated[int | None, typer.Option("--master-port", help="Port on machine 0 [distributed.master_port].")]
+Epochs = Annotated[float | None, typer.Option("--epochs", help="Passes over the data [training.epochs].")]
+MaxSteps = Annotated[int | None, typer.Option("--max-steps", help="End at this step [training.max_steps].")]
+Method = Annotated[str | None, typer.Option("--method", help="lora or full [training.method].")]
+EvalData = Annotated[str | None, typer.Option("--eval-data", help="Rows to evaluate on [data.eval_path].")]
+Assignments = Annotated[list[str] | None, typer.Option("--set", help="Any setting, as section.key=value; may be given again.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log of libraries.")]
+
+
+def train(
+    data_path: DataPath,
+    model: Model = None,
+    output: Output = None,
+    config: ConfigFiles = None,
+    world_size: WorldSize = None,
+    num_nodes: NumNodes = None,
+    epochs: Epochs = None,
+    max_steps: MaxSteps = None,
+    method: Method = None,
+    eval_data: EvalData = None,
+    assignments: Assignments = None,
+    node_rank: NodeRank = None,
+    master_addr: MasterAddr = None,
+    master_port: MasterPort = None,
+    debug: Debug = False,
+) -> None:
+    """Teach a model your data.
+
+    Examples:
+      llamahome train data/training/raw
+      llamahome train chats.jsonl --epochs 3 --output output/chats
+      llamahome train chats.jsonl --method full --set training.batch_size=16
+    """
+    from llamahome.config.load import load_config
+    from llamahome.logs import log_to_stderr
+
+    log_to_stderr(debug=debug)
+    flags: dict[str, tuple[str, Any]] = {
+        "model.name": ("--model", model),
+        "output.dir": ("--output", output),
+        "distributed.world_size": ("--world-size", world_size),
+        "distributed.num_nodes": ("--num-nodes", num_nodes),
+        "distributed.node_rank": ("--node-rank", node_rank),
+        "distributed.master_addr": ("--master-addr", master_addr),
+        "distributed.master_port": ("--master-port", master_port),
+        "training.epochs": ("--epochs", epochs),
+        "training.max_steps": ("--max-steps", max_steps),
+        "training.method": ("--method", method),
+        "data.eval_path": ("--eval-data", eval_data),
+    }
+    loaded = load_config(config or [], flags=flags, assignments=assignments or [])
+    from llamahome import pipeline
+
+    pipeline.check(loaded)
+    if _launched(loaded):
+        return
+    show_result(pipeline.train(data_path, loaded, command=sys.argv), data_path)
+
+
+def train_resume(
+    target: Annotated[str, typer.Argument(help="A checkpoint, a run folder, a run id, or `latest`.", metavar="CHECKPOINT")],
+    assignments: Assignments = None,
+    allow_changed: Annotated[
+        list[str] | None, typer.Option("--allow-changed", help="Go on although `data` or `base` changed; may be given again.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Go on with a stopped run, bit for bit as if it had not been stopped.
+
+    Examples:
+      llamahome train-resume latest
+      llamahome train-resume output/training/checkpoint-40 --set training.epochs=2
+    """
+    from llamahome.checkpoint.store import CONFIG, choose
+    from llamahome.checkpoint.target import resolve
+    from llamahome.config.load import LoadedConfig, read_saved_config, with_assignments
+    from llamahome.errors import Problem, UsageError
+    from llamahome.logs import log_to_stderr
+
+    log_to_stderr(debug=debug)
+    unknown = sorted(set(allow_changed or []) - {"data", "base"})
+    if unknown:
+        message = f"{unknown[0]!r} cannot be allowed to change; data and base can"
+        raise UsageError(Problem(code="usage.bad-choice", message=message, where="--allow-changed", hint="--allow-changed data"))
+
+    def change(saved: Path) -> LoadedConfig:
+        return with_assignments(read_saved_config(saved), assignments or [])
+
+    from llamahome import pipeline
+
+    paths, folder = resolve(target)
+    if _launched(change((folder or choose(paths, warn=lambda _: None)) / CONFIG)):
+        return
+    result = pipeline.resume(target, change, allowed=allow_changed or [], command=sys.argv)
+    show_result(result, str(result.outcome.state.extra["data_path"]))
+
+
+def train_eval(
+    model: Annotated[str, typer.Argument(help="A run, a checkpoint, a model folder or a model's name.", metavar="MODEL")],
+    data: Annotated[str, typer.Argument(help="A JSONL file, a folder of them, or a glob.", metavar="DATA")],
+    config: ConfigFiles = None,
+    assignments: Assignments = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Measure a model on rows: loss, perplexity, token accuracy.
+
+    Examples:
+      llamahome train-eval output/training/final data/eval/test.jsonl
+      llamahome train-eval smollm2-135m-instruct chats.jsonl --json
+    """
+    from llamahome.config.load import load_config
+    from llamahome.logs import log_to_stderr
+
+    log_to_stderr(debug=debug)
+    loaded = load_config(config or [], assignments=assignments or [])
+    from llamahome import pipeline
+
+    found = pipeline.evaluate(model, data, loaded)
+    if as_json:
+        print(json.dumps(found))
+        return
+    print(f"{found['model']} on {found['rows']:,} rows of {data} ({found['targets']:,} targets)")
+    print(f"  loss            {found['eval/loss']:.4f} nats per target")
+    print(f"  perplexity      {found['eval/perplexity']:.2f}")
+    print(f"  token accuracy  {found['eval/token_accuracy']:.1%}")
+
+
+def _launched(loaded: "LoadedConfig") -> bool:
+    """Start the processes when there must be more than this one, and leave with their exit status when it is not 0."""
+    from llamahome.distributed.launch import launch, needs_launch
+
+    count = needs_launch(loaded.config.distributed, os.environ)
+    if not count:
+        return False
+    status = launch(sys.argv[1:], loaded.config.distributed)
+    if status:
+        raise typer.Exit(status)
+    return True
+
+
+def show_result(result: "Result", data_path: str) -> None:
+    """The end block: what came of it, where it is, and what to type next."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    from llamahome.units import show_count, show_seconds
+
+    state, paths = result.outcome.state, result.paths
+    for sample in result.samples:
+        print(f"\nprompt     {_shorten(sample.prompt.prompt, 300, end=True)}")
+        print(f"reference  {_shorten(sample.prompt.reference, 300)}")
+        print(f"before     {_shorten(sample.before, 300)}")
+        print(f"after      {_shorten(sample.after, 300)}")
+    print(f"\n{result.outcome.reason} after {state.step:,} steps, {show_count(state.tokens)} tokens, {show_seconds(state.elapsed_s)}")
+    if result.last is not None and result.first is not None:
+        change = result.last.loss / result.first.loss - 1
+        print(f"held-out loss   {result.first.loss:.4f} -> {result.last.loss:.4f}  ({change:+.1%})")
+        print(f"perplexity      {result.first.perplexity:.2f} -> {result.last.perplexity:.2f}")
+        print(f"token accuracy  {result.first.accuracy:.1%} -> {result.last.accuracy:.1%}")
+    if state.best_step is not None and state.best_step != state.step:
+        print(f"lowest held-out loss {state.best_loss:.4f} after step {state.best_step:,}: {paths.checkpoint(state.best_step)}")
+    final = _typed(paths.final)
+    print(f"model       {final}")
+    print(f"metrics     {paths.metrics_dir}")
+    print("next:")
+    print(f"  llamahome chat {final}")
+    print(f"  llamahome train-eval {final} {shlex.quote(data_path)}")
+    print(f"  llamahome runs show {paths.run_id}")
+
+
+def _typed(path: Path) -> str:
+    """The path as one would type it here."""
+    try:
+        return shlex.quote(str(path.resolve().relative_to(Path.cwd())))
+    except ValueError:
+        return shlex.quote(str(path))
+
+
+def _shorten(text: str, width: int, *, end: bool = False) -> str:
+    """`text` on one line, cut to `width` at its end, or at its beginning when the end matters."""
+    flat = " ".join(text.split())
+    if len(flat) <= width:
+        return flat
+    return "… " + flat[-width:] if end else flat[:width] + " …"

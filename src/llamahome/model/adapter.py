@@ -1,0 +1,109 @@
+"""What is saved and loaded again: a PEFT folder for an adapter, a Hugging Face folder for a fully trained model. Safetensors only.
+
+The folder also holds the tokenizer and generation config of the base, so that any tool loads it as it is.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from peft.utils import load_peft_weights, set_peft_model_state_dict
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from llamahome.errors import ConfigError, Problem
+from llamahome.model.load import find_model, load_model
+from llamahome.model.lora import use_own_forward
+
+_COMPANIONS = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+]
+_SAMPLE = 1 << 20
+
+
+def save_model(model: PeftModel | PreTrainedModel, folder: Path, *, base: Path) -> None:
+    """Write `model` into `folder` (made if need be): the adapter alone, or every weight in float32."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _COMPANIONS:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+    if isinstance(model, PeftModel):
+        # PEFT would look into the base's config on the hub to see whether the vocabulary grew; ours never does.
+        model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # an empty model card template
+    else:
+        model.save_pretrained(folder, save_original_format=False)
+
+
+def restore_model(model: PeftModel | PreTrainedModel, folder: Path) -> None:
+    """Put the trained weights of `folder` into a model of the same shape, in place."""
+    if isinstance(model, PeftModel):
+        result = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+        if result.unexpected_keys:
+            raise ConfigError(_unfitting(folder, f"it has weights this model does not know, {result.unexpected_keys[0]} for one"))
+        return
+    saved = load_model(folder, dtype=torch.float32, device=torch.device("cpu"))
+    try:
+        with torch.no_grad():
+            weights = dict(saved.named_parameters())
+            for name, parameter in model.named_parameters():
+                parameter.copy_(weights[name])
+    except (KeyError, RuntimeError) as error:
+        raise ConfigError(_unfitting(folder, str(error).splitlines()[0])) from error
+
+
+def _unfitting(folder: Path, why: str) -> Problem:
+    return Problem(code="model.weights-do-not-fit", message=why, where=str(folder), hint="resume with the settings of the run itself")
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds a PEFT adapter."""
+    return (folder / "adapter_config.json").is_file()
+
+
+def base_of(folder: Path) -> str:
+    """The name of the base model that an adapter's folder records."""
+    try:
+        recorded = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(Problem(code="model.unreadable", message="adapter_config.json cannot be read", where=str(folder))) from error
+    return str(recorded)
+
+
+def open_trained(folder: Path, *, dtype: torch.dtype, device: torch.device, say: Callable[[str], None]) -> PreTrainedModel:
+    """A model to talk to or to evaluate: a base, a fully trained model, or an adapter with its base (adapter kept apart, float32)."""
+    if not is_adapter(folder):
+        return load_model(find_model(str(folder), say=say), dtype=dtype, device=device)
+    model = load_model(find_model(base_of(folder), say=say), dtype=dtype, device=device)
+    try:
+        adapted = PeftModel.from_pretrained(model, str(folder))
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0][:300]
+        raise ConfigError(Problem(code="model.unreadable", message=f"PEFT cannot load it: {first}", where=str(folder))) from error
+    use_own_forward(adapted)
+    return adapted.get_base_model()
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over a base model's config and its weights' names, sizes and a MiB from both ends and the middle of each file."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}:".encode())
+        with path.open("rb") as file:
+            for start in sorted({0, max(0, size // 2 - _SAMPLE // 2), max(0, size - _SAMPLE)}):
+                file.seek(start)
+                digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()

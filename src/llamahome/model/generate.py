@@ -1,0 +1,73 @@
+"""Answers from a model: token ids in, token ids out, the same answer every time unless a temperature is set."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
+
+
+@contextmanager
+def _ready_to_generate(model: PreTrainedModel) -> Iterator[None]:
+    """Torch's own attention with a cache and no checkpointing, and back to what was before."""
+    training, before, cache = model.training, model.config._attn_implementation, model.config.use_cache
+    model.eval()
+    model.set_attn_implementation("sdpa")
+    model.config.use_cache = True
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+        model.config.use_cache = cache
+        model.train(training)
+
+
+class _Relay(BaseStreamer):  # type: ignore[misc]
+    """Passes new token ids on as they come; the first call carries the prompt."""
+
+    def __init__(self, tell: Callable[[list[int]], None]) -> None:
+        self._tell, self._prompt_seen = tell, False
+
+    def put(self, value: Tensor) -> None:
+        if self._prompt_seen:
+            self._tell(value.flatten().tolist())
+        self._prompt_seen = True
+
+    def end(self) -> None:
+        """Nothing is held back."""
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    end_ids: Sequence[int],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    tell: Callable[[list[int]], None] | None = None,
+) -> list[list[int]]:
+    """Continue each prompt until one of `end_ids` or `max_new_tokens`; the end token is not part of the answer.
+
+    Prompts are padded on the left to one batch. Greedy at temperature 0. `tell` gets new ids as they appear (one prompt only).
+    """
+    width = max(len(prompt) for prompt in prompts)
+    filler = end_ids[0] if end_ids else 0
+    tokens = torch.tensor([[filler] * (width - len(p)) + list(p) for p in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    choice: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens, eos_token_id=list(end_ids) or None, pad_token_id=filler, use_cache=True, **choice
+    )
+    with _ready_to_generate(model):
+        output: Any = model.generate(
+            input_ids=tokens, attention_mask=mask, generation_config=settings, streamer=_Relay(tell) if tell else None
+        )
+    answers = []
+    for row in output[:, width:].tolist():
+        stop = next((i for i, token in enumerate(row) if token in end_ids), len(row))
+        answers.append(row[:stop])
+    return answers

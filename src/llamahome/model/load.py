@@ -1,0 +1,151 @@
+"""From a name to a model in memory: a folder, a name under data/models/base/, the starter, or a hub id.
+
+Nothing but safetensors is read and no code from a model's repository is run. Weights are memory-mapped and kept once, in one type.
+"""
+
+import difflib
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from llamahome.errors import ConfigError, LlamaHomeError, MachineError, Problem
+from llamahome.model.attention import ATTENTION_NAME, register_attention
+from llamahome.model.loss import Head
+from llamahome.model.starter import STARTER, fetch_starter
+from llamahome.rundir import BASE_MODELS
+
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+
+
+def quiet_transformers() -> None:
+    """No progress bars and no advice from transformers on the screen; its messages still reach our log."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity(logging.ERROR)
+
+
+def find_model(name: str, *, revision: str | None = None, say: Callable[[str], None]) -> Path:
+    """The local folder of a base model, fetched first when it is the starter or a hub id. Raises ConfigError or MachineError."""
+    quiet_transformers()
+    for folder in (Path(name).expanduser(), BASE_MODELS / name):
+        if folder.is_dir():
+            _check_folder(folder)
+            return folder
+    if name == STARTER:
+        return fetch_starter(say=say)
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1
+    if looks_like_path:
+        raise ConfigError(_unknown_model(name))
+    return _from_hub(name, revision, say)
+
+
+def _unknown_model(name: str) -> Problem:
+    known = sorted({STARTER, *(path.name for path in BASE_MODELS.glob("*") if (path / "config.json").is_file())})
+    near = difflib.get_close_matches(name, known, n=1)
+    return Problem(
+        code="model.not-found",
+        message=f"there is no model {name!r}: neither a folder, nor a name under {BASE_MODELS}, nor a hub id like org/name",
+        where="model.name",
+        hint=f"--model {near[0] if near else STARTER}",
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    """ConfigError when a folder cannot be a base model, saying what it is instead."""
+    if (folder / "adapter_config.json").is_file():
+        problem = "it holds an adapter, not a base model"
+        code, hint = "model.is-an-adapter", f"llamahome chat {folder}"
+    elif not (folder / "config.json").is_file():
+        code, problem, hint = "model.no-config", "it has no config.json, so it is not a model folder", "--model DIR"
+    elif any(folder.glob("*.safetensors")):
+        return
+    elif any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+        code, problem = "model.pickled-weights", "its weights are pickled; they could run code when they are opened, so they are not"
+        hint = "--model DIR of the same model with .safetensors files"
+    else:
+        code, problem, hint = "model.no-weights", "it has a config.json but no .safetensors file", "--model DIR with the weights"
+    raise ConfigError(Problem(code=code, message=problem, where=str(folder), hint=hint))
+
+
+def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    settings: dict[str, Any] = {"repo_id": name, "revision": revision, "allow_patterns": _HUB_FILES}
+    try:
+        return Path(snapshot_download(**settings, local_files_only=True))
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError, ValueError):
+        pass  # not in the cache, or not whole
+    say(f"fetching {name} from the hub")
+    reason, hint = "", "--model DIR with a local folder"
+    try:
+        return Path(snapshot_download(**settings))
+    except errors.GatedRepoError:
+        reason, hint = "access to it must be granted first", "set HF_TOKEN to a token of an account that may read it"
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        reason = f"the hub does not have it{f' at revision {revision}' if revision else ''} ({type(error).__name__})"
+    except errors.HFValidationError as error:
+        raise ConfigError(_unknown_model(name)) from error
+    except (OSError, errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "ON", "YES")
+        reason = "HF_HUB_OFFLINE is set and it is not in the cache" if offline else f"the hub cannot be reached ({type(error).__name__})"
+        hint = f"--model {STARTER}, or --model DIR with a local folder" + (", or unset HF_HUB_OFFLINE" if offline else "")
+    raise MachineError(Problem(code="model.hub-failed", message=f"{name} cannot be fetched: {reason}", where="model.name", hint=hint))
+
+
+def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The causal language model in `folder` with all weights in `dtype` on `device`, set up for attention inside documents."""
+    register_attention()
+    quiet_transformers()
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        _refuse_unsupported(config, folder)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, use_safetensors=True)
+    except LlamaHomeError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, json.JSONDecodeError) as error:
+        first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            Problem(code="model.unreadable", message=f"transformers cannot load it: {first}", where=str(folder), hint="--model DIR")
+        ) from error
+    if not model._supports_attention_backend:
+        raise ConfigError(_unsupported(folder, f"{type(model).__name__} has attention code of its own that cannot keep documents apart"))
+    model.set_attn_implementation(ATTENTION_NAME)
+    model.config.use_cache = False
+    return model.to(device)
+
+
+def _refuse_unsupported(config: Any, folder: Path) -> None:
+    if getattr(config, "quantization_config", None):
+        raise ConfigError(_unsupported(folder, "its weights are quantized"))
+    if getattr(config, "is_encoder_decoder", False):
+        raise ConfigError(_unsupported(folder, "it is an encoder-decoder, not a decoder"))
+
+
+def _unsupported(folder: Path, why: str) -> Problem:
+    return Problem(code="model.unsupported", message=f"this model cannot be trained: {why}", where=str(folder), hint=f"--model {STARTER}")
+
+
+def attention_backend(wanted: str, model: PreTrainedModel) -> str:
+    """`blocks`, `sdpa` or `reference` for model.attention: capped scores and attention dropout need the reference."""
+    config = model.config.get_text_config()
+    needs_reference = getattr(config, "attn_logit_softcapping", None) or getattr(config, "attention_dropout", 0.0)
+    if wanted == "reference" or needs_reference:
+        return "reference"
+    return "blocks" if model.device.type == "cpu" else "sdpa"
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """The output head with the scale and cap that this architecture gives its logits."""
+    config = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise ConfigError(_unsupported(Path(model.name_or_path), f"its output head is a {type(head).__name__}"))
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    return Head(head.weight, head.bias, scale, getattr(config, "final_logit_softcapping", None))

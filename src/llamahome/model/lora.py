@@ -1,0 +1,121 @@
+"""LoRA through PEFT, with a forward and backward of our own for the plain case (no dropout, no DoRA, one adapter).
+
+PEFT makes the modules, their initial values and their names, so what is saved is a PEFT adapter. For the plain case the layer's class is
+replaced by one whose forward needs no input cast to float32 and no separate passes for scaling and adding; the frozen weight is
+never given a gradient and the layer's input is kept once for both paths. Its forward and gradients equal PEFT's own, see
+tests/model/test_lora.py.
+Source: LoRA, arXiv 2106.09685.
+
+Legend: T tokens, I inputs, O outputs, R rank.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+from peft.tuners.lora.layer import Linear as PeftLinear
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llamahome.config.schema import LoraConfig
+from llamahome.errors import ConfigError, Problem
+
+ADAPTER = "default"
+"""PEFT's own name for the only adapter; it does not appear in saved files."""
+
+
+def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: str, seed: int, lean: bool) -> PeftModel:
+    """Freeze `model`, add float32 adapters to its linear layers, and return the PEFT model around it.
+
+    `base` is what the saved adapter names as its base model. The first values come from `seed` alone. `lean` uses our forward
+    where it applies (products in the stored type, no autocast). Raises ConfigError when no layer carries one of the wanted names.
+    """
+    wanted = config.target_modules
+    if isinstance(wanted, str) and wanted != "all-linear":
+        wanted = [wanted]
+    missing = [] if wanted == "all-linear" else [name for name in wanted if not any(_ends_with(path, name) for path in _linears(model))]
+    if missing:
+        names = sorted({path.rsplit(".", 1)[-1] for path in _linears(model)})
+        raise ConfigError(
+            Problem(
+                code="lora.no-such-module",
+                message=f"no linear layer of this model is called {', '.join(missing)}; there are {', '.join(names)}",
+                where="lora.target_modules",
+                hint=f"--set lora.target_modules=[{', '.join(names)}]",
+            )
+        )
+    settings = PeftLoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.rank,
+        lora_alpha=config.alpha,  # PEFT divides it, so a fraction works
+        lora_dropout=config.dropout,
+        target_modules=wanted,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+    )
+    model.name_or_path = base  # PEFT writes it into the adapter's config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, settings)
+    if lean and config.dropout == 0 and not config.use_dora:
+        use_own_forward(adapted)
+    return adapted
+
+
+def use_own_forward(model: nn.Module) -> int:
+    """Give every plain LoRA layer on a frozen floating-point matrix our forward; returns how many."""
+    count = 0
+    for module in model.modules():
+        if type(module) is PeftLinear and type(getattr(module, "base_layer", None)) is nn.Linear:
+            module.__class__ = LeanLoraLinear
+            count += 1
+    return count
+
+
+class _LeanLora(torch.autograd.Function):
+    """y = x W' + b + (x A') B' * scale, all products in the type of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
+        a, b = a_RI.to(x_TI.dtype), (b_OR * scale).to(x_TI.dtype)
+        low_TR = x_TI @ a.t()
+        out = F.linear(x_TI, weight_OI, bias_O).addmm_(low_TR, b.t())
+        ctx.save_for_backward(x_TI, weight_OI, low_TR, a_RI, b_OR)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        grad_TO = gradients[0]
+        x_TI, weight_OI, low_TR, a_RI, b_OR = ctx.saved_tensors
+        a, b = a_RI.to(x_TI.dtype), (b_OR * ctx.scale).to(x_TI.dtype)
+        grad_low_TR = grad_TO @ b
+        grad_x = (grad_TO @ weight_OI).addmm_(grad_low_TR, a) if ctx.needs_input_grad[0] else None
+        grad_a = (grad_low_TR.t() @ x_TI).to(a_RI.dtype)
+        grad_b = (grad_TO.t() @ low_TR).to(b_OR.dtype).mul_(ctx.scale)
+        return grad_x, None, None, grad_a, grad_b, None
+
+
+class LeanLoraLinear(PeftLinear):  # type: ignore[misc]
+    """PEFT's LoRA layer with the lean forward; anything but its plain use goes to PEFT's own."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output: x [..., I] -> [..., O]."""
+        if self.disable_adapters or self.merged or args or kwargs or self.active_adapters != [ADAPTER]:
+            result: Tensor = super().forward(x, *args, **kwargs)
+            return result
+        base = self.get_base_layer()
+        a, b = self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight
+        x = x.to(base.weight.dtype)
+        out: Tensor = _LeanLora.apply(x.reshape(-1, x.shape[-1]), base.weight, base.bias, a, b, self.scaling[ADAPTER])  # type: ignore[no-untyped-call]
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+
+def _linears(model: nn.Module) -> list[str]:
+    return [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
+def _ends_with(path: str, name: str) -> bool:
+    return path == name or path.endswith("." + name)

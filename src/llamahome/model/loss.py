@@ -1,0 +1,128 @@
+"""The loss head: from hidden states of target positions to a summed cross entropy, never holding [tokens, vocabulary] at once.
+
+Logits are computed in tiles of rows; the gradient with respect to hidden states (and to the head's weights, when they are trained) is
+computed in the same pass, so the backward pass only scales it. Memory: one tile of float32 logits (16 to 32 MB) and one gradient the size
+of the inputs. The result is a *sum* in float32: dividing by the global number of targets is the step's business.
+
+Legend: N target positions, R rows of a tile, V vocabulary, D hidden size.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_TILE_ELEMENTS = 128 * 49_152
+"""Logits of a tile: 25 MB in float32, below the 32 MB at which glibc maps and unmaps memory for each array, and within a large cache."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What turns hidden states into logits."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    scale: float = 1.0
+    """Logits are multiplied by this (Cohere, Granite)."""
+    softcap: float | None = None
+    """Then squashed to softcap * tanh(logits / softcap) (Gemma 2)."""
+
+
+@dataclass(frozen=True)
+class HeadStats:
+    """Sums over target positions, on the device."""
+
+    loss_sum: Tensor
+    """() float32, nats."""
+    correct: Tensor
+    """() int64, targets that the model ranks first."""
+
+
+def _tile_rows(vocabulary: int) -> int:
+    return max(16, _TILE_ELEMENTS // vocabulary)
+
+
+def _logits(hidden_RD: Tensor, head: Head, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+    logits = F.linear(hidden_RD, weight_VD, bias_V).float()
+    if head.scale != 1.0:
+        logits.mul_(head.scale)
+    if head.softcap is not None:
+        logits.div_(head.softcap).tanh_().mul_(head.softcap)
+    return logits
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """Forward computes the gradients too; backward multiplies them with the incoming scalar."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, labels_N: Tensor, weight_VD: Tensor, bias_V: Tensor | None, head: Head, dtype: torch.dtype
+    ) -> Tensor:
+        matrix = weight_VD.to(dtype)
+        bias = None if bias_V is None else bias_V.to(dtype)
+        inputs = hidden_ND.to(dtype)
+        trains_weight, trains_bias = ctx.needs_input_grad[2], ctx.needs_input_grad[3]
+        grad_hidden = torch.empty_like(inputs) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device) if trains_weight else None
+        grad_bias = torch.zeros(matrix.shape[0], dtype=torch.float32, device=weight_VD.device) if trains_bias else None
+        total = torch.zeros((), dtype=torch.float32, device=inputs.device)
+        rows = _tile_rows(matrix.shape[0])
+        for start in range(0, inputs.shape[0], rows):
+            tile, labels = inputs[start : start + rows], labels_N[start : start + rows, None]
+            logits = _logits(tile, head, matrix, bias)
+            capped = logits.clone() if head.softcap is not None else None
+            normalizer = torch.logsumexp(logits, -1, keepdim=True)
+            total += (normalizer - logits.gather(1, labels)).sum()
+            grad = logits.sub_(normalizer).exp_()  # the softmax, in place
+            grad.scatter_add_(1, labels, torch.full_like(labels, -1, dtype=grad.dtype))
+            if capped is not None and head.softcap is not None:
+                grad.mul_(1 - (capped / head.softcap).square_())
+            if head.scale != 1.0:
+                grad.mul_(head.scale)
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+            low = grad.to(dtype)
+            if grad_hidden is not None:
+                torch.mm(low, matrix, out=grad_hidden[start : start + rows])
+            if grad_weight is not None:
+                grad_weight += torch.mm(low.t(), tile)
+        ctx.gradients = grad_hidden, grad_weight, grad_bias
+        ctx.dtypes = hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        factor = gradients[0]
+        scaled = [
+            None if grad is None else grad.mul_(factor.to(grad.dtype)).to(dtype)
+            for grad, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
+        ]
+        ctx.gradients = None, None, None
+        return scaled[0], None, scaled[1], scaled[2], None, None
+
+
+def summed_cross_entropy(hidden_ND: Tensor, labels_N: Tensor, head: Head, *, dtype: torch.dtype) -> Tensor:
+    """Sum over targets of -log p(label), () float32, differentiable in hidden states and in a trained head.
+
+    `dtype` is what the matrix products are computed in; sums are float32.
+    """
+    result: Tensor = _SummedCrossEntropy.apply(hidden_ND, labels_N, head.weight_VD, head.bias_V, head, dtype)  # type: ignore[no-untyped-call]
+    return result
+
+
+@torch.no_grad()
+def head_stats(hidden_ND: Tensor, labels_N: Tensor, head: Head, *, dtype: torch.dtype) -> HeadStats:
+    """Summed loss and number of targets ranked first, without gradients."""
+    matrix = head.weight_VD.to(dtype)
+    bias = None if head.bias_V is None else head.bias_V.to(dtype)
+    loss = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+    correct = torch.zeros((), dtype=torch.int64, device=hidden_ND.device)
+    rows = _tile_rows(matrix.shape[0])
+    for start in range(0, hidden_ND.shape[0], rows):
+        labels = labels_N[start : start + rows]
+        logits = _logits(hidden_ND[start : start + rows].to(dtype), head, matrix, bias)
+        loss += F.cross_entropy(logits, labels, reduction="sum")
+        correct += (logits.argmax(-1) == labels).sum()
+    return HeadStats(loss, correct)

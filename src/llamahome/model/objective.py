@@ -1,0 +1,65 @@
+"""From the tensors of one micro-batch to the summed loss of its targets: decoder, then the loss head on target positions only.
+
+The loop calls the objective and knows nothing of adapters, precision or attention. Legend: T tokens, N targets, D hidden size.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llamahome.model.attention import plan_documents
+from llamahome.model.load import head_of
+from llamahome.model.loss import HeadStats, head_stats, summed_cross_entropy
+from llamahome.model.precision import Precision
+
+
+class LaidDocuments(Protocol):
+    """Documents end to end, as data/records.py's Microbatch holds them."""
+
+    @property
+    def tokens_T(self) -> Tensor: ...  # noqa: D102
+    @property
+    def positions_T(self) -> Tensor: ...  # noqa: D102
+    @property
+    def lengths(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def rows_N(self) -> Tensor: ...  # noqa: D102
+    @property
+    def labels_N(self) -> Tensor: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Supervised fine-tuning: sum over targets of -log p(target | what stands before it in its document)."""
+
+    model: PreTrainedModel
+    """The causal language model itself, adapters inside, not the wrapper around it."""
+    backend: str
+    """Attention: blocks, sdpa or reference."""
+    precision: Precision
+
+    def loss_sum(self, batch: LaidDocuments) -> Tensor:
+        """() float32, nats, summed over the targets of `batch`; differentiable."""
+        return summed_cross_entropy(self._hidden(batch), batch.labels_N, head_of(self.model), dtype=self.precision.compute)
+
+    @torch.no_grad()
+    def stats(self, batch: LaidDocuments) -> HeadStats:
+        """Summed loss and number of targets ranked first; the caller sets evaluation mode."""
+        return head_stats(self._hidden(batch), batch.labels_N, head_of(self.model), dtype=self.precision.compute)
+
+    def _hidden(self, batch: LaidDocuments) -> Tensor:
+        """[N, D], the states that predict the targets."""
+        documents = plan_documents(batch.lengths, device=batch.tokens_T.device)
+        with torch.autocast(batch.tokens_T.device.type, self.precision.compute, enabled=self.precision.autocast):
+            output = self.model.get_decoder()(
+                input_ids=batch.tokens_T[None],
+                position_ids=batch.positions_T[None],
+                use_cache=False,
+                documents=documents,
+                backend=self.backend,
+            )
+        hidden_TD: Tensor = output.last_hidden_state[0]
+        return hidden_TD.index_select(0, batch.rows_N)

@@ -1,0 +1,259 @@
+"""The table of contents: one function per verb, which parts in which order. No numerics, no formats.
+
+    train     data -> run folder -> learner -> loop -> final model
+    resume    the same from a checkpoint, in the same run folder
+    evaluate  a model on a file of rows
+
+Every function may be called from Python as well as from cli/; errors are LlamaHomeError. Under several processes all call it.
+"""
+
+import shlex
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from llamahome import assembly
+from llamahome.assembly import Job, Learner, Plan, Session
+from llamahome.checkpoint import store
+from llamahome.checkpoint.manifest import Fingerprints
+from llamahome.checkpoint.state import TrainerState
+from llamahome.checkpoint.target import resolve
+from llamahome.config.check import check_config, config_warnings
+from llamahome.config.load import LoadedConfig, dump_config, with_values
+from llamahome.data.prepare import prepare
+from llamahome.data.tokens import load_tokenizer
+from llamahome.distributed.world import World, open_world
+from llamahome.errors import ConfigError, Problem, Stopped
+from llamahome.model.adapter import base_of, is_adapter, open_trained, restore_model, save_model
+from llamahome.model.generate import generate
+from llamahome.model.load import attention_backend, find_model
+from llamahome.model.objective import Objective
+from llamahome.model.precision import choose_precision
+from llamahome.monitoring.environment import write_environment
+from llamahome.monitoring.progress import open_progress
+from llamahome.run_parts import Answers, SampleAnswer, make_run, open_recorder, summary
+from llamahome.rundir import RUNS, RunPaths, create_run, point_newest_to, refuse_used
+from llamahome.training.evaluate import Evaluation
+from llamahome.training.evaluate import evaluate as evaluate_batches
+from llamahome.training.loop import Outcome
+from llamahome.training.loop import train as train_loop
+from llamahome.training.optimizer import restore_optimizer
+from llamahome.training.state import first_state
+from llamahome.training.stop import StopRequest
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to."""
+
+    paths: RunPaths
+    outcome: Outcome
+    first: Evaluation | None
+    """Before the first update; None on resume or without held-out rows."""
+    last: Evaluation | None
+    samples: list[SampleAnswer]
+    """Prompts with the answers before the first step of this process and now."""
+    loaded: LoadedConfig
+
+
+@contextmanager
+def _session(loaded: LoadedConfig) -> Iterator[Session]:
+    """Join the other processes, listen to signals, own the terminal; give all back at the end."""
+    with ExitStack() as stack:
+        notes: list[str] = []
+        stop = stack.enter_context(StopRequest().listening())
+        world = stack.enter_context(open_world(loaded.config.distributed, say=notes.append))
+        progress = open_progress(sys.stderr, world.is_main, phases=4)
+        stack.callback(progress.close)
+        for note in notes:
+            progress.say(note)
+        for warning in config_warnings(loaded.config, loaded.origins):
+            progress.warn(warning.message, warning.hint or "it has no effect")
+        yield Session(world, progress, stop)
+
+
+def check(loaded: LoadedConfig) -> None:
+    """ConfigError with every rule across settings that is broken."""
+    problems = check_config(loaded.config, loaded.origins)
+    if problems:
+        raise ConfigError(problems)
+
+
+def train(data_path: str, loaded: LoadedConfig, *, command: Sequence[str] = ()) -> Result:
+    """Train on `data_path` in a new run folder. Raises Stopped when it was asked to stop and has saved."""
+    check(loaded)
+    output = Path(loaded.config.output.dir) if loaded.config.output.dir else None
+    if output is not None:
+        refuse_used(output)
+    with _session(loaded) as session:
+        job = _prepare(data_path, loaded, session)
+        plan = assembly.make_plan(loaded, len(job.prepared.train))
+        paths = _new_run(output, loaded, command, session.world)
+        with session.progress.phase("model"):
+            learner, loaded = assembly.load_learner(loaded, job.base, session.world, say=session.progress.say)
+        loaded = assembly.resolve_evaluation(loaded, job.prepared, plan)
+        if session.world.is_main:
+            paths.config.write_text(dump_config(loaded), encoding="utf-8")
+        state = first_state(int(loaded.config.training.micro_batch_tokens))
+        return _run(session, replace(job, loaded=loaded), plan, learner, paths, replace(state, extra={"data_path": data_path}))
+
+
+def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Collection[str] = (), command: Sequence[str] = ()) -> Result:
+    """Go on from a checkpoint, a run or `latest`, in the run's own folder.
+
+    `change` makes the settings from the checkpoint's config.yaml (and may change some). Raises CheckpointError when there is nothing
+    to resume, or when data or base model are not those of the checkpoint and not `allowed` by name ("data", "base").
+    """
+    paths, folder = resolve(target)
+    damaged: list[Problem] = []
+    saved = store.load(folder or store.choose(paths, warn=damaged.append))
+    loaded = change(saved.config_path)
+    check(loaded)
+    with _session(loaded) as session:
+        for problem in damaged:
+            session.progress.warn(problem.message, "an older checkpoint is used")
+        job = _prepare(str(saved.state.extra["data_path"]), loaded, session)
+        plan = assembly.make_plan(loaded, len(job.prepared.train))
+        with session.progress.phase("model"):
+            learner, loaded = assembly.load_learner(loaded, job.base, session.world, say=session.progress.say)
+            now = Fingerprints(job.prepared.train.fingerprint, learner.base_fingerprint)
+            store.compare_fingerprints(saved.fingerprints, now, allowed=allowed)
+            restore_model(learner.saved, saved.model_dir)
+            restore_optimizer(learner.optimizer, learner.parameters, saved.optimizer_tensors)
+        loaded = assembly.resolve_evaluation(loaded, job.prepared, plan)
+        if session.world.is_main:
+            write_environment(paths.environment, command)
+        tokens = int(loaded.config.training.micro_batch_tokens)
+        state = replace(saved.state, micro_batch_tokens=tokens)
+        session.progress.say(f"resuming {paths.run_id} after step {state.step:,}, at example {state.consumed:,}")
+        return _run(session, replace(job, loaded=loaded, start=state.consumed), plan, learner, paths, state)
+
+
+def evaluate(target: str, data_path: str, loaded: LoadedConfig) -> dict[str, Any]:
+    """Loss, perplexity and token accuracy of a model, run or checkpoint on every row of `data_path`."""
+    check(loaded)
+    loaded = with_values(loaded, {"data.eval_split": 0, "data.eval_path": None}, origin="train-eval")
+    with _session(loaded) as session:
+        folder = model_folder(target, loaded, say=session.progress.say)
+        with session.progress.phase("data"):
+            tokenizer = load_tokenizer(folder, chat_template=loaded.config.model.chat_template)
+            prepared = prepare(loaded.config.data, data_path, tokenizer, say=session.progress.say)
+        with session.progress.phase("model"):
+            precision = choose_precision(loaded.config, session.world.device)
+            model = open_trained(folder, dtype=precision.storage, device=session.world.device, say=session.progress.say)
+        objective = Objective(model, attention_backend(loaded.config.model.attention, model), precision)
+        with session.progress.phase("evaluation"):
+            batches = assembly.evaluation_batches(prepared.train, loaded, session.world)
+            found = evaluate_batches(objective.stats, model, batches, world=session.world)
+    rows = {"rows": prepared.report.kept, "tokens": prepared.report.tokens, "targets": found.targets}
+    return {"model": str(folder), "data": data_path, **found.metrics, **rows}
+
+
+def open_chat(
+    target: str, loaded: LoadedConfig, *, say: Callable[[str], None], max_new_tokens: int, temperature: float
+) -> Callable[[list[dict[str, str]], Callable[[str], None]], str]:
+    """A function that answers a conversation: turns and a place to write to as the answer appears -> the answer."""
+    folder = model_folder(target, loaded, say=say)
+    tokenizer = load_tokenizer(folder, chat_template=loaded.config.model.chat_template)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = open_trained(folder, dtype=choose_precision(loaded.config, device).storage, device=device, say=say)
+
+    def reply(turns: list[dict[str, str]], write: Callable[[str], None]) -> str:
+        told: list[int] = []
+        written = 0
+
+        def tell(ids: list[int]) -> None:
+            nonlocal written
+            told.extend(token for token in ids if token not in tokenizer.end_ids)
+            text = tokenizer.decode(told)
+            if not text.endswith("\ufffd"):  # half a character: the rest comes with the next token
+                write(text[written:])
+                written = len(text)
+
+        ids = generate(
+            model,
+            [tokenizer.encode_prompt(turns)],
+            end_ids=tokenizer.end_ids,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            tell=tell,
+        )
+        answer = tokenizer.decode(ids[0])
+        write(answer[written:])
+        return answer
+
+    return reply
+
+
+def model_folder(target: str, loaded: LoadedConfig, *, say: Callable[[str], None]) -> Path:
+    """The folder of a trained or base model that people mean: a run (its final model), a checkpoint, a model folder or a name."""
+    for folder in (Path(target), Path(target) / "final", Path(target) / "model"):
+        if is_adapter(folder) or (folder / "config.json").is_file():
+            if is_adapter(folder):
+                find_model(base_of(folder), say=say)
+            return folder
+    if target == "latest" or (RUNS / target).is_dir():
+        paths, checkpoint = resolve(target)
+        return paths.final if paths.final.is_dir() else (checkpoint or store.choose(paths, warn=lambda _: None)) / store.MODEL
+    return find_model(target, revision=loaded.config.model.revision, say=say)
+
+
+def _prepare(data_path: str, loaded: LoadedConfig, session: Session) -> Job:
+    """Fetch the base's folder and make the examples; process 0 first, so that the others find everything in the caches."""
+    world, progress, model = session.world, session.progress, loaded.config.model
+    with progress.phase("data"):
+        if not world.is_main:
+            world.barrier()
+        base = find_model(model.name, revision=model.revision, say=progress.say)
+        if world.is_main:
+            world.barrier()
+        tokenizer = load_tokenizer(base, chat_template=model.chat_template)
+        prepared = prepare(loaded.config.data, data_path, tokenizer, say=progress.say)
+        for line in prepared.report.lines():
+            progress.say(line)
+    return Job(data_path, loaded, prepared, tokenizer, base)
+
+
+def _new_run(output: Path | None, loaded: LoadedConfig, command: Sequence[str], world: World) -> RunPaths:
+    """Process 0 makes the folder; the others are told."""
+    made = None
+    if world.is_main:
+        paths = create_run(output, loaded.config.output.name)
+        write_environment(paths.environment, command)
+        if output is None:
+            point_newest_to(paths.root)
+        made = [str(paths.root), paths.run_id]
+    root, run_id = world.broadcast_object(made)
+    return RunPaths(Path(root), run_id)
+
+
+def _run(session: Session, job: Job, plan: Plan, learner: Learner, paths: RunPaths, state: TrainerState) -> Result:
+    """Open the files of the run, train, write the final model, tell what came of it."""
+    world = session.world
+    with ExitStack() as stack:
+        recorder = open_recorder(stack, session, job, learner, paths, state)
+        answers = Answers(job, learner, recorder, world)
+        run = make_run(session, job, plan, learner, paths, recorder, answers)
+        stack.callback(run.loader.close)
+        session.progress.start(summary(job, plan, learner, paths, world, state))
+        recorder.status("running", state.step, plan.horizon, folder=str(paths.root))
+        try:
+            outcome = train_loop(run, state)
+        except BaseException:
+            recorder.status("failed", state.step, plan.horizon, folder=str(paths.root))
+            raise
+        asked = outcome.reason == "asked to stop"
+        if not asked and world.is_main:
+            save_model(learner.saved, paths.final, base=learner.base)
+        ending: Literal["stopped", "finished"] = "stopped" if asked else "finished"
+        recorder.status(ending, outcome.state.step, plan.horizon, folder=str(paths.root), reason=outcome.reason)
+        world.barrier()
+        if asked:
+            message = f"stopped after step {outcome.state.step:,} of {plan.horizon:,}; {outcome.checkpoint} is complete"
+            raise Stopped(Problem(code="run.stopped", message=message, hint=f"llamahome train-resume {shlex.quote(str(paths.root))}"))
+    return Result(paths, outcome, answers.first, answers.last, answers.samples(), job.loaded)

@@ -1,0 +1,230 @@
+"""The moving parts around the loop, made from the settings: recorder, loader, answers, checkpoints, and the `Run` that holds them all."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamahome.assembly import Job, Learner, Plan, Session, evaluation_batches, flops_per_token
+from llamahome.checkpoint import retention, store
+from llamahome.checkpoint.manifest import Fingerprints
+from llamahome.checkpoint.state import TrainerState
+from llamahome.config.load import dump_config
+from llamahome.config.schema import interval
+from llamahome.data.loader import Loader
+from llamahome.data.order import row_at
+from llamahome.data.table import ExampleTable
+from llamahome.data.tokens import ChatTokenizer
+from llamahome.distributed.world import World
+from llamahome.errors import Problem
+from llamahome.logs import log_to_file
+from llamahome.model.adapter import save_model
+from llamahome.model.generate import generate
+from llamahome.monitoring.progress import RunSummary
+from llamahome.monitoring.recorder import Recorder
+from llamahome.monitoring.resources import ResourceSampler
+from llamahome.monitoring.throughput import PartClock, measured_peak_flops
+from llamahome.rundir import RunPaths
+from llamahome.training.evaluate import Evaluation, evaluate
+from llamahome.training.loop import Limits, Run
+from llamahome.training.optimizer import optimizer_tensors
+from llamahome.training.schedule import Due, learning_rate, warmup_steps
+
+_ANSWER_TOKENS = 64
+_TEXT_PROMPT = 32
+"""Tokens of a plain text that are given as the prompt of a sample."""
+
+
+@dataclass(frozen=True)
+class SamplePrompt:
+    """A held-out prompt and what the data answers."""
+
+    tokens: list[int]
+    prompt: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class SampleAnswer:
+    """What the model said to a prompt before and after."""
+
+    prompt: SamplePrompt
+    before: str
+    after: str
+
+
+def sample_prompts(table: ExampleTable, tokenizer: ChatTokenizer, count: int) -> list[SamplePrompt]:
+    """The first `count` examples of `table`: what stands before the last learned span, and that span."""
+    found = []
+    for number in range(min(count, len(table))):
+        example = table.example(number)
+        learned = example.targets.nonzero()[0]
+        breaks = (learned[1:] - learned[:-1] > 1).nonzero()[0]
+        start = int(learned[breaks[-1] + 1] if len(breaks) else learned[0])
+        start = min(_TEXT_PROMPT, (len(example.tokens) + 1) // 2) if start < 2 else start
+        tokens = example.tokens.tolist()
+        found.append(SamplePrompt(tokens[:start], tokenizer.decode(tokens[:start]), tokenizer.decode(tokens[start:])))
+    return found
+
+
+class Answers:
+    """Evaluates the model as it is now and lets it answer the sample prompts; remembers the first and the last of both."""
+
+    def __init__(self, job: Job, learner: Learner, recorder: Recorder, world: World) -> None:
+        table = job.prepared.evaluation
+        self._learner, self._tokenizer, self._recorder, self._world = learner, job.tokenizer, recorder, world
+        self._batches = evaluation_batches(table, job.loaded, world) if table is not None else []
+        self._prompts = sample_prompts(
+            table if table is not None else job.prepared.train, job.tokenizer, job.loaded.config.evaluation.sample_prompts
+        )
+        self._said: list[list[str]] = []
+        self._has_rows = table is not None
+        self.first: Evaluation | None = None
+        self.last: Evaluation | None = None
+
+    def evaluate(self, step: int) -> Evaluation | None:
+        """Write down and return the evaluation after `step` updates; all ranks call it. None without held-out rows."""
+        if self._world.is_main and self._prompts:
+            self._answer(step)
+        if not self._has_rows:
+            return None
+        self.last = evaluate(self._learner.objective.stats, self._learner.model, self._batches, world=self._world)
+        self.first = self.first or self.last
+        self._recorder.log(step, self.last.metrics)
+        return self.last
+
+    def _answer(self, step: int) -> None:
+        tokens = [prompt.tokens for prompt in self._prompts]
+        ids = generate(self._learner.model, tokens, end_ids=self._tokenizer.end_ids, max_new_tokens=_ANSWER_TOKENS)
+        said = [self._tokenizer.decode(row) for row in ids]
+        self._said.append(said)
+        for prompt, text in zip(self._prompts, said, strict=True):
+            self._recorder.sample(step, prompt.prompt, text, prompt.reference)
+
+    def samples(self) -> list[SampleAnswer]:
+        """Each prompt with its first and its last answer; empty unless it was answered twice."""
+        if len(self._said) < 2:
+            return []
+        return [SampleAnswer(*each) for each in zip(self._prompts, self._said[0], self._said[-1], strict=True)]
+
+
+def open_recorder(stack: ExitStack, session: Session, job: Job, learner: Learner, paths: RunPaths, state: TrainerState) -> Recorder:
+    """Open log, metrics and the sampler of the machine; `stack` closes them."""
+    monitoring, world = job.loaded.config.monitoring, session.world
+    stack.callback(log_to_file(paths.rank_log(world.rank)).close)
+    sampler = ResourceSampler(paths.metrics_dir / "system.jsonl", interval(monitoring.system_every).value)
+    recorder = Recorder(
+        paths.metrics_dir,
+        tensorboard_dir=paths.tensorboard_dir if monitoring.tensorboard else None,
+        is_main=world.is_main,
+        resume_step=state.step if state.step else None,
+        flops_per_token=flops_per_token(learner, job.prepared.report.targets / job.prepared.report.tokens),
+        peak_flops=measured_peak_flops(world.device, learner.objective.precision.compute),
+        warn=lambda text: session.progress.say(f"warning: {text}"),
+        system=sampler.latest,
+    )
+    recorder.restore_totals(state.tokens, state.targets)
+    stack.callback(recorder.close)
+    if world.is_main:
+        sampler.start()
+        stack.callback(sampler.stop)
+    return recorder
+
+
+def make_run(session: Session, job: Job, plan: Plan, learner: Learner, paths: RunPaths, recorder: Recorder, answers: Answers) -> Run:
+    """Everything the loop gets. The caller closes the loader."""
+    config, world, table = job.loaded.config, session.world, job.prepared.train
+    training, peak = config.training, float(config.training.learning_rate)
+    warmup = warmup_steps(training.warmup, plan.horizon)
+    loader = Loader(
+        table,
+        batch_size=training.batch_size,
+        micro_batch_tokens=int(training.micro_batch_tokens),
+        seed=training.seed,
+        total_positions=plan.positions,
+        start_position=job.start,
+        rank=world.rank,
+        world_size=world.size,
+        device=world.device,
+    )
+
+    def rows_at(first: int, last: int) -> list[str]:
+        numbers = [row_at(position, num_rows=len(table), seed=training.seed) for position in range(first, min(last, plan.positions))]
+        return [f"{table.paths[table.sources[n]]}:{table.lines[n]}" for n in numbers]
+
+    due = {
+        name: Due(interval(every), steps_per_epoch=plan.steps_per_epoch)
+        for name, every in (("log", config.monitoring.log_every), ("evaluate", config.evaluation.every), ("save", config.checkpoint.every))
+    }
+    return Run(
+        objective=learner.objective.loss_sum,
+        optimizer=learner.optimizer,
+        loader=loader,
+        rate=lambda step: learning_rate(step, peak=peak, horizon=plan.horizon, warmup=warmup, shape=training.schedule),
+        evaluate=answers.evaluate,
+        save=lambda state: _save(state, session, job, learner, paths),
+        rows_at=rows_at,
+        recorder=recorder,
+        progress=session.progress,
+        clock=PartClock(),
+        world=world,
+        stop=session.stop,
+        limits=Limits(
+            horizon=plan.horizon,
+            batch_size=training.batch_size,
+            positions=plan.positions,
+            seed=training.seed,
+            max_grad_norm=training.max_grad_norm,
+            max_bad_steps=training.max_bad_steps,
+            patience=config.evaluation.early_stop_patience,
+            keeps_best=config.checkpoint.keep_best > 0,
+        ),
+        log_due=due["log"],
+        evaluate_due=due["evaluate"],
+        save_due=due["save"],
+    )
+
+
+def _save(state: TrainerState, session: Session, job: Job, learner: Learner, paths: RunPaths) -> Path:
+    """Process 0 commits a checkpoint and retires old ones; the others wait."""
+    world, checkpoint = session.world, job.loaded.config.checkpoint
+    if world.is_main:
+        store.save(
+            paths,
+            state=state,
+            config_text=dump_config(job.loaded),
+            fingerprints=Fingerprints(job.prepared.train.fingerprint, learner.base_fingerprint),
+            write_model=lambda folder: save_model(learner.saved, folder, base=learner.base),
+            optimizer_tensors=optimizer_tensors(learner.optimizer, learner.parameters),
+            optimizer_values={"kind": "adamw"},
+        )
+
+        def warn(problem: Problem) -> None:
+            session.progress.warn(f"{problem.where}: {problem.message}", "the run goes on")
+
+        retention.apply(paths, keep_last=checkpoint.keep_last, keep_best=checkpoint.keep_best, warn=warn)
+    world.barrier()
+    return paths.checkpoint(state.step)
+
+
+def summary(job: Job, plan: Plan, learner: Learner, paths: RunPaths, world: World, state: TrainerState) -> RunSummary:
+    """What is known before the first step, for people."""
+    table, config = job.prepared.train, job.loaded.config
+    mean = len(table.tokens) / len(table)
+    return RunSummary(
+        run_id=paths.run_id,
+        model=config.model.name,
+        method=config.training.method,
+        trained_share=learner.trained_share,
+        train_rows=len(table),
+        eval_rows=len(job.prepared.evaluation) if job.prepared.evaluation is not None else 0,
+        mean_tokens=mean,
+        target_share=float(table.targets.mean()),
+        batch_size=config.training.batch_size,
+        tokens_per_step=mean * config.training.batch_size,
+        micro_batch_tokens=state.micro_batch_tokens,
+        processes=world.size,
+        horizon=plan.horizon,
+        epochs=plan.horizon / plan.steps_per_epoch,
+        folder=str(paths.root),
+        first_step=state.step,
+    )

@@ -1,0 +1,61 @@
+"""Held-out loss, perplexity and token accuracy: sums over all targets of all ranks, divided once."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from llamahome.data.records import Microbatch
+from llamahome.distributed.world import World
+
+
+class Stats(Protocol):
+    """Sums over the targets of one micro-batch."""
+
+    @property
+    def loss_sum(self) -> Tensor: ...  # noqa: D102
+    @property
+    def correct(self) -> Tensor: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the model of one step does on the held-out rows."""
+
+    loss: float
+    """Nats per target."""
+    accuracy: float
+    """Share of targets that the model ranks first."""
+    targets: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss), infinite beyond what a float holds."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Under their public names."""
+        return {"eval/loss": self.loss, "eval/perplexity": self.perplexity, "eval/token_accuracy": self.accuracy}
+
+
+@torch.no_grad()
+def evaluate(
+    stats: Callable[[Microbatch], Stats], model: torch.nn.Module, microbatches: Sequence[Microbatch], *, world: World
+) -> Evaluation:
+    """Run `model` over this rank's micro-batches in evaluation mode; all ranks must call it. Reads the device once, at the end."""
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(3, dtype=torch.float64, device=world.device)
+    for microbatch in microbatches:
+        found = stats(microbatch)
+        sums[0] += found.loss_sum
+        sums[1] += found.correct
+        sums[2] += microbatch.num_targets
+    model.train(was_training)
+    world.sum_(sums)
+    loss, correct, targets = sums.tolist()
+    return Evaluation(loss / max(1.0, targets), correct / max(1.0, targets), int(targets))

@@ -1,0 +1,210 @@
+"""The loop: one pass through the `for` is one optimizer step. Between two steps it evaluates, saves and asks why to stop.
+
+It knows nothing of adapters, precision, sharding or file formats: all of that is in the parts of a `Run`, which pipeline.py puts together.
+Whatever depends on a clock or a signal is agreed between the ranks in the same exchange that counts the targets of the step.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llamahome.checkpoint.state import TrainerState
+from llamahome.data.loader import Loader
+from llamahome.data.records import Microbatch
+from llamahome.distributed.world import World
+from llamahome.errors import CheckpointError
+from llamahome.monitoring.progress import Progress
+from llamahome.monitoring.recorder import Recorder
+from llamahome.monitoring.throughput import PartClock
+from llamahome.training.evaluate import Evaluation
+from llamahome.training.optimizer import set_learning_rate
+from llamahome.training.recovery import BadSteps, memory_border
+from llamahome.training.schedule import Due
+from llamahome.training.state import after_evaluation, after_update
+from llamahome.training.step import dropout_seed, train_step
+from llamahome.training.stop import Reason, StopRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The numbers that a run obeys."""
+
+    horizon: int
+    """Planned number of updates."""
+    batch_size: int
+    positions: int
+    """Examples that the whole run consumes."""
+    seed: int
+    max_grad_norm: float | None
+    max_bad_steps: int
+    patience: int | None
+    keeps_best: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything one training run is made of."""
+
+    objective: Callable[[Microbatch], Tensor]
+    """Summed loss of a micro-batch."""
+    optimizer: torch.optim.Optimizer
+    loader: Loader
+    """One item is this rank's share of one step."""
+    rate: Callable[[int], float]
+    """Learning rate of an update, counted from 0."""
+    evaluate: Callable[[int], Evaluation | None]
+    """Evaluate after that many updates, write it down; None without held-out rows."""
+    save: Callable[[TrainerState], Path]
+    """Commit a checkpoint and retire old ones; saving a step again is no work."""
+    rows_at: Callable[[int, int], list[str]]
+    """Names of the rows at positions from, to: for what has to be said about a step."""
+    recorder: Recorder
+    progress: Progress
+    clock: PartClock
+    world: World
+    stop: StopRequest
+    limits: Limits
+    log_due: Due
+    evaluate_due: Due
+    save_due: Due
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    state: TrainerState
+    reason: Reason
+    checkpoint: Path | None
+
+
+@dataclass(frozen=True)
+class _Agreed:
+    """What all ranks know before a step."""
+
+    tokens: int
+    targets: int
+    stop: bool
+    evaluate: bool
+    save: bool
+
+
+def train(run: Run, state: TrainerState) -> Outcome:
+    """Train from `state` until the horizon or another reason; all ranks call it."""
+    limits, bad = run.limits, BadSteps(run.limits.max_bad_steps, state.bad_steps)
+    reason: Reason = "finished"
+    if state.step == 0 and not run.stop.asked:
+        state = _evaluate(run, state)
+    for microbatches in _timed(run.loader, run.clock):
+        started = time.perf_counter()
+        agreed = _agree(run, state, microbatches)
+        if agreed.evaluate:
+            state = _evaluate(run, state)
+        if agreed.save or (limits.keeps_best and agreed.evaluate and state.best_step == state.step):
+            state = _flush(run, state, bad)  # what a resumed run does not repeat must be on disk before the checkpoint
+            _save(run, state, last=False)
+        if found := _reason_to_stop(state, agreed, limits.patience):
+            reason = found
+            break
+        rate = run.rate(state.step)
+        set_learning_rate(run.optimizer, rate)
+        with memory_border(state.micro_batch_tokens):
+            result = train_step(
+                run.objective,
+                run.optimizer,
+                microbatches,
+                num_targets=agreed.targets,
+                seeds=[dropout_seed(limits.seed, state.step, microbatch.index) for microbatch in microbatches],
+                max_grad_norm=limits.max_grad_norm,
+                world=run.world,
+                clock=run.clock,
+            )
+        consumed = min(limits.positions, state.consumed + limits.batch_size)
+        seconds = time.perf_counter() - started
+        state = after_update(state, consumed=consumed, tokens=agreed.tokens, targets=agreed.targets, seconds=seconds)
+        run.recorder.record(
+            state.step, loss=result.loss, grad_norm=result.grad_norm, learning_rate=rate, tokens=agreed.tokens, targets=agreed.targets
+        )
+        bad.note(state.step, result.refused)
+        if run.log_due.after(state.step) or state.step in (1, limits.horizon):
+            state = _flush(run, state, bad)
+    state = _flush(run, state, bad)
+    if reason == "finished" and state.eval_loss is None:
+        state = _evaluate(run, state)
+    return Outcome(state, reason, _save(run, state, last=True))
+
+
+def _timed(loader: Iterable[Sequence[Microbatch]], clock: PartClock) -> Iterator[Sequence[Microbatch]]:
+    """The items of `loader`; waiting for one counts as data time."""
+    items = iter(loader)
+    while True:
+        with clock.part("data"):
+            item = next(items, None)
+        if item is None:
+            return
+        yield item
+
+
+def _agree(run: Run, state: TrainerState, microbatches: Sequence[Microbatch]) -> _Agreed:
+    """One exchange per step: its tokens and targets, and whether anybody wants to stop, evaluate or save. Only rank 0's clock counts."""
+    tokens, targets = sum(m.num_tokens for m in microbatches), sum(m.num_targets for m in microbatches)
+    main = run.world.is_main and state.step > 0
+    evaluate = main and run.evaluate_due.after(state.step) and state.eval_loss is None  # a resumed step was evaluated before
+    save = main and run.save_due.after(state.step)
+    counts = torch.tensor([tokens, targets, run.stop.asked, evaluate, save], dtype=torch.int64, device=run.world.device)
+    if run.world.size > 1:
+        with run.clock.part("exchange"):
+            run.world.sum_(counts)
+    tokens, targets, stop, evaluate, save = counts.tolist()
+    return _Agreed(tokens, targets, stop > 0, evaluate > 0, save > 0)
+
+
+def _reason_to_stop(state: TrainerState, agreed: _Agreed, patience: int | None) -> Reason | None:
+    if agreed.stop:
+        return "asked to stop"
+    return "no gain" if patience is not None and state.evaluations_without_gain >= patience else None
+
+
+def _evaluate(run: Run, state: TrainerState) -> TrainerState:
+    with run.clock.part("evaluate"):
+        found = run.evaluate(state.step)
+    if found is None:
+        return state
+    run.progress.evaluated(state.step, found.metrics)
+    return after_evaluation(state, found)
+
+
+def _save(run: Run, state: TrainerState, *, last: bool) -> Path | None:
+    """Save; a failure in mid-run is told and tried again when the next save is due, one at the end is an error."""
+    try:
+        with run.clock.part("save"):
+            path = run.save(state)
+    except CheckpointError as error:
+        if last:
+            raise
+        run.recorder.event("save-failed", step=state.step, message=str(error))
+        run.progress.warn(error.problems[0].message, "training goes on; the checkpoint before this one is untouched")
+        return None
+    run.progress.saved(state.step, path)
+    return path
+
+
+def _flush(run: Run, state: TrainerState, bad: BadSteps) -> TrainerState:
+    """The one place in the loop that waits for the device."""
+    metrics = run.recorder.flush(state.step, run.clock.take())
+    if not metrics:
+        return state
+    run.progress.update(state.step, metrics)
+    refused = bad.read()
+    for step in refused:
+        rows = run.rows_at((step - 1) * run.limits.batch_size, step * run.limits.batch_size)
+        run.recorder.event("bad-step", step=step, rows=rows)
+        run.progress.warn(f"step {step}: loss or gradient is not finite", "the update was not applied; its rows are in events.jsonl")
+    if refused:
+        last = run.rows_at((refused[-1] - 1) * run.limits.batch_size, refused[-1] * run.limits.batch_size)
+        bad.raise_if_diverged(last, "llamahome train-resume latest goes on from the last checkpoint")
+    return replace(state, bad_steps=bad.total)

@@ -1,0 +1,72 @@
+"""What a run does about trouble that is not the user's fault: steps that are not finite, and memory that runs out."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from llamahome.errors import Diverged, OutOfMemory, Problem
+
+
+@dataclass
+class BadSteps:
+    """Counts refused updates without reading the device in every step: flags are kept and read at the next flush."""
+
+    most_in_row: int
+    total: int
+    """Over the whole run."""
+    in_row: int = 0
+    _unread: list[tuple[int, Tensor]] = field(default_factory=list)
+
+    def note(self, step: int, refused: Tensor) -> None:
+        """Keep the flag of `step` for later."""
+        self._unread.append((step, refused))
+
+    def read(self) -> list[int]:
+        """The steps since the last reading whose updates were refused. Waits for the device."""
+        if not self._unread:
+            return []
+        flags = torch.stack([flag for _, flag in self._unread]).tolist()
+        bad = []
+        for (step, _), flag in zip(self._unread, flags, strict=True):
+            self.in_row = self.in_row + 1 if flag else 0
+            if flag:
+                bad.append(step)
+        self._unread.clear()
+        self.total += len(bad)
+        return bad
+
+    def raise_if_diverged(self, rows: Sequence[str], last_good: str) -> None:
+        """Diverged after `most_in_row` refused updates in a row."""
+        if self.in_row >= self.most_in_row:
+            raise Diverged(
+                Problem(
+                    code="training.diverged",
+                    message=f"loss or gradient was not finite in {self.in_row} steps in a row; no such update was applied; "
+                    f"rows of the last one: {', '.join(rows[:8])}",
+                    where="training.max_bad_steps",
+                    hint=f"a lower --set training.learning_rate=..., or look at those rows; {last_good}",
+                )
+            )
+
+
+@contextmanager
+def memory_border(micro_batch_tokens: int) -> Iterator[None]:
+    """Turn running out of memory into OutOfMemory with the setting that mends it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        exhausted = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not exhausted:
+            raise
+        smaller = max(16, micro_batch_tokens // 2)
+        raise OutOfMemory(
+            Problem(
+                code="training.out-of-memory",
+                message=f"a micro-batch of up to {micro_batch_tokens:,} tokens does not fit: {str(error).splitlines()[0][:160]}",
+                where="training.micro_batch_tokens",
+                hint=f"--set training.micro_batch_tokens={smaller} --set training.gradient_checkpointing=true (the result stays the same)",
+            )
+        ) from error

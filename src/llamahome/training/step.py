@@ -1,0 +1,71 @@
+"""One optimizer update over one global batch.
+
+The loss is the sum over all targets of all ranks divided by their number, counted before the first backward pass, so any cut into
+micro-batches or ranks gives the same gradient up to rounding. An update whose loss or gradient is not finite is refused on the device,
+without waiting for it: the optimizer skips when `found_inf` is set. Nothing here reads a device value back.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from llamahome.data.records import Microbatch
+from llamahome.distributed.world import World
+from llamahome.monitoring.throughput import PartClock
+
+_MIX = 0x9E3779B97F4A7C15
+"""2^64 / golden ratio: spreads (seed, step, micro-batch) over seeds, as in SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Device scalars of one step, equal on all ranks."""
+
+    loss: Tensor
+    """() float32, nats per target."""
+    grad_norm: Tensor
+    """() float32, global L2 norm before clipping."""
+    refused: Tensor
+    """() float32, 1 when the update was not applied."""
+
+
+def dropout_seed(seed: int, step: int, index: int) -> int:
+    """Seed of everything random inside micro-batch `index` of `step`: derived, never carried along."""
+    return ((seed * _MIX + step) * _MIX + index) & 0x7FFF_FFFF_FFFF_FFFF
+
+
+def train_step(
+    objective: Callable[[Microbatch], Tensor],
+    optimizer: torch.optim.Optimizer,
+    microbatches: Sequence[Microbatch],
+    *,
+    num_targets: int,
+    seeds: Sequence[int],
+    max_grad_norm: float | None,
+    world: World,
+    clock: PartClock,
+) -> StepResult:
+    """Update the weights once. `num_targets` counts the targets of all ranks; a rank without micro-batches takes part all the same."""
+    parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
+    loss = torch.zeros((), dtype=torch.float32, device=world.device)
+    for microbatch, seed in zip(microbatches, seeds, strict=True):
+        torch.manual_seed(seed)
+        with clock.part("forward"):
+            share = objective(microbatch) / num_targets
+        with clock.part("backward"):
+            share.backward()  # type: ignore[no-untyped-call]
+        loss += share.detach()
+    with clock.part("exchange"):
+        world.sum_(loss)
+        world.sum_gradients_(parameters)
+    with clock.part("update"):
+        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        refused = 1.0 - (torch.isfinite(loss) & torch.isfinite(grad_norm)).float()
+        if max_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, grad_norm)
+        optimizer.found_inf = refused  # type: ignore[attr-defined]  # what torch's GradScaler sets, too
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return StepResult(loss, grad_norm, refused)
