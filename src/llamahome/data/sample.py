@@ -22,7 +22,7 @@ FILE_NAME = "docstrings.jsonl"
 _SKIPPED = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "turtledemo", "__pycache__", "_bundled", "__phello__"}
 _LEAST_DOCSTRING, _MOST_SOURCE = 20, 4000
 """Characters: shorter docstrings teach nothing, longer functions fill a whole context."""
-_LOOKS_LIKE_CONTROL = re.compile(r"<[|/]?[A-Za-z0-9_]+\|?>|\[/?(?:INST|PAD|UNK|CLS|SEP|MASK)\]")
+_LOOKS_LIKE_CONTROL = re.compile(r"<[|/]?[A-Za-z0-9_]+\|?>|\[/?(?:INST|PAD|UNK|CLS|SEP|MASK)\]|[\0\ud800-\udfff]")
 """Texts that are a control token in one model or another, as <filename> is in the starter; such rows would be refused."""
 _QUESTION = "Write the docstring of this Python function.\n\n```python\n{source}\n```"
 
@@ -83,6 +83,8 @@ def _pair(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> tup
     begins, ends = statement.lineno, statement.end_lineno or statement.lineno
     if begins <= node.lineno or following.lineno <= ends or len(answer) < _LEAST_DOCSTRING:
         return None
+    while not lines[ends].strip():
+        ends += 1
     kept = lines[first - 1 : begins - 1] + lines[ends : node.end_lineno]
     source = textwrap.dedent("\n".join(kept)).rstrip()
     return (_QUESTION.format(source=source), answer) if len(source) <= _MOST_SOURCE else None

@@ -1,0 +1,135 @@
+"""The `data` commands: write the sample rows, and show rows as the tokens that are learned.
+
+Nothing heavy is imported at the top; `data sample` needs only the standard library, `data show` a tokenizer but no torch.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llamahome.errors import DataError, Problem, UsageError
+from llamahome.rundir import BASE_MODELS, RAW_DATA
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from llamahome.config.schema import ModelConfig
+    from llamahome.data.view import Kind, ShownRow
+
+data_app = typer.Typer(
+    name="data",
+    help="Rows: write a sample, see which tokens are learned.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_STYLES: dict["Kind", str] = {"learned": "bold green", "context": "dim", "cut": "strike red"}
+_MARKS: dict["Kind", tuple[str, str]] = {"learned": ("[[", "]]"), "context": ("", ""), "cut": ("{{", "}}")}
+"""Around learned and cut text where there is no colour."""
+_MEANINGS: dict["Kind", str] = {"learned": "learned", "context": "context, read but not learned", "cut": "cut off by data.max_length"}
+
+
+@data_app.command()
+def sample(
+    path: Annotated[Path | None, typer.Argument(help="File to write, or a folder for it.", metavar="[PATH]")] = None,
+    rows: Annotated[int | None, typer.Option("--rows", min=1, help="How many rows; all of about 5,500 otherwise.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
+) -> None:
+    """Write functions of Python's own library and their docstrings as chats, to train on."""
+    from llamahome.data.sample import FILE_NAME, write_sample
+
+    target = path if path is not None else RAW_DATA / FILE_NAME
+    if target.is_dir() or (path is not None and str(path).endswith(os.sep)):
+        target /= FILE_NAME
+    if target.exists() and not force:
+        hint = f"llamahome data sample '{target}' --force   overwrites it"
+        raise UsageError(Problem(code="usage.file-exists", message="the file exists already", where=str(target), hint=hint))
+    count = write_sample(target, rows=rows)
+    typer.echo(f"{count:,} rows in {target}")
+
+
+@data_app.command()
+def show(
+    path: Annotated[str, typer.Argument(help="A JSONL file, a folder or a glob.")],
+    rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows, in the order of the file.")] = 3,
+    row: Annotated[int | None, typer.Option("--row", min=0, help="Only this row, counted from 0.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Whose tokenizer and chat template to use.")] = None,
+    config: Annotated[list[Path] | None, typer.Option("--config", help="A YAML file; repeatable.", metavar="FILE")] = None,
+    assignments: Annotated[list[str] | None, typer.Option("--set", help="One setting; repeatable.", metavar="KEY=VALUE")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One object a line: row, source, tokens with id, text, target.")] = False,
+) -> None:
+    """Show rows as tokens: which are learned, which are context, which are cut off."""
+    from llamahome.config.load import load_config
+    from llamahome.data.sources import open_source
+
+    flags = {"model.name": ("--model", model)} if model is not None else None
+    settings = load_config(config or (), assignments=assignments or (), flags=flags).config
+    source = open_source(path)
+    if row is not None and row >= len(source):
+        message = f"there is no row {row}; the rows are 0 to {len(source) - 1}"
+        raise UsageError(Problem(code="usage.no-such-row", message=message, where="--row", hint=f"--row {len(source) - 1} is the last"))
+
+    from llamahome.data.tokens import load_tokenizer
+    from llamahome.data.view import view
+
+    tokenizer = load_tokenizer(_model_folder(settings.model), chat_template=settings.model.chat_template)
+    numbers = range(min(rows, len(source))) if row is None else range(row, row + 1)
+    problems: list[Problem] = []
+    console = None if as_json else _console()
+    for shown in view(source, numbers, settings.data, tokenizer):
+        if isinstance(shown, Problem):
+            problems.append(shown)
+        elif console is None:
+            typer.echo(json.dumps(shown.as_json()))
+        else:
+            print_row(shown, console)
+    if problems:
+        raise DataError(problems)
+
+
+def print_row(shown: "ShownRow", console: "Console") -> None:
+    """The row's text with colours, or with marks where there is no colour; then the legend with counts."""
+    from rich.text import Text
+
+    coloured = console.color_system is not None and not console.no_color
+    body, counts = Text(), dict.fromkeys(_MEANINGS, 0)
+    for kind, text, count in shown.stretches():
+        counts[kind] += count
+        before, after = ("", "") if coloured else _MARKS[kind]
+        body.append(before + _visible(text) + after, style=_STYLES[kind])
+    legend = Text(f"{len(shown.ids):,} tokens: ")
+    for kind, count in counts.items():
+        if count:
+            before, after = ("", "") if coloured else _MARKS[kind]
+            legend.append(", " if not legend.plain.endswith(": ") else "")
+            legend.append(f"{count:,} ").append(f"{before}{_MEANINGS[kind]}{after}", style=_STYLES[kind])
+    console.print(Text(f"row {shown.row.index}, {shown.row.where}", style="bold"), soft_wrap=True)
+    console.print(body, soft_wrap=True)
+    console.print(legend, soft_wrap=True)
+    console.print()
+
+
+def _model_folder(model: "ModelConfig") -> Path:
+    """The folder that holds the tokenizer; model/ (and torch with it) is imported only when the model is not there yet."""
+    for folder in (Path(model.name).expanduser(), BASE_MODELS / model.name):
+        if (folder / "tokenizer.json").is_file():
+            return folder
+    from llamahome.model.load import find_model
+
+    return find_model(model.name, revision=model.revision, say=lambda text: typer.echo(text, err=True))
+
+
+def _visible(text: str) -> str:
+    """Control characters of the data must not reach the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(highlight=False, file=sys.stdout)

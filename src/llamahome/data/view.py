@@ -1,0 +1,70 @@
+"""Rows as the model will see them, token by token: learned, context, or cut off by max_length; what `data show` prints."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from llamahome.config.schema import DataConfig
+from llamahome.data.formats import understand
+from llamahome.data.prepare import first_format
+from llamahome.data.records import Row
+from llamahome.data.sources import Source
+from llamahome.data.targets import Encoded, Tokenized, fit, tokenize
+from llamahome.data.tokens import ChatTokenizer, require_chat_template
+from llamahome.errors import Problem
+
+Kind = Literal["learned", "context", "cut"]
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """One row in tokens; `texts` joined are the whole rendering."""
+
+    row: Row
+    ids: tuple[int, ...]
+    texts: tuple[str, ...]
+    kinds: tuple[Kind, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that `data show --json` prints; "cut" is there only on tokens that are cut."""
+        tokens = [
+            {"id": number, "text": text, "target": kind == "learned"} | ({"cut": True} if kind == "cut" else {})
+            for number, text, kind in zip(self.ids, self.texts, self.kinds, strict=True)
+        ]
+        return {"row": self.row.index, "source": self.row.source, "tokens": tokens}
+
+    def stretches(self) -> Iterator[tuple[Kind, str, int]]:
+        """Neighbouring tokens of one kind together: kind, text, number of tokens."""
+        begin = 0
+        for at in range(1, len(self.kinds) + 1):
+            if at == len(self.kinds) or self.kinds[at] != self.kinds[begin]:
+                yield self.kinds[begin], "".join(self.texts[begin:at]), at - begin
+                begin = at
+
+
+def view(source: Source, numbers: range, data: DataConfig, tokenizer: ChatTokenizer) -> Iterator[ShownRow | Problem]:
+    """These rows, with exactly the tokens and targets that a training run gives them; a Problem for a row that it would refuse."""
+    detected = first_format(source, data.format)
+    require_chat_template(tokenizer, format_name=detected.name)
+    for number in numbers:
+        row = source.parsed(number)
+        conversation = row if isinstance(row, Problem) else understand(row, detected.name)
+        if isinstance(conversation, Problem):
+            yield conversation
+            continue
+        (whole,) = tokenize([conversation], tokenizer, train_on=data.train_on)
+        if isinstance(whole, Problem):
+            yield whole
+            continue
+        encoded = fit(whole, max_length=data.max_length, on_overlong=data.on_overlong)
+        yield encoded if isinstance(encoded, Problem) else _shown(whole, encoded, tokenizer)
+
+
+def _shown(whole: Tokenized, encoded: Encoded, tokenizer: ChatTokenizer) -> ShownRow:
+    targets = np.concatenate([np.empty(0, np.bool_), *(example.targets for example in encoded.examples)])
+    kinds: list[Kind] = ["learned" if target else "context" for target in targets]
+    kinds += ["cut"] * (len(whole.tokens) - len(kinds))
+    ids = [int(number) for number in whole.tokens]
+    return ShownRow(whole.conversation.row, tuple(ids), tuple(tokenizer.texts(ids)), tuple(kinds))
