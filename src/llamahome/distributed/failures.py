@@ -1,0 +1,101 @@
+"""How a process that llamahome started tells its launcher why it ends, so that one block is shown and not one per process.
+
+A worker writes `rank-N.json` into the launch folder (named by LLAMAHOME_LAUNCH) and falls silent; the launcher picks the
+first cause and raises it again as the same error. Without a launcher nothing here does anything.
+"""
+
+import json
+import os
+import signal
+import threading
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from llamahome import errors
+from llamahome.errors import LlamaHomeError, Problem, Stopped
+
+LAUNCH_FOLDER = "LLAMAHOME_LAUNCH"
+"""Environment variable: the folder that the launcher made for its workers."""
+LAUNCHER_PID = "LLAMAHOME_LAUNCHER_PID"
+PEER_LOST = "distributed.peer-lost"
+_LOOK_EVERY_S = 1.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a worker left."""
+
+    rank: int
+    time: float
+    error: LlamaHomeError
+
+    @property
+    def is_consequence(self) -> bool:
+        """Whether it only says that another process went away."""
+        return self.error.problems[0].code == PEER_LOST
+
+    @property
+    def urgency(self) -> tuple[bool, bool, float]:
+        """Sorts the cause first: real failures, then an orderly stop, then those who merely lost a peer; each by time."""
+        return self.is_consequence, isinstance(self.error, Stopped), self.time
+
+
+def launch_folder() -> Path | None:
+    """The launcher's folder when this process was started by `launch`."""
+    return Path(os.environ[LAUNCH_FOLDER]) if LAUNCH_FOLDER in os.environ else None
+
+
+def record(error: BaseException, *, rank: int, folder: Path) -> None:
+    """Leave `error` for the launcher. A defect keeps its traceback, as the excerpt."""
+    if isinstance(error, LlamaHomeError):
+        kind = next(each.__name__ for each in type(error).__mro__ if each.__module__ == errors.__name__)
+        problems = error.problems
+    else:
+        text = "".join(traceback.format_exception(error)).rstrip()
+        message = f"process {rank} failed: {type(error).__name__}: {error}".splitlines()[0]
+        kind, problems = "LlamaHomeError", (Problem(code="distributed.process-failed", message=message, excerpt=text),)
+    content = {"time": time.time(), "kind": kind, "problems": [asdict(problem) for problem in problems]}
+    (folder / f"rank-{rank}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def recorded(folder: Path) -> list[Failure]:
+    """What workers left in `folder`, the cause first."""
+    found = []
+    for path in folder.glob("rank-*.json"):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            continue  # killed while writing: the exit status still tells of it
+        kind: type[LlamaHomeError] = getattr(errors, content["kind"])
+        error = kind([Problem(**problem) for problem in content["problems"]])
+        found.append(Failure(int(path.stem.removeprefix("rank-")), content["time"], error))
+    return sorted(found, key=lambda failure: failure.urgency)
+
+
+def fall_silent() -> None:
+    """Send this process's stderr to nowhere from here on, and let it leave in peace when the launcher ends the others."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    leave_in_peace()
+
+
+def leave_in_peace() -> None:
+    """Ignore the SIGTERM that the launcher sends to every process once the first has left."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def follow_launcher(done: threading.Event) -> None:
+    """When the launcher dies, even by kill -9, ask this process to stop as SIGTERM does, so that none is left behind."""
+    launcher = int(os.environ[LAUNCHER_PID])
+
+    def watch() -> None:
+        while not done.wait(_LOOK_EVERY_S):
+            if os.getppid() != launcher:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    threading.Thread(target=watch, name="follow-launcher", daemon=True).start()

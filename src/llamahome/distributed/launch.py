@@ -1,0 +1,256 @@
+"""Start the processes of this machine, pass signals on to them, and end as the first of them that failed.
+
+torch's elastic agent starts and watches them, each running `python -m llamahome` with the words that were typed. On one machine
+nothing listens beyond loopback: they meet over a file. Several machines meet at distributed.master_addr. Whatever ends this
+process, none of the workers stays behind: they follow it (failures.follow_launcher) even when it is killed.
+"""
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from llamahome.config.schema import DistributedConfig, interval
+from llamahome.distributed import failures
+from llamahome.errors import ConfigError, LeftAtOnce, LlamaHomeError, MachineError, Problem
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+
+MODULE = ("-m", "llamahome")
+_FORWARDED = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGHUP: signal.SIGTERM, signal.SIGUSR1: signal.SIGUSR1}
+"""What comes and what the workers get: a closed terminal (SIGHUP) asks for an orderly stop like SIGTERM."""
+_EXCERPT_LINES = 20
+_PATIENCE = 2
+"""Signals that are passed on as they are; one more kills."""
+
+
+def needs_launch(config: DistributedConfig, environment: Mapping[str, str], *, gpus: int | None = None) -> int:
+    """How many processes to start on this machine; 0 when this process does the work itself or was started by torchrun.
+
+    `gpus` is counted when None. Raises ConfigError: sizes that do not fit together.
+    """
+    if {"RANK", "WORLD_SIZE"} <= set(environment):
+        return 0
+    if gpus is None:
+        import torch  # late: the question is asked where nothing else needs torch yet
+
+        gpus = torch.cuda.device_count()
+    size = max(1, gpus) * config.num_nodes if config.world_size == "auto" else config.world_size
+    problems = []
+    if config.node_rank >= config.num_nodes:
+        problems.append(
+            Problem(
+                code="distributed.node-rank-too-large",
+                message=f"this machine is number {config.node_rank}, but there are {config.num_nodes} (numbered from 0)",
+                where="distributed.node_rank",
+                hint=f"--node-rank 0 to {config.num_nodes - 1}, or --num-nodes {config.node_rank + 1}",
+            )
+        )
+    if size % config.num_nodes:
+        below = size // config.num_nodes * config.num_nodes
+        fits = " or ".join(str(each) for each in (below, below + config.num_nodes) if each)
+        problems.append(
+            Problem(
+                code="distributed.world-size-not-divisible",
+                message=f"{size} processes cannot be shared out evenly over {config.num_nodes} machines",
+                where="distributed.world_size",
+                hint=f"--world-size {fits}",
+            )
+        )
+    elif gpus and size // config.num_nodes > gpus:
+        problems.append(
+            Problem(
+                code="distributed.more-processes-than-gpus",
+                message=f"{size // config.num_nodes} processes on this machine, which has {gpus} GPUs",
+                where="distributed.world_size",
+                hint=f"--world-size {gpus * config.num_nodes}",
+            )
+        )
+    if problems:
+        raise ConfigError(problems)
+    return 0 if size == 1 else size // config.num_nodes
+
+
+def launch(command_argv: Sequence[str], config: DistributedConfig, *, entry: Sequence[str] = MODULE) -> int:
+    """Run `python -m llamahome <command_argv>` as all processes of this machine; the exit status when it was told already.
+
+    Raises what the first failing process raised (its kind, problems and exit status), MachineError distributed.process-killed
+    when one was killed, LeftAtOnce when it was told to stop before anything could be saved.
+    """
+    from torch.distributed.elastic.agent.server.api import WorkerSpec
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
+    from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+    count = needs_launch(config, {})
+    with tempfile.TemporaryDirectory(prefix="llamahome-launch-") as name:
+        folder = Path(name)
+        spoken_by = 0 if config.node_rank == 0 else -1
+        with _prepared(folder):
+            meeting: RendezvousHandler = get_rendezvous_handler(RendezvousParameters(**_meeting(config, folder)))
+            spec = WorkerSpec(
+                role="llamahome",
+                local_world_size=count,
+                entrypoint=sys.executable,
+                args=tuple(word.replace("$", "$$") for word in (*entry, *command_argv)),  # the agent fills in ${local_rank}
+                rdzv_handler=meeting,
+                max_restarts=0,
+                monitor_interval=0.1,
+                master_addr=config.master_addr if config.num_nodes > 1 else None,
+                master_port=config.master_port if config.num_nodes > 1 else None,
+                local_addr="127.0.0.1" if config.num_nodes == 1 else None,
+            )
+            quiet = {local: Std.ALL for local in range(count) if local != spoken_by}
+            agent = LocalElasticAgent(spec, DefaultLogsSpecs(log_dir=str(folder / "output"), redirects=quiet))
+            with _forwarding(agent) as asked, _reaching(config):
+                result = agent.run()
+                meeting.shutdown()
+        statuses = {rank: failure.exitcode for rank, failure in result.failures.items()} if result is not None else {}
+        return _outcome(folder, statuses, spoken_by=spoken_by, asked=asked)
+
+
+def _meeting(config: DistributedConfig, folder: Path) -> dict[str, Any]:
+    if config.num_nodes == 1:
+        return {
+            "backend": "c10d",
+            "endpoint": str(folder / "agent"),
+            "store_type": "file",
+            "run_id": "llamahome",
+            "min_nodes": 1,
+            "max_nodes": 1,
+            "local_addr": "127.0.0.1",
+        }
+    return {
+        "backend": "static",  # keeps machine 0 the one with process 0, which c10d's rendezvous does not promise
+        "endpoint": f"{config.master_addr}:{config.master_port}",
+        "run_id": "llamahome",
+        "min_nodes": config.num_nodes,
+        "max_nodes": config.num_nodes,
+        "rank": config.node_rank,
+        "timeout": int(interval(config.timeout).value),
+    }
+
+
+@contextmanager
+def _prepared(folder: Path) -> Iterator[None]:
+    """The environment that the workers inherit, and the agent's own log kept off the screen; both as before afterwards."""
+    settings = {
+        failures.LAUNCH_FOLDER: str(folder),
+        failures.LAUNCHER_PID: str(os.getpid()),
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # or the agent opens a port on all interfaces
+        "TORCHELASTIC_SIGNALS_TO_HANDLE": "",  # none: _forwarding does it
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    chatter = logging.getLogger("torch.distributed.elastic")
+    propagated, chatter.propagate = chatter.propagate, False
+    silence = logging.NullHandler()
+    chatter.addHandler(silence)
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        chatter.removeHandler(silence)
+        chatter.propagate = propagated
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _reaching(config: DistributedConfig) -> Iterator[None]:
+    from torch.distributed import DistError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+
+    try:
+        yield
+    except (DistError, RendezvousError, TimeoutError) as error:
+        place = f"{config.master_addr}:{config.master_port}"
+        raise MachineError(
+            Problem(
+                code="distributed.machines-not-met",
+                message=f"the machines did not meet at {place}: {str(error).splitlines()[0][:200]}",
+                where="distributed.master_addr",
+                hint=f"llamahome train-distributed on all {config.num_nodes} machines, each with the --master-addr of machine 0",
+            )
+        ) from error
+
+
+@contextmanager
+def _forwarding(agent: "LocalElasticAgent") -> Iterator[list[int]]:
+    """Pass each signal on to every worker once (they are out of the terminal's reach); yields the signals that came."""
+    asked: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        workers = [worker.id for worker in agent.get_worker_group().workers if isinstance(worker.id, int)]
+        if not workers:
+            raise KeyboardInterrupt
+        for process in workers:
+            try:
+                os.killpg(process, _FORWARDED[signal.Signals(number)] if len(asked) <= _PATIENCE else signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    heard = [number for number in _FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    before = {number: signal.signal(number, forward) for number in heard}
+    try:
+        yield asked
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
+
+
+def _outcome(folder: Path, statuses: Mapping[int, int], *, spoken_by: int, asked: Sequence[int]) -> int:
+    """0, or the exit status of a process that told its reason itself; raises what nobody has told yet."""
+    if not statuses:
+        return 0
+    told = failures.recorded(folder)
+    if told and not told[0].is_consequence:
+        raise told[0].error
+    if statuses.get(spoken_by, 0) > 0 and spoken_by not in {failure.rank for failure in told}:
+        return statuses[spoken_by]
+    if asked and not told:
+        raise LeftAtOnce(Problem(code="run.left-at-once", message=f"stopped by {signal.Signals(asked[-1]).name} before anything was saved"))
+    killed = {rank: status for rank, status in statuses.items() if status < 0 and status != -signal.SIGTERM}
+    if killed:
+        raise MachineError(_killed(*min(killed.items())))
+    if told:
+        raise told[0].error
+    rank, status = min(statuses.items(), key=lambda each: (each[1] < 0, each[0]))
+    raise _found_in_output(folder, rank, status)
+
+
+def _killed(rank: int, status: int) -> Problem:
+    number = signal.Signals(-status)
+    why = ", which is how the system answers when memory runs out" if number == signal.SIGKILL else ""
+    return Problem(
+        code="distributed.process-killed",
+        message=f"process {rank} was killed by {number.name}{why}",
+        hint="llamahome train-resume latest",
+    )
+
+
+def _found_in_output(folder: Path, rank: int, status: int) -> LlamaHomeError:
+    """For a process that ended before it could leave word: the end of what it wrote to stderr, and the same exit status."""
+    streams = list(folder.glob("output/*/attempt_0/*/stderr.log"))
+    processes = len(list(folder.glob("output/*/attempt_0/*")))
+    mine = [path for path in streams if int(path.parent.name) == rank % processes]
+    written = mine[0].read_text(encoding="utf-8", errors="replace").strip() if mine else ""
+    excerpt = "\n".join(written.splitlines()[-_EXCERPT_LINES:]) or None
+    kinds: dict[int, type[LlamaHomeError]] = {kind.exit_status: kind for kind in LlamaHomeError.__subclasses__()}
+    message = f"process {rank} ended with exit status {status} before it had started its work"
+    return kinds.get(status, LlamaHomeError)(Problem(code="distributed.process-failed", message=message, excerpt=excerpt))

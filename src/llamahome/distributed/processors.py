@@ -1,0 +1,55 @@
+"""How many processors this process may really use: what its affinity mask and its control group allow, not what is built in."""
+
+import os
+import sys
+from pathlib import Path, PurePosixPath
+
+
+def usable_cpus(*, root: Path = Path("/")) -> int:
+    """At least 1. A container's quota of 1.5 processors counts as 1: a second thread would be stopped half of the time.
+
+    `root` is where /proc and /sys are looked for.
+    """
+    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    quota = _quota(root)
+    return allowed if quota is None else max(1, min(allowed, int(quota)))
+
+
+def _quota(root: Path) -> float | None:
+    """The tightest quota of the control groups that hold this process, in processors; None where there is none."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    quotas = []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            quotas += [_version_2(folder) for folder in _upwards(root / "sys/fs/cgroup", group)]
+        elif "cpu" in controllers.split(","):
+            for mount in {"cpu", controllers}:
+                quotas += [_version_1(folder) for folder in _upwards(root / "sys/fs/cgroup" / mount, group)]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _upwards(mount: Path, group: str) -> list[Path]:
+    """The folders of a group and of all groups around it; inside a container only the outermost may be visible."""
+    inner = PurePosixPath(group.lstrip("/"))
+    return [mount / part for part in (inner, *inner.parents)]
+
+
+def _version_2(folder: Path) -> float | None:
+    words = _words(folder / "cpu.max")
+    return int(words[0]) / int(words[1]) if len(words) == 2 and words[0] != "max" else None
+
+
+def _version_1(folder: Path) -> float | None:
+    quota, period = _words(folder / "cpu.cfs_quota_us"), _words(folder / "cpu.cfs_period_us")
+    return int(quota[0]) / int(period[0]) if quota and period and int(quota[0]) > 0 else None
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").split()
+    except OSError:
+        return []

@@ -1,0 +1,221 @@
+"""The processes of a run: which one this is, and the few exchanges between them, which are nothing at one process.
+
+Gradients are summed, never averaged: the step divides by the targets of the whole batch. Small decisions (stop, out of memory)
+travel over gloo on the CPU even where gradients go over NCCL, so that they never wait for the device. No pickle crosses
+processes: objects travel as JSON. Every method is called by all processes, in the same order.
+"""
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from llamahome.config.schema import DistributedConfig, interval
+from llamahome.distributed import failures
+from llamahome.distributed.processors import usable_cpus
+from llamahome.errors import ConfigError, MachineError, Problem, Stopped
+
+
+@dataclass(frozen=True)
+class World:
+    """The place of this process among all."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that speaks and writes."""
+        return self.rank == 0
+
+    def sum_(self, tensor: torch.Tensor) -> None:
+        """Replace `tensor` by its sum over all processes."""
+        if self.size > 1:
+            with _Exchange(self):
+                dist.all_reduce(tensor)
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on at least one process."""
+        return self.max(float(flag)) > 0
+
+    def max(self, value: float) -> float:
+        """The largest `value` of all processes; not a number if one of them is not."""
+        if self.size == 1:
+            return value
+        nan_too = torch.tensor([value if value == value else float("inf"), float(value != value)], dtype=torch.float64)
+        with _Exchange(self):
+            dist.all_reduce(nan_too, op=dist.ReduceOp.MAX)
+        return float("nan") if nan_too[1] > 0 else float(nan_too[0])
+
+    def broadcast_object(self, value: Any) -> Any:
+        """The JSON value of process 0 on every process; what the others pass is ignored."""
+        if self.size == 1:
+            return value
+        written = json.dumps(value).encode() if self.is_main else b""
+        length = torch.tensor([len(written)])
+        with _Exchange(self):
+            dist.broadcast(length, src=0)
+            letters = (
+                torch.frombuffer(bytearray(written), dtype=torch.uint8) if self.is_main else torch.empty(int(length), dtype=torch.uint8)
+            )
+            dist.broadcast(letters, src=0)
+        return json.loads(bytes(letters.tolist()))
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        self.any(False)
+
+    def sum_gradients_(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Replace the gradient of every trained parameter by its sum over all processes; one exchange per dtype.
+
+        A missing gradient counts as zeros. Afterwards the gradients are slices of one flat tensor, so nothing is copied back;
+        while it fills, up to twice the memory of the gradients is in use.
+        """
+        trained = [each for each in parameters if each.requires_grad]
+        if self.size == 1:
+            return
+        for dtype in sorted({each.dtype for each in trained}, key=str):
+            same = [each for each in trained if each.dtype == dtype]
+            flat, start = torch.zeros(sum(each.numel() for each in same), dtype=dtype, device=self.device), 0
+            for each in same:
+                view = flat.narrow(0, start, each.numel()).view(each.shape)
+                if each.grad is not None:
+                    view.copy_(each.grad)
+                each.grad, start = view, start + each.numel()
+            self.sum_(flat)
+
+
+@contextmanager
+def open_world(config: DistributedConfig, *, say: Callable[[str], None]) -> Iterator[World]:
+    """Join the other processes when torchrun or `launch` started this one, else be alone; leave at the end.
+
+    `say` is told, on the main process, what was decided otherwise than configured. An error that passes through is left for the
+    launcher. Raises ConfigError (more processes than GPUs), MachineError (the others cannot be reached).
+    """
+    rank, size, local_rank, local_size = (_number(name, default) for name, default in _PLACE.items())
+    folder = failures.launch_folder()
+    with ExitStack() as stack:
+        if folder is not None:
+            done = threading.Event()
+            stack.callback(done.set)
+            failures.follow_launcher(done)
+            stack.push(lambda kind, error, trace: _leave_word(error, rank, folder))
+        speak = say if rank == 0 else lambda _: None
+        world = World(rank, size, local_rank, _device(local_rank, size, local_size))
+        _divide_threads(stack, local_size, alone=size == 1)
+        backend = _backend(config, world.device, speak)
+        if config.world_size not in ("auto", size) and "WORLD_SIZE" in os.environ:
+            speak(f"distributed.world_size is {config.world_size}, but {size} processes were started: using {size}")
+        if size > 1:
+            _join(world, backend, timedelta(seconds=interval(config.timeout).value), one_machine=local_size == size)
+            stack.callback(dist.destroy_process_group)
+            stack.push(lambda kind, error, trace: _leave_together(error, world))
+        yield world
+
+
+_PLACE = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+
+
+def _number(name: str, default: int) -> int:
+    if not {"RANK", "WORLD_SIZE"} <= set(os.environ):
+        return default
+    fallback = {"LOCAL_RANK": os.environ["RANK"], "LOCAL_WORLD_SIZE": os.environ["WORLD_SIZE"]}
+    return int(os.environ.get(name, fallback.get(name, "")))
+
+
+def _device(local_rank: int, size: int, local_size: int) -> torch.device:
+    if torch.cuda.is_available():
+        gpus = torch.cuda.device_count()
+        if local_rank >= gpus:
+            message = f"{local_size} processes on this machine, which has {gpus} GPUs"
+            hint = f"--world-size {size // local_size * gpus}"
+            raise ConfigError(
+                Problem(code="distributed.more-processes-than-gpus", message=message, where="distributed.world_size", hint=hint)
+            )
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    if size == 1 and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def _backend(config: DistributedConfig, device: torch.device, say: Callable[[str], None]) -> str:
+    if config.backend == "nccl" and device.type != "cuda":
+        say("distributed.backend nccl needs CUDA, which this machine does not have: using gloo")
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" and config.backend != "gloo" else "gloo"
+
+
+def _divide_threads(stack: ExitStack, local_size: int, *, alone: bool) -> None:
+    """Give each process of a machine its share of the processors; a number that the user chose (OMP_NUM_THREADS) stands.
+
+    An outer torchrun puts OMP_NUM_THREADS=1 there by itself, which is nobody's choice.
+    """
+    chosen = os.environ.get("OMP_NUM_THREADS")
+    if chosen and (alone or failures.launch_folder() is not None or chosen != "1"):
+        return
+    before = torch.get_num_threads()
+    share = max(1, usable_cpus() // local_size)
+    torch.set_num_threads(min(before, share) if alone else share)
+    stack.callback(torch.set_num_threads, before)
+
+
+def _join(world: World, backend: str, timeout: timedelta, *, one_machine: bool) -> None:
+    """Meet the others. On one machine nothing listens beyond loopback: the processes meet over a file in the launch folder."""
+    if one_machine:
+        loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            if loopback:
+                os.environ.setdefault(variable, loopback)
+    folder = failures.launch_folder()
+    meeting = f"file://{folder}/meeting-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}" if one_machine and folder else "env://"
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if meeting == "env://" and missing:
+        message = f"RANK and WORLD_SIZE say that this is one of {world.size} processes, but {' and '.join(missing)} is not set"
+        hint = "unset RANK WORLD_SIZE, or start it with torchrun or llamahome train-distributed"
+        raise MachineError(Problem(code="distributed.no-meeting-place", message=message, hint=hint))
+    with _Exchange(world):
+        dist.init_process_group(backend, init_method=meeting, rank=world.rank, world_size=world.size, timeout=timeout)
+
+
+class _Exchange:
+    """Turns a failed exchange into MachineError distributed.peer-lost; running out of memory stays what it is."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
+            late = "imed out" in str(error) or "imeout" in str(error)
+            why = "another process did not answer in time" if late else "another process has left"
+            hint = "--set distributed.timeout='30 min' if it was only slow" if late else "llamahome train-resume latest"
+            message = f"process {self.world.rank} of {self.world.size} cannot go on: {why} ({str(error).splitlines()[0][:200]})"
+            raise MachineError(Problem(code=failures.PEER_LOST, message=message, hint=hint)) from error
+
+
+def _leave_together(error: BaseException | None, world: World) -> None:
+    """After an orderly stop nobody leaves before all have saved: the launcher ends the others once the first is gone."""
+    if isinstance(error, Stopped):
+        failures.leave_in_peace()
+        world.barrier()
+
+
+def _leave_word(error: BaseException | None, rank: int, folder: Path) -> None:
+    """Leave the error that ends this process for its launcher, which alone speaks then."""
+    if error is not None and not isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit):
+        failures.record(error, rank=rank, folder=folder)
+        failures.fall_silent()

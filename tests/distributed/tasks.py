@@ -1,0 +1,45 @@
+"""What the worker processes of test_world.py do."""
+
+import os
+
+import psutil
+import torch
+
+from llamahome.distributed.world import World
+
+
+def exchanges(world: World, payload):
+    total = torch.tensor([1.0 + world.rank, 10.0])
+    world.sum_(total)
+    parameters = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(())), torch.nn.Parameter(torch.zeros(4))]
+    frozen = torch.nn.Parameter(torch.zeros(5), requires_grad=False)
+    half = torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
+    parameters[0].grad = torch.arange(6.0).view(2, 3).t().contiguous().t() * (world.rank + 1)
+    if world.rank == 0:
+        parameters[1].grad = torch.tensor(7.0)
+    half.grad = torch.ones(3, dtype=torch.bfloat16)
+    world.sum_gradients_(iter([*parameters, frozen, half]))
+    listening = [each.laddr.ip for each in psutil.Process().net_connections() if each.status == psutil.CONN_LISTEN]
+    world.barrier()
+    return {
+        "place": [world.rank, world.size, world.local_rank, world.is_main, str(world.device)],
+        "sum": total.tolist(),
+        "any": [world.any(world.rank == world.size - 1), world.any(False), world.any(True)],
+        "max": [world.max(float(world.rank)), world.max(-1.5 - world.rank), repr(world.max(float("nan") if world.rank else 1.0))],
+        "object": world.broadcast_object({"run": "räven", "n": [1, None, 2.5]} if world.is_main else None),
+        "empty": world.broadcast_object("" if world.is_main else 3),
+        "gradients": [each.grad.tolist() for each in parameters],
+        "frozen": frozen.grad is None,
+        "half": half.grad.float().tolist(),
+        "threads": torch.get_num_threads(),
+        "beyond loopback": [ip for ip in listening if ip not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")],
+        "loopback": os.environ.get("GLOO_SOCKET_IFNAME"),
+    }
+
+
+def lose_a_peer(world: World, payload):
+    """Process 1 dies without a word; the others must get an error that says so, and no hang."""
+    if world.rank == 1:
+        os._exit(0)
+    world.sum_(torch.ones(10))
+    world.sum_(torch.ones(10))

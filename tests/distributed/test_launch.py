@@ -1,0 +1,195 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from tests.support.workers import ROOT, worker_environment
+
+from llamahome.config.schema import DistributedConfig
+from llamahome.distributed.launch import needs_launch
+from llamahome.errors import ConfigError
+
+SCRIPT = str(ROOT / "tests" / "support" / "launched.py")
+
+
+WORDS = ["data/my file.jsonl", "--set", "a=$HOME ${local_rank} $$", "räven"]
+
+DRIVER = """
+import json, os, sys
+from dataclasses import asdict
+from llamahome.config.schema import DistributedConfig
+from llamahome.distributed.launch import launch
+from llamahome.errors import LlamaHomeError
+
+def run(scene, folder, *words):
+    before = dict(os.environ)
+    try:
+        told = {"status": launch([scene, folder, *words], DistributedConfig(world_size=2), entry=(sys.argv[1],)), "problems": []}
+    except LlamaHomeError as error:
+        kind = type(error).__name__
+        told = {"status": error.exit_status, "kind": kind, "problems": [asdict(problem) for problem in error.problems]}
+    return {**told, "environment kept": dict(os.environ) == before}
+
+if len(sys.argv) == 4 and sys.argv[2] != "all":
+    told = run(*sys.argv[2:])
+    print(json.dumps(told))
+    sys.exit(told["status"])
+screen, results = os.dup(1), {}
+for line in json.loads(sys.argv[3]):
+    written = os.open(os.path.join(line[1], "screen-" + line[0]), os.O_WRONLY | os.O_CREAT)
+    os.dup2(written, 1), os.dup2(written, 2)
+    results[line[0]] = run(*line)
+os.write(screen, json.dumps(results).encode())
+"""
+SCENES = ["first-speaks-itself", "second-ends-early", "killed", "data-error", "defect", "peer-killed"]
+
+
+def _driver(*words):
+    command = [sys.executable, "-c", DRIVER, SCRIPT, *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=worker_environment())
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("launch"))
+    driver = _driver("all", json.dumps([["done", folder, *WORDS], *([scene, folder] for scene in SCENES)]))
+    output, _ = driver.communicate(timeout=100)
+    return {"folder": Path(folder), **json.loads(output)}
+
+
+def _only(outcomes, scene):
+    """Exit status, kind of error and the one problem of a scene that was told by the launcher alone."""
+    assert (outcomes["folder"] / f"screen-{scene}").read_text() == ""
+    (problem,) = outcomes[scene]["problems"]
+    return outcomes[scene]["status"], outcomes[scene]["kind"], problem
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "expected"),
+    [
+        ({}, 0, 0),
+        ({}, 1, 0),
+        ({}, 4, 4),
+        ({"world_size": 1}, 4, 0),
+        ({"world_size": 4}, 0, 4),
+        ({"num_nodes": 2}, 0, 1),
+        ({"num_nodes": 2, "node_rank": 1}, 8, 8),
+        ({"num_nodes": 2, "world_size": 8}, 0, 4),
+    ],
+)
+def test_as_many_processes_as_this_machines_share(settings, gpus, expected):
+    assert needs_launch(DistributedConfig(**settings), {}, gpus=gpus) == expected
+
+
+def test_under_an_outer_launcher_nothing_is_started():
+    assert needs_launch(DistributedConfig(world_size=3, num_nodes=2), {"RANK": "0", "WORLD_SIZE": "3"}, gpus=0) == 0
+    assert needs_launch(DistributedConfig(world_size=4), {"WORLD_SIZE": "4"}, gpus=0) == 4
+
+
+def test_sizes_that_do_not_fit_are_all_told_with_ones_that_do():
+    with pytest.raises(ConfigError) as caught:
+        needs_launch(DistributedConfig(world_size=7, num_nodes=2, node_rank=2), {}, gpus=0)
+    assert {problem.code: problem.hint for problem in caught.value.problems} == {
+        "distributed.node-rank-too-large": "--node-rank 0 to 1, or --num-nodes 3",
+        "distributed.world-size-not-divisible": "--world-size 6 or 8",
+    }
+    with pytest.raises(ConfigError) as caught:
+        needs_launch(DistributedConfig(world_size=8), {}, gpus=4)
+    assert caught.value.problems[0].hint == "--world-size 4"
+    with pytest.raises(ConfigError) as caught:
+        needs_launch(DistributedConfig(world_size=1, num_nodes=2), {}, gpus=0)
+    assert caught.value.problems[0].hint == "--world-size 2"
+
+
+def test_every_process_gets_the_words_as_they_were_typed(outcomes):
+    assert outcomes["done"]["status"] == 0
+    for rank in range(2):
+        words = ["done", str(outcomes["folder"]), *WORDS]
+        assert (outcomes["folder"] / f"done-{rank}").read_text() == " ".join(words)
+
+
+def test_the_environment_is_as_before_afterwards(outcomes):
+    assert all(outcomes[scene]["environment kept"] for scene in ("done", *SCENES))
+
+
+def test_a_status_that_the_first_process_explained_itself_is_passed_on(outcomes):
+    assert outcomes["first-speaks-itself"]["status"] == 3 and outcomes["first-speaks-itself"]["problems"] == []
+    assert (outcomes["folder"] / "screen-first-speaks-itself").read_text() == "said by process 0\n"
+
+
+def test_a_process_that_ends_early_is_shown_with_its_own_words_and_status(outcomes):
+    status, kind, problem = _only(outcomes, "second-ends-early")
+    assert (status, kind) == (3, "DataError")
+    assert "process 1" in problem["message"] and "error[data.empty]: nothing there" in problem["excerpt"]
+
+
+def test_a_killed_process_ends_the_others_and_is_named(outcomes):
+    status, kind, problem = _only(outcomes, "killed")
+    assert (status, kind, problem["code"]) == (4, "MachineError", "distributed.process-killed")
+    assert "process 1 was killed by SIGKILL" in problem["message"]
+
+
+def test_the_error_of_the_first_that_failed_is_raised_as_it_was(outcomes):
+    status, kind, problem = _only(outcomes, "data-error")
+    assert (status, kind) == (3, "DataError")
+    assert (problem["code"], problem["where"], problem["hint"]) == ("data.bad-json", "x.jsonl:3", "llamahome data check x.jsonl")
+
+
+def test_a_defect_keeps_its_traceback(outcomes):
+    status, kind, problem = _only(outcomes, "defect")
+    assert (status, kind) == (1, "LlamaHomeError")
+    assert "ZeroDivisionError: a defect of ours" in problem["message"] and "launched.py" in problem["excerpt"]
+
+
+def test_a_killed_process_is_the_cause_and_not_the_lost_connection_of_its_peer(outcomes):
+    assert _only(outcomes, "peer-killed")[2]["code"] == "distributed.process-killed"
+
+
+def _start(scene, folder):
+    driver = _driver(scene, str(folder))
+    deadline = time.monotonic() + 50
+    while not all((folder / f"pid-{rank}").exists() and (folder / f"pid-{rank}").read_text() for rank in range(2)):
+        assert driver.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    return driver, [int((folder / f"pid-{rank}").read_text()) for rank in range(2)]
+
+
+def _gone(pids, within):
+    deadline = time.monotonic() + within
+    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_reaches_every_worker_once_and_they_save_and_end_with_75(tmp_path, number):
+    driver, pids = _start("stop", tmp_path)
+    driver.send_signal(number)
+    output, _ = driver.communicate(timeout=30)
+    assert [problem["code"] for problem in json.loads(output)["problems"]] == ["run.stopped"]
+    assert driver.returncode == 75
+    assert (tmp_path / "saved").read_text() == f"signals [{int(number)}]"
+    assert _gone(pids, within=5)
+
+
+def test_workers_do_not_outlive_a_launcher_that_was_killed(tmp_path):
+    driver, pids = _start("stop", tmp_path)
+    driver.kill()
+    driver.communicate(timeout=30)
+    assert _gone(pids, within=20)
+    assert (tmp_path / "saved").read_text().startswith("signals")
+
+
+def test_a_stop_before_anything_could_be_saved_leaves_at_once_and_nobody_behind(tmp_path):
+    driver, pids = _start("sleeps", tmp_path)
+    driver.send_signal(signal.SIGTERM)
+    output, _ = driver.communicate(timeout=30)
+    assert [problem["code"] for problem in json.loads(output)["problems"]] == ["run.left-at-once"]
+    assert driver.returncode == 130
+    assert _gone(pids, within=5)

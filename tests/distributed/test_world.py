@@ -1,0 +1,89 @@
+import os
+
+import pytest
+import torch
+from tests.support.workers import run_workers
+
+from llamahome.config.schema import DistributedConfig
+from llamahome.distributed.world import open_world
+from llamahome.errors import MachineError
+
+
+@pytest.fixture(autouse=True)
+def _started_by_nobody(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LLAMAHOME_LAUNCH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def three():
+    return run_workers("tests/distributed/tasks.py:exchanges", 3)
+
+
+def test_each_process_knows_its_place(three):
+    assert [each["place"] for each in three] == [[rank, 3, rank, rank == 0, "cpu"] for rank in range(3)]
+
+
+def test_sums_decisions_and_objects_agree_on_all_processes(three):
+    for each in three:
+        assert each["sum"] == [6.0, 30.0]
+        assert each["any"] == [True, False, True]
+        assert each["max"] == [2.0, -1.5, "nan"]
+        assert each["object"] == {"run": "räven", "n": [1, None, 2.5]}
+        assert each["empty"] == ""
+
+
+def test_gradients_are_summed_and_a_missing_one_counts_as_zeros(three):
+    for each in three:
+        assert each["gradients"] == [[[0, 6, 12], [18, 24, 30]], 7, [0, 0, 0, 0]]
+        assert each["half"] == [3, 3, 3]
+        assert each["frozen"]
+
+
+def test_nothing_listens_beyond_loopback_on_one_machine(three):
+    for each in three[1:]:  # process 0 holds the meeting point that an outer launcher asked for
+        assert each["beyond loopback"] == []
+    assert all(each["loopback"] for each in three)
+
+
+def test_one_process_exchanges_with_itself():
+    with open_world(DistributedConfig(), say=lambda text: pytest.fail(text)) as world:
+        tensor = torch.tensor([1.0, 2.0])
+        world.sum_(tensor)
+        parameter = torch.nn.Parameter(torch.zeros(2))
+        world.sum_gradients_([parameter])
+        world.barrier()
+        assert (world.rank, world.size, world.is_main) == (0, 1, True)
+        assert tensor.tolist() == [1.0, 2.0] and parameter.grad is None
+        assert (world.any(True), world.any(False), world.max(2.5)) == (True, False, 2.5)
+        assert world.broadcast_object({"a": 1}) == {"a": 1}
+    assert not torch.distributed.is_initialized()
+
+
+def test_nccl_without_cuda_is_gloo_and_said_once():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    told = []
+    with open_world(DistributedConfig(backend="nccl", world_size=4), say=told.append):
+        pass
+    assert len(told) == 1 and "gloo" in told[0]
+
+
+def test_the_number_of_threads_is_as_before_afterwards():
+    before = torch.get_num_threads()
+    with open_world(DistributedConfig(), say=lambda text: None):
+        assert 1 <= torch.get_num_threads() <= max(before, os.cpu_count())
+    assert torch.get_num_threads() == before
+
+
+def test_left_over_variables_of_a_launcher_are_told_and_not_waited_for(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(MachineError) as caught, open_world(DistributedConfig(), say=lambda text: None):
+        pass
+    assert caught.value.problems[0].code == "distributed.no-meeting-place"
+
+
+def test_a_process_that_vanishes_is_an_error_for_the_others_and_no_hang():
+    with pytest.raises(AssertionError, match=r"distributed\.peer-lost"):
+        run_workers("tests/distributed/tasks.py:lose_a_peer", 2)
