@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from llamahome.errors import MachineError, Problem
+from llamahome.errors import MachineError
 from llamahome.units import show_seconds
 from trouble import Machine, explain
 
@@ -74,7 +74,7 @@ def install(root_text: str, stamp_text: str) -> int:
         print("\ninterrupted; make setup begins anew", file=sys.stderr)
         return 130
     except OSError as error:
-        print(MachineError(_os_problem(error, root)), file=sys.stderr)
+        print(MachineError(explain(str(error), _machine())), file=sys.stderr)
         return MachineError.exit_status
     return 0
 
@@ -148,10 +148,12 @@ def _environment() -> dict[str, str]:
 
 
 def _last_step(log: Path, start: int) -> str:
-    """What pip does now, in a few words: "Downloading torch-2.13.0..."."""
+    """What pip does now, in a few words: "Downloading torch-2.13.0..."; while it unpacks, how many packages are in place."""
     lines = [line.strip() for line in _read(log, start).splitlines()]
     found = next((line for line in reversed(lines) if line.startswith(_STEPS)), "")
-    return found.partition(":")[0].partition(" (")[0][:80]
+    if found.startswith("Installing collected"):
+        return f"{sum(1 for _ in log.parent.glob('lib/python3*/site-packages/*.dist-info'))} in place"
+    return found.partition(" (")[0][:80]
 
 
 def _read(path: Path, start: int = 0) -> str:
@@ -166,17 +168,6 @@ def _read(path: Path, start: int = 0) -> str:
 def _machine() -> Machine:
     tool = next((name for name in ("apt-get", "dnf", "brew") if shutil.which(name)), None)
     return Machine(f"{sys.version_info[0]}.{sys.version_info[1]}", f"{sys.platform} {platform.machine()}", tool)
-
-
-def _os_problem(error: OSError, root: Path) -> Problem:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return explain(f"[Errno {error.errno}] {error.strerror}: {error.filename or root}", _machine())
-    return Problem(
-        code="machine.folder-not-writable",
-        message=f"cannot write here: {error.strerror}",
-        where=str(error.filename or root),
-        hint=f"a copy of the project in a folder of your own, or: sudo chown -R $(id -un) {root}",
-    )
 
 
 @contextmanager

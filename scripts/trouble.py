@@ -1,7 +1,7 @@
 """Finds out from the output of pip why an installation failed, and what mends it. Pure: text in, Problem out.
 
 pip tries several registries and several times, so a warning is no verdict: causes are looked for from the most to the least
-certain. A full disk and a missing compiler name themselves; a missing package counts as one only when no connection failed.
+certain. A full disk and a missing compiler name themselves; a package counts as missing only when no connection was given up.
 """
 
 import re
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from llamahome.errors import Problem
 
 _DISK_FULL = re.compile(r"No space left on device|\[Errno 28\]|Disk quota exceeded|\[Errno 122\]")
-_NO_PIP = re.compile(r"ensurepip is not available|No module named '?(?:ensurepip|venv)\b")
+_NOT_WRITABLE = re.compile(r"\[Errno (?:13|17|20|21|30)\]|Permission denied|Read-only file system")
+_NO_PIP = re.compile(r"ensurepip is not|No module named '?(?:ensurepip|venv)\b")
 _NO_COMPILER = re.compile(
     r"command '[^']*(?:gcc|g\+\+|cc|c\+\+|clang)' failed: No such file"
     r"|command '[^']*(?:gcc|g\+\+|cc|c\+\+|clang)' failed: None"
@@ -21,6 +22,7 @@ _NO_COMPILER = re.compile(
     r"|can't find Rust compiler|Cargo, the Rust package manager, is not installed"
 )
 _BUILD_FAILED = re.compile(r"Failed building wheel for (\S+)|Failed to build '?([\w.-]+)|Preparing metadata .* did not run successfully")
+_BUILD_ERROR = re.compile(r"^(?:\w*Error:|.*: (?:fatal )?error:|error: (?!subprocess-exited))")
 _NETWORK = re.compile(
     r"Failed to establish a new connection|Temporary failure in name resolution|Name or service not known|NameResolutionError"
     r"|nodename nor servname|Max retries exceeded|Connection refused|Connection reset|Connection aborted|RemoteDisconnected"
@@ -29,6 +31,7 @@ _NETWORK = re.compile(
     r"|DO NOT MATCH THE HASHES|incomplete-download"
 )
 _NOT_FOUND = re.compile(r"No matching distribution found for (\S+)|Could not find a version that satisfies the requirement (\S+)")
+_GIVEN_UP = re.compile(r"Retry\(total=0|Max retries exceeded|HTTP error \d{3}|\d{3} (?:Client|Server) Error|SSLError|from versions: none")
 _CERTIFICATE = re.compile(r"CERTIFICATE_VERIFY_FAILED|SSLError")
 _REFUSED = re.compile(r"HTTP error (?:401|403|407)|HTTPError: (?:401|403|407)|(?:401|403|407) Client Error|ProxyError")
 _HOST = re.compile(r"host='([^']+)'|https?://(?:[^/@\s]*@)?([A-Za-z0-9.-]+)")
@@ -56,20 +59,22 @@ def explain(output: str, machine: Machine) -> Problem:
     if found := _last(_NO_PIP, lines):
         message = f"Python {machine.python} is installed without the parts that make virtual environments"
         return _problem("no-venv", message, found, _get_venv(machine))
+    if found := _last(_NOT_WRITABLE, lines):
+        hint = "a copy of the project in a folder of your own; or take this one over: sudo chown -R $(id -un) . && make setup"
+        return _problem("folder-not-writable", "the installation cannot write its files", found, hint)
+    built = _last(_BUILD_FAILED, lines)
+    unbuilt = f"{_first_group(_BUILD_FAILED, built)} has no ready-made build for Python {machine.python} on {machine.platform}"
     if found := _last(_NO_COMPILER, lines):
-        message = (
-            f"a package has no ready-made build for Python {machine.python} on {machine.platform}, and there is no compiler to make one"
-        )
+        message = f"{unbuilt}, and there is no compiler to make one"
         return _problem("no-compiler", message, found, _get_compiler(machine, rust="Rust" in found))
-    if found := _last(_BUILD_FAILED, lines):
-        message = f"a package has no ready-made build for Python {machine.python} on {machine.platform}, and building it failed"
-        return _problem("build-failed", message, found, "another Python, as in make setup PYTHON=python3.12; all output: .venv/install.log")
+    if built:
+        hint = "a Python with more ready-made packages, as in make setup PYTHON=python3.12; all output: .venv/install.log"
+        return _problem("build-failed", f"{unbuilt}, and building it failed", _last(_BUILD_ERROR, lines) or built, hint)
     missing, network = _last(_NOT_FOUND, lines), _last(_NETWORK, lines)
-    if network and (missing is None or "from versions: none" in output):
+    if network and (missing is None or _last(_GIVEN_UP, lines)):
         return _problem("download-failed", f"packages could not be fetched from {_host(network, lines)}", network, _reconnect(network))
     if missing:
-        match = _NOT_FOUND.search(missing)
-        name = (match[1] or match[2]) if match else "a package"
+        name = _first_group(_NOT_FOUND, missing)
         message = f"the package registry has no {name} for Python {machine.python} on {machine.platform}"
         newest = next((line for line in reversed(lines) if "from versions:" in line), missing)
         bare = re.split(r"[=<>!~;\[ ]", name)[0]
@@ -80,6 +85,11 @@ def explain(output: str, machine: Machine) -> Problem:
 
 def _last(pattern: re.Pattern[str], lines: list[str]) -> str | None:
     return next((line for line in reversed(lines) if pattern.search(line)), None)
+
+
+def _first_group(pattern: re.Pattern[str], line: str | None) -> str:
+    match = pattern.search(line or "")
+    return next((word for word in match.groups() if word), "a package") if match else "a package"
 
 
 def _problem(slug: str, message: str, line: str, hint: str) -> Problem:

@@ -1,0 +1,12 @@
+"""What every test may rely on: an environment without settings of the developer, and no network behind the hub library."""
+
+import os
+
+_FOREIGN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")
+
+# At import, not in a fixture: llamahome, torch and the hub library read some of these once, when they are imported.
+for _name in [name for name in os.environ if name in _FOREIGN or name.startswith("LLAMAHOME_")]:
+    del os.environ[_name]
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
