@@ -43,7 +43,7 @@ from llamahome.training.evaluate import evaluate as evaluate_batches
 from llamahome.training.loop import Outcome
 from llamahome.training.loop import train as train_loop
 from llamahome.training.optimizer import restore_optimizer
-from llamahome.training.state import first_state
+from llamahome.training.state import after_evaluation, first_state
 from llamahome.training.stop import StopRequest
 
 
@@ -68,7 +68,7 @@ def _session(loaded: LoadedConfig) -> Iterator[Session]:
         notes: list[str] = []
         stop = stack.enter_context(StopRequest().listening())
         world = stack.enter_context(open_world(loaded.config.distributed, say=notes.append))
-        progress = open_progress(sys.stderr, world.is_main, phases=4)
+        progress = open_progress(sys.stderr, world.is_main, phases=3)
         stack.callback(progress.close)
         for note in notes:
             progress.say(note)
@@ -240,6 +240,10 @@ def _run(session: Session, job: Job, plan: Plan, learner: Learner, paths: RunPat
         answers = Answers(job, learner, recorder, world)
         run = make_run(session, job, plan, learner, paths, recorder, answers)
         stack.callback(run.loader.close)
+        if state.step == 0 and not session.stop.asked:
+            with session.progress.phase("evaluation before training"):
+                found = answers.evaluate(0)
+            state = state if found is None else after_evaluation(state, found)
         session.progress.start(summary(job, plan, learner, paths, world, state))
         recorder.status("running", state.step, plan.horizon, folder=str(paths.root))
         try:

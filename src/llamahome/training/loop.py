@@ -97,8 +97,6 @@ def train(run: Run, state: TrainerState) -> Outcome:
     """Train from `state` until the horizon or another reason; all ranks call it."""
     limits, bad = run.limits, BadSteps(run.limits.max_bad_steps, state.bad_steps)
     reason: Reason = "finished"
-    if state.step == 0 and not run.stop.asked:
-        state = _evaluate(run, state)
     for microbatches in _timed(run.loader, run.clock):
         started = time.perf_counter()
         agreed = _agree(run, state, microbatches)
