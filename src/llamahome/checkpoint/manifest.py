@@ -5,6 +5,7 @@ so one flipped bit anywhere in a checkpoint shows. Files that it does not list a
 Cost: one read of every file (SHA-256 runs near memory speed where the processor has instructions for it).
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -55,6 +56,7 @@ class Manifest:
         return sum(record.size for record in self.files.values())
 
 
+@functools.cache
 def versions_here() -> dict[str, str]:
     """The versions that shape a checkpoint; a package that is not installed is "absent"."""
     found = {"python": platform.python_version()}
@@ -81,7 +83,7 @@ def seal(folder: Path, *, run_id: str, step: int, fingerprints: Fingerprints) ->
                 size = os.fstat(file.fileno()).st_size
             files[path.relative_to(folder).as_posix()] = FileRecord(size, digest)
         flush_folder(Path(place))
-    manifest = Manifest(run_id, step, fingerprints, versions_here(), dict(sorted(files.items())))
+    manifest = Manifest(run_id, step, fingerprints, dict(versions_here()), dict(sorted(files.items())))
     with (folder / NAME).open("wb") as file:
         file.write(render(manifest))
         file.flush()
