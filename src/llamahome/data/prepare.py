@@ -166,21 +166,22 @@ def _judge(data: DataConfig, path: str, rows: int, tally: _Tally) -> None:
     """Raise DataError when the bad rows are more than the settings allow."""
     if tally.overlong and data.on_overlong == "error":
         hint = "--set data.on_overlong=truncate cuts their end off, drop leaves them out"
-    elif not tally.bad or (data.on_bad_row == "skip" and tally.bad <= data.max_bad_share * rows):
+    elif not tally.bad or (data.on_bad_row == "skip" and tally.bad <= data.max_bad_share * rows + 1e-9):
         return
     else:
-        hint = _skip_hint(tally.bad, rows, data.max_bad_share)
+        hint = _skip_hint(tally, rows, data.max_bad_share)
     more = f", the first {_SHOWN} are listed" if tally.bad > _SHOWN else ""
     allowed = f"; data.max_bad_share allows {data.max_bad_share:g}" if data.on_bad_row == "skip" else ""
     message = f"{tally.bad:,} of {rows:,} rows cannot be used{more}{allowed}"
     raise DataError([*tally.problems, Problem(code="data.bad-rows", message=message, where=path, hint=hint)])
 
 
-def _skip_hint(bad: int, rows: int, allowed: float) -> str:
-    if bad == rows:
-        return "mend the rows; not one of them can be used"
-    share = np.ceil(bad / rows * 1e4) / 1e4
-    wider = f" --set data.max_bad_share={min(share, 0.9999):g}" if bad > allowed * rows else ""
+def _skip_hint(tally: _Tally, rows: int, allowed: float) -> str:
+    if tally.bad == rows:
+        hints = {problem.hint for problem in tally.problems}
+        return (hints.pop() if len(hints) == 1 else None) or "mend the rows; not one of them can be used"
+    share = np.ceil(tally.bad / rows * 1e4) / 1e4
+    wider = f" --set data.max_bad_share={min(share, 0.9999):g}" if tally.bad > allowed * rows else ""
     return f"mend them, or leave them out with --set data.on_bad_row=skip{wider}"
 
 

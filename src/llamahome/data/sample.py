@@ -29,13 +29,14 @@ _QUESTION = "Write the docstring of this Python function.\n\n```python\n{source}
 
 def write_sample(path: Path, *, rows: int | None) -> int:
     """Write the first `rows` rows (None: all) to `path`, whole or not at all; returns how many there are. Raises MachineError."""
-    written = sorted((hashlib.blake2b(line.encode()).digest(), line) for line in set(_lines(Path(sysconfig.get_paths()["stdlib"]))))[:rows]
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("w", encoding="utf-8") as file:
-                file.writelines(line + "\n" for _, line in written)
+                lines = set(_lines(Path(sysconfig.get_paths()["stdlib"])))
+                chosen = sorted((hashlib.blake2b(line.encode()).digest(), line) for line in lines)[:rows]
+                file.writelines(line + "\n" for _, line in chosen)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
@@ -45,7 +46,7 @@ def write_sample(path: Path, *, rows: int | None) -> int:
         message = f"cannot write the sample data: {error.strerror}"
         hint = "llamahome data sample PATH with a place that you may write to"
         raise MachineError(Problem(code="machine.cannot-write", message=message, where=str(path), hint=hint)) from error
-    return len(written)
+    return len(chosen)
 
 
 def _lines(library: Path) -> Iterator[str]:

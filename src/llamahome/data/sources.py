@@ -126,9 +126,9 @@ def _open_map(path: str) -> mmap.mmap | None:
         with Path(path).open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if _stamp(path)[0] else None
     except OSError as error:
-        raise DataError(
-            Problem(code="data.unreadable", message=f"cannot read the file: {error.strerror}", where=path, hint=f"chmod u+r '{path}'")
-        ) from error
+        hint = f"chmod u+r '{path}'" if isinstance(error, PermissionError) else None
+        message = f"cannot read the file: {error.strerror}"
+        raise DataError(Problem(code="data.unreadable", message=message, where=path, hint=hint)) from error
 
 
 def _index_file(path: str) -> _Index:
