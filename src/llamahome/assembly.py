@@ -126,6 +126,12 @@ def _resolve(loaded: LoadedConfig, model: PreTrainedModel, precision: Precision,
         width = model.config.get_text_config().hidden_size
         rate = auto_learning_rate(training.method, width)
         loaded = with_values(loaded, {"training.learning_rate": rate}, origin=f"auto: {training.method} at hidden size {width}")
+    if loaded.config.model.dtype == "auto":
+        stored = str(precision.storage).removeprefix("torch.")
+        loaded = with_values(loaded, {"model.dtype": stored}, origin=f"auto: method {training.method}, {precision.reason}")
+    if loaded.config.model.attention == "auto":
+        chosen = "reference" if attention_backend("auto", model) == "reference" else "documents"
+        loaded = with_values(loaded, {"model.attention": chosen}, origin=f"auto: {type(model).__name__}")
     if training.micro_batch_tokens == "auto":
         loaded = with_values(loaded, {"training.micro_batch_tokens": default_micro_batch(world)}, origin=f"auto: {world.device.type}")
     if training.mixed_precision == "auto":

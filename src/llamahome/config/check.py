@@ -65,6 +65,9 @@ def _training_errors(config: Config, origins: Mapping[str, str]) -> Iterator[Pro
         message = f"training.warmup takes {_show(training.warmup)} steps but training.max_steps ends the run after {training.max_steps}"
         hint = f"--set training.warmup={max(1, training.max_steps // 10) if training.max_steps > 1 else 0}"
         yield _problem("warmup-too-long", message, "training.warmup", origins, hint=hint)
+    if training.method == "lora" and config.model.dtype == "bfloat16" and training.mixed_precision in ("no", False):
+        message = "weights stored in bfloat16 are multiplied in bfloat16, but training.mixed_precision is no"
+        yield _problem("two-precisions", message, "training.mixed_precision", origins, hint="--set model.dtype=float32")
     if training.method == "lora" and not config.lora.target_modules:
         message = "lora.target_modules names no layer: there would be nothing to train"
         yield _problem("nothing-to-train", message, "lora.target_modules", origins, hint="--set lora.target_modules=all-linear")

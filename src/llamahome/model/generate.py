@@ -13,15 +13,13 @@ from transformers.generation.streamers import BaseStreamer
 @contextmanager
 def _ready_to_generate(model: PreTrainedModel) -> Iterator[None]:
     """Torch's own attention with a cache and no checkpointing, and back to what was before."""
-    training, before, cache = model.training, model.config._attn_implementation, model.config.use_cache
+    training, before = model.training, model.config._attn_implementation
     model.eval()
     model.set_attn_implementation("sdpa")
-    model.config.use_cache = True
     try:
         yield
     finally:
         model.set_attn_implementation(before)
-        model.config.use_cache = cache
         model.train(training)
 
 

@@ -117,7 +117,6 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Pre
     if not model._supports_attention_backend:
         raise ConfigError(_unsupported(folder, f"{type(model).__name__} has attention code of its own that cannot keep documents apart"))
     model.set_attn_implementation(ATTENTION_NAME)
-    model.config.use_cache = False
     return model.to(device)
 
 
