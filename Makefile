@@ -105,7 +105,7 @@ check:
 	@$(python) -m ruff format --check .
 	@$(python) -m ruff check .
 	@$(python) -m mypy
-	@$(python) -m pytest tests/test_architecture.py
+	@$(python) -m pytest tests/test_architecture.py tests/test_documents.py
 
 clean:
 	@$(call takes,,)

@@ -55,32 +55,36 @@ def explain(output: str, machine: Machine) -> Problem:
     """The one problem behind a failed installation, with the line of `output` that decided it."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     if found := _last(_DISK_FULL, lines):
-        return _problem("disk-full", "no space left for the installation", found, _make_room())
+        return _problem("machine.disk-full", "no space left for the installation", found, _make_room())
     if found := _last(_NO_PIP, lines):
         message = f"Python {machine.python} is installed without the parts that make virtual environments"
-        return _problem("no-venv", message, found, _get_venv(machine))
+        return _problem("machine.no-venv", message, found, _get_venv(machine))
     if found := _last(_NOT_WRITABLE, lines):
         hint = "a copy of the project in a folder of your own; or take this one over: sudo chown -R $(id -un) . && make setup"
-        return _problem("folder-not-writable", "the installation cannot write its files", found, hint)
+        return _problem("machine.folder-not-writable", "the installation cannot write its files", found, hint)
     built = _last(_BUILD_FAILED, lines)
     unbuilt = f"{_first_group(_BUILD_FAILED, built)} has no ready-made build for Python {machine.python} on {machine.platform}"
     if found := _last(_NO_COMPILER, lines):
         message = f"{unbuilt}, and there is no compiler to make one"
-        return _problem("no-compiler", message, found, _get_compiler(machine, rust="Rust" in found))
+        return _problem("machine.no-compiler", message, found, _get_compiler(machine, rust="Rust" in found))
     if built:
         hint = "a Python with more ready-made packages, as in make setup PYTHON=python3.12; all output: .venv/install.log"
-        return _problem("build-failed", f"{unbuilt}, and building it failed", _last(_BUILD_ERROR, lines) or built, hint)
+        return _problem("machine.build-failed", f"{unbuilt}, and building it failed", _last(_BUILD_ERROR, lines) or built, hint)
     missing, network = _last(_NOT_FOUND, lines), _last(_NETWORK, lines)
     if network and (missing is None or _last(_GIVEN_UP, lines)):
-        return _problem("download-failed", f"packages could not be fetched from {_host(network, lines)}", network, _reconnect(network))
+        return _problem(
+            "machine.download-failed", f"packages could not be fetched from {_host(network, lines)}", network, _reconnect(network)
+        )
     if missing:
         name = _first_group(_NOT_FOUND, missing)
         message = f"the package registry has no {name} for Python {machine.python} on {machine.platform}"
         newest = next((line for line in reversed(lines) if "from versions:" in line), missing)
         bare = re.split(r"[=<>!~;\[ ]", name)[0]
-        return _problem("package-not-found", message, newest, f".venv/bin/pip index versions {bare}; pip config list names the registry")
+        return _problem(
+            "machine.package-not-found", message, newest, f".venv/bin/pip index versions {bare}; pip config list names the registry"
+        )
     decisive = next((line for line in reversed(lines) if line.lower().startswith("error")), lines[-1] if lines else "pip said nothing")
-    return _problem("install-failed", "the installation failed", decisive, "all output: .venv/install.log")
+    return _problem("machine.install-failed", "the installation failed", decisive, "all output: .venv/install.log")
 
 
 def _last(pattern: re.Pattern[str], lines: list[str]) -> str | None:
@@ -92,11 +96,9 @@ def _first_group(pattern: re.Pattern[str], line: str | None) -> str:
     return next((word for word in match.groups() if word), "a package") if match else "a package"
 
 
-def _problem(slug: str, message: str, line: str, hint: str) -> Problem:
+def _problem(code: str, message: str, line: str, hint: str) -> Problem:
     shown = _LOGIN.sub("", line)
-    return Problem(
-        code=f"machine.{slug}", message=message, excerpt=shown if len(shown) <= _WIDTH else "..." + shown[3 - _WIDTH :], hint=hint
-    )
+    return Problem(code=code, message=message, excerpt=shown if len(shown) <= _WIDTH else "..." + shown[3 - _WIDTH :], hint=hint)
 
 
 def _host(line: str, lines: list[str]) -> str:

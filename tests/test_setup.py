@@ -119,7 +119,7 @@ def test_the_output_of_pip_becomes_one_problem_with_its_decisive_line_and_a_reme
 
 
 @pytest.mark.parametrize(("tool", "remedy"), [("dnf", "sudo dnf install gcc"), ("brew", "xcode-select"), (None, "install a C compiler")])
-def test_the_remedy_names_the_package_manager_of_the_machine(tool: str | None, remedy: str) -> None:
+def test_the_remedy_is_a_command_of_the_machine_at_hand(tool: str | None, remedy: str) -> None:
     problem = explain(BUILD.format(error="error: command 'gcc' failed: No such file or directory"), Machine("3.12", "linux aarch64", tool))
     assert remedy in (problem.hint or "")
     assert "psutil" in problem.message

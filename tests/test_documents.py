@@ -1,0 +1,102 @@
+"""What is written down is true: the agreed settings, the list of errors, the tour of the README, links, decisions."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+from tests.support.sources import PACKAGE, ROOT, SOURCES, assert_none, room, source, tail, tree
+
+from llamahome.config.schema import Config
+
+AREAS = {*Config.model_fields, "config", "machine", "run", "usage"}
+FILE_ENDINGS = {"json", "jsonl", "yaml", "safetensors", "txt", "md", "py", "model"}
+CODE = re.compile(r"[a-z]+\.[a-z0-9]+(?:-[a-z0-9]+)*")
+
+
+def settings() -> list[tuple[str, str]]:
+    """Every (section, key) of the schema."""
+    return [(section, key) for section, field in Config.model_fields.items() for key in field.annotation.model_fields]
+
+
+def test_the_settings_are_the_ones_agreed_on() -> None:
+    """A setting is a promise: whoever adds or removes one changes tests/settings.txt too, where a reader of the change sees it."""
+    agreed = (ROOT / "tests/settings.txt").read_text(encoding="utf-8").split()
+    assert sorted(f"{section}.{key}" for section, key in settings()) == sorted(agreed)
+
+
+def test_every_setting_is_read_by_the_program() -> None:
+    read = {pair for name in SOURCES if room(name) != "config" for pair in _settings_read(source(name))}
+    assert_none(sorted(f"{section}.{key}" for section, key in set(settings()) - read))
+
+
+def _settings_read(module: ast.Module) -> Iterator[tuple[str, str]]:
+    """Pairs like (training, seed) for `config.training.seed`, and for `settings.seed` where `settings` is that section."""
+    classes = {field.annotation.__name__: section for section, field in Config.model_fields.items()}
+    sections = {section: {section} for section in Config.model_fields}
+    for node in ast.walk(module):
+        if isinstance(node, ast.arg | ast.AnnAssign) and node.annotation:
+            for word in re.findall(r"\w+", ast.unparse(node.annotation)):
+                if word in classes:
+                    sections.setdefault(node.arg if isinstance(node, ast.arg) else tail(node.target), set()).add(classes[word])
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute) and node.value.attr in Config.model_fields:
+            for target in node.targets:
+                sections.setdefault(tail(target), set()).add(node.value.attr)
+    for node in ast.walk(module):
+        if isinstance(node, ast.Attribute):
+            for section in sections.get(tail(node.value), ()):
+                yield section, node.attr
+
+
+def test_the_tour_of_the_readme_names_every_source_file_and_no_other() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    told = re.findall(r"^ *- `([\w/]+\.py)`", text, flags=re.MULTILINE)
+    files = {name for name in SOURCES if not name.endswith("__init__.py")}
+    assert_none([f"not in the tour: {name}" for name in sorted(files - set(told))])
+    assert_none([f"no such file: {name}" for name in sorted(set(told) - files)])
+    assert len(told) == len(set(told))
+
+
+def codes() -> dict[str, str]:
+    """Every error code of the program and the place of one use: the values of `code=`, and other words that look like one."""
+    found: dict[str, str] = {}
+    known = {f"{section}.{key}" for section, key in settings()}
+    for path in [PACKAGE / name for name in SOURCES] + sorted((ROOT / "scripts").glob("*.py")):
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.keyword) and node.arg == "code":
+                words = {part.value for part in ast.walk(node.value) if isinstance(part, ast.Constant) and isinstance(part.value, str)}
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and CODE.fullmatch(node.value):
+                area, _, slug = node.value.partition(".")
+                words = {node.value} if area in AREAS and node.value not in known and slug not in FILE_ENDINGS else set()
+            else:
+                continue
+            found |= dict.fromkeys(words, f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}")
+    return found
+
+
+def test_a_code_is_an_area_and_a_slug_and_stands_whole_in_the_source() -> None:
+    """Whoever meets a code searches the source for it: so none is put together from pieces."""
+    wrong = [f"{where}: {code}" for code, where in codes().items() if not CODE.fullmatch(code) or code.split(".")[0] not in AREAS]
+    assert_none(wrong)
+
+
+def test_the_list_of_errors_holds_every_code_and_no_other() -> None:
+    text = (ROOT / "docs/errors.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `([a-z0-9.-]+)` \|", text, flags=re.MULTILINE)
+    assert listed == sorted(listed), "in the order of the alphabet"
+    assert_none([f"not in the list: {code} ({where})" for code, where in sorted(codes().items()) if code not in listed])
+    assert_none([f"no longer in the source: {code}" for code in sorted(set(listed) - set(codes()))])
+
+
+def test_links_in_the_documentation_lead_somewhere() -> None:
+    wrong = []
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            if not (page.parent / target).exists():
+                wrong.append(f"{page.relative_to(ROOT)}: {target}")
+    assert_none(wrong)
+
+
+def test_a_decision_fits_on_a_page() -> None:
+    pages = sorted((ROOT / "docs/decisions").glob("*.md"))
+    assert [page.name[:4] for page in pages] == [f"{number:04}" for number in range(1, len(pages) + 1)]
+    assert [page.name for page in pages if page.read_text(encoding="utf-8").count("\n") > 40] == []
