@@ -1,7 +1,9 @@
 """The sample is the same every time, its first rows are a part of it, and every row can be learned from."""
 
 import ast
+import email
 import json
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -12,18 +14,24 @@ from llamahome.data.sample import _pairs, write_sample
 from llamahome.errors import MachineError
 
 
-def test_the_first_rows_are_a_prefix_of_the_whole_and_all_can_be_read(tmp_path: Path) -> None:
+def test_every_row_of_the_library_can_be_learned_from(tmp_path: Path) -> None:
     count = write_sample(tmp_path / "all.jsonl", rows=None)
-    assert write_sample(tmp_path / "new" / "some.jsonl", rows=50) == 50
     lines = (tmp_path / "all.jsonl").read_text().splitlines()
-    assert (tmp_path / "new" / "some.jsonl").read_text().splitlines() == lines[:50]
     assert len(lines) == count == len(set(lines)) and count > 3000
     for number, line in enumerate(lines):
         found = understand(Row(number, "all.jsonl", number + 1, json.loads(line)), "messages")
         assert isinstance(found, Conversation)
         question, answer = (turn["content"] for turn in found.turns)
         assert len(answer) >= 20 and answer not in question and "<|" not in question + answer
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.jsonl", "new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["all.jsonl"]
+
+
+def test_the_first_rows_are_the_first_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = {"stdlib": str(Path(email.__file__).parent)}  # a small part of the library, for speed
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: library)
+    count = write_sample(tmp_path / "all.jsonl", rows=None)
+    assert write_sample(tmp_path / "new" / "some.jsonl", rows=20) == 20 < count
+    assert (tmp_path / "new" / "some.jsonl").read_text().splitlines() == (tmp_path / "all.jsonl").read_text().splitlines()[:20]
 
 
 SOURCE = '''

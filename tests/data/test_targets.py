@@ -11,7 +11,7 @@ from tests.support.tokenizers import CHATML, save_tokenizer, train_tokenizer
 from llamahome.data.records import Conversation, Row
 from llamahome.data.targets import Encoded, Tokenized, encode, tokenize
 from llamahome.data.tokens import ChatTokenizer, load_tokenizer
-from llamahome.errors import Problem
+from llamahome.errors import DataError, Problem
 
 START, END = "<|im_start|>", "<|im_end|>"
 
@@ -248,3 +248,26 @@ def test_ends_of_answers_are_found_from_the_template(tokenizer: ChatTokenizer, t
     other = ChatTokenizer(train_tokenizer(template=CHATML.replace("im_end", "endoftext")))
     assert other.end_ids == (other.added_tokens["<|endoftext|>"], other.added_tokens[END])
     assert tokenizer.encode_prompt([{"role": "user", "content": "hi"}])[-1] == tokenizer.encode(["\n"])[0].ids[-1]
+
+
+def test_targets_agree_with_transformers_own_mask_of_a_template_with_generation_marks() -> None:
+    marked = train_tokenizer(
+        template="{% for t in messages %}{{ '<|im_start|>' ~ t.role ~ '\n' }}{% if t.role == 'assistant' %}"
+        "{%- generation -%}{{ t.content ~ '<|im_end|>' }}{%- endgeneration -%}{% else %}{{ t.content ~ '<|im_end|>' }}{% endif %}{{ '\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    for turns in CHATS.values():
+        listed = [{"role": role, "content": content} for role, content in turns]
+        reference = marked.apply_chat_template(listed, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        found = one(chat(*turns), ChatTokenizer(marked))
+        assert found.tokens.tolist() == reference["input_ids"]
+        assert found.targets.tolist() == [bool(value) for value in reference["assistant_masks"]]
+
+
+def test_a_prompt_without_chat_template_or_against_it_is_a_data_error() -> None:
+    with pytest.raises(DataError, match=r"data\.no-chat-template"):
+        ChatTokenizer(train_tokenizer(template=None)).encode_prompt([{"role": "user", "content": "hi"}])
+    strict = ChatTokenizer(train_tokenizer(template="{{ raise_exception('never') }}"))
+    assert strict.end_ids == (strict.eos_id,)
+    with pytest.raises(DataError, match="never"):
+        strict.encode_prompt([{"role": "user", "content": "hi"}])

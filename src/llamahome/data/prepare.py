@@ -94,7 +94,8 @@ def first_format(source: Source, wanted: str) -> DetectedFormat:
 def _read(data: DataConfig, path: str, tokenizer: ChatTokenizer, *, say: Callable[[str], None]) -> _Read:
     source = open_source(path)
     detected = first_format(source, data.format)
-    require_chat_template(tokenizer, format_name=detected.name)
+    if detected.name != "text":
+        require_chat_template(tokenizer, what=f"the rows are chats ({detected.name})")
     say(f"{path}: {len(source):,} rows, format {detected.name} ({detected.reason})")
     tally = _Tally()
     tables = []

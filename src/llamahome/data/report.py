@@ -59,8 +59,13 @@ class Report:
             (self.overlong_dropped, f"rows longer than max_length left out: {self.cut_tokens:,} tokens lost"),
             (self.split, "rows longer than max_length split"),
             (self.without_targets, "rows left out because nothing in them is learned"),
-            (self.duplicates, "rows are duplicates of another"),
-            (self.shared_with_eval, "rows to train on are also in the evaluation file"),
+            (self.duplicates, "rows with the content of an earlier one"),
+            (self.shared_with_eval, "rows to train on that are in the evaluation file too"),
             (len(self.ignored_files), f"data files not read: {', '.join(self.ignored_files[:3])}"),
         )
-        return lines + [f"{count:,} {what}" for count, what in lost if count]
+        one = {"bad rows": "bad row", "rows": "row", "data files": "data file"}
+        for count, what in lost:
+            plural = next(word for word in one if what.startswith(word))
+            if count:
+                lines.append(f"{count:,} {one[plural] + what.removeprefix(plural) if count == 1 else what}")
+        return lines

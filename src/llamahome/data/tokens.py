@@ -72,7 +72,10 @@ class ChatTokenizer:
         """Tokens at which an answer ends: what the template writes after an assistant turn, and end-of-text."""
         found = [] if self.eos_id is None else [self.eos_id]
         if self.chat_template is not None:
-            text = self.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "zebra"}])
+            try:
+                text = self.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "zebra"}])
+            except Finding:
+                return tuple(found)
             end = self.added_token_at(text.rpartition("zebra")[2].lstrip())
             if end is not None and self.added_tokens[end] not in found:
                 found.insert(0, self.added_tokens[end])
@@ -93,8 +96,13 @@ class ChatTokenizer:
         ]
 
     def encode_prompt(self, turns: Sequence[dict[str, Any]]) -> list[int]:
-        """Tokens after which the model answers: the chat so far and the beginning of an assistant turn."""
-        return [int(number) for number in self.encode([self.render(turns, add_generation_prompt=True)])[0].ids]
+        """Tokens after which the model answers: the chat so far and the beginning of an assistant turn. Raises DataError."""
+        require_chat_template(self, what="this is a chat")
+        try:
+            text = self.render(turns, add_generation_prompt=True)
+        except Finding as finding:
+            raise DataError(Problem(code=finding.code, message=finding.message, hint=finding.hint)) from finding
+        return [int(number) for number in self.encode([text])[0].ids]
 
     def decode(self, ids: Sequence[int] | NDArray[np.int32]) -> str:
         """The text of the tokens, control tokens included, nothing tidied."""
@@ -147,17 +155,17 @@ def load_tokenizer(folder: str | Path, *, chat_template: str | None = None) -> C
         tokenizer.chat_template = template
     wrapped = ChatTokenizer(tokenizer)
     if wrapped.chat_template is not None:
-        _check_template(wrapped.chat_template, chat_template or str(place))
+        _check_template(wrapped, chat_template or str(place))
     return wrapped
 
 
-def require_chat_template(tokenizer: ChatTokenizer, *, format_name: str) -> None:
-    """DataError when rows are chats and the model does not say how it writes chats."""
-    if tokenizer.chat_template is None and format_name != "text":
+def require_chat_template(tokenizer: ChatTokenizer, *, what: str) -> None:
+    """DataError when the model does not say how it writes chats; `what` says why it must."""
+    if tokenizer.chat_template is None:
         raise DataError(
             Problem(
                 code="data.no-chat-template",
-                message=f"the rows are chats ({format_name}) but the model's tokenizer has no chat template",
+                message=f"{what}, but the model's tokenizer has no chat template",
                 hint="--set model.chat_template=FILE.jinja, or --model with a model that was tuned for chat",
             )
         )
@@ -185,17 +193,16 @@ def _read_template(path: str) -> str:
         raise ConfigError(Problem(code="model.bad-chat-template", message=message, where=path, hint=hint)) from error
 
 
-def _check_template(template: str, where: str) -> None:
+def _check_template(tokenizer: ChatTokenizer, where: str) -> None:
+    """ConfigError when the template cannot be compiled; what it refuses of single chats is a matter of those rows."""
     try:
-        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(
-            template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
-        )
-    except jinja2.TemplateSyntaxError as error:
-        message = f"the chat template is not valid Jinja: {error.message}"
-        problem = Problem(
-            code="model.bad-chat-template", message=message, where=f"{where}:{error.lineno}", hint="mend that line of the template"
-        )
-        raise ConfigError(problem) from error
+        tokenizer.render([{"role": "user", "content": "a"}])
+    except Finding as finding:
+        error = finding.__cause__
+        if isinstance(error, jinja2.TemplateSyntaxError):
+            message = f"the chat template is not valid Jinja: {error.message}"
+            problem = Problem(code="model.bad-chat-template", message=message, where=f"{where}:{error.lineno}", hint="mend that line")
+            raise ConfigError(problem) from error
 
 
 def _no_tokenizer(place: Path, reason: str) -> Problem:

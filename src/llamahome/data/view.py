@@ -47,7 +47,8 @@ class ShownRow:
 def view(source: Source, numbers: range, data: DataConfig, tokenizer: ChatTokenizer) -> Iterator[ShownRow | Problem]:
     """These rows, with exactly the tokens and targets that a training run gives them; a Problem for a row that it would refuse."""
     detected = first_format(source, data.format)
-    require_chat_template(tokenizer, format_name=detected.name)
+    if detected.name != "text":
+        require_chat_template(tokenizer, what=f"the rows are chats ({detected.name})")
     for number in numbers:
         row = source.parsed(number)
         conversation = row if isinstance(row, Problem) else understand(row, detected.name)
