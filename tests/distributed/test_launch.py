@@ -1,5 +1,6 @@
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -7,11 +8,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.support.workers import ROOT, worker_environment
+from tests.support.workers import ROOT, free_port, worker_environment
 
 from llamahome.config.schema import DistributedConfig
-from llamahome.distributed.launch import needs_launch
-from llamahome.errors import ConfigError
+from llamahome.distributed.launch import launch, needs_launch
+from llamahome.errors import ConfigError, MachineError
 
 SCRIPT = str(ROOT / "tests" / "support" / "launched.py")
 
@@ -193,3 +194,34 @@ def test_a_stop_before_anything_could_be_saved_leaves_at_once_and_nobody_behind(
     assert [problem["code"] for problem in json.loads(output)["problems"]] == ["run.left-at-once"]
     assert driver.returncode == 130
     assert _gone(pids, within=5)
+
+
+def test_a_taken_port_is_told_before_anything_starts():
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(MachineError) as caught:
+            launch(["done"], DistributedConfig(num_nodes=2, master_port=port), entry=(SCRIPT,))
+    assert caught.value.problems[0].code == "distributed.port-taken"
+    assert caught.value.problems[0].hint.startswith("--master-port ")
+
+
+def test_a_first_machine_that_does_not_answer_is_told_in_one_line():
+    with pytest.raises(MachineError) as caught:
+        launch(["done"], DistributedConfig(num_nodes=2, node_rank=1, master_port=free_port(), timeout="1 s"), entry=(SCRIPT,))
+    assert caught.value.problems[0].code == "distributed.machines-not-met"
+    assert "within 1 s" in caught.value.problems[0].message
+
+
+@pytest.mark.slow
+def test_two_machines_work_as_one_and_process_0_is_on_machine_0(tmp_path):
+    port = free_port()
+    drivers = []
+    for node in (1, 0):
+        settings = f"world_size=4, num_nodes=2, node_rank={node}, master_port={port}, timeout='40 s'"
+        command = [sys.executable, "-c", DRIVER.replace("world_size=2", settings), SCRIPT, "done", str(tmp_path)]
+        drivers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=worker_environment()))
+    for driver in drivers:
+        assert json.loads(driver.communicate(timeout=90)[0])["status"] == 0
+    assert [(tmp_path / f"node-{rank}").read_text() for rank in range(4)] == ["0", "0", "1", "1"]

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from llamahome.config.schema import DistributedConfig, interval
-from llamahome.distributed import failures
+from llamahome.config.schema import DistributedConfig
+from llamahome.distributed import failures, meeting
 from llamahome.errors import ConfigError, LeftAtOnce, LlamaHomeError, MachineError, Problem
 
 if TYPE_CHECKING:
@@ -92,17 +92,19 @@ def launch(command_argv: Sequence[str], config: DistributedConfig, *, entry: Seq
     from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
     count = needs_launch(config, {})
+    if config.num_nodes > 1:
+        meeting.require_meeting_place(config)
     with tempfile.TemporaryDirectory(prefix="llamahome-launch-") as name:
         folder = Path(name)
         spoken_by = 0 if config.node_rank == 0 else -1
         with _prepared(folder):
-            meeting: RendezvousHandler = get_rendezvous_handler(RendezvousParameters(**_meeting(config, folder)))
+            rendezvous: RendezvousHandler = get_rendezvous_handler(RendezvousParameters(**meeting.parameters(config, folder)))
             spec = WorkerSpec(
                 role="llamahome",
                 local_world_size=count,
                 entrypoint=sys.executable,
                 args=tuple(word.replace("$", "$$") for word in (*entry, *command_argv)),  # the agent fills in ${local_rank}
-                rdzv_handler=meeting,
+                rdzv_handler=rendezvous,
                 max_restarts=0,
                 monitor_interval=0.1,
                 master_addr=config.master_addr if config.num_nodes > 1 else None,
@@ -111,33 +113,11 @@ def launch(command_argv: Sequence[str], config: DistributedConfig, *, entry: Seq
             )
             quiet = {local: Std.ALL for local in range(count) if local != spoken_by}
             agent = LocalElasticAgent(spec, DefaultLogsSpecs(log_dir=str(folder / "output"), redirects=quiet))
-            with _forwarding(agent) as asked, _reaching(config):
+            with _forwarding(agent) as asked, meeting.reaching(config):
                 result = agent.run()
-                meeting.shutdown()
+                rendezvous.shutdown()
         statuses = {rank: failure.exitcode for rank, failure in result.failures.items()} if result is not None else {}
         return _outcome(folder, statuses, spoken_by=spoken_by, asked=asked)
-
-
-def _meeting(config: DistributedConfig, folder: Path) -> dict[str, Any]:
-    if config.num_nodes == 1:
-        return {
-            "backend": "c10d",
-            "endpoint": str(folder / "agent"),
-            "store_type": "file",
-            "run_id": "llamahome",
-            "min_nodes": 1,
-            "max_nodes": 1,
-            "local_addr": "127.0.0.1",
-        }
-    return {
-        "backend": "static",  # keeps machine 0 the one with process 0, which c10d's rendezvous does not promise
-        "endpoint": f"{config.master_addr}:{config.master_port}",
-        "run_id": "llamahome",
-        "min_nodes": config.num_nodes,
-        "max_nodes": config.num_nodes,
-        "rank": config.node_rank,
-        "timeout": int(interval(config.timeout).value),
-    }
 
 
 @contextmanager
@@ -165,25 +145,6 @@ def _prepared(folder: Path) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def _reaching(config: DistributedConfig) -> Iterator[None]:
-    from torch.distributed import DistError
-    from torch.distributed.elastic.rendezvous import RendezvousError
-
-    try:
-        yield
-    except (DistError, RendezvousError, TimeoutError) as error:
-        place = f"{config.master_addr}:{config.master_port}"
-        raise MachineError(
-            Problem(
-                code="distributed.machines-not-met",
-                message=f"the machines did not meet at {place}: {str(error).splitlines()[0][:200]}",
-                where="distributed.master_addr",
-                hint=f"llamahome train-distributed on all {config.num_nodes} machines, each with the --master-addr of machine 0",
-            )
-        ) from error
 
 
 @contextmanager

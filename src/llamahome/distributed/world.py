@@ -7,6 +7,7 @@ processes: objects travel as JSON. Every method is called by all processes, in t
 
 import json
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -189,6 +190,10 @@ def _join(world: World, backend: str, timeout: timedelta, *, one_machine: bool) 
         dist.init_process_group(backend, init_method=meeting, rank=world.rank, world_size=world.size, timeout=timeout)
 
 
+_SOURCE_PLACE = re.compile(r"\[\S+:\d+\] ")
+"""The C++ file and line in front of a message, which tells a reader nothing."""
+
+
 class _Exchange:
     """Turns a failed exchange into MachineError distributed.peer-lost; running out of memory stays what it is."""
 
@@ -203,7 +208,8 @@ class _Exchange:
             late = "imed out" in str(error) or "imeout" in str(error)
             why = "another process did not answer in time" if late else "another process has left"
             hint = "--set distributed.timeout='30 min' if it was only slow" if late else "llamahome train-resume latest"
-            message = f"process {self.world.rank} of {self.world.size} cannot go on: {why} ({str(error).splitlines()[0][:200]})"
+            detail = _SOURCE_PLACE.sub("", str(error).splitlines()[0]).split(". This is")[0][:200]
+            message = f"process {self.world.rank} of {self.world.size} cannot go on: {why} ({detail})"
             raise MachineError(Problem(code=failures.PEER_LOST, message=message, hint=hint)) from error
 
 
