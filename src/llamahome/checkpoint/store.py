@@ -151,14 +151,14 @@ def choose(paths: RunPaths, *, warn: Callable[[Problem], None]) -> Path:
 
 def compare_fingerprints(saved: Fingerprints, now: Fingerprints, *, allowed: Collection[str]) -> None:
     """CheckpointError when data or base model are not those of the checkpoint, unless `allowed` holds "data" or "base"."""
-    meaning = {"data": "the training data", "base": "the base model"}
+    meaning = {"data": ("checkpoint.data-changed", "the training data"), "base": ("checkpoint.base-changed", "the base model")}
     problems = [
         Problem(
-            code=f"checkpoint.{name}-changed",
+            code=code,
             message=f"{what} changed since the checkpoint was written: {getattr(saved, name)[:12]} then, {getattr(now, name)[:12]} now",
             hint=f"--allow-changed {name}",
         )
-        for name, what in meaning.items()
+        for name, (code, what) in meaning.items()
         if getattr(saved, name) != getattr(now, name) and name not in allowed
     ]
     if problems:

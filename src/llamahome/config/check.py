@@ -47,33 +47,33 @@ def _data_errors(config: Config, origins: Mapping[str, str]) -> Iterator[Problem
     data = config.data
     if data.on_overlong == "split" and data.format not in ("auto", "text"):
         message = f"data.on_overlong split cuts plain text only, and data.format is {data.format}: a chat cut in two loses its question"
-        yield _problem("split-needs-text", message, "data.on_overlong", origins, hint="--set data.on_overlong=truncate")
+        yield _problem("config.split-needs-text", message, "data.on_overlong", origins, hint="--set data.on_overlong=truncate")
     if data.eval_path is not None and data.eval_split not in ("auto", 0) and is_chosen(origins["data.eval_split"]):
         message = f"data.eval_split {_show(data.eval_split)} holds rows out and data.eval_path {data.eval_path} brings its own; choose one"
-        yield _problem("two-evaluations", message, "data.eval_split", origins, hint="--set data.eval_split=auto")
+        yield _problem("config.two-evaluations", message, "data.eval_split", origins, hint="--set data.eval_split=auto")
     if isinstance(data.eval_split, float) and data.eval_split > 1 and not data.eval_split.is_integer():
         message = f"data.eval_split {_show(data.eval_split)} is neither a share below 1 nor a whole count"
-        yield _problem("share-or-count", message, "data.eval_split", origins, hint=f"--set data.eval_split={round(data.eval_split)}")
+        yield _problem("config.share-or-count", message, "data.eval_split", origins, hint=f"--set data.eval_split={round(data.eval_split)}")
 
 
 def _training_errors(config: Config, origins: Mapping[str, str]) -> Iterator[Problem]:
     training = config.training
     if training.warmup > 1 and not float(training.warmup).is_integer():
         message = f"training.warmup {_show(training.warmup)} is neither a share below 1 nor a whole count of steps"
-        yield _problem("share-or-count", message, "training.warmup", origins, hint=f"--set training.warmup={round(training.warmup)}")
+        yield _problem("config.share-or-count", message, "training.warmup", origins, hint=f"--set training.warmup={round(training.warmup)}")
     elif training.max_steps is not None and training.warmup > training.max_steps:
         message = f"training.warmup takes {_show(training.warmup)} steps but training.max_steps ends the run after {training.max_steps}"
         hint = f"--set training.warmup={max(1, training.max_steps // 10) if training.max_steps > 1 else 0}"
-        yield _problem("warmup-too-long", message, "training.warmup", origins, hint=hint)
+        yield _problem("config.warmup-too-long", message, "training.warmup", origins, hint=hint)
     if training.method == "lora" and config.model.dtype == "bfloat16" and training.mixed_precision in ("no", False):
         message = "weights stored in bfloat16 are multiplied in bfloat16, but training.mixed_precision is no"
-        yield _problem("two-precisions", message, "training.mixed_precision", origins, hint="--set model.dtype=float32")
+        yield _problem("config.two-precisions", message, "training.mixed_precision", origins, hint="--set model.dtype=float32")
     if training.method == "lora" and not config.lora.target_modules:
         message = "lora.target_modules names no layer: there would be nothing to train"
-        yield _problem("nothing-to-train", message, "lora.target_modules", origins, hint="--set lora.target_modules=all-linear")
+        yield _problem("config.nothing-to-train", message, "lora.target_modules", origins, hint="--set lora.target_modules=all-linear")
     if config.evaluation.early_stop_patience is not None and _no_evaluation(config):
         message = "evaluation.early_stop_patience watches the evaluation loss, but no rows are held out and data.eval_path is not set"
-        yield _problem("nothing-to-watch", message, "evaluation.early_stop_patience", origins, hint="--set data.eval_split=auto")
+        yield _problem("config.nothing-to-watch", message, "evaluation.early_stop_patience", origins, hint="--set data.eval_split=auto")
 
 
 def _machine_errors(config: Config, origins: Mapping[str, str]) -> Iterator[Problem]:
@@ -83,13 +83,15 @@ def _machine_errors(config: Config, origins: Mapping[str, str]) -> Iterator[Prob
         allowed = "is 0" if last == 0 else f"goes from 0 to {last}"
         message = f"distributed.node_rank is {machines.node_rank}, but with {_nodes(machines.num_nodes)} it {allowed}"
         hint = f"--set distributed.node_rank={last}" if last else f"--set distributed.num_nodes={machines.node_rank + 1}"
-        yield _problem("no-such-node", message, "distributed.node_rank", origins, hint=hint)
+        yield _problem("config.no-such-node", message, "distributed.node_rank", origins, hint=hint)
     size, nodes = machines.world_size, machines.num_nodes
     if isinstance(size, int) and size % nodes:
         below, above = size // nodes * nodes, (size // nodes + 1) * nodes
         sizes = f"{below} or {above}" if below else f"{above} or {2 * nodes}"
         message = f"distributed.world_size {size} cannot be shared evenly by {_nodes(nodes)}; {sizes} can"
-        yield _problem("uneven-world", message, "distributed.world_size", origins, hint=f"--set distributed.world_size={below or above}")
+        yield _problem(
+            "config.uneven-world", message, "distributed.world_size", origins, hint=f"--set distributed.world_size={below or above}"
+        )
 
 
 def _other_warnings(config: Config, origins: Mapping[str, str]) -> Iterator[Problem]:
@@ -99,19 +101,21 @@ def _other_warnings(config: Config, origins: Mapping[str, str]) -> Iterator[Prob
             f"distributed.master_addr is {machines.master_addr}, this machine alone: with {_nodes(machines.num_nodes)} the others wait"
         )
         yield _problem(
-            "address-of-self", message, "distributed.master_addr", origins, hint="--set distributed.master_addr=ADDRESS of machine 0"
+            "config.address-of-self", message, "distributed.master_addr", origins, hint="--set distributed.master_addr=ADDRESS of machine 0"
         )
     elif machines.num_nodes > 1 and machines.node_rank and machines.master_addr.startswith(_LOOPBACK):
         message = (
             f"distributed.master_addr {machines.master_addr} means this machine, but machine 0 is another (node_rank {machines.node_rank})"
         )
         yield _problem(
-            "address-of-self", message, "distributed.master_addr", origins, hint="--set distributed.master_addr=ADDRESS of machine 0"
+            "config.address-of-self", message, "distributed.master_addr", origins, hint="--set distributed.master_addr=ADDRESS of machine 0"
         )
     if isinstance(machines.world_size, int) and machines.world_size > batch:
         idle = machines.world_size - batch
         message = f"{machines.world_size} processes share training.batch_size {batch}: {idle} have nothing to do in each step"
-        yield _problem("idle-processes", message, "training.batch_size", origins, hint=f"--set training.batch_size={machines.world_size}")
+        yield _problem(
+            "config.idle-processes", message, "training.batch_size", origins, hint=f"--set training.batch_size={machines.world_size}"
+        )
 
 
 def _no_evaluation(config: Config) -> bool:
@@ -119,12 +123,14 @@ def _no_evaluation(config: Config) -> bool:
 
 
 def _ignored(key: str, value: Any, reason: str, origins: Mapping[str, str]) -> Problem:
-    return _problem("no-effect", f"{key} {_show(value)} has no effect: {reason}", key, origins, hint=f"remove {key} from {origins[key]}")
+    return _problem(
+        "config.no-effect", f"{key} {_show(value)} has no effect: {reason}", key, origins, hint=f"remove {key} from {origins[key]}"
+    )
 
 
-def _problem(slug: str, message: str, key: str, origins: Mapping[str, str], *, hint: str) -> Problem:
+def _problem(code: str, message: str, key: str, origins: Mapping[str, str], *, hint: str) -> Problem:
     origin = origins[key]
-    return Problem(code=f"config.{slug}", message=message, where=origin if is_chosen(origin) else None, hint=hint)
+    return Problem(code=code, message=message, where=origin if is_chosen(origin) else None, hint=hint)
 
 
 def _value(config: Config, key: str) -> Any:
