@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel
 
 from llamahome.config.load import LoadedConfig, with_values
 from llamahome.data.loader import horizon, sequential_microbatches, total_positions
@@ -20,8 +18,8 @@ from llamahome.data.records import Microbatch
 from llamahome.data.table import ExampleTable
 from llamahome.data.tokens import ChatTokenizer
 from llamahome.distributed.world import World
-from llamahome.model.adapter import fingerprint
-from llamahome.model.load import attention_backend, load_model
+from llamahome.model.adapter import SavedModel, fingerprint
+from llamahome.model.load import CausalLM, attention_backend, load_model
 from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
 from llamahome.model.place import needs_checkpointing, place, trained_parameters
@@ -63,9 +61,9 @@ class Job:
 class Learner:
     """The model and everything that belongs to its weights."""
 
-    model: PreTrainedModel
+    model: CausalLM
     """The causal language model, adapters inside."""
-    saved: PeftModel | PreTrainedModel
+    saved: SavedModel
     """What is written to disk: the adapter's wrapper, or the model itself."""
     base: Path
     objective: Objective
@@ -98,7 +96,7 @@ def load_learner(loaded: LoadedConfig, base: Path, world: World, *, say: Callabl
     model = load_model(base, dtype=precision.storage, device=world.device)
     loaded = _resolve(loaded, model, precision, world)
     config = loaded.config
-    saved: PeftModel | PreTrainedModel = model
+    saved: SavedModel = model
     if config.training.method == "lora":
         name = str(base.resolve()) if Path(config.model.name).is_dir() or base.parts[:1] == ("data",) else config.model.name
         saved = add_lora(model, config.lora, base=name, seed=config.training.seed, lean=not precision.autocast)
@@ -119,7 +117,7 @@ def load_learner(loaded: LoadedConfig, base: Path, world: World, *, say: Callabl
     return learner, loaded
 
 
-def _resolve(loaded: LoadedConfig, model: PreTrainedModel, precision: Precision, world: World) -> LoadedConfig:
+def _resolve(loaded: LoadedConfig, model: CausalLM, precision: Precision, world: World) -> LoadedConfig:
     """Replace each `auto` that depends on machine or model by its value."""
     training = loaded.config.training
     if training.learning_rate == "auto":

@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from peft import PeftModel
@@ -19,6 +20,8 @@ from llamahome.errors import ConfigError, Problem
 from llamahome.model.load import find_model, load_model
 from llamahome.model.lora import use_own_forward
 
+SavedModel: TypeAlias = PeftModel | PreTrainedModel
+"""What is written to disk: an adapter's wrapper, or the model itself."""
 _COMPANIONS = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -33,7 +36,7 @@ _COMPANIONS = [
 _SAMPLE = 1 << 20
 
 
-def save_model(model: PeftModel | PreTrainedModel, folder: Path, *, base: Path) -> None:
+def save_model(model: SavedModel, folder: Path, *, base: Path) -> None:
     """Write `model` into `folder` (made if need be): the adapter alone, or every weight in float32."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in _COMPANIONS:
@@ -47,7 +50,7 @@ def save_model(model: PeftModel | PreTrainedModel, folder: Path, *, base: Path) 
         model.save_pretrained(folder, save_original_format=False)
 
 
-def restore_model(model: PeftModel | PreTrainedModel, folder: Path) -> None:
+def restore_model(model: SavedModel, folder: Path) -> None:
     """Put the trained weights of `folder` into a model of the same shape, in place."""
     if isinstance(model, PeftModel):
         result = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))

@@ -22,6 +22,8 @@ from llamahome.model.loss import Head
 from llamahome.model.starter import STARTER, fetch_starter
 from llamahome.rundir import BASE_MODELS
 
+CausalLM = PreTrainedModel
+"""What the rest of llamahome calls a model: a causal language model of transformers."""
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
