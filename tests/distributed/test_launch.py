@@ -46,7 +46,7 @@ for line in json.loads(sys.argv[3]):
     results[line[0]] = run(*line)
 os.write(screen, json.dumps(results).encode())
 """
-SCENES = ["first-speaks-itself", "second-ends-early", "killed", "data-error", "defect", "peer-killed"]
+SCENES = ["first-speaks-itself", "second-ends-early", "killed", "data-error", "peer-killed"]
 
 
 def _driver(*words):
@@ -140,12 +140,6 @@ def test_the_error_of_the_first_that_failed_is_raised_as_it_was(outcomes):
     assert (problem["code"], problem["where"], problem["hint"]) == ("data.bad-json", "x.jsonl:3", "llamahome data check x.jsonl")
 
 
-def test_a_defect_keeps_its_traceback(outcomes):
-    status, kind, problem = _only(outcomes, "defect")
-    assert (status, kind) == (1, "LlamaHomeError")
-    assert "ZeroDivisionError: a defect of ours" in problem["message"] and "launched.py" in problem["excerpt"]
-
-
 def test_a_killed_process_is_the_cause_and_not_the_lost_connection_of_its_peer(outcomes):
     assert _only(outcomes, "peer-killed")[2]["code"] == "distributed.process-killed"
 
@@ -179,12 +173,16 @@ def test_a_signal_reaches_every_worker_once_and_they_save_and_end_with_75(tmp_pa
     assert _gone(pids, within=5)
 
 
-def test_workers_do_not_outlive_a_launcher_that_was_killed(tmp_path):
+@pytest.mark.slow
+def test_workers_do_not_outlive_a_launcher_that_was_killed_and_tidy_up_after_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     driver, pids = _start("stop", tmp_path)
     driver.kill()
     driver.communicate(timeout=30)
     assert _gone(pids, within=20)
     assert (tmp_path / "saved").read_text().startswith("signals")
+    assert not list((tmp_path / "temporary").glob("llamahome-launch-*"))
 
 
 def test_a_stop_before_anything_could_be_saved_leaves_at_once_and_nobody_behind(tmp_path):

@@ -48,11 +48,6 @@ def in_a_world() -> None:
             if world.rank == 1:
                 raise DataError(Problem(code="data.bad-json", message="not JSON", where="x.jsonl:3", hint="llamahome data check x.jsonl"))
             world.sum_(torch.ones(3))
-        elif scene == "defect":
-            world.sum_(torch.ones(3))
-            if world.rank == 1:
-                raise ZeroDivisionError("a defect of ours")
-            world.sum_(torch.ones(3))
         elif scene == "peer-killed":
             if world.rank == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -66,7 +61,7 @@ def in_a_world() -> None:
             raise Stopped(Problem(code="run.stopped", message="stopped with a checkpoint"))
 
 
-if scene in ("data-error", "defect", "peer-killed", "stop"):
+if scene in ("data-error", "peer-killed", "stop"):
     in_a_world()
 else:
     without_torch()

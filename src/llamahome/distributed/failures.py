@@ -88,13 +88,17 @@ def leave_in_peace() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+def launcher_is_gone() -> bool:
+    """Whether the process that started this one has died."""
+    return os.getppid() != int(os.environ[LAUNCHER_PID])
+
+
 def follow_launcher(done: threading.Event) -> None:
     """When the launcher dies, even by kill -9, ask this process to stop as SIGTERM does, so that none is left behind."""
-    launcher = int(os.environ[LAUNCHER_PID])
 
     def watch() -> None:
         while not done.wait(_LOOK_EVERY_S):
-            if os.getppid() != launcher:
+            if launcher_is_gone():
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 

@@ -8,6 +8,7 @@ processes: objects travel as JSON. Every method is called by all processes, in t
 import json
 import os
 import re
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -221,7 +222,9 @@ def _leave_together(error: BaseException | None, world: World) -> None:
 
 
 def _leave_word(error: BaseException | None, rank: int, folder: Path) -> None:
-    """Leave the error that ends this process for its launcher, which alone speaks then."""
-    if error is not None and not isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit):
+    """Leave the error that ends this process for its launcher, which alone speaks then; after a dead one, tidy up for it."""
+    if failures.launcher_is_gone():
+        shutil.rmtree(folder, ignore_errors=True)
+    elif error is not None and not isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit):
         failures.record(error, rank=rank, folder=folder)
         failures.fall_silent()
