@@ -136,10 +136,11 @@ def _resolve(loaded: LoadedConfig, model: CausalLM, precision: Precision, world:
         loaded = with_values(loaded, {"training.mixed_precision": precision.name}, origin=f"auto: {precision.reason}")
     if training.gradient_checkpointing == "auto":
         free = torch.cuda.mem_get_info()[0] if world.device.type == "cuda" else free_memory_bytes()
-        longest = max(int(loaded.config.training.micro_batch_tokens), loaded.config.data.max_length)
-        processes_here = max(1, world.size // loaded.config.distributed.num_nodes)
-        wanted = needs_checkpointing("auto", model, longest, compute=precision.compute, free_bytes=free // processes_here)
-        origin = f"auto: activations of {longest:,} tokens {'would not fit' if wanted else 'fit'} into free memory"
+        longest = loaded.config.data.max_length
+        tokens = max(int(loaded.config.training.micro_batch_tokens), longest)
+        free //= max(1, world.size // loaded.config.distributed.num_nodes)
+        wanted = needs_checkpointing(model, tokens, longest=longest, precision=precision, free_bytes=free)
+        origin = f"auto: activations of {tokens:,} tokens {'would not fit' if wanted else 'fit'} into free memory"
         loaded = with_values(loaded, {"training.gradient_checkpointing": bool(world.max(wanted))}, origin=origin)
     return loaded
 

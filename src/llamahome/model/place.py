@@ -8,28 +8,29 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llamahome.distributed.world import World
+from llamahome.model.attention import QUERY_BLOCK
+from llamahome.model.precision import Precision
 
-_KEPT_PER_LAYER_HIDDEN = 34
-_KEPT_PER_LAYER_INNER = 10
-"""measured: bytes that one token keeps per layer without checkpointing, per unit of hidden size and of feed-forward size in 2-byte types
-(docs/log.md); twice that in float32."""
+_KEPT_PER_HIDDEN, _KEPT_PER_INNER = 18, 8
+"""Bytes that one token keeps per layer without checkpointing, per unit of hidden and of feed-forward size. measured: 22.3 KB a token and
+layer at 576 and 1,536 in bfloat16 (docs/log.md); 1.6 times that under autocast and 1.8 times in float32."""
 _LARGEST_SHARE = 0.7
 """Of the free memory that activations may take before they are recomputed instead."""
 
 
-def activation_bytes(model: PreTrainedModel, tokens: int, *, compute: torch.dtype) -> int:
-    """Estimated memory that a forward pass over `tokens` keeps for the backward pass without checkpointing."""
+def activation_bytes(model: PreTrainedModel, tokens: int, *, longest: int, precision: Precision) -> int:
+    """Estimated memory that a forward pass over `tokens` in documents of up to `longest` keeps for the backward pass."""
     config = model.config.get_text_config()
     hidden, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    width = torch.finfo(compute).bits // 16
-    return int(tokens * config.num_hidden_layers * (_KEPT_PER_LAYER_HIDDEN * hidden + _KEPT_PER_LAYER_INNER * inner) * width)
+    low = precision.compute == torch.bfloat16
+    width = (1.6 if precision.autocast else 1.0) if low else 1.8
+    probabilities = config.num_attention_heads * (longest / 2 + QUERY_BLOCK / 2) * (2 if low else 4)
+    return int(tokens * config.num_hidden_layers * (width * (_KEPT_PER_HIDDEN * hidden + _KEPT_PER_INNER * inner) + probabilities))
 
 
-def needs_checkpointing(wanted: bool | str, model: PreTrainedModel, tokens: int, *, compute: torch.dtype, free_bytes: int) -> bool:
-    """Resolve training.gradient_checkpointing for micro-batches of `tokens`."""
-    if isinstance(wanted, bool):
-        return wanted
-    return activation_bytes(model, tokens, compute=compute) > _LARGEST_SHARE * free_bytes
+def needs_checkpointing(model: PreTrainedModel, tokens: int, *, longest: int, precision: Precision, free_bytes: int) -> bool:
+    """What training.gradient_checkpointing auto comes to for micro-batches of `tokens`."""
+    return activation_bytes(model, tokens, longest=longest, precision=precision) > _LARGEST_SHARE * free_bytes
 
 
 def place(model: PreTrainedModel, *, world: World, checkpointing: bool, sync_batch_norm: bool) -> list[str]:
