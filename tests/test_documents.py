@@ -2,9 +2,11 @@
 
 import ast
 import re
+import sys
+import tomllib
 from collections.abc import Iterator
 
-from tests.support.sources import PACKAGE, ROOT, SOURCES, assert_none, room, source, tail, tree
+from tests.support.sources import PACKAGE, ROOT, SOURCES, assert_none, imports, room, source, tail, tree
 
 from llamahome.config.schema import Config
 
@@ -87,12 +89,21 @@ def test_the_list_of_errors_holds_every_code_and_no_other() -> None:
     assert_none([f"no longer in the source: {code}" for code in sorted(set(listed) - set(codes()))])
 
 
-def test_links_in_the_documentation_lead_somewhere() -> None:
+def test_a_dependency_is_declared_and_each_declared_one_is_used() -> None:
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    declared = {re.split(r"[>=<]", line)[0].replace("-", "_").removesuffix(".yaml") for line in asked}
+    used = {module.split(".")[0] for name in SOURCES for _, module in imports(name)} - sys.stdlib_module_names - {"llamahome"}
+    assert used - declared - {"pynvml"} == set(), "pynvml is there or not: it adds the figures of a GPU"
+    assert declared - used == {"gguf"}, "transformers reads GGUF files with it"
+
+
+def test_what_the_documentation_and_the_source_point_to_is_there() -> None:
     wrong = []
-    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-            if not (page.parent / target).exists():
-                wrong.append(f"{page.relative_to(ROOT)}: {target}")
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *PACKAGE.rglob("*.py"), *(ROOT / ".config").glob("*.yaml")]:
+        text = page.read_text(encoding="utf-8")
+        linked = [page.parent / target for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text)] if page.suffix == ".md" else []
+        named = [ROOT / target for target in re.findall(r"\bdocs/[\w/-]+\.md", text)]
+        wrong += [f"{page.relative_to(ROOT)}: {target}" for target in linked + named if not target.exists()]
     assert_none(wrong)
 
 
