@@ -4,7 +4,6 @@ Nothing heavy is imported at the top; `data sample` needs only the standard libr
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,7 +35,7 @@ _MEANINGS: dict["Kind", str] = {"learned": "learned", "context": "context, read 
 
 @data_app.command()
 def sample(
-    path: Annotated[Path | None, typer.Argument(help="File to write, or a folder for it.", metavar="[PATH]")] = None,
+    path: Annotated[Path | None, typer.Argument(help="File to write; without a suffix it is a folder.", metavar="[PATH]")] = None,
     rows: Annotated[int | None, typer.Option("--rows", min=1, help="How many rows; all of about 5,500 otherwise.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
 ) -> None:
@@ -44,7 +43,7 @@ def sample(
     from llamahome.data.sample import FILE_NAME, write_sample
 
     target = path if path is not None else RAW_DATA / FILE_NAME
-    if target.is_dir() or (path is not None and str(path).endswith(os.sep)):
+    if target.is_dir() or not target.suffix:
         target /= FILE_NAME
     if target.exists() and not force:
         hint = f"llamahome data sample '{target}' --force   overwrites it"
