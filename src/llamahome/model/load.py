@@ -4,7 +4,6 @@ Nothing but safetensors is read and no code from a model's repository is run. We
 """
 
 import difflib
-import json
 import logging
 import os
 from collections.abc import Callable
@@ -13,11 +12,12 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from safetensors import SafetensorError
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from llamahome.errors import ConfigError, LlamaHomeError, MachineError, Problem
-from llamahome.model.attention import ATTENTION_NAME, register_attention
+from llamahome.model.attention import ATTENTION_NAME, Documents, plan_documents, register_attention
 from llamahome.model.loss import Head
 from llamahome.model.starter import STARTER, fetch_starter
 from llamahome.rundir import BASE_MODELS
@@ -25,6 +25,9 @@ from llamahome.rundir import BASE_MODELS
 CausalLM = PreTrainedModel
 """What the rest of llamahome calls a model: a causal language model of transformers."""
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+_TOO_FAR_APART = {torch.float32: 1e-3, torch.bfloat16: 0.3}
+"""Relative distance of hidden states that rounding does not explain: bfloat16 differs by up to a few percent after 30 layers."""
 
 
 def quiet_transformers() -> None:
@@ -108,18 +111,50 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Pre
     try:
         config = AutoConfig.from_pretrained(folder)
         _refuse_unsupported(config, folder)
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, use_safetensors=True)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
     except LlamaHomeError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        raise ConfigError(
-            Problem(code="model.unreadable", message=f"transformers cannot load it: {first}", where=str(folder), hint="--model DIR")
-        ) from error
+        raise ConfigError(_unreadable(folder, f"transformers cannot load it: {first}")) from error
+    if missing := sorted(found["missing_keys"]):
+        raise ConfigError(_unreadable(folder, f"{len(missing)} of its weights are in no file, {missing[0]} for one"))
     if not model._supports_attention_backend:
         raise ConfigError(_unsupported(folder, f"{type(model).__name__} has attention code of its own that cannot keep documents apart"))
     model.set_attn_implementation(ATTENTION_NAME)
-    return model.to(device)
+    model.to(device)
+    _refuse_leaks(model, folder)
+    return model
+
+
+def last_hidden(model: PreTrainedModel, tokens_T: Tensor, positions_T: Tensor, documents: Documents, *, backend: str) -> Tensor:
+    """The decoder's last hidden states [T, D] of documents that lie end to end."""
+    output = model.get_decoder()(
+        input_ids=tokens_T[None], position_ids=positions_T[None], use_cache=False, documents=documents, backend=backend
+    )
+    hidden_TD: Tensor = output.last_hidden_state[0]
+    return hidden_TD
+
+
+@torch.no_grad()
+def _refuse_leaks(model: PreTrainedModel, folder: Path) -> None:
+    """ConfigError unless three tokens give the same hidden states alone and behind another document; cost: eleven tokens forward."""
+    tokens, backend = torch.arange(8, device=model.device), attention_backend("auto", model)
+    positions = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2], device=model.device)
+    try:
+        behind, alone = (
+            last_hidden(model, tokens[start:], positions[start:], plan_documents(lengths, device=model.device), backend=backend)[
+                -3:
+            ].float()
+            for start, lengths in ((0, (5, 3)), (5, (3,)))
+        )
+    except (TypeError, KeyError, AttributeError, ValueError, RuntimeError) as error:
+        why = f"{type(model).__name__} does not work with attention inside documents: {str(error).splitlines()[0][:200]}"
+        raise ConfigError(_unsupported(folder, why)) from error
+    if not (behind - alone).norm() <= _TOO_FAR_APART[model.dtype] * alone.norm():
+        raise ConfigError(_unsupported(folder, f"in {type(model).__name__} a document changes what follows it in the same pass"))
 
 
 def _refuse_unsupported(config: Any, folder: Path) -> None:
@@ -127,6 +162,12 @@ def _refuse_unsupported(config: Any, folder: Path) -> None:
         raise ConfigError(_unsupported(folder, "its weights are quantized"))
     if getattr(config, "is_encoder_decoder", False):
         raise ConfigError(_unsupported(folder, "it is an encoder-decoder, not a decoder"))
+    if strange := sorted(set(getattr(config.get_text_config(), "layer_types", None) or ()) - _KNOWN_LAYERS):
+        raise ConfigError(_unsupported(folder, f"its layers are not all plain or sliding attention: {', '.join(strange)}"))
+
+
+def _unreadable(folder: Path, why: str) -> Problem:
+    return Problem(code="model.unreadable", message=why, where=str(folder), hint=f"--model {STARTER}, or a whole copy of this folder")
 
 
 def _unsupported(folder: Path, why: str) -> Problem:

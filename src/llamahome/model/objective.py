@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llamahome.model.attention import plan_documents
-from llamahome.model.load import head_of
+from llamahome.model.load import head_of, last_hidden
 from llamahome.model.loss import HeadStats, head_stats, summed_cross_entropy
 from llamahome.model.precision import Precision
 
@@ -54,12 +54,5 @@ class Objective:
         """[N, D], the states that predict the targets."""
         documents = plan_documents(batch.lengths, device=batch.tokens_T.device)
         with torch.autocast(batch.tokens_T.device.type, self.precision.compute, enabled=self.precision.autocast):
-            output = self.model.get_decoder()(
-                input_ids=batch.tokens_T[None],
-                position_ids=batch.positions_T[None],
-                use_cache=False,
-                documents=documents,
-                backend=self.backend,
-            )
-        hidden_TD: Tensor = output.last_hidden_state[0]
+            hidden_TD = last_hidden(self.model, batch.tokens_T, batch.positions_T, documents, backend=self.backend)
         return hidden_TD.index_select(0, batch.rows_N)

@@ -1,0 +1,159 @@
+"""Every back end of attention equals transformers' eager attention on each document alone, in values and gradients."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers.models.llama.modeling_llama import eager_attention_forward
+
+from llamahome.model.attention import QUERY_BLOCK, block_attention, plan_documents, reference_attention, sdpa_attention
+
+BACKENDS = {"blocks": block_attention, "sdpa": sdpa_attention, "reference": reference_attention}
+SCALE = 0.37
+CPU = torch.device("cpu")
+
+
+def eager_alone(q: Tensor, k: Tensor, v: Tensor, *, window: int | None) -> Tensor:
+    """One document [T, H, E] through transformers' plain attention with an explicit mask."""
+    length = len(q)
+    rows, columns = torch.arange(length)[:, None], torch.arange(length)[None, :]
+    seen = columns <= rows
+    if window is not None:
+        seen &= columns > rows - window
+    mask = torch.zeros(length, length).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None]
+    module = SimpleNamespace(num_key_value_groups=q.shape[1] // k.shape[1], training=False)
+    out, _ = eager_attention_forward(module, *(x.transpose(0, 1)[None] for x in (q, k, v)), mask, scaling=SCALE)
+    return out[0]
+
+
+def tensors(lengths: list[int], *, heads: int, key_heads: int, size: int, value_size: int, seed: int) -> tuple[list[Tensor], Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    total = sum(lengths)
+    shapes = ((total, heads, size), (total, key_heads, size), (total, key_heads, value_size))
+    qkv = [torch.randn(shape, generator=random).requires_grad_() for shape in shapes]
+    return qkv, torch.randn(total, heads, value_size, generator=random)
+
+
+def value_and_gradients(out: Tensor, qkv: list[Tensor], incoming: Tensor) -> list[Tensor]:
+    return [out.detach(), *torch.autograd.grad(out, qkv, incoming)]
+
+
+def assert_equal_to_each_document_alone(
+    backend: str, lengths: list[int], *, window: int | None = None, heads: tuple[int, int] = (4, 2)
+) -> None:
+    qkv, incoming = tensors(lengths, heads=heads[0], key_heads=heads[1], size=8, value_size=8, seed=len(lengths))
+    compare(backend, lengths, qkv, incoming, window)
+
+
+def compare(backend: str, lengths: list[int], qkv: list[Tensor], incoming: Tensor, window: int | None) -> None:
+    ours = BACKENDS[backend](*qkv, plan_documents(lengths, device=CPU), scale=SCALE, window=window)
+    parts = zip(*(x.split(lengths) for x in qkv), strict=True)
+    theirs = torch.cat([eager_alone(*part, window=window) for part in parts])
+    for found, expected in zip(value_and_gradients(ours, qkv, incoming), value_and_gradients(theirs, qkv, incoming), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+short = st.lists(st.integers(1, 40), min_size=1, max_size=12)
+long = st.lists(st.integers(1, 2 * QUERY_BLOCK + 9), min_size=1, max_size=3)
+equal = st.tuples(st.integers(1, 20), st.integers(1, 8)).map(lambda pair: [pair[0]] * pair[1])
+windows = st.none() | st.integers(1, 300)
+sharing = st.sampled_from([(4, 4), (4, 2), (4, 1), (6, 2), (1, 1)])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(deadline=None, max_examples=40)
+@given(lengths=short | long | equal | short.map(lambda each: sorted(each, reverse=True)), window=windows, heads=sharing)
+def test_it_equals_eager_attention_on_each_document_alone(
+    backend: str, lengths: list[int], window: int | None, heads: tuple[int, int]
+) -> None:
+    assert_equal_to_each_document_alone(backend, lengths, window=window, heads=heads)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [1],
+        [1] * 50,
+        [QUERY_BLOCK],
+        [QUERY_BLOCK + 1, QUERY_BLOCK - 1],
+        [2 * QUERY_BLOCK, 2 * QUERY_BLOCK],
+        [1, 2 * QUERY_BLOCK + 3, 1, 7],
+        [300, 290, 260, 255, 20, 19, 18, 5, 1, 1],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("window", [None, 1, 5, QUERY_BLOCK, 1000])
+def test_it_holds_at_the_borders_of_blocks_and_windows(backend: str, lengths: list[int], window: int | None) -> None:
+    assert_equal_to_each_document_alone(backend, lengths, window=window)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_values_may_be_narrower_or_wider_than_keys(backend: str) -> None:
+    lengths = [QUERY_BLOCK + 5, 30, 29, 3]
+    for value_size in (6, 12):
+        qkv, incoming = tensors(lengths, heads=4, key_heads=2, size=8, value_size=value_size, seed=1)
+        compare(backend, lengths, qkv, incoming, None)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(deadline=None, max_examples=25)
+@given(lengths=st.lists(st.integers(1, 60), min_size=2, max_size=8), changed=st.integers(0, 7), window=st.none() | st.integers(1, 30))
+def test_a_document_never_feels_its_neighbour(backend: str, lengths: list[int], changed: int, window: int | None) -> None:
+    changed %= len(lengths)
+    qkv, incoming = tensors(lengths, heads=4, key_heads=2, size=8, value_size=8, seed=5)
+    documents = plan_documents(lengths, device=CPU)
+    others = torch.cat([torch.full((length,), number != changed) for number, length in enumerate(lengths)])
+    replaced = [torch.where(others[:, None, None], x, 1e3 * torch.ones_like(x)).detach().requires_grad_() for x in qkv]
+    before, after = (
+        value_and_gradients(BACKENDS[backend](*each, documents, scale=SCALE, window=window), each, incoming) for each in (qkv, replaced)
+    )
+    for old, new in zip(before, after, strict=True):
+        assert torch.equal(old[others], new[others])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_token_never_sees_what_comes_after_it(backend: str) -> None:
+    lengths = [QUERY_BLOCK + 40, 33]
+    qkv, _ = tensors(lengths, heads=4, key_heads=2, size=8, value_size=8, seed=6)
+    documents = plan_documents(lengths, device=CPU)
+    late = torch.arange(sum(lengths)) >= QUERY_BLOCK - 3
+    late[lengths[0] :] = False
+    replaced = [torch.where(late[:, None, None], -x, x) for x in qkv]
+    before, after = (BACKENDS[backend](*each, documents, scale=SCALE, window=None) for each in (qkv, replaced))
+    assert torch.equal(before[~late], after[~late])
+
+
+@pytest.mark.parametrize("backend", ["blocks", "sdpa"])
+def test_bfloat16_stays_as_close_to_float32_as_its_inputs_allow(backend: str) -> None:
+    """Eight bits of mantissa: a rounding is 2^-9 at most; inputs, probabilities and result are rounded, sums of up to 8 terms beside."""
+    lengths = [150, 60, 58, 20, 1]
+    qkv, incoming = tensors(lengths, heads=4, key_heads=2, size=8, value_size=8, seed=7)
+    low = [x.detach().bfloat16().requires_grad_() for x in qkv]
+    exact = [x.detach().float().requires_grad_() for x in low]
+    documents = plan_documents(lengths, device=CPU)
+    found = value_and_gradients(BACKENDS[backend](*low, documents, scale=SCALE, window=None), low, incoming.bfloat16())
+    expected = value_and_gradients(BACKENDS["reference"](*exact, documents, scale=SCALE, window=None), exact, incoming.bfloat16().float())
+    for ours, wanted in zip(found, expected, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert (ours.float() - wanted).norm() / wanted.norm() < 8 * 2**-9
+
+
+def test_groups_cover_every_token_once_and_pad_little() -> None:
+    random = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        lengths = (
+            torch.randint(1, 400, (int(torch.randint(1, 40, (), generator=random)),), generator=random).sort(descending=True)[0].tolist()
+        )
+        documents = plan_documents(lengths, device=CPU)
+        assert documents.lengths == tuple(lengths)
+        assert [length for group in documents.groups for length in group.lengths] == lengths
+        start = 0
+        for group in documents.groups:
+            assert group.start == start and group.tokens == sum(group.lengths)
+            assert group.longest * len(group.lengths) <= 1.25 * group.tokens
+            start += group.tokens
+        assert start == sum(lengths)

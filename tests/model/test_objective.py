@@ -1,0 +1,95 @@
+"""The model on documents laid end to end is the model of transformers on each document alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.support.models import CPU, FP32, KINDS, examples_of, microbatch_of, objective_of, our_model, plain_loss, plain_model, save_tiny
+
+from llamahome.model.attention import plan_documents
+from llamahome.model.load import attention_backend, last_hidden
+from llamahome.model.objective import Objective
+from llamahome.model.precision import Precision
+
+LENGTHS = (40, 17, 23, 2, 9, 1)
+CASES = [(kind, backend) for kind in KINDS for backend in ("blocks", "sdpa", "reference") if kind != "gemma2" or backend == "reference"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {kind: save_tiny(root / kind, kind) for kind in KINDS}
+
+
+@pytest.mark.parametrize(("kind", "backend"), CASES)
+def test_hidden_states_and_loss_equal_each_document_alone(folders: dict[str, Path], kind: str, backend: str) -> None:
+    ours, plain, examples = our_model(folders[kind]), plain_model(kind), examples_of(LENGTHS)
+    batch = microbatch_of(examples)
+    with torch.no_grad():
+        found = last_hidden(ours, batch.tokens_T, batch.positions_T, plan_documents(batch.lengths, device=CPU), backend=backend)
+        alone = [torch.from_numpy(example.tokens.astype(np.int64))[None] for example in examples]
+        expected = torch.cat([plain.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state[0] for tokens in alone])
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        loss = objective_of(ours, backend).loss_sum(batch)
+        torch.testing.assert_close(loss, sum(plain_loss(plain, example) for example in examples[:-1]), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_every_weight_equal_each_document_alone(folders: dict[str, Path], kind: str) -> None:
+    ours, plain, examples = our_model(folders[kind]), plain_model(kind), examples_of(LENGTHS[:4])
+    objective_of(ours, attention_backend("auto", ours)).loss_sum(microbatch_of(examples)).backward()
+    sum(plain_loss(plain, example) for example in examples).backward()
+    expected = dict(plain.named_parameters())
+    for name, parameter in ours.named_parameters():
+        if expected[name].grad is None:  # an expert that no token reached
+            assert parameter.grad is None
+            continue
+        distance = (parameter.grad - expected[name].grad).norm() / (expected[name].grad.norm() + 1e-6)
+        assert distance < 1e-5, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_statistics_are_the_loss_and_the_targets_ranked_first(folders: dict[str, Path], kind: str) -> None:
+    ours, plain, examples = our_model(folders[kind]), plain_model(kind), examples_of(LENGTHS[:3], target_share=1.0)
+    found = objective_of(ours, attention_backend("auto", ours)).stats(microbatch_of(examples))
+    correct = 0
+    for example in examples:
+        tokens = torch.from_numpy(example.tokens.astype(np.int64))
+        correct += int((plain(input_ids=tokens[None]).logits[0, :-1].argmax(-1) == tokens[1:]).sum())
+    torch.testing.assert_close(found.loss_sum, sum(plain_loss(plain, example) for example in examples).detach(), rtol=1e-5, atol=0)
+    assert int(found.correct) == correct
+
+
+def test_the_caps_of_gemma2_change_the_loss_and_choose_the_reference(folders: dict[str, Path]) -> None:
+    ours, examples = our_model(folders["gemma2"]), examples_of(LENGTHS[:3])
+    assert attention_backend("auto", ours) == attention_backend("documents", ours) == "reference"
+    with torch.no_grad():
+        capped = objective_of(ours, "reference").loss_sum(microbatch_of(examples))
+        uncapped_scores = objective_of(ours, "blocks").loss_sum(microbatch_of(examples))
+        ours.config.final_logit_softcapping = None
+        uncapped_logits = objective_of(ours, "reference").loss_sum(microbatch_of(examples))
+    assert abs(capped - uncapped_scores) > 1 and abs(capped - uncapped_logits) > 1
+
+
+def test_a_micro_batch_without_targets_has_no_loss_and_no_gradient(folders: dict[str, Path]) -> None:
+    ours, examples = our_model(folders["llama"]), examples_of([1, 1])
+    loss = objective_of(ours).loss_sum(microbatch_of(examples))
+    loss.backward()
+    assert loss == 0 and all(parameter.grad is None or not parameter.grad.any() for parameter in ours.parameters())
+
+
+@pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16])
+def test_bfloat16_products_stay_near_float32(folders: dict[str, Path], storage: torch.dtype) -> None:
+    """Each of about ten roundings to 8 bits on the way moves the mean loss by a few thousandths of itself."""
+    examples = examples_of(LENGTHS)
+    exact = objective_of(our_model(folders["llama"])).loss_sum(microbatch_of(examples))
+    for backend in ("blocks", "sdpa", "reference"):
+        low = Objective(our_model(folders["llama"], dtype=storage), backend, Precision(storage, torch.bfloat16, "a test"))
+        loss = low.loss_sum(microbatch_of(examples))
+        loss.backward()
+        assert loss.dtype == torch.float32 and abs(loss - exact) < 0.02 * exact
+
+
+def test_the_precision_of_a_test_is_float32_throughout() -> None:
+    assert not FP32.autocast and FP32.name == "no"

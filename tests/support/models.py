@@ -1,0 +1,131 @@
+"""Tiny real models from transformers' own classes, random but strong enough that attention, caps and biases matter, with a tokenizer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from tests.support.tokenizers import save_tokenizer
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from llamahome.data.loader import make_microbatch
+from llamahome.data.records import Example, Microbatch
+from llamahome.model.load import load_model
+from llamahome.model.objective import Objective
+from llamahome.model.precision import Precision
+
+VOCABULARY = 320
+FP32 = Precision(torch.float32, torch.float32, "a test")
+CPU = torch.device("cpu")
+
+_SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {"tie_word_embeddings": True}),
+    "llama-mha": ("LlamaConfig", {"num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True}),
+    "qwen2": ("Qwen2Config", {}),
+    "mistral": ("MistralConfig", {"sliding_window": 5}),
+    "gemma2": (
+        "Gemma2Config",
+        {"head_dim": 8, "sliding_window": 5, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 8},
+    ),
+    "granite": (
+        "GraniteConfig",
+        {"logits_scaling": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
+    ),
+    "phi": ("PhiConfig", {}),
+    "gpt2": ("GPT2Config", {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}),
+    "deepseek": (
+        "DeepseekV2Config",
+        {"num_key_value_heads": 4, "kv_lora_rank": 8, "q_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6}
+        | {
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "n_group": 1,
+            "topk_group": 1,
+        },
+    ),
+}
+"""Grouped queries and a tied head; biases everywhere; biases on queries; a window shorter than the documents; caps on scores and logits;
+scaled logits; a head with a bias; learned positions and fused matrices; values narrower than keys, with experts."""
+UNFIT: dict[str, tuple[str, dict[str, Any]]] = {
+    "convolution": ("Lfm2Config", {"layer_types": ["conv", "full_attention"]}),
+    "recurrent": ("RecurrentGemmaConfig", {"lru_width": 32, "attention_window_size": 5}),
+    "linear": (
+        "MiniMaxConfig",
+        {"head_dim": 8, "num_local_experts": 2, "layer_types": ["linear_attention", "full_attention"], "block_size": 4},
+    ),
+    "sinks": ("GptOssConfig", {"num_local_experts": 2, "head_dim": 8, "num_experts_per_tok": 2}),
+    "deaf": ("NemotronConfig", {}),
+    "own": ("GPTJConfig", {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}),
+    "state": ("MambaConfig", {}),
+}
+"""Models that look across documents (or whose attention is more than ours), and must be refused."""
+
+
+def tiny_config(kind: str, **changes: Any) -> PreTrainedConfig:
+    name, own = (KINDS | UNFIT)[kind]
+    return getattr(transformers, name)(**{**_SHAPE, **own, **changes})
+
+
+def plain_model(kind: str, *, seed: int = 0, attention: str = "eager", **changes: Any) -> PreTrainedModel:
+    """transformers' own model, float32, untouched by us; biases are not zero, as transformers would make them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(tiny_config(kind, **changes), attn_implementation=attention).float()
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def save_tiny(folder: Path, kind: str = "llama", *, seed: int = 0, **changes: Any) -> Path:
+    """A model folder with weights and tokenizer, as people have them."""
+    plain_model(kind, seed=seed, **changes).save_pretrained(folder)
+    return save_tokenizer(folder, vocabulary=VOCABULARY)
+
+
+def our_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    return load_model(folder, dtype=dtype, device=CPU).eval()
+
+
+def examples_of(lengths: Sequence[int], *, seed: int = 0, target_share: float = 0.6) -> list[Example]:
+    """Random examples; each has at least one target if it has two tokens."""
+    random = np.random.default_rng(seed)
+    made = []
+    for number, length in enumerate(lengths):
+        targets = random.random(length) < target_share
+        targets[0], targets[-1] = False, length > 1
+        made.append(Example("rows.jsonl", number, number + 1, random.integers(4, VOCABULARY, length).astype(np.int32), targets))
+    return made
+
+
+def microbatch_of(examples: Sequence[Example], *, index: int = 0) -> Microbatch:
+    return make_microbatch(examples, keys=range(len(examples)), index=index, device="cpu")
+
+
+def objective_of(model: PreTrainedModel, backend: str = "blocks") -> Objective:
+    return Objective(model, backend, FP32)
+
+
+def plain_loss(model: PreTrainedModel, example: Example) -> torch.Tensor:
+    """Summed loss of one example through the whole model of transformers, full logits."""
+    tokens = torch.from_numpy(example.tokens.astype(np.int64))
+    logits = model(input_ids=tokens[None], use_cache=False).logits[0].float()
+    learned = torch.from_numpy(example.targets.nonzero()[0])
+    return torch.nn.functional.cross_entropy(logits[learned - 1], tokens[learned], reduction="sum")
