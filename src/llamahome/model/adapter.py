@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.load import find_model, load_model
-from llamahome.model.lora import use_own_forward
+from llamahome.model.lora import quiet_peft, use_own_forward
 
 SavedModel: TypeAlias = PeftModel | PreTrainedModel
 """What is written to disk: an adapter's wrapper, or the model itself."""
@@ -91,7 +91,8 @@ def open_trained(folder: Path, *, dtype: torch.dtype, device: torch.device, say:
         return load_model(find_model(str(folder), say=say), dtype=dtype, device=device)
     model = load_model(find_model(base_of(folder), say=say), dtype=dtype, device=device)
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder))
+        with quiet_peft():
+            adapted = PeftModel.from_pretrained(model, str(folder))
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0][:300]
         raise ConfigError(Problem(code="model.unreadable", message=f"PEFT cannot load it: {first}", where=str(folder))) from error

@@ -9,6 +9,9 @@ Source: LoRA, arXiv 2106.09685.
 Legend: T tokens, I inputs, O outputs, R rank.
 """
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -41,7 +44,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: str, seed: int
         raise ConfigError(
             Problem(
                 code="lora.no-such-module",
-                message=f"no linear layer of this model is called {', '.join(missing)}; there are {', '.join(names)}",
+                message=f"no linear layer below the output head is called {', '.join(missing)}; there are {', '.join(names)}",
                 where="lora.target_modules",
                 hint=f"--set lora.target_modules=[{', '.join(names)}]",
             )
@@ -54,24 +57,39 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: str, seed: int
         target_modules=wanted,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
+        fan_in_fan_out=any(_is_conv1d(module) for module in model.modules()),
     )
     model.name_or_path = base  # PEFT writes it into the adapter's config
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), quiet_peft():
         torch.manual_seed(seed)
         adapted = get_peft_model(model, settings)
-    if lean and config.dropout == 0 and not config.use_dora:
+    if lean:
         use_own_forward(adapted)
     return adapted
 
 
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Hide one warning that PEFT 0.21 causes and its user cannot act on: it asks transformers for a property under its old name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
+
+
 def use_own_forward(model: nn.Module) -> int:
-    """Give every plain LoRA layer on a frozen floating-point matrix our forward; returns how many."""
-    count = 0
-    for module in model.modules():
-        if type(module) is PeftLinear and type(getattr(module, "base_layer", None)) is nn.Linear:
-            module.__class__ = LeanLoraLinear
-            count += 1
-    return count
+    """Give every plain LoRA layer on a floating-point matrix our forward; returns how many."""
+    plain = [module for module in model.modules() if _is_plain(module)]
+    for module in plain:
+        module.__class__ = LeanLoraLinear
+    return len(plain)
+
+
+def _is_plain(module: Any) -> bool:
+    """One adapter of two matrices on a Linear: no DoRA or other variant, no bias of its own, no dropout."""
+    if type(module) is not PeftLinear or type(module.base_layer) is not nn.Linear or list(module.lora_A) != [ADAPTER]:
+        return False
+    drops = any(not isinstance(dropout, nn.Identity) for dropout in module.lora_dropout.values())
+    return not (module.lora_variant or any(module.lora_bias.values()) or drops)
 
 
 class _LeanLora(torch.autograd.Function):
@@ -113,8 +131,15 @@ class LeanLoraLinear(PeftLinear):  # type: ignore[misc]
         return out.view(*x.shape[:-1], out.shape[-1])
 
 
-def _linears(model: nn.Module) -> list[str]:
-    return [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+def _linears(model: PreTrainedModel) -> list[str]:
+    """Paths of what an adapter can sit on."""
+    head = model.get_output_embeddings()
+    return [path for path, module in model.named_modules() if (isinstance(module, nn.Linear) or _is_conv1d(module)) and module is not head]
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """GPT-2's Linear, whose matrix lies the other way round."""
+    return type(module).__name__ == "Conv1D"
 
 
 def _ends_with(path: str, name: str) -> bool:

@@ -94,12 +94,11 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        factor = gradients[0]
-        scaled = [
-            None if grad is None else grad.mul_(factor.to(grad.dtype)).to(dtype)
-            for grad, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
-        ]
-        ctx.gradients = None, None, None
+        if ctx.gradients is None:
+            raise RuntimeError("the loss head's gradients are used up: backward came a second time")
+        factor = gradients[0]  # stays float32: rounded to the type of the gradients it would lengthen or shorten all of them alike
+        scaled = [None if grad is None else grad.mul_(factor).to(dtype) for grad, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)]
+        ctx.gradients = None
         return scaled[0], None, scaled[1], scaled[2], None, None
 
 

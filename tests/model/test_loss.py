@@ -1,0 +1,137 @@
+"""The loss head equals cross entropy on full logits, in value and gradients, and never holds them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from llamahome.model.loss import Head, _tile_rows, head_stats, summed_cross_entropy
+
+FORMS = {"plain": {}, "scaled": {"scale": 0.25}, "capped": {"softcap": 2.0}, "both": {"scale": 1.7, "softcap": 3.0}}
+BIG = 49_152
+
+
+def inputs(rows: int, vocabulary: int, *, size: int = 8, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hidden states, labels, weight and bias; logits with a standard deviation near 3."""
+    random = torch.Generator().manual_seed(seed)
+    hidden, weight, bias = (torch.randn(*shape, generator=random) for shape in ((rows, size), (vocabulary, size), (vocabulary,)))
+    return hidden.requires_grad_(), torch.randint(vocabulary, (rows,), generator=random), weight.requires_grad_(), bias.requires_grad_()
+
+
+def full_loss(hidden: Tensor, labels: Tensor, head: Head) -> Tensor:
+    logits = F.linear(hidden, head.weight_VD, head.bias_V) * head.scale
+    if head.softcap is not None:
+        logits = head.softcap * torch.tanh(logits / head.softcap)
+    return F.cross_entropy(logits, labels, reduction="sum")
+
+
+def assert_equal(rows: int, vocabulary: int, form: dict[str, float], *, seed: int = 0, biased: bool = True) -> None:
+    hidden, labels, weight, bias = inputs(rows, vocabulary, seed=seed)
+    head = Head(weight, bias if biased else None, **form)
+    wanted = [hidden, weight, bias] if biased else [hidden, weight]
+    ours, theirs = summed_cross_entropy(hidden, labels, head, dtype=torch.float32), full_loss(hidden, labels, head)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    # The step divides by the number of targets, so that the gradient that comes in is not 1.
+    for found, expected in zip(torch.autograd.grad(ours / 7, wanted), torch.autograd.grad(theirs / 7, wanted), strict=True):
+        assert (found - expected).norm() <= 1e-5 * expected.norm() + 1e-7
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 70), st.integers(2, 300), st.sampled_from(sorted(FORMS)), st.booleans(), st.integers(0, 99))
+def test_it_equals_cross_entropy_on_full_logits(rows: int, vocabulary: int, form: str, biased: bool, seed: int) -> None:
+    assert_equal(rows, vocabulary, FORMS[form], seed=seed, biased=biased)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_it_holds_over_several_tiles(form: str) -> None:
+    assert _tile_rows(BIG) == 128
+    assert_equal(2 * 128 + 3, BIG, FORMS[form], biased=form != "plain")
+
+
+@pytest.mark.parametrize("rows", [127, 128, 129, 256])
+def test_it_holds_at_the_border_of_a_tile(rows: int) -> None:
+    assert_equal(rows, BIG, {})
+
+
+def test_a_tied_weight_gets_the_gradients_of_both_its_uses() -> None:
+    _, labels, weight, _ = inputs(40, 100)
+    tokens = labels.roll(1)
+    ours = summed_cross_entropy(F.embedding(tokens, weight), labels, Head(weight, None), dtype=torch.float32)
+    theirs = full_loss(F.embedding(tokens, weight), labels, Head(weight, None))
+    found, expected = (torch.autograd.grad(loss, weight)[0] for loss in (ours, theirs))
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_a_frozen_head_gets_no_gradient_and_costs_none() -> None:
+    hidden, labels, weight, bias = inputs(40, 100)
+    frozen = Head(weight.detach(), bias.detach())
+    summed_cross_entropy(hidden, labels, frozen, dtype=torch.float32).backward()
+    expected = torch.autograd.grad(full_loss(hidden, labels, frozen), hidden)[0]
+    assert frozen.weight_VD.grad is None and (hidden.grad - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_bfloat16_products_cost_a_rounding_each_and_no_more(form: str) -> None:
+    """Inputs are exact in bfloat16, logits are rounded once to 2^-9 of themselves (up to 0.03 here); the gradient of a row is a vector
+    of probabilities: it moves by as much, and is rounded twice more. The factor 1/7 is not rounded: all gradients would shift alike."""
+    hidden, labels, weight, bias = (x.detach().bfloat16() if x.is_floating_point() else x for x in inputs(300, 1000))
+    low = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+    exact = [x.float().requires_grad_() for x in (hidden, weight, bias)]
+    ours = summed_cross_entropy(low[0], labels, Head(low[1], low[2], **FORMS[form]), dtype=torch.bfloat16)
+    theirs = full_loss(exact[0], labels, Head(exact[1], exact[2], **FORMS[form]))
+    assert ours.dtype == torch.float32 and abs(ours - theirs) < 2**-9 * theirs
+    for found, expected in zip(torch.autograd.grad(ours / 7, low), torch.autograd.grad(theirs / 7, exact), strict=True):
+        assert found.dtype == torch.bfloat16 and (found.float() - expected).norm() < 8 * 2**-9 * expected.norm()
+        along = (found.double() * expected.double()).sum() / expected.double().square().sum()
+        assert abs(along - 1) < 2**-10, "all gradients are longer or shorter than they should be"
+
+
+def test_float32_weights_under_bfloat16_products_get_float32_gradients() -> None:
+    hidden, labels, weight, bias = inputs(50, 200)
+    found = torch.autograd.grad(summed_cross_entropy(hidden, labels, Head(weight, bias), dtype=torch.bfloat16), [hidden, weight, bias])
+    expected = torch.autograd.grad(full_loss(hidden, labels, Head(weight, bias)), [hidden, weight, bias])
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == torch.float32 and (ours - theirs).norm() < 16 * 2**-9 * theirs.norm()
+
+
+def test_a_second_backward_pass_is_refused_rather_than_silent() -> None:
+    hidden, labels, weight, _ = inputs(5, 20)
+    loss = summed_cross_entropy(hidden, labels, Head(weight, None), dtype=torch.float32)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the elements of the largest tensor that any operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        self.elements = max(self.elements, *sizes, 0)
+        return out
+
+
+def test_full_logits_are_never_held() -> None:
+    hidden, labels, weight, _ = inputs(1024, BIG, size=2)
+    frozen = Head(weight.detach(), None)
+    with LargestTensor() as seen:
+        summed_cross_entropy(hidden, labels, frozen, dtype=torch.bfloat16).backward()
+        head_stats(hidden, labels, frozen, dtype=torch.bfloat16)
+    assert seen.elements == 128 * BIG
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 70), st.integers(2, 300), st.sampled_from(sorted(FORMS)))
+def test_statistics_equal_full_logits(rows: int, vocabulary: int, form: str) -> None:
+    hidden, labels, weight, bias = inputs(rows, vocabulary)
+    head = Head(weight, bias, **FORMS[form])
+    found = head_stats(hidden, labels, head, dtype=torch.float32)
+    torch.testing.assert_close(found.loss_sum, full_loss(hidden, labels, head).detach(), rtol=1e-5, atol=1e-5)
+    assert int(found.correct) == int((F.linear(hidden, weight, bias).argmax(-1) == labels).sum())
