@@ -7,11 +7,10 @@
 Every function may be called from Python as well as from cli/; errors are LlamaHomeError. Under several processes all call it.
 """
 
-import shlex
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +26,8 @@ from llamahome.config.check import check_config, config_warnings
 from llamahome.config.load import LoadedConfig, dump_config, with_values
 from llamahome.data.prepare import prepare
 from llamahome.data.tokens import load_tokenizer
-from llamahome.distributed.world import World, open_world
-from llamahome.errors import ConfigError, Problem, Stopped
+from llamahome.distributed.world import open_world
+from llamahome.errors import ConfigError, LeftAtOnce, MachineError, Problem, Stopped
 from llamahome.model.adapter import base_of, is_adapter, open_trained, restore_model, save_model
 from llamahome.model.generate import generate
 from llamahome.model.load import attention_backend, find_model
@@ -36,8 +35,8 @@ from llamahome.model.objective import Objective
 from llamahome.model.precision import choose_precision
 from llamahome.monitoring.environment import write_environment
 from llamahome.monitoring.progress import open_progress
-from llamahome.run_parts import Answers, SampleAnswer, make_run, open_recorder, summary
-from llamahome.rundir import RUNS, RunPaths, create_run, point_newest_to, refuse_used
+from llamahome.run_parts import Answers, SampleAnswer, make_run, open_recorder, require_space, summary
+from llamahome.rundir import NEWEST, RUNS, RunPaths, as_typed, create_run, point_newest_to, refuse_unwritable, refuse_used
 from llamahome.training.evaluate import Evaluation
 from llamahome.training.evaluate import evaluate as evaluate_batches
 from llamahome.training.loop import Outcome
@@ -54,21 +53,21 @@ class Result:
     paths: RunPaths
     outcome: Outcome
     first: Evaluation | None
-    """Before the first update; None on resume or without held-out rows."""
+    """Before the first update; None without held-out rows."""
     last: Evaluation | None
     samples: list[SampleAnswer]
-    """Prompts with the answers before the first step of this process and now."""
+    """Prompts with the answers before the first update and now."""
     loaded: LoadedConfig
 
 
 @contextmanager
-def _session(loaded: LoadedConfig) -> Iterator[Session]:
+def _session(loaded: LoadedConfig, *, phases: int = 3) -> Iterator[Session]:
     """Join the other processes, listen to signals, own the terminal; give all back at the end."""
     with ExitStack() as stack:
         notes: list[str] = []
         stop = stack.enter_context(StopRequest().listening())
         world = stack.enter_context(open_world(loaded.config.distributed, say=notes.append))
-        progress = open_progress(sys.stderr, world.is_main, phases=3)
+        progress = open_progress(sys.stderr, world.is_main, phases=phases)
         stack.callback(progress.close)
         for note in notes:
             progress.say(note)
@@ -90,15 +89,14 @@ def train(data_path: str, loaded: LoadedConfig, *, command: Sequence[str] = ()) 
     output = Path(loaded.config.output.dir) if loaded.config.output.dir else None
     if output is not None:
         refuse_used(output)
+    refuse_unwritable(output)
     with _session(loaded) as session:
         job = _prepare(data_path, loaded, session)
         plan = assembly.make_plan(loaded, len(job.prepared.train))
-        paths = _new_run(output, loaded, command, session.world)
         with session.progress.phase("model"):
             learner, loaded = assembly.load_learner(loaded, job.base, session.world, say=session.progress.say)
         loaded = assembly.resolve_evaluation(loaded, job.prepared, plan)
-        if session.world.is_main:
-            paths.config.write_text(dump_config(loaded), encoding="utf-8")
+        paths = _new_run(output, loaded, command, session)
         state = first_state(int(loaded.config.training.micro_batch_tokens))
         return _run(session, replace(job, loaded=loaded), plan, learner, paths, replace(state, extra={"data_path": data_path}))
 
@@ -114,7 +112,7 @@ def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Coll
     saved = store.load(folder or store.choose(paths, warn=damaged.append))
     loaded = change(saved.config_path)
     check(loaded)
-    with _session(loaded) as session:
+    with _session(loaded, phases=3 if saved.state.eval_loss is None and not saved.state.step else 2) as session:
         for problem in damaged:
             session.progress.warn(problem.message, "an older checkpoint is used")
         job = _prepare(str(saved.state.extra["data_path"]), loaded, session)
@@ -127,7 +125,7 @@ def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Coll
             restore_optimizer(learner.optimizer, learner.parameters, saved.optimizer_tensors)
         loaded = assembly.resolve_evaluation(loaded, job.prepared, plan)
         if session.world.is_main:
-            write_environment(paths.environment, command)
+            _describe(paths, loaded, command)
         tokens = int(loaded.config.training.micro_batch_tokens)
         state = replace(saved.state, micro_batch_tokens=tokens)
         session.progress.say(f"resuming {paths.run_id} after step {state.step:,}, at example {state.consumed:,}")
@@ -209,55 +207,91 @@ def _prepare(data_path: str, loaded: LoadedConfig, session: Session) -> Job:
     with progress.phase("data"):
         if not world.is_main:
             world.barrier()
-        base = find_model(model.name, revision=model.revision, say=progress.say)
+        base = _find_base(loaded, session)
         if world.is_main:
             world.barrier()
         tokenizer = load_tokenizer(base, chat_template=model.chat_template)
         prepared = prepare(loaded.config.data, data_path, tokenizer, say=progress.say)
-        for line in prepared.report.lines():
+        for line in prepared.report.lines()[1:]:  # the first was said while reading
             progress.say(line)
     return Job(data_path, loaded, prepared, tokenizer, base)
 
 
-def _new_run(output: Path | None, loaded: LoadedConfig, command: Sequence[str], world: World) -> RunPaths:
+def _find_base(loaded: LoadedConfig, session: Session) -> Path:
+    """The folder of the base. A Ctrl-C while it is fetched reaches pip as well, which then fails: nothing is saved yet."""
+    try:
+        return find_model(loaded.config.model.name, revision=loaded.config.model.revision, say=session.progress.say)
+    except MachineError as error:
+        if session.stop.asked:
+            raise LeftAtOnce(Problem(code="run.left-at-once", message="left while fetching the model; nothing was to be saved")) from error
+        raise
+
+
+def _describe(paths: RunPaths, loaded: LoadedConfig, command: Sequence[str]) -> None:
+    """Write what the run is made of now: settings with origins, versions, machine, command."""
+    paths.config.write_text(dump_config(loaded), encoding="utf-8")
+    write_environment(paths.environment, command)
+
+
+def _new_run(output: Path | None, loaded: LoadedConfig, command: Sequence[str], session: Session) -> RunPaths:
     """Process 0 makes the folder; the others are told."""
     made = None
-    if world.is_main:
+    if session.world.is_main:
         paths = create_run(output, loaded.config.output.name)
-        write_environment(paths.environment, command)
-        if output is None:
+        _describe(paths, loaded, command)
+        try:
             point_newest_to(paths.root)
+        except OSError as error:
+            session.progress.warn(f"{NEWEST} cannot point to this run: {error.strerror}", f"its name is {paths.root}")
         made = [str(paths.root), paths.run_id]
-    root, run_id = world.broadcast_object(made)
+    root, run_id = session.world.broadcast_object(made)
     return RunPaths(Path(root), run_id)
 
 
 def _run(session: Session, job: Job, plan: Plan, learner: Learner, paths: RunPaths, state: TrainerState) -> Result:
     """Open the files of the run, train, write the final model, tell what came of it."""
-    world = session.world
+    world, told = session.world, {"folder": str(paths.root.resolve())}
     with ExitStack() as stack:
+        require_space(paths, learner, world)
         recorder = open_recorder(stack, session, job, learner, paths, state)
-        answers = Answers(job, learner, recorder, world)
+        recorder.event("resumed" if state.step else "started", step=state.step, horizon=plan.horizon)
+        answers = Answers(job, learner, recorder, world, first=state.extra.get("first"))
         run = make_run(session, job, plan, learner, paths, recorder, answers)
         stack.callback(run.loader.close)
-        if state.step == 0 and not session.stop.asked:
-            with session.progress.phase("evaluation before training"):
-                found = answers.evaluate(0)
-            state = state if found is None else after_evaluation(state, found)
-        session.progress.start(summary(job, plan, learner, paths, world, state))
-        recorder.status("running", state.step, plan.horizon, folder=str(paths.root))
+        recorder.status("running", state.step, plan.horizon, **told)
         try:
+            state = _evaluate_first(session, answers, state)
+            session.progress.start(summary(job, plan, learner, paths, world, state))
+            session.stop.training = True
             outcome = train_loop(run, state)
+            asked = outcome.reason == "asked to stop"
+            if not asked and world.is_main:
+                store.write_folder(paths.final, lambda folder: save_model(learner.saved, folder, base=learner.base))
         except BaseException:
-            recorder.status("failed", state.step, plan.horizon, folder=str(paths.root))
+            recorder.status("failed", state.step, plan.horizon, **told)
+            recorder.event("failed", step=state.step)
             raise
-        asked = outcome.reason == "asked to stop"
-        if not asked and world.is_main:
-            save_model(learner.saved, paths.final, base=learner.base)
         ending: Literal["stopped", "finished"] = "stopped" if asked else "finished"
-        recorder.status(ending, outcome.state.step, plan.horizon, folder=str(paths.root), reason=outcome.reason)
+        recorder.status(ending, outcome.state.step, plan.horizon, **told, reason=outcome.reason)
+        recorder.event(ending, step=outcome.state.step, reason=outcome.reason)
         world.barrier()
         if asked:
-            message = f"stopped after step {outcome.state.step:,} of {plan.horizon:,}; {outcome.checkpoint} is complete"
-            raise Stopped(Problem(code="run.stopped", message=message, hint=f"llamahome train-resume {shlex.quote(str(paths.root))}"))
+            raise Stopped(_stopped(outcome, plan, paths))
     return Result(paths, outcome, answers.first, answers.last, answers.samples(), job.loaded)
+
+
+def _evaluate_first(session: Session, answers: Answers, state: TrainerState) -> TrainerState:
+    """Evaluate the untrained model, unless that was done or somebody wants to stop. The state remembers what came of it."""
+    if state.step or state.eval_loss is not None or session.world.any(session.stop.asked):
+        return state
+    with session.progress.phase("evaluation before training"):
+        found = answers.evaluate(0)
+    first = {"evaluation": asdict(found) if found is not None else None, "answers": answers.said[0] if answers.said else []}
+    state = replace(state, extra={**state.extra, "first": first})
+    return state if found is None else after_evaluation(state, found)
+
+
+def _stopped(outcome: Outcome, plan: Plan, paths: RunPaths) -> Problem:
+    saved = as_typed(outcome.checkpoint or paths.root, newest=True)
+    message = f"stopped after step {outcome.state.step:,} of {plan.horizon:,}; {saved} is complete"
+    return Problem(code="run.stopped", message=message, hint=f"llamahome train-resume {as_typed(paths.root)}")

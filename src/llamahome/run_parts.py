@@ -3,6 +3,7 @@
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llamahome.assembly import Job, Learner, Plan, Session, evaluation_batches, flops_per_token
 from llamahome.checkpoint import retention, store
@@ -40,6 +41,9 @@ class SamplePrompt:
 
     tokens: list[int]
     prompt: str
+    """As the model sees it."""
+    shown: str
+    """As people read it, without control tokens."""
     reference: str
 
 
@@ -62,23 +66,26 @@ def sample_prompts(table: ExampleTable, tokenizer: ChatTokenizer, count: int) ->
         start = int(learned[breaks[-1] + 1] if len(breaks) else learned[0])
         start = min(_TEXT_PROMPT, (len(example.tokens) + 1) // 2) if start < 2 else start
         tokens = example.tokens.tolist()
-        found.append(SamplePrompt(tokens[:start], tokenizer.decode(tokens[:start]), tokenizer.decode(tokens[start:])))
+        ahead, behind = tokens[:start], tokens[start:]
+        found.append(SamplePrompt(ahead, tokenizer.decode(ahead), tokenizer.decode_plain(ahead), tokenizer.decode_plain(behind)))
     return found
 
 
 class Answers:
     """Evaluates the model as it is now and lets it answer the sample prompts; remembers the first and the last of both."""
 
-    def __init__(self, job: Job, learner: Learner, recorder: Recorder, world: World) -> None:
+    def __init__(self, job: Job, learner: Learner, recorder: Recorder, world: World, *, first: dict[str, Any] | None = None) -> None:
+        """`first` is what a resumed run's state remembers of the untrained model."""
         table = job.prepared.evaluation
         self._learner, self._tokenizer, self._recorder, self._world = learner, job.tokenizer, recorder, world
         self._batches = evaluation_batches(table, job.loaded, world) if table is not None else []
         self._prompts = sample_prompts(
             table if table is not None else job.prepared.train, job.tokenizer, job.loaded.config.evaluation.sample_prompts
         )
-        self._said: list[list[str]] = []
         self._has_rows = table is not None
-        self.first: Evaluation | None = None
+        self.said: list[list[str]] = [first["answers"]] if first and first["answers"] else []
+        """Answers to each prompt, one list per evaluation."""
+        self.first = Evaluation(**first["evaluation"]) if first and first["evaluation"] else None
         self.last: Evaluation | None = None
 
     def evaluate(self, step: int) -> Evaluation | None:
@@ -96,15 +103,15 @@ class Answers:
         tokens = [prompt.tokens for prompt in self._prompts]
         ids = generate(self._learner.model, tokens, end_ids=self._tokenizer.end_ids, max_new_tokens=_ANSWER_TOKENS)
         said = [self._tokenizer.decode(row) for row in ids]
-        self._said.append(said)
+        self.said.append(said)
         for prompt, text in zip(self._prompts, said, strict=True):
             self._recorder.sample(step, prompt.prompt, text, prompt.reference)
 
     def samples(self) -> list[SampleAnswer]:
         """Each prompt with its first and its last answer; empty unless it was answered twice."""
-        if len(self._said) < 2:
+        if len(self.said) < 2:
             return []
-        return [SampleAnswer(*each) for each in zip(self._prompts, self._said[0], self._said[-1], strict=True)]
+        return [SampleAnswer(*each) for each in zip(self._prompts, self.said[0], self.said[-1], strict=False)]
 
 
 def open_recorder(stack: ExitStack, session: Session, job: Job, learner: Learner, paths: RunPaths, state: TrainerState) -> Recorder:
@@ -161,7 +168,7 @@ def make_run(session: Session, job: Job, plan: Plan, learner: Learner, paths: Ru
         loader=loader,
         rate=lambda step: learning_rate(step, peak=peak, horizon=plan.horizon, warmup=warmup, shape=training.schedule),
         evaluate=answers.evaluate,
-        save=lambda state: _save(state, session, job, learner, paths),
+        save=lambda state: _save(state, session, job, learner, paths, recorder),
         rows_at=rows_at,
         recorder=recorder,
         progress=session.progress,
@@ -184,7 +191,14 @@ def make_run(session: Session, job: Job, plan: Plan, learner: Learner, paths: Ru
     )
 
 
-def _save(state: TrainerState, session: Session, job: Job, learner: Learner, paths: RunPaths) -> Path:
+def require_space(paths: RunPaths, learner: Learner, world: World) -> None:
+    """SaveFailed when the disk has no room for a checkpoint; asked before the first step, when nothing is lost yet."""
+    if world.is_main:
+        moments = {f"{name}.{moment}": each.detach() for name, each in learner.parameters.items() for moment in ("exp_avg", "exp_avg_sq")}
+        store.require_space(paths.root, store.space_needed(paths, moments))
+
+
+def _save(state: TrainerState, session: Session, job: Job, learner: Learner, paths: RunPaths, recorder: Recorder) -> Path:
     """Process 0 commits a checkpoint and retires old ones; the others wait."""
     world, checkpoint = session.world, job.loaded.config.checkpoint
     if world.is_main:
@@ -197,6 +211,7 @@ def _save(state: TrainerState, session: Session, job: Job, learner: Learner, pat
             optimizer_tensors=optimizer_tensors(learner.optimizer, learner.parameters),
             optimizer_values={"kind": "adamw"},
         )
+        recorder.event("saved", step=state.step, folder=paths.checkpoint(state.step).name)
 
         def warn(problem: Problem) -> None:
             session.progress.warn(f"{problem.where}: {problem.message}", "the run goes on")

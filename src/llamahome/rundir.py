@@ -7,6 +7,7 @@ import itertools
 import os
 import random
 import re
+import shlex
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -99,14 +100,7 @@ def create_run(output: Path | None, name: str | None) -> RunPaths:
         root.mkdir(parents=True, exist_ok=True)
         (root / _RUN_ID).write_text(run_id + "\n", encoding="utf-8")
     except OSError as error:
-        raise MachineError(
-            Problem(
-                code="machine.output-not-writable",
-                message=f"cannot write the run's folder: {error.strerror}",
-                where=str(root),
-                hint="--output DIR with a folder that you may write to",
-            )
-        ) from error
+        raise MachineError(_unwritable(root, str(error.strerror))) from error
     return RunPaths(root, run_id)
 
 
@@ -120,6 +114,25 @@ def _claim(root: Path) -> tuple[Path, str]:
             continue
         return free, free.name
     raise AssertionError("unreachable: itertools.count never ends")
+
+
+def refuse_unwritable(output: Path | None) -> None:
+    """MachineError when a new run's folder could not be made at `output`, or under output/runs; asked before the long work begins."""
+    wanted = output if output is not None else RUNS
+    standing = next((folder for folder in (wanted, *wanted.absolute().parents) if folder.exists()), Path("/"))
+    if standing.is_dir() and not os.access(standing, os.W_OK | os.X_OK):
+        raise MachineError(_unwritable(wanted, "no right to write there, or the disk is read-only"))
+    if not standing.is_dir():
+        raise MachineError(_unwritable(wanted, f"{standing} is a file"))
+
+
+def _unwritable(root: Path, why: str) -> Problem:
+    return Problem(
+        code="machine.output-not-writable",
+        message=f"cannot write the run's folder: {why}",
+        where=str(root),
+        hint="--output DIR with a folder that you may write to",
+    )
 
 
 def refuse_used(output: Path) -> None:
@@ -155,3 +168,11 @@ def open_run(folder: Path) -> RunPaths:
     recorded = root / _RUN_ID
     run_id = recorded.read_text(encoding="utf-8").strip() if recorded.is_file() else root.name
     return RunPaths(root, run_id)
+
+
+def as_typed(path: Path, *, newest: bool = False) -> str:
+    """`path` as one would type it here, quoted where a shell needs it; with `newest` through output/training when that is its run."""
+    full, here = path.resolve(), Path.cwd()
+    if newest and NEWEST.is_symlink() and full.is_relative_to(NEWEST.resolve()):
+        return shlex.quote(str(NEWEST / full.relative_to(NEWEST.resolve())))
+    return shlex.quote(str(full.relative_to(here) if full.is_relative_to(here) else path))

@@ -92,6 +92,15 @@ def seal(folder: Path, *, run_id: str, step: int, fingerprints: Fingerprints) ->
     return manifest
 
 
+def flush_files(folder: Path) -> None:
+    """Make every file and folder below `folder` durable."""
+    for place, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            with Path(place, name).open("rb") as file:
+                os.fsync(file.fileno())
+        flush_folder(Path(place))
+
+
 def flush_folder(folder: Path) -> None:
     """Make the names inside `folder` durable: after a rename or a new file, on POSIX."""
     descriptor = os.open(folder, os.O_RDONLY)

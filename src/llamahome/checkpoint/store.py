@@ -89,6 +89,21 @@ def save(
     return folder
 
 
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write into a folder beside `folder`, flush it and rename it there: as a checkpoint, `folder` is whole or as it was.
+
+    Raises SaveFailed (checkpoint.write-failed).
+    """
+    fresh = folder.with_name(f"{folder.name}.tmp")
+    with _DiskBorder(fresh, what=f"{folder.name}/"):
+        if fresh.exists():
+            shutil.rmtree(fresh)
+        fresh.mkdir(parents=True)
+        fill(fresh)
+        manifest.flush_files(fresh)
+        _commit(fresh, folder)
+
+
 def space_needed(paths: RunPaths, optimizer_tensors: dict[str, torch.Tensor]) -> int:
     """Bytes that the next checkpoint will take: as much as the newest one, or else estimated from the optimizer.
 
@@ -171,8 +186,9 @@ class _DiskBorder:
     The libraries in Rust report a full disk as exceptions of their own, with "(os error 28)" in the text.
     """
 
-    def __init__(self, fresh: Path) -> None:
+    def __init__(self, fresh: Path, *, what: str = "the checkpoint") -> None:
         self.fresh = fresh
+        self.what = what
 
     def __enter__(self) -> None:
         return None
@@ -188,7 +204,7 @@ class _DiskBorder:
             raise SaveFailed(
                 Problem(
                     code="checkpoint.write-failed",
-                    message=f"the checkpoint could not be written: {reason}; earlier ones are untouched",
+                    message=f"{self.what} could not be written: {reason}; earlier ones are untouched",
                     where=str(self.fresh.with_suffix("") if self.fresh.name.endswith(".tmp") else self.fresh),
                     hint=_space_hint(self.fresh.parent),
                 )

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from llamahome import __version__
-from llamahome.errors import LlamaHomeError
+from llamahome.errors import LeftAtOnce, LlamaHomeError, Stopped
 
 app = typer.Typer(
     name="llamahome",
@@ -56,7 +56,8 @@ def main() -> None:
     except LlamaHomeError as error:
         if debug:
             raise
-        print("\n".join(problem.render() for problem in error.problems), file=sys.stderr)
+        level = "stopped" if isinstance(error, Stopped | LeftAtOnce) else "error"
+        print("\n".join(problem.render(level=level) for problem in error.problems), file=sys.stderr)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         print("\nleft at once", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,6 @@ import typer
 
 if TYPE_CHECKING:
     from llamahome.config.load import LoadedConfig
-    from llamahome.pipeline import Result
 
 DataPath = Annotated[str, typer.Argument(help="A JSONL file, a folder of them, or a glob.", metavar="DATA_PATH")]
 Model = Annotated[str | None, typer.Option("--model", help="Base model: a folder, a name, or a hub id [model.name].")]
@@ -72,11 +70,12 @@ def train(
         "data.eval_path": ("--eval-data", eval_data),
     }
     loaded = load_config(config or [], flags=flags, assignments=assignments or [])
-    from llamahome import pipeline
-
-    pipeline.check(loaded)
     if _launched(loaded):
         return
+    say_loading()
+    from llamahome import pipeline
+    from llamahome.cli.ending import show_result
+
     show_result(pipeline.train(data_path, loaded, command=sys.argv), data_path)
 
 
@@ -109,11 +108,13 @@ def train_resume(
     def change(saved: Path) -> LoadedConfig:
         return with_assignments(read_saved_config(saved), assignments or [])
 
-    from llamahome import pipeline
-
     paths, folder = resolve(target)
     if _launched(change((folder or choose(paths, warn=lambda _: None)) / CONFIG)):
         return
+    say_loading()
+    from llamahome import pipeline
+    from llamahome.cli.ending import show_result
+
     result = pipeline.resume(target, change, allowed=allow_changed or [], command=sys.argv)
     show_result(result, str(result.outcome.state.extra["data_path"]))
 
@@ -137,6 +138,7 @@ def train_eval(
 
     log_to_stderr(debug=debug)
     loaded = load_config(config or [], assignments=assignments or [])
+    say_loading()
     from llamahome import pipeline
 
     found = pipeline.evaluate(model, data, loaded)
@@ -149,10 +151,20 @@ def train_eval(
     print(f"  token accuracy  {found['eval/token_accuracy']:.1%}")
 
 
-def _launched(loaded: "LoadedConfig") -> bool:
-    """Start the processes when there must be more than this one, and leave with their exit status when it is not 0."""
-    from llamahome.distributed.launch import launch, needs_launch
+def say_loading() -> None:
+    """Importing torch and transformers takes seconds in which nothing else can be said."""
+    if os.environ.get("RANK", "0") == "0":
+        print("loading torch and transformers ...", file=sys.stderr, flush=True)
 
+
+def _launched(loaded: "LoadedConfig") -> bool:
+    """Check the settings; start the processes when there must be more than this one, and leave with their exit status when it is not 0."""
+    from llamahome.config.check import check_config
+    from llamahome.distributed.launch import launch, needs_launch
+    from llamahome.errors import ConfigError
+
+    if problems := check_config(loaded.config, loaded.origins):
+        raise ConfigError(problems)
     count = needs_launch(loaded.config.distributed, os.environ)
     if not count:
         return False
@@ -160,48 +172,3 @@ def _launched(loaded: "LoadedConfig") -> bool:
     if status:
         raise typer.Exit(status)
     return True
-
-
-def show_result(result: "Result", data_path: str) -> None:
-    """The end block: what came of it, where it is, and what to type next."""
-    if os.environ.get("RANK", "0") != "0":
-        return
-    from llamahome.units import show_count, show_seconds
-
-    state, paths = result.outcome.state, result.paths
-    for sample in result.samples:
-        print(f"\nprompt     {_shorten(sample.prompt.prompt, 300, end=True)}")
-        print(f"reference  {_shorten(sample.prompt.reference, 300)}")
-        print(f"before     {_shorten(sample.before, 300)}")
-        print(f"after      {_shorten(sample.after, 300)}")
-    print(f"\n{result.outcome.reason} after {state.step:,} steps, {show_count(state.tokens)} tokens, {show_seconds(state.elapsed_s)}")
-    if result.last is not None and result.first is not None:
-        change = result.last.loss / result.first.loss - 1
-        print(f"held-out loss   {result.first.loss:.4f} -> {result.last.loss:.4f}  ({change:+.1%})")
-        print(f"perplexity      {result.first.perplexity:.2f} -> {result.last.perplexity:.2f}")
-        print(f"token accuracy  {result.first.accuracy:.1%} -> {result.last.accuracy:.1%}")
-    if state.best_step is not None and state.best_step != state.step:
-        print(f"lowest held-out loss {state.best_loss:.4f} after step {state.best_step:,}: {paths.checkpoint(state.best_step)}")
-    final = _typed(paths.final)
-    print(f"model       {final}")
-    print(f"metrics     {paths.metrics_dir}")
-    print("next:")
-    print(f"  llamahome chat {final}")
-    print(f"  llamahome train-eval {final} {shlex.quote(data_path)}")
-    print(f"  llamahome runs show {paths.run_id}")
-
-
-def _typed(path: Path) -> str:
-    """The path as one would type it here."""
-    try:
-        return shlex.quote(str(path.resolve().relative_to(Path.cwd())))
-    except ValueError:
-        return shlex.quote(str(path))
-
-
-def _shorten(text: str, width: int, *, end: bool = False) -> str:
-    """`text` on one line, cut to `width` at its end, or at its beginning when the end matters."""
-    flat = " ".join(text.split())
-    if len(flat) <= width:
-        return flat
-    return "… " + flat[-width:] if end else flat[:width] + " …"

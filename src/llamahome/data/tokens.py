@@ -108,6 +108,10 @@ class ChatTokenizer:
         """The text of the tokens, control tokens included, nothing tidied."""
         return str(self._backend.decode([int(number) for number in ids], skip_special_tokens=False))
 
+    def decode_plain(self, ids: Sequence[int] | NDArray[np.int32]) -> str:
+        """The text of the tokens without control tokens, for people."""
+        return str(self._backend.decode([int(number) for number in ids], skip_special_tokens=True))
+
     def normalize(self, text: str) -> str:
         """The text as the tokenizer sees it, for example in Unicode NFC."""
         normalizer = self._backend.normalizer

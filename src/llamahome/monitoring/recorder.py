@@ -69,6 +69,11 @@ class Recorder:
         """(tokens, targets) since the start of the run; saved in the checkpoint."""
         return self._total_tokens, self._total_targets
 
+    @property
+    def waits(self) -> bool:
+        """Whether a step was recorded that is not written yet."""
+        return bool(self._losses)
+
     def restore_totals(self, tokens: int, targets: int) -> None:
         """Go on counting from what the checkpoint says."""
         self._total_tokens, self._total_targets = tokens, targets

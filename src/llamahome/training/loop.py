@@ -193,9 +193,9 @@ def _save(run: Run, state: TrainerState, *, last: bool) -> Path | None:
 
 def _flush(run: Run, state: TrainerState, bad: BadSteps) -> TrainerState:
     """The one place in the loop that waits for the device."""
+    if not run.recorder.waits:
+        return state  # and the clock keeps what the next step has spent on its data
     metrics = run.recorder.flush(state.step, run.clock.take())
-    if not metrics:
-        return state
     run.progress.update(state.step, metrics)
     refused = bad.read()
     for step in refused:

@@ -15,6 +15,7 @@ from typing import Literal
 Reason = Literal["finished", "asked to stop", "no gain", "diverged"]
 
 _ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_EARLY = "\nstopping with a checkpoint as soon as data and model are loaded; once more leaves at once\n"
 _FIRST = "\nstopping after this step with a checkpoint; once more leaves at once\n"
 _SECOND = "\nleft at once; the last checkpoint stays\n"
 
@@ -24,6 +25,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
+        self.training = False
+        """Whether steps are being done; only what is said depends on it."""
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
@@ -41,7 +44,7 @@ class StopRequest:
             _tell(_SECOND)
             os._exit(130)  # not an exception: it would be caught and cleaned up after, which is what the user does not want to wait for
         if not self.asked:
-            _tell(_FIRST)
+            _tell(_FIRST if self.training else _EARLY)
         self.asked = True
 
 

@@ -1,0 +1,72 @@
+"""The end block of a run, on stdout: what came of it, where it is, and what to type next."""
+
+import os
+import shlex
+import shutil
+import textwrap
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llamahome.pipeline import Result
+
+_LABEL = 12
+_LINES = 8
+"""Of a prompt or an answer; what is more is left out of its middle."""
+_WIDEST = 120
+
+
+def show_result(result: "Result", data_path: str) -> None:
+    """Print the block; silent in all processes but the first."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    from llamahome.rundir import as_typed
+    from llamahome.units import show_count, show_seconds
+
+    state, paths = result.outcome.state, result.paths
+    _show_samples(result)
+    print(f"\n{result.outcome.reason} after {state.step:,} steps, {show_count(state.tokens)} tokens, {show_seconds(state.elapsed_s)}")
+    if result.last is not None and result.first is not None:
+        change = result.last.loss / result.first.loss - 1 if result.first.loss else 0.0
+        print(f"held-out loss   {result.first.loss:.4f} -> {result.last.loss:.4f}  ({change:+.1%})")
+        print(f"perplexity      {result.first.perplexity:.2f} -> {result.last.perplexity:.2f}")
+        print(f"token accuracy  {result.first.accuracy:.1%} -> {result.last.accuracy:.1%}")
+    if state.best_step is not None and state.best_step != state.step:
+        where = paths.checkpoint(state.best_step)
+        better = f": {as_typed(where, newest=True)}" if where.is_dir() else ""
+        print(f"lowest held-out loss {state.best_loss:.4f} after step {state.best_step:,}{better}")
+    final = as_typed(paths.final, newest=True)
+    print(f"model       {final}")
+    print(f"checkpoint  {as_typed(paths.checkpoint(state.step), newest=True)}")
+    print(f"metrics     {as_typed(paths.metrics_dir)}")
+    print("next:")
+    print(f"  llamahome chat {final}")
+    print(f"  llamahome train-eval {final} {shlex.quote(data_path)}")
+    print(f"  llamahome runs show {paths.run_id}")
+
+
+def _show_samples(result: "Result") -> None:
+    for number, sample in enumerate(result.samples, 1):
+        print(f"\nsample {number} of {len(result.samples)}, a row that was held out")
+        for name, text in (
+            ("prompt", sample.prompt.shown),
+            ("reference", sample.prompt.reference),
+            ("before", sample.before),
+            ("after", sample.after),
+        ):
+            print("\n".join(_block(name, text)))
+
+
+def _block(name: str, text: str) -> list[str]:
+    """`text` under its name, its own lines kept, long ones wrapped, and the middle left out when there are too many."""
+    width = max(40, min(_WIDEST, shutil.get_terminal_size().columns)) - _LABEL
+    visible = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text.expandtabs(4))
+    lines = [part for line in visible.splitlines() if line.strip() for part in _wrapped(line, width)] or ["(nothing)"]
+    if len(lines) > _LINES:
+        kept = _LINES // 2
+        lines = [*lines[:kept], f"... {len(lines) - 2 * kept + 1} lines ...", *lines[len(lines) - kept + 1 :]]
+    return [f"{name if not number else '':<{_LABEL}}{line}" for number, line in enumerate(lines)]
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    indent = line[: len(line) - len(line.lstrip())][: width // 2]
+    return textwrap.wrap(line.strip(), width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)

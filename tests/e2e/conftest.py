@@ -1,0 +1,41 @@
+"""A scratch project for each test, and the prompt that all of them share."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.support.models import save_tiny
+from tests.support.projects import SETTINGS, Project, Prompt, chats, write_rows
+
+
+@pytest.fixture(scope="session")
+def prompt() -> Iterator[Prompt]:
+    process = Prompt()
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def make_project(prompt: Prompt, tiny_model: Path) -> Callable[[Path], Project]:
+    """Fills a folder: the model `tiny`, chats.jsonl with 24 rows, and settings for quick float32 runs of 5 steps."""
+
+    def make(folder: Path) -> Project:
+        (folder / "data/models/base").mkdir(parents=True)
+        shutil.copytree(tiny_model, folder / "data/models/base/tiny")
+        write_rows(folder / "chats.jsonl", chats(24))
+        (folder / ".config").mkdir()
+        (folder / ".config/training_config.yaml").write_text(SETTINGS, encoding="utf-8")
+        return Project(folder, prompt)
+
+    return make
+
+
+@pytest.fixture
+def project(make_project: Callable[[Path], Project], tmp_path: Path) -> Project:
+    return make_project(tmp_path / "project")

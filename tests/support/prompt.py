@@ -1,0 +1,92 @@
+"""A prompt that types llamahome's commands with the imports already behind it: python -m tests.support.prompt reads JSON lines.
+
+Each command runs in a fork of this process, which has imported everything and computed nothing, so it is a process of its own with
+its own signals, streams and exit status, and starts in a tenth of a second instead of four. `at` sends the process a signal when a
+function of the program is called for the n-th time; the function itself runs as it is. Answers: {"pid": N}, later {"status": S}.
+"""
+
+import importlib
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+IMPORTED = (
+    "llamahome.pipeline",
+    "llamahome.cli.app",
+    "llamahome.data.sample",
+    "llamahome.data.view",
+    "llamahome.monitoring.plain",
+    "llamahome.monitoring.report",
+    "torch.utils.tensorboard",
+    "transformers.models.llama.modeling_llama",
+    "peft.tuners.lora",
+)
+
+
+def strike(place: str, turn: int, names: list[str]) -> None:
+    """Send this process the signals `names` when `module:function` or `module:Class.method` is called for the `turn`-th time."""
+    module, _, path = place.partition(":")
+    *outer, name = path.split(".")
+    holder: Any = importlib.import_module(module)
+    for each in outer:
+        holder = getattr(holder, each)
+    original = getattr(holder, name)
+    calls = 0
+
+    def struck(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == turn:
+            for each in names:
+                os.kill(os.getpid(), signal.Signals[each])
+        return original(*args, **kwargs)
+
+    setattr(holder, name, struck)
+
+
+def become(command: dict[str, Any]) -> None:
+    """Turn this fork into the process that a shell would have started."""
+    os.setsid()
+    os.chdir(command["folder"])
+    for number, name, flags in (
+        (0, command["stdin"], os.O_RDONLY),
+        (1, command["stdout"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
+        (2, command["stderr"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
+    ):
+        opened = os.open(name, flags)
+        os.dup2(opened, number)
+        os.close(opened)
+    sys.stdin = os.fdopen(0, "r", encoding="utf-8", closefd=False)
+    os.environ.update(command["variables"])
+    sys.argv = ["llamahome", *command["words"]]
+    for place, turn, names in command["at"]:
+        strike(place, turn, names)
+
+
+def serve() -> None:
+    for name in IMPORTED:
+        importlib.import_module(name)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    print(json.dumps({"ready": True}), flush=True)
+    while line := sys.stdin.readline():
+        command = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            become(command)
+            status = 0
+            try:
+                importlib.import_module("llamahome.cli.app").main()
+            except SystemExit as ended:
+                status = ended.code or 0
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)  # the interpreter's own end takes half a second; `shell` sees it
+        print(json.dumps({"pid": child}), flush=True)
+        _, ended = os.waitpid(child, 0)
+        print(json.dumps({"status": os.waitstatus_to_exitcode(ended)}), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
