@@ -90,7 +90,7 @@ def _install(root: Path, stamp_text: str, clock: Clock, lock: IO[bytes]) -> None
             _make_venv(root, clock, lock)
         pip = [str(venv / "bin/python"), "-m", "pip", "install", "--no-input", "--progress-bar", "off"]
         pinned = sum("==" in line for line in (root / "requirements.lock").read_text(encoding="utf-8").splitlines())
-        _run([*pip, "-r", "requirements.lock"], f"installing the {pinned} packages of requirements.lock", root, clock, lock)
+        _run([*pip, "-r", "requirements.lock"], f"installing {pinned} packages", root, clock, lock)
         _run([*pip, "--no-deps", "--no-build-isolation", "-e", "."], "installing llamahome", root, clock, lock)
     except (MachineError, KeyboardInterrupt):
         if earlier and "Installing collected packages" not in _read(venv / "install.log"):
