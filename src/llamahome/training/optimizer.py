@@ -1,7 +1,7 @@
 """AdamW over the trained weights, and the rule for a learning rate that nobody set."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,13 @@ def auto_learning_rate(method: str, hidden_size: int) -> float:
     return float(f"{rate:.1e}")
 
 
-def make_optimizer(parameters: Mapping[str, nn.Parameter], *, weight_decay: float) -> torch.optim.AdamW:
-    """Fused AdamW, float32 state; matrices decay, vectors (biases, norms, magnitudes) do not. The loop sets the rate of each step."""
+def make_optimizer(kind: Literal["adamw"], parameters: Mapping[str, nn.Parameter], *, weight_decay: float) -> torch.optim.AdamW:
+    """The optimizer `kind`, fused, float32 state; matrices decay, vectors (biases, norms, magnitudes) do not. The loop sets the rate."""
     matrices = [parameter for parameter in parameters.values() if parameter.ndim >= 2]
     vectors = [parameter for parameter in parameters.values() if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    makers = {"adamw": torch.optim.AdamW}
+    return makers[kind]([group for group in groups if group["params"]], lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
