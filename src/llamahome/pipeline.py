@@ -18,7 +18,7 @@ import torch
 
 from llamahome import assembly
 from llamahome.assembly import Job, Learner, Plan, Session
-from llamahome.checkpoint import store
+from llamahome.checkpoint import retention, store
 from llamahome.checkpoint.manifest import Fingerprints
 from llamahome.checkpoint.state import TrainerState
 from llamahome.checkpoint.target import resolve
@@ -126,6 +126,8 @@ def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Coll
         loaded = assembly.resolve_evaluation(loaded, job.prepared, plan)
         if session.world.is_main:
             _describe(paths, loaded, command)
+            for aside in retention.set_aside(paths, after=saved.state.step):
+                session.progress.say(f"{as_typed(aside)}: a later checkpoint, set aside because this run now takes another course")
         tokens = int(loaded.config.training.micro_batch_tokens)
         state = replace(saved.state, micro_batch_tokens=tokens)
         session.progress.say(f"resuming {paths.run_id} after step {state.step:,}, at example {state.consumed:,}")

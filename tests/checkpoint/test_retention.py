@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.checkpoints import save_step
 
-from llamahome.checkpoint.retention import apply, which_to_delete
+from llamahome.checkpoint.retention import apply, set_aside, which_to_delete
 from llamahome.rundir import RunPaths
 
 CHECKPOINTS = st.dictionaries(st.integers(0, 40), st.none() | st.floats(0, 9) | st.just(math.nan), max_size=9).map(
@@ -93,3 +93,13 @@ def test_what_a_killed_removal_left_is_removed(run):
     (run.root / ".trash-checkpoint-9" / "model").mkdir(parents=True)
     assert apply(run, keep_last=1, keep_best=0, warn=_never) == []
     assert sorted(path.name for path in run.root.iterdir()) == ["checkpoint-1"]
+
+
+def test_resuming_an_older_checkpoint_sets_later_ones_aside_and_deletes_nothing(run):
+    for step in (1, 2, 3):
+        save_step(run, step)
+    moved = set_aside(run, after=1)
+    assert [path.name for path in moved] == ["superseded-checkpoint-2", "superseded-checkpoint-3"]
+    assert all((path / "MANIFEST.json").is_file() for path in moved)
+    assert [step for step, _ in run.checkpoints()] == [1]
+    assert set_aside(run, after=1) == []

@@ -62,6 +62,20 @@ def apply(paths: RunPaths, *, keep_last: int, keep_best: int, warn: Callable[[Pr
     return removed
 
 
+def set_aside(paths: RunPaths, *, after: int) -> list[Path]:
+    """Rename this run's checkpoints of later steps to `superseded-checkpoint-<step>`: resuming an older one begins another course.
+
+    Nothing is deleted; `latest` no longer finds them. Returns the new folders. Called by one process only.
+    """
+    moved = []
+    for step, folder in paths.checkpoints():
+        if step > after and _is_ours(folder, paths.run_id):
+            aside = folder.with_name(f"superseded-{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            moved.append(folder.rename(aside))
+    return moved
+
+
 def _is_ours(folder: Path, run_id: str) -> bool:
     if folder.is_symlink():
         return False
