@@ -6,14 +6,15 @@ The folder also holds the tokenizer and generation config of the base, so that a
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
 from peft import PeftModel
-from peft.utils import load_peft_weights, set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from llamahome.errors import ConfigError, Problem
@@ -39,36 +40,43 @@ _SAMPLE = 1 << 20
 def save_model(model: SavedModel, folder: Path, *, base: Path) -> None:
     """Write `model` into `folder` (made if need be): the adapter alone, or every weight in float32."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in _COMPANIONS:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, folder / name)
     if isinstance(model, PeftModel):
         # PEFT would look into the base's config on the hub to see whether the vocabulary grew; ours never does.
         model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # an empty model card template
     else:
         model.save_pretrained(folder, save_original_format=False)
+    for name in _COMPANIONS:  # last, for transformers would put its own reading of the generation config in the place of the base's
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
 
 
 def restore_model(model: SavedModel, folder: Path) -> None:
     """Put the trained weights of `folder` into a model of the same shape, in place."""
     if isinstance(model, PeftModel):
-        result = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
-        if result.unexpected_keys:
-            raise ConfigError(_unfitting(folder, f"it has weights this model does not know, {result.unexpected_keys[0]} for one"))
+        try:
+            adapter = load_peft_weights(str(folder), device="cpu")
+        except (OSError, ValueError, SafetensorError) as error:
+            message = f"the adapter cannot be read: {str(error).splitlines()[0][:200]}"
+            raise ConfigError(Problem(code="model.unreadable", message=message, where=str(folder))) from error
+        _refuse_unfitting(folder, adapter, get_peft_model_state_dict(model, save_embedding_layers=False))
+        set_peft_model_state_dict(model, adapter)
         return
-    saved = load_model(folder, dtype=torch.float32, device=torch.device("cpu"))
-    try:
-        with torch.no_grad():
-            weights = dict(saved.named_parameters())
-            for name, parameter in model.named_parameters():
-                parameter.copy_(weights[name])
-    except (KeyError, RuntimeError) as error:
-        raise ConfigError(_unfitting(folder, str(error).splitlines()[0])) from error
+    saved = dict(load_model(folder, dtype=torch.float32, device=torch.device("cpu")).named_parameters())
+    _refuse_unfitting(folder, saved, dict(model.named_parameters()))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(saved[name])
 
 
-def _unfitting(folder: Path, why: str) -> Problem:
-    return Problem(code="model.weights-do-not-fit", message=why, where=str(folder), hint="resume with the settings of the run itself")
+def _refuse_unfitting(folder: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """ConfigError unless the saved weights have the names and shapes of the wanted ones, all of them."""
+    have, want = ({name: tuple(weight.shape) for name, weight in weights.items()} for weights in (saved, wanted))
+    if different := sorted(name for name in have.keys() | want.keys() if have.get(name) != want.get(name)):
+        name = different[0]
+        message = f"{len(different)} weights differ in shape from this model's: {name} is {have.get(name)} there, {want.get(name)} here"
+        hint = "resume with the settings of the run itself"
+        raise ConfigError(Problem(code="model.weights-do-not-fit", message=message, where=str(folder), hint=hint))
 
 
 def is_adapter(folder: Path) -> bool:

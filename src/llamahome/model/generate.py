@@ -12,13 +12,16 @@ from transformers.generation.streamers import BaseStreamer
 
 @contextmanager
 def _ready_to_generate(model: PreTrainedModel) -> Iterator[None]:
-    """Torch's own attention with a cache and no checkpointing, and back to what was before."""
-    training, before = model.training, model.config._attn_implementation
+    """Torch's own attention (not where scores are capped) without the settings that the base brings, and back to what was before."""
+    training, before, brought = model.training, model.config._attn_implementation, model.generation_config
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
     model.eval()
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation("eager" if capped else "sdpa")
+    model.generation_config = GenerationConfig()  # transformers would fill in penalties and limits from it
     try:
         yield
     finally:
+        model.generation_config = brought
         model.set_attn_implementation(before)
         model.train(training)
 

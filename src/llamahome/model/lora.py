@@ -121,7 +121,8 @@ class LeanLoraLinear(PeftLinear):  # type: ignore[misc]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output: x [..., I] -> [..., O]."""
-        if self.disable_adapters or self.merged or args or kwargs or self.active_adapters != [ADAPTER]:
+        foreign = args or kwargs or torch.is_autocast_enabled(x.device.type)
+        if foreign or self.disable_adapters or self.merged or self.active_adapters != [ADAPTER]:
             result: Tensor = super().forward(x, *args, **kwargs)
             return result
         base = self.get_base_layer()

@@ -3,6 +3,8 @@
 Called once before the loop, in this order; the loop does not know. Gradients are *summed* over ranks by distributed/world.py.
 """
 
+import warnings
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -38,7 +40,9 @@ def place(model: PreTrainedModel, *, world: World, checkpointing: bool, sync_bat
     told = []
     model.train()
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": True})
+        with warnings.catch_warnings():  # transformers 5.20 knows no other name for it; later ones warn of this one
+            warnings.filterwarnings("ignore", message="`gradient_checkpointing_enable` is deprecated", category=FutureWarning)
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": True})
     if sync_batch_norm:
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
             nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]

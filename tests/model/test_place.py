@@ -1,0 +1,78 @@
+"""Activation checkpointing changes memory and nothing else; placing tells what there was nothing to do for."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.support.models import CPU, FP32, examples_of, microbatch_of, objective_of, our_model, save_tiny
+from torch import nn
+
+from llamahome.config.schema import LoraConfig
+from llamahome.distributed.world import World
+from llamahome.model.lora import add_lora
+from llamahome.model.place import activation_bytes, needs_checkpointing, place, trained_parameters
+
+ALONE = World(0, 1, 0, CPU)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("backend", ["blocks", "sdpa", "reference"])
+def test_checkpointing_changes_no_bit_of_loss_and_gradients(llama: Path, method: str, dropout: float, backend: str) -> None:
+    batch, found, kept = microbatch_of(examples_of([30, 12, 3])), [], []
+    for checkpointing in (False, True):
+        model = our_model(llama)
+        if method == "lora":
+            add_lora(model, LoraConfig(rank=4, dropout=dropout), base="tiny", seed=0, lean=True)
+        assert place(model, world=ALONE, checkpointing=checkpointing, sync_batch_norm=False) == [] and model.training
+        sizes: list[int] = []
+        torch.manual_seed(5)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x):
+            loss = objective_of(model, backend).loss_sum(batch)
+        loss.backward()
+        found.append([loss.detach(), *(parameter.grad for parameter in trained_parameters(model).values())])
+        kept.append(sum(sizes))
+    assert all(torch.equal(without, with_) for without, with_ in zip(*found, strict=True))
+    assert kept[1] < kept[0] / 2, "nothing was recomputed"
+
+
+def test_dropout_is_real_in_training(llama: Path) -> None:
+    model = our_model(llama)
+    add_lora(model, LoraConfig(rank=4, dropout=0.4), base="tiny", seed=0, lean=True)
+    place(model, world=ALONE, checkpointing=False, sync_batch_norm=False)
+    gradients = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        objective_of(model).loss_sum(microbatch_of(examples_of([30]))).backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in trained_parameters(model).values()]))
+        model.zero_grad()
+    assert torch.equal(gradients[0], gradients[1]) and not torch.equal(gradients[0], gradients[2])
+
+
+def test_a_model_without_batch_normalization_is_told_so_and_one_with_it_is_converted(llama: Path) -> None:
+    model = our_model(llama)
+    assert "nothing to do" in " ".join(place(model, world=ALONE, checkpointing=False, sync_batch_norm=True))
+    model.add_module("norm", nn.BatchNorm1d(3))
+    assert "over all processes" in " ".join(place(model, world=ALONE, checkpointing=False, sync_batch_norm=True))
+    assert isinstance(model.norm, nn.SyncBatchNorm)
+
+
+def test_trained_parameters_are_each_once(llama: Path) -> None:
+    model = our_model(llama)
+    everything = trained_parameters(model)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert len({id(parameter) for parameter in everything.values()}) == len(everything) == len(list(model.parameters()))
+
+
+def test_checkpointing_is_chosen_when_activations_would_not_fit(llama: Path) -> None:
+    model = our_model(llama)
+    needed = activation_bytes(model, 1000, longest=200, precision=FP32)
+    assert activation_bytes(model, 2000, longest=200, precision=FP32) == pytest.approx(2 * needed, rel=1e-6)
+    assert activation_bytes(model, 1000, longest=400, precision=FP32) > needed
+    for free, expected in ((needed, True), (2 * needed, False)):
+        assert needs_checkpointing(model, 1000, longest=200, precision=FP32, free_bytes=free) is expected
