@@ -61,11 +61,11 @@ class Result:
 
 
 @contextmanager
-def _session(loaded: LoadedConfig, *, phases: int = 3) -> Iterator[Session]:
-    """Join the other processes, listen to signals, own the terminal; give all back at the end."""
+def _session(loaded: LoadedConfig, *, phases: int = 3, saves: bool = True) -> Iterator[Session]:
+    """Join the other processes, own the terminal, and listen to signals when there is something to save; give all back at the end."""
     with ExitStack() as stack:
         notes: list[str] = []
-        stop = stack.enter_context(StopRequest().listening())
+        stop = stack.enter_context(StopRequest().listening()) if saves else StopRequest()
         world = stack.enter_context(open_world(loaded.config.distributed, say=notes.append))
         progress = open_progress(sys.stderr, world.is_main, phases=phases)
         stack.callback(progress.close)
@@ -138,7 +138,7 @@ def evaluate(target: str, data_path: str, loaded: LoadedConfig) -> dict[str, Any
     """Loss, perplexity and token accuracy of a model, run or checkpoint on every row of `data_path`."""
     check(loaded)
     loaded = with_values(loaded, {"data.eval_split": 0, "data.eval_path": None}, origin="train-eval")
-    with _session(loaded) as session:
+    with _session(loaded, saves=False) as session:
         folder = model_folder(target, loaded, say=session.progress.say)
         with session.progress.phase("data"):
             tokenizer = load_tokenizer(folder, chat_template=loaded.config.model.chat_template)

@@ -59,9 +59,10 @@ def main() -> None:
         level = "stopped" if isinstance(error, Stopped | LeftAtOnce) else "error"
         print("\n".join(problem.render(level=level) for problem in error.problems), file=sys.stderr)
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        print("\nleft at once", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == 130:  # Ctrl-C where nothing listens to it: while importing, in a command that reads
+            print("\nleft at once", file=sys.stderr)
+        raise
 
 
 _register()
