@@ -50,12 +50,14 @@ def evaluate(
     was_training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=world.device)
-    for microbatch in microbatches:
-        found = stats(microbatch)
-        sums[0] += found.loss_sum
-        sums[1] += found.correct
-        sums[2] += microbatch.num_targets
-    model.train(was_training)
+    try:
+        for microbatch in microbatches:
+            found = stats(microbatch)
+            sums[0] += found.loss_sum
+            sums[1] += found.correct
+            sums[2] += microbatch.num_targets
+    finally:
+        model.train(was_training)
     world.sum_(sums)
     loss, correct, targets = sums.tolist()
     return Evaluation(loss / max(1.0, targets), correct / max(1.0, targets), int(targets))

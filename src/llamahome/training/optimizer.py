@@ -10,7 +10,7 @@ _FULL_AT_2000 = 5e-5
 _LORA_FACTOR = 10.0
 _WIDTH_POWER = 0.78
 """Wider models want smaller steps: rate ~ (2000 / hidden size) ^ 0.78, and LoRA ten times the rate of full fine-tuning. Source: the fit
-over fourteen Llama and Qwen models in "LoRA Without Regret" (Thinking Machines, 2025); our check: docs/decisions/0004-learning-rate.md."""
+for Llama models in "LoRA Without Regret" (Thinking Machines, 2025). Other families and our check: docs/decisions/0004-learning-rate.md."""
 
 
 def auto_learning_rate(method: str, hidden_size: int) -> float:
@@ -51,6 +51,5 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str,
     for name, parameter in parameters.items():
         state: dict[str, Any] = {}
         for key in ("step", "exp_avg", "exp_avg_sq"):
-            saved = tensors[f"{name}.{key}"]
-            state[key] = saved.clone() if key == "step" else saved.to(parameter.device, copy=True)
+            state[key] = tensors[f"{name}.{key}"].to(parameter.device, copy=True)
         optimizer.state[parameter] = state

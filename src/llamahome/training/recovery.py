@@ -18,6 +18,8 @@ class BadSteps:
     total: int
     """Over the whole run."""
     in_row: int = 0
+    longest: int = 0
+    """The most in a row so far: good steps may follow before anybody reads."""
     _unread: list[tuple[int, Tensor]] = field(default_factory=list)
 
     def note(self, step: int, refused: Tensor) -> None:
@@ -32,6 +34,7 @@ class BadSteps:
         bad = []
         for (step, _), flag in zip(self._unread, flags, strict=True):
             self.in_row = self.in_row + 1 if flag else 0
+            self.longest = max(self.longest, self.in_row)
             if flag:
                 bad.append(step)
         self._unread.clear()
@@ -40,11 +43,11 @@ class BadSteps:
 
     def raise_if_diverged(self, rows: Sequence[str], last_good: str) -> None:
         """Diverged after `most_in_row` refused updates in a row."""
-        if self.in_row >= self.most_in_row:
+        if self.longest >= self.most_in_row:
             raise Diverged(
                 Problem(
                     code="training.diverged",
-                    message=f"loss or gradient was not finite in {self.in_row} steps in a row; no such update was applied; "
+                    message=f"loss or gradient was not finite in {self.longest} steps in a row; no such update was applied; "
                     f"rows of the last one: {', '.join(rows[:8])}",
                     where="training.max_bad_steps",
                     hint=f"a lower --set training.learning_rate=..., or look at those rows; {last_good}",
@@ -61,11 +64,11 @@ def memory_border(micro_batch_tokens: int) -> Iterator[None]:
         exhausted = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
         if not exhausted:
             raise
-        smaller = max(16, micro_batch_tokens // 2)
+        smaller, told = max(16, micro_batch_tokens // 2), str(error).splitlines() or ["no more memory"]  # Python's own says nothing
         raise OutOfMemory(
             Problem(
                 code="training.out-of-memory",
-                message=f"a micro-batch of up to {micro_batch_tokens:,} tokens does not fit: {str(error).splitlines()[0][:160]}",
+                message=f"a micro-batch of up to {micro_batch_tokens:,} tokens does not fit: {told[0][:160]}",
                 where="training.micro_batch_tokens",
                 hint=f"--set training.micro_batch_tokens={smaller} --set training.gradient_checkpointing=true (the result stays the same)",
             )

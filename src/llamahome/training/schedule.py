@@ -12,7 +12,7 @@ Shape = Literal["cosine", "linear", "constant"]
 
 def warmup_steps(warmup: float, horizon: int) -> int:
     """Steps of warm-up: a share of `horizon` (rounded up) when below 1, else a count."""
-    return math.ceil(warmup * horizon) if warmup < 1 else min(int(warmup), horizon)
+    return math.ceil(round(warmup * horizon, 6)) if warmup < 1 else min(int(warmup), horizon)
 
 
 def learning_rate(step: int, *, peak: float, horizon: int, warmup: int, shape: Shape) -> float:
@@ -40,7 +40,11 @@ class Due:
                 return False
             self._last = self._clock()
             return True
-        return math.floor(step / self._gap) > math.floor((step - 1) / self._gap)
+        return self._times(step) > self._times(step - 1)
+
+    def _times(self, step: int) -> int:
+        """How often it has been due; the small number keeps 17 / 1.7 from being 9.99."""
+        return math.floor(step / self._gap + 1e-6)
 
 
 def evaluations_within(share: float, *, horizon: int, train_tokens: float, eval_tokens: int, most: int = 10) -> Interval:

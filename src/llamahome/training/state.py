@@ -1,5 +1,6 @@
 """How the few numbers that are a run move on: pure functions from one TrainerState to the next."""
 
+import math
 from dataclasses import replace
 
 from llamahome.checkpoint.state import TrainerState
@@ -36,7 +37,9 @@ def after_update(state: TrainerState, *, consumed: int, tokens: int, targets: in
 
 
 def after_evaluation(state: TrainerState, found: Evaluation) -> TrainerState:
-    """Remember the loss at this step and whether it is the lowest so far."""
+    """Remember the loss at this step and whether it is the lowest so far; one that is not finite is no loss, only no gain."""
+    if not math.isfinite(found.loss):
+        return replace(state, eval_loss=None, evaluations_without_gain=state.evaluations_without_gain + 1)
     if state.best_loss is None or found.loss < state.best_loss:
         return replace(state, eval_loss=found.loss, best_loss=found.loss, best_step=state.step, evaluations_without_gain=0)
     return replace(state, eval_loss=found.loss, evaluations_without_gain=state.evaluations_without_gain + 1)

@@ -6,9 +6,8 @@ Before training begins a flag set earlier waits, too: the first thing the loop t
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Literal
 
@@ -49,6 +48,7 @@ class StopRequest:
 
 
 def _tell(text: str) -> None:
-    """Write past every buffer and lock: a signal may come in the middle of a write."""
+    """Write past every buffer and lock, for a signal may come in the middle of a write; Ctrl-C ends the reader of a pipe, too."""
     if os.environ.get("RANK", "0") == "0":
-        os.write(sys.stderr.fileno(), text.encode())
+        with suppress(OSError):
+            os.write(2, text.encode())

@@ -1,0 +1,37 @@
+"""The rule for the learning rate in numbers, and which weights decay."""
+
+import pytest
+import torch
+from torch import nn
+
+from llamahome.training.optimizer import auto_learning_rate, make_optimizer, set_learning_rate
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [(576, 1.3e-3), (960, 8.9e-4), (2048, 4.9e-4), (3072, 3.6e-4), (4096, 2.9e-4), (8192, 1.7e-4)]
+)
+def test_the_rule_in_numbers(size: int, expected: float) -> None:
+    assert auto_learning_rate("lora", size) == expected
+    assert auto_learning_rate("full", size) == pytest.approx(expected / 10, rel=0.05)
+
+
+def test_wider_models_never_get_a_higher_rate() -> None:
+    rates = [auto_learning_rate("full", size) for size in range(64, 20_000, 64)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_matrices_decay_and_vectors_do_not_and_the_rate_is_set_for_all() -> None:
+    weights = {"matrix": nn.Parameter(torch.ones(2, 3)), "vector": nn.Parameter(torch.ones(3))}
+    optimizer = make_optimizer("adamw", weights, weight_decay=0.1)
+    set_learning_rate(optimizer, 0.5)
+    for weight in weights.values():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    assert torch.allclose(weights["matrix"], torch.tensor(1 - 0.5 * 0.1)) and torch.equal(weights["vector"], torch.ones(3))
+    assert {group["lr"] for group in optimizer.param_groups} == {0.5} and all(group["fused"] for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3,)])
+def test_a_model_of_matrices_or_of_vectors_alone_is_fine(shape: tuple[int, ...]) -> None:
+    optimizer = make_optimizer("adamw", {"only": nn.Parameter(torch.ones(shape))}, weight_decay=0.1)
+    assert len(optimizer.param_groups) == 1

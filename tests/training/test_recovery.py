@@ -1,0 +1,69 @@
+"""Memory that runs out becomes an error that says what mends it; flags are read late and lose nothing."""
+
+import pytest
+import torch
+
+from llamahome.errors import Diverged, OutOfMemory
+from llamahome.training.recovery import BadSteps, memory_border
+
+
+def too_much() -> None:
+    torch.empty(2**62, dtype=torch.uint8)
+
+
+def of_python() -> None:
+    raise MemoryError
+
+
+def of_a_gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nmore lines")
+
+
+@pytest.mark.parametrize("trouble", [too_much, of_python, of_a_gpu])
+def test_running_out_of_memory_says_what_mends_it(trouble) -> None:
+    with pytest.raises(OutOfMemory) as error, memory_border(2048):
+        trouble()
+    (problem,) = error.value.problems
+    assert error.value.exit_status == 5 and problem.code == "training.out-of-memory"
+    assert "2,048 tokens" in problem.message and "\n" not in problem.message
+    assert "training.micro_batch_tokens=1024" in problem.hint and "gradient_checkpointing=true" in problem.hint
+    assert error.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("trouble", [RuntimeError("shape mismatch"), ValueError("x"), KeyboardInterrupt()])
+def test_other_errors_pass(trouble: BaseException) -> None:
+    with pytest.raises(type(trouble)) as error, memory_border(2048):
+        raise trouble
+    assert error.value is trouble
+
+
+def test_without_trouble_nothing_happens() -> None:
+    with memory_border(2048):
+        value = 1
+    assert value == 1
+
+
+def note(bad: BadSteps, flags: str, first: int = 1) -> None:
+    for number, flag in enumerate(flags, first):
+        bad.note(number, torch.tensor(float(flag == "x")))
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 4, 7, 8])
+@pytest.mark.parametrize(
+    ("flags", "diverged"), [("..x.xx.x", False), ("xx.xx.xx", False), (".xxx....", True), ("......xx", False), (".....xxx", True)]
+)
+def test_rows_of_bad_steps_are_found_wherever_they_are_read(flags: str, diverged: bool, cut: int) -> None:
+    bad, found = BadSteps(most_in_row=3, total=10), []
+    for begin in range(0, len(flags), cut):
+        note(bad, flags[begin : begin + cut], begin + 1)
+        found += bad.read()
+    assert found == [number for number, flag in enumerate(flags, 1) if flag == "x"] and bad.total == 10 + len(found)
+    assert bad.read() == []
+    if not diverged:
+        bad.raise_if_diverged([], "nothing")
+        return
+    with pytest.raises(Diverged) as error:
+        bad.raise_if_diverged([f"rows.jsonl:{n}" for n in range(20)], "llamahome train-resume latest")
+    (problem,) = error.value.problems
+    assert error.value.exit_status == 6 and problem.code == "training.diverged" and "llamahome train-resume latest" in problem.hint
+    assert "rows.jsonl:7" in problem.message and "rows.jsonl:8" not in problem.message
