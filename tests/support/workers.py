@@ -41,7 +41,7 @@ def run_workers(task: str, world_size: int, payload: Any = None, *, timeout: flo
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, "MASTER_PORT": port}
             errors = stack.enter_context(open(f"{folder}/stderr-{rank}", "w"))
             process = subprocess.Popen(
-                [sys.executable, __file__, task, json.dumps(payload), f"{folder}/result-{rank}.json"],
+                [sys.executable, "-m", "tests.support.workers", task, json.dumps(payload), f"{folder}/result-{rank}.json"],
                 env=worker_environment(MASTER_ADDR="127.0.0.1", **{name: str(value) for name, value in place.items()}),
                 stderr=errors,
                 cwd=ROOT,
