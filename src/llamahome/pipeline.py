@@ -28,14 +28,14 @@ from llamahome.data.prepare import prepare
 from llamahome.data.tokens import load_tokenizer
 from llamahome.distributed.world import open_world
 from llamahome.errors import ConfigError, LeftAtOnce, MachineError, Problem, Stopped
-from llamahome.model.adapter import base_of, is_adapter, open_trained, restore_model, save_model
+from llamahome.model.adapter import base_of, is_adapter, open_trained, restore_model
 from llamahome.model.generate import generate
 from llamahome.model.load import attention_backend, find_model
 from llamahome.model.objective import Objective
 from llamahome.model.precision import choose_precision
 from llamahome.monitoring.environment import write_environment
 from llamahome.monitoring.progress import open_progress
-from llamahome.run_parts import Answers, SampleAnswer, make_run, open_recorder, require_space, summary
+from llamahome.run_parts import Answers, SampleAnswer, make_run, open_recorder, require_space, summary, write_model
 from llamahome.rundir import NEWEST, RUNS, RunPaths, as_typed, create_run, point_newest_to, refuse_unwritable, refuse_used
 from llamahome.training.evaluate import Evaluation
 from llamahome.training.evaluate import evaluate as evaluate_batches
@@ -71,7 +71,7 @@ def _session(loaded: LoadedConfig, *, phases: int = 3, saves: bool = True) -> It
         stack.callback(progress.close)
         for note in notes:
             progress.say(note)
-        for warning in config_warnings(loaded.config, loaded.origins):
+        for warning in config_warnings(loaded.config, loaded.origins) if saves else ():
             progress.warn(warning.message, warning.hint or "it has no effect")
         yield Session(world, progress, stop)
 
@@ -151,7 +151,7 @@ def evaluate(target: str, data_path: str, loaded: LoadedConfig) -> dict[str, Any
             batches = assembly.evaluation_batches(prepared.train, loaded, session.world)
             found = evaluate_batches(objective.stats, model, batches, world=session.world)
     rows = {"rows": prepared.report.kept, "tokens": prepared.report.tokens, "targets": found.targets}
-    return {"model": str(folder), "data": data_path, **found.metrics, **rows}
+    return {"model": as_typed(folder), "data": data_path, **found.metrics, **rows}
 
 
 def open_chat(
@@ -268,7 +268,7 @@ def _run(session: Session, job: Job, plan: Plan, learner: Learner, paths: RunPat
             outcome = train_loop(run, state)
             asked = outcome.reason == "asked to stop"
             if not asked and world.is_main:
-                store.write_folder(paths.final, lambda folder: save_model(learner.saved, folder, base=learner.base))
+                store.write_folder(paths.final, lambda folder: write_model(job, learner, folder))
         except BaseException:
             recorder.status("failed", state.step, plan.horizon, **told)
             recorder.event("failed", step=state.step)

@@ -1,5 +1,6 @@
 """The moving parts around the loop, made from the settings: recorder, loader, answers, checkpoints, and the `Run` that holds them all."""
 
+import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,6 +192,13 @@ def make_run(session: Session, job: Job, plan: Plan, learner: Learner, paths: Ru
     )
 
 
+def write_model(job: Job, learner: Learner, folder: Path) -> None:
+    """Fill `folder` with what was trained and the chat template that it was trained with."""
+    save_model(learner.saved, folder, base=learner.base)
+    if job.loaded.config.model.chat_template is not None:
+        shutil.copyfile(job.loaded.config.model.chat_template, folder / "chat_template.jinja")
+
+
 def require_space(paths: RunPaths, learner: Learner, world: World) -> None:
     """SaveFailed when the disk has no room for a checkpoint; asked before the first step, when nothing is lost yet."""
     if world.is_main:
@@ -207,7 +215,7 @@ def _save(state: TrainerState, session: Session, job: Job, learner: Learner, pat
             state=state,
             config_text=dump_config(job.loaded),
             fingerprints=Fingerprints(job.prepared.train.fingerprint, learner.base_fingerprint),
-            write_model=lambda folder: save_model(learner.saved, folder, base=learner.base),
+            write_model=lambda folder: write_model(job, learner, folder),
             optimizer_tensors=optimizer_tensors(learner.optimizer, learner.parameters),
             optimizer_values={"kind": job.loaded.config.training.optimizer},
         )

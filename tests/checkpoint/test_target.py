@@ -56,7 +56,7 @@ def test_what_is_no_checkpoint_is_told_with_what_it_is_and_what_is_near(run):
     (run.root / "final").mkdir()
     (run.root / "final" / "adapter_config.json").write_text("{}")
     run.root.joinpath("checkpoint-6.tmp").mkdir()
-    near_run = f"llamahome train-resume {run.root.resolve()}"
+    near_run = f"llamahome train-resume output/runs/{run.run_id}"
     expected = {
         "nowhere": ("no such", f"llamahome train-resume {run.run_id}"),
         "notes.txt": ("a file", f"llamahome train-resume {run.run_id}"),

@@ -8,7 +8,6 @@ Cost of a save: one write and one read (for the hashes) of model and optimizer; 
 
 import json
 import re
-import shlex
 import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from llamahome.checkpoint import manifest
 from llamahome.checkpoint.manifest import Fingerprints
 from llamahome.checkpoint.state import TrainerState, read_state
 from llamahome.errors import CheckpointError, LlamaHomeError, Problem
-from llamahome.rundir import RunPaths
+from llamahome.rundir import RunPaths, as_typed
 from llamahome.units import show_bytes
 
 MODEL, STATE, CONFIG = "model", "trainer_state.json", "config.yaml"
@@ -160,8 +159,8 @@ def choose(paths: RunPaths, *, warn: Callable[[Problem], None]) -> Path:
         for problem in problems:
             warn(replace(problem, message=f"{problem.message}; {folder.name} is passed over for an older one"))
     message = f"none of the run's {len(found)} checkpoints is whole" if found else "the run has no checkpoint yet"
-    start_again = f"llamahome train <data_path> --config {shlex.quote(str(paths.config))}"
-    raise CheckpointError(Problem(code="checkpoint.none", message=message, where=str(paths.root), hint=start_again))
+    start_again = f"llamahome train <data_path> --config {as_typed(paths.config)}"
+    raise CheckpointError(Problem(code="checkpoint.none", message=message, where=as_typed(paths.root), hint=start_again))
 
 
 def compare_fingerprints(saved: Fingerprints, now: Fingerprints, *, allowed: Collection[str]) -> None:
@@ -248,5 +247,5 @@ def _way_out(folder: Path) -> str:
     older = [(number, path) for number, path in RunPaths(root, root.name).checkpoints() if step is None or number < int(step[1])]
     for _, path in reversed(older):
         if not manifest.verify(path):
-            return f"llamahome train-resume {shlex.quote(str(path))}"
-    return f"llamahome train <data_path> --config {shlex.quote(str(root / CONFIG))}"
+            return f"llamahome train-resume {as_typed(path)}"
+    return f"llamahome train <data_path> --config {as_typed(root / CONFIG)}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llamahome.checkpoint import manifest
 from llamahome.errors import CheckpointError, Problem
-from llamahome.rundir import NEWEST, RUNS, RunPaths, open_run
+from llamahome.rundir import NEWEST, RUNS, RunPaths, as_typed, open_run
 
 _CHECKPOINT_NAME = re.compile(r"checkpoint-\d+")
 
@@ -72,7 +72,7 @@ def _nearest(target: str) -> str:
     """The command for the run around the path, else for the run with the nearest name, else for the newest."""
     for around in Path(target).resolve().parents:
         if _is_run(around):
-            return f"llamahome train-resume {shlex.quote(str(around))}"
+            return f"llamahome train-resume {as_typed(around)}"
     runs = _known_runs()
     if not runs:
         return "llamahome train <data_path>"

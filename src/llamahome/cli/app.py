@@ -4,11 +4,17 @@ Importing this module must stay cheap: `llamahome --help` answers within 0.3 s, 
 """
 
 import sys
+from typing import Any, NoReturn, cast
 
 import typer
 
 from llamahome import __version__
-from llamahome.errors import LeftAtOnce, LlamaHomeError, Stopped
+from llamahome.errors import LeftAtOnce, LlamaHomeError, Problem, Stopped, UsageError
+
+_CTRL_C = 130
+"""What Typer makes of a Ctrl-C where nothing listens to it: while importing, in a command that only reads."""
+_UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
+"""Typer does not show its name for every mistake in the words of a command."""
 
 app = typer.Typer(
     name="llamahome",
@@ -52,17 +58,32 @@ def main() -> None:
     """Run the command line; every LlamaHomeError becomes its blocks on stderr and its exit status, nothing else is caught."""
     debug = "--debug" in sys.argv
     try:
-        app()
+        status = app(prog_name="llamahome", standalone_mode=False) or 0
     except LlamaHomeError as error:
         if debug:
             raise
-        level = "stopped" if isinstance(error, Stopped | LeftAtOnce) else "error"
-        print("\n".join(problem.render(level=level) for problem in error.problems), file=sys.stderr)
-        sys.exit(error.exit_status)
-    except SystemExit as ended:
-        if ended.code == 130:  # Ctrl-C where nothing listens to it: while importing, in a command that reads
-            print("\nleft at once", file=sys.stderr)
-        raise
+        _leave(error)
+    except _UsageError as error:
+        _leave_with_usage(error)
+    if status == _CTRL_C:
+        print("\nleft at once", file=sys.stderr)
+    sys.exit(status)
+
+
+def _leave(error: LlamaHomeError) -> NoReturn:
+    level = "stopped" if isinstance(error, Stopped | LeftAtOnce) else "error"
+    print("\n".join(problem.render(level=level) for problem in error.problems), file=sys.stderr)
+    sys.exit(error.exit_status)
+
+
+def _leave_with_usage(error: Any) -> NoReturn:
+    """A mistake in the words of a command as one of our blocks; a group of commands without a word shows its help."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        sys.exit(error.exit_code)
+    message = error.format_message().rstrip(".")
+    command = error.ctx.command_path if error.ctx is not None else "llamahome"
+    _leave(UsageError(Problem(code="usage.command-line", message=message[:1].lower() + message[1:], hint=f"{command} --help")))
 
 
 _register()

@@ -1,5 +1,6 @@
 """The end block of a run, on stdout: what came of it, where it is, and what to type next."""
 
+import math
 import os
 import shlex
 import shutil
@@ -24,10 +25,12 @@ def show_result(result: "Result", data_path: str) -> None:
 
     state, paths = result.outcome.state, result.paths
     _show_samples(result)
-    print(f"\n{result.outcome.reason} after {state.step:,} steps, {show_count(state.tokens)} tokens, {show_seconds(state.elapsed_s)}")
+    steps = f"{state.step:,} {'step' if state.step == 1 else 'steps'}"
+    print(f"\n{result.outcome.reason} after {steps}, {show_count(state.tokens)} tokens, {show_seconds(state.elapsed_s)}")
     if result.last is not None and result.first is not None:
         change = result.last.loss / result.first.loss - 1 if result.first.loss else 0.0
-        print(f"held-out loss   {result.first.loss:.4f} -> {result.last.loss:.4f}  ({change:+.1%})")
+        share = f"  ({change:+.1%})" if math.isfinite(change) else ""
+        print(f"held-out loss   {result.first.loss:.4f} -> {result.last.loss:.4f}{share}")
         print(f"perplexity      {result.first.perplexity:.2f} -> {result.last.perplexity:.2f}")
         print(f"token accuracy  {result.first.accuracy:.1%} -> {result.last.accuracy:.1%}")
     if state.best_step is not None and state.best_step != state.step:

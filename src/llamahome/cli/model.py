@@ -90,7 +90,7 @@ def info(
 
     folder = next((path for path in (Path(name), BASE_MODELS / name) if (path / "config.json").is_file()), None)
     if folder is None:
-        hint = f"llamahome models fetch {name}"
+        hint = "llamahome models list"
         raise ConfigError(Problem(code="model.not-here", message=f"the model {name!r} is not on this machine", hint=hint))
     facts = _facts(folder)
     if as_json:

@@ -70,6 +70,7 @@ def train(
         "data.eval_path": ("--eval-data", eval_data),
     }
     loaded = load_config(config or [], flags=flags, assignments=assignments or [])
+    _refuse_early(loaded, data_path)
     if _launched(loaded):
         return
     say_loading()
@@ -134,10 +135,12 @@ def train_eval(
       llamahome train-eval smollm2-135m-instruct chats.jsonl --json
     """
     from llamahome.config.load import load_config
+    from llamahome.data.locate import locate
     from llamahome.logs import log_to_stderr
 
     log_to_stderr(debug=debug)
     loaded = load_config(config or [], assignments=assignments or [])
+    locate(data)
     say_loading()
     from llamahome import pipeline
 
@@ -149,6 +152,20 @@ def train_eval(
     print(f"  loss            {found['eval/loss']:.4f} nats per target")
     print(f"  perplexity      {found['eval/perplexity']:.2f}")
     print(f"  token accuracy  {found['eval/token_accuracy']:.1%}")
+
+
+def _refuse_early(loaded: "LoadedConfig", data_path: str) -> None:
+    """What needs no torch to be refused: data that is not there, an output that holds something or cannot be written."""
+    from llamahome.data.locate import locate
+    from llamahome.rundir import refuse_unwritable, refuse_used
+
+    output = Path(loaded.config.output.dir) if loaded.config.output.dir else None
+    if output is not None:
+        refuse_used(output)
+    refuse_unwritable(output)
+    for path in (data_path, loaded.config.data.eval_path):
+        if path is not None:
+            locate(path)
 
 
 def say_loading() -> None:
