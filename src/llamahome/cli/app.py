@@ -4,6 +4,7 @@ Importing this module must stay cheap: `llamahome --help` answers within 0.3 s, 
 """
 
 import sys
+import traceback
 from typing import Any, NoReturn, cast
 
 import typer
@@ -61,7 +62,7 @@ def main() -> None:
         status = app(prog_name="llamahome", standalone_mode=False) or 0
     except LlamaHomeError as error:
         if debug:
-            raise
+            traceback.print_exc()
         _leave(error)
     except _UsageError as error:
         _leave_with_usage(error)
