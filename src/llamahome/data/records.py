@@ -42,10 +42,13 @@ class Conversation:
 
     row: Row
     turns: tuple[dict[str, Any], ...] = ()
-    """Each with "role" (Role) and "content" (str), ready for a chat template."""
+    """Each with "role" (Role) and "content" (str), ready for a chat template. Beside "tool_calls" there may be no content; a tool's
+    turn may have "name" and "tool_call_id"."""
     text: str | None = None
     context_only: frozenset[int] = frozenset()
     """Numbers of assistant turns that are never learned (the prompt's turns of prompt/completion, turns of weight 0)."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """Definitions of the tools that the assistant may call, for the chat template."""
 
 
 @dataclass(frozen=True)

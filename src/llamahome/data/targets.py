@@ -1,8 +1,8 @@
 """Conversations to examples: the tokens of each row and which of them are learned, proved against the rendered text.
 
-An assistant turn is learned from the end of the prompt that precedes it to the end of its end-of-turn token. Where a turn lies is found by
-rendering the chat up to it with and without it; both must be beginnings of the whole rendering, and the tokens marked must decode to
-exactly that stretch of text and end in that token. A row of which this cannot be shown is refused, never guessed.
+The chat is rendered once and tokenized as a whole; layout.py knows which stretches of the text are answers. The tokens must write exactly
+that text, byte for byte, and one must end at each border of an answer; otherwise the answers are decoded and compared, after the text was
+tokenized in parts if need be. A row of which neither can be shown is refused, never guessed.
 """
 
 from collections.abc import Sequence
@@ -13,34 +13,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from llamahome.data.layout import Layout, TrainOn, lay_out
 from llamahome.data.records import Conversation, Example
-from llamahome.data.tokens import ChatTokenizer, Pieces
+from llamahome.data.spans import Span
+from llamahome.data.tokens import ChatTokenizer
 from llamahome.data.turns import Finding, problem_at
 from llamahome.errors import Problem
 
-TrainOn = Literal["assistant", "all", "last"]
 OnOverlong = Literal["truncate", "drop", "split", "error"]
-
-
-@dataclass(frozen=True)
-class _Span:
-    """A stretch of the rendered text that is learned."""
-
-    begin: int
-    end: int
-    last_id: int | None
-    """The end-of-turn token with which it must end."""
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """A conversation as text with its learned stretches; `before` and `after` are ids put around its tokens."""
-
-    text: str
-    spans: tuple[_Span, ...] | None
-    """None: every token is learned."""
-    before: tuple[int, ...] = ()
-    after: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,6 +30,14 @@ class Tokenized:
     conversation: Conversation
     tokens: NDArray[np.int32]
     targets: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Marked:
+    """Tokens of a text, and the ranges of them that are learned."""
+
+    ids: NDArray[np.int32]
+    ranges: Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -74,15 +62,15 @@ def encode(
 
 def tokenize(conversations: Sequence[Conversation], tokenizer: ChatTokenizer, *, train_on: TrainOn) -> list[Tokenized | Problem]:
     """Tokens and targets of whole conversations."""
-    layouts: list[_Layout | Problem] = []
+    layouts: list[Layout | Problem] = []
     for conversation in conversations:
         try:
-            layouts.append(_layout(conversation, tokenizer, train_on=train_on))
+            layouts.append(lay_out(conversation, tokenizer, train_on=train_on))
         except Finding as finding:
             layouts.append(problem_at(conversation.row, finding))
-    pieces = iter(tokenizer.encode([layout.text for layout in layouts if isinstance(layout, _Layout)]))
+    ids = iter(tokenizer.encode_ids([layout.text for layout in layouts if isinstance(layout, Layout)]))
     return [
-        layout if isinstance(layout, Problem) else _mark(conversation, layout, next(pieces), tokenizer)
+        layout if isinstance(layout, Problem) else _mark(conversation, layout, next(ids), tokenizer)
         for conversation, layout in zip(conversations, layouts, strict=True)
     ]
 
@@ -114,106 +102,78 @@ def _example(whole: Tokenized, begin: int, end: int, *, cut: int = 0, cut_target
     return Example(row.source, row.index, row.line, whole.tokens[begin:end], targets, cut, cut_targets)
 
 
-def _layout(conversation: Conversation, tokenizer: ChatTokenizer, *, train_on: TrainOn) -> _Layout:
-    if conversation.text is not None:
-        return _text_layout(conversation.text, tokenizer)
-    for number, turn in enumerate(conversation.turns):
-        control = tokenizer.control_token_in(turn["content"])
-        if control is not None:
-            raise Finding(
-                "data.control-token-in-text",
-                f"turn {number} ({turn['role']}) contains {control}, which the model reads as a control token",
-                hint=f'write it differently, like "{control[0]} {control[1:]}", or remove the row',
-                part=turn["content"][max(0, turn["content"].index(control) - 40) :],
-            )
-    turns, last = conversation.turns, len(conversation.turns) - 1
-    whole = tokenizer.render(turns)
-    end_id = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-    if train_on == "all":
-        lacks_end = turns[-1]["role"] == "assistant" and whole.rstrip().endswith(turns[-1]["content"].rstrip())
-        return _Layout(whole.rstrip() if lacks_end else whole, None, after=end_id if lacks_end else ())
-    answers = [number for number, turn in enumerate(turns) if turn["role"] == "assistant" and number not in conversation.context_only]
-    spans = [_span(turns, number, whole, tokenizer) for number in (answers[-1:] if train_on == "last" else answers)]
-    if answers[-1] == last and spans[-1].last_id is None:
-        return _Layout(whole[: spans[-1].end], tuple(spans), after=end_id)
-    return _Layout(whole, tuple(spans))
-
-
-def _text_layout(text: str, tokenizer: ChatTokenizer) -> _Layout:
-    begins = tokenizer.adds_bos and not text.startswith(tokenizer.bos_token or "\0")
-    ends = tokenizer.eos_id is not None and not text.endswith(tokenizer.eos_token or "\0")
-    before = (tokenizer.bos_id,) if begins and tokenizer.bos_id is not None else ()
-    after = (tokenizer.eos_id,) if ends and tokenizer.eos_id is not None else ()
-    return _Layout(text, None, before, after)
-
-
-def _span(turns: Sequence[dict[str, str]], number: int, whole: str, tokenizer: ChatTokenizer) -> _Span:
-    """Where assistant turn `number` and its end lie in the whole rendering; raises Finding when the template hides it."""
-    before = tokenizer.render(turns[:number], add_generation_prompt=True)
-    through = whole if number == len(turns) - 1 else tokenizer.render(turns[: number + 1])
-    if not whole.startswith(through):
-        raise _unproved(number, "it writes the turn differently once later turns follow")
-    if not through.startswith(before):
-        raise _unproved(number, "its generation prompt is not how it begins the turn in a finished chat")
-    tail, content = through[len(before) :], turns[number]["content"].strip()
-    at = len(tail) - len(tail.lstrip())
-    if not tail.startswith(content, at):
-        raise _unproved(number, f"it changes the assistant's text, which becomes {tail[at : at + 60]!r}")
-    at += len(content)
-    rest = tail[at:].lstrip()
-    end = tokenizer.added_token_at(rest)
-    if end is not None:
-        return _Span(len(before), len(before) + len(tail) - len(rest) + len(end), tokenizer.added_tokens[end])
-    if rest:
-        raise _unproved(number, f"after the assistant's text it writes {rest[:30]!r}, which is not a token that ends a turn")
-    return _Span(len(before), len(before) + at, None)
-
-
-def _unproved(number: int, reason: str) -> Finding:
-    message = f"it cannot be shown which tokens of turn {number} are learned: of the model's chat template, {reason}"
-    hint = "--set model.chat_template=FILE.jinja with a template that writes each turn the same everywhere, or --set data.train_on=all"
-    return Finding("data.mask-unproved", message, hint=hint)
-
-
-def _mark(conversation: Conversation, layout: _Layout, pieces: Pieces, tokenizer: ChatTokenizer) -> Tokenized | Problem:
+def _mark(conversation: Conversation, layout: Layout, ids: Sequence[int], tokenizer: ChatTokenizer) -> Tokenized | Problem:
     """Targets of one row: from the tokens of the whole text, else from the text tokenized in parts, else a Problem."""
-    ids, spans = pieces.ids, layout.spans
+    text, spans = layout.text, layout.spans
     if spans is None:
-        targets = np.ones(len(ids), np.bool_)
+        found: _Marked | Span = _Marked(np.array(ids, np.int32), [])
     else:
-        ranges = [(int(a), int(b)) for a, b in (np.searchsorted(pieces.starts, (span.begin, span.end)) for span in spans)]
-        if not all(_proved(ids, found, layout.text, span, tokenizer) for found, span in zip(ranges, spans, strict=True)):
-            ids, ranges = _in_parts(layout.text, spans, tokenizer)
-            for found, span in zip(ranges, spans, strict=True):
-                if not _proved(ids, found, layout.text, span, tokenizer):
-                    return problem_at(conversation.row, _lossy(layout.text[span.begin : span.end]))
-        targets = np.zeros(len(ids), np.bool_)
-        for begin, end in ranges:
-            targets[begin:end] = True
-    tokens = np.concatenate((np.array(layout.before, np.int32), ids, np.array(layout.after, np.int32)))
-    targets = np.concatenate((np.ones(len(layout.before), np.bool_), targets, np.ones(len(layout.after), np.bool_)))
+        found = _by_bytes(ids, text, spans, tokenizer) or _by_offsets(text, spans, tokenizer) or _in_parts(text, spans, tokenizer)
+    if isinstance(found, Span):
+        return problem_at(conversation.row, _lossy(text[found.begin : found.end]))
+    before, after = len(layout.before), len(layout.after)
+    size = before + len(found.ids) + after
+    tokens = np.empty(size, np.int32)
+    tokens[:before], tokens[before : size - after], tokens[size - after :] = layout.before, found.ids, layout.after
+    targets = np.full(size, spans is None)
+    targets[:before], targets[size - after :] = True, True
+    for begin, end in found.ranges:
+        targets[before + begin : before + end] = True
     targets[:1] = False
     return Tokenized(conversation, tokens, targets)
 
 
-def _lossy(text: str) -> Finding:
-    message = "the tokenizer cannot write the answer: its tokens do not decode to the same text"
-    return Finding("data.not-representable", message, hint="remove the row, or the characters that the model does not know", part=text)
+def _by_bytes(ids: Sequence[int], text: str, spans: Sequence[Span], tokenizer: ChatTokenizer) -> _Marked | None:
+    """The cheap proof: the tokens write the text byte for byte, and one ends at each border. None when that cannot be said."""
+    written = text.encode()
+    if tokenizer.spelling is None or not tokenizer.spelling.writes(ids, written):
+        return None
+    tokens = np.array(ids, np.int32)
+    ends = tokenizer.spelling.ends(tokens)
+    borders = [border for span in spans for border in (span.begin, span.stop, span.end)]
+    if len(written) != len(text):
+        borders = [len(text[:border].encode()) for border in borders]
+    places = np.searchsorted(ends, borders)
+    exact = (ends[places] == borders) | (np.array(borders) == 0)
+    if not exact.all():
+        return None
+    counts = np.where(np.array(borders) == 0, 0, places + 1).tolist()
+    for number, span in enumerate(spans):
+        stop = counts[3 * number + 1]
+        if span.last_id is not None and ids[stop - 1] != span.last_id:
+            return None
+    return _Marked(tokens, [(counts[at], counts[at + 2]) for at in range(0, len(counts), 3)])
 
 
-def _in_parts(text: str, spans: Sequence[_Span], tokenizer: ChatTokenizer) -> tuple[NDArray[np.int32], list[tuple[int, int]]]:
-    """Tokens of the text cut at the borders of its spans, and which of them each span is."""
-    borders = [0, *(border for span in spans for border in (span.begin, span.end)), len(text)]
-    parts = [part.ids for part in tokenizer.encode([text[a:b] for a, b in pairwise(borders)])]
+def _by_offsets(text: str, spans: Sequence[Span], tokenizer: ChatTokenizer) -> _Marked | None:
+    """For tokenizers that write something else than their tokens' bytes: places by offsets, proved by decoding."""
+    pieces = tokenizer.encode([text])[0]
+    ranges = []
+    for span in spans:
+        begin, stop, end = np.searchsorted(pieces.starts, (span.begin, span.stop, span.end)).tolist()
+        if not _proved(pieces.ids, (begin, stop, end), text, span, tokenizer):
+            return None
+        ranges.append((begin, end))
+    return _Marked(pieces.ids, ranges)
+
+
+def _in_parts(text: str, spans: Sequence[Span], tokenizer: ChatTokenizer) -> "_Marked | Span":
+    """The text cut at the borders of its spans and tokenized part by part; the first span that cannot be proved even so."""
+    borders = [0, *(border for span in spans for border in (span.begin, span.stop, span.end)), len(text)]
+    parts = tokenizer.encode_ids([text[a:b] for a, b in pairwise(borders)])
     ends = np.cumsum([len(part) for part in parts]).tolist()
-    return np.concatenate(parts), [(ends[2 * number], ends[2 * number + 1]) for number in range(len(spans))]
+    ids = np.concatenate([np.array(part, np.int32) for part in parts])
+    for number, span in enumerate(spans):
+        if not _proved(ids, (ends[3 * number], ends[3 * number + 1], ends[3 * number + 2]), text, span, tokenizer):
+            return span
+    return _Marked(ids, [(ends[3 * number], ends[3 * number + 2]) for number in range(len(spans))])
 
 
-def _proved(ids: NDArray[np.int32], found: tuple[int, int], text: str, span: _Span, tokenizer: ChatTokenizer) -> bool:
-    """Whether the tokens in the range are the span's text, all of it and nothing else, and end in its end-of-turn token."""
-    begin, end = found
+def _proved(ids: NDArray[np.int32], found: tuple[int, int, int], text: str, span: Span, tokenizer: ChatTokenizer) -> bool:
+    """Whether the tokens in the range decode to the span's text, all of it and nothing else, with its end-of-turn token at its stop."""
+    begin, stop, end = found
     wanted = text[span.begin : span.end]
-    if begin >= end or (span.last_id is not None and int(ids[end - 1]) != span.last_id):
+    if begin >= end or (span.last_id is not None and int(ids[stop - 1]) != span.last_id):
         return False
     if tokenizer.decode(ids[begin:end]) == wanted:
         return True
@@ -221,3 +181,8 @@ def _proved(ids: NDArray[np.int32], found: tuple[int, int], text: str, span: _Sp
     if not through.startswith(before):
         return False
     return through[len(before) :] == wanted or tokenizer.normalize(through[len(before) :]) == tokenizer.normalize(wanted)
+
+
+def _lossy(text: str) -> Finding:
+    message = "the tokenizer cannot write the answer: its tokens do not decode to the same text"
+    return Finding("data.not-representable", message, hint="remove the row, or the characters that the model does not know", part=text)

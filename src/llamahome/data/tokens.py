@@ -4,6 +4,8 @@ The only file of data/ that knows transformers. No code from a model folder is e
 Beginning-of-text is never added to a rendered chat: a template that wants it writes it.
 """
 
+import datetime
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -16,14 +18,15 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from llamahome.data.spelling import Spelling, read_spelling
+from llamahome.data.template import TEMPLATE_DATE, ChatTemplate
 from llamahome.data.turns import Finding
 from llamahome.errors import ConfigError, DataError, Problem
 
 _GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
 """Tokenizer classes whose whole behaviour is in tokenizer.json; others are left to AutoTokenizer, which imports torch."""
-_TEMPLATE_FAULTS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError)
-"""What a template may raise while it renders: its own refusal, or a mistake in it."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,10 @@ class ChatTokenizer:
         self.eos_id: int | None = tokenizer.eos_token_id
         self.bos_token: str | None = tokenizer.bos_token
         self.bos_id: int | None = tokenizer.bos_token_id
+        self.frames: dict[Any, Any] = {}
+        """What data/frames.py has learned of the template."""
         self._control = _any_of(special)
+        self._added_lengths = sorted({len(text) for text in added if text}, reverse=True)
         self._added = _any_of(added)
 
     @property
@@ -68,25 +74,44 @@ class ChatTokenizer:
         return self.bos_id is not None and ids[0] == self.bos_id
 
     @cached_property
+    def turn_end(self) -> str | None:
+        """The token that the template writes after an assistant turn, None when it writes none."""
+        if self.chat_template is None:
+            return None
+        try:
+            text = self.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "zebra"}])
+        except Finding:
+            return None
+        return self.added_token_at(text.rpartition("zebra")[2].lstrip())
+
+    @cached_property
     def end_ids(self) -> tuple[int, ...]:
         """Tokens at which an answer ends: what the template writes after an assistant turn, and end-of-text."""
-        found = [] if self.eos_id is None else [self.eos_id]
-        if self.chat_template is not None:
-            try:
-                text = self.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "zebra"}])
-            except Finding:
-                return tuple(found)
-            end = self.added_token_at(text.rpartition("zebra")[2].lstrip())
-            if end is not None and self.added_tokens[end] not in found:
-                found.insert(0, self.added_tokens[end])
-        return tuple(found)
+        found = [] if self.turn_end is None else [self.added_tokens[self.turn_end]]
+        return tuple(found) if self.eos_id is None or self.eos_id in found else (*found, self.eos_id)
 
-    def render(self, turns: Sequence[dict[str, Any]], *, add_generation_prompt: bool = False) -> str:
-        """The chat as one text; raises Finding when the template refuses it."""
-        try:
-            return str(self._tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=add_generation_prompt))
-        except _TEMPLATE_FAULTS as error:
-            raise Finding("data.template-refused", f"the model's chat template refuses this chat: {error}") from error
+    @cached_property
+    def spelling(self) -> Spelling | None:
+        """The bytes of every token, None when the kind of tokenizer is not known well enough."""
+        return read_spelling(self._backend)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that decides which tokens a chat becomes."""
+        digest = hashlib.sha256(self._backend.to_str().encode())
+        digest.update(json.dumps([self._tokenizer.chat_template, self._tokenizer.special_tokens_map, str(TEMPLATE_DATE)]).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template, ready to render; raises DataError when the model has none."""
+        require_chat_template(self, what="a chat is to be rendered")
+        plain, with_tools = self._tokenizer.get_chat_template(), self._tokenizer.get_chat_template(tools=[{}])
+        return ChatTemplate(plain, with_tools, compiler=_compile_jinja_template, variables=dict(self._tokenizer.special_tokens_map))
+
+    def render(self, turns: Sequence[dict[str, Any]], *, tools: Sequence[dict[str, Any]] = (), add_generation_prompt: bool = False) -> str:
+        """The chat as one text, as rows are written; raises Finding when the template refuses it."""
+        return self.template.render(turns, tools=tools, prompt=add_generation_prompt, date=TEMPLATE_DATE)
 
     def encode(self, texts: Sequence[str]) -> list[Pieces]:
         """Tokens of each text, with nothing added; all processors work on a batch."""
@@ -95,11 +120,15 @@ class ChatTokenizer:
             for found in self._backend.encode_batch(list(texts), add_special_tokens=False)
         ]
 
+    def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids alone of each text, with nothing added; the fastest way."""
+        return [found.ids for found in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
     def encode_prompt(self, turns: Sequence[dict[str, Any]]) -> list[int]:
-        """Tokens after which the model answers: the chat so far and the beginning of an assistant turn. Raises DataError."""
+        """Tokens after which the model answers today: the chat so far and the beginning of an assistant turn. Raises DataError."""
         require_chat_template(self, what="this is a chat")
         try:
-            text = self.render(turns, add_generation_prompt=True)
+            text = self.template.render(turns, tools=(), prompt=True, date=datetime.date.today())
         except Finding as finding:
             raise DataError(Problem(code=finding.code, message=finding.message, hint=finding.hint)) from finding
         return [int(number) for number in self.encode([text])[0].ids]
@@ -126,6 +155,10 @@ class ChatTokenizer:
         """The added token with which the text begins."""
         found = self._added.match(text)
         return found[0] if found else None
+
+    def added_token_before(self, text: str) -> str | None:
+        """The added token with which the text ends."""
+        return next((text[-length:] for length in self._added_lengths if text[-length:] in self.added_tokens), None)
 
     def texts(self, ids: Sequence[int]) -> list[str]:
         """Text of each token; joined they are the text of all. A character of several tokens belongs to the last of them."""
