@@ -142,6 +142,18 @@ def test_bfloat16_stays_as_close_to_float32_as_its_inputs_allow(backend: str) ->
         assert (ours.float() - wanted).norm() / wanted.norm() < 8 * 2**-9
 
 
+def test_under_autocast_blocks_keep_nothing_in_float32() -> None:
+    """Rotation leaves q and k in float32; kept there they would double the memory of a long document, and break the backward pass."""
+    qkv, incoming = tensors([140, 30], heads=4, key_heads=2, size=8, value_size=8, seed=8)
+    low = [qkv[0], qkv[1], qkv[2].detach().bfloat16().requires_grad_()]
+    kept: list[torch.dtype] = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.dtype) or x, lambda x: x)
+    with torch.autocast("cpu", torch.bfloat16), hooks:
+        out = block_attention(*low, plan_documents([140, 30], device=CPU), scale=SCALE, window=None)
+    assert set(kept) == {out.dtype} == {torch.bfloat16}
+    assert [gradient.dtype for gradient in torch.autograd.grad(out, low, incoming.bfloat16())] == [x.dtype for x in low]
+
+
 def test_groups_cover_every_token_once_and_pad_little() -> None:
     random = torch.Generator().manual_seed(0)
     for _ in range(30):

@@ -1,5 +1,6 @@
 """The loop does the planned steps, obeys what it is asked, and is not moved by who looks at it."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,14 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from tests.support.models import examples_of, save_tiny
-from tests.support.runs import Learner, Method, Plan, close_run, make_learner, make_run, table_of
+from tests.support.runs import ALONE, Learner, Method, Plan, close_run, make_learner, make_run, table_of
 from torch import Tensor
 
 from llamahome.data.records import Microbatch
 from llamahome.errors import CheckpointError, Diverged, Problem
+from llamahome.monitoring.throughput import PartClock
 from llamahome.training.evaluate import Evaluation
 from llamahome.training.loop import Outcome, train
+from llamahome.training.optimizer import set_learning_rate
+from llamahome.training.schedule import learning_rate
 from llamahome.training.state import first_state
+from llamahome.training.step import dropout_seed, train_step
 
 ROWS = table_of(examples_of([9, 25, 14, 3, 30, 7, 18, 11, 22, 6], seed=1))
 HELD_OUT = table_of(examples_of([12, 20, 5], seed=2))
@@ -58,6 +63,29 @@ def test_a_run_does_its_steps_counts_them_and_saves_the_last(llama: Path, tmp_pa
     assert outcome.state.targets == metrics[-1]["train/targets"]
     assert [step for step, _ in plan.evaluations] == [5] and outcome.state.eval_loss == plan.evaluations[0][1].loss
     assert metrics[-1]["train/loss"] < metrics[0]["train/loss"] and not same(learner.weights(), before)
+
+
+def test_the_loop_is_one_step_after_the_other_with_the_rate_and_the_seeds_of_each(llama: Path, tmp_path: Path) -> None:
+    learner, plan = make_learner(llama, "lora", dropout=0.4), plan_in(tmp_path)
+    run(learner, plan)
+    by_hand, rates = make_learner(llama, "lora", dropout=0.4), []
+    made = make_run(by_hand, plan_in(tmp_path / "parts"))
+    for number, microbatches in enumerate(made.loader):
+        rates.append(learning_rate(number, peak=plan.peak, horizon=6, warmup=1, shape="cosine"))
+        set_learning_rate(by_hand.optimizer, rates[-1])
+        train_step(
+            by_hand.objective.loss_sum,
+            by_hand.optimizer,
+            microbatches,
+            num_targets=sum(each.num_targets for each in microbatches),
+            seeds=[dropout_seed(7, number, each.index) for each in microbatches],
+            max_grad_norm=1.0,
+            world=ALONE,
+            clock=PartClock(),
+        )
+    close_run(made)
+    assert same(learner.weights(), by_hand.weights())
+    assert [line["train/learning_rate"] for line in lines(plan, "metrics.jsonl")] == pytest.approx(rates)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -116,15 +144,9 @@ def test_too_many_bad_steps_in_a_row_end_the_run_however_often_it_is_logged(llam
 def test_the_bad_steps_of_an_earlier_process_stay_counted(llama: Path, tmp_path: Path) -> None:
     learner = make_learner(llama, "lora")
     made = make_run(learner, plan_in(tmp_path, steps=2, objective=bad_at(learner, 1)))
-    state = train(made, _with(first_state(60), bad_steps=4)).state
+    state = train(made, dataclasses.replace(first_state(60), bad_steps=4)).state
     close_run(made)
     assert state.bad_steps == 5
-
-
-def _with(state, **changes):
-    import dataclasses
-
-    return dataclasses.replace(state, **changes)
 
 
 @pytest.mark.parametrize("after", [0, 2])
@@ -148,7 +170,7 @@ def test_no_gain_for_so_many_evaluations_ends_the_run(llama: Path, tmp_path: Pat
     plan = plan_in(tmp_path, steps=10, evaluate="1 step", limits={"patience": 2, "keeps_best": True})
     made = make_run(learner, plan)
     losses = {1: 3.0, 2: 2.0, 3: 2.0, 4: 2.5, 5: 1.0}
-    outcome = train(_with(made, evaluate=lambda step: Evaluation(losses[step], 0.0, 1)), first_state(60))
+    outcome = train(dataclasses.replace(made, evaluate=lambda step: Evaluation(losses[step], 0.0, 1)), first_state(60))
     close_run(made)
     assert outcome.reason == "no gain" and outcome.state.step == 4
     assert outcome.state.best_loss == 2.0 and outcome.state.best_step == 2 and outcome.state.evaluations_without_gain == 2

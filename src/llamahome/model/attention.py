@@ -201,8 +201,7 @@ def _spread(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, group: Group) -> tuple[
 def block_attention(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, documents: Documents, *, scale: float, window: int | None) -> Tensor:
     """Causal attention inside each document, [T, H, E]; `window` is how many tokens back one may look, itself included."""
     q_THE, k_TKE = q_THE.to(v_TKE.dtype), k_TKE.to(v_TKE.dtype)  # under autocast rotation leaves them in float32
-    with torch.autocast(q_THE.device.type, enabled=False):
-        result: Tensor = _BlockAttention.apply(q_THE, k_TKE, v_TKE, documents, (scale, window))  # type: ignore[no-untyped-call]
+    result: Tensor = _BlockAttention.apply(q_THE, k_TKE, v_TKE, documents, (scale, window))  # type: ignore[no-untyped-call]
     return result
 
 
