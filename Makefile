@@ -37,7 +37,8 @@ takes = $(if $(call missing,$(1)),$(call refuse,missing: $(call missing,$(1))),$
   $(call unknown,$(1),$(2))),:))
 
 data = $(if $(value DATA_PATH),$(call quote,DATA_PATH),data/training/raw)
-find_data = find -L data/training/raw -type f \( -name '*.json*' -o -name '*.parquet' -o -name '*.csv' -o -name '*.txt' -o -name '*.gz' -o -name '*.zst' \)
+find_data = find -L data/training/raw -type f \( -name '*.json*' -o -name '*.ndjson' -o -name '*.parquet' -o -name '*.arrow' -o -name '*.csv' \
+  -o -name '*.tsv' -o -name '*.txt' -o -name '*.gz' -o -name '*.zst' \)
 sample = $(if $(value DATA_PATH),:,[ -n "$$($(find_data) 2>/dev/null)" ] || $(llamahome) data sample data/training/raw --rows 400)
 common = $(call option,--model,MODEL) $(call option,--output,OUTPUT) $(call option,--epochs,EPOCHS) $(value ARGS)
 

@@ -34,6 +34,8 @@ BORDERS = {
     "starlette": r"dashboard/\w+",
     "psutil": r"monitoring/\w+|planning/\w+|model/\w+",
     "gguf": r"model/(starter|export)",
+    "pyarrow": r"data/(arrow|parquet|spool|tabular)",
+    "datasets": r"data/hub",
 }
 """Which files may import a foreign library: attention registers its function with transformers, the others are in DESIGN.md."""
 FOREIGN_TYPES = ("transformers.PreTrainedModel", "peft.PeftModel")

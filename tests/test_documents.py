@@ -4,7 +4,7 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tests.support.sources import PACKAGE, ROOT, SOURCES, assert_none, imports, room, source, tail, tree
 
@@ -90,11 +90,18 @@ def test_the_list_of_errors_holds_every_code_and_no_other() -> None:
 
 
 def test_a_dependency_is_declared_and_each_declared_one_is_used() -> None:
-    asked = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
-    declared = {re.split(r"[>=<]", line)[0].replace("-", "_").removesuffix(".yaml") for line in asked}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = module_names(project["dependencies"])
+    extras = module_names(line for name, lines in project["optional-dependencies"].items() if name != "dev" for line in lines)
     used = {module.split(".")[0] for name in SOURCES for _, module in imports(name)} - sys.stdlib_module_names - {"llamahome"}
-    assert used - declared - {"pynvml"} == set(), "pynvml is there or not: it adds the figures of a GPU"
+    assert used - declared - extras - {"pynvml"} == set(), "pynvml is there or not: it adds the figures of a GPU"
     assert declared - used == {"gguf"}, "transformers reads GGUF files with it"
+    assert extras - used == set()
+
+
+def module_names(asked: Iterable[str]) -> set[str]:
+    """The modules that these requirements bring, as an import names them."""
+    return {re.split(r"[>=<\[]", line)[0].replace("-", "_").removesuffix(".yaml") for line in asked}
 
 
 def test_what_the_documentation_and_the_source_point_to_is_there() -> None:

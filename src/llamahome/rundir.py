@@ -16,6 +16,7 @@ from llamahome.errors import ConfigError, MachineError, Problem
 
 BASE_MODELS = Path("data/models/base")
 RAW_DATA = Path("data/training/raw")
+PROCESSED_DATA = Path("data/training/processed")
 RUNS = Path("output/runs")
 NEWEST = Path("output/training")
 _METRICS = Path("data/metrics/logs")

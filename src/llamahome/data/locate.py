@@ -1,120 +1,149 @@
-"""A path that people typed to the files it means: a JSONL file, all of a folder, or a glob.
+"""What people typed to the files it means: files, folders, globs and hub data sets, one or several.
 
-A path that means nothing is answered with the nearest name that exists; a kind of file that is not read with what turns it into JSONL.
+A path that means nothing is answered with the nearest name that exists; a kind of file that is not read with what turns it into one that
+is.
 """
 
 import difflib
 import glob
-import json
+import os
 import shlex
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamahome.data.hub import fetch, is_hub_id
+from llamahome.data.kinds import ENDINGS, ending, holds_rows, is_read, is_text
+from llamahome.data.watch import unreadable
 from llamahome.errors import DataError, Problem
-
-_READ = (".jsonl", ".ndjson")
-_DATA = (".json", ".parquet", ".csv", ".tsv", ".txt", ".md", ".arrow", ".gz", ".zst", ".xlsx")
-"""Kinds of files that hold data but are not read; told by name when they lie in a folder."""
 
 
 @dataclass(frozen=True)
 class Located:
-    """What a path means."""
+    """What paths mean."""
 
     files: tuple[str, ...]
     ignored: tuple[str, ...] = ()
+    """Files that lie among them and are not read."""
 
 
-def locate(path: str) -> Located:
-    """The files that `path` means, sorted; raises DataError when there are none."""
+def locate(paths: Sequence[str], tell: Callable[[str], None]) -> Located:
+    """The files that `paths` mean, in their order, those of a folder or glob sorted; raises DataError with all that is wrong."""
+    files: list[str] = []
+    ignored: list[str] = []
+    problems: list[Problem] = []
+    for path in paths:
+        try:
+            found = _one(path, tell)
+        except DataError as error:
+            problems += error.problems
+            continue
+        files += found.files
+        ignored += found.ignored
+    if problems:
+        raise DataError(problems)
+    return Located(tuple(_once(files, tell)), tuple(dict.fromkeys(ignored)))
+
+
+def _one(path: str, tell: Callable[[str], None]) -> Located:
     place = Path(path)
     if place.is_dir():
         return _folder(path)
     if place.exists() or place.is_symlink():
-        _refuse_unsupported(path)
+        _refuse_unsupported([path])
         return Located((path,))
     if glob.has_magic(path):
-        found = sorted(str(p) for p in Path(place.anchor).glob(str(place.relative_to(place.anchor))) if not p.is_dir())
-        if found:
-            for name in found:
-                _refuse_unsupported(name)
-            return Located(tuple(found))
+        found = sorted(str(p) for p in Path(place.anchor).glob(str(place.relative_to(place.anchor))))
+        files = [name for name in found if not Path(name).is_dir()]
+        _refuse_unsupported(files)
+        below = [_folder(name) for name in found if Path(name).is_dir()] if not files else []
+        if files or below:
+            return Located((*files, *(name for one in below for name in one.files)), tuple(name for one in below for name in one.ignored))
+    elif is_hub_id(path):
+        return Located(fetch(path, tell))
     raise DataError(_not_found(path))
 
 
+def _once(files: list[str], tell: Callable[[str], None]) -> Iterator[str]:
+    """Each file once: two patterns that overlap do not mean that rows count twice."""
+    seen: set[str] = set()
+    for path in files:
+        real = os.path.realpath(path)
+        if real in seen:
+            tell(f"{path} is named twice and read once")
+            continue
+        seen.add(real)
+        yield path
+
+
 def _folder(path: str) -> Located:
-    root = Path(path)
-    try:
-        below = sorted(p for p in root.rglob("*") if not any(part.startswith(".") for part in p.relative_to(root).parts))
-        files = [p for p in below if not p.is_dir()]
-        next(root.iterdir(), None)
-    except OSError as error:
-        raise DataError(
-            Problem(
-                code="data.unreadable",
-                message=f"cannot read the folder: {error.strerror}",
-                where=path,
-                hint=f"chmod u+rx {shlex.quote(path)}",
-            )
-        ) from error
-    read = tuple(str(p) for p in files if p.suffix.lower() in _READ)
-    if read:
-        return Located(read, tuple(str(p) for p in files if p.suffix.lower() in _DATA))
-    if not files:
+    """All files below that hold rows; text only where there is nothing else, for a README beside data is not a row of it."""
+    below = sorted(_below(path))
+    seen = [name for name in below if not _is_hidden(name, path)]
+    rows = [name for name in seen if ending(name) and is_read(name) and Path(name).is_file() and holds_rows(name)]
+    files = [name for name in rows if not is_text(name)] or rows
+    if files:
+        chosen = set(files)
+        return Located(tuple(files), tuple(name for name in below if name not in chosen and (name in seen or _looks_like_data(name))))
+    if not seen:
         message, hint = "the folder is empty", f"llamahome data sample {shlex.quote(path)}"
     else:
-        names = ", ".join(str(p.relative_to(root)) for p in files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
-        message, hint = f"the folder holds no .jsonl file; it holds {names}", _how_to_convert(str(files[0]))
+        names = ", ".join(os.path.relpath(name, path) for name in seen[:5]) + (f" and {len(seen) - 5} more" if len(seen) > 5 else "")
+        message, hint = f"the folder holds no data file; it holds {names}", _how_to_convert(seen[0])
     raise DataError(Problem(code="data.empty-folder", message=message, where=path, hint=hint))
 
 
-def _refuse_unsupported(path: str) -> None:
-    """DataError unless the file is JSONL by its name, has no suffix, or is a .json file of one object a line."""
-    place = Path(path)
-    suffix = place.suffix.lower()
-    if place.exists() and not place.is_file():
-        raise DataError(
-            Problem(code="data.unsupported-file", message="this is not a regular file", where=path, hint="save it as a .jsonl file")
-        )
-    if suffix in _READ or not suffix or (suffix == ".json" and _first_line_is_object(place)):
-        return
-    raise DataError(
-        Problem(
-            code="data.unsupported-file",
-            message=f"{suffix} files are not read; JSONL (one JSON object a line) is what this version reads",
-            where=path,
-            hint=_how_to_convert(path),
-        )
-    )
+def _below(path: str) -> Iterator[str]:
+    """Every file under the folder, also through links, each real folder once."""
+
+    def fail(error: OSError) -> None:
+        raise DataError(unreadable(str(error.filename or path), error, what="folder")) from error
+
+    walked: set[str] = set()
+    for folder, folders, names in os.walk(path, followlinks=True, onerror=fail):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in walked else [name for name in folders if not name.startswith(".")]
+        if real not in walked:
+            walked.add(real)
+            yield from (str(Path(folder) / name) for name in names)
 
 
-def _first_line_is_object(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return isinstance(json.loads(file.readline(1 << 24).decode("utf-8-sig")), dict)
-    except (OSError, ValueError, RecursionError):
-        return False
+def _is_hidden(name: str, folder: str) -> bool:
+    return Path(os.path.relpath(name, folder)).name.startswith(".")
+
+
+def _looks_like_data(name: str) -> bool:
+    return ending(name) in ENDINGS
+
+
+def _refuse_unsupported(paths: Sequence[str]) -> None:
+    """DataError with every one of the files that is of no kind that is read."""
+    problems = []
+    for path in paths:
+        if Path(path).exists() and not Path(path).is_file():
+            message, hint = "this is not a regular file", f"cat {shlex.quote(path)} > rows.jsonl"
+        elif not is_read(path):
+            message = f"{ending(path)} files are not read; {', '.join(ENDINGS)} are, also with .gz or .zst"
+            hint = _how_to_convert(path)
+        else:
+            continue
+        problems.append(Problem(code="data.unsupported-file", message=message, where=path, hint=hint))
+    if problems:
+        raise DataError(problems)
 
 
 def _how_to_convert(path: str) -> str:
-    """A command that writes the file as JSONL."""
-    suffix = Path(path).suffix.lower()
-    source = shlex.quote(path)
-    if suffix == ".gz":
-        return f"gunzip --keep {source}"
-    if suffix == ".zst":
-        return f"zstd -d {source}"
+    """A command that makes of the file one that is read."""
+    suffix, source = ending(path), shlex.quote(path)
+    unpack = {".tar": f"tar -xf {source}", ".tgz": f"tar -xf {source}", ".zip": f"unzip {source}", ".bz2": f"bunzip2 --keep {source}"}
+    unpack |= {".xz": f"xz --decompress --keep {source}"}
+    if suffix in unpack:
+        return unpack[suffix]
     target = shlex.quote(str(Path(path).with_suffix(".jsonl")))
-    readers = {
-        ".json": "import json,sys; [print(json.dumps(r)) for r in json.load(open(sys.argv[1]))]",
-        ".csv": "import csv,json,sys; [print(json.dumps(r)) for r in csv.DictReader(open(sys.argv[1], newline=''))]",
-        ".tsv": "import csv,json,sys; [print(json.dumps(r)) for r in csv.DictReader(open(sys.argv[1], newline=''), delimiter='\\t')]",
-        ".parquet": "import pandas,sys; print(pandas.read_parquet(sys.argv[1]).to_json(orient='records', lines=True), end='')",
-        ".arrow": "import pandas,sys; print(pandas.read_feather(sys.argv[1]).to_json(orient='records', lines=True), end='')",
-        ".xlsx": "import pandas,sys; print(pandas.read_excel(sys.argv[1]).to_json(orient='records', lines=True), end='')",
-    }
-    as_text = "import json,sys; [print(json.dumps({'text': t})) for t in open(sys.argv[1]).read().split('\\n\\n') if t.strip()]"
-    return f'python3 -c "{readers.get(suffix, as_text)}" {source} > {target}'
+    if suffix == ".xlsx":
+        code = "import pandas,sys; print(pandas.read_excel(sys.argv[1]).to_json(orient='records', lines=True), end='')"
+        return f'python3 -c "{code}" {source} > {target}'
+    return f"cp {source} {shlex.quote(path + '.txt')}   if it is text; rows are best written as one JSON object a line"
 
 
 def _not_found(path: str) -> Problem:
@@ -148,7 +177,7 @@ def _neighbours(folder: Path, name: str) -> str:
     near = difflib.get_close_matches(name, entries, n=1, cutoff=0.6) if name else []
     if near:
         return f"the nearest name there is {folder / near[0]}"
-    data = [entry for entry in entries if Path(entry).suffix in _READ]
+    data = [entry for entry in entries if _looks_like_data(entry)]
     if data:
         return f"{folder} holds {', '.join(data[:5])}"
     return "llamahome data sample writes rows to begin with into data/training/raw/docstrings.jsonl"

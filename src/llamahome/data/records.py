@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 Role = Literal["system", "user", "assistant", "tool"]
 
 
+def place_of(path: str, line: int) -> str:
+    """`path:line`; in a Parquet or Arrow file, which has no lines, `path:row 17`, counted from 1."""
+    name = path.lower().removesuffix(".gz").removesuffix(".zst")
+    return f"{path}:row {line}" if name.endswith((".parquet", ".arrow")) else f"{path}:{line}"
+
+
 @dataclass(frozen=True)
 class Row:
     """One record of a source, as it was written there."""
@@ -27,13 +33,13 @@ class Row:
     source: str
     """Path of the file."""
     line: int
-    """One-based line in the file, for people."""
+    """One-based line in the file, or number of the row where there are no lines; for people."""
     value: dict[str, Any]
 
     @property
     def where(self) -> str:
-        """`path:line`, as errors name it."""
-        return f"{self.source}:{self.line}"
+        """`path:line`, as errors name it; `path:row 17` in a file without lines."""
+        return place_of(self.source, self.line)
 
 
 @dataclass(frozen=True)

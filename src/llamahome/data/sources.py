@@ -1,53 +1,96 @@
-"""Files to rows: a JSONL file, a folder of them or a glob, any row by its number, without reading them all.
+"""Files to rows: any row by its number, over one or many files of any kind, without reading them all.
 
-Cost: one pass over the bytes at disk speed for the line offsets (16 bytes of memory per row); afterwards a row is one slice of a
-memory map and one JSON parse. Blank lines are not rows, but line numbers stay those that an editor shows.
+Every kind of file has a reader of the same shape (FileRows); this module puts them one after the other. Cost: one pass over each file for
+where its rows begin, kept under data/training/processed/index; afterwards a row is one read and one parse. At most 64 files are open.
 """
 
 import bisect
-import mmap
+import hashlib
+import os
+import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llamahome.data.jsonrow import parse_row
+from llamahome.data.arrow import ArrowBatches
+from llamahome.data.delimited import table_layout
+from llamahome.data.index import Tell
+from llamahome.data.jsonarray import array_layout
+from llamahome.data.jsonl import lines_layout
+from llamahome.data.kinds import kind_of
 from llamahome.data.locate import locate
+from llamahome.data.parquet import Decoded, ParquetGroups
+from llamahome.data.plaintext import text_layout
 from llamahome.data.records import Row
+from llamahome.data.spool import PACKED, unpacked
+from llamahome.data.stretches import StretchRows
+from llamahome.data.tabular import TableRows
+from llamahome.data.watch import WatchedFile
 from llamahome.errors import DataError, Problem
 
-_CHUNK = 1 << 24
-"""Bytes searched for line ends at a time; bounds the memory of the pass."""
 _OPEN_FILES = 64
-"""Memory maps kept open; a folder may hold more files than a process may open."""
-_BOM = b"\xef\xbb\xbf"
-_NOT_UTF8 = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+"""Files kept open; a folder may hold more than a process may open."""
+_VERSION = 1
+"""Of what rows the same bytes give; part of the fingerprint."""
 
 
-@dataclass(frozen=True)
-class _Index:
-    """Where the rows of one file are."""
+class FileRows(Protocol):
+    """The rows of one file."""
 
-    starts: NDArray[np.int64]
-    lines: NDArray[np.int64]
-    size: int
-    modified_ns: int
+    def __len__(self) -> int: ...
+
+    def parsed(self, number: int) -> Row | Problem:
+        """Row `number` of the file, or what is wrong with it; DataError when the file cannot be read any more."""
+        ...
+
+    def raw(self, number: int) -> bytes:
+        """The bytes of the row as they stand; the row as JSON where there are none."""
+        ...
+
+    def hashes(self) -> NDArray[np.uint64]:
+        """64 bits of each row's content."""
+        ...
+
+    def close(self) -> None:
+        """Give back what is open; a later read opens it again."""
+        ...
 
 
 class Source:
-    """The rows of one or more files, in the order of the files and of their lines."""
+    """The rows of one or more files, in the order of the files and of their rows. May be read from several threads."""
 
-    def __init__(self, paths: tuple[str, ...], *, ignored: tuple[str, ...] = ()) -> None:
+    def __init__(self, paths: tuple[str, ...], *, ignored: tuple[str, ...] = (), say: Callable[[str], None] | None = None) -> None:
         self.paths = paths
         self.ignored = ignored
         """Data files beside them that are not read."""
-        self._indexes = [_index_file(path) for path in paths]
-        self._ends = list(accumulate(len(index.starts) for index in self._indexes))
-        self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
+        self.notes: list[str] = []
+        """What people should know about how the files are read; `say` was told each at once."""
+        self._say = say
+        self._lock = threading.RLock()
+        self._open: OrderedDict[int, FileRows] = OrderedDict()
+        self._files: list[FileRows] = []
+        digest = hashlib.blake2b(digest_size=16)
+        problems: list[Problem] = []
+        decoded = Decoded()
+        for path in paths:
+            try:
+                rows, stamp = _open_file(path, self.tell, decoded)
+            except DataError as error:
+                problems += error.problems
+                continue
+            digest.update(f"{os.path.relpath(path)}\0{stamp}\0".encode("utf-8", "surrogateescape"))
+            self._files.append(rows)
+            self._used(len(self._files) - 1)
+        if problems:
+            raise DataError(problems)
+        self.fingerprint = digest.hexdigest()
+        """Of what is read: names, sizes, times and readers; equal when the same rows come in the same order."""
+        self._ends = list(accumulate(map(len, self._files)))
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -63,113 +106,98 @@ class Source:
         return row
 
     def parsed(self, number: int) -> Row | Problem:
-        """Row `number`, or what is wrong with it."""
-        if not 0 <= number < len(self):
-            raise IndexError(number)
-        which = bisect.bisect_right(self._ends, number)
-        index = self._indexes[which]
-        inside = number - (self._ends[which] - len(index.starts))
-        content = self._map(which)
-        start = int(index.starts[inside])
-        end = content.find(b"\n", start)
-        raw = content[start : end if end >= 0 else len(content)]
-        return parse_row(raw, path=self.paths[which], line=int(index.lines[inside]), index=inside)
+        """Row `number`, or what is wrong with it; raises DataError when its file changed."""
+        with self._lock:
+            rows, inside = self._find(number)
+            return rows.parsed(inside)
+
+    def raw(self, number: int) -> bytes:
+        """The bytes of row `number` as they stand in the file (a line without its end); JSON in one spelling for Parquet and Arrow."""
+        with self._lock:
+            rows, inside = self._find(number)
+            return rows.raw(inside)
+
+    def hashes(self) -> NDArray[np.uint64]:
+        """64 bits of BLAKE2b of each row's content: equal rows of one kind of file have equal hashes."""
+        found = []
+        for which, rows in enumerate(self._files):
+            with self._lock:
+                self._used(which)
+                found.append(rows.hashes())
+        return found[0] if len(found) == 1 else np.concatenate([np.empty(0, np.uint64), *found])
 
     def file_of(self, number: int) -> int:
         """Which of `paths` holds row `number`."""
         return bisect.bisect_right(self._ends, number)
 
     def close(self) -> None:
-        """Give the memory maps back; a later read opens them again."""
-        while self._maps:
-            self._maps.popitem()[1].close()
+        """Give all files back; a later read opens them again."""
+        with self._lock:
+            while self._open:
+                self._open.popitem()[1].close()
 
-    def _map(self, which: int) -> mmap.mmap:
-        if which in self._maps:
-            self._maps.move_to_end(which)
-            return self._maps[which]
-        path, index = self.paths[which], self._indexes[which]
-        opened = _open_map(path)
-        if opened is None or _stamp(path) != (index.size, index.modified_ns):
-            raise DataError(Problem(code="data.file-changed", message="the file was changed while it was read", where=path))
-        if len(self._maps) >= _OPEN_FILES:
-            self._maps.popitem(last=False)[1].close()
-        self._maps[which] = opened
-        return opened
+    def tell(self, note: str) -> None:
+        """Say a sentence to people, each only once."""
+        if note not in self.notes:
+            self.notes.append(note)
+            if self._say is not None:
+                self._say(note)
+
+    def _find(self, number: int) -> tuple[FileRows, int]:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        which = self.file_of(number)
+        self._used(which)
+        rows = self._files[which]
+        return rows, number - self._ends[which] + len(rows)
+
+    def _used(self, which: int) -> None:
+        """Count the file among those used last; the one longest unused is closed."""
+        self._open[which] = self._files[which]
+        self._open.move_to_end(which)
+        if len(self._open) > _OPEN_FILES:
+            self._open.popitem(last=False)[1].close()
 
 
-def open_source(path: str) -> Source:
-    """Index the file, the folder or the glob `path`; raises DataError when there is nothing to read."""
-    found = locate(path)
-    source = Source(found.files, ignored=found.ignored)
+def open_source(path: str | Sequence[str], *, say: Callable[[str], None] | None = None) -> Source:
+    """Index the files, folders, globs or hub data sets that `path` names; `say` takes sentences for people.
+
+    Raises DataError when there is nothing to read, or a file is not what its name says.
+    """
+    paths = (path,) if isinstance(path, str) else tuple(path)
+    notes: list[str] = []
+    found = locate(paths, notes.append)
+    source = Source(found.files, ignored=found.ignored, say=say)
+    for note in notes:
+        source.tell(note)
     if len(source) == 0:
         single = len(found.files) == 1
         raise DataError(
             Problem(
                 code="data.empty-file" if single else "data.empty-folder",
                 message="the file holds no rows" if single else f"{len(found.files)} files hold no rows",
-                where=found.files[0] if single else path,
+                where=found.files[0] if single else ", ".join(paths),
                 hint="one JSON object a line; `llamahome data sample FILE` writes an example",
             )
         )
     return source
 
 
-def _stamp(path: str) -> tuple[int, int]:
-    status = Path(path).stat()
-    return status.st_size, status.st_mtime_ns
-
-
-def _open_map(path: str) -> mmap.mmap | None:
-    """A read-only map of the file, None when it is empty."""
-    try:
-        with Path(path).open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if _stamp(path)[0] else None
-    except OSError as error:
-        hint = f"chmod u+r '{path}'" if isinstance(error, PermissionError) else None
-        message = f"cannot read the file: {error.strerror}"
-        raise DataError(Problem(code="data.unreadable", message=message, where=path, hint=hint)) from error
-
-
-def _index_file(path: str) -> _Index:
-    content = _open_map(path)
-    if content is None:
-        return _Index(np.empty(0, np.int64), np.empty(0, np.int64), *_stamp(path))
-    with content:
-        encoding = _NOT_UTF8.get(content[:2])
-        if encoding is not None:
-            raise DataError(
-                Problem(
-                    code="data.not-utf8",
-                    message=f"the file is {encoding}, not UTF-8",
-                    where=f"{path}:1",
-                    hint=f"iconv -f {encoding} -t UTF-8 '{path}' > '{Path(path).with_suffix('')}-utf8.jsonl'",
-                )
-            )
-        breaks = _line_breaks(content)
-        starts = np.concatenate((np.zeros(1, np.int64), breaks + 1))
-        ends = np.concatenate((breaks, np.full(1, len(content), np.int64)))
-        if content[:3] == _BOM:
-            starts[0] = 3
-        kept = _not_blank(content, starts, ends)
-    return _Index(starts[kept], kept + 1, *_stamp(path))
-
-
-def _line_breaks(content: mmap.mmap) -> NDArray[np.int64]:
-    found = []
-    for begin in range(0, len(content), _CHUNK):
-        chunk = np.frombuffer(content[begin : begin + _CHUNK], np.uint8)
-        found.append(np.flatnonzero(chunk == 10).astype(np.int64) + begin)
-    return np.concatenate(found)
-
-
-def _not_blank(content: mmap.mmap, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Numbers of the lines that hold more than white space; only lines that begin with some are looked at."""
-    kept = ends > starts
-    candidates = np.flatnonzero(kept)
-    view = np.frombuffer(content, np.uint8)
-    doubtful = candidates[np.isin(view[starts[candidates]], (9, 11, 12, 13, 32))]
-    del view  # a map cannot be closed while an array looks into it
-    for line in doubtful.tolist():
-        kept[line] = bool(content[int(starts[line]) : int(ends[line])].strip())
-    return np.flatnonzero(kept)
+def _open_file(path: str, tell: Tell, decoded: Decoded) -> tuple[FileRows, str]:
+    """The file's rows, and what tells this state of it from another."""
+    file = unpacked(path, tell) if Path(path).suffix.lower() in PACKED else WatchedFile(path)
+    kind = kind_of(file)
+    state = f"{_VERSION} {kind} {file.origin.size} {file.origin.modified_ns}"
+    if kind == "parquet":
+        return TableRows(file, ParquetGroups(file, decoded, tell), reader=kind, tell=tell), state
+    if kind == "arrow":
+        return TableRows(file, ArrowBatches(file), reader=kind, tell=tell), state
+    if kind == "jsonl":
+        layout = lines_layout(file)
+    elif kind == "array":
+        layout = array_layout(file)
+    elif kind == "text":
+        layout = text_layout(file, tell)
+    else:
+        layout = table_layout(file, tell, tabs=kind == "tsv")
+    return StretchRows(file, layout, tell), state
