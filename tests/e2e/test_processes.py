@@ -1,0 +1,121 @@
+"""Several processes train as one does, and the two settings files of the specification are accepted word for word and obeyed."""
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from tests.support.projects import Project, wait_until
+
+TRAINING = """\
+# .config/training_config.yaml
+training:
+  batch_size: 32
+  learning_rate: 5.0e-5
+  epochs: 10
+  gradient_checkpointing: true
+  mixed_precision: true
+"""
+DISTRIBUTED = """\
+# .config/distributed_config.yaml
+distributed:
+  backend: "nccl"
+  world_size: 4
+  num_nodes: 1
+  sync_batch_norm: true
+"""
+
+
+def specified(project: Project) -> Project:
+    """The project with the specification's two files in place of its own."""
+    (project.folder / ".config/training_config.yaml").write_text(TRAINING)
+    (project.folder / ".config/distributed_config.yaml").write_text(DISTRIBUTED)
+    return project
+
+
+def test_the_specifications_settings_are_accepted_word_for_word(project: Project) -> None:
+    shown = specified(project).type("config", "show", "--json").expect(0).json
+    expected = {
+        "training.batch_size": 32,
+        "training.learning_rate": 5e-5,
+        "training.epochs": 10,
+        "training.gradient_checkpointing": True,
+        "training.mixed_precision": True,
+        "distributed.backend": "nccl",
+        "distributed.world_size": 4,
+        "distributed.num_nodes": 1,
+        "distributed.sync_batch_norm": True,
+    }
+    assert {key: value["value"] for key, value in shown.items() if value["origin"] != "default"} == expected
+    assert all(shown[key]["origin"].startswith(".config/") for key in expected)
+    project.type("config", "check").expect(0)
+
+
+@pytest.mark.slow
+def test_the_specifications_settings_are_obeyed_by_four_processes(project: Project) -> None:
+    answer = specified(project).shell("train", "chats.jsonl", "--model", "tiny", "--max-steps", "1").expect(0)
+    assert answer.err.count("using gloo") == 1 and "4 processes" in answer.err
+    assert answer.err.count("no batch normalization, nothing to do") == 1
+    assert {path.name for path in (project.run.root / "logs").iterdir()} == {f"rank-{rank}.log" for rank in range(4)}
+    (record,) = [line for line in project.run.lines("metrics") if "train/loss" in line]
+    assert record["train/learning_rate"] == 5e-5
+    text = (project.run.root / "config.yaml").read_text()
+    assert "gradient_checkpointing: true" in text and "mixed_precision: true" in text and "batch_size: 32" in text
+
+
+def test_two_processes_give_the_losses_of_one_and_end(project: Project) -> None:
+    words = ("chats.jsonl", "--set", "evaluation.every=2 steps")
+    project.type("train", *words).expect(0)
+    alone = {name: project.run.by_step(name) for name in ("train/loss", "eval/loss", "train/tokens", "train/grad_norm")}
+    answer = project.shell("train", *words, "--world-size", "2").expect(0)
+    for name, values in alone.items():
+        found = project.run.by_step(name)
+        assert found.keys() == values.keys()
+        assert all(math.isclose(found[step], value, rel_tol=1e-5) for step, value in values.items()), name
+    assert answer.out.count("held-out loss") == 1 and answer.err.count("[1/3] data ...") <= 2, "one process speaks"
+    assert workers_of(project) == []
+    assert json.loads((project.run.root / "checkpoint-5/trainer_state.json").read_text())["consumed"] == 20
+
+
+@pytest.mark.slow
+def test_ctrl_c_reaches_every_process_and_one_process_goes_on(project: Project) -> None:
+    words = ("chats.jsonl", "--epochs", "20")
+    project.type("train", *words).expect(0)
+    straight, first = project.run.by_step("train/loss"), project.run.root.resolve()
+    with project.start("train", *words, "--world-size", "2") as process:
+        wait_until(lambda: project.run.root.resolve() != first and steps_done(project), seconds=120)
+        os.kill(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode in (0, 75) and "Traceback" not in err and workers_of(project) == []
+    if process.returncode == 0:
+        pytest.skip("this machine finished all steps before the signal came")
+    assert err.count("stopped[run.stopped]") == 1
+    project.type("train-resume", "latest", "--set", "distributed.world_size=1").expect(0)
+    found = project.run.by_step("train/loss")
+    assert found.keys() == straight.keys() and all(math.isclose(found[step], loss, rel_tol=1e-3) for step, loss in straight.items())
+
+
+def test_bad_rows_are_told_once_for_all_processes(project: Project) -> None:
+    (project.folder / "rows.jsonl").write_text('{"messages": [{"role": "user"\n')
+    answer = project.shell("train", "rows.jsonl", "--world-size", "2").expect(3)
+    assert answer.codes == ["data.bad-json"] and workers_of(project) == [] and not project.runs()
+
+
+def steps_done(project: Project) -> bool:
+    path = project.folder / project.run.paths.metrics_dir / "metrics.jsonl"
+    return path.is_file() and "train/loss" in path.read_text()
+
+
+def workers_of(project: Project) -> list[psutil.Process]:
+    """Processes that still work in the project's folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if Path(process.cwd()) == project.folder and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found

