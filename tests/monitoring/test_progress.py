@@ -250,3 +250,14 @@ def test_a_sparkline_is_never_wider_than_asked(values: list[float], width: int) 
 def test_a_falling_series_falls() -> None:
     assert sparkline([8, 7, 6, 5, 4, 3, 2, 1], width=8) == "█▇▆▅▄▃▂▁"
     assert sparkline([1.0, 1.0], width=8, unicode=False) == "=="
+
+
+def test_a_reader_that_has_gone_does_not_stop_the_run():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", encoding="utf-8") as stream:
+        progress = PlainProgress(stream)
+        progress.say("nobody hears this")
+        with progress.phase("data"):
+            progress.say("nor this")
+        stream.write("and closing the stream does not fail either")

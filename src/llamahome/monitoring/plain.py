@@ -3,6 +3,7 @@
 Nothing is lost by the rule: what a line would have said goes into the next one, and metrics.jsonl has every step.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,18 +31,26 @@ class PlainProgress:
 
     def _line(self, text: str) -> None:
         if self._open_phase is not None:
-            self._stream.write("\n")
+            self._write("\n")
             self._open_phase = None
-        self._stream.write(one_line(text) + "\n")
-        self._stream.flush()
+        self._write(one_line(text) + "\n")
+
+    def _write(self, text: str) -> None:
+        """Write and flush; a reader that has gone (`2>&1 | tee`, and Ctrl-C ends tee first) must not cost the checkpoint."""
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except BrokenPipeError:  # from now on into nothing: what waits in the buffer would fail again when Python ends
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self._stream.fileno())
+            os.close(nothing)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """`[2/6] data ...` at once, ` 1.2 s` when the block ends; the whole line again when something was said in between."""
         self.close()
         label, started = self._labels.next(name), self._now()
-        self._stream.write(label)
-        self._stream.flush()
+        self._write(label)
         self._open_phase, ending = label, "failed after "
         try:
             yield
@@ -50,8 +59,7 @@ class PlainProgress:
             text = f" {ending}{self._now() - started:.1f} s"
             if self._open_phase == label:
                 self._open_phase = None
-                self._stream.write(text + "\n")
-                self._stream.flush()
+                self._write(text + "\n")
             else:
                 self._line(label + text)
 
