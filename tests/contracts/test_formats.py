@@ -1,6 +1,7 @@
 """Every format passes the same battery: it is detected with a reason, understood, and names what is wrong with a row and where."""
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ GOOD: dict[str, list[dict[str, Any]]] = {
         {"messages": ASKED},
         {"conversations": [{"role": "system", "content": ""}, *ASKED], "id": 7},
         {"messages": [{**turn, "weight": 1, "tool_calls": None} for turn in ASKED], "tools": []},
+        {"messages": json.dumps(ASKED), "system": "s"},
     ],
     "sharegpt": [
         {"conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]},
@@ -125,11 +127,17 @@ def test_a_misspelt_key_is_named_with_the_right_one(name: str) -> None:
     assert isinstance(missing, Problem) and missing.code == "data.missing-key" and f'no "{key}"' in missing.message
 
 
+TURN_KEYS = ["role", "content", "from", "value", "weight", "tool_calls", "name", "arguments", "function"]
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "weight"]) | st.text(max_size=3), inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "from", "value", "weight", "tool_calls", "name", "arguments", "function"])
+            | st.text(max_size=3),
+            inner,
+            max_size=3,
+        )
     ),
     max_leaves=8,
 )
@@ -153,6 +161,10 @@ def turns(*pairs: tuple[object, object]) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": content} for role, content in pairs]}
 
 
+def calling(calls: object, content: object = None) -> dict[str, Any]:
+    return {"messages": [ASKED[0], {"role": "assistant", "content": content, "tool_calls": calls}]}
+
+
 @pytest.mark.parametrize(
     ("value", "code", "words"),
     [
@@ -169,8 +181,22 @@ def turns(*pairs: tuple[object, object]) -> dict[str, Any]:
         ({"messages": {"role": "user"}}, "data.wrong-type", "messages is an object"),
         ({"messages": ["hello"]}, "data.wrong-type", "messages[0] is a string"),
         ({"mesages": ASKED}, "data.missing-key", '"mesages"'),
-        ({"messages": [*ASKED[:1], {**ASKED[1], "tool_calls": [{"id": 1}]}]}, "data.tool-calls", "messages[1].tool_calls"),
-        ({"messages": ASKED, "tools": [{"name": "clock"}]}, "data.tool-calls", "tools"),
+        (calling([{"id": "1"}]), "data.bad-tool-call", 'messages[1].tool_calls[0] has no "name"'),
+        (calling([{"name": "clock", "arguments": "{zone"}]), "data.bad-tool-call", "messages[1].tool_calls[0].arguments is not valid JSON"),
+        (calling([{"name": "clock", "arguments": [1]}]), "data.bad-tool-call", "arguments is a list, not an object"),
+        (calling("clock"), "data.bad-tool-call", "messages[1].tool_calls is not valid JSON"),
+        (calling(7), "data.bad-tool-call", "messages[1].tool_calls is a number"),
+        (
+            {"messages": [{**ASKED[0], "tool_calls": [{"name": "clock"}]}, ASKED[1]]},
+            "data.bad-tool-call",
+            "messages[0] is a user turn with tool_calls",
+        ),
+        ({"messages": ASKED, "tools": [{"nam": "clock"}]}, "data.bad-tool-call", 'tools[0] is no tool definition: it has no "name"'),
+        ({"messages": ASKED, "tools": {"name": "clock"}}, "data.bad-tool-call", "tools is an object"),
+        ({"messages": [ASKED[0], {**ASKED[1], "images": ["a.png"]}]}, "data.not-rendered", "messages[1].images"),
+        ({"messages": [{**ASKED[0], "thinking": "hm"}, ASKED[1]]}, "data.not-rendered", "messages[0].thinking is in a user turn"),
+        ({"messages": [{"role": "system", "content": "a"}, *ASKED], "system": "b"}, "data.turn-order", "system text beside messages[0]"),
+        ({"messages": '[{"role": "user"'}, "data.wrong-type", "messages is a string that is no JSON list"),
         ({"messages": [ASKED[0], {**ASKED[1], "weight": 0}]}, "data.no-assistant", "weight 0"),
         ({"messages": [ASKED[0], {**ASKED[1], "weight": 0.5}]}, "data.wrong-type", "messages[1].weight is 0.5"),
     ],
@@ -213,33 +239,3 @@ def test_alpaca_joins_input_and_unfolds_history() -> None:
     ]
     for history in ("x", [["a"]], [["a", None]]):
         assert isinstance(understand(row_of({**value, "history": history}), "alpaca"), Problem)
-
-
-def detect_fails(*values: dict[str, Any]) -> Problem:
-    with pytest.raises(DataError) as caught:
-        detect([row_of(value, line) for line, value in enumerate(values, start=1)], "auto")
-    return caught.value.problems[0]
-
-
-def test_mixed_formats_are_named_by_line() -> None:
-    problem = detect_fails({"messages": ASKED}, {"messages": ASKED}, {"instruction": "a", "output": "b"})
-    assert problem.code == "data.mixed-formats"
-    assert "mine.jsonl:1 is messages" in problem.message and "mine.jsonl:3 is alpaca" in problem.message
-
-
-@pytest.mark.parametrize(("chosen", "hint"), [("b", "{prompt, completion: .chosen}"), (ASKED, "{messages: .chosen}")])
-def test_preference_pairs_are_refused_with_words(chosen: object, hint: str) -> None:
-    problem = detect_fails({"prompt": "a", "chosen": chosen, "rejected": "c"})
-    assert problem.code == "data.preference" and hint in str(problem.hint)
-
-
-def test_unknown_keys_are_answered_with_the_nearest_known() -> None:
-    problem = detect_fails({"promt": "a", "completion": "b"})
-    assert problem.code == "data.unknown-format" and problem.hint == 'rename "promt" to "prompt"'
-    assert detect_fails({}).code == "data.unknown-format"
-
-
-def test_other_ways_to_read_the_rows_are_not_passed_over() -> None:
-    reason = detect([row_of({"messages": ASKED, "text": "rendered"})], "auto").reason
-    assert "--set data.format=text" in reason
-    assert "2 of the first 3 rows" in detect([row_of(v) for v in ({"messages": ASKED}, {"odd": 1}, {"messages": ASKED})], "auto").reason

@@ -1,14 +1,14 @@
 """Which format the rows are in, found from the first of them, with the reason; never from the file's name."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llamahome.data.formats import FORMATS, TURN_LISTS
+from llamahome.data.fault import nearest
+from llamahome.data.formats import FORMATS, KEYS, OWN_NAMES, TURN_LISTS, Names, turn_list
 from llamahome.data.jsonrow import excerpt
 from llamahome.data.records import Row
-from llamahome.data.turns import nearest
 from llamahome.errors import DataError, Problem
 
 SAMPLE = 64
@@ -17,10 +17,12 @@ SAMPLE = 64
 _REASONS = {
     "messages": "a list `{key}` of objects with role and content",
     "sharegpt": "a list `{key}` of objects with from and value",
-    "alpaca": "`instruction` and `output`",
-    "prompt_completion": "`prompt` and `completion`",
-    "text": "`text`, and no other key that a format knows",
+    "alpaca": "`{instruction}` and `{output}`",
+    "prompt_completion": "`{prompt}` and `{completion}`",
+    "text": "`{text}`, and no other key that a format knows",
 }
+_PAIRS = (("chosen", "rejected"), ("accepted", "rejected"), ("chosen_response", "rejected_response"), ("preferred", "dispreferred"))
+"""Keys of a better and a worse answer."""
 
 
 @dataclass(frozen=True)
@@ -31,21 +33,33 @@ class DetectedFormat:
     reason: str
 
 
-def detect(rows: Sequence[Row], wanted: str) -> DetectedFormat:
-    """The one format of the first rows; `wanted` other than "auto" is taken at its word.
+def detect(rows: Sequence[Row], wanted: str, names: Names = OWN_NAMES) -> DetectedFormat:
+    """The one format of the first rows; `wanted` other than "auto" is taken at its word. `names` is data.columns.
 
-    Raises DataError when the rows are preference pairs, of more than one format, or of none.
+    Raises DataError when the rows are preference data, of more than one format, or of none, or when a column in `names` is not there
+    or not read.
     """
-    if wanted != "auto":
-        return DetectedFormat(wanted, f"data.format is {wanted}")
     rows = rows[:SAMPLE]
-    pairs = next((row for row in rows if {"chosen", "rejected"} <= row.value.keys()), None)
-    if pairs is not None:
-        raise DataError(_preference(pairs))
+    _check_columns(rows, names)
+    found = DetectedFormat(wanted, f"data.format is {wanted}") if wanted != "auto" else _detect(rows, names)
+    unread = [ours for ours in names if ours not in KEYS[found.name]]
+    if unread:
+        message = f"data.columns.{unread[0]} is not read: the rows are in the format {found.name} ({found.reason})"
+        fitting = [name for name in FORMATS if all(ours in KEYS[name] for ours in names)]
+        hint = f"--set data.format={fitting[0]}" if fitting else f"{found.name} reads {', '.join(KEYS[found.name])}"
+        raise DataError(Problem(code="data.unread-column", message=message, where=rows[0].where if rows else None, hint=hint))
+    return found
+
+
+def _detect(rows: Sequence[Row], names: Names) -> DetectedFormat:
+    for row in rows:
+        problem = _preference(row)
+        if problem is not None:
+            raise DataError(problem)
     firsts: dict[str, Row] = {}
     count = 0
     for row in rows:
-        name = _format_of(row.value)
+        name = _format_of(row.value, names)
         if name is not None:
             firsts.setdefault(name, row)
             count += 1
@@ -54,14 +68,27 @@ def detect(rows: Sequence[Row], wanted: str) -> DetectedFormat:
     if len(firsts) > 1:
         raise DataError(_mixed(firsts))
     name, row = next(iter(firsts.items()))
-    key = next((key for key in TURN_LISTS if key in row.value), "")
+    shown = {key: names.get(key, key) for key in KEYS[name]} | {"key": turn_list(row.value, names) or ""}
     many = "every row" if count == len(rows) else f"{count} of the first {len(rows)} rows"
-    return DetectedFormat(name, f"{many} has {_REASONS[name].format(key=key)}" + _also(row.value, name))
+    return DetectedFormat(name, f"{many} has {_REASONS[name].format(**shown)}" + _also(row.value, name, names))
 
 
-def _format_of(value: dict[str, Any]) -> str | None:
+def _format_of(value: Mapping[str, Any], names: Names) -> str | None:
+    """The format that the row's keys speak for; keys that data.columns names speak first."""
+    theirs = {ours: value[key] for ours, key in names.items() if key in value}
+    if theirs:
+        own = {key: part for key, part in value.items() if key not in names and key not in names.values()}
+        likely = [name for name in FORMATS if all(ours in KEYS[name] for ours in names)]
+        found = _by_keys({key: part for key, part in (own | theirs).items() if any(key in KEYS[name] for name in likely)})
+        return found if found is not None else _by_keys(own | theirs)
+    return _by_keys(value)
+
+
+def _by_keys(value: Mapping[str, Any]) -> str | None:
     for key in TURN_LISTS:
         turns = value.get(key)
+        if isinstance(turns, str) and turns.lstrip().startswith("["):
+            turns = _from_json(turns)
         if isinstance(turns, list):
             first = next((turn for turn in turns if isinstance(turn, dict)), {})
             return "sharegpt" if "from" in first or "value" in first else "messages"
@@ -72,21 +99,57 @@ def _format_of(value: dict[str, Any]) -> str | None:
     return "text" if "text" in value else None
 
 
-def _also(value: dict[str, Any], name: str) -> str:
+def _from_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _check_columns(rows: Sequence[Row], names: Names) -> None:
+    """DataError for each column of data.columns that no row has."""
+    there = {key: None for row in rows for key in row.value}
+    problems = []
+    for ours, theirs in names.items():
+        if rows and theirs not in there:
+            near = nearest(theirs, there)
+            hint = f"--set data.columns={{{ours}: {near}}}" if near else f"the rows have {', '.join(list(there)[:12]) or 'no keys'}"
+            message = f'no row has the key "{theirs}", which data.columns.{ours} names'
+            problems.append(Problem(code="data.unknown-column", message=message, where=rows[0].where, hint=hint))
+    if problems:
+        raise DataError(problems)
+
+
+def _also(value: Mapping[str, Any], name: str, names: Names) -> str:
     """What else the rows could have been read as, for nothing is chosen in silence."""
+    if names:
+        return ""
     rest = {key: part for key, part in value.items() if key not in TURN_LISTS}
-    other = _format_of(rest) if name in ("messages", "sharegpt") else ("text" if name != "text" and "text" in value else None)
+    other = _by_keys(rest) if name in ("messages", "sharegpt") else ("text" if name != "text" and "text" in value else None)
     return f" (--set data.format={other} would read its other keys instead)" if other else ""
 
 
-def _preference(row: Row) -> Problem:
-    chosen = "messages: .chosen" if isinstance(row.value["chosen"], list) else "prompt, completion: .chosen"
+def _preference(row: Row) -> Problem | None:
+    """The problem of a row that holds answers to be avoided; to learn those would teach the wrong thing."""
+    value, hint = row.value, None
+    pair = next((pair for pair in _PAIRS if set(pair) <= value.keys()), None)
+    if pair is not None:
+        what = f"preference pairs ({pair[0]}, {pair[1]})"
+        chosen = f"messages: .{pair[0]}" if isinstance(value[pair[0]], list) else f"prompt, completion: .{pair[0]}"
+        hint = f"jq -c '{{{chosen}}}' '{row.source}' > chosen.jsonl   learns the chosen answers"
+    elif "completion" in value and isinstance(value.get("label"), bool):
+        what = "answers labelled good or bad (completion, label)"
+        hint = f"jq -c 'select(.label)' '{row.source}' > good.jsonl   learns the good answers"
+    elif "completions" in value and "labels" in value:
+        what = "steps labelled good or bad (completions, labels)"
+    else:
+        return None
     return Problem(
         code="data.preference",
-        message="rows are preference pairs (chosen, rejected); this version learns from good answers alone",
+        message=f"rows are {what}; this version learns from good answers alone",
         where=row.where,
-        excerpt=excerpt(json.dumps(row.value, ensure_ascii=False), row.line),
-        hint=f"jq -c '{{{chosen}}}' '{row.source}' > chosen.jsonl   learns the chosen answers",
+        excerpt=excerpt(json.dumps(value, ensure_ascii=False), row.line),
+        hint=hint,
     )
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llamahome.data.fault import Finding
 from llamahome.data.spans import Span, find_span, left_out
 from llamahome.data.tokens import ChatTokenizer
-from llamahome.data.turns import Finding
 
 Shape = tuple[tuple[str, bool], ...]
 """Role of each turn, and whether it has any text."""

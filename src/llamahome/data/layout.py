@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from llamahome.data.fault import Finding
 from llamahome.data.frames import find_frame
 from llamahome.data.records import Conversation
 from llamahome.data.spans import Span, check_shown, find_span, marked_spans
 from llamahome.data.tokens import ChatTokenizer
 from llamahome.data.toolcalls import shown_definitions, texts_of
-from llamahome.data.turns import Finding
 
 TrainOn = Literal["assistant", "all", "last"]
 

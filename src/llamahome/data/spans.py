@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llamahome.data.fault import Finding
 from llamahome.data.tokens import ChatTokenizer
 from llamahome.data.toolcalls import shown_calls
-from llamahome.data.turns import Finding
 
 Turns = Sequence[Mapping[str, Any]]
 

@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from llamahome.data.fault import Finding, problem_at
 from llamahome.data.layout import Layout, TrainOn, lay_out
 from llamahome.data.records import Conversation, Example
 from llamahome.data.spans import Span
 from llamahome.data.tokens import ChatTokenizer
-from llamahome.data.turns import Finding, problem_at
 from llamahome.errors import Problem
 
 OnOverlong = Literal["truncate", "drop", "split", "error"]
@@ -160,7 +160,7 @@ def _by_offsets(text: str, spans: Sequence[Span], tokenizer: ChatTokenizer) -> _
 def _in_parts(text: str, spans: Sequence[Span], tokenizer: ChatTokenizer) -> "_Marked | Span":
     """The text cut at the borders of its spans and tokenized part by part; the first span that cannot be proved even so."""
     borders = [0, *(border for span in spans for border in (span.begin, span.stop, span.end)), len(text)]
-    parts = tokenizer.encode_ids([text[a:b] for a, b in pairwise(borders)])
+    parts = tokenizer.encode_parts([text[a:b] for a, b in pairwise(borders)])
     ends = np.cumsum([len(part) for part in parts]).tolist()
     ids = np.concatenate([np.array(part, np.int32) for part in parts])
     for number, span in enumerate(spans):

@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from llamahome.data.turns import Finding
+from llamahome.data.fault import Finding
 
 TEMPLATE_DATE = datetime.date(2025, 1, 1)
 """The date in rows whose template writes the day it is rendered on."""

@@ -20,13 +20,16 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from llamahome.data.fault import Finding
 from llamahome.data.spelling import Spelling, read_spelling
 from llamahome.data.template import TEMPLATE_DATE, ChatTemplate
-from llamahome.data.turns import Finding
 from llamahome.errors import ConfigError, DataError, Problem
 
 _GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
 """Tokenizer classes whose whole behaviour is in tokenizer.json; others are left to AutoTokenizer, which imports torch."""
+
+_ANCHORS = ("\n", "a", ";")
+"""Put before a part of a text so that it is not the beginning of one; the first that does not grow together with it is taken."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,24 @@ class ChatTokenizer:
     def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids alone of each text, with nothing added; the fastest way."""
         return [found.ids for found in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_parts(self, parts: Sequence[str]) -> list[list[int]]:
+        """Ids of each part of one text, none of them reaching into the next part, and no space put before any but the first."""
+        found = self.encode_ids(parts)
+        if not self._spaced:
+            return found
+        for number in range(1, len(parts)):
+            for anchor in _ANCHORS:
+                alone, together = self.encode_ids([anchor, anchor + parts[number]])
+                if together[: len(alone)] == alone:
+                    found[number] = together[len(alone) :]
+                    break
+        return found
+
+    @cached_property
+    def _spaced(self) -> bool:
+        """Whether a space is put before every text, as SentencePiece does."""
+        return self.spelling is None or not self.spelling.writes(self.encode_ids(["a"])[0], b"a")
 
     def encode_prompt(self, turns: Sequence[dict[str, Any]]) -> list[int]:
         """Tokens after which the model answers today: the chat so far and the beginning of an assistant turn. Raises DataError."""

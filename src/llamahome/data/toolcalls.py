@@ -9,8 +9,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from llamahome.data.fault import Finding
 from llamahome.data.jsonrow import kind
-from llamahome.data.turns import Finding
 
 _SHAPE = '{"name": "clock", "arguments": {"zone": "UTC"}}'
 

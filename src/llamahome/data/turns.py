@@ -1,74 +1,33 @@
-"""The turns of a chat as a row writes them, checked one by one: keys, roles, types, contents, order.
+"""The turns of a chat as a row writes them, checked one by one: keys, roles, types, contents, calls, order."""
 
-A Finding carries what is wrong up to formats.understand, which adds the place; it never leaves data/.
-"""
-
-import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from llamahome.data.jsonrow import excerpt, kind
-from llamahome.data.records import Row
-from llamahome.errors import Problem
+from llamahome.data.fault import Finding as Finding
+from llamahome.data.fault import content_of, required
+from llamahome.data.fault import nearest as nearest
+from llamahome.data.fault import problem_at as problem_at
+from llamahome.data.jsonrow import kind
+from llamahome.data.toolcalls import read_calls
 
-_UNREAD = ("tool_calls", "function_call", "reasoning_content", "thinking", "audio", "images")
-"""Keys of a turn that carry text or meaning which this version would lose; refused rather than dropped."""
+_UNREAD = ("audio", "images", "image", "video", "videos")
+"""Keys of a turn that carry what this version would lose; refused rather than dropped."""
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Keys under which the thoughts before an answer are found."""
 _WEIGHTS = ("weight", "train")
 
 
-class Finding(Exception):
-    """What is wrong with a row, before its place is known."""
-
-    def __init__(self, code: str, message: str, *, hint: str | None = None, part: object = None) -> None:
-        super().__init__(message)
-        self.code, self.message, self.hint, self.part = code, message, hint, part
-
-
-def problem_at(row: Row, finding: Finding) -> Problem:
-    """The finding as a Problem at the row's file and line, with the offending part as excerpt."""
-    part = row.value if finding.part is None else finding.part
-    shown = excerpt(json.dumps(part, ensure_ascii=False), row.line)
-    return Problem(code=finding.code, message=finding.message, where=row.where, excerpt=shown, hint=finding.hint)
-
-
-def required(value: Mapping[Any, Any], key: Any, *, path: str) -> Any:
-    """value[key]; a Finding with the nearest key when it is not there."""
-    if key in value:
-        return value[key]
-    here = f"{path} has" if path else "the row has"
-    near = nearest(str(key), value)
-    hint = f'rename "{near}" to "{key}"' if near else None
-    keys = ", ".join(f'"{name}"' for name in list(value)[:8]) or "no keys at all"
-    message = f'{here} no "{key}" but "{near}"' if near else f'{here} no "{key}"; it has {keys}'
-    raise Finding("data.missing-key", message, hint=hint, part=value)
-
-
-def content_of(value: Mapping[Any, Any], key: Any, *, path: str, may_be_empty: bool = False) -> str:
-    """The string value[key]; a Finding when it is missing, null, not a string, or empty."""
-    content = required(value, key, path=path)
-    name = f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key}".lstrip(".")
-    if content is None:
-        raise Finding("data.null-content", f"{name} is null", part=value, hint="write the text, or remove the row")
-    if not isinstance(content, str):
-        raise Finding("data.wrong-type", f"{name} is {kind(content)}, not a string", part=value, hint="write the text itself as a string")
-    if not content.strip() and not may_be_empty:
-        what = "empty" if not content else "only white space"
-        raise Finding("data.empty-content", f"{name} is {what}", part=value, hint="write the text, or remove the row")
-    return content
-
-
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that `word` is most likely a misspelling of."""
-    lowered = {str(name).lower(): str(name) for name in known}
-    found = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.7)
-    return lowered[found[0]] if found else None
+CALLING_ROLE = "function_call"
+"""The role of a sharegpt turn whose value is a tool call as JSON text."""
 
 
 def read_turns(
     value: object, *, path: str, keys: tuple[str, str], roles: Mapping[str, str]
 ) -> tuple[tuple[dict[str, Any], ...], frozenset[int]]:
-    """The turns as role and content, and the numbers of those with weight 0; raises Finding."""
+    """The turns as a chat template takes them, and the numbers of those with weight 0; raises Finding."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = _from_json(value, path=path)
     if not isinstance(value, list):
         raise Finding("data.wrong-type", f"{path} is {kind(value)}, not a list of turns")
     if not value:
@@ -78,21 +37,54 @@ def read_turns(
         here = f"{path}[{number}]"
         if not isinstance(turn, dict):
             raise Finding("data.wrong-type", f'{here} is {kind(turn)}, not an object with "{keys[0]}" and "{keys[1]}"')
-        role = _role(turn, key=keys[0], path=here, roles=roles)
-        for key in _UNREAD:
-            if turn.get(key):
-                raise Finding("data.tool-calls", f"{here}.{key} is not rendered by this version", part=turn, hint=f'remove "{key}"')
-        turns.append({"role": role, "content": content_of(turn, keys[1], path=here, may_be_empty=role == "system")})
+        turns.append(_turn(turn, path=here, keys=keys, roles=roles))
         if not _weight(turn, path=here):
             silent.add(number)
     return tuple(turns), frozenset(silent)
 
 
-def check_order(turns: tuple[dict[str, Any], ...], *, path: str) -> None:
+def _turn(turn: dict[str, Any], *, path: str, keys: tuple[str, str], roles: Mapping[str, str]) -> dict[str, Any]:
+    """One turn: role and content, and of an assistant its calls and thoughts, of a tool its name and the call that it answers."""
+    role = _role(turn, key=keys[0], path=path, roles=roles)
+    if len(turn) == 2 and turn[keys[0]] != CALLING_ROLE:
+        return {"role": role, "content": content_of(turn, keys[1], path=path, may_be_empty=role in ("system", "tool"))}
+    for key in _UNREAD:
+        if turn.get(key):
+            raise Finding("data.not-rendered", f"{path}.{key} is not rendered by this version", part=turn, hint=f'remove "{key}"')
+    if turn[keys[0]] == CALLING_ROLE:
+        return {"role": role, "tool_calls": read_calls(required(turn, keys[1], path=path), path=f"{path}.{keys[1]}")}
+    called = next((key for key in ("tool_calls", "function_call") if turn.get(key)), None)
+    if called is not None and role != "assistant":
+        raise Finding("data.bad-tool-call", f"{path} is a {role} turn with {called}; only the assistant calls tools", part=turn)
+    read: dict[str, Any] = {"role": role}
+    if called is None or turn.get(keys[1]) not in (None, ""):
+        read["content"] = content_of(turn, keys[1], path=path, may_be_empty=role in ("system", "tool") or called is not None)
+    if called is not None:
+        read["tool_calls"] = read_calls(turn[called], path=f"{path}.{called}")
+    for key in _REASONING:
+        if turn.get(key):
+            thoughts = content_of(turn, key, path=path)
+            if role != "assistant":
+                raise Finding("data.not-rendered", f"{path}.{key} is in a {role} turn", part=turn, hint=f'remove "{key}"')
+            read |= {"reasoning_content": thoughts, "thinking": thoughts}
+    if role == "tool":
+        read |= {key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)}
+    return read
+
+
+def _from_json(text: str, *, path: str) -> Any:
+    """What a list in JSON text holds; tables cannot hold lists."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Finding("data.wrong-type", f"{path} is a string that is no JSON list: {error}") from error
+
+
+def check_order(turns: tuple[dict[str, Any], ...], *, path: str, offset: int = 0) -> None:
     """Finding for an order that is surely wrong: a later system turn, two answers in a row, a tool result that nobody asked for."""
     for number, turn in enumerate(turns):
         before = turns[number - 1]["role"] if number else None
-        here = f"{path}[{number}]" if path else f"turn {number}"
+        here = f"{path}[{number - offset}]" if path else f"turn {number}"
         if turn["role"] == "system" and number:
             raise Finding("data.turn-order", f"{here} is a system turn after turn {number - 1}; only the first may be one", part=turn)
         if turn["role"] == "assistant" and before == "assistant":
