@@ -27,12 +27,13 @@ class Located:
     """Files that lie among them and are not read."""
 
 
-def locate(paths: Sequence[str], tell: Callable[[str], None]) -> Located:
-    """The files that `paths` mean, in their order, those of a folder or glob sorted; raises DataError with all that is wrong."""
+def locate(paths: str | Sequence[str], *, say: Callable[[str], None] | None = None) -> Located:
+    """The files that the path or paths mean, in their order, those of a folder or glob sorted; raises DataError with all that is wrong."""
+    tell = say or (lambda _: None)
     files: list[str] = []
     ignored: list[str] = []
     problems: list[Problem] = []
-    for path in paths:
+    for path in (paths,) if isinstance(paths, str) else paths:
         try:
             found = _one(path, tell)
         except DataError as error:

@@ -164,9 +164,8 @@ def open_source(path: str | Sequence[str], *, say: Callable[[str], None] | None 
 
     Raises DataError when there is nothing to read, or a file is not what its name says.
     """
-    paths = (path,) if isinstance(path, str) else tuple(path)
     notes: list[str] = []
-    found = locate(paths, notes.append)
+    found = locate(path, say=notes.append)
     source = Source(found.files, ignored=found.ignored, say=say)
     for note in notes:
         source.tell(note)
@@ -176,7 +175,7 @@ def open_source(path: str | Sequence[str], *, say: Callable[[str], None] | None 
             Problem(
                 code="data.empty-file" if single else "data.empty-folder",
                 message="the file holds no rows" if single else f"{len(found.files)} files hold no rows",
-                where=found.files[0] if single else ", ".join(paths),
+                where=found.files[0] if single else path if isinstance(path, str) else ", ".join(path),
                 hint="one JSON object a line; `llamahome data sample FILE` writes an example",
             )
         )
