@@ -137,8 +137,8 @@ def test_what_is_learned_are_the_answers_and_their_ends(name: str, pairs: list[t
     assert isinstance(found, Tokenized), found
     pieces = FAMILIES[name].pieces(turns)
     learned = "".join(text for text, target in pieces if target)
-    if FAMILIES[name].sentencepiece:  # its decoder takes the first space away
-        assert made(name).decode(found.tokens[found.targets]).strip() == learned.strip()
+    if FAMILIES[name].sentencepiece:  # it writes a space of its own after a control token and takes the first one away
+        assert "".join(made(name).decode(found.tokens[found.targets]).split()) == "".join(learned.split())
     else:
         assert made(name).decode(found.tokens[found.targets]) == learned
     ends = {made(name).added_tokens[made(name).turn_end or ""]}

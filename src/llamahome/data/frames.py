@@ -17,6 +17,7 @@ from llamahome.data.tokens import ChatTokenizer
 Shape = tuple[tuple[str, bool], ...]
 """Role of each turn, and whether it has any text."""
 _MARKER = re.compile("\ue000([0-9]+)\ue001")
+_PLAIN = {"role", "content"}
 _MOST = 2048
 """Shapes remembered per tokenizer: chats of one to a thousand questions, with and without a system turn."""
 _TRIMS: tuple[Callable[[str], str], ...] = (str, str.lstrip, str.rstrip, str.strip)
@@ -71,7 +72,7 @@ class Frame:
 
 def find_frame(turns: Sequence[dict[str, Any]], tokenizer: ChatTokenizer) -> Frame | None:
     """The frame for chats of this shape; None when it has none. Raises Finding when a turn of the shape is left out."""
-    shape = tuple((turn["role"], bool(turn["content"])) if len(turn) == 2 else ("", False) for turn in turns)
+    shape = tuple((turn["role"], bool(turn["content"])) if turn.keys() == _PLAIN else ("", False) for turn in turns)
     if ("", False) in shape:
         return None
     known: dict[Shape, Frame | Finding | None] = tokenizer.frames

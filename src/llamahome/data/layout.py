@@ -95,7 +95,7 @@ def _refuse_control_tokens(conversation: Conversation, tokenizer: ChatTokenizer)
         if control is not None:
             at = turn["content"].index(control)
             raise _control_token(f"turn {number} ({turn['role']})", control, part=turn["content"][max(0, at - 40) :])
-        if len(turn) > 2:
+        if turn.keys() > {"role", "content"} or "content" not in turn:
             _refuse_within({key: part for key, part in turn.items() if key != "content"}, f"turn {number} ({turn['role']})", tokenizer)
     for number, tool in enumerate(conversation.tools):
         _refuse_within(tool, f"tools[{number}]", tokenizer)

@@ -43,6 +43,7 @@ def find_span(turns: Any, number: int, whole: str, tokenizer: ChatTokenizer, *, 
         raise unproved(number, _DIFFERS)
     tail = through[len(before) :]
     at, size, last_id = _answer(tail, turns[number], number, tokenizer)
+    _check_thoughts(turns[number], number, tail[:at])
     if tail[:at].strip() and before == tokenizer.render(turns[:number], tools=tools):
         raise unproved(number, f"asked for the beginning of an answer it writes none, but in a finished chat it writes {tail[:at]!r}")
     end = len(before) + size
@@ -60,7 +61,8 @@ def marked_spans(turns: Turns, numbers: Sequence[int], text: str, marks: Sequenc
     spans = []
     for number in numbers:
         begin, end = marks[answers.index(number)]
-        _, size, last_id = _answer(text[begin:end], turns[number], number, tokenizer)
+        at, size, last_id = _answer(text[begin:end], turns[number], number, tokenizer)
+        _check_thoughts(turns[number], number, text[begin : begin + at])
         after = tokenizer.added_token_at(text[end:].lstrip())
         if last_id is None and after is not None:
             raise unproved(number, f"its generation marks leave out {after}, so the model would never learn to end")
@@ -118,6 +120,11 @@ def _answer(tail: str, turn: Mapping[str, Any], number: int, tokenizer: ChatToke
         raise unproved(number, f"it changes the assistant's text, which becomes {tail.lstrip()[:60]!r}")
     rest = tail[found + len(content) :].lstrip()
     raise unproved(number, f"after the assistant's text it writes {rest[:30]!r}, which is not a token that ends a turn")
+
+
+def _check_thoughts(turn: Mapping[str, Any], number: int, lead: str) -> None:
+    if _squeezed(turn.get("reasoning_content", "")) not in _squeezed(lead):
+        raise unproved(number, "it leaves out the thoughts before the answer")
 
 
 def _calls(tail: str, turn: Mapping[str, Any], number: int, tokenizer: ChatTokenizer) -> tuple[int, int, int | None]:

@@ -46,7 +46,7 @@ def read_turns(
 def _turn(turn: dict[str, Any], *, path: str, keys: tuple[str, str], roles: Mapping[str, str]) -> dict[str, Any]:
     """One turn: role and content, and of an assistant its calls and thoughts, of a tool its name and the call that it answers."""
     role = _role(turn, key=keys[0], path=path, roles=roles)
-    if len(turn) == 2 and turn[keys[0]] != CALLING_ROLE:
+    if len(turn) == 2 and keys[1] in turn and turn[keys[0]] != CALLING_ROLE:
         return {"role": role, "content": content_of(turn, keys[1], path=path, may_be_empty=role in ("system", "tool"))}
     for key in _UNREAD:
         if turn.get(key):
