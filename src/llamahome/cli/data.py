@@ -1,32 +1,37 @@
-"""The `data` commands: write the sample rows, and show rows as the tokens that are learned.
+"""The `data` commands: write the sample rows, and show rows as the tokens that are learned; check and stats are in datacheck.py.
 
 Nothing heavy is imported at the top; `data sample` needs only the standard library, `data show` a tokenizer but no torch.
 """
 
 import json
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llamahome.cli import datacheck
 from llamahome.errors import DataError, Problem, UsageError
-from llamahome.rundir import BASE_MODELS, RAW_DATA
+from llamahome.rundir import RAW_DATA
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from llamahome.config.schema import ModelConfig
-    from llamahome.data.view import Kind, ShownRow
+    from llamahome.data.view import Kind, Only, ShownRow
 
 data_app = typer.Typer(
     name="data",
-    help="Rows: write a sample, see which tokens are learned.",
+    help="Rows: write a sample, see which tokens are learned, find what is wrong, measure.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+data_app.command()(datacheck.check)
+data_app.command()(datacheck.stats)
 
+_FILTERS = ("--row", "--longest", "--no-target", "--cut")
 _STYLES: dict["Kind", str] = {"learned": "bold green", "context": "dim", "cut": "strike red"}
 _MARKS: dict["Kind", tuple[str, str]] = {"learned": ("[[", "]]"), "context": ("", ""), "cut": ("{{", "}}")}
 """Around learned and cut text where there is no colour."""
@@ -57,6 +62,9 @@ def show(
     path: Annotated[str, typer.Argument(help="A JSONL file, a folder or a glob.")],
     rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows, in the order of the file.")] = 3,
     row: Annotated[int | None, typer.Option("--row", min=0, help="Only this row, counted from 0.")] = None,
+    longest: Annotated[bool, typer.Option("--longest", help="The rows with the most tokens.")] = False,
+    no_target: Annotated[bool, typer.Option("--no-target", help="Rows of which nothing is learned.")] = False,
+    cut: Annotated[bool, typer.Option("--cut", help="Rows that lose tokens to data.max_length.")] = False,
     model: Annotated[str | None, typer.Option("--model", help="Whose tokenizer and chat template to use.")] = None,
     config: Annotated[list[Path] | None, typer.Option("--config", help="A YAML file; repeatable.", metavar="FILE")] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="One setting; repeatable.", metavar="KEY=VALUE")] = None,
@@ -66,6 +74,10 @@ def show(
     from llamahome.config.load import load_config
     from llamahome.data.sources import open_source
 
+    chosen = [name for name, given in zip(_FILTERS, (row is not None, longest, no_target, cut), strict=True) if given]
+    if len(chosen) > 1:
+        message = f"{' and '.join(chosen)} cannot be given together"
+        raise UsageError(Problem(code="usage.two-filters", message=message, hint=f"only {chosen[0]}, or only {chosen[1]}"))
     flags = {"model.name": ("--model", model)} if model is not None else None
     settings = load_config(config or (), assignments=assignments or (), flags=flags).config
     source = open_source(path)
@@ -76,18 +88,32 @@ def show(
     from llamahome.data.tokens import load_tokenizer
     from llamahome.data.view import view
 
-    tokenizer = load_tokenizer(_model_folder(settings.model), chat_template=settings.model.chat_template)
-    numbers = range(min(rows, len(source))) if row is None else range(row, row + 1)
+    place = datacheck.tokenizer_of(settings.model)
+    tokenizer = load_tokenizer(place[0], chat_template=place[1])
+    only: Only | None = "cut" if cut else "no-target" if no_target else None
+    if longest:
+        numbers: Sequence[int] = datacheck.longest_rows(path, settings.data, place, rows)
+    elif row is not None:
+        numbers = [row]
+    else:
+        numbers = range(len(source) if only else min(rows, len(source)))
     problems: list[Problem] = []
     console = None if as_json else _console()
-    for shown in view(source, numbers, settings.data, tokenizer):
+    left = rows
+    for shown in view(source, numbers, settings.data, tokenizer, only=only):
         if isinstance(shown, Problem):
             problems.append(shown)
-        elif console is None:
+            continue
+        if console is None:
             typer.echo(json.dumps(shown.as_json()))
         else:
             print_row(shown, console)
-    if problems:
+        left -= 1
+        if not left:
+            break
+    if only and problems:
+        typer.echo(f"{len(problems):,} rows cannot be used and are not shown: llamahome data check {shlex.quote(path)}", err=True)
+    elif problems:
         raise DataError(problems)
 
 
@@ -111,16 +137,6 @@ def print_row(shown: "ShownRow", console: "Console") -> None:
     console.print(body, soft_wrap=True)
     console.print(legend, soft_wrap=True)
     console.print()
-
-
-def _model_folder(model: "ModelConfig") -> Path:
-    """The folder that holds the tokenizer; model/ (and torch with it) is imported only when the model is not there yet."""
-    for folder in (Path(model.name).expanduser(), BASE_MODELS / model.name):
-        if (folder / "tokenizer.json").is_file():
-            return folder
-    from llamahome.model.load import find_model
-
-    return find_model(model.name, revision=model.revision, say=lambda text: typer.echo(text, err=True))
 
 
 def _visible(text: str) -> str:

@@ -1,6 +1,6 @@
 """Rows as the model will see them, token by token: learned, context, or cut off by max_length; what `data show` prints."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +16,8 @@ from llamahome.data.tokens import ChatTokenizer, require_chat_template
 from llamahome.errors import Problem
 
 Kind = Literal["learned", "context", "cut"]
+Only = Literal["cut", "no-target"]
+"""Rows that lose tokens to data.max_length; rows of which nothing is learned."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ class ShownRow:
                 begin = at
 
 
-def view(source: Source, numbers: range, data: DataConfig, tokenizer: ChatTokenizer) -> Iterator[ShownRow | Problem]:
+def view(
+    source: Source, numbers: Iterable[int], data: DataConfig, tokenizer: ChatTokenizer, *, only: Only | None = None
+) -> Iterator[ShownRow | Problem]:
     """These rows, with exactly the tokens and targets that a training run gives them; a Problem for a row that it would refuse."""
     detected = first_format(source, data.format)
     if detected.name != "text":
@@ -60,7 +64,16 @@ def view(source: Source, numbers: range, data: DataConfig, tokenizer: ChatTokeni
             yield whole
             continue
         encoded = fit(whole, max_length=data.max_length, on_overlong=data.on_overlong)
-        yield encoded if isinstance(encoded, Problem) else _shown(whole, encoded, tokenizer)
+        if isinstance(encoded, Problem):
+            yield encoded
+        elif only is None or _is(only, encoded):
+            yield _shown(whole, encoded, tokenizer)
+
+
+def _is(only: Only, encoded: Encoded) -> bool:
+    if only == "cut":
+        return encoded.outcome in ("truncated", "dropped")
+    return not any(example.targets.any() for example in encoded.examples)
 
 
 def _shown(whole: Tokenized, encoded: Encoded, tokenizer: ChatTokenizer) -> ShownRow:
