@@ -22,7 +22,7 @@ PHASES = {
     "a checkpoint is renamed": ("llamahome.checkpoint.store:_commit", 1),
     "old checkpoints are removed": ("llamahome.run_parts:retention.apply", 1),
     "the last checkpoint is written": ("llamahome.checkpoint.manifest:seal", 3),
-    "the final model is written": ("llamahome.pipeline:save_model", 1),
+    "the final model is written": ("llamahome.pipeline:write_model", 1),
     "the final model is renamed": ("llamahome.checkpoint.store:_commit", 4),
 }
 NOBODY_LISTENS = ("settings are checked",)
