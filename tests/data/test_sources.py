@@ -1,5 +1,6 @@
 """Rows are found by number and line; every way of there being none, and every broken line, is named."""
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -8,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamahome.data import sources
+from llamahome.data import sources, watch
 from llamahome.data.jsonrow import parse_row
+from llamahome.data.locate import locate
 from llamahome.data.records import Row
 from llamahome.data.sources import open_source
 from llamahome.errors import DataError, Problem
@@ -35,11 +37,11 @@ def test_rows_and_lines_are_those_of_a_plain_reading(tmp_path_factory, kinds: li
     if not expected:
         assert fails(path).code == "data.empty-file"
         return
-    whole, sources._CHUNK = sources._CHUNK, chunk
+    whole, watch._BLOCK = watch._BLOCK, chunk
     try:
         source = open_source(str(path))
     finally:
-        sources._CHUNK = whole
+        watch._BLOCK = whole
     assert len(source) == len(expected)
     for number in reversed(range(len(source))):
         row = source.row(number)
@@ -49,15 +51,56 @@ def test_rows_and_lines_are_those_of_a_plain_reading(tmp_path_factory, kinds: li
     source.close()
 
 
-def test_a_folder_is_its_jsonl_files_sorted_and_what_is_not_read_is_named(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a/c.jsonl", "a/d.parquet", ".hidden/e.jsonl", "README"):
+def test_a_folder_is_its_data_files_sorted_and_what_is_not_read_is_named(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a/c.jsonl", "a/d.xlsx", ".hidden/e.jsonl", ".f.jsonl", ".gitattributes", "README.md", "LICENSE", "state.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps({"text": name}) + "\n" + json.dumps({"text": "two"}))
+    (tmp_path / "config.json").write_text('{\n  "a": 1\n}')
+    (tmp_path / "info.json").write_text('{\n  "a": 1\n}')
     source = open_source(str(tmp_path))
     assert [Path(path).name for path in source.paths] == ["c.jsonl", "b.jsonl"]
     assert [row.value["text"] for row in source if isinstance(row, Row)] == ["a/c.jsonl", "two", "b.jsonl", "two"]
     assert [(source.row(n).index, source.file_of(n)) for n in range(4)] == [(0, 0), (1, 0), (0, 1), (1, 1)]
-    assert [Path(path).name for path in source.ignored] == ["d.parquet"]
+    ignored = [".f.jsonl", "LICENSE", "README.md", "d.xlsx", "config.json", "info.json", "state.json"]
+    assert sorted(Path(path).name for path in source.ignored) == sorted(ignored)
+
+
+def test_text_in_a_folder_is_read_where_there_is_nothing_else(tmp_path: Path) -> None:
+    for name in ("b.md", "a.txt"):
+        (tmp_path / name).write_text(name)
+    assert [row.value["text"] for row in open_source(str(tmp_path)) if isinstance(row, Row)] == ["a.txt", "b.md"]
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}'))
+    assert [Path(name).name for name in locate(str(tmp_path)).files] == ["c.jsonl.gz"]
+
+
+def test_links_are_followed_and_a_circle_of_them_ends(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/a.jsonl").write_text('{"text": "x"}')
+    (tmp_path / "elsewhere/up").symlink_to(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/link").symlink_to(tmp_path / "elsewhere")
+    assert len(open_source(str(tmp_path / "data"))) == 1
+
+
+def test_several_paths_are_read_in_their_order_and_a_file_named_twice_once(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}))
+    said: list[str] = []
+    paths = [str(tmp_path / name) for name in ("c.jsonl", "[ab].jsonl", "b.jsonl")]
+    source = open_source(paths, say=said.append)
+    assert [row.value["text"] for row in source if isinstance(row, Row)] == ["c", "a", "b"]
+    assert said == source.notes == [f"{paths[2]} is named twice and read once"]
+
+
+def test_everything_that_is_wrong_with_the_paths_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[{]")
+    (tmp_path / "b.csv").write_text("a,a\n1,2\n")
+    with pytest.raises(DataError) as caught:
+        open_source([str(tmp_path / "a.json"), str(tmp_path / "b.csv")])
+    assert [problem.code for problem in caught.value.problems] == ["data.bad-json-array", "data.bad-csv"]
+    with pytest.raises(DataError) as caught:
+        open_source([str(tmp_path / "none.json"), str(tmp_path / "b.csv"), str(tmp_path / "*.xyz")])
+    assert [problem.code for problem in caught.value.problems] == ["data.not-found", "data.not-found"]
 
 
 def test_a_glob_is_the_files_that_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,14 +113,14 @@ def test_a_glob_is_the_files_that_match(tmp_path: Path, monkeypatch: pytest.Monk
     assert fails("part-*.json").code == "data.not-found"
 
 
-def test_more_files_than_maps_stay_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_files_than_may_be_open_stay_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "_OPEN_FILES", 2)
     for number in range(5):
         (tmp_path / f"{number}.jsonl").write_text(json.dumps({"text": str(number)}))
     source = open_source(str(tmp_path))
     for number in (4, 0, 3, 1, 2, 4, 0):
         assert source.row(number).value["text"] == str(number)
-    assert len(source._maps) == 2
+    assert len(source._open) == 2
 
 
 def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:
@@ -101,28 +144,26 @@ def test_nothing_there_is_answered_with_the_nearest_name(tmp_path: Path) -> None
 def test_an_empty_file_or_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     assert fails(tmp_path / "none").code == "data.empty-folder"
-    (tmp_path / "none" / "notes.csv").write_text("a,b\n")
+    (tmp_path / "none" / "notes.xlsx").write_text("a,b\n")
     problem = fails(tmp_path / "none")
-    assert problem.code == "data.empty-folder" and "notes.csv" in problem.message and "csv.DictReader" in str(problem.hint)
+    assert problem.code == "data.empty-folder" and "notes.xlsx" in problem.message and "read_excel" in str(problem.hint)
     for content in ("", "\n \n\r\n"):
         (tmp_path / "e.jsonl").write_text(content)
         assert fails(tmp_path / "e.jsonl").code == "data.empty-file"
 
 
-@pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.json", "a.txt", "a.jsonl.gz", "a.jsonl.zst", "a.arrow"])
+@pytest.mark.parametrize("name", ["a.xlsx", "a.tar.gz", "a.zip", "a.jsonl.xz", "a.pdf"])
 def test_other_kinds_of_files_are_refused_with_what_converts_them(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(b'[{"a": 1},\n{"a": 2}]')
+    (tmp_path / name).write_bytes(b"x")
     problem = fails(tmp_path / name)
-    assert problem.code == "data.unsupported-file" and "JSONL" in problem.message
-    assert any(word in str(problem.hint) for word in ("python3 -c", "gunzip", "zstd"))
+    assert problem.code == "data.unsupported-file" and ".jsonl" in problem.message
+    assert any(word in str(problem.hint) for word in ("python3 -c", "tar -xf", "unzip", "xz", "cp "))
 
 
-def test_the_command_that_converts_really_does(tmp_path: Path) -> None:
-    for name, content in (("a.json", '[{"text": "x"},\n{"text": "y"}]'), ("b b.csv", "text\nx\ny\n"), ("c.txt", "x\n\ny\n")):
-        (tmp_path / name).write_text(content)
-        assert os.system(str(fails(tmp_path / name).hint)) == 0
-        source = open_source(str((tmp_path / name).with_suffix(".jsonl")))
-        assert [row.value["text"].strip() for row in source if isinstance(row, Row)] == ["x", "y"]
+def test_the_command_that_takes_the_rows_out_of_an_object_really_does(tmp_path: Path) -> None:
+    (tmp_path / "a b.json").write_text('{\n  "version": "1",\n  "rows": [{"text": "x"}, {"text": "y"}]\n}')
+    assert os.system(str(fails(tmp_path / "a b.json").hint)) == 0
+    assert [row.value["text"] for row in open_source(str(tmp_path / "a b-rows.json")) if isinstance(row, Row)] == ["x", "y"]
 
 
 def test_a_json_file_of_one_object_a_line_is_read(tmp_path: Path) -> None:

@@ -103,17 +103,18 @@ def scan_array(file: WatchedFile) -> Iterator[Piece]:
     scan = _Scan()
     yield from _elements(file, scan)
     yield np.array([scan.end]), NO_LINES
-    rest = file.read(scan.end, min(scan.closed or file.size, scan.end + LONGEST_ROW)).strip(_WHITE)
+    rest = file.read(scan.end, min(scan.closed or file.size, scan.end + LONGEST_ROW))
     beyond = file.read(scan.closed, min(file.size, scan.closed + _TAIL)).strip(_WHITE) if scan.closed is not None else b""
-    if scan.closed is None or rest != b"]" or beyond:
+    if scan.closed is None or rest.strip(_WHITE) != b"]" or beyond:
         raise DataError(_refused(file, scan, rest, beyond))
 
 
 def _elements(file: WatchedFile, scan: _Scan) -> Iterator[Piece]:
     for offset, block in file.blocks():
         if scan.end < 0:
-            scan.end = block.tobytes().index(b"[") + 1
-            scan.end_line = 1 + int((block[: scan.end] == _LINE).sum())
+            bracket = block.tobytes().find(b"[")
+            scan.end = offset + bracket + 1 if bracket >= 0 else -1
+            scan.end_line += int((block[: bracket if bracket >= 0 else None] == _LINE).sum())
         ends, lines = scan.ends(offset, block)
         if len(ends):
             piece = np.append(scan.end, ends[:-1]), np.append(scan.end_line, lines[:-1])
@@ -135,23 +136,27 @@ def _parse(path: str, stretch: bytes, line: int, number: int) -> Row | Problem:
         where = f"{path}:{line}"
         return Problem(code="data.bad-json-array", message="a comma is missing before this element", where=where, excerpt=shown)
     found = parse_row(element, path=path, line=line, index=number)
-    return replace(found, hint=None) if isinstance(found, Problem) and found.code in ("data.bad-json", "data.not-an-object") else found
+    if not isinstance(found, Problem) or found.code not in ("data.bad-json", "data.not-an-object"):
+        return found
+    first = found.where == f"{path}:{line}" and found.code == "data.bad-json"
+    return replace(found, message=found.message + (" of the element" if first else ""), hint=None)  # its hints are for lines
 
 
 def _refused(file: WatchedFile, scan: _Scan, rest: bytes, beyond: bytes) -> Problem:
     """Why the array is not one: its first broken element, or what is wrong with its end."""
-    broken = _first_broken(file)
-    if broken is not None:
-        return replace(broken, code="data.bad-json-array", message=f"the array breaks here: {broken.message}")
+    left = rest.strip(_WHITE)
+    torn = scan.closed is None and left.strip(_WHITE + b",")
+    broken = _first_broken(file) or (_parse(file.path, rest, scan.end_line, 0) if torn else None)
+    if isinstance(broken, Problem):
+        hint = "the file is cut short: write or copy it again" if torn and "unexpected end" in broken.message else None
+        return replace(broken, code="data.bad-json-array", message=f"the array breaks here: {broken.message}", hint=hint)
     line, hint = scan.end_line, None
-    left = rest.removesuffix(b"]") if scan.closed is not None else rest
+    left = left.removesuffix(b"]").rstrip(_WHITE) if scan.closed is not None else left
     if beyond:
         message, left = "something follows the end of the array", beyond
-        hint = f"lines that are JSON each are read from a file named {shlex.quote(file.path.removesuffix('.json') + '.jsonl')}"
+        if beyond[:1] in b"[{":
+            hint = f"lines that are JSON each are read from a .jsonl file: mv {shlex.quote(file.path)} {shlex.quote(file.path + 'l')}"
         line += rest.count(b"\n")
-    elif left.strip(_WHITE + b",") and scan.closed is None:
-        message = "the array breaks off within its last element"
-        hint = "the file is cut short: write or copy it again"
     elif left.strip(_WHITE + b","):
         message = "an element of the array is not an object"
     elif scan.closed is None:

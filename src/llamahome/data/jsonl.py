@@ -29,24 +29,20 @@ def lines_layout(file: WatchedFile) -> Layout:
 
 def scan_lines(file: WatchedFile) -> Iterator[Piece]:
     """Start and line of each line that holds more than white space."""
-    line, first = 1, True
-    carried = first
-    for offset, block in file.blocks():
+    line, carried = 1, True
+    begin = len(BOM) if file.read(0, min(len(BOM), file.size)) == BOM else 0
+    for offset, block in file.blocks(begin):
         breaks = np.flatnonzero(block == 10)
         begins, numbers = breaks + 1, np.arange(line + 1, line + 1 + len(breaks))
         if carried:
-            begins, numbers = np.append(_after_bom(block) if first else 0, begins), np.append(line, numbers)
-        line, first = line + len(breaks), False
+            begins, numbers = np.append(0, begins), np.append(line, numbers)
+        line += len(breaks)
         carried = len(begins) > 0 and int(begins[-1]) >= len(block)
         if carried:
             begins, numbers = begins[:-1], numbers[:-1]
         kept = _hold_something(file, offset, block, begins)
         yield begins[kept] + offset, numbers[kept]
     yield np.array([file.size]), NO_LINES
-
-
-def _after_bom(block: NDArray[np.uint8]) -> int:
-    return len(BOM) if block[: len(BOM)].tobytes() == BOM else 0
 
 
 def _hold_something(file: WatchedFile, offset: int, block: NDArray[np.uint8], begins: NDArray[np.int64]) -> NDArray[np.bool_]:
