@@ -67,7 +67,7 @@ def test_examples_stand_in_the_order_of_the_rows_with_their_places(write: Write,
 def test_every_row_is_counted(write: Write, tokenizer: ChatTokenizer) -> None:
     rows = [*(asked(f"q{n}", "word " * n) for n in range(1, 30)), "{broken", asked("x" * 200, "cut off whole"), asked("q1", "word ")]
     path = write(rows)
-    report = read(path, tokenizer, on_bad_row="skip", max_bad_share=0.5, max_length=40, eval_split=5).report
+    report = read(path, tokenizer, on_bad_row="skip", max_bad_share=0.5, max_length=40, max_lost_share=1, eval_split=5).report
     assert report.rows == len(rows) == report.kept + report.bad + report.without_targets + report.overlong_dropped
     assert (report.bad, report.without_targets, report.eval_rows, report.duplicates) == (1, 1, report.eval_examples, 1)
     assert report.overlong_truncated > 1 and report.cut_tokens > report.cut_targets > 0
@@ -75,7 +75,9 @@ def test_every_row_is_counted(write: Write, tokenizer: ChatTokenizer) -> None:
     words = "\n".join(report.lines())
     for part in ("cut to max_length", "nothing in them is learned", "content of an earlier one", "format messages", "1 bad row left"):
         assert part in words
-    dropped = read(path, tokenizer, on_bad_row="skip", max_bad_share=0.5, max_length=40, on_overlong="drop", eval_split=0).report
+    dropped = read(
+        path, tokenizer, on_bad_row="skip", max_bad_share=0.5, max_length=40, max_lost_share=1, on_overlong="drop", eval_split=0
+    ).report
     assert dropped.overlong_dropped == report.overlong_truncated and dropped.kept + dropped.overlong_dropped + dropped.bad == len(rows)
 
 
@@ -123,7 +125,7 @@ def test_when_every_answer_is_cut_off_the_hint_keeps_them(write: Write, tokenize
     needed = int(str(problem.hint).split("=")[1].split()[0])
     report = read(path, tokenizer, max_length=needed, on_overlong=on_overlong).report
     assert report.kept == 3 and report.cut_tokens == 0
-    assert read(path, tokenizer, max_length=needed - 1, on_overlong=on_overlong).report.cut_tokens > 0
+    assert read(path, tokenizer, max_length=needed - 1, max_lost_share=1, on_overlong=on_overlong).report.cut_tokens > 0
 
 
 def test_a_model_without_chat_template_reads_text_but_no_chats(write: Write) -> None:

@@ -25,6 +25,7 @@ class Shape:
     bounds: tuple[tuple[str, float], ...] = ()
     text: bool = False
     texts: bool = False
+    mapping: bool = False
     null: bool = False
     examples: tuple[str, ...] = ()
 
@@ -35,6 +36,8 @@ class Shape:
             parts.append(f"text like {_choice([repr(each) for each in self.examples])}" if self.examples else "text")
         if self.texts:
             parts.append("a list of text")
+        if self.mapping:
+            parts.append("a mapping of text to text")
         if self.number:
             parts.append(("a whole number" if self.number == "whole" else "a number") + self._range())
         words = [*self.words, *(["null"] if self.null else [])]
@@ -141,7 +144,7 @@ def _shape(info: FieldInfo) -> Shape:
     words: list[str] = []
     number: Literal["", "whole", "real"] = ""
     bounds: list[tuple[str, float]] = []
-    text = texts = null = False
+    text = texts = mapping = null = False
     for part, metadata in _members(info.annotation, info.metadata):
         if get_origin(part) is Literal:
             words += [word for word in get_args(part) if word not in words]
@@ -154,13 +157,15 @@ def _shape(info: FieldInfo) -> Shape:
             text = True
         elif get_origin(part) is list:
             texts = True
+        elif get_origin(part) is dict:
+            mapping = True
         elif part is type(None):
             null = True
         else:
             raise TypeError(f"a setting of type {part!r} has no words yet")
     if "auto" in words:
         words = ["auto", *(word for word in words if word != "auto")]
-    return Shape(tuple(words), number, tuple(bounds), text, texts, null, tuple(str(each) for each in info.examples or ()))
+    return Shape(tuple(words), number, tuple(bounds), text, texts, mapping, null, tuple(str(each) for each in info.examples or ()))
 
 
 def _members(annotation: Any, metadata: Iterable[Any]) -> Iterator[tuple[Any, list[Any]]]:

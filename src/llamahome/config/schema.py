@@ -5,6 +5,7 @@ Values are frozen after loading. "auto" is resolved by pipeline.py and shown bef
 only when the program obeys it: tests/test_architecture.py fails for one that nothing reads.
 """
 
+from difflib import get_close_matches
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -29,6 +30,18 @@ def _seconds_text(text: str) -> str:
     if parse_interval(text).unit != "seconds":
         raise ValueError(f"{text!r} is not a time; use s, min or h")
     return text
+
+
+def _columns(names: dict[str, str]) -> dict[str, str]:
+    known = ["messages", "conversations", "system", "tools", "instruction", "input", "output", "history", "prompt", "completion", "text"]
+    for ours, theirs in names.items():
+        if ours not in known:
+            near = get_close_matches(ours, known, n=1)
+            guess = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{ours!r} is not a key that a format reads{guess}; those are {', '.join(known)}")
+        if not theirs:
+            raise ValueError(f"{ours} has no name")
+    return names
 
 
 IntervalText = Annotated[str, AfterValidator(_interval_text), Field(examples=["500 steps", "1 epoch", "10 min"])]
@@ -62,12 +75,16 @@ class DataConfig(Section):
 
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"] = "auto"
     """How a row is understood. auto: found from the first rows, with the reason shown."""
+    columns: Annotated[dict[str, str], AfterValidator(_columns)] = {}
+    """Keys of the rows that have other names, as {prompt: question, completion: answer}: ours, then theirs."""
     train_on: Literal["assistant", "all", "last"] = "assistant"
     """Which tokens are learned: every assistant turn with its end-of-turn token, all tokens, or the last assistant turn alone."""
     max_length: Annotated[int, Field(ge=8)] = 2048
     """Longest example in tokens; `on_overlong` says what happens to longer ones."""
     on_overlong: Literal["truncate", "drop", "split", "error"] = "truncate"
     """Rows longer than max_length: cut the end off, leave the row out, split it (text only), or stop. Counted and shown."""
+    max_lost_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Stop when more than this share of the targets would be lost to rows longer than max_length; 1 never stops."""
     on_bad_row: Literal["error", "skip"] = "error"
     """A row that cannot be used: stop and list them all, or leave it out, counted."""
     max_bad_share: Share = 0.001

@@ -180,6 +180,8 @@ def write_value(value: Any) -> str:
         return str(value)
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(write_value(part) for part in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{write_value(name)}: {write_value(part)}" for name, part in value.items()) + "}"
     text = str(value)
     if _PLAIN.fullmatch(text) and text.lower() not in _WORDS_WITH_A_MEANING:
         return text

@@ -10,8 +10,9 @@ import numpy as np
 
 from llamahome.config.schema import DataConfig
 from llamahome.data.detect import SAMPLE, DetectedFormat, detect
-from llamahome.data.formats import understand
+from llamahome.data.formats import OWN_NAMES, Names, understand
 from llamahome.data.holdout import content_hash, held_out
+from llamahome.data.losses import Losses
 from llamahome.data.records import Conversation, Example, Row
 from llamahome.data.report import Report
 from llamahome.data.sources import Source, open_source
@@ -55,8 +56,7 @@ class _Tally:
     kept: int = 0
     cut_tokens: int = 0
     cut_targets: int = 0
-    longest_tokens: int = 0
-    longest_where: str = ""
+    losses: Losses = field(default_factory=Losses)
 
 
 @dataclass(frozen=True)
@@ -75,25 +75,25 @@ def prepare(data: DataConfig, path: str, tokenizer: ChatTokenizer, *, say: Calla
     if data.eval_path is not None:
         other = _read(data, data.eval_path, tokenizer, say=say)
         shared = int(np.isin(main.table.hashes, other.table.hashes).sum())
-        return Prepared(main.table, other.table, _report((main, other), (main.table, other.table), shared=shared))
+        return Prepared(main.table, other.table, _report((main, other), (main.table, other.table), tokenizer, shared=shared))
     chosen = held_out(main.table.hashes, data.eval_split)
     train = main.table.select(np.flatnonzero(~chosen))
     evaluation = main.table.select(np.flatnonzero(chosen)) if chosen.any() else None
-    return Prepared(train, evaluation, _report((main,), (train, evaluation), shared=0))
+    return Prepared(train, evaluation, _report((main,), (train, evaluation), tokenizer, shared=0))
 
 
-def first_format(source: Source, wanted: str) -> DetectedFormat:
+def first_format(source: Source, wanted: str, names: Names = OWN_NAMES) -> DetectedFormat:
     """The format of the first rows that are JSON objects; raises DataError when there are none, or when it cannot be told."""
     sample = [source.parsed(number) for number in range(min(SAMPLE, len(source)))]
     rows = [row for row in sample if isinstance(row, Row)]
     if not rows:
         raise DataError([row for row in sample if isinstance(row, Problem)][:_SHOWN])
-    return detect(rows, wanted)
+    return detect(rows, wanted, names)
 
 
 def _read(data: DataConfig, path: str, tokenizer: ChatTokenizer, *, say: Callable[[str], None]) -> _Read:
     source = open_source(path)
-    detected = first_format(source, data.format)
+    detected = first_format(source, data.format, data.columns)
     if detected.name != "text":
         require_chat_template(tokenizer, what=f"the rows are chats ({detected.name})")
     say(f"{path}: {len(source):,} rows, format {detected.name} ({detected.reason})")
@@ -107,13 +107,16 @@ def _read(data: DataConfig, path: str, tokenizer: ChatTokenizer, *, say: Callabl
     table = join(tables, source.paths)
     if not len(table):
         raise DataError(_no_targets(data, path, tally))
+    too_much = tally.losses.judge(data, path)
+    if too_much is not None:
+        raise DataError(too_much)
     return _Read(source, detected, table, tally)
 
 
 def _read_batch(
     rows: list[Row | Problem], data: DataConfig, format_name: str, tokenizer: ChatTokenizer, paths: tuple[str, ...], tally: _Tally
 ) -> ExampleTable:
-    understood = [row if isinstance(row, Problem) else understand(row, format_name) for row in rows]
+    understood = [row if isinstance(row, Problem) else understand(row, format_name, data.columns) for row in rows]
     conversations = [found for found in understood if isinstance(found, Conversation)]
     results = iter(encode(conversations, tokenizer, train_on=data.train_on, max_length=data.max_length, on_overlong=data.on_overlong))
     examples: list[Example] = []
@@ -142,8 +145,7 @@ def _count_bad(problem: Problem, tally: _Tally) -> None:
 
 def _count(conversation: Conversation, encoded: Encoded, tally: _Tally) -> list[Example]:
     """The row's examples that teach something."""
-    if encoded.num_tokens > tally.longest_tokens:
-        tally.longest_tokens, tally.longest_where = encoded.num_tokens, conversation.row.where
+    tally.losses.add(encoded, conversation.row.where)
     if encoded.outcome == "dropped":
         tally.dropped += 1
         tally.cut_tokens += encoded.num_tokens
@@ -196,11 +198,11 @@ def _no_targets(data: DataConfig, path: str, tally: _Tally) -> Problem:
     return Problem(code="data.no-targets", message=message, where=path, hint=hint)
 
 
-def _report(read: tuple[_Read, ...], tables: tuple[ExampleTable, ExampleTable | None], *, shared: int) -> Report:
+def _report(read: tuple[_Read, ...], tables: tuple[ExampleTable, ExampleTable | None], tokenizer: ChatTokenizer, *, shared: int) -> Report:
     train, evaluation = tables
     present = [table for table in tables if table is not None]
     tallies = [one.tally for one in read]
-    longest = max(tallies, key=lambda tally: tally.longest_tokens)
+    longest = max((tally.losses for tally in tallies), key=lambda losses: losses.longest_tokens)
     row_keys = np.stack((evaluation.sources, evaluation.rows)) if evaluation is not None else np.empty((2, 0), np.int64)
     return Report(
         format=read[0].detected.name,
@@ -225,6 +227,7 @@ def _report(read: tuple[_Read, ...], tables: tuple[ExampleTable, ExampleTable | 
         duplicates=sum(_duplicates(one.table) for one in read),
         shared_with_eval=shared,
         ignored_files=tuple(path for one in read for path in one.source.ignored),
+        notes=tokenizer.notes if any(one.detected.name != "text" for one in read) else (),
     )
 
 

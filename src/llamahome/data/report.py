@@ -38,11 +38,18 @@ class Report:
     shared_with_eval: int = 0
     """Training rows that are also in data.eval_path."""
     ignored_files: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What else should be known, in sentences."""
 
     @property
     def mean_tokens(self) -> float:
         """Tokens per example."""
         return self.tokens / max(1, self.train_examples + self.eval_examples)
+
+    @property
+    def lost_share(self) -> float:
+        """Targets cut off or left out over those and the ones that are learned."""
+        return self.cut_targets / max(1, self.cut_targets + self.targets)
 
     def lines(self) -> list[str]:
         """For people; a line for each thing that is not as one would hope."""
@@ -53,10 +60,11 @@ class Report:
             f"{self.train_examples:,} examples to train on, {self.eval_examples:,} held out; {show_count(self.tokens)} tokens, "
             f"{self.mean_tokens:,.0f} per example, {share:.0%} of them learned; longest {self.longest_tokens:,} ({self.longest_where})",
         ]
+        cut = f"{self.cut_tokens:,} tokens lost, {self.cut_targets:,} of them targets, {self.lost_share:.1%} of all targets"
         lost = (
             (self.bad, "bad rows left out"),
-            (self.overlong_truncated, f"rows cut to max_length: {self.cut_tokens:,} tokens lost, {self.cut_targets:,} of them answers"),
-            (self.overlong_dropped, f"rows longer than max_length left out: {self.cut_tokens:,} tokens lost"),
+            (self.overlong_truncated, f"rows cut to max_length: {cut}"),
+            (self.overlong_dropped, f"rows longer than max_length left out: {cut}"),
             (self.split, "rows longer than max_length split"),
             (self.without_targets, "rows left out because nothing in them is learned"),
             (self.duplicates, "rows with the content of an earlier one"),
@@ -68,4 +76,4 @@ class Report:
             plural = next(word for word in one if what.startswith(word))
             if count:
                 lines.append(f"{count:,} {one[plural] + what.removeprefix(plural) if count == 1 else what}")
-        return lines
+        return [*lines, *self.notes]

@@ -8,7 +8,7 @@ tokenized in parts if need be. A row of which neither can be shown is refused, n
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,9 @@ class Encoded:
     num_tokens: int
     num_targets: int
     outcome: Literal["whole", "truncated", "dropped", "split"]
+    lost: tuple[tuple[int, int], ...] = ()
+    """Targets cut off or left out: (length, count), `count` of them would be there with a max_length of `length`, a multiple of 64.
+    The first token of each part of a split row, which nothing predicts, is not among them."""
 
 
 def encode(
@@ -81,18 +84,26 @@ def fit(whole: Tokenized, *, max_length: int, on_overlong: OnOverlong) -> Encode
     if count <= max_length:
         return Encoded((_example(whole, 0, count),), count, learned, "whole")
     if on_overlong == "drop":
-        return Encoded((), count, learned, "dropped")
+        return Encoded((), count, learned, "dropped", ((_rounded(count), learned),) if learned else ())
     if on_overlong == "truncate":
-        lost = int(whole.targets[max_length:].sum())
-        return Encoded((_example(whole, 0, max_length, cut=count - max_length, cut_targets=lost),), count, learned, "truncated")
+        places = np.flatnonzero(whole.targets[max_length:]) + max_length + 1
+        kept = _example(whole, 0, max_length, cut=count - max_length, cut_targets=len(places))
+        lengths, counts = np.unique(_rounded(places), return_counts=True)
+        return Encoded((kept,), count, learned, "truncated", tuple(zip(lengths.tolist(), counts.tolist(), strict=True)))
     if on_overlong == "split" and whole.conversation.text is not None:
         begins = range(0, count, max_length)
-        return Encoded(tuple(_example(whole, at, min(at + max_length, count)) for at in begins), count, learned, "split")
+        examples = tuple(_example(whole, at, min(at + max_length, count)) for at in begins)
+        return Encoded(examples, count, learned, "split")
     message = f"{count:,} tokens, more than data.max_length {max_length:,}"
     if on_overlong == "split":
         message += "; a chat cannot be split"
     hint = f"--set data.max_length={count}"
     return problem_at(whole.conversation.row, Finding("data.overlong", message, hint=hint))
+
+
+def _rounded(length: Any) -> Any:
+    """Up to the next multiple of 64."""
+    return -(-length // 64) * 64
 
 
 def _example(whole: Tokenized, begin: int, end: int, *, cut: int = 0, cut_targets: int = 0) -> Example:

@@ -112,6 +112,14 @@ class ChatTokenizer:
         plain, with_tools = self._tokenizer.get_chat_template(), self._tokenizer.get_chat_template(tools=[{}])
         return ChatTemplate(plain, with_tools, compiler=_compile_jinja_template, variables=dict(self._tokenizer.special_tokens_map))
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What should be known about how chats are written."""
+        shown = (
+            f"the chat template shows the date: every row is written as on {TEMPLATE_DATE:%d %B %Y}, today's date is used in a chat alone"
+        )
+        return (shown,) if self.template.shows_date else ()
+
     def render(self, turns: Sequence[dict[str, Any]], *, tools: Sequence[dict[str, Any]] = (), add_generation_prompt: bool = False) -> str:
         """The chat as one text, as rows are written; raises Finding when the template refuses it."""
         return self.template.render(turns, tools=tools, prompt=add_generation_prompt, date=TEMPLATE_DATE)

@@ -50,12 +50,12 @@ def view(
     source: Source, numbers: Iterable[int], data: DataConfig, tokenizer: ChatTokenizer, *, only: Only | None = None
 ) -> Iterator[ShownRow | Problem]:
     """These rows, with exactly the tokens and targets that a training run gives them; a Problem for a row that it would refuse."""
-    detected = first_format(source, data.format)
+    detected = first_format(source, data.format, data.columns)
     if detected.name != "text":
         require_chat_template(tokenizer, what=f"the rows are chats ({detected.name})")
     for number in numbers:
         row = source.parsed(number)
-        conversation = row if isinstance(row, Problem) else understand(row, detected.name)
+        conversation = row if isinstance(row, Problem) else understand(row, detected.name, data.columns)
         if isinstance(conversation, Problem):
             yield conversation
             continue
