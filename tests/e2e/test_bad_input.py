@@ -70,7 +70,7 @@ MISTAKES = {
     ),
     "an empty file": Mistake(3, ["data.empty-file"], ["rows.jsonl"], prepare=text("rows.jsonl", "")),
     "an empty folder": Mistake(3, ["data.empty-folder"], ["raw"], ("train", "raw"), lambda folder: (folder / "raw").mkdir()),
-    "a folder without rows": Mistake(3, ["data.empty-folder"], ["raw", "notes.md"], ("train", "raw"), text("raw/notes.md", "x")),
+    "a folder without rows": Mistake(3, ["data.empty-folder"], ["raw", "photo.jpg"], ("train", "raw"), text("raw/photo.jpg", "x")),
     "broken JSON": Mistake(3, ["data.bad-json", "data.bad-rows"], ["rows.jsonl:5", "column"], prepare=broken_at(5)),
     "a misspelt role": Mistake(
         3,
