@@ -1,0 +1,41 @@
+"""What docs/data.md says of formats is true: each row that it shows is read as it says, and its settings are accepted."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from llamahome.config.load import load_config
+from llamahome.data.detect import detect
+from llamahome.data.formats import FORMATS, understand
+from llamahome.data.records import Conversation, Row
+
+PAGE = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
+ROWS = dict(re.findall(r"^\| (\w+) \| `(\{.*?\})`", PAGE, flags=re.MULTILINE))
+
+
+def test_every_format_is_shown() -> None:
+    assert set(ROWS) == set(FORMATS)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_row_that_is_shown_is_read_in_its_format(name: str) -> None:
+    row = Row(0, "rows.jsonl", 1, json.loads(ROWS[name]))
+    assert detect([row], "auto").name == name
+    assert isinstance(understand(row, name), Conversation)
+
+
+def test_the_chat_with_a_tool_is_read() -> None:
+    shown = PAGE[PAGE.index('    {"messages"') :].partition("\n\n")[0]
+    found = understand(Row(0, "rows.jsonl", 1, json.loads(shown)), "messages")
+    assert isinstance(found, Conversation), found
+    assert found.turns[1]["tool_calls"][0]["function"]["name"] == found.tools[0]["function"]["name"] == "clock"
+
+
+def test_the_settings_that_are_shown_are_accepted() -> None:
+    shown = re.findall(r"`--set (data\.[^`]*)`", PAGE)
+    assert len(shown) >= 5
+    for assignment in shown:
+        if "NAME" not in assignment:
+            load_config(assignments=[assignment.replace('"', "")])
