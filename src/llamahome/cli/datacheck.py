@@ -77,7 +77,7 @@ def check(
         fixed = write(request, fix, force=force)
         for line in _fixed_lines(fixed, fix):
             typer.echo(line, err=as_json)
-    elif not as_json and any(level == "error" or code in MENDABLE for level, code in checked.tally.kinds()):
+    elif not as_json and any(found.problem.code in MENDABLE or (found.level == "error" and found.place) for found in checked.tally.shown()):
         again = shlex.join(["llamahome", *sys.argv[1:], "--fix", "clean.jsonl"])
         print(f"help: {again}   writes a copy without what can be mended", file=sys.stderr)
     if checked.tally.total("error"):

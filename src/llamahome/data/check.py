@@ -18,6 +18,7 @@ from llamahome.data.duplicates import MOST_ROWS, near_known
 from llamahome.data.facts import join_facts
 from llamahome.data.findings import Found, Tally
 from llamahome.data.languages import languages_known
+from llamahome.data.losses import Losses
 from llamahome.data.prepare import first_format
 from llamahome.data.rowcheck import Scope
 from llamahome.data.sources import Source, open_source
@@ -85,7 +86,7 @@ def check(request: Request, tell: Tell, *, watch: Watch = lambda done, rows: Non
             for found in compared(side):
                 told(found)
             where = ", ".join(request.paths) if side is checked.main else str(request.data.eval_path)
-            for problem in _judged(side, request.data, where):
+            for problem in _judged(side, where):
                 told(Found("error", problem))
     if checked.main is not None:
         if len(checked.main.facts) > MOST_ROWS and request.near:
@@ -115,7 +116,7 @@ def look_over(request: Request, told: Tell, *, watch: Watch = lambda done, rows:
         return None
     for found in _marks(source):
         told(found)
-    name = the_format(source, request.data.format, told)
+    name = the_format(source, request.data, told)
     if tokenizer is not None and name != "text":
         try:
             require_chat_template(tokenizer, what="the rows are chats" + (f" ({name})" if name else ""))
@@ -126,14 +127,15 @@ def look_over(request: Request, told: Tell, *, watch: Watch = lambda done, rows:
     near = request.near and len(source) <= MOST_ROWS
     scope = Scope(source.paths, request.data, name, place, near=near, languages=request.languages)
     processes = request.processes or processes_for(source.paths, tokens=place is not None)
-    parts, done = [], 0
+    parts, done, losses = [], 0, Losses()
     for looked in survey(scope, source, tokenizer, processes=processes):
         parts.append(looked.facts)
+        losses.merge(looked.losses)
         done += len(looked.facts)
         watch(done, len(source))
         for found in looked.findings:
             told(found)
-    return Side(source, name, join_facts(parts), tokens=place is not None)
+    return Side(source, request.data, name, join_facts(parts), losses, tokens=place is not None)
 
 
 def open_all(paths: tuple[str, ...], told: Tell) -> Source | None:
@@ -155,10 +157,10 @@ def open_all(paths: tuple[str, ...], told: Tell) -> Source | None:
     return open_source(good) if good and len(good) < len(paths) else None
 
 
-def the_format(source: Source, wanted: str, told: Tell) -> str | None:
+def the_format(source: Source, data: DataConfig, told: Tell) -> str | None:
     """The format that a run would find; None when it would find none, which is told unless single rows are to blame."""
     try:
-        return first_format(source, wanted).name
+        return first_format(source, data.format, data.columns).name
     except DataError as error:
         rows = set(_first_problems(source))
         for problem in error.problems:
@@ -189,8 +191,9 @@ def marked(path: str) -> bool:
         return file.read(3) == codecs.BOM_UTF8
 
 
-def _judged(side: Side, data: DataConfig, where: str) -> Iterator[Problem]:
+def _judged(side: Side, where: str) -> Iterator[Problem]:
     """Why a run would refuse rows that it could take one by one: too many are bad, or nothing in them is learned."""
+    data = side.data
     rows, bad = len(side.facts), len(side.facts) - int(side.facts.usable.sum())
     if side.format is None or (bad and data.on_bad_row == "error"):
         return
@@ -204,3 +207,5 @@ def _judged(side: Side, data: DataConfig, where: str) -> Iterator[Problem]:
         yield Problem(
             code="data.no-targets", message=message, where=where, hint=f"--set data.max_length={longest} keeps all of the longest row"
         )
+    elif (lost := side.losses.judge(data, where)) is not None:
+        yield lost

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llamahome.config.schema import DataConfig
 from llamahome.data.duplicates import near_repeats, repeats, said, same_letters
 from llamahome.data.facts import Facts
 from llamahome.data.findings import Found, Place
 from llamahome.data.formats import understand
 from llamahome.data.jsonrow import excerpt
 from llamahome.data.languages import rare_languages
+from llamahome.data.losses import Losses
 from llamahome.data.records import Conversation, Row
 from llamahome.data.rowcheck import format_of
 from llamahome.data.sources import Source
@@ -27,9 +29,11 @@ class Side:
     """The rows to train on, or those to evaluate on, looked at."""
 
     source: Source
+    data: DataConfig
     format: str | None
     """None when there is no one format."""
     facts: Facts
+    losses: Losses
     tokens: bool
     """Whether tokens were counted."""
 
@@ -41,7 +45,7 @@ class Side:
         """A usable row, read again."""
         row = self.source.parsed(number)
         assert isinstance(row, Row)
-        found = understand(row, self.format or format_of(row) or "")
+        found = understand(row, self.format or format_of(row, self.data) or "", self.data.columns)
         assert isinstance(found, Conversation)
         return found
 

@@ -59,7 +59,7 @@ def same_letters(one: Conversation, other: Conversation) -> bool:
 def _parts(conversation: Conversation) -> list[str]:
     if conversation.text is not None:
         return [conversation.text]
-    parts = []
+    parts: list[str] = []
     for turn in conversation.turns:
         content = turn.get("content")
         parts += (turn["role"], content if isinstance(content, str) else "")

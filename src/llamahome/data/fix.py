@@ -85,7 +85,7 @@ def fix(request: Request, out: Path, *, force: bool = False) -> Fixed:
     """
     source = open_source(request.paths[0] if len(request.paths) == 1 else request.paths)
     refuse_output(out, (*request.paths, *source.paths), force=force)
-    name = first_format(source, request.data.format).name
+    name = first_format(source, request.data.format, request.data.columns).name
     tokenizer = None if request.tokenizer is None else load_tokenizer(request.tokenizer[0], chat_template=request.tokenizer[1])
     fixed = Fixed()
     record = out.with_name(out.name + CHANGES)
@@ -101,19 +101,19 @@ def fix(request: Request, out: Path, *, force: bool = False) -> Fixed:
         if not fixed.kept:
             message = "not one row can be used, so there is nothing to write"
             raise DataError(Problem(code="data.nothing-to-keep", message=message, where=" ".join(request.paths)))
-        detect(first, request.data.format)  # without the dropped rows, others are the first
+        detect(first, request.data.format, request.data.columns)  # without the dropped rows, others are the first
     return fixed
 
 
 def _worked(source: Source, name: str, data: DataConfig, tokenizer: ChatTokenizer | None) -> Iterator[_Work]:
     for begin in range(0, len(source), _STRETCH):
-        stretch = [_mended(source, number, name) for number in range(begin, min(begin + _STRETCH, len(source)))]
+        stretch = [_mended(source, number, name, data) for number in range(begin, min(begin + _STRETCH, len(source)))]
         if tokenizer is not None:
             _mend_tokens(stretch, name, data, tokenizer)
         yield from stretch
 
 
-def _mended(source: Source, number: int, name: str) -> _Work:
+def _mended(source: Source, number: int, name: str, data: DataConfig) -> _Work:
     """The row, parsed and understood as far as it can be mended."""
     parsed = source.parsed(number)
     place = row_place(source, number, parsed)
@@ -131,7 +131,7 @@ def _mended(source: Source, number: int, name: str) -> _Work:
     misread = mend_misread(parsed.value)
     if misread is not None:
         _take(work, *misread)
-    _understand(work, name, None)
+    _understand(work, name, data, None)
     return work
 
 
@@ -141,11 +141,11 @@ def _take(work: _Work, value: dict[str, Any], changes: list[Change]) -> None:
     work.changes += changes
 
 
-def _understand(work: _Work, name: str, tokenizer: ChatTokenizer | None) -> None:
+def _understand(work: _Work, name: str, data: DataConfig, tokenizer: ChatTokenizer | None) -> None:
     """Mend the row until it is understood, or cannot be mended."""
     for _ in range(_TRIES):
         assert work.row is not None
-        found = understand(work.row, name)
+        found = understand(work.row, name, data.columns)
         if isinstance(found, Conversation):
             work.conversation, work.refused = found, None
             return
@@ -170,7 +170,7 @@ def _mend_tokens(stretch: Sequence[_Work], name: str, data: DataConfig, tokenize
             mended = mend_value(work.row.value, result, tokenizer)
             if mended is not None:
                 _take(work, *mended)
-                _understand(work, name, tokenizer)
+                _understand(work, name, data, tokenizer)
                 again.append(work)
         waiting = [work for work in again if work.conversation is not None]
         if not waiting:
@@ -220,7 +220,7 @@ def _line(log: TextIO, place: Place, entry: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(*targets: Path) -> Iterator[list[TextIO]]:
+def _replacing(*targets: Path) -> Iterator[Sequence[TextIO]]:
     """Files to write that get their names when all went well, and are removed when not."""
     parts = [target.with_name(f".{target.name}.part-{os.getpid()}.jsonl") for target in targets]
     try:

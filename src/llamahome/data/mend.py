@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from llamahome.data.fault import nearest
 from llamahome.data.formats import MESSAGE_ROLES, SHAREGPT_ROLES
 from llamahome.data.jsonpath import Steps, change_strings, leads, path_in, put, rename, show_path, value_at
 from llamahome.data.mojibake import repaired
 from llamahome.data.tokens import ChatTokenizer
-from llamahome.data.turns import nearest
 from llamahome.errors import Problem
 
 _BOM = b"\xef\xbb\xbf"

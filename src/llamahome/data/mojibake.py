@@ -22,6 +22,8 @@ _SURE = re.compile(
     f"|\xef\xbf\xbd|\xef\xbb\xbf"  # the replacement character, the byte order mark
     f"|(?:[\xd0\xd1]{_NEXT}){{3}}|(?:[\xce\xcf]{_NEXT}){{3}}"  # a word in Cyrillic or Greek
 )
+_NO_TEXT = ("Cc", "Cn", "Co", "Cs")
+"""Unicode categories of what no one types: control, unassigned, private, half characters."""
 _ROUNDS = 3
 """Text is sometimes misread more than once."""
 
@@ -49,7 +51,9 @@ def repaired(text: str) -> str | None:
         better = _once(text)
         if better is None:
             break
-        text = found = better
+        text = better
+        if not any(unicodedata.category(character) in _NO_TEXT for character in text if not character.isascii()):
+            found = text
     return found
 
 
@@ -58,5 +62,4 @@ def _once(text: str) -> str | None:
         better = bytes(_BYTES[ord(character)] for character in text).decode("utf-8")
     except (KeyError, UnicodeDecodeError):
         return None
-    strange = any(unicodedata.category(character) in ("Cc", "Cn", "Co", "Cs") for character in better if not character.isascii())
-    return None if strange or _LOST in better else better
+    return None if _LOST in better else better

@@ -20,6 +20,7 @@ from llamahome.data.jsonpath import path_in, show_path, strings
 from llamahome.data.jsonrow import excerpt, parse_row
 from llamahome.data.kinds import ending
 from llamahome.data.languages import open_identifier
+from llamahome.data.losses import Losses
 from llamahome.data.mend import mend_bytes, mend_value
 from llamahome.data.mojibake import lost_at, misread_at, repaired
 from llamahome.data.records import Conversation, Row
@@ -51,6 +52,8 @@ class Looked:
 
     findings: list[Found]
     facts: Facts
+    losses: Losses
+    """What data.max_length takes from the rows that are not refused."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +91,21 @@ class Looker:
             wholes = tokenize([conversation for _, conversation in chats], self.tokenizer, train_on=self.scope.data.train_on)
             for (at, _), whole in zip(chats, wholes, strict=True):
                 measured[at] = self._fit(whole, read[at], measured[at], findings[at])
-        return Looked([found for row in findings for found in row], lay_out(measured))
+        losses = Losses()
+        for one in measured:
+            if one.encoded is not None:
+                losses.add(one.encoded, one.place.where)
+        return Looked([found for row in findings for found in row], lay_out(measured), losses)
 
     def _read(self, number: int, findings: list[Found]) -> _Read:
         parsed = self.source.parsed(number)
         place, file = row_place(self.source, number, parsed), self.source.file_of(number)
         row = parsed if isinstance(parsed, Row) else self._without_stray_bytes(number, parsed, place, findings)
-        name = None if row is None else self.scope.format or format_of(row)
+        name = None if row is None else self.scope.format or format_of(row, self.scope.data)
         if row is None or name is None:  # of no format: told once, of the whole source
             return _Read(place, file, refused=True)
         refused = not isinstance(parsed, Row)
-        while not isinstance(found := understand(row, name), Conversation):
+        while not isinstance(found := understand(row, name, self.scope.data.columns), Conversation):
             refused = True
             findings.append(self._refusal(found, place, row.value))
             mended = mend_value(row.value, found, self.tokenizer)
@@ -164,10 +171,10 @@ def refusal_level(data: DataConfig, code: str) -> Level:
     return "warning" if data.on_bad_row == "skip" and code != "data.overlong" else "error"
 
 
-def format_of(row: Row) -> str | None:
+def format_of(row: Row, data: DataConfig) -> str | None:
     """The format of this one row."""
     try:
-        return detect([row], "auto").name
+        return detect([row], "auto", data.columns).name
     except DataError:
         return None
 
