@@ -7,6 +7,7 @@ import pytest
 
 from llamahome.data.formats import understand
 from llamahome.data.records import Conversation, Row
+from llamahome.errors import Problem
 
 ASKED = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}]
 
@@ -81,3 +82,18 @@ def test_weights_count_from_the_row_although_a_system_text_goes_first() -> None:
     value = {"messages": [*ASKED, ASKED[0], {**ASKED[1], "weight": 0}], "system": "s"}
     found = understand(row_of(value), "messages")
     assert isinstance(found, Conversation) and found.context_only == {4} and found.turns[0]["role"] == "system"
+
+
+@pytest.mark.parametrize(
+    ("calls", "words"),
+    [
+        ('[{"name": "clock", "arguments": {"zone": "\\ud800"}}]', "half of a surrogate pair"),
+        ([{"name": "clock", "arguments": '{"zone": "\\udfff"}'}], "half of a surrogate pair"),
+        ("[" * 5000, "nested too deeply"),
+        (json.loads('{"name": "clock", "arguments": {"a": ' + "[" * 200 + "]" * 200 + "}}"), "nested more than 100 deep"),
+        ([{"name": "clock", "arguments": '{"a": ' + "[" * 200 + "]" * 200 + "}"}], "nested more than 100 deep"),
+    ],
+)
+def test_calls_that_no_template_could_write_are_refused(calls: object, words: str) -> None:
+    found = understand(row_of(calling(calls)), "messages")
+    assert isinstance(found, Problem) and found.code == "data.bad-tool-call" and words in found.message

@@ -82,7 +82,9 @@ def fit(whole: Tokenized, *, max_length: int, on_overlong: OnOverlong) -> Encode
     """Apply max_length: cut the end, leave out, split (plain text only), or refuse."""
     count, learned = len(whole.tokens), int(whole.targets.sum())
     if count <= max_length:
-        return Encoded((_example(whole, 0, count),), count, learned, "whole")
+        row = whole.conversation.row
+        example = Example(row.source, row.index, row.line, whole.tokens, whole.targets)
+        return Encoded((example,), count, learned, "whole")
     if on_overlong == "drop":
         return Encoded((), count, learned, "dropped", ((_rounded(count), learned),) if learned else ())
     if on_overlong == "truncate":

@@ -9,9 +9,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from llamahome.data.fault import Finding
+from llamahome.data.fault import Finding, from_text
 from llamahome.data.jsonrow import kind
 
+_DEEPEST = 100
 _SHAPE = '{"name": "clock", "arguments": {"zone": "UTC"}}'
 
 
@@ -106,12 +107,24 @@ def _call(call: object, *, path: str) -> dict[str, Any]:
 
 def _from_text(value: object, *, path: str) -> Any:
     """The value itself, or what its JSON text holds."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise _bad(path, f"is not valid JSON: {error}", part=value) from error
+    if isinstance(value, str):
+        try:
+            value = from_text(value)
+        except ValueError as error:
+            raise _bad(path, f"is not valid JSON: {error}", part=value) from error
+    _check_depth(value, path=path)
+    return value
+
+
+def _check_depth(value: object, *, path: str) -> None:
+    """Finding for a value nested more deeply than any call is."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        parts = [list(part.values()) if isinstance(part, dict) else part for part in level if isinstance(part, dict | list)]
+        level = [inner for part in parts for inner in part]
+        if not level:
+            return
+    raise _bad(path, f"is nested more than {_DEEPEST} deep", part=None)
 
 
 def _bad(path: str, what: str, *, part: object) -> Finding:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llamahome.data.fault import Finding as Finding
-from llamahome.data.fault import content_of, required
+from llamahome.data.fault import content_of, from_text, required
 from llamahome.data.fault import nearest as nearest
 from llamahome.data.fault import problem_at as problem_at
 from llamahome.data.jsonrow import kind
@@ -75,8 +75,8 @@ def _turn(turn: dict[str, Any], *, path: str, keys: tuple[str, str], roles: Mapp
 def _from_json(text: str, *, path: str) -> Any:
     """What a list in JSON text holds; tables cannot hold lists."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return from_text(text)
+    except ValueError as error:
         raise Finding("data.wrong-type", f"{path} is a string that is no JSON list: {error}") from error
 
 
