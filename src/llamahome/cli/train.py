@@ -11,7 +11,9 @@ import typer
 if TYPE_CHECKING:
     from llamahome.config.load import LoadedConfig
 
-DataPath = Annotated[str, typer.Argument(help="A JSONL file, a folder of them, or a glob.", metavar="DATA_PATH")]
+DataPath = Annotated[
+    str, typer.Argument(help="A file (JSONL, JSON, CSV, Parquet, text), a folder, a glob, or org/name on the hub.", metavar="DATA_PATH")
+]
 Model = Annotated[str | None, typer.Option("--model", help="Base model: a folder, a name, or a hub id [model.name].")]
 Output = Annotated[str | None, typer.Option("--output", help="Folder of this run [output.dir].")]
 ConfigFiles = Annotated[list[Path] | None, typer.Option("--config", help="Settings file; may be given again.")]
@@ -122,7 +124,9 @@ def train_resume(
 
 def train_eval(
     model: Annotated[str, typer.Argument(help="A run, a checkpoint, a model folder or a model's name.", metavar="MODEL")],
-    data: Annotated[str, typer.Argument(help="A JSONL file, a folder of them, or a glob.", metavar="DATA")],
+    data: Annotated[
+        str, typer.Argument(help="A file (JSONL, JSON, CSV, Parquet, text), a folder, a glob, or org/name on the hub.", metavar="DATA")
+    ],
     config: ConfigFiles = None,
     assignments: Assignments = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

@@ -15,6 +15,9 @@ JSON_COLUMNS = frozenset(("messages", "conversations", "history", "tools", "chos
 """Columns in which a cell of text that begins with [ or { is read as JSON: tables have no other way to write a list of turns."""
 
 
+_SPELL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
 class BadCell(Exception):
     """A cell that should hold JSON and does not."""
 
@@ -26,7 +29,7 @@ def row_value(cells: dict[str, Any]) -> dict[str, Any]:
 
 def canonical(value: dict[str, Any]) -> bytes:
     """The row as JSON in one spelling, which is what is hashed."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    return _SPELL.encode(value).encode("utf-8", "surrogatepass")
 
 
 def plain(value: Any) -> Any:
