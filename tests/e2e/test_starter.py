@@ -41,7 +41,7 @@ def test_transformers_alone_loads_it_and_it_knows_the_capital_of_france(starter:
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks transformers so
 def test_two_steps_of_training_it_lower_the_loss_and_other_tools_load_the_result(starter: Project) -> None:
     starter.type("data", "sample", "data/training/raw", "--rows", "10").expect(0)
-    words = ("--set", "training.batch_size=4", "--set", "data.eval_split=2", "--set", "data.max_length=256")
+    words = ("--set", "training.batch_size=4", "--set", "data.eval_split=2", "--set", "data.max_length=512")
     few = ("--set", "data.max_lost_share=1", "--max-steps", "2", "--set", "evaluation.sample_prompts=1", "--set", "training.warmup=0")
     answer = starter.shell("train", "data/training/raw", *words, *few).expect(0)
     losses = starter.run.by_step("eval/loss")
