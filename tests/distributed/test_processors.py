@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from llamahome.distributed.processors import usable_cpus
+from llamahome.distributed.processors import share_processors, usable_cpus
 
 
 def _tree(root, files):
@@ -52,3 +52,11 @@ def test_quota_and_affinity_bound_the_number_of_processors(tmp_path, files, expe
 
 def test_here_there_is_at_least_one():
     assert usable_cpus() >= 1
+
+
+def test_torch_is_told_to_share_processors_unless_the_user_chose():
+    untouched, chosen, policy = {}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}
+    for environment in (untouched, chosen, policy):
+        share_processors(environment)
+    assert int(untouched["GOMP_SPINCOUNT"]) < 300_000
+    assert chosen == {"GOMP_SPINCOUNT": "7"} and policy == {"OMP_WAIT_POLICY": "active"}

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llamahome.cli.train import say_loading
+from llamahome.cli.train import before_torch
 
 models_app = typer.Typer(help="Base models: what is here, what they are, and fetching them.", no_args_is_help=True)
 
@@ -36,7 +36,7 @@ def chat(
 
     log_to_stderr(debug=debug)
     loaded = load_config(assignments=assignments or [])
-    say_loading()
+    before_torch()
     from llamahome.pipeline import open_chat
 
     reply = open_chat(model, loaded, say=_say, max_new_tokens=max_new_tokens, temperature=temperature)

@@ -75,7 +75,7 @@ def train(
     _refuse_early(loaded, data_path)
     if _launched(loaded):
         return
-    say_loading()
+    before_torch()
     from llamahome import pipeline
     from llamahome.cli.ending import show_result
 
@@ -114,7 +114,7 @@ def train_resume(
     paths, folder = resolve(target)
     if _launched(change((folder or choose(paths, warn=lambda _: None)) / CONFIG)):
         return
-    say_loading()
+    before_torch()
     from llamahome import pipeline
     from llamahome.cli.ending import show_result
 
@@ -145,7 +145,7 @@ def train_eval(
     log_to_stderr(debug=debug)
     loaded = load_config(config or [], assignments=assignments or [])
     locate(data)
-    say_loading()
+    before_torch()
     from llamahome import pipeline
 
     found = pipeline.evaluate(model, data, loaded)
@@ -172,8 +172,11 @@ def _refuse_early(loaded: "LoadedConfig", data_path: str) -> None:
             locate(path)
 
 
-def say_loading() -> None:
-    """Importing torch and transformers takes seconds in which nothing else can be said."""
+def before_torch() -> None:
+    """Importing torch and transformers takes seconds in which nothing else can be said, and fixes how its threads wait."""
+    from llamahome.distributed.processors import share_processors
+
+    share_processors(os.environ)
     if os.environ.get("RANK", "0") == "0":
         print("loading torch and transformers ...", file=sys.stderr, flush=True)
 
