@@ -78,17 +78,27 @@ def test_arguments_go_as_text_to_a_template_that_writes_them_as_they_are() -> No
     assert '"arguments": {"zone": "UTC", "n": 2}}' in learned(read(CALLED), texts)
 
 
+def test_an_empty_content_goes_to_a_template_that_asks_every_turn_for_it() -> None:
+    asking = QWEN25.replace("{%- if turn.content -%}{{ '\\n' ~ turn.content }}{%- endif -%}", "{{- '\\n' + turn.content -}}")
+    assert asking != QWEN25
+    found = learned(read(CALLED), ChatTokenizer(FAMILIES["Qwen 2.5"].tokenizer(asking)))
+    assert found.startswith('\n<tool_call>\n{"name": "clock"') and found.endswith("Noon.<|im_end|>")
+    problem = refused(read(CALLED), ChatTokenizer(train_tokenizer()))
+    assert problem.code == "data.turn-left-out" and "the name of the tool clock of turn 1" in problem.message
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("call.function.arguments | tojson", "'{}'", "it does not write the argument 'zone' of the tool clock"),
-        ("call.function.name", "'tool'", "it does not write the name of the tool clock"),
+        ("call.function.arguments | tojson", "'{}'", "leaves out the argument 'zone' of the tool clock"),
+        ("call.function.name", "'tool'", "leaves out the name of the tool clock"),
     ],
 )
 def test_a_call_that_is_not_written_whole_is_refused(old: str, new: str, words: str) -> None:
     changed = ChatTokenizer(FAMILIES["Qwen 2.5"].tokenizer(QWEN25.replace(old, new)))
-    problem = refused(read(CALLED), changed)
-    assert problem.code == "data.mask-unproved" and words in problem.message
+    for train_on in ("assistant", "last", "all"):
+        problem = refused(read(CALLED), changed, train_on=train_on)
+        assert problem.code == "data.turn-left-out" and words in problem.message and "chat_template" in str(problem.hint)
 
 
 def test_definitions_that_the_template_does_not_know_are_refused() -> None:

@@ -71,17 +71,22 @@ def marked_spans(turns: Turns, numbers: Sequence[int], text: str, marks: Sequenc
 
 
 def check_shown(turns: Turns, whole: str) -> None:
-    """Finding when a turn of the user, the system or a tool is not in the rendering: it would be dropped in silence."""
+    """Finding when a tool call or a turn of the user, the system or a tool is not in the rendering: it would be dropped in silence."""
     for number, turn in enumerate(turns):
+        missing = shown_calls(turn.get("tool_calls", ()), whole)
+        if missing is not None:
+            raise left_out(number, turn["role"], missing)
         longest = max((line.strip() for line in turn.get("content", "").splitlines()), key=len, default="")
         if turn["role"] != "assistant" and longest not in whole and _as_json(longest) not in whole:
             raise left_out(number, turn["role"])
 
 
-def left_out(number: int, role: str) -> Finding:
+def left_out(number: int, role: str, what: str = "the text") -> Finding:
     """What is said of a turn that the template does not write."""
-    message = f"the model's chat template leaves out the text of turn {number} ({role})"
-    return Finding("data.turn-left-out", message, hint=f"remove the turn, or {_OTHER}")
+    message = f"the model's chat template leaves out {what} of turn {number} ({role})"
+    return Finding(
+        "data.turn-left-out", message, hint="remove the turn, or --set model.chat_template=FILE.jinja with a template that writes it"
+    )
 
 
 def unproved(number: int, reason: str, *, hint: str | None = None) -> Finding:
@@ -136,7 +141,7 @@ def _calls(tail: str, turn: Mapping[str, Any], number: int, tokenizer: ChatToken
     stop = chosen[0][1] if chosen else len(tail.rstrip())
     missing = shown_calls(turn["tool_calls"], tail[:stop])
     if missing is not None:
-        raise unproved(number, f"it does not write {missing}")
+        raise left_out(number, turn["role"], missing)
     if _squeezed(turn.get("content", "")) not in _squeezed(tail[:stop]):
         raise unproved(number, "beside tool calls it leaves out the turn's text")
     if not chosen and tokenizer.turn_end is not None:

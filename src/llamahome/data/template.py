@@ -12,14 +12,19 @@ from typing import Any
 import jinja2
 
 from llamahome.data.fault import Finding
-from llamahome.data.toolcalls import with_text_arguments
+from llamahome.data.toolcalls import with_contents, with_text_arguments
 
 TEMPLATE_DATE = datetime.date(2025, 1, 1)
 """The date in rows whose template writes the day it is rendered on."""
 _FAULTS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError, RecursionError)
 """What a template may raise while it renders: its own refusal, or a mistake in it."""
 _PROBE: dict[str, Any] = {"type": "function", "id": "abcdefghi", "function": {"name": "probe", "arguments": {"probe_key": "probe_value"}}}
-"""A call with which it is found how a template writes arguments; its id has the nine letters that Mistral's templates ask for."""
+"""A call with which it is found how a template wants calls; its id has the nine letters that Mistral's templates ask for."""
+_WORDS = ("probe", "probe_key", "probe_value")
+_AS_PYTHON = str(_PROBE["function"]["arguments"])
+_Way = Callable[[Sequence[dict[str, Any]]], Sequence[dict[str, Any]]]
+_WAYS: tuple[_Way, ...] = (list, with_text_arguments, with_contents, lambda turns: with_text_arguments(with_contents(turns)))
+"""Turns with calls as they are; arguments as JSON text; an empty content where there is none; both."""
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
@@ -31,7 +36,7 @@ class ChatTemplate:
         self._compiler = compiler
         self._variables = variables
         self._compiled: dict[str, Any] = {}
-        self._as_text: dict[bool, bool] = {}
+        self._ways: dict[bool, _Way] = {}
         self.shows_date = any("strftime_now" in text for text in self._texts.values())
         """Whether it asks for the day it is rendered on."""
         self.has_marks = _GENERATION.search(plain) is not None
@@ -66,26 +71,28 @@ class ChatTemplate:
                 raise _refused(error) from error
         return self._compiled[text]
 
-    def _texts_arguments(self, tools: Sequence[dict[str, Any]]) -> bool:
-        """Whether the template writes the arguments of a call as they are, so that they must be given as JSON text."""
-        key = bool(tools)
-        if key not in self._as_text:
-            turns: list[dict[str, Any]] = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [_PROBE]}]
-            try:
-                shown = str(self._template(tools).render(self._with(turns, tools, prompt=False, date=TEMPLATE_DATE)))
-                self._as_text[key] = str(_PROBE["function"]["arguments"]) in shown
-            except TypeError:
-                self._as_text[key] = True
-            except _FAULTS:
-                self._as_text[key] = False
-        return self._as_text[key]
-
     def _given(
         self, turns: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], *, prompt: bool, date: datetime.date
     ) -> dict[str, Any]:
-        if any("tool_calls" in turn for turn in turns) and self._texts_arguments(tools):
-            turns = with_text_arguments(turns)
+        if any("tool_calls" in turn for turn in turns):
+            turns = self._way_of_calls(tools)(turns)
         return self._with(turns, tools, prompt=prompt, date=date)
+
+    def _way_of_calls(self, tools: Sequence[dict[str, Any]]) -> _Way:
+        """How calls are given to this template: the first way in which it writes all of a call, else the first that it does not refuse."""
+        key = bool(tools)
+        if key not in self._ways:
+            shown = {way: self._shown_call(way, tools) for way in _WAYS}
+            whole = [way for way, text in shown.items() if all(word in text for word in _WORDS) and _AS_PYTHON not in text]
+            self._ways[key] = next(iter([*whole, *(way for way, text in shown.items() if text), _WAYS[0]]))
+        return self._ways[key]
+
+    def _shown_call(self, way: _Way, tools: Sequence[dict[str, Any]]) -> str:
+        turns: list[dict[str, Any]] = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [_PROBE]}]
+        try:
+            return str(self._template(tools).render(self._with(way(turns), tools, prompt=False, date=TEMPLATE_DATE)))
+        except _FAULTS:
+            return ""
 
     def _with(
         self, turns: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], *, prompt: bool, date: datetime.date

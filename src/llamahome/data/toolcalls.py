@@ -69,6 +69,11 @@ def with_text_arguments(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, An
     ]
 
 
+def with_contents(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The turns with an empty content where there is none, for templates that ask every turn for it."""
+    return [{"content": "", **turn} for turn in turns]
+
+
 def texts_of(value: object) -> Iterator[str]:
     """Every string in a JSON value, keys included."""
     if isinstance(value, str):
