@@ -1,7 +1,7 @@
 """A text or Markdown file is one row, {"text": ...}, as it stands; one over 1 MiB is cut into rows at blank lines.
 
-Where there is no blank line within 1 MiB it is cut at a line's end, and without one between two characters. Nothing is lost: the rows
-joined are the file, but for rows that would be white space alone.
+Where there is no blank line within 1 MiB it is cut at a line's end, and without one between two characters. Nothing is lost: the
+rows joined are the file but for white space at its head; a part that would be white space alone belongs to the row before it.
 """
 
 from collections.abc import Iterator
