@@ -34,6 +34,9 @@ BORDERS = {
     "starlette": r"dashboard/\w+",
     "psutil": r"monitoring/\w+|planning/\w+|model/\w+",
     "gguf": r"model/(starter|export)",
+    "datasketch": r"data/duplicates",
+    "py3langid": r"data/languages",
+    "matplotlib": r"data/plots",
     "pyarrow": r"data/(arrow|parquet|spool|tabular)",
     "datasets": r"data/hub",
 }

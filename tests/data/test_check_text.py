@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamahome.data.duplicates import content_key, near_known, near_repeats, open_signer, repeats, same_letters
+from llamahome.data.duplicates import content_key, in_common, near_known, near_repeats, open_signer, repeats, same_letters
 from llamahome.data.jsonpath import change_strings, path_in, put, rename, show_path, strings, value_at
 from llamahome.data.languages import languages_known, open_identifier, rare_languages
 from llamahome.data.mojibake import lost_at, misread_at, repaired
@@ -146,9 +146,17 @@ def test_rows_that_share_most_of_their_words_are_near_and_others_are_not() -> No
     words = [f"word{number}" for number in range(120)]
     texts = [" ".join(words), " ".join([*words[:118], "other", "end"]), " ".join(reversed(words)), "too short", "too short"]
     sign = open_signer()
-    found = list(near_repeats(np.stack([sign(text) for text in texts]), set()))
-    assert [(row, other) for row, other, _ in found] == [(1, 0)] and 0.85 <= found[0][2] <= 1
-    assert list(near_repeats(np.stack([sign(text) for text in texts]), {1})) == []
+    signatures = np.stack([sign(text) for text in texts])
+
+    def shared(one: int, other: int) -> float:
+        return in_common(texts[one], texts[other])
+
+    assert list(near_repeats(signatures, set(), shared)) == [(1, 0, pytest.approx(114 / 118))]
+    assert list(near_repeats(signatures, {1}, shared)) == []
+    alike = np.stack([sign(" ".join([*words, str(number)])) for number in range(60)])
+    calls: list[int] = []
+    assert len(list(near_repeats(alike, set(), lambda one, other: calls.append(one) or 0.9))) == 59
+    assert len(calls) <= 3 * 59, "each row is compared with few others, however many are alike"
 
 
 @pytest.mark.skipif(not languages_known(), reason="the extra `quality` is not installed")

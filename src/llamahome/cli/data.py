@@ -112,7 +112,8 @@ def show(
         if not left:
             break
     if only and problems:
-        typer.echo(f"{len(problems):,} rows cannot be used and are not shown: llamahome data check {shlex.quote(path)}", err=True)
+        bad = datacheck.many(len(problems), "row")
+        typer.echo(f"{bad} that cannot be used not shown: llamahome data check {shlex.quote(path)}", err=True)
     elif problems:
         raise DataError(problems)
 

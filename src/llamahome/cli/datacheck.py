@@ -73,7 +73,9 @@ def check(
             print(block, file=sys.stderr)
     for line in _summary(checked, time.monotonic() - started):
         typer.echo(line, err=as_json)
-    if fix is not None:
+    if fix is not None and (checked.main is None or checked.main.format is None):
+        typer.echo(f"{fix} is not written: there are no rows of one format", err=as_json)
+    elif fix is not None:
         fixed = write(request, fix, force=force)
         for line in _fixed_lines(fixed, fix):
             typer.echo(line, err=as_json)
@@ -194,7 +196,7 @@ def _blocks(checked: "Checked") -> Iterator[str]:
             yield _visible(found.problem.render(level=found.level))
         more = checked.tally.counts[kind] - len(shown)
         if more:
-            yield f"and {more:,} more {kind[0]}s {kind[1]}; --json prints all"
+            yield f"and {more:,} more of {kind[1]}; --json prints all"
 
 
 def _summary(checked: "Checked", seconds: float) -> Iterator[str]:
@@ -203,23 +205,29 @@ def _summary(checked: "Checked", seconds: float) -> Iterator[str]:
         yield f"{checked.tally.counts[level, code]:>9,} {level:<8} {code:<28} first: {first or '-'}"
     for name, side in (("rows", checked.main), ("rows to evaluate on", checked.evaluation)):
         if side is not None:
+            files = many(len(side.source.paths), "file")
             bad = len(side.facts) - int(side.facts.usable.sum())
-            yield f"{len(side.facts):,} {name} in {_files(side.source.paths)}, format {side.format or 'not known'}, {bad:,} cannot be used"
+            yield f"{len(side.facts):,} {name} in {files}, format {side.format or 'not known'}, {bad:,} cannot be used"
     errors, warnings = checked.tally.total("error"), checked.tally.total("warning")
-    yield f"{errors:,} errors and {warnings:,} warnings in {seconds:.1f} s" if errors or warnings else f"nothing is wrong ({seconds:.1f} s)"
+    yield (
+        f"{many(errors, 'error')} and {many(warnings, 'warning')} in {seconds:.1f} s"
+        if errors or warnings
+        else f"nothing is wrong ({seconds:.1f} s)"
+    )
     if checked.unsought:
         yield f"not looked for: {'; '.join(checked.unsought)}"
 
 
-def _files(paths: tuple[str, ...]) -> str:
-    return "1 file" if len(paths) == 1 else f"{len(paths):,} files"
+def many(count: int, word: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
 
 
 def _fixed_lines(fixed: "Fixed", out: Path) -> Iterator[str]:
     from llamahome.data.fix import CHANGES
 
-    yield f"{out}: {fixed.kept:,} rows, {fixed.mended:,} of them mended; {fixed.dropped:,} left out"
-    yield f"{out}{CHANGES}: {fixed.changes.total():,} changes" + "".join(
+    yield f"{out}: {many(fixed.kept, 'row')}, {fixed.mended:,} of them mended; {fixed.dropped:,} left out"
+    yield f"{out}{CHANGES}: {many(fixed.changes.total(), 'change')}" + "".join(
         f", {count:,} {code}" for code, count in sorted(fixed.changes.items())
     )
 

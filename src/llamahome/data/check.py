@@ -163,9 +163,13 @@ def the_format(source: Source, data: DataConfig, told: Tell) -> str | None:
         return first_format(source, data.format, data.columns).name
     except DataError as error:
         rows = set(_first_problems(source))
-        for problem in error.problems:
-            if problem not in rows:
-                told(Found("error", problem))
+        problems = [problem for problem in error.problems if problem not in rows]
+        if not problems and data.on_bad_row == "skip":  # as an error the rows speak for themselves
+            message = f"not one of the first {len(rows):,} rows can be read, so there is no telling their format"
+            hint = "mend them, or take them out of the file"
+            problems = [Problem(code="data.bad-rows", message=message, where=source.paths[0], hint=hint)]
+        for problem in problems:
+            told(Found("error", problem))
     return None
 
 

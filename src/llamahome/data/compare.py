@@ -4,11 +4,12 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from llamahome.config.schema import DataConfig
-from llamahome.data.duplicates import near_repeats, repeats, said, same_letters
+from llamahome.data.duplicates import exchanged, in_common, near_repeats, repeats, said, same_letters
 from llamahome.data.facts import Facts
 from llamahome.data.findings import Found, Place
 from llamahome.data.formats import understand
@@ -59,8 +60,10 @@ def compared(side: Side) -> Iterator[Found]:
         message = f"says the same as {side.place(first).where}{but}, so it is learned once more in every epoch"
         yield _warn(side, number, "data.duplicate", message, "--fix OUT leaves it out", text=said(one))
     if side.facts.signatures.shape[1]:
-        for number, first, share in near_repeats(side.facts.signatures, {number for number, _ in again}):
-            message = f"about {share:.0%} of it stands in {side.place(first).where} too"
+        texts = lru_cache(maxsize=1024)(lambda number: exchanged(side.conversation(number)))
+        repeated = {number for number, _ in again}
+        for number, first, share in near_repeats(side.facts.signatures, repeated, lambda one, other: in_common(texts(one), texts(other))):
+            message = f"{share:.0%} of its stretches of five words are in {side.place(first).where} too"
             yield _warn(side, number, "data.near-duplicate", message, "remove one of the two, unless both are meant")
     yield from _far_too_long(side)
     yield from _foreign(side)

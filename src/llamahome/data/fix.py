@@ -239,4 +239,5 @@ def _replacing(*targets: Path) -> Iterator[Sequence[TextIO]]:
         raise MachineError(Problem(code="machine.cannot-write", message=message, where=str(targets[0]), hint=hint)) from error
     finally:
         for part in parts:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink()

@@ -12,7 +12,7 @@ import numpy as np
 
 from llamahome.config.schema import DataConfig
 from llamahome.data.detect import detect
-from llamahome.data.duplicates import answers, content_key, open_signer, said
+from llamahome.data.duplicates import answers, content_key, exchanged, open_signer, said
 from llamahome.data.facts import Facts, Measured, lay_out
 from llamahome.data.findings import Found, Level, Place, row_place
 from llamahome.data.formats import understand
@@ -144,7 +144,7 @@ class Looker:
             usable=True,
             hash=content_key(read.conversation),
             characters=len(read.text),
-            signature=None if self._sign is None else self._sign(read.text),
+            signature=None if self._sign is None else self._sign(exchanged(read.conversation)),
             language="" if self._identify is None else self._identify(answers(read.conversation)),
         )
 

@@ -24,10 +24,10 @@ _STRETCH = 1024
 """Rows looked at together."""
 _AHEAD = 3
 """Stretches a process that are asked for before their turn; bounds what waits."""
-_TOKENS_RATE, _STRUCTURE_RATE = 1.5e6, 25e6
-"""Bytes a second of one process, with and without tokens; measured: 1.46 MB/s and 27 MB/s on the sample."""
-_START = 8.0
-"""Seconds of work from which more processes pay: each takes about 3 to start."""
+_TOKENS_RATE, _STRUCTURE_RATE = 3.5e6, 35e6
+"""Bytes a second of one process, with and without tokens. Measured: benchmarks/check_speed.py; one process tokenizes on two processors."""
+_START = 12.0
+"""Seconds of work from which more processes pay: they take about 3 to start."""
 
 _looker: Looker | None = None
 """Of this process, when it was started by `survey`."""
