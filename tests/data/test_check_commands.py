@@ -56,6 +56,14 @@ def test_findings_are_blocks_on_stderr_and_counts_stand_on_stdout() -> None:
     assert "--no-quality" in lines[-1] or "llamahome[quality]" in lines[-1]
 
 
+def test_what_is_not_read_and_how_files_are_read_is_said() -> None:
+    Path("folder").mkdir()
+    Path("folder/rows.csv").write_text("prompt;completion\na;b\n")
+    Path("folder/rows.xlsx").write_text("")
+    out = run("check", "folder", *MODEL).stdout
+    assert "separated by a semicolon" in out and "1 data file not read: folder/rows.xlsx" in out
+
+
 def test_twenty_of_a_kind_are_shown_and_json_has_all() -> None:
     path = write(["x"] * 25 + [answer("a")])
     shown = run("check", path, *MODEL)

@@ -207,6 +207,9 @@ def _summary(checked: "Checked", seconds: float) -> Iterator[str]:
         if side is not None:
             files = many(len(side.source.paths), "file")
             bad = len(side.facts) - int(side.facts.usable.sum())
+            yield from side.source.notes
+            if side.source.ignored:
+                yield f"{many(len(side.source.ignored), 'data file')} not read: {', '.join(side.source.ignored[:3])}"
             yield f"{len(side.facts):,} {name} in {files}, format {side.format or 'not known'}, {bad:,} cannot be used"
     errors, warnings = checked.tally.total("error"), checked.tally.total("warning")
     yield (

@@ -227,7 +227,7 @@ def _teaching(whole: Tokenized, encoded: Encoded, tokenizer: ChatTokenizer, data
     if not any(len(part) for part in learned):
         reason = longer if encoded.outcome == "truncated" else "write a longer text, or remove the row"
         yield warn("data.nothing-learned", "no token of the row is learned, so it is left out", reason)
-    elif not any(np.isin(part, tokenizer.end_ids).any() for part in learned):
+    elif not any(len(part) and (int(part[-1]) in tokenizer.end_ids or np.isin(part, tokenizer.end_ids).any()) for part in learned):
         hint = longer if encoded.outcome == "truncated" else "--set model.chat_template=FILE.jinja with a template that ends each turn"
         yield warn("data.end-not-learned", "the model never learns to end here: no end-of-turn token is learned", hint)
 
