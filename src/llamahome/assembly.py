@@ -4,6 +4,7 @@ pipeline.py says which part comes when. Every `auto` is resolved here and writte
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,15 @@ class Session:
     world: World
     progress: Progress
     stop: StopRequest
+    closing: ExitStack
+    """What is closed when the command ends."""
 
 
 @dataclass(frozen=True)
 class Job:
     """What is trained on what, before the first step."""
 
-    data_path: str
+    data_paths: tuple[str, ...]
     loaded: LoadedConfig
     prepared: Prepared
     tokenizer: ChatTokenizer
@@ -83,7 +86,7 @@ class Plan:
 
 
 def make_plan(loaded: LoadedConfig, rows: int) -> Plan:
-    """Steps and examples of the whole run for `rows` training examples."""
+    """Steps and rows of the whole run when an epoch has `rows`."""
     training = loaded.config.training
     arguments: dict[str, Any] = {"epochs": training.epochs, "batch_size": training.batch_size, "max_steps": training.max_steps}
     return Plan(horizon(rows, **arguments), total_positions(rows, **arguments), rows / training.batch_size)
@@ -150,7 +153,7 @@ def resolve_evaluation(loaded: LoadedConfig, prepared: Prepared, plan: Plan) -> 
     if loaded.config.evaluation.every != "auto":
         return loaded
     eval_tokens = len(prepared.evaluation.tokens) if prepared.evaluation is not None else 1
-    train_tokens = plan.positions / len(prepared.train) * len(prepared.train.tokens)
+    train_tokens = plan.positions * prepared.report.tokens_per_row
     every = evaluations_within(0.1, horizon=plan.horizon, train_tokens=train_tokens, eval_tokens=eval_tokens)
     return with_values(loaded, {"evaluation.every": str(every)}, origin="auto: at most a tenth of the work")
 

@@ -24,7 +24,7 @@ from llamahome.checkpoint.state import TrainerState
 from llamahome.checkpoint.target import resolve
 from llamahome.config.check import check_config, config_warnings
 from llamahome.config.load import LoadedConfig, dump_config, with_values
-from llamahome.data.prepare import prepare
+from llamahome.data.prepare import prepare, read_all
 from llamahome.data.tokens import load_tokenizer
 from llamahome.distributed.world import open_world
 from llamahome.errors import ConfigError, LeftAtOnce, MachineError, Problem, Stopped
@@ -35,7 +35,7 @@ from llamahome.model.objective import Objective
 from llamahome.model.precision import choose_precision
 from llamahome.monitoring.environment import write_environment
 from llamahome.monitoring.progress import open_progress
-from llamahome.run_parts import Answers, SampleAnswer, make_run, open_recorder, require_space, summary, write_model
+from llamahome.run_parts import Answers, SampleAnswer, make_run, open_recorder, require_space, summary, tell_rows, write_model
 from llamahome.rundir import NEWEST, RUNS, RunPaths, as_typed, create_run, point_newest_to, refuse_unwritable, refuse_used
 from llamahome.training.evaluate import Evaluation
 from llamahome.training.evaluate import evaluate as evaluate_batches
@@ -73,7 +73,7 @@ def _session(loaded: LoadedConfig, *, phases: int = 3, saves: bool = True) -> It
             progress.say(note)
         for warning in config_warnings(loaded.config, loaded.origins) if saves else ():
             progress.warn(warning.message, warning.hint or "it has no effect")
-        yield Session(world, progress, stop)
+        yield Session(world, progress, stop, stack)
 
 
 def check(loaded: LoadedConfig) -> None:
@@ -83,8 +83,8 @@ def check(loaded: LoadedConfig) -> None:
         raise ConfigError(problems)
 
 
-def train(data_path: str, loaded: LoadedConfig, *, command: Sequence[str] = ()) -> Result:
-    """Train on `data_path` in a new run folder. Raises Stopped when it was asked to stop and has saved."""
+def train(data_path: str | Sequence[str], loaded: LoadedConfig, *, command: Sequence[str] = ()) -> Result:
+    """Train on `data_path`, one or several, in a new run folder. Raises Stopped when it was asked to stop and has saved."""
     check(loaded)
     output = Path(loaded.config.output.dir) if loaded.config.output.dir else None
     if output is not None:
@@ -92,13 +92,13 @@ def train(data_path: str, loaded: LoadedConfig, *, command: Sequence[str] = ()) 
     refuse_unwritable(output)
     with _session(loaded) as session:
         job = _prepare(data_path, loaded, session)
-        plan = assembly.make_plan(loaded, len(job.prepared.train))
+        plan = assembly.make_plan(loaded, job.prepared.order.epoch_rows)
         with session.progress.phase("model"):
             learner, loaded = assembly.load_learner(loaded, job.base, session.world, say=session.progress.say)
         loaded = assembly.resolve_evaluation(loaded, job.prepared, plan)
         paths = _new_run(output, loaded, command, session)
         state = first_state(int(loaded.config.training.micro_batch_tokens))
-        return _run(session, replace(job, loaded=loaded), plan, learner, paths, replace(state, extra={"data_path": data_path}))
+        return _run(session, replace(job, loaded=loaded), plan, learner, paths, replace(state, extra={"data_path": [*job.data_paths]}))
 
 
 def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Collection[str] = (), command: Sequence[str] = ()) -> Result:
@@ -115,11 +115,11 @@ def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Coll
     with _session(loaded, phases=3 if saved.state.eval_loss is None and not saved.state.step else 2) as session:
         for problem in damaged:
             session.progress.warn(problem.message, "an older checkpoint is used")
-        job = _prepare(str(saved.state.extra["data_path"]), loaded, session)
-        plan = assembly.make_plan(loaded, len(job.prepared.train))
+        job = _prepare(saved.state.extra["data_path"], loaded, session)
+        plan = assembly.make_plan(loaded, job.prepared.order.epoch_rows)
         with session.progress.phase("model"):
             learner, loaded = assembly.load_learner(loaded, job.base, session.world, say=session.progress.say)
-            now = Fingerprints(job.prepared.train.fingerprint, learner.base_fingerprint)
+            now = Fingerprints(job.prepared.fingerprint, learner.base_fingerprint)
             store.compare_fingerprints(saved.fingerprints, now, allowed=allowed)
             restore_model(learner.saved, saved.model_dir)
             restore_optimizer(learner.optimizer, learner.parameters, saved.optimizer_tensors)
@@ -128,13 +128,12 @@ def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Coll
             _describe(paths, loaded, command)
             for aside in retention.set_aside(paths, after=saved.state.step):
                 session.progress.say(f"{as_typed(aside)}: a later checkpoint, set aside because this run now takes another course")
-        tokens = int(loaded.config.training.micro_batch_tokens)
-        state = replace(saved.state, micro_batch_tokens=tokens)
-        session.progress.say(f"resuming {paths.run_id} after step {state.step:,}, at example {state.consumed:,}")
+        state = replace(saved.state, micro_batch_tokens=int(loaded.config.training.micro_batch_tokens))
+        session.progress.say(f"resuming {paths.run_id} after step {state.step:,}, at row {state.consumed:,}")
         return _run(session, replace(job, loaded=loaded, start=state.consumed), plan, learner, paths, state)
 
 
-def evaluate(target: str, data_path: str, loaded: LoadedConfig) -> dict[str, Any]:
+def evaluate(target: str, data_path: str | Sequence[str], loaded: LoadedConfig) -> dict[str, Any]:
     """Loss, perplexity and token accuracy of a model, run or checkpoint on every row of `data_path`."""
     check(loaded)
     loaded = with_values(loaded, {"data.eval_split": 0, "data.eval_path": None}, origin="train-eval")
@@ -142,16 +141,16 @@ def evaluate(target: str, data_path: str, loaded: LoadedConfig) -> dict[str, Any
         folder = model_folder(target, loaded, say=session.progress.say)
         with session.progress.phase("data"):
             tokenizer = load_tokenizer(folder, chat_template=loaded.config.model.chat_template)
-            prepared = prepare(loaded.config.data, data_path, tokenizer, say=session.progress.say)
+            rows = read_all(loaded.config.data, data_path, tokenizer, say=session.progress.say)
         with session.progress.phase("model"):
             precision = choose_precision(loaded.config, session.world.device)
             model = open_trained(folder, dtype=precision.storage, device=session.world.device, say=session.progress.say)
         objective = Objective(model, attention_backend(loaded.config.model.attention, model), precision)
         with session.progress.phase("evaluation"):
-            batches = assembly.evaluation_batches(prepared.train, loaded, session.world)
+            batches = assembly.evaluation_batches(rows.table, loaded, session.world)
             found = evaluate_batches(objective.stats, model, batches, world=session.world)
-    rows = {"rows": prepared.report.kept, "tokens": prepared.report.tokens, "targets": found.targets}
-    return {"model": as_typed(folder), "data": data_path, **found.metrics, **rows}
+    counts = {"rows": rows.counts.kept, "tokens": rows.counts.tokens, "targets": found.targets}
+    return {"model": as_typed(folder), "data": data_path, **found.metrics, **counts}
 
 
 def open_chat(
@@ -203,7 +202,7 @@ def model_folder(target: str, loaded: LoadedConfig, *, say: Callable[[str], None
     return find_model(target, revision=loaded.config.model.revision, say=say)
 
 
-def _prepare(data_path: str, loaded: LoadedConfig, session: Session) -> Job:
+def _prepare(data_path: str | Sequence[str], loaded: LoadedConfig, session: Session) -> Job:
     """Fetch the base's folder and make the examples; process 0 first, so that the others find everything in the caches."""
     world, progress, model = session.world, session.progress, loaded.config.model
     with progress.phase("data"):
@@ -214,9 +213,10 @@ def _prepare(data_path: str, loaded: LoadedConfig, session: Session) -> Job:
             world.barrier()
         tokenizer = load_tokenizer(base, chat_template=model.chat_template)
         prepared = prepare(loaded.config.data, data_path, tokenizer, say=progress.say)
+        session.closing.callback(prepared.close)
         for line in prepared.report.lines()[1:]:  # the first was said while reading
             progress.say(line)
-    return Job(data_path, loaded, prepared, tokenizer, base)
+    return Job(prepared.reading.opened, loaded, prepared, tokenizer, base)
 
 
 def _find_base(loaded: LoadedConfig, session: Session) -> Path:
@@ -266,6 +266,7 @@ def _run(session: Session, job: Job, plan: Plan, learner: Learner, paths: RunPat
             session.progress.start(summary(job, plan, learner, paths, world, state))
             session.stop.training = True
             outcome = train_loop(run, state)
+            tell_rows(session, job, run.loader, since=state.step)
             asked = outcome.reason == "asked to stop"
             if not asked and world.is_main:
                 store.write_folder(paths.final, lambda folder: write_model(job, learner, folder))

@@ -13,7 +13,7 @@ from llamahome.checkpoint.state import TrainerState
 from llamahome.config.load import dump_config
 from llamahome.config.schema import interval
 from llamahome.data.loader import Loader
-from llamahome.data.order import row_at
+from llamahome.data.report import lost_lines
 from llamahome.data.table import ExampleTable
 from llamahome.data.tokens import ChatTokenizer
 from llamahome.distributed.world import World
@@ -80,9 +80,8 @@ class Answers:
         table = job.prepared.evaluation
         self._learner, self._tokenizer, self._recorder, self._world = learner, job.tokenizer, recorder, world
         self._batches = evaluation_batches(table, job.loaded, world) if table is not None else []
-        self._prompts = sample_prompts(
-            table if table is not None else job.prepared.train, job.tokenizer, job.loaded.config.evaluation.sample_prompts
-        )
+        count = job.loaded.config.evaluation.sample_prompts
+        self._prompts = sample_prompts(table if table is not None else job.prepared.first_examples(count), job.tokenizer, count)
         self._has_rows = table is not None
         self.said: list[list[str]] = [first["answers"]] if first and first["answers"] else []
         """Answers to each prompt, one list per evaluation."""
@@ -140,11 +139,12 @@ def open_recorder(stack: ExitStack, session: Session, job: Job, learner: Learner
 
 def make_run(session: Session, job: Job, plan: Plan, learner: Learner, paths: RunPaths, recorder: Recorder, answers: Answers) -> Run:
     """Everything the loop gets. The caller closes the loader."""
-    config, world, table = job.loaded.config, session.world, job.prepared.train
+    config, world, prepared = job.loaded.config, session.world, job.prepared
     training, peak = config.training, float(config.training.learning_rate)
     warmup = warmup_steps(training.warmup, plan.horizon)
     loader = Loader(
-        table,
+        prepared.examples,
+        prepared.order,
         batch_size=training.batch_size,
         micro_batch_tokens=int(training.micro_batch_tokens),
         seed=training.seed,
@@ -153,11 +153,13 @@ def make_run(session: Session, job: Job, plan: Plan, learner: Learner, paths: Ru
         rank=world.rank,
         world_size=world.size,
         device=world.device,
+        judge=prepared.judge,
     )
 
-    def rows_at(first: int, last: int) -> list[str]:
-        numbers = [row_at(position, num_rows=len(table), seed=training.seed) for position in range(first, min(last, plan.positions))]
-        return [f"{table.paths[table.sources[n]]}:{table.lines[n]}" for n in numbers]
+    def save(state: TrainerState) -> Path:
+        if prepared.streams:
+            recorder.event("rows", step=state.step, **loader.seen.sums())
+        return _save(state, session, job, learner, paths, recorder)
 
     due = {
         name: Due(interval(every), steps_per_epoch=plan.steps_per_epoch)
@@ -169,8 +171,8 @@ def make_run(session: Session, job: Job, plan: Plan, learner: Learner, paths: Ru
         loader=loader,
         rate=lambda step: learning_rate(step, peak=peak, horizon=plan.horizon, warmup=warmup, shape=training.schedule),
         evaluate=answers.evaluate,
-        save=lambda state: _save(state, session, job, learner, paths, recorder),
-        rows_at=rows_at,
+        save=save,
+        rows_at=lambda first, last: prepared.places(first, min(last, plan.positions), seed=training.seed),
         recorder=recorder,
         progress=session.progress,
         clock=PartClock(),
@@ -199,6 +201,12 @@ def write_model(job: Job, learner: Learner, folder: Path) -> None:
         shutil.copyfile(job.loaded.config.model.chat_template, folder / "chat_template.jinja")
 
 
+def tell_rows(session: Session, job: Job, loader: Loader, *, since: int) -> None:
+    """Say what was lost of the rows of a stream; those of a prepared source were counted before training."""
+    for line in lost_lines(loader.seen) if job.prepared.streams else ():
+        session.progress.say(f"since step {since:,}: {line}")
+
+
 def require_space(paths: RunPaths, learner: Learner, world: World) -> None:
     """SaveFailed when the disk has no room for a checkpoint; asked before the first step, when nothing is lost yet."""
     if world.is_main:
@@ -214,7 +222,7 @@ def _save(state: TrainerState, session: Session, job: Job, learner: Learner, pat
             paths,
             state=state,
             config_text=dump_config(job.loaded),
-            fingerprints=Fingerprints(job.prepared.train.fingerprint, learner.base_fingerprint),
+            fingerprints=Fingerprints(job.prepared.fingerprint, learner.base_fingerprint),
             write_model=lambda folder: write_model(job, learner, folder),
             optimizer_tensors=optimizer_tensors(learner.optimizer, learner.parameters),
             optimizer_values={"kind": job.loaded.config.training.optimizer},
@@ -231,19 +239,18 @@ def _save(state: TrainerState, session: Session, job: Job, learner: Learner, pat
 
 def summary(job: Job, plan: Plan, learner: Learner, paths: RunPaths, world: World, state: TrainerState) -> RunSummary:
     """What is known before the first step, for people."""
-    table, config = job.prepared.train, job.loaded.config
-    mean = len(table.tokens) / len(table)
+    report, config = job.prepared.report, job.loaded.config
     return RunSummary(
         run_id=paths.run_id,
         model=config.model.name,
         method=config.training.method,
         trained_share=learner.trained_share,
-        train_rows=len(table),
+        train_rows=report.train_examples,
         eval_rows=len(job.prepared.evaluation) if job.prepared.evaluation is not None else 0,
-        mean_tokens=mean,
-        target_share=float(table.targets.mean()),
+        mean_tokens=report.mean_tokens,
+        target_share=report.targets / report.tokens,
         batch_size=config.training.batch_size,
-        tokens_per_step=mean * config.training.batch_size,
+        tokens_per_step=report.tokens_per_row * config.training.batch_size,
         micro_batch_tokens=state.micro_batch_tokens,
         processes=world.size,
         horizon=plan.horizon,

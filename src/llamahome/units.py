@@ -45,6 +45,14 @@ def parse_interval(text: str) -> Interval:
     raise ValueError(f"{text!r} has an unknown unit {word!r}; use steps, epochs, s, min or h")
 
 
+def parse_rows(text: str) -> int:
+    """Read "1000 rows"; ValueError says what is allowed."""
+    match = _QUANTITY.fullmatch(text.replace(",", "").replace("_", ""))
+    if match is None or match[2] not in ("row", "rows") or float(match[1]) != int(float(match[1])):
+        raise ValueError(f"{text!r} is not a number of rows like '1000 rows'")
+    return int(float(match[1]))
+
+
 def parse_bytes(text: str) -> int:
     """Read "4 GiB" or "500 MB" into bytes; ValueError says what is allowed."""
     match = _QUANTITY.fullmatch(text)

@@ -40,7 +40,8 @@ def value_of(loaded: LoadedConfig, key: str):
 
 def other_value(setting: Setting):
     """A value that the key accepts and that is not its default."""
-    candidates = [0.25, 0.5, 1, 2, 7, 64, "3 s", "7 steps", "words", True, False, None, {"prompt": "their key"}, *setting.shape.words]
+    mappings: list[object] = [{"prompt": "their key"}, {"a.jsonl": 2.0}]
+    candidates = [0.25, 0.5, 1, 2, 7, 64, "3 s", "7 steps", "words", True, False, None, *mappings, *setting.shape.words]
     return next(each for each in candidates if judge(setting, each)[1] is None and judge(setting, each)[0] != setting.default)
 
 

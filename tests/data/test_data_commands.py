@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from llamahome.cli.data import data_app, print_row
 from llamahome.config.schema import DataConfig
-from llamahome.data.prepare import prepare
+from llamahome.data.prepare import read_all
 from llamahome.data.sources import open_source
 from llamahome.data.tokens import ChatTokenizer, load_tokenizer
 from llamahome.data.view import ShownRow, view
@@ -89,7 +89,7 @@ def test_cut_tokens_are_shown_as_cut_and_never_as_targets() -> None:
 def test_what_is_shown_is_what_is_trained_on(train_on: str) -> None:
     path = rows_file(6)
     data = DataConfig(train_on=train_on, eval_split=0)
-    table = prepare(data, path, load_tokenizer("model"), say=lambda _: None).train
+    table = read_all(data, path, load_tokenizer("model"), say=lambda _: None).table
     for number, row in enumerate(shown(path, "-n", "6", "--set", f"data.train_on={train_on}")):
         example = table.example(number)
         assert [token["id"] for token in row["tokens"]] == example.tokens.tolist()

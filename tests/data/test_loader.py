@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamahome.data.loader import Loader, horizon, make_microbatch, sequential_microbatches, total_positions
+from llamahome.data.mixture import plain_order
 from llamahome.data.order import row_at
 from llamahome.data.records import Example, Microbatch
-from llamahome.data.table import ExampleTable, build_table
+from llamahome.data.table import ExampleTable, RowRead, build_table
 
 
 def table_of(lengths: list[int], *, seed: int = 0) -> ExampleTable:
@@ -21,12 +22,12 @@ def table_of(lengths: list[int], *, seed: int = 0) -> ExampleTable:
         targets = random.random(length) < 0.5
         targets[0] = False
         examples.append(Example("rows.jsonl", number, number + 1, random.integers(0, 99, length).astype(np.int32), targets))
-    return build_table(examples, range(len(lengths)), ("rows.jsonl",))
+    return build_table([RowRead([example], "whole") for example in examples], ("rows.jsonl",))
 
 
 def loader_of(table: ExampleTable, **settings: int) -> Loader:
     chosen = {"batch_size": 4, "micro_batch_tokens": 40, "seed": 3, "total_positions": 30} | settings
-    return Loader(table, **chosen)
+    return Loader(table, plain_order(table.num_rows), **chosen)
 
 
 def documents(steps: list[list[Microbatch]]) -> list[dict[int, list[int]]]:
@@ -135,14 +136,14 @@ def test_a_closed_loader_goes_on_where_it_was() -> None:
 
 def test_an_error_in_the_thread_comes_out_at_once() -> None:
     broken = table_of(LENGTHS)
-    broken.sources[5] = 9  # of a file that is not there
+    broken.files[5] = 9  # of a file that is not there
     before = set(threading.enumerate())
     with loader_of(broken, batch_size=len(LENGTHS)) as loader, pytest.raises(IndexError):
         list(loader)
     assert set(threading.enumerate()) == before
 
 
-def test_an_empty_table_is_refused() -> None:
+def test_an_empty_order_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         loader_of(table_of([]))
 

@@ -54,3 +54,20 @@ def test_a_place_outside_is_refused() -> None:
         row_at(0, num_rows=0, seed=0)
     with pytest.raises(ValueError, match="no such positions"):
         rows_at(np.array([-1]), num_rows=3, seed=0)
+
+
+def test_a_far_position_is_as_near_as_any() -> None:
+    """Up to 1e18 positions away, one by one and in one go; speed is a matter of benchmarks/streaming_start.py."""
+    far = [10**9, 10**15, 10**18]
+    assert rows_at(np.array(far), num_rows=5_000_000, seed=1).tolist() == [row_at(each, num_rows=5_000_000, seed=1) for each in far]
+
+
+@pytest.mark.slow
+def test_a_million_times_an_epoch_is_a_permutation() -> None:
+    """1e6 draws of (rows, seed, epoch); small sizes, where a mistake in the arithmetic would show, come most often."""
+    source = np.random.default_rng(20261122)
+    for _ in range(2_000):
+        num_rows = int(source.integers(1, source.choice((40, 40, 40, 400, 3000))))
+        seed, epochs = int(source.integers(0, 2**63)), source.integers(0, 2**31, 500)
+        rows = rows_at((epochs[:, None] * num_rows + np.arange(num_rows)).ravel(), num_rows=num_rows, seed=seed)
+        assert (np.sort(rows.reshape(500, num_rows), axis=1) == np.arange(num_rows)).all(), (num_rows, seed)

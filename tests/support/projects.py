@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llamahome.rundir import RunPaths, open_run
+from llamahome.rundir import PROCESSED_DATA, RunPaths, open_run
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ("the", "cat", "sat", "on", "mat", "what", "is", "capital", "of", "France", "Paris", "hello", "there", "how", "are", "you", "fine")
@@ -170,8 +170,9 @@ class Project:
         return sorted(path.name for path in (self.folder / "output/runs").glob("*"))
 
     def files(self) -> dict[str, bytes]:
-        """Every file of the project with its content, to see that a command changed nothing."""
-        return {str(path.relative_to(self.folder)): path.read_bytes() for path in sorted(self.folder.rglob("*")) if path.is_file()}
+        """Every file of the project but caches with its content, to see that a command changed nothing."""
+        files = {path.relative_to(self.folder): path for path in sorted(self.folder.rglob("*")) if path.is_file()}
+        return {str(name): path.read_bytes() for name, path in files.items() if not name.is_relative_to(PROCESSED_DATA)}
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from llamahome.checkpoint.state import TrainerState
 from llamahome.config.schema import LoraConfig
 from llamahome.data.loader import Loader, horizon, sequential_microbatches, total_positions
+from llamahome.data.mixture import plain_order
 from llamahome.data.records import Example, Microbatch
-from llamahome.data.table import ExampleTable, build_table
+from llamahome.data.table import ExampleTable, RowRead, build_table
 from llamahome.distributed.world import World
 from llamahome.model.adapter import SavedModel, restore_model, save_model
 from llamahome.model.lora import add_lora
@@ -78,7 +79,7 @@ def make_learner(
 
 
 def table_of(examples: Sequence[Example]) -> ExampleTable:
-    return build_table(examples, range(len(examples)), ("rows.jsonl",))
+    return build_table([RowRead([example], "whole") for example in examples], ("rows.jsonl",))
 
 
 @dataclass
@@ -140,6 +141,7 @@ def make_run(learner: Learner, plan: Plan) -> Run:
         optimizer=learner.optimizer,
         loader=Loader(
             plan.table,
+            plain_order(plan.table.num_rows),
             batch_size=plan.batch_size,
             micro_batch_tokens=plan.micro_batch_tokens,
             seed=7,

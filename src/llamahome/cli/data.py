@@ -1,4 +1,4 @@
-"""The `data` commands: write the sample rows, and show rows as the tokens that are learned; check and stats are in datacheck.py.
+"""The `data` commands: write the sample rows, and show rows as the tokens that are learned; more in datacheck.py, dataprepare.py.
 
 Nothing heavy is imported at the top; `data sample` needs only the standard library, `data show` a tokenizer but no torch.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llamahome.cli import datacheck
+from llamahome.cli import datacheck, dataprepare
 from llamahome.errors import DataError, Problem, UsageError
 from llamahome.rundir import RAW_DATA
 
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
 data_app = typer.Typer(
     name="data",
-    help="Rows: write a sample, see which tokens are learned, find what is wrong, measure.",
+    help="Rows: write a sample, see which tokens are learned, find what is wrong, measure, tokenize before training.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 data_app.command()(datacheck.check)
 data_app.command()(datacheck.stats)
+data_app.command()(dataprepare.prepare)
 
 _FILTERS = ("--row", "--longest", "--no-target", "--cut")
 _STYLES: dict["Kind", str] = {"learned": "bold green", "context": "dim", "cut": "strike red"}

@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ _LINES = 8
 _WIDEST = 120
 
 
-def show_result(result: "Result", data_path: str) -> None:
+def show_result(result: "Result", data_paths: Sequence[str]) -> None:
     """Print the block; silent in all processes but the first."""
     if os.environ.get("RANK", "0") != "0":
         return
@@ -43,7 +44,7 @@ def show_result(result: "Result", data_path: str) -> None:
     print(f"metrics     {as_typed(paths.metrics_dir)}")
     print("next:")
     print(f"  llamahome chat {final}")
-    print(f"  llamahome train-eval {final} {shlex.quote(data_path)}")
+    print(f"  llamahome train-eval {final} {shlex.join(data_paths)}")
     print(f"  llamahome runs show {paths.run_id}")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,9 +12,8 @@ import typer
 if TYPE_CHECKING:
     from llamahome.config.load import LoadedConfig
 
-DataPath = Annotated[
-    str, typer.Argument(help="A file (JSONL, JSON, CSV, Parquet, text), a folder, a glob, or org/name on the hub.", metavar="DATA_PATH")
-]
+_DATA = "Files (JSONL, JSON, CSV, Parquet, text), folders, globs, or org/name on the hub; several are read together."
+DataPaths = Annotated[list[str], typer.Argument(help=_DATA, metavar="DATA_PATH...")]
 Model = Annotated[str | None, typer.Option("--model", help="Base model: a folder, a name, or a hub id [model.name].")]
 Output = Annotated[str | None, typer.Option("--output", help="Folder of this run [output.dir].")]
 ConfigFiles = Annotated[list[Path] | None, typer.Option("--config", help="Settings file; may be given again.")]
@@ -31,7 +31,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the lo
 
 
 def train(
-    data_path: DataPath,
+    data_path: DataPaths,
     model: Model = None,
     output: Output = None,
     config: ConfigFiles = None,
@@ -119,14 +119,13 @@ def train_resume(
     from llamahome.cli.ending import show_result
 
     result = pipeline.resume(target, change, allowed=allow_changed or [], command=sys.argv)
-    show_result(result, str(result.outcome.state.extra["data_path"]))
+    data_path = result.outcome.state.extra["data_path"]
+    show_result(result, [data_path] if isinstance(data_path, str) else data_path)
 
 
 def train_eval(
     model: Annotated[str, typer.Argument(help="A run, a checkpoint, a model folder or a model's name.", metavar="MODEL")],
-    data: Annotated[
-        str, typer.Argument(help="A file (JSONL, JSON, CSV, Parquet, text), a folder, a glob, or org/name on the hub.", metavar="DATA")
-    ],
+    data: Annotated[list[str], typer.Argument(help=_DATA, metavar="DATA...")],
     config: ConfigFiles = None,
     assignments: Assignments = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -148,17 +147,17 @@ def train_eval(
     before_torch()
     from llamahome import pipeline
 
-    found = pipeline.evaluate(model, data, loaded)
+    found = pipeline.evaluate(model, data[0] if len(data) == 1 else data, loaded)
     if as_json:
         print(json.dumps(found))
         return
-    print(f"{found['model']} on {found['rows']:,} rows of {data} ({found['targets']:,} targets)")
+    print(f"{found['model']} on {found['rows']:,} rows of {shlex.join(data)} ({found['targets']:,} targets)")
     print(f"  loss            {found['eval/loss']:.4f} nats per target")
     print(f"  perplexity      {found['eval/perplexity']:.2f}")
     print(f"  token accuracy  {found['eval/token_accuracy']:.1%}")
 
 
-def _refuse_early(loaded: "LoadedConfig", data_path: str) -> None:
+def _refuse_early(loaded: "LoadedConfig", data_path: list[str]) -> None:
     """What needs no torch to be refused: data that is not there, an output that holds something or cannot be written."""
     from llamahome.data.locate import locate
     from llamahome.rundir import refuse_unwritable, refuse_used
@@ -167,9 +166,9 @@ def _refuse_early(loaded: "LoadedConfig", data_path: str) -> None:
     if output is not None:
         refuse_used(output)
     refuse_unwritable(output)
-    for path in (data_path, loaded.config.data.eval_path):
-        if path is not None:
-            locate(path)
+    locate(data_path)
+    if loaded.config.data.eval_path is not None:
+        locate(loaded.config.data.eval_path)
 
 
 def before_torch() -> None:

@@ -37,7 +37,7 @@ class Shape:
         if self.texts:
             parts.append("a list of text")
         if self.mapping:
-            parts.append("a mapping of text to text")
+            parts.append(f"a mapping like {_choice(list(self.examples))}" if self.examples else "a mapping of text to text")
         if self.number:
             parts.append(("a whole number" if self.number == "whole" else "a number") + self._range())
         words = [*self.words, *(["null"] if self.null else [])]

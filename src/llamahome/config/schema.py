@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from llamahome.units import Interval, parse_interval
+from llamahome.units import Interval, parse_interval, parse_rows
 
 Auto = Literal["auto"]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -47,6 +47,14 @@ def _columns(names: dict[str, str]) -> dict[str, str]:
 IntervalText = Annotated[str, AfterValidator(_interval_text), Field(examples=["500 steps", "1 epoch", "10 min"])]
 AutoInterval = Annotated[str, AfterValidator(_interval_or_auto), Field(examples=["auto", "500 steps", "1 epoch", "10 min"])]
 SecondsText = Annotated[str, AfterValidator(_seconds_text), Field(examples=["2 s", "10 min", "1 h"])]
+
+
+def _rows_text(text: str) -> str:
+    parse_rows(text)
+    return text
+
+
+Amount = Annotated[float, Field(ge=0)] | Annotated[str, AfterValidator(_rows_text)]
 
 
 class Section(BaseModel):
@@ -94,6 +102,12 @@ class DataConfig(Section):
     auto: 2 %, but at least 32 rows where there are 320 or more, and at most 1,000."""
     eval_path: str | None = None
     """Rows to evaluate on from a file of their own; nothing is held out then."""
+    mixture: Annotated[dict[str, Amount], Field(examples=['{a.jsonl: 2, "b/*.jsonl": 0.5, c.jsonl: "1000 rows"}'])] = {}
+    """How often rows are seen in an epoch, by file, folder or glob: a number of times, or "1000 rows" of it in all.
+    Files that are not named are seen once. What is seen of a part changes from epoch to epoch."""
+    streaming: Auto | bool = "auto"
+    """Tokenize rows while the model trains (true), or all of them before, into data/training/processed/ (false); the steps are the same.
+    auto: before, when that takes about a minute or was done already."""
 
 
 class TrainingConfig(Section):

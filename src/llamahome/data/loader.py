@@ -1,34 +1,49 @@
-"""The step's micro-batches for this rank, laid out ahead of the loop by one background thread.
+"""The step's micro-batches for this rank, laid out ahead of the loop by background threads.
 
-Invariant: which examples are in a step depends on (table, seed, position) alone; ranks, micro-batch size and interruptions change only how
-they are laid out. The position is the number of examples consumed; it is all that a checkpoint needs. Memory: two steps ahead.
+Invariant: which examples are in a step depends on (data, seed, position) alone; ranks, micro-batch size and interruptions change only how
+they are laid out. A position is one row of the order: it gives one example, several (a text that was split) or none. The position is all
+that a checkpoint needs. Memory: a few steps ahead.
 
-    with Loader(table, batch_size=32, ...) as loader:
+    with Loader(examples, order, batch_size=32, ...) as loader:
         for microbatches in loader:      # one optimizer step, maybe empty on this rank
             ...
 """
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from llamahome.data.batching import divide
-from llamahome.data.order import rows_at
+from llamahome.data.counts import Counts
+from llamahome.data.mixture import RowOrder
 from llamahome.data.records import Example, Microbatch
 from llamahome.data.table import ExampleTable
 
 _AHEAD = 2
-"""Steps laid out before they are asked for."""
+"""Steps laid out before they are asked for, besides one for each thread more than one."""
+
+
+class Examples(Protocol):
+    """Where examples come from: a prepared table, or a stream that makes them."""
+
+    @property
+    def threads(self) -> int:
+        """How many calls of examples_of are worth running at once."""
+
+    def examples_of(self, rows: NDArray[np.int64]) -> ExampleTable:
+        """A table of these rows of the source, in this order."""
 
 
 def total_positions(num_rows: int, *, epochs: float, batch_size: int, max_steps: int | None = None) -> int:
-    """How many examples a run consumes. `max_steps` decides alone when it is given; otherwise the epochs, rounded up to a whole example."""
+    """How many rows a run consumes. `max_steps` decides alone when it is given; otherwise the epochs, rounded up to a whole row."""
     if max_steps is not None:
         return max_steps * batch_size
     return max(1, math.ceil(round(epochs * num_rows, 6)))
@@ -60,23 +75,18 @@ def sequential_microbatches(
     table: ExampleTable, *, micro_batch_tokens: int, rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu"
 ) -> list[Microbatch]:
     """The part of this rank of every example of the table, once; for evaluation."""
-    return _lay_out(
-        table,
-        list(range(len(table))),
-        list(range(len(table))),
-        micro_batch_tokens=micro_batch_tokens,
-        place=(rank, world_size),
-        device=device,
-    )
+    return _lay_out(table, range(len(table)), micro_batch_tokens=micro_batch_tokens, place=(rank, world_size), device=device)
 
 
 @dataclass
 class Loader:
     """Iterates over steps; each item is the list of this rank's micro-batches. Close it, or use it as a context manager."""
 
-    table: ExampleTable
+    examples: Examples
+    order: RowOrder
     _: KW_ONLY
     batch_size: int
+    """Rows of a step, over all ranks."""
     micro_batch_tokens: int
     seed: int
     total_positions: int
@@ -84,22 +94,26 @@ class Loader:
     rank: int = 0
     world_size: int = 1
     device: torch.device | str = "cpu"
+    judge: Callable[[Counts], None] | None = None
+    """Called with `seen` after each step of the first epoch; may raise DataError when too many rows were bad."""
+    seen: Counts = field(init=False, default_factory=Counts)
+    """What became of the rows of the steps given out, over all ranks, since this loader began."""
     _yielded: tuple[int, int] = field(init=False)
     """Positions of the step last given out."""
     _planned: int = field(init=False)
     """Where the next step to lay out begins."""
     _pending: deque["Future[_Step]"] = field(init=False, default_factory=deque)
-    _worker: ThreadPoolExecutor | None = field(init=False, default=None)
+    _pool: ThreadPoolExecutor | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        if not len(self.table):
-            raise ValueError("a loader needs at least one example")
+        if self.order.epoch_rows < 1:
+            raise ValueError("a loader needs at least one row")
         self._yielded = (self.start_position, self.start_position)
         self._planned = self.start_position
 
     @property
     def position(self) -> int:
-        """Examples consumed when the step last given out is done; a Loader with it as start_position goes on there."""
+        """Rows consumed when the step last given out is done; a Loader with it as start_position goes on there."""
         return self._yielded[1]
 
     def set_micro_batch_tokens(self, micro_batch_tokens: int) -> None:
@@ -111,10 +125,10 @@ class Loader:
         return self._build(*self._yielded, self.micro_batch_tokens).microbatches
 
     def close(self) -> None:
-        """Stop working ahead and wait for the thread to end; may be called twice."""
-        if self._worker is not None:
-            self._worker.shutdown(wait=True, cancel_futures=True)
-        self._worker = None
+        """Stop working ahead and wait for the threads to end; may be called twice."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool = None
         self._pending.clear()
         self._planned = self._yielded[1]
 
@@ -129,33 +143,39 @@ class Loader:
 
     def __next__(self) -> list[Microbatch]:
         self._work_ahead()
-        failed = next((step for step in self._pending if step.done() and step.exception() is not None), None)
-        if failed is not None or not self._pending:
+        if not self._pending:
             self.close()
-            if failed is None:
-                raise StopIteration
-            failed.result()
-        step = self._pending.popleft().result()
+            raise StopIteration
+        failed = next((step for step in self._pending if step.done() and step.exception() is not None), None)
+        try:
+            step = (failed or self._pending.popleft()).result()
+        except BaseException:
+            self.close()
+            raise
         self._work_ahead()
         self._yielded = (step.begin, step.end)
+        self.seen.add(step.counts)
+        if self.judge is not None and step.begin < self.order.epoch_rows:
+            self.judge(self.seen)
         return step.microbatches if step.micro_batch_tokens == self.micro_batch_tokens else self.again()
 
     def _work_ahead(self) -> None:
-        while len(self._pending) < _AHEAD and self._planned < self.total_positions:
-            if self._worker is None:
-                self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="llamahome-loader")
+        threads = self.examples.threads
+        while len(self._pending) < _AHEAD + threads - 1 and self._planned < self.total_positions:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="llamahome-loader")
             end = min(self._planned + self.batch_size, self.total_positions)
-            self._pending.append(self._worker.submit(self._build, self._planned, end, self.micro_batch_tokens))
+            self._pending.append(self._pool.submit(self._build, self._planned, end, self.micro_batch_tokens))
             self._planned = end
 
     def _build(self, begin: int, end: int, micro_batch_tokens: int) -> "_Step":
-        positions = np.arange(begin, end, dtype=np.int64)
-        rows = rows_at(positions, num_rows=len(self.table), seed=self.seed)
+        rows = self.order.rows_at(np.arange(begin, end, dtype=np.int64), seed=self.seed)
+        table, counts = self.examples.examples_of(rows), Counts()
+        counts.count_table(table)
         place = (self.rank, self.world_size)
-        laid = _lay_out(
-            self.table, rows.tolist(), positions.tolist(), micro_batch_tokens=micro_batch_tokens, place=place, device=self.device
-        )
-        return _Step(begin, end, micro_batch_tokens, laid)
+        keys = (table.row_of + begin).tolist()
+        laid = _lay_out(table, keys, micro_batch_tokens=micro_batch_tokens, place=place, device=self.device)
+        return _Step(begin, end, micro_batch_tokens, laid, counts)
 
 
 @dataclass(frozen=True)
@@ -166,23 +186,18 @@ class _Step:
     end: int
     micro_batch_tokens: int
     microbatches: list[Microbatch]
+    counts: Counts
 
 
 def _lay_out(
-    table: ExampleTable,
-    rows: Sequence[int],
-    keys: Sequence[int],
-    *,
-    micro_batch_tokens: int,
-    place: tuple[int, int],
-    device: torch.device | str,
+    table: ExampleTable, keys: Sequence[int], *, micro_batch_tokens: int, place: tuple[int, int], device: torch.device | str
 ) -> list[Microbatch]:
-    """Micro-batches of rank place[0] of place[1] for the rows of one step; numbered over all ranks."""
+    """Micro-batches of rank place[0] of place[1] for every example of the table; numbered over all ranks."""
     rank, world_size = place
-    ranks = divide([table.num_tokens(row) for row in rows], world_size=world_size, micro_batch_tokens=micro_batch_tokens)
+    ranks = divide(table.lengths.tolist(), world_size=world_size, micro_batch_tokens=micro_batch_tokens)
     first = sum(len(packs) for packs in ranks[:rank])
     return [
-        make_microbatch([table.example(rows[i]) for i in pack], keys=[keys[i] for i in pack], index=first + number, device=device)
+        make_microbatch([table.example(i) for i in pack], keys=[keys[i] for i in pack], index=first + number, device=device)
         for number, pack in enumerate(ranks[rank])
     ]
 

@@ -39,25 +39,27 @@ def rows_at(positions: NDArray[np.int64], *, num_rows: int, seed: int) -> NDArra
     """row_at for many positions at once; equal to it element by element."""
     if num_rows < 1 or (len(positions) and int(positions.min()) < 0):
         raise ValueError(f"there are no such positions in {num_rows} rows")
-    rows = np.empty(len(positions), np.int64)
     epochs = positions // num_rows
-    for epoch in np.unique(epochs).tolist():
-        chosen = np.flatnonzero(epochs == epoch)
-        values = (positions[chosen] - epoch * num_rows).astype(np.uint64)
-        rows[chosen] = _permute(values, num_rows=num_rows, keys=_round_keys(seed, epoch))
-    return rows
+    return _permute((positions - epochs * num_rows).astype(np.uint64), num_rows=num_rows, keys=_round_keys_of(seed, epochs))
 
 
-def _permute(values: NDArray[np.uint64], *, num_rows: int, keys: tuple[int, ...]) -> NDArray[np.int64]:
+def mixed_seed(seed: int, purpose: int) -> int:
+    """A seed of its own for each purpose, derived from the run's."""
+    return _mix(_mix(seed + _GOLDEN & _MASK) ^ _mix(purpose * _GOLDEN & _MASK)) >> 1
+
+
+def _permute(values: NDArray[np.uint64], *, num_rows: int, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """keys [rounds, values]."""
     half = np.uint64(_half_bits(num_rows))
     low = np.uint64((1 << int(half)) - 1)
     walking = np.arange(len(values))
     while len(walking):
         left, right = values[walking] >> half, values[walking] & low
         for key in keys:
-            left, right = right, left ^ (_mix_array(right ^ np.uint64(key)) & low)
+            left, right = right, left ^ (_mix_array(right ^ key) & low)
         values[walking] = left << half | right
-        walking = walking[values[walking] >= num_rows]
+        outside = values[walking] >= num_rows
+        walking, keys = walking[outside], keys[:, outside]
     return values.astype(np.int64)
 
 
@@ -68,6 +70,12 @@ def _half_bits(num_rows: int) -> int:
 def _round_keys(seed: int, epoch: int) -> tuple[int, ...]:
     state = _mix(_mix(seed + _GOLDEN & _MASK) + epoch & _MASK)
     return tuple(_mix(state + number * _GOLDEN & _MASK) for number in range(1, _ROUNDS + 1))
+
+
+def _round_keys_of(seed: int, epochs: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """_round_keys of many epochs: [rounds, epochs]."""
+    states = _mix_array(epochs.astype(np.uint64) + np.uint64(_mix(seed + _GOLDEN & _MASK)))
+    return np.stack([_mix_array(states + np.uint64(number * _GOLDEN & _MASK)) for number in range(1, _ROUNDS + 1)])
 
 
 def _mix(value: int) -> int:

@@ -1,85 +1,159 @@
-"""All rows of a path to tables of examples to train and to evaluate on, with a report in which every row is counted.
+"""All that a run needs of its data: examples to train on, their order, examples to evaluate on, and a report in which every row is counted.
 
-Rows are read, understood and tokenized in batches; memory holds one batch of text and the tokens of all (5 bytes each).
+Prepared or streamed, the same steps: rows are tokenized once into a store when that takes about a minute or the store is there, otherwise
+while the model trains. Memory: one block of hashes, the held-out examples, and a byte a row while rows are held out.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llamahome.config.schema import DataConfig
+from llamahome.data.counts import SHOWN, Counts
 from llamahome.data.detect import SAMPLE, DetectedFormat, detect
-from llamahome.data.formats import OWN_NAMES, Names, understand
-from llamahome.data.holdout import content_hash, held_out
-from llamahome.data.losses import Losses
-from llamahome.data.records import Conversation, Example, Row
+from llamahome.data.formats import OWN_NAMES, Names
+from llamahome.data.holdout import count_duplicates, count_shared, held_out
+from llamahome.data.judging import allowed_bad, judge_all, require_targets
+from llamahome.data.mixture import RowOrder, order_of
+from llamahome.data.reading import Reading, read_rows
+from llamahome.data.records import Row
 from llamahome.data.report import Report
+from llamahome.data.shards import Task, make_store, ready_store, what_decides
 from llamahome.data.sources import Source, open_source
-from llamahome.data.table import ExampleTable as ExampleTable
-from llamahome.data.table import build_table, join
-from llamahome.data.targets import Encoded, encode
+from llamahome.data.store import Store
+from llamahome.data.streaming import Streamed
+from llamahome.data.table import ExampleTable, join
 from llamahome.data.tokens import ChatTokenizer, require_chat_template
-from llamahome.errors import DataError, Problem
+from llamahome.distributed.processors import usable_cpus
+from llamahome.errors import DataError, MachineError, Problem
+from llamahome.rundir import PROCESSED_DATA
 
-_BATCH = 512
-"""Rows tokenized together; enough to keep every processor busy, little enough to hold."""
-_SHOWN = 20
-"""Bad rows that are listed."""
+_PREPARED_BYTES = 60 * 2_500_000
+"""Text that one processor tokenizes in about a minute; measured: 2.5 MB/s with the starter's tokenizer."""
+_SAMPLED_ROWS = 256
+"""Rows of a stream that are read before training, to know their length and that they can be used."""
+_MEASURED_ROWS = 64
+_TOGETHER = 512
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run trains and evaluates on."""
+    """What a run trains and evaluates on. Close it."""
 
-    train: ExampleTable
+    examples: ExampleTable | Streamed
+    """Of any row of the source."""
+    order: RowOrder
     evaluation: ExampleTable | None
     """None when nothing is held out."""
     report: Report
+    fingerprint: str
+    """Equal when the same rows become the same examples in the same order, wherever the files lie; prepared or streamed."""
+    reading: Reading
+    folder: Path | None
+    """Where the store lies; None for a stream."""
 
+    @property
+    def streams(self) -> bool:
+        """Whether rows are tokenized while the model trains."""
+        return isinstance(self.examples, Streamed)
 
-@dataclass
-class _Tally:
-    """Counts while one source is read."""
+    def judge(self, seen: Counts) -> None:
+        """Raise DataError when more rows of a stream turned out bad than all of them may; a prepared source was judged as a whole."""
+        if isinstance(self.examples, Streamed) and seen.bad > allowed_bad(self.reading.data, self.order.epoch_rows):
+            judge_all(self.reading.data, self.reading.opened[0], replace(seen, problems=self.examples.problems()))
 
-    bad: int = 0
-    problems: list[Problem] = field(default_factory=list)
-    """The first bad rows."""
-    overlong: int = 0
-    """Rows refused because on_overlong is error; data.on_bad_row does not excuse them."""
-    longest_needed: int = 0
-    """max_length that keeps all of the longest row refused or left without a target."""
-    truncated: int = 0
-    dropped: int = 0
-    split: int = 0
-    without_targets: int = 0
-    kept: int = 0
-    cut_tokens: int = 0
-    cut_targets: int = 0
-    losses: Losses = field(default_factory=Losses)
+    def places(self, first: int, last: int, *, seed: int) -> list[str]:
+        """file:line of the rows at the positions from `first` to before `last`."""
+        rows = self.order.rows_at(np.arange(first, last, dtype=np.int64), seed=seed)
+        return [str(self.reading.source.parsed(int(row)).where) for row in rows]
+
+    def first_examples(self, count: int) -> ExampleTable:
+        """At least the first `count` examples to train on, where the first rows have so many."""
+        return self.examples.examples_of(self.order.first_rows(4 * count))
+
+    def close(self) -> None:
+        """End what works in the background; may be called twice."""
+        if isinstance(self.examples, Streamed):
+            self.examples.close()
+        self.reading.source.close()
 
 
 @dataclass(frozen=True)
-class _Read:
-    """One source, read."""
+class Whole:
+    """Every row of a source, tokenized."""
 
-    source: Source
+    reading: Reading
     detected: DetectedFormat
     table: ExampleTable
-    tally: _Tally
+    counts: Counts
+    folder: Path | None
+    """Where it lies, None when there was no place to write."""
 
 
-def prepare(data: DataConfig, path: str, tokenizer: ChatTokenizer, *, say: Callable[[str], None]) -> Prepared:
-    """Read `path`, and data.eval_path when there is one; raises DataError with all bad rows when they are too many."""
-    main = _read(data, path, tokenizer, say=say)
-    if data.eval_path is not None:
-        other = _read(data, data.eval_path, tokenizer, say=say)
-        shared = int(np.isin(main.table.hashes, other.table.hashes).sum())
-        return Prepared(main.table, other.table, _report((main, other), (main.table, other.table), tokenizer, shared=shared))
-    chosen = held_out(main.table.hashes, data.eval_split)
-    train = main.table.select(np.flatnonzero(~chosen))
-    evaluation = main.table.select(np.flatnonzero(chosen)) if chosen.any() else None
-    return Prepared(train, evaluation, _report((main,), (train, evaluation), tokenizer, shared=0))
+def prepare(
+    data: DataConfig, paths: str | Sequence[str], tokenizer: ChatTokenizer, *, say: Say, processed: Path = PROCESSED_DATA
+) -> Prepared:
+    """Read `paths`, and data.eval_path when there is one; raises DataError with all bad rows when they are too many."""
+    task, detected = _task(data, paths, tokenizer, processed, say=say)
+    reading = task.reading
+    store = _store(task, say=say)
+    if store is not None:
+        _judge(data, reading, store.counts)
+    other = read_all(data, data.eval_path, tokenizer, say=say, processed=processed) if data.eval_path is not None else None
+    hashes = reading.source.hashes()
+    held = np.flatnonzero(held_out(hashes, data.eval_split if other is None else 0))
+    order = order_of(reading.source, held, data.mixture)
+    examples: ExampleTable | Streamed = Streamed(reading) if store is None else store.table
+    try:
+        evaluation = _of_rows(examples, held) if other is None else other.table
+        counts = store.counts if store is not None else _sampled(data, examples, order)
+    except BaseException:
+        if isinstance(examples, Streamed):
+            examples.close()
+        raise
+    report = _report(reading, detected, counts, duplicates=count_duplicates(hashes))
+    if store is None:
+        report = replace(report, sampled_rows=counts.rows, train_examples=order.epoch_rows)
+    report = replace(report, epoch_rows=order.epoch_rows, mixture=order.told())
+    if other is not None:
+        shared = count_shared(hashes, other.reading.source.hashes())
+        report = replace(report.with_other(_report(other.reading, other.detected, other.counts)), shared_with_eval=shared)
+    elif len(evaluation):
+        report = report.with_held_out(len(evaluation), rows=int(np.count_nonzero(np.diff(evaluation.firsts))))
+        if not report.train_examples:
+            require_targets(data, reading.opened[0], replace(counts, kept=0))
+    folder = store.folder if store is not None else None
+    return Prepared(examples, order, evaluation if len(evaluation) else None, report, _fingerprint(reading, hashes), reading, folder)
+
+
+def read_all(
+    data: DataConfig, paths: str | Sequence[str], tokenizer: ChatTokenizer, *, say: Say, processed: Path = PROCESSED_DATA
+) -> Whole:
+    """Every row of `paths`, none held out; from the store, which is made when it is not there yet. Raises DataError."""
+    task, detected = _task(data, paths, tokenizer, processed, say=say)
+    try:
+        store = make_store(task, say=say)
+        table, counts, folder = store.table, store.counts, store.folder
+    except MachineError as error:
+        if error.problems[0].code != "data.store-unwritable":
+            raise
+        say(f"{error.problems[0].message}; they are kept in memory")
+        (table, counts), folder = read_rows(task.reading, range(len(task.reading.source))), None
+    _judge(data, task.reading, counts)
+    return Whole(task.reading, detected, table, counts, folder)
+
+
+def report_of(whole: Whole) -> Report:
+    """What became of every row of it."""
+    return _report(whole.reading, whole.detected, whole.counts, duplicates=count_duplicates(whole.reading.source.hashes()))
 
 
 def first_format(source: Source, wanted: str, names: Names = OWN_NAMES) -> DetectedFormat:
@@ -87,151 +161,98 @@ def first_format(source: Source, wanted: str, names: Names = OWN_NAMES) -> Detec
     sample = [source.parsed(number) for number in range(min(SAMPLE, len(source)))]
     rows = [row for row in sample if isinstance(row, Row)]
     if not rows:
-        raise DataError([row for row in sample if isinstance(row, Problem)][:_SHOWN])
+        raise DataError([row for row in sample if isinstance(row, Problem)][:SHOWN])
     return detect(rows, wanted, names)
 
 
-def _read(data: DataConfig, path: str, tokenizer: ChatTokenizer, *, say: Callable[[str], None]) -> _Read:
-    source = open_source(path)
+def _task(
+    data: DataConfig, paths: str | Sequence[str], tokenizer: ChatTokenizer, processed: Path, *, say: Say
+) -> tuple[Task, DetectedFormat]:
+    """Open and look at the first rows, and at some from everywhere to know how much text there is."""
+    opened = (paths,) if isinstance(paths, str) else tuple(paths)
+    source = open_source(opened)
     detected = first_format(source, data.format, data.columns)
     if detected.name != "text":
         require_chat_template(tokenizer, what=f"the rows are chats ({detected.name})")
-    say(f"{path}: {len(source):,} rows, format {detected.name} ({detected.reason})")
-    tally = _Tally()
-    tables = []
-    for begin in range(0, len(source), _BATCH):
-        numbers = range(begin, min(begin + _BATCH, len(source)))
-        tables.append(_read_batch([source.parsed(number) for number in numbers], data, detected.name, tokenizer, source.paths, tally))
-    source.close()
-    _judge(data, path, len(source), tally)
-    table = join(tables, source.paths)
-    if not len(table):
-        raise DataError(_no_targets(data, path, tally))
-    too_much = tally.losses.judge(data, path)
+    say(f"{' '.join(opened)}: {len(source):,} rows, format {detected.name} ({detected.reason})")
+    some = [source.parsed(int(number)) for number in np.linspace(0, len(source) - 1, min(_MEASURED_ROWS, len(source)))]
+    mean = sum(len(str(row.value)) for row in some if isinstance(row, Row)) / len(some)
+    return Task(Reading(opened, source, data, detected.name, tokenizer), processed, mean * len(source)), detected
+
+
+def _store(task: Task, *, say: Say) -> Store | None:
+    """The store of all rows, made now if that takes about a minute or must be; None when rows are to be streamed."""
+    wanted = task.reading.data.streaming
+    if wanted is True:
+        return None
+    store = ready_store(task)
+    if store is not None or (wanted == "auto" and task.text_bytes > _PREPARED_BYTES * usable_cpus()):
+        return store
+    try:
+        return make_store(task, say=say)
+    except MachineError as error:
+        if wanted is False or error.problems[0].code != "data.store-unwritable":
+            raise
+        say(f"{error.problems[0].message}; rows are tokenized while the model trains")
+        return None
+
+
+def _judge(data: DataConfig, reading: Reading, counts: Counts) -> None:
+    judge_all(data, reading.opened[0], counts)
+    require_targets(data, reading.opened[0], counts)
+    too_much = counts.losses.judge(data, reading.opened[0])
     if too_much is not None:
         raise DataError(too_much)
-    return _Read(source, detected, table, tally)
 
 
-def _read_batch(
-    rows: list[Row | Problem], data: DataConfig, format_name: str, tokenizer: ChatTokenizer, paths: tuple[str, ...], tally: _Tally
-) -> ExampleTable:
-    understood = [row if isinstance(row, Problem) else understand(row, format_name, data.columns) for row in rows]
-    conversations = [found for found in understood if isinstance(found, Conversation)]
-    results = iter(encode(conversations, tokenizer, train_on=data.train_on, max_length=data.max_length, on_overlong=data.on_overlong))
-    examples: list[Example] = []
-    hashes: list[int] = []
-    for found in understood:
-        if isinstance(found, Problem):
-            _count_bad(found, tally)
-            continue
-        result = next(results)
-        if isinstance(result, Problem):
-            _count_bad(result, tally)
-            continue
-        kept = _count(found, result, tally)
-        examples += kept
-        hashes += [content_hash(found)] * len(kept)
-    return build_table(examples, hashes, paths)
+def _of_rows(examples: ExampleTable | Streamed, rows: NDArray[np.int64]) -> ExampleTable:
+    return join([examples.examples_of(rows[begin : begin + _TOGETHER]) for begin in range(0, max(1, len(rows)), _TOGETHER)])
 
 
-def _count_bad(problem: Problem, tally: _Tally) -> None:
-    tally.bad += 1
-    if problem.code == "data.overlong":
-        tally.overlong += 1
-    if len(tally.problems) < _SHOWN:
-        tally.problems.append(problem)
+def _sampled(data: DataConfig, stream: ExampleTable | Streamed, order: RowOrder) -> Counts:
+    """Read the rows of some positions of a stream: whatever is wrong with all rows shows before training."""
+    assert isinstance(stream, Streamed)
+    _, counts = stream.read(order.rows_at(np.arange(min(_SAMPLED_ROWS, order.epoch_rows)), seed=0))
+    require_targets(data, stream.reading.opened[0], counts)
+    too_much = counts.losses.judge(data, stream.reading.opened[0])
+    if too_much is not None:
+        raise DataError(replace(too_much, message=f"of {counts.rows:,} rows from everywhere, {too_much.message}"))
+    return counts
 
 
-def _count(conversation: Conversation, encoded: Encoded, tally: _Tally) -> list[Example]:
-    """The row's examples that teach something."""
-    tally.losses.add(encoded, conversation.row.where)
-    if encoded.outcome == "dropped":
-        tally.dropped += 1
-        tally.cut_tokens += encoded.num_tokens
-        tally.cut_targets += encoded.num_targets
-        tally.longest_needed = max(tally.longest_needed, encoded.num_tokens)
-        return []
-    tally.truncated += encoded.outcome == "truncated"
-    tally.split += encoded.outcome == "split"
-    tally.cut_tokens += sum(example.cut for example in encoded.examples)
-    tally.cut_targets += sum(example.cut_targets for example in encoded.examples)
-    kept = [example for example in encoded.examples if example.targets.any()]
-    if kept:
-        tally.kept += 1
-    else:
-        tally.without_targets += 1
-        tally.longest_needed = max(tally.longest_needed, encoded.num_tokens)
-    return kept
+def _fingerprint(reading: Reading, hashes: NDArray[np.uint64]) -> str:
+    data = reading.data
+    digest = hashlib.sha256()
+    for begin in range(0, len(hashes), 1 << 20):
+        digest.update(hashes[begin : begin + (1 << 20)].astype("<u8", copy=False).tobytes())
+    held = data.eval_split if data.eval_path is None else 0
+    told: dict[str, Any] = {**what_decides(reading), "held": held, "mixture": data.mixture, "rows": digest.hexdigest()}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _judge(data: DataConfig, path: str, rows: int, tally: _Tally) -> None:
-    """Raise DataError when the bad rows are more than the settings allow."""
-    if tally.overlong and data.on_overlong == "error":
-        hint = "--set data.on_overlong=truncate cuts their end off, drop leaves them out"
-    elif not tally.bad or (data.on_bad_row == "skip" and tally.bad <= data.max_bad_share * rows + 1e-9):
-        return
-    else:
-        hint = _skip_hint(tally, rows, data.max_bad_share)
-    more = f", the first {_SHOWN} are listed" if tally.bad > _SHOWN else ""
-    allowed = f"; data.max_bad_share allows {data.max_bad_share:g}" if data.on_bad_row == "skip" else ""
-    message = f"{tally.bad:,} of {rows:,} rows cannot be used{more}{allowed}"
-    raise DataError([*tally.problems, Problem(code="data.bad-rows", message=message, where=path, hint=hint)])
-
-
-def _skip_hint(tally: _Tally, rows: int, allowed: float) -> str:
-    if tally.bad == rows:
-        hints = {problem.hint for problem in tally.problems}
-        return (hints.pop() if len(hints) == 1 else None) or "mend the rows; not one of them can be used"
-    share = np.ceil(tally.bad / rows * 1e4) / 1e4
-    wider = f" --set data.max_bad_share={min(share, 0.9999):g}" if tally.bad > allowed * rows else ""
-    return f"mend them, or leave them out with --set data.on_bad_row=skip{wider}"
-
-
-def _no_targets(data: DataConfig, path: str, tally: _Tally) -> Problem:
-    lost = tally.truncated + tally.dropped
-    if lost:
-        message = f"nothing is left to learn: data.max_length {data.max_length:,} cuts every answer off"
-        hint = f"--set data.max_length={tally.longest_needed} keeps all of the longest row"
-    else:
-        message, hint = "nothing is left to learn: no row has more than one token", "give longer texts"
-    return Problem(code="data.no-targets", message=message, where=path, hint=hint)
-
-
-def _report(read: tuple[_Read, ...], tables: tuple[ExampleTable, ExampleTable | None], tokenizer: ChatTokenizer, *, shared: int) -> Report:
-    train, evaluation = tables
-    present = [table for table in tables if table is not None]
-    tallies = [one.tally for one in read]
-    longest = max((tally.losses for tally in tallies), key=lambda losses: losses.longest_tokens)
-    row_keys = np.stack((evaluation.sources, evaluation.rows)) if evaluation is not None else np.empty((2, 0), np.int64)
+def _report(reading: Reading, detected: DetectedFormat, counts: Counts, *, duplicates: int = 0) -> Report:
     return Report(
-        format=read[0].detected.name,
-        reason=read[0].detected.reason,
-        files=sum(len(one.source.paths) for one in read),
-        rows=sum(len(one.source) for one in read),
-        kept=sum(tally.kept for tally in tallies),
-        train_examples=len(train),
-        eval_examples=len(evaluation) if evaluation is not None else 0,
-        eval_rows=np.unique(row_keys, axis=1).shape[1],
-        bad=sum(tally.bad for tally in tallies),
-        overlong_truncated=sum(tally.truncated for tally in tallies),
-        overlong_dropped=sum(tally.dropped for tally in tallies),
-        split=sum(tally.split for tally in tallies),
-        without_targets=sum(tally.without_targets for tally in tallies),
-        tokens=sum(len(table.tokens) for table in present),
-        targets=sum(int(table.targets.sum()) for table in present),
-        cut_tokens=sum(tally.cut_tokens for tally in tallies),
-        cut_targets=sum(tally.cut_targets for tally in tallies),
-        longest_tokens=longest.longest_tokens,
-        longest_where=longest.longest_where,
-        duplicates=sum(_duplicates(one.table) for one in read),
-        shared_with_eval=shared,
-        ignored_files=tuple(path for one in read for path in one.source.ignored),
-        notes=tokenizer.notes if any(one.detected.name != "text" for one in read) else (),
+        format=detected.name,
+        reason=detected.reason,
+        files=len(reading.source.paths),
+        rows=len(reading.source),
+        kept=counts.kept,
+        examples=counts.examples,
+        train_examples=counts.examples,
+        eval_examples=0,
+        eval_rows=0,
+        bad=counts.bad,
+        overlong_truncated=counts.truncated,
+        overlong_dropped=counts.dropped,
+        split=counts.split,
+        without_targets=counts.without_targets,
+        tokens=counts.tokens,
+        targets=counts.targets,
+        cut_tokens=counts.cut_tokens,
+        cut_targets=counts.cut_targets,
+        longest_tokens=counts.losses.longest_tokens,
+        longest_where=counts.losses.longest_where,
+        duplicates=duplicates,
+        ignored_files=reading.source.ignored,
+        notes=reading.tokenizer.notes if detected.name != "text" else (),
     )
-
-
-def _duplicates(table: ExampleTable) -> int:
-    """Rows (not examples: a split row has several) whose content came before."""
-    rows = len(np.unique(np.stack((table.sources, table.rows)), axis=1)[0])
-    return rows - len(np.unique(table.hashes))

@@ -1,13 +1,17 @@
 """What became of every row and token of the data, in numbers: nothing is dropped that is not counted here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from llamahome.data.counts import Counts
 from llamahome.units import show_count
 
 
 @dataclass(frozen=True)
 class Report:
-    """Counts over one reading of the data; tokens and targets are those of training and held-out examples together."""
+    """Counts over one reading of the data; tokens and targets are those of training and held-out examples together.
+
+    When rows are streamed all but the counts of rows, held-out rows and duplicates are those of a sample.
+    """
 
     format: str
     reason: str
@@ -16,6 +20,7 @@ class Report:
     rows: int
     kept: int
     """Rows that are trained or evaluated on."""
+    examples: int
     train_examples: int
     eval_examples: int
     eval_rows: int
@@ -40,40 +45,94 @@ class Report:
     ignored_files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     """What else should be known, in sentences."""
+    sampled_rows: int = 0
+    """Rows that were read to begin with when the others are streamed; 0 when all were read."""
+    epoch_rows: int = 0
+    """Rows that an epoch of training goes through."""
+    mixture: tuple[str, ...] = ()
+    """How often rows are seen, where data.mixture says so."""
 
     @property
     def mean_tokens(self) -> float:
         """Tokens per example."""
-        return self.tokens / max(1, self.train_examples + self.eval_examples)
+        return self.tokens / max(1, self.examples)
 
     @property
     def lost_share(self) -> float:
         """Targets cut off or left out over those and the ones that are learned."""
         return self.cut_targets / max(1, self.cut_targets + self.targets)
 
+    @property
+    def tokens_per_row(self) -> float:
+        """Tokens of an average row, those without an example counted as 0."""
+        return self.tokens / max(1, self.sampled_rows or self.rows)
+
+    def with_held_out(self, examples: int, *, rows: int) -> "Report":
+        """The same when `examples` of `rows` rows of it are held out; of a sample they are none."""
+        train = self.train_examples - (0 if self.sampled_rows else examples)
+        return replace(self, train_examples=train, eval_examples=examples, eval_rows=rows)
+
+    def with_other(self, other: "Report") -> "Report":
+        """The same together with rows to evaluate on from files of their own."""
+        longest = max((self, other), key=lambda each: each.longest_tokens)
+        summed = {
+            name: getattr(self, name) + getattr(other, name) for name in _SUMMED if not self.sampled_rows or name in ("files", "rows")
+        }
+        return replace(
+            self,
+            **summed,
+            eval_examples=other.examples,
+            eval_rows=other.kept,
+            longest_tokens=longest.longest_tokens,
+            longest_where=longest.longest_where,
+        )
+
     def lines(self) -> list[str]:
         """For people; a line for each thing that is not as one would hope."""
         files = "1 file" if self.files == 1 else f"{self.files:,} files"
         share = self.targets / max(1, self.tokens)
-        lines = [
-            f"{self.rows:,} rows in {files}, format {self.format}: {self.reason}",
-            f"{self.train_examples:,} examples to train on, {self.eval_examples:,} held out; {show_count(self.tokens)} tokens, "
-            f"{self.mean_tokens:,.0f} per example, {share:.0%} of them learned; longest {self.longest_tokens:,} ({self.longest_where})",
-        ]
-        cut = f"{self.cut_tokens:,} tokens lost, {self.cut_targets:,} of them targets, {self.lost_share:.1%} of all targets"
-        lost = (
-            (self.bad, "bad rows left out"),
-            (self.overlong_truncated, f"rows cut to max_length: {cut}"),
-            (self.overlong_dropped, f"rows longer than max_length left out: {cut}"),
-            (self.split, "rows longer than max_length split"),
-            (self.without_targets, "rows left out because nothing in them is learned"),
-            (self.duplicates, "rows with the content of an earlier one"),
-            (self.shared_with_eval, "rows to train on that are in the evaluation file too"),
-            (len(self.ignored_files), f"data files not read: {', '.join(self.ignored_files[:3])}"),
-        )
-        one = {"bad rows": "bad row", "rows": "row", "data files": "data file"}
-        for count, what in lost:
-            plural = next(word for word in one if what.startswith(word))
-            if count:
-                lines.append(f"{count:,} {one[plural] + what.removeprefix(plural) if count == 1 else what}")
-        return [*lines, *self.notes]
+        lines = [f"{self.rows:,} rows in {files}, format {self.format}: {self.reason}"]
+        each = f"{self.mean_tokens:,.0f} per example, {share:.0%} of them learned; longest {self.longest_tokens:,} ({self.longest_where})"
+        if self.sampled_rows:
+            lines.append(
+                f"{self.epoch_rows:,} rows to train on, tokenized while the model trains; {self.eval_examples:,} examples held out"
+            )
+            lines.append(f"of {self.sampled_rows:,} rows: {show_count(self.tokens)} tokens, {each}")
+        else:
+            held = f"{self.train_examples:,} examples to train on, {self.eval_examples:,} held out"
+            lines.append(f"{held}; {show_count(self.tokens)} tokens, {each}")
+        lines += self.mixture
+        return [*lines, *lost_lines(self), *self.notes]
+
+
+def lost_lines(counts: Report | Counts) -> list[str]:
+    """A line for each thing that is not as one would hope, of a whole report or of the rows seen so far."""
+    share = counts.cut_targets / max(1, counts.cut_targets + counts.targets)
+    cut = f"{counts.cut_tokens:,} tokens lost, {counts.cut_targets:,} of them targets, {share:.1%} of all targets"
+    lost: list[tuple[int, str]] = [(counts.bad, "bad rows left out")]
+    if isinstance(counts, Report):
+        lost.append((counts.overlong_truncated, f"rows cut to max_length: {cut}"))
+        lost.append((counts.overlong_dropped, f"rows longer than max_length left out: {cut}"))
+    else:
+        lost.append((counts.truncated, f"rows cut to max_length: {cut}"))
+        lost.append((counts.dropped, f"rows longer than max_length left out: {cut}"))
+    lost.append((counts.split, "rows longer than max_length split"))
+    lost.append((counts.without_targets, "rows left out because nothing in them is learned"))
+    if isinstance(counts, Report):
+        lost.append((counts.duplicates, "rows with the content of an earlier one"))
+        lost.append((counts.shared_with_eval, "rows to train on that are in the evaluation file too"))
+        lost.append((len(counts.ignored_files), f"data files not read: {', '.join(counts.ignored_files[:3])}"))
+    return [f"{count:,} {what if count > 1 else _singular(what)}" for count, what in lost if count]
+
+
+def _singular(what: str) -> str:
+    many = next(word for word in _ONE if what.startswith(word))
+    return _ONE[many] + what.removeprefix(many)
+
+
+_ONE = {"bad rows": "bad row", "rows": "row", "data files": "data file"}
+
+_SUMMED = (
+    *("files", "rows", "kept", "examples", "bad", "overlong_truncated", "overlong_dropped", "split", "without_targets"),
+    *("tokens", "targets", "cut_tokens", "cut_targets", "ignored_files"),
+)

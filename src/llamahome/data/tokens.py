@@ -105,6 +105,13 @@ class ChatTokenizer:
         digest.update(json.dumps([self._tokenizer.chat_template, self._tokenizer.special_tokens_map, str(TEMPLATE_DATE)]).encode())
         return digest.hexdigest()
 
+    def describe(self) -> dict[str, str]:
+        """The files of a folder from which load_tokenizer makes the same tokenizer, by name; for another process."""
+        template = self._tokenizer.chat_template
+        named = [{"name": name, "template": text} for name, text in template.items()] if isinstance(template, dict) else template
+        settings = {"tokenizer_class": _GENERIC[1], "chat_template": named, **self._tokenizer.special_tokens_map}
+        return {"tokenizer.json": self._backend.to_str(), "tokenizer_config.json": json.dumps(settings)}
+
     @cached_property
     def template(self) -> ChatTemplate:
         """The chat template, ready to render; raises DataError when the model has none."""

@@ -1,0 +1,266 @@
+"""Preparing that is killed, torn, damaged, out of room, or done twice at once: what is used is always whole and always right."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.support.processes import alive
+from tests.support.projects import wait_until
+from tests.support.tokenizers import CHATML, train_tokenizer
+
+from llamahome.config.schema import DataConfig
+from llamahome.data import shards
+from llamahome.data.prepare import Prepared, Whole, prepare, read_all
+from llamahome.data.table import COLUMNS
+from llamahome.data.tokens import ChatTokenizer, load_tokenizer
+from llamahome.errors import MachineError
+
+STORES = Path("data/training/processed")
+ROWS = 400
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    train_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tokenizer(model: Path) -> ChatTokenizer:
+    return load_tokenizer(model)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shards, "_SHARD_ROWS", 30)
+    write_chats(ROWS)
+    return tmp_path
+
+
+def write_chats(count: int) -> None:
+    source = random.Random(count)
+    lines = []
+    for number in range(count):
+        question = f"question {number} " + "word " * source.randint(0, 20)
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": f"Answer {number}."}]
+        lines.append(json.dumps({"messages": turns}) + "\n")
+    Path("rows.jsonl").write_text("".join(lines))
+
+
+def whole(tokenizer: ChatTokenizer, *, processed: Path = STORES, **settings: Any) -> Whole:
+    return read_all(DataConfig(**{"max_lost_share": 1, **settings}), "rows.jsonl", tokenizer, say=lambda _: None, processed=processed)
+
+
+def equal(one: Whole, other: Whole) -> bool:
+    return one.counts == other.counts and all(
+        np.array_equal(left, right) for left, right in zip(one.table.columns().values(), other.table.columns().values(), strict=True)
+    )
+
+
+def stores() -> list[str]:
+    return sorted(path.name for path in STORES.iterdir() if path.name != "index")
+
+
+@pytest.fixture
+def expected(tokenizer: ChatTokenizer, tmp_path: Path) -> Whole:
+    """What an undisturbed preparation gives, kept elsewhere."""
+    return whole(tokenizer, processed=tmp_path / "elsewhere")
+
+
+PREPARER = """
+import sys
+
+from llamahome.config.schema import DataConfig
+from llamahome.data import shards
+from llamahome.data.prepare import read_all
+from llamahome.data.tokens import load_tokenizer
+
+shards._SHARD_ROWS = 30
+shards._WORTH_A_PROCESS = 1
+shards.usable_cpus = lambda: int(sys.argv[2])
+found = read_all(DataConfig(), "rows.jsonl", load_tokenizer(sys.argv[1]), say=lambda text: print(text, flush=True))
+print("done", len(found.table), flush=True)
+"""
+
+
+def preparer(model: Path, *, processes: int) -> "subprocess.Popen[str]":
+    Path("preparer.py").write_text(PREPARER)
+    words = [sys.executable, "preparer.py", str(model), str(processes)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finished_shards() -> list[Path]:
+    return sorted(STORES.glob("*.parts/shard-*.rows"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_preparation_goes_on_where_it_was(model: Path, tokenizer: ChatTokenizer, processes: int) -> None:
+    write_chats(6_000)
+    with preparer(model, processes=processes) as killed:
+        wait_until(lambda: len(finished_shards()) >= 3)
+        workers = [int(word) for word in Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()]
+        killed.send_signal(signal.SIGKILL)
+    assert len(workers) == (processes if processes > 1 else 0) and not any(alive(pid, within=10) for pid in workers)
+    done = {path: path.stat().st_mtime_ns for path in finished_shards()}
+    assert 3 <= len(done) < 200 and len(stores()) == 1
+    with preparer(model, processes=2) as second:
+        out, err = second.communicate(timeout=120)
+    assert second.returncode == 0, err
+    assert f"going on with a preparation that was interrupted: {len(done)} of 200 parts are done" in out
+    (name,) = stores()
+    assert "." not in name
+    assert equal(whole(tokenizer), whole(tokenizer, processed=Path("elsewhere")))
+
+
+def test_two_at_once_do_not_harm_each_other(model: Path, expected: Whole, tokenizer: ChatTokenizer) -> None:
+    both = [preparer(model, processes=1) for _ in range(2)]
+    for process in both:
+        with process:
+            out, err = process.communicate(timeout=120)
+        assert process.returncode == 0 and out.endswith(f"done {ROWS}\n"), err
+    assert len(stores()) == 1 and equal(whole(tokenizer), expected)
+
+
+def test_two_at_once_without_locks_do_not_harm_each_other(
+    expected: Whole, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second begins and ends while the first writes its shards."""
+    write_one, depth = shards._write_one, []
+
+    def interrupted(task: Any, parts: Path, number: int, workers: Any) -> None:
+        write_one(task, parts, number, workers)
+        if number == 5 and not depth:
+            depth.append(number)
+            assert equal(whole(tokenizer), expected)
+
+    def unlockable(descriptor: int, operation: int) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(shards, "_write_one", interrupted)
+    monkeypatch.setattr(shards.fcntl, "flock", unlockable)
+    assert equal(whole(tokenizer), expected) and depth == [5]
+    assert len(stores()) == 1 and equal(whole(tokenizer), expected)
+
+
+@pytest.mark.parametrize("column", [*COLUMNS, "manifest.json"])
+def test_a_flipped_bit_is_found_and_mended(expected: Whole, tokenizer: ChatTokenizer, column: str) -> None:
+    before = whole(tokenizer)
+    assert before.folder is not None
+    path, source = before.folder / column, random.Random(column)
+    sound = path.read_bytes()
+    for _ in range(3):
+        broken = bytearray(sound)
+        broken[source.randrange(len(broken))] ^= 1 << source.randrange(8)
+        path.write_bytes(broken)
+        assert equal(whole(tokenizer), expected)
+        assert path.read_bytes() == sound
+
+
+@pytest.mark.parametrize("column", ["tokens", "firsts", "manifest.json"])
+def test_a_torn_or_missing_file_is_made_again(expected: Whole, tokenizer: ChatTokenizer, column: str) -> None:
+    before = whole(tokenizer)
+    assert before.folder is not None
+    path = before.folder / column
+    for harm in (lambda: os.truncate(path, path.stat().st_size // 2), path.unlink):
+        harm()
+        assert equal(whole(tokenizer), expected)
+
+
+def test_a_damaged_shard_is_made_again_before_they_are_put_together(
+    expected: Whole, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_one = shards._write_one
+
+    def damaging(task: Any, parts: Path, number: int, workers: Any) -> None:
+        write_one(task, parts, number, workers)
+        path = parts / "shard-000002.rows"
+        if number == 7:
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 4
+            path.write_bytes(content)
+
+    monkeypatch.setattr(shards, "_write_one", damaging)
+    assert equal(whole(tokenizer), expected)
+
+
+def test_another_tokenizer_template_setting_or_file_has_a_store_of_its_own(model: Path, tokenizer: ChatTokenizer) -> None:
+    template = Path("other.jinja")
+    template.write_text(CHATML.replace("im_start", "endoftext"))
+    names = set()
+    for each in (tokenizer, load_tokenizer(model, chat_template=str(template)), ChatTokenizer(train_tokenizer(vocabulary=300))):
+        names.add(whole(each).folder)
+    for settings in ({"max_length": 20}, {"train_on": "all"}, {"on_overlong": "drop"}):
+        names.add(whole(tokenizer, **settings).folder)
+    write_chats(ROWS + 1)
+    names.add(whole(tokenizer).folder)
+    assert len(names) == 7 and None not in names
+    same: list[dict[str, Any]] = [{"on_bad_row": "skip"}, {"eval_split": 7}, {"format": "messages"}, {"mixture": {"rows.jsonl": 2}}]
+    assert {whole(tokenizer, **settings).folder for settings in same} == {whole(tokenizer).folder}
+
+
+def test_what_lies_there_under_the_right_name_is_not_trusted(expected: Whole, model: Path, tokenizer: ChatTokenizer) -> None:
+    right = whole(tokenizer).folder
+    other = whole(tokenizer, train_on="all").folder
+    assert right is not None and other is not None
+    shutil.rmtree(right)
+    other.rename(right)
+    assert equal(whole(tokenizer), expected)
+
+
+@contextmanager
+def small_disk(size: str) -> Iterator[Path]:
+    place = Path("disk")
+    place.mkdir()
+    mount = shutil.which("mount")
+    if os.geteuid() != 0 or mount is None:
+        pytest.skip("mounting a small disk needs root")
+    done = subprocess.run([mount, "-t", "tmpfs", "-o", f"size={size}", "none", str(place)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("size", ["40k", "140k"])
+def test_a_full_disk_is_an_error_and_no_half_store_is_left(tokenizer: ChatTokenizer, size: str) -> None:
+    """The smaller disk is full while shards are written, the larger one when they are put together."""
+    with small_disk(size) as disk:
+        with pytest.raises(MachineError) as caught:
+            whole(tokenizer, processed=disk)
+        assert caught.value.problems[0].code == "data.store-full" and "data.streaming=true" in str(caught.value.problems[0].hint)
+        assert list(disk.iterdir()) == []
+        with pytest.raises(MachineError):
+            prepare(DataConfig(), "rows.jsonl", tokenizer, say=lambda _: None, processed=disk)
+        streamed = prepare(DataConfig(streaming=True), "rows.jsonl", tokenizer, say=lambda _: None, processed=disk)
+        streamed.close()
+        assert streamed.streams and list(disk.iterdir()) == []
+
+
+def test_without_a_place_to_write_rows_are_streamed_or_kept_in_memory(expected: Whole, tokenizer: ChatTokenizer) -> None:
+    Path("taken").write_text("a file where a folder should be")
+    said: list[str] = []
+
+    def opened(**settings: Any) -> Prepared:
+        return prepare(DataConfig(**settings), "rows.jsonl", tokenizer, say=said.append, processed=Path("taken/here"))
+
+    found = opened()
+    found.close()
+    assert found.streams and "tokenized while the model trains" in said[-1]
+    with pytest.raises(MachineError) as caught:
+        opened(streaming=False)
+    assert caught.value.problems[0].code == "data.store-unwritable"
+    assert equal(whole(tokenizer, processed=Path("taken/here")), expected)
