@@ -47,9 +47,14 @@ def train_step(
     world: World,
     clock: PartClock,
 ) -> StepResult:
-    """Update the weights once. `num_targets` counts the targets of all ranks; a rank without micro-batches takes part all the same."""
+    """Update the weights once. `num_targets` counts the targets of all ranks; a rank without micro-batches takes part all the same.
+
+    Without a target on any rank, because all rows of the step were left out, nothing changes: neither weights nor optimizer.
+    """
     parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
     loss = torch.zeros((), dtype=torch.float32, device=world.device)
+    if num_targets == 0:
+        return StepResult(loss, loss, loss)
     for microbatch, seed in zip(microbatches, seeds, strict=True):
         torch.manual_seed(seed)
         with clock.part("forward"):
