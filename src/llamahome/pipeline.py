@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from llamahome import assembly
 from llamahome.assembly import Job, Learner, Plan, Session
 from llamahome.checkpoint import retention, store
@@ -29,7 +27,6 @@ from llamahome.data.tokens import load_tokenizer
 from llamahome.distributed.world import open_world
 from llamahome.errors import ConfigError, LeftAtOnce, MachineError, Problem, Stopped
 from llamahome.model.adapter import base_of, is_adapter, open_trained, restore_model
-from llamahome.model.generate import generate
 from llamahome.model.load import attention_backend, find_model
 from llamahome.model.objective import Objective
 from llamahome.model.precision import choose_precision
@@ -151,42 +148,6 @@ def evaluate(target: str, data_path: str | Sequence[str], loaded: LoadedConfig) 
             found = evaluate_batches(objective.stats, model, batches, world=session.world)
     counts = {"rows": rows.counts.kept, "tokens": rows.counts.tokens, "targets": found.targets}
     return {"model": as_typed(folder), "data": data_path, **found.metrics, **counts}
-
-
-def open_chat(
-    target: str, loaded: LoadedConfig, *, say: Callable[[str], None], max_new_tokens: int, temperature: float
-) -> Callable[[list[dict[str, str]], Callable[[str], None]], str]:
-    """A function that answers a conversation: turns and a place to write to as the answer appears -> the answer."""
-    folder = model_folder(target, loaded, say=say)
-    tokenizer = load_tokenizer(folder, chat_template=loaded.config.model.chat_template)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = open_trained(folder, dtype=choose_precision(loaded.config, device).storage, device=device, say=say)
-
-    def reply(turns: list[dict[str, str]], write: Callable[[str], None]) -> str:
-        told: list[int] = []
-        written = 0
-
-        def tell(ids: list[int]) -> None:
-            nonlocal written
-            told.extend(token for token in ids if token not in tokenizer.end_ids)
-            text = tokenizer.decode(told)
-            if not text.endswith("\ufffd"):  # half a character: the rest comes with the next token
-                write(text[written:])
-                written = len(text)
-
-        ids = generate(
-            model,
-            [tokenizer.encode_prompt(turns)],
-            end_ids=tokenizer.end_ids,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            tell=tell,
-        )
-        answer = tokenizer.decode(ids[0])
-        write(answer[written:])
-        return answer
-
-    return reply
 
 
 def model_folder(target: str, loaded: LoadedConfig, *, say: Callable[[str], None]) -> Path:

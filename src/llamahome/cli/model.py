@@ -37,7 +37,7 @@ def chat(
     log_to_stderr(debug=debug)
     loaded = load_config(assignments=assignments or [])
     before_torch()
-    from llamahome.pipeline import open_chat
+    from llamahome.conversation import open_chat
 
     reply = open_chat(model, loaded, say=_say, max_new_tokens=max_new_tokens, temperature=temperature)
     turns: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
