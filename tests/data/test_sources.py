@@ -221,3 +221,11 @@ def test_any_bytes_give_a_row_or_a_problem(raw: bytes) -> None:
     assert isinstance(found, Row | Problem)
     if isinstance(found, Problem):
         found.render().encode("utf-8")
+
+
+def test_the_record_of_a_cleaned_copy_is_not_data(tmp_path: Path) -> None:
+    (tmp_path / "clean.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
+    (tmp_path / "clean.jsonl.changes.jsonl").write_text('{"what": "mended"}\n', encoding="utf-8")
+    source = open_source(str(tmp_path))
+    assert [Path(path).name for path in source.paths] == ["clean.jsonl"]
+    assert [Path(path).name for path in source.ignored] == ["clean.jsonl.changes.jsonl"]

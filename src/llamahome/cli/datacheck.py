@@ -227,7 +227,7 @@ def many(count: int, word: str) -> str:
 
 
 def _fixed_lines(fixed: "Fixed", out: Path) -> Iterator[str]:
-    from llamahome.data.fix import CHANGES
+    from llamahome.data.kinds import CHANGES
 
     yield f"{out}: {many(fixed.kept, 'row')}, {fixed.mended:,} of them mended; {fixed.dropped:,} left out"
     yield f"{out}{CHANGES}: {many(fixed.changes.total(), 'change')}" + "".join(

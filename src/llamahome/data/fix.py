@@ -20,6 +20,7 @@ from llamahome.data.duplicates import content_key
 from llamahome.data.findings import Place, row_place
 from llamahome.data.formats import understand
 from llamahome.data.jsonrow import parse_row
+from llamahome.data.kinds import CHANGES
 from llamahome.data.mend import Change, mend_bytes, mend_misread, mend_value
 from llamahome.data.prepare import first_format
 from llamahome.data.records import Conversation, Row
@@ -29,8 +30,6 @@ from llamahome.data.targets import encode
 from llamahome.data.tokens import ChatTokenizer, load_tokenizer
 from llamahome.errors import DataError, MachineError, Problem, UsageError
 
-CHANGES = ".changes.jsonl"
-"""Put behind the name of the copy: the record of changes."""
 _STRETCH = 512
 _TRIES = 100
 """Mends of one row; more than that and it is left out."""

@@ -65,8 +65,14 @@ def kind_of(file: WatchedFile) -> Kind:
     return "jsonl"
 
 
+CHANGES = ".changes.jsonl"
+"""End of the name of what `data check --fix` writes about a cleaned copy."""
+
+
 def holds_rows(path: str) -> bool:
-    """Whether a .json file of a folder is data: an array, or an object in its first line, and not what tools write beside data."""
+    """Whether a file of a folder is data: not the record of `data check --fix`, and of .json an array or an object in its first line."""
+    if path.endswith(CHANGES):
+        return False
     if ending(path) != ".json" or Path(path).suffix.lower() in PACKED:
         return True
     if Path(path).name in ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "package.json"):

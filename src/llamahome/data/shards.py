@@ -75,9 +75,8 @@ class Task:
 
     @property
     def processes(self) -> int:
-        """How many are worth starting; 0 when this one alone is quicker."""
-        useful = min(usable_cpus(), _MOST_PROCESSES, self.num_shards, int(self.text_bytes // _WORTH_A_PROCESS))
-        return useful if useful > 1 else 0
+        """How many are worth starting beside this one."""
+        return max(0, min(usable_cpus(), _MOST_PROCESSES, self.num_shards, int(self.text_bytes // _WORTH_A_PROCESS)) - 1)
 
 
 def what_decides(reading: Reading) -> dict[str, Any]:
@@ -158,8 +157,8 @@ def _write_shards(task: Task, parts: Path, say: Callable[[str], None]) -> None:
     missing = [number for number in range(task.num_shards) if read_shard(parts, number, paths, stamp=stamp) is None]
     if len(missing) < task.num_shards:
         say(f"going on with a preparation that was interrupted: {task.num_shards - len(missing)} of {task.num_shards} parts are done")
-    workers = Workers(task.reading, processes=min(task.processes, len(missing)), niceness=0)
-    pool = ThreadPoolExecutor(max(1, workers.processes), thread_name_prefix="llamahome-prepare")
+    workers = Workers(task.reading, processes=max(0, min(task.processes, len(missing) - 1)), niceness=0, here=True)
+    pool = ThreadPoolExecutor(workers.processes + 1, thread_name_prefix="llamahome-prepare")
     try:
         _watch([pool.submit(_write_one, task, parts, number, workers) for number in missing], task, say)
     finally:
@@ -191,7 +190,7 @@ def _watch(work: list["Future[None]"], task: Task, say: Callable[[str], None]) -
 
 def _mended(task: Task, store: Store, damaged: list[int]) -> bool:
     """Tokenize these shards again and put them where they were; False when that cannot be done."""
-    workers = Workers(task.reading, processes=0, niceness=0)
+    workers = Workers(task.reading, processes=0, niceness=0, here=True)
     for number in damaged:
         begin = number * task.shard_rows
         table, _ = workers.read(range(begin, min(begin + task.shard_rows, len(task.reading.source))))

@@ -30,7 +30,7 @@ class Streamed:
         if processes is None:
             processes = min(_MOST_PROCESSES, max(1, usable_cpus() // _PROCESSORS_EACH))
         self.reading = reading
-        self._workers = Workers(reading, processes=processes, niceness=_NICENESS)
+        self._workers = Workers(reading, processes=processes, niceness=_NICENESS, here=False)
         self.threads = max(1, processes)
         self._problems: dict[str, Problem] = {}
 

@@ -4,6 +4,7 @@ A worker is an ordinary child with two pipes, no shared memory and no port. Its 
 process group of its own. One that dies takes the run down with the names of the rows it worked on. Memory: about 100 MB each.
 """
 
+import contextlib
 import json
 import os
 import queue
@@ -45,8 +46,8 @@ class Workers:
     Where a tokenizer cannot be rebuilt in another process (it is compared by fingerprint), this process does the work, one call at a time.
     """
 
-    def __init__(self, reading: Reading, *, processes: int, niceness: int) -> None:
-        """Start them, giving way to others by `niceness`. With 0 processes everything is done here."""
+    def __init__(self, reading: Reading, *, processes: int, niceness: int, here: bool) -> None:
+        """Start them, giving way to others by `niceness`; with `here` this process works beside them, one call at a time."""
         self.processes = processes
         self._reading = reading
         self._free: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()
@@ -63,7 +64,7 @@ class Workers:
             ) from error
         for worker in self._all:
             self._free.put(worker)
-        if not self._all:
+        if here or not self._all:
             self._free.put(None)
 
     def read(self, numbers: Sequence[int]) -> tuple[ExampleTable, Counts]:
@@ -71,13 +72,12 @@ class Workers:
         worker = self._free.get()
         try:
             if worker is not None:
-                return worker.read(self._reading, numbers)
-        except _Differs:
-            self.processes = 0
+                with contextlib.suppress(_Differs):
+                    return worker.read(self._reading, numbers)
+            with self._here:
+                return read_rows(self._reading, numbers)
         finally:
             self._free.put(worker)
-        with self._here:
-            return read_rows(self._reading, numbers)
 
     def pids(self) -> list[int]:
         """Ids of the processes that were started."""
