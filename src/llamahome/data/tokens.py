@@ -28,6 +28,8 @@ from llamahome.errors import ConfigError, DataError, Problem
 _GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
 """Tokenizer classes whose whole behaviour is in tokenizer.json; others are left to AutoTokenizer, which imports torch."""
 
+_REMEMBERED_WORDS = 1 << 17
+"""Words whose tokens the tokenizer keeps; its own 10,000 are soon full. Measured on the sample: a seventh faster, at some 20 MB."""
 _ANCHORS = ("\n", "a", ";")
 """Put before a part of a text so that it is not the beginning of one; the first that does not grow together with it is taken."""
 
@@ -48,6 +50,8 @@ class ChatTokenizer:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
+        if hasattr(self._backend.model, "_resize_cache"):
+            self._backend.model._resize_cache(_REMEMBERED_WORDS)
         added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
         self.added_tokens: dict[str, int] = added
         """Tokens that are found in text before anything else, by their text."""
