@@ -80,7 +80,10 @@ def expected(tokenizer: ChatTokenizer, tmp_path: Path) -> Whole:
 
 
 PREPARER = """
+import os
+import signal
 import sys
+from pathlib import Path
 
 from llamahome.config.schema import DataConfig
 from llamahome.data import shards
@@ -90,14 +93,16 @@ from llamahome.data.tokens import load_tokenizer
 shards._SHARD_ROWS = 30
 shards._WORTH_A_PROCESS = 1
 shards.usable_cpus = lambda: int(sys.argv[2])
+if "kill-at-rename" in sys.argv:
+    Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 found = read_all(DataConfig(), "rows.jsonl", load_tokenizer(sys.argv[1]), say=lambda text: print(text, flush=True))
 print("done", len(found.table), flush=True)
 """
 
 
-def preparer(model: Path, *, processes: int) -> "subprocess.Popen[str]":
+def preparer(model: Path, *more: str, processes: int) -> "subprocess.Popen[str]":
     Path("preparer.py").write_text(PREPARER)
-    words = [sys.executable, "preparer.py", str(model), str(processes)]
+    words = [sys.executable, "preparer.py", str(model), str(processes), *more]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -122,6 +127,25 @@ def test_a_killed_preparation_goes_on_where_it_was(model: Path, tokenizer: ChatT
     (name,) = stores()
     assert "." not in name
     assert equal(whole(tokenizer), whole(tokenizer, processed=Path("elsewhere")))
+
+
+def test_a_preparation_killed_at_its_very_end_is_only_put_together_again(model: Path, expected: Whole, tokenizer: ChatTokenizer) -> None:
+    with preparer(model, "kill-at-rename", processes=1) as killed:
+        killed.communicate(timeout=120)
+    assert killed.returncode == -signal.SIGKILL and [name.split(".")[-1] for name in stores()] in (["tmp", "parts"], ["parts", "tmp"])
+    with preparer(model, processes=2) as second:
+        out, err = second.communicate(timeout=120)
+    assert second.returncode == 0, err
+    assert "14 of 14 parts are done" in out and len(stores()) == 1 and equal(whole(tokenizer), expected)
+
+
+def test_a_store_of_an_earlier_state_of_the_files_is_removed_and_no_other(tokenizer: ChatTokenizer) -> None:
+    before, other = whole(tokenizer).folder, whole(tokenizer, train_on="all").folder
+    Path("rows.jsonl").rename("same.jsonl")
+    elsewhere = read_all(DataConfig(), "same.jsonl", tokenizer, say=lambda _: None).folder
+    write_chats(ROWS + 3)
+    after = whole(tokenizer).folder
+    assert None not in (before, other, elsewhere, after) and {STORES / name for name in stores()} == {elsewhere, after}
 
 
 def test_two_at_once_do_not_harm_each_other(model: Path, expected: Whole, tokenizer: ChatTokenizer) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from llamahome.data.reading import Reading
-from llamahome.data.store import FORMAT, Store, merge, open_store, read_shard, write_shard
+from llamahome.data.store import FORMAT, Store, merge, open_store, read_shard, told_about, write_shard
 from llamahome.data.workers import Workers
 from llamahome.distributed.processors import usable_cpus
 from llamahome.errors import MachineError, Problem
@@ -56,6 +56,12 @@ class Task:
             **what_decides(self.reading),
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Which data it is of, and in which state."""
+        opened = [os.path.abspath(path) for path in self.reading.opened]  # noqa: PTH100 (a glob or a hub id is no path)
+        return {"opened": opened, "source": self.reading.source.fingerprint}
 
     @property
     def folder(self) -> Path:
@@ -102,7 +108,8 @@ def make_store(task: Task, *, say: Callable[[str], None]) -> Store:
                     return store
                 _remove_remains(task)
                 _write_shards(task, parts, say)
-                merge(parts, task.folder, task.num_shards, task.reading.source.paths, stamp=task.stamp)
+                merge(parts, task.folder, task.num_shards, task.reading.source.paths, stamp=task.stamp, about=task.about)
+                _remove_outdated(task)
     except OSError as error:
         if error.errno in _FULL:
             _remove_parts(task)
@@ -115,6 +122,14 @@ def _remove_remains(task: Task) -> None:
     for remains in task.processed.glob(f"{task.stamp}.*.tmp"):
         if not _lives(remains.name.split(".")[1]):
             shutil.rmtree(remains, ignore_errors=True)
+
+
+def _remove_outdated(task: Task) -> None:
+    """Remove stores of an earlier state of the same files, which nothing can ask for again. Who reads one keeps what it has mapped."""
+    for folder in task.processed.iterdir():
+        about = told_about(folder)
+        if about is not None and about["opened"] == task.about["opened"] and about["source"] != task.about["source"]:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -98,10 +98,10 @@ def read_shard(parts: Path, number: int, paths: tuple[str, ...], *, stamp: str) 
         return None
 
 
-def merge(parts: Path, folder: Path, count: int, paths: tuple[str, ...], *, stamp: str) -> list[int]:
+def merge(parts: Path, folder: Path, count: int, paths: tuple[str, ...], *, stamp: str, about: dict[str, Any]) -> list[int]:
     """Make the store `folder` of shards 0 to count - 1 and remove them; returns the damaged ones, and makes nothing when there are any.
 
-    When the folder is there already, another process was quicker, and its store stays. Raises OSError.
+    When the folder is there already, another process was quicker, and its store stays. `about` is what `told_about` gives. Raises OSError.
     """
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
@@ -110,7 +110,7 @@ def merge(parts: Path, folder: Path, count: int, paths: tuple[str, ...], *, stam
         shards, counts, damaged = _write_arrays(partial, parts, count, paths, stamp=stamp)
         if damaged:
             return damaged
-        content = {"format": FORMAT, "stamp": stamp, "files": len(paths), "shards": shards, "counts": counts.as_json()}
+        content = {"format": FORMAT, "stamp": stamp, "files": len(paths), "about": about, "shards": shards, "counts": counts.as_json()}
         with (partial / _MANIFEST).open("wb") as file:
             file.write(_sealed(content))
             file.flush()
@@ -126,6 +126,16 @@ def merge(parts: Path, folder: Path, count: int, paths: tuple[str, ...], *, stam
         shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(parts, ignore_errors=True)
     return []
+
+
+def told_about(folder: Path) -> dict[str, Any] | None:
+    """What was told about a store when it was made; None when there is no sound manifest."""
+    try:
+        raw = (folder / _MANIFEST).read_bytes()
+        content = json.loads(raw)["content"]
+        return dict(content["about"]) if raw == _sealed(content) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def open_store(folder: Path, paths: tuple[str, ...], *, stamp: str) -> Store | None:

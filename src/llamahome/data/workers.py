@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import queue
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from llamahome.data.counts import Counts
 from llamahome.data.messages import FAILED, PROBLEMS, READY, ROWS, receive, send
 from llamahome.data.packed import Damaged, unpack
 from llamahome.data.reading import Reading, read_rows
+from llamahome.data.records import Row
 from llamahome.data.table import ExampleTable
 from llamahome.errors import DataError, LlamaHomeError, MachineError, Problem
 
@@ -209,11 +211,12 @@ def _description(reading: Reading) -> bytes:
 def _failed(message: str, reading: Reading, numbers: Sequence[int]) -> Problem:
     """What happened, with the rows that were being worked on."""
     if not len(numbers):
-        return Problem(code="data.worker-failed", message=f"{message}, before it read a row", hint="llamahome doctor")
+        hint = "free some memory: each process that tokenizes takes about 150 MB"
+        return Problem(code="data.worker-failed", message=f"{message}, before it read a row", hint=hint)
     places = [reading.source.parsed(int(number)) for number in numbers[:_SHOWN_ROWS]]
     where = [place.where or "" for place in places]
     more = f" and {len(numbers) - len(where):,} more" if len(numbers) > len(where) else ""
     others = f", while it worked on {', '.join(where)}{more}" if len(numbers) > 1 else ""
-    return Problem(
-        code="data.worker-failed", message=message + others, where=where[0], hint="llamahome data show with that row shows what is in it"
-    )
+    first = places[0]
+    shown = f"llamahome data show {shlex.quote(first.source)} --row {first.index}" if isinstance(first, Row) else None
+    return Problem(code="data.worker-failed", message=message + others, where=where[0], hint=shown)
