@@ -7,6 +7,7 @@ first (a lock on the folder of shards, which ends with its process) and then use
 import contextlib
 import errno
 import fcntl
+import gc
 import hashlib
 import importlib.metadata
 import json
@@ -174,12 +175,14 @@ def _write_shards(task: Task, parts: Path, say: Callable[[str], None]) -> None:
         say(f"going on with a preparation that was interrupted: {task.num_shards - len(missing)} of {task.num_shards} parts are done")
     workers = Workers(task.reading, processes=max(0, min(task.processes, len(missing) - 1)), niceness=0, here=True)
     pool = ThreadPoolExecutor(workers.processes + 1, thread_name_prefix="llamahome-prepare")
+    gc.freeze()  # or the collector walks through every imported library again and again: a tenth of the time
     try:
         _watch([pool.submit(_write_one, task, parts, number, workers) for number in missing], task, say)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         workers.close()
         pool.shutdown(wait=True)
+        gc.unfreeze()
 
 
 def _write_one(task: Task, parts: Path, number: int, workers: Workers) -> None:
