@@ -7,13 +7,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from llamahome.config.load import LoadedConfig, with_values
-from llamahome.data.loader import horizon, sequential_microbatches, total_positions
+from llamahome.data.loader import Extent, sequential_microbatches
 from llamahome.data.prepare import Prepared
 from llamahome.data.records import Microbatch
 from llamahome.data.table import ExampleTable
@@ -85,11 +84,14 @@ class Plan:
     steps_per_epoch: float
 
 
-def make_plan(loaded: LoadedConfig, rows: int) -> Plan:
-    """Steps and rows of the whole run when an epoch has `rows`."""
+def make_plan(loaded: LoadedConfig, rows: int, *, step: int = 0, consumed: int = 0) -> Plan:
+    """Steps and rows of the whole run when an epoch has `rows`, of which `step` updates over `consumed` rows are done.
+
+    What is done counts as it was: a resumed run may have another batch size, and still ends at max_steps or after its epochs.
+    """
     training = loaded.config.training
-    arguments: dict[str, Any] = {"epochs": training.epochs, "batch_size": training.batch_size, "max_steps": training.max_steps}
-    return Plan(horizon(rows, **arguments), total_positions(rows, **arguments), rows / training.batch_size)
+    extent = Extent(epochs=training.epochs, batch_size=training.batch_size, max_steps=training.max_steps, step=step, consumed=consumed)
+    return Plan(extent.horizon(rows), extent.positions(rows), rows / training.batch_size)
 
 
 def load_learner(loaded: LoadedConfig, base: Path, world: World, *, say: Callable[[str], None]) -> tuple[Learner, LoadedConfig]:

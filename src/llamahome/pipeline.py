@@ -113,7 +113,8 @@ def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Coll
         for problem in damaged:
             session.progress.warn(problem.message, "an older checkpoint is used")
         job = _prepare(saved.state.extra["data_path"], loaded, session)
-        plan = assembly.make_plan(loaded, job.prepared.order.epoch_rows)
+        done = {"step": saved.state.step, "consumed": saved.state.consumed}
+        plan = assembly.make_plan(loaded, job.prepared.order.epoch_rows, **done)
         with session.progress.phase("model"):
             learner, loaded = assembly.load_learner(loaded, job.base, session.world, say=session.progress.say)
             now = Fingerprints(job.prepared.fingerprint, learner.base_fingerprint)
@@ -157,7 +158,7 @@ def model_folder(target: str, loaded: LoadedConfig, *, say: Callable[[str], None
             if is_adapter(folder):
                 find_model(base_of(folder), say=say)
             return folder
-    if target == "latest" or (RUNS / target).is_dir():
+    if target == "latest" or any((folder / "run_id").is_file() for folder in (RUNS / target, Path(target))):
         paths, checkpoint = resolve(target)
         return paths.final if paths.final.is_dir() else (checkpoint or store.choose(paths, warn=lambda _: None)) / store.MODEL
     return find_model(target, revision=loaded.config.model.revision, say=say)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamahome.data.loader import Loader, horizon, make_microbatch, sequential_microbatches, total_positions
+from llamahome.data.loader import Extent, Loader, make_microbatch, sequential_microbatches
 from llamahome.data.mixture import plain_order
 from llamahome.data.order import row_at
 from llamahome.data.records import Example, Microbatch
@@ -162,8 +162,17 @@ def test_an_empty_order_is_refused() -> None:
     ],
 )
 def test_the_horizon(rows: int, epochs: float, batch_size: int, max_steps: int | None, positions: int, steps: int) -> None:
-    assert total_positions(rows, epochs=epochs, batch_size=batch_size, max_steps=max_steps) == positions
-    assert horizon(rows, epochs=epochs, batch_size=batch_size, max_steps=max_steps) == steps
+    extent = Extent(epochs=epochs, batch_size=batch_size, max_steps=max_steps)
+    assert (extent.positions(rows), extent.horizon(rows)) == (positions, steps)
+    for step in range(steps):  # resumed anywhere with the same batch size it is the same run
+        later = Extent(epochs=epochs, batch_size=batch_size, max_steps=max_steps, step=step, consumed=step * batch_size)
+        assert (later.positions(rows), later.horizon(rows)) == (positions, steps)
+
+
+def test_a_run_resumed_with_another_batch_size_ends_where_it_was_to_end() -> None:
+    assert Extent(epochs=3, batch_size=3, max_steps=60, step=30, consumed=60).horizon(40) == 60
+    by_epochs = Extent(epochs=3, batch_size=3, step=30, consumed=60)
+    assert (by_epochs.positions(40), by_epochs.horizon(40)) == (120, 50)
 
 
 def test_evaluation_sees_every_example_once() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from llamahome.checkpoint.state import TrainerState
 from llamahome.config.schema import LoraConfig
-from llamahome.data.loader import Loader, horizon, sequential_microbatches, total_positions
+from llamahome.data.loader import Extent, Loader, sequential_microbatches
 from llamahome.data.mixture import plain_order
 from llamahome.data.records import Example, Microbatch
 from llamahome.data.table import ExampleTable, RowRead, build_table
@@ -118,8 +118,8 @@ class Said(QuietProgress):
 
 def make_run(learner: Learner, plan: Plan) -> Run:
     """All parts of a run; close its loader and recorder, or let `close_run` do it."""
-    planned = horizon(len(plan.table), epochs=1, batch_size=plan.batch_size, max_steps=plan.steps)
-    positions = total_positions(len(plan.table), epochs=1, batch_size=plan.batch_size, max_steps=plan.steps)
+    planned = Extent(epochs=1, batch_size=plan.batch_size, max_steps=plan.steps).horizon(len(plan.table))
+    positions = Extent(epochs=1, batch_size=plan.batch_size, max_steps=plan.steps).positions(len(plan.table))
     held_out = [] if plan.evaluation is None else sequential_microbatches(plan.evaluation, micro_batch_tokens=plan.micro_batch_tokens)
 
     def look(step: int) -> Evaluation | None:

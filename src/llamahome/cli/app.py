@@ -3,6 +3,7 @@
 Importing this module must stay cheap: `llamahome --help` answers within 0.3 s, so no torch, no transformers, no pydantic at the top.
 """
 
+import errno
 import sys
 import traceback
 from typing import Any, NoReturn, cast
@@ -10,7 +11,7 @@ from typing import Any, NoReturn, cast
 import typer
 
 from llamahome import __version__
-from llamahome.errors import LeftAtOnce, LlamaHomeError, Problem, Stopped, UsageError
+from llamahome.errors import LeftAtOnce, LlamaHomeError, MachineError, Problem, Stopped, UsageError
 
 _CTRL_C = 130
 """What Typer makes of a Ctrl-C where nothing listens to it: while importing, in a command that only reads."""
@@ -66,6 +67,11 @@ def main() -> None:
         _leave(error)
     except _UsageError as error:
         _leave_with_usage(error)
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO):
+            raise
+        message = f"the output cannot be written: {error.strerror}"  # of stdout: whatever belongs to a run has its own error
+        _leave(MachineError(Problem(code="machine.output-lost", message=message, hint="write to a disk that has room")))
     if status == _CTRL_C:
         print("\nleft at once", file=sys.stderr)
     sys.exit(status)

@@ -42,7 +42,7 @@ def chat(
     reply = open_chat(model, loaded, say=_say, max_new_tokens=max_new_tokens, temperature=temperature)
     turns: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
     for question in [prompt] if prompt is not None else iter(_ask, ""):
-        turns.append({"role": "user", "content": question})
+        turns.append({"role": "user", "content": _readable(question)})
         answer = reply(turns, _write)
         print(flush=True)
         turns.append({"role": "assistant", "content": answer})
@@ -51,9 +51,14 @@ def chat(
 def _ask() -> str:
     """The next question; empty at the end of the conversation."""
     try:
-        return input("you> " if sys.stdin.isatty() else "").strip()
+        return _readable(input("you> " if sys.stdin.isatty() else "")).strip()
     except EOFError:
         return ""
+
+
+def _readable(text: str) -> str:
+    """`text` with a replacement character for every byte that was not UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _write(text: str) -> None:

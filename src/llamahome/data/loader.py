@@ -42,16 +42,26 @@ class Examples(Protocol):
         """A table of these rows of the source, in this order."""
 
 
-def total_positions(num_rows: int, *, epochs: float, batch_size: int, max_steps: int | None = None) -> int:
-    """How many rows a run consumes. `max_steps` decides alone when it is given; otherwise the epochs, rounded up to a whole row."""
-    if max_steps is not None:
-        return max_steps * batch_size
-    return max(1, math.ceil(round(epochs * num_rows, 6)))
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """How far a run goes; `step` updates over `consumed` rows are done, perhaps with another batch size than the rest."""
 
+    epochs: float
+    batch_size: int
+    max_steps: int | None = None
+    """Decides alone when it is given."""
+    step: int = 0
+    consumed: int = 0
 
-def horizon(num_rows: int, *, epochs: float, batch_size: int, max_steps: int | None = None) -> int:
-    """The planned number of steps; the last one may be smaller."""
-    return -(-total_positions(num_rows, epochs=epochs, batch_size=batch_size, max_steps=max_steps) // batch_size)
+    def positions(self, num_rows: int) -> int:
+        """Rows that the whole run consumes when an epoch has `num_rows`; epochs are rounded up to a whole row."""
+        if self.max_steps is not None:
+            return self.consumed + max(0, self.max_steps - self.step) * self.batch_size
+        return max(1, self.consumed, math.ceil(round(self.epochs * num_rows, 6)))
+
+    def horizon(self, num_rows: int) -> int:
+        """The planned number of steps; the last one may be smaller."""
+        return self.step + -(-(self.positions(num_rows) - self.consumed) // self.batch_size)
 
 
 def make_microbatch(examples: Sequence[Example], *, keys: Sequence[int], index: int, device: torch.device | str) -> Microbatch:
