@@ -137,6 +137,19 @@ def test_more_epochs_can_be_asked_for_at_resume(project: Project) -> None:
     assert shown["settings"]["training.epochs"] == 2 and shown["horizon"] == 10
 
 
+def test_a_run_resumed_with_another_batch_size_still_ends_at_max_steps(project: Project) -> None:
+    project.type("train", "chats.jsonl", "--max-steps", "2").expect(0)
+    project.type("train-resume", "latest", "--set", "training.max_steps=4", "--set", "training.batch_size=3").expect(0)
+    assert list(project.run.by_step("train/loss")) == [1, 2, 3, 4]
+    assert project.run.by_step("train/learning_rate")[4] > 0
+
+
+def test_one_can_talk_to_a_run_that_has_only_checkpoints(project: Project) -> None:
+    project.type("train", "chats.jsonl", "--max-steps", "1", "--output", "mine").expect(0)
+    shutil.rmtree(project.folder / "mine/final")
+    project.type("chat", "mine", "--prompt", "hello", "--max-new-tokens", "2").expect(0)
+
+
 def test_changed_data_is_refused_unless_allowed_by_name(project: Project) -> None:
     project.type("train", *LONG, at=after_step(3, "SIGINT")).expect(75)
     write_rows(project.folder / "chats.jsonl", chats(24, seed=1))
