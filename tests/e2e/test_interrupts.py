@@ -110,7 +110,7 @@ def test_ctrl_c_while_libraries_are_imported_leaves_without_a_word_of_python(pro
 def test_ctrl_c_in_a_reading_command_leaves(project: Project) -> None:
     answer = project.type("train-eval", "tiny", "chats.jsonl", at=[("llamahome.pipeline:evaluate_batches", 1, ["SIGINT"])])
     assert answer.status == 130 and "Traceback" not in answer.err
-    answer = project.type("chat", "tiny", "--prompt", "hello", at=[("llamahome.pipeline:generate", 1, ["SIGINT"])])
+    answer = project.type("chat", "tiny", "--prompt", "hello", at=[("llamahome.conversation:generate", 1, ["SIGINT"])])
     assert answer.status == 130 and "Traceback" not in answer.err
 
 
