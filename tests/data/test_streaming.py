@@ -15,13 +15,15 @@ from tests.support.processes import alive, children
 from tests.support.tokenizers import train_tokenizer
 
 from llamahome.config.schema import DataConfig
-from llamahome.data import streaming
+from llamahome.data import streaming, worker
 from llamahome.data.loader import Loader
 from llamahome.data.prepare import Prepared, prepare
-from llamahome.data.records import Microbatch
+from llamahome.data.reading import Reading
+from llamahome.data.records import Microbatch, Row
+from llamahome.data.sources import Source
 from llamahome.data.streaming import Streamed
 from llamahome.data.tokens import ChatTokenizer
-from llamahome.errors import DataError, MachineError
+from llamahome.errors import DataError, MachineError, Problem
 
 Rows = list[dict[str, Any] | str]
 SKIP = {"on_bad_row": "skip", "max_bad_share": 0.5, "max_lost_share": 1}
@@ -185,6 +187,23 @@ def test_a_worker_that_dies_ends_the_run_with_its_rows(tokenizer: ChatTokenizer)
     (problem,) = caught.value.problems
     assert problem.code == "data.worker-failed" and "signal 9" in problem.message and str(problem.where).startswith("rows.jsonl:")
     assert not alive(pid)
+
+
+class Brittle(Source):
+    """Fails at its third row in a way that nobody foresaw."""
+
+    def parsed(self, number: int) -> Row | Problem:
+        """As every source, but for that row."""
+        return [super().parsed(number)][number == 2]
+
+
+def test_a_defect_in_a_worker_is_told_with_the_row_that_shows_it(tokenizer: ChatTokenizer) -> None:
+    path = write(chats(5))
+    reading = Reading((path,), Brittle((path,)), DataConfig(), "messages", tokenizer)
+    with pytest.raises(IndexError) as caught:
+        worker.answer(reading, [0, 1, 4, 2, 3])
+    assert caught.value.row == 2  # type: ignore[attr-defined]
+    assert len(worker.answer(reading, [0, 1, 3])) > 100
 
 
 def test_a_file_that_changes_ends_the_stream(tokenizer: ChatTokenizer) -> None:

@@ -116,7 +116,7 @@ class TrainingConfig(Section):
     method: Literal["lora", "full"] = "lora"
     """Train a low-rank adapter on a frozen base, or every weight."""
     batch_size: PositiveInt = 32
-    """Examples per step (one optimizer update), over all processes and micro-batches."""
+    """Rows per step (one optimizer update), over all processes and micro-batches; a row is one example unless it is split or left out."""
     micro_batch_tokens: Auto | PositiveInt = "auto"
     """Tokens per forward and backward pass. Changes memory and speed, never the result. auto: from the device and max_length."""
     learning_rate: Auto | Annotated[float, Field(gt=0)] = "auto"

@@ -40,6 +40,7 @@ _SAMPLED_ROWS = 256
 """Rows of a stream that are read before training, to know their length and that they can be used."""
 _MEASURED_ROWS = 64
 _TOGETHER = 512
+_MANY_HELD = 10_000
 
 Say = Callable[[str], None]
 
@@ -112,6 +113,8 @@ def prepare(
     held = np.flatnonzero(held_out(hashes, data.eval_split if other is None else 0))
     order = order_of(reading.source, held, data.mixture)
     examples: ExampleTable | Streamed = Streamed(reading) if store is None else store.table
+    if store is None and len(held) > _MANY_HELD:
+        say(f"tokenizing {len(held):,} held-out rows before training")
     try:
         evaluation = _of_rows(examples, held) if other is None else other.table
         counts = store.counts if store is not None else _sampled(data, examples, order)

@@ -3,6 +3,7 @@
 The loader asks ahead of the loop from threads of its own; each waits for one worker process. Memory: the rows asked for and the workers.
 """
 
+import os
 import shlex
 
 import numpy as np
@@ -17,7 +18,7 @@ from llamahome.errors import DataError, Problem
 
 _MOST_PROCESSES = 4
 _PROCESSORS_EACH = 4
-"""Processors of this machine for each process: one tokenizes 500,000 tokens a second, more than most trainings take."""
+"""Processors of a training process for each one that tokenizes for it; one makes 500,000 tokens a second, more than most trainings take."""
 
 _NICENESS = 10
 """The training comes first; what is left is enough to stay ahead of it."""
@@ -28,7 +29,8 @@ class Streamed:
 
     def __init__(self, reading: Reading, *, processes: int | None = None) -> None:
         if processes is None:
-            processes = min(_MOST_PROCESSES, max(1, usable_cpus() // _PROCESSORS_EACH))
+            trainers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's word for the processes of this machine
+            processes = min(_MOST_PROCESSES, max(1, usable_cpus() // trainers // _PROCESSORS_EACH))
         self.reading = reading
         self._workers = Workers(reading, processes=processes, niceness=_NICENESS, here=False)
         self.threads = max(1, processes)

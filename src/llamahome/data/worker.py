@@ -48,7 +48,7 @@ def main() -> None:
         gc.freeze()  # or the collector walks through every imported library again and again: a tenth of the time
         send(answers, READY, f"{reading.tokenizer.fingerprint} {reading.source.fingerprint}".encode())
         while True:
-            send(answers, ROWS, _answer(reading, json.loads(requests.get())))
+            send(answers, ROWS, answer(reading, json.loads(requests.get())))
     except LlamaHomeError as error:
         send(answers, PROBLEMS, json.dumps([type(error).__name__, [asdict(problem) for problem in error.problems]]).encode())
     except BaseException as error:
@@ -86,7 +86,7 @@ def _tokenizer(files: dict[str, str]) -> ChatTokenizer:
         return load_tokenizer(folder)
 
 
-def _answer(reading: Reading, numbers: Sequence[int]) -> bytes:
+def answer(reading: Reading, numbers: Sequence[int]) -> bytes:
     """The rows asked for. When that fails they are read one by one, so that the failure can be told with its row."""
     try:
         return pack(*read_rows(reading, numbers))
