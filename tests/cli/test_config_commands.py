@@ -110,7 +110,7 @@ def test_explain_names_the_nearest_key(word, meant):
 
 def test_schema_describes_every_key():
     schema = json.loads(run("schema").stdout)
-    assert schema["$defs"]["TrainingConfig"]["properties"]["batch_size"]["description"].startswith("Examples per step")
+    assert schema["$defs"]["TrainingConfig"]["properties"]["batch_size"]["description"].startswith("Rows per step")
     assert "| `batch_size` |" in run("schema", "--markdown").stdout
 
 

@@ -174,7 +174,7 @@ def _write_shards(task: Task, parts: Path, say: Callable[[str], None]) -> None:
     if len(missing) < task.num_shards:
         say(f"going on with a preparation that was interrupted: {task.num_shards - len(missing)} of {task.num_shards} parts are done")
     workers = Workers(task.reading, processes=max(0, min(task.processes, len(missing) - 1)), niceness=0, here=True)
-    pool = ThreadPoolExecutor(workers.processes + 1, thread_name_prefix="llamahome-prepare")
+    pool = ThreadPoolExecutor(workers.processes + 2, thread_name_prefix="llamahome-prepare")  # one more, to write while the others wait
     gc.freeze()  # or the collector walks through every imported library again and again: a tenth of the time
     try:
         _watch([pool.submit(_write_one, task, parts, number, workers) for number in missing], task, say)
