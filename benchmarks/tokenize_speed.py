@@ -1,12 +1,13 @@
-"""How fast rows become examples, beside the usual recipe on the same rows: prints one JSON object.
+"""How fast rows become examples, beside TRL on the same rows: prints one JSON object.
 
     python benchmarks/tokenize_speed.py --model DIR [--rows 20000] [--rounds 3] [--venv DIR]
 
-The recipe is the single-process one that trainers use: datasets.load_dataset, map(apply_chat_template), map(tokenize). It runs in a virtual
-environment of its own that this script makes (pip install datasets and this transformers), in a process that has imported everything and
-writes no cache files. Ours reads, tokenizes, marks what is learned and writes the store, and starts its processes within the time. The two
-take turns; the medians count. `by_processor_time` is what the clock would say on a machine where nothing else runs: the processor time of
-the recipe over that of ours on all processors.
+`trl` is what SFTTrainer does to prompts and completions before it trains, by its own code in one process: ids and labels. `text_only` is
+the leanest recipe of its kind, without labels: map(apply_chat_template), map(tokenize). Both read with datasets.load_dataset, in a
+virtual environment that this script makes, in a process that has imported everything, and write what datasets writes. Ours reads,
+tokenizes, marks what is learned and writes the store, and starts its processes within the time. They take turns; the medians count.
+`by_processor_time` is what the clock would say on a machine where nothing else runs: the processor time of the other over that of ours on
+all processors.
 """
 
 import argparse
@@ -29,29 +30,47 @@ from llamahome.data.sample import write_sample
 from llamahome.data.tokens import load_tokenizer
 from llamahome.distributed.processors import usable_cpus
 
+_TRL = "trl==1.16.0"
+
 _PEER = """
-import json, sys, tempfile, time
+import json, os, sys, tempfile, time
 import datasets
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from trl import SFTConfig, SFTTrainer
 
 datasets.disable_caching()
 datasets.disable_progress_bars()
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+model = LlamaForCausalLM(config)
+first = datasets.Dataset.from_list([json.loads(open(sys.argv[2]).readline())])
+with tempfile.TemporaryDirectory() as out:
+    settings = SFTConfig(out, use_cpu=True, bf16=False, max_length=1 << 20, completion_only_loss=True, report_to="none", disable_tqdm=True)
+    trainer = SFTTrainer(model=model, args=settings, train_dataset=first, processing_class=tokenizer)
 
 def render(row):
-    return {"text": tokenizer.apply_chat_template(row["messages"], tokenize=False)}
+    return {"text": tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)}
 
 def tokenize(row):
     return tokenizer(text=row["text"], add_special_tokens=False)
+
+def text_only(rows):
+    return rows.map(render, remove_columns=["prompt", "completion"]).map(tokenize, remove_columns=["text"])
+
+def trl(rows):
+    return trainer._prepare_dataset(rows, tokenizer, settings, False, None, "train")
 
 print("ready", flush=True)
 for line in sys.stdin:
     begin, busy = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as cache:
-        rows = datasets.load_dataset("json", data_files=sys.argv[2], split="train", cache_dir=cache)
-        rows = rows.map(render, remove_columns=["messages"]).map(tokenize, remove_columns=["text"])
+        rows = {"trl": trl, "text_only": text_only}[line.strip()](
+            datasets.load_dataset("json", data_files=sys.argv[2], split="train", cache_dir=cache)
+        )
         seconds, busy = time.perf_counter() - begin, time.process_time() - busy
-        print(json.dumps([seconds, busy, sum(map(len, rows["input_ids"]))]), flush=True)
+        tokens = sum(map(len, rows["input_ids"]))
+        targets = sum(sum(label != -100 for label in row) for row in rows["labels"]) if "labels" in rows.column_names else None
+        print(json.dumps([seconds, busy, tokens, targets]), flush=True)
 """
 
 
@@ -62,7 +81,7 @@ def write_rows(path: Path, count: int) -> None:
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
             asked, told = rows[number % len(rows)]["messages"]
-            file.write(json.dumps({"messages": [{**asked, "content": f"{number}. {asked['content']}"}, told]}) + "\n")
+            file.write(json.dumps({"prompt": [{**asked, "content": f"{number}. {asked['content']}"}], "completion": [told]}) + "\n")
 
 
 def peer_python(folder: Path) -> str:
@@ -71,8 +90,11 @@ def peer_python(folder: Path) -> str:
     if not (folder / "ready").exists():
         shutil.rmtree(folder, ignore_errors=True)
         venv.create(folder, with_pip=True)
-        same = [f"{name}=={importlib.metadata.version(name)}" for name in ("transformers", "tokenizers", "jinja2", "numpy")]
-        subprocess.run([python, "-m", "pip", "install", "-q", "datasets", *same], check=True, stdout=sys.stderr)
+        same = [
+            f"{name}=={importlib.metadata.version(name).partition('+')[0]}"
+            for name in ("torch", "transformers", "tokenizers", "jinja2", "numpy")
+        ]
+        subprocess.run([python, "-m", "pip", "install", "-q", _TRL, *same], check=True, stdout=sys.stderr)
         (folder / "ready").touch()
     return str(python)
 
@@ -82,13 +104,13 @@ def busy_seconds() -> float:
     return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
-def ours(rows: Path, model: str) -> tuple[float, float, int]:
-    """Seconds, processor seconds and tokens of one preparation from nothing."""
+def ours(rows: Path, model: str) -> tuple[float, float, int, int]:
+    """Seconds, processor seconds, tokens and targets of one preparation from nothing."""
     tokenizer = load_tokenizer(model)
     with tempfile.TemporaryDirectory() as folder:
         begin, busy = time.perf_counter(), busy_seconds()
         found = read_all(DataConfig(max_length=1 << 20), str(rows), tokenizer, say=lambda text: None, processed=Path(folder))
-        return time.perf_counter() - begin, busy_seconds() - busy, found.counts.tokens
+        return time.perf_counter() - begin, busy_seconds() - busy, found.counts.tokens, found.counts.targets
 
 
 def main() -> None:
@@ -106,32 +128,38 @@ def main() -> None:
         write_rows(rows, given.rows)
         words = [python, "-c", _PEER, model, str(rows)]
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_HOME": folder}
-        times: dict[str, list[float]] = {"recipe": [], "ours": []}
-        busy: dict[str, list[float]] = {"recipe": [], "ours": []}
-        tokens = {}
+        times: dict[str, list[float]] = {"trl": [], "text_only": [], "ours": []}
+        busy: dict[str, list[float]] = {name: [] for name in times}
+        tokens, targets = {}, {}
         with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as peer:
             assert peer.stdin is not None and peer.stdout is not None
-            peer.stdout.readline()
+            while peer.stdout.readline() != "ready\n":
+                assert peer.poll() is None, "the recipe's process ended"
             for _ in range(given.rounds):
-                print("go", file=peer.stdin, flush=True)
                 for name in times:
-                    seconds, used, tokens[name] = json.loads(peer.stdout.readline()) if name == "recipe" else ours(rows, model)
+                    if name == "ours":
+                        found = ours(rows, model)
+                    else:
+                        print(name, file=peer.stdin, flush=True)
+                        found = json.loads(peer.stdout.readline())
+                    seconds, used, tokens[name], targets[name] = found
                     times[name].append(seconds)
                     busy[name].append(used)
             peer.stdin.close()
-        middle = {name: statistics.median(each) for name, each in times.items()}
         size = rows.stat().st_size
-    processors, used = usable_cpus(), {name: statistics.median(each) for name, each in busy.items()}
+    middle = {name: statistics.median(each) for name, each in times.items()}
+    used = {name: statistics.median(each) for name, each in busy.items()}
+    processors = usable_cpus()
     result = {
         "rows": given.rows,
         "mb": round(size / 1e6, 1),
         "tokens": tokens,
+        "targets": targets,
         "seconds": {name: [round(each, 2) for each in some] for name, some in times.items()},
         "rows_per_s": {name: round(given.rows / each) for name, each in middle.items()},
-        "tokens_per_s": {name: round(tokens[name] / each) for name, each in middle.items()},
-        "times_the_recipe": round(middle["recipe"] / middle["ours"], 2),
+        "times_as_fast_as": {name: round(middle[name] / middle["ours"], 2) for name in ("trl", "text_only")},
         "processor_seconds": {name: round(each, 2) for name, each in used.items()},
-        "by_processor_time": round(used["recipe"] / (used["ours"] / processors), 2),
+        "by_processor_time": {name: round(used[name] / (used["ours"] / processors), 2) for name in ("trl", "text_only")},
         "processors": processors,
         "load": os.getloadavg()[0],
     }
