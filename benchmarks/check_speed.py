@@ -17,12 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llamahome.config.schema import DataConfig
-from llamahome.data.check import Request, check
-from llamahome.data.formats import understand
+from llamahome.data.checks.check import Request, check
+from llamahome.data.files.sources import open_source
 from llamahome.data.records import Conversation
-from llamahome.data.sources import open_source
-from llamahome.data.targets import tokenize
-from llamahome.data.tokens import load_tokenizer
+from llamahome.data.rows.formats import understand
+from llamahome.data.text.targets import tokenize
+from llamahome.data.text.tokens import load_tokenizer
 
 _TEXT = "def return self value if not the of a and in is for this name path number None list text error raise"
 _SAMPLE = 4096

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from llamahome.data.sources import open_source
+from llamahome.data.files.sources import open_source
 
 _READ = 20_000
 _TEXT = "the model reads every row of the file in an order that is computed and answers with a sentence about it"

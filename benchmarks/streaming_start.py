@@ -83,11 +83,11 @@ class Peak:
 def start(model: str, path: str) -> dict[str, object]:
     """One start of streaming in this process."""
     from llamahome.config.schema import DataConfig
-    from llamahome.data.loader import Loader
+    from llamahome.data.files.sources import open_source
     from llamahome.data.prepare import prepare
-    from llamahome.data.sources import open_source
-    from llamahome.data.streaming import Streamed
-    from llamahome.data.tokens import load_tokenizer
+    from llamahome.data.steps.loader import Loader
+    from llamahome.data.store.streaming import Streamed
+    from llamahome.data.text.tokens import load_tokenizer
 
     tokenizer = load_tokenizer(model)
     peak, begin = Peak(), time.perf_counter()

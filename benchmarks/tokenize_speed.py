@@ -27,7 +27,7 @@ from pathlib import Path
 from llamahome.config.schema import DataConfig
 from llamahome.data.prepare import read_all
 from llamahome.data.sample import write_sample
-from llamahome.data.tokens import load_tokenizer
+from llamahome.data.text.tokens import load_tokenizer
 from llamahome.distributed.processors import usable_cpus
 
 _TRL = "trl==1.16.0"

@@ -23,7 +23,7 @@ FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 OPEN_FLOORS = (0, 5)
 
 BORDERS = {
-    "transformers": r"data/tokens|model/(load|starter|export|generate|attention)",
+    "transformers": r"data/text/tokens|model/(load|starter|export|generate|attention)",
     "peft": r"model/(lora|adapter)",
     "ruamel": r"config/\w+",
     "yaml": r"nowhere",
@@ -34,11 +34,11 @@ BORDERS = {
     "starlette": r"dashboard/\w+",
     "psutil": r"monitoring/\w+|planning/\w+|model/\w+",
     "gguf": r"model/(starter|export)",
-    "datasketch": r"data/duplicates",
-    "py3langid": r"data/languages",
-    "matplotlib": r"data/plots",
-    "pyarrow": r"data/(arrow|parquet|spool|tabular)",
-    "datasets": r"data/hub",
+    "datasketch": r"data/checks/duplicates",
+    "py3langid": r"data/checks/languages",
+    "matplotlib": r"data/checks/plots",
+    "pyarrow": r"data/files/(arrow|parquet|spool|tabular)",
+    "datasets": r"data/files/hub",
 }
 """Which files may import a foreign library: attention registers its function with transformers, the others are in DESIGN.md."""
 FOREIGN_TYPES = ("transformers.PreTrainedModel", "peft.PeftModel")

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from llamahome.config.load import LoadedConfig, with_values
-from llamahome.data.loader import Extent, sequential_microbatches
 from llamahome.data.prepare import Prepared
 from llamahome.data.records import Microbatch
-from llamahome.data.table import ExampleTable
-from llamahome.data.tokens import ChatTokenizer
+from llamahome.data.steps.loader import Extent, sequential_microbatches
+from llamahome.data.store.table import ExampleTable
+from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.distributed.world import World
 from llamahome.model.adapter import SavedModel, fingerprint
 from llamahome.model.load import CausalLM, attention_backend, load_model

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from llamahome.config.load import LoadedConfig
-from llamahome.data.tokens import load_tokenizer
+from llamahome.data.text.tokens import load_tokenizer
 from llamahome.model.adapter import open_trained
 from llamahome.model.generate import generate
 from llamahome.model.precision import choose_precision

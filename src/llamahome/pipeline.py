@@ -23,7 +23,7 @@ from llamahome.checkpoint.target import resolve
 from llamahome.config.check import check_config, config_warnings
 from llamahome.config.load import LoadedConfig, dump_config, with_values
 from llamahome.data.prepare import prepare, read_all
-from llamahome.data.tokens import load_tokenizer
+from llamahome.data.text.tokens import load_tokenizer
 from llamahome.distributed.world import open_world
 from llamahome.errors import ConfigError, LeftAtOnce, MachineError, Problem, Stopped
 from llamahome.model.adapter import base_of, is_adapter, open_trained, restore_model

@@ -12,10 +12,10 @@ from llamahome.checkpoint.manifest import Fingerprints
 from llamahome.checkpoint.state import TrainerState
 from llamahome.config.load import dump_config
 from llamahome.config.schema import interval
-from llamahome.data.loader import Loader
 from llamahome.data.report import lost_lines
-from llamahome.data.table import ExampleTable
-from llamahome.data.tokens import ChatTokenizer
+from llamahome.data.steps.loader import Loader
+from llamahome.data.store.table import ExampleTable
+from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.distributed.world import World
 from llamahome.errors import Problem
 from llamahome.logs import log_to_file

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamahome.data.detect import detect
-from llamahome.data.formats import FORMATS, understand
 from llamahome.data.records import Conversation, Row
+from llamahome.data.rows.detect import detect
+from llamahome.data.rows.formats import FORMATS, understand
 from llamahome.errors import DataError, Problem
 
 ASKED = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}]

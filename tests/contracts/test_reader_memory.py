@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llamahome.data import index, parquet, plaintext, spool, stretches, watch
-from llamahome.data.sources import open_source
+from llamahome.data.files import index, parquet, plaintext, spool, stretches, watch
+from llamahome.data.files.sources import open_source
 
 ROWS = [{"prompt": f"{number} " + "x" * 990, "completion": "y" * 1000} for number in range(2000)]
 SIZE = 4_000_000

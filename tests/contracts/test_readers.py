@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llamahome.data import index, sources, stretches, watch
-from llamahome.data.sources import Source, open_source
+from llamahome.data.files import index, sources, stretches, watch
+from llamahome.data.files.sources import Source, open_source
 from llamahome.errors import DataError
 
 Rows = list[dict[str, Any]]

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.templates import FAMILIES, Family, Pieces, Turn
 
-from llamahome.data.frames import find_frame
 from llamahome.data.records import Conversation, Row
-from llamahome.data.targets import Tokenized, tokenize
-from llamahome.data.tokens import ChatTokenizer
+from llamahome.data.text.frames import find_frame
+from llamahome.data.text.targets import Tokenized, tokenize
+from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.errors import Problem
 
 CHATS: dict[str, list[Turn]] = {

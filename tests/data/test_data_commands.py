@@ -15,9 +15,9 @@ from typer.testing import CliRunner, Result
 
 from llamahome.cli.data import data_app, print_row
 from llamahome.config.schema import DataConfig
+from llamahome.data.files.sources import open_source
 from llamahome.data.prepare import read_all
-from llamahome.data.sources import open_source
-from llamahome.data.tokens import ChatTokenizer, load_tokenizer
+from llamahome.data.text.tokens import ChatTokenizer, load_tokenizer
 from llamahome.data.view import ShownRow, view
 from llamahome.errors import DataError, UsageError
 

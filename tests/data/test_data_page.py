@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from llamahome.config.load import load_config
-from llamahome.data.detect import detect
-from llamahome.data.formats import FORMATS, understand
 from llamahome.data.records import Conversation, Row
+from llamahome.data.rows.detect import detect
+from llamahome.data.rows.formats import FORMATS, understand
 
 PAGE = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
 ROWS = dict(re.findall(r"^\| (\w+) \| `(\{.*?\})`", PAGE, flags=re.MULTILINE))

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tests.support.tokenizers import CHATML, train_tokenizer
 
 from llamahome.config.schema import DataConfig
-from llamahome.data.holdout import held_out
 from llamahome.data.prepare import Prepared, prepare
-from llamahome.data.table import ExampleTable
-from llamahome.data.tokens import ChatTokenizer
+from llamahome.data.steps.holdout import held_out
+from llamahome.data.store.table import ExampleTable
+from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.errors import DataError
 
 Write = Callable[[list[Any]], str]

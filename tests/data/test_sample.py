@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llamahome.data.formats import understand
 from llamahome.data.records import Conversation, Row
+from llamahome.data.rows.formats import understand
 from llamahome.data.sample import _pairs, write_sample
 from llamahome.errors import MachineError
 

@@ -19,10 +19,10 @@ from tests.support.projects import wait_until
 from tests.support.tokenizers import CHATML, train_tokenizer
 
 from llamahome.config.schema import DataConfig
-from llamahome.data import shards
 from llamahome.data.prepare import Prepared, Whole, prepare, read_all
-from llamahome.data.table import COLUMNS
-from llamahome.data.tokens import ChatTokenizer, load_tokenizer
+from llamahome.data.store import shards
+from llamahome.data.store.table import COLUMNS
+from llamahome.data.text.tokens import ChatTokenizer, load_tokenizer
 from llamahome.errors import MachineError
 
 STORES = Path("data/training/processed")
@@ -86,9 +86,9 @@ import sys
 from pathlib import Path
 
 from llamahome.config.schema import DataConfig
-from llamahome.data import shards
+from llamahome.data.store import shards
 from llamahome.data.prepare import read_all
-from llamahome.data.tokens import load_tokenizer
+from llamahome.data.text.tokens import load_tokenizer
 
 shards._SHARD_ROWS = 30
 shards._WORTH_A_PROCESS = 1

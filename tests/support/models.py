@@ -10,8 +10,8 @@ import transformers
 from tests.support.tokenizers import save_tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from llamahome.data.loader import make_microbatch
 from llamahome.data.records import Example, Microbatch
+from llamahome.data.steps.loader import make_microbatch
 from llamahome.model.load import load_model
 from llamahome.model.objective import Objective
 from llamahome.model.precision import Precision

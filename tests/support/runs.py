@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from llamahome.checkpoint.state import TrainerState
 from llamahome.config.schema import LoraConfig
-from llamahome.data.loader import Extent, Loader, sequential_microbatches
-from llamahome.data.mixture import plain_order
 from llamahome.data.records import Example, Microbatch
-from llamahome.data.table import ExampleTable, RowRead, build_table
+from llamahome.data.steps.loader import Extent, Loader, sequential_microbatches
+from llamahome.data.steps.mixture import plain_order
+from llamahome.data.store.table import ExampleTable, RowRead, build_table
 from llamahome.distributed.world import World
 from llamahome.model.adapter import SavedModel, restore_model, save_model
 from llamahome.model.lora import add_lora

@@ -28,7 +28,7 @@ def source(name: str) -> ast.Module:
 
 
 def room(name: str) -> str:
-    """`data/order.py` -> data, `pipeline.py` -> pipeline."""
+    """`data/steps/order.py` -> data, `pipeline.py` -> pipeline."""
     return name.split("/")[0].removesuffix(".py")
 
 

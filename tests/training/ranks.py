@@ -6,8 +6,8 @@ import torch
 from tests.support.models import examples_of
 from tests.support.runs import make_learner
 
-from llamahome.data.batching import divide
-from llamahome.data.loader import make_microbatch
+from llamahome.data.steps.batching import divide
+from llamahome.data.steps.loader import make_microbatch
 from llamahome.distributed.world import World
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.evaluate import evaluate

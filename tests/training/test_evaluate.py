@@ -7,7 +7,7 @@ import torch
 from tests.support.models import examples_of, plain_loss, plain_model, save_tiny
 from tests.support.runs import ALONE, Learner, make_learner, table_of
 
-from llamahome.data.loader import sequential_microbatches
+from llamahome.data.steps.loader import sequential_microbatches
 from llamahome.training.evaluate import Evaluation, evaluate
 
 EXAMPLES = examples_of([20, 3, 14, 1, 31, 2], seed=4)

@@ -14,9 +14,9 @@ from tests.support.runs import ALONE, Learner, Method, make_learner
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from llamahome.data.batching import divide
-from llamahome.data.loader import make_microbatch
 from llamahome.data.records import Example, Microbatch
+from llamahome.data.steps.batching import divide
+from llamahome.data.steps.loader import make_microbatch
 from llamahome.model.lora import quiet_peft
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.optimizer import set_learning_rate

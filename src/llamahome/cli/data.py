@@ -73,7 +73,7 @@ def show(
 ) -> None:
     """Show rows as tokens: which are learned, which are context, which are cut off."""
     from llamahome.config.load import load_config
-    from llamahome.data.sources import open_source
+    from llamahome.data.files.sources import open_source
 
     chosen = [name for name, given in zip(_FILTERS, (row is not None, longest, no_target, cut), strict=True) if given]
     if len(chosen) > 1:
@@ -86,7 +86,7 @@ def show(
         message = f"there is no row {row}; the rows are 0 to {len(source) - 1}"
         raise UsageError(Problem(code="usage.no-such-row", message=message, where="--row", hint=f"--row {len(source) - 1} is the last"))
 
-    from llamahome.data.tokens import load_tokenizer
+    from llamahome.data.text.tokens import load_tokenizer
     from llamahome.data.view import view
 
     place = datacheck.tokenizer_of(settings.model)

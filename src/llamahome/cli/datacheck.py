@@ -20,11 +20,11 @@ from llamahome.rundir import BASE_MODELS
 if TYPE_CHECKING:
     from llamahome.config.load import LoadedConfig
     from llamahome.config.schema import DataConfig, ModelConfig
-    from llamahome.data.check import Checked, Request
-    from llamahome.data.compare import Side
-    from llamahome.data.findings import Found
-    from llamahome.data.fix import Fixed
-    from llamahome.data.stats import Stats
+    from llamahome.data.checks.check import Checked, Request
+    from llamahome.data.checks.compare import Side
+    from llamahome.data.checks.findings import Found
+    from llamahome.data.checks.fix import Fixed
+    from llamahome.data.checks.stats import Stats
 
 Paths = Annotated[list[str], typer.Argument(help="Files, folders or globs.", metavar="PATH...")]
 Model = Annotated[str | None, typer.Option("--model", help="Whose tokenizer and chat template to use.")]
@@ -53,12 +53,12 @@ def check(
     """Find everything that is wrong with rows; exit status 3 when a training run would refuse them."""
     loaded = _settings(config, assignments, {"model.name": ("--model", model), "data.eval_path": ("--eval-data", eval_data)})
 
-    from llamahome.data.check import MENDABLE, Request
-    from llamahome.data.check import check as look
-    from llamahome.data.duplicates import near_known
-    from llamahome.data.fix import fix as write
-    from llamahome.data.fix import refuse_output
-    from llamahome.data.languages import languages_known
+    from llamahome.data.checks.check import MENDABLE, Request
+    from llamahome.data.checks.check import check as look
+    from llamahome.data.checks.duplicates import near_known
+    from llamahome.data.checks.fix import fix as write
+    from llamahome.data.checks.fix import refuse_output
+    from llamahome.data.checks.languages import languages_known
 
     if fix is not None:
         refuse_output(fix, paths, force=force)
@@ -97,15 +97,15 @@ def stats(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show lengths, what is learned, what each max_length would cut, what padding would waste."""
-    from llamahome.data.plots import require_plots, write_histogram
+    from llamahome.data.checks.plots import require_plots, write_histogram
 
     if png is not None:
         require_plots()
     loaded = _settings(config, assignments, {"model.name": ("--model", model)})
 
-    from llamahome.data.check import Request
-    from llamahome.data.languages import languages_known
-    from llamahome.data.stats import stats_of
+    from llamahome.data.checks.check import Request
+    from llamahome.data.checks.languages import languages_known
+    from llamahome.data.checks.stats import stats_of
 
     languages = languages_known() and not no_quality
     tokenizer = tokenizer_of(loaded.config.model)
@@ -126,7 +126,7 @@ def longest_rows(path: str, data: "DataConfig", tokenizer: tuple[str, str | None
     """Numbers of the rows with the most tokens, the longest first; raises DataError when the rows cannot be read."""
     import numpy as np
 
-    from llamahome.data.check import Request
+    from llamahome.data.checks.check import Request
 
     facts = _looked_over(Request((path,), data, tokenizer)).facts
     usable = np.flatnonzero(facts.usable)
@@ -155,7 +155,7 @@ def _settings(config: list[Path] | None, assignments: list[str] | None, flags: d
 
 
 def _looked_over(request: "Request") -> "Side":
-    from llamahome.data.check import look_over
+    from llamahome.data.checks.check import look_over
 
     whole: list[Problem] = []
 
@@ -227,7 +227,7 @@ def many(count: int, word: str) -> str:
 
 
 def _fixed_lines(fixed: "Fixed", out: Path) -> Iterator[str]:
-    from llamahome.data.kinds import CHANGES
+    from llamahome.data.files.kinds import CHANGES
 
     yield f"{out}: {many(fixed.kept, 'row')}, {fixed.mended:,} of them mended; {fixed.dropped:,} left out"
     yield f"{out}{CHANGES}: {many(fixed.changes.total(), 'change')}" + "".join(

@@ -28,7 +28,7 @@ def prepare(
     settings = load_config(config or (), assignments=assignments or (), flags=flags).config
 
     from llamahome.data.prepare import prepare as make
-    from llamahome.data.tokens import load_tokenizer
+    from llamahome.data.text.tokens import load_tokenizer
     from llamahome.units import show_bytes, show_seconds
 
     folder, template = datacheck.tokenizer_of(settings.model)

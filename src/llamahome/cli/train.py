@@ -138,7 +138,7 @@ def train_eval(
       llamahome train-eval smollm2-135m-instruct chats.jsonl --json
     """
     from llamahome.config.load import load_config
-    from llamahome.data.locate import locate
+    from llamahome.data.files.locate import locate
     from llamahome.logs import log_to_stderr
 
     log_to_stderr(debug=debug)
@@ -159,7 +159,7 @@ def train_eval(
 
 def _refuse_early(loaded: "LoadedConfig", data_path: list[str]) -> None:
     """What needs no torch to be refused: data that is not there, an output that holds something or cannot be written."""
-    from llamahome.data.locate import locate
+    from llamahome.data.files.locate import locate
     from llamahome.rundir import refuse_unwritable, refuse_used
 
     output = Path(loaded.config.output.dir) if loaded.config.output.dir else None

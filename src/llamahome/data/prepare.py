@@ -15,21 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamahome.config.schema import DataConfig
-from llamahome.data.counts import SHOWN, Counts
-from llamahome.data.detect import SAMPLE, DetectedFormat, detect
-from llamahome.data.formats import OWN_NAMES, Names
-from llamahome.data.holdout import count_duplicates, count_shared, held_out
-from llamahome.data.judging import allowed_bad, judge_all, require_targets
-from llamahome.data.mixture import RowOrder, order_of
-from llamahome.data.reading import Reading, read_rows
+from llamahome.data.files.sources import Source, open_source
 from llamahome.data.records import Row
 from llamahome.data.report import Report
-from llamahome.data.shards import Task, make_store, ready_store, what_decides
-from llamahome.data.sources import Source, open_source
-from llamahome.data.store import Store
-from llamahome.data.streaming import Streamed
-from llamahome.data.table import ExampleTable, join
-from llamahome.data.tokens import ChatTokenizer, require_chat_template
+from llamahome.data.rows.detect import SAMPLE, DetectedFormat, detect
+from llamahome.data.rows.formats import OWN_NAMES, Names
+from llamahome.data.steps.holdout import count_duplicates, count_shared, held_out
+from llamahome.data.steps.mixture import RowOrder, order_of
+from llamahome.data.store.counts import SHOWN, Counts
+from llamahome.data.store.judging import allowed_bad, judge_all, require_targets
+from llamahome.data.store.reading import Reading, read_rows
+from llamahome.data.store.shards import Task, make_store, ready_store, what_decides
+from llamahome.data.store.store import Store
+from llamahome.data.store.streaming import Streamed
+from llamahome.data.store.table import ExampleTable, join
+from llamahome.data.text.tokens import ChatTokenizer, require_chat_template
 from llamahome.distributed.processors import usable_cpus
 from llamahome.errors import DataError, MachineError, Problem
 from llamahome.rundir import PROCESSED_DATA

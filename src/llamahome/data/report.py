@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from llamahome.data.counts import Counts
+from llamahome.data.store.counts import Counts
 from llamahome.units import show_count
 
 

@@ -7,12 +7,12 @@ from typing import Any, Literal
 import numpy as np
 
 from llamahome.config.schema import DataConfig
-from llamahome.data.formats import understand
+from llamahome.data.files.sources import Source
 from llamahome.data.prepare import first_format
 from llamahome.data.records import Row
-from llamahome.data.sources import Source
-from llamahome.data.targets import Encoded, Tokenized, fit, tokenize
-from llamahome.data.tokens import ChatTokenizer, require_chat_template
+from llamahome.data.rows.formats import understand
+from llamahome.data.text.targets import Encoded, Tokenized, fit, tokenize
+from llamahome.data.text.tokens import ChatTokenizer, require_chat_template
 from llamahome.errors import Problem
 
 Kind = Literal["learned", "context", "cut"]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from llamahome.checkpoint.state import TrainerState
-from llamahome.data.loader import Loader
 from llamahome.data.records import Microbatch
+from llamahome.data.steps.loader import Loader
 from llamahome.distributed.world import World
 from llamahome.errors import CheckpointError
 from llamahome.monitoring.progress import Progress

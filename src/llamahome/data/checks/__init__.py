@@ -1,0 +1,1 @@
+"""What is wrong with data, what it comes to, and a cleaned copy. Begin with check."""

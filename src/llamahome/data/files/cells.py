@@ -1,0 +1,74 @@
+"""Values of tables to values of rows: what CSV, Parquet and Arrow hold, as JSON would write it.
+
+Text stays exactly as it stands: 00123 is not a number, an empty cell not a null. Only a column that a format reads as a list may hold JSON.
+"""
+
+import json
+import math
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any
+
+from llamahome.data.files.jsonrow import can_be_written
+
+JSON_COLUMNS = frozenset(("messages", "conversations", "history", "tools", "chosen", "rejected"))
+"""Columns in which a cell of text that begins with [ or { is read as JSON: tables have no other way to write a list of turns."""
+
+
+_SPELL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+class BadCell(Exception):
+    """A cell that should hold JSON and does not."""
+
+
+def row_value(cells: dict[str, Any]) -> dict[str, Any]:
+    """The row of these cells; raises BadCell."""
+    return {str(name): _json_or_text(str(name), plain(value)) for name, value in cells.items()}
+
+
+def canonical(value: dict[str, Any]) -> bytes:
+    """The row as JSON in one spelling, which is what is hashed."""
+    return _SPELL.encode(value).encode("utf-8", "surrogatepass")
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON knows it. Fields of a struct that are null are left out: a table must name every field in every row."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): part for key, part in zip(value, map(plain, value.values()), strict=True) if part is not None}
+    if isinstance(value, list):
+        if value and all(isinstance(part, tuple) and len(part) == 2 for part in value):  # an Arrow map
+            return {str(key): plain(part) for key, part in value}
+        return [plain(part) for part in value]
+    return _as_text(value)
+
+
+def _as_text(value: Any) -> str | None:
+    """Dates and exact numbers as text, bytes as the text they are; null for bytes that are none, such as pictures."""
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal | timedelta):
+        return str(value)
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return None
+    return str(value)
+
+
+def _json_or_text(name: str, value: Any) -> Any:
+    if name not in JSON_COLUMNS or not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    try:
+        found = json.loads(value)
+        if "\\u" in value and not can_be_written(found):
+            raise BadCell(f"column {name} holds half of a surrogate pair (\\ud800 to \\udfff), which is no character")
+        return found
+    except (ValueError, RecursionError) as error:
+        spelling = "; it is Python's spelling: write it with json.dumps" if value.lstrip()[:3] in ("[{'", "{'r", "{'f") else ""
+        raise BadCell(f"column {name} holds a list that is not JSON{spelling or f' ({error})'}") from error

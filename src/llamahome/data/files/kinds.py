@@ -1,0 +1,114 @@
+"""What kind of file it is: by its name, and for .json and nameless files by how it begins."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Literal
+
+from llamahome.data.files.jsonl import BOM
+from llamahome.data.files.jsonrow import excerpt, refuse_utf16
+from llamahome.data.files.spool import PACKED
+from llamahome.data.files.watch import WatchedFile
+from llamahome.errors import DataError, Problem
+
+Kind = Literal["jsonl", "array", "csv", "tsv", "parquet", "arrow", "text"]
+
+_BY_NAME: dict[str, Kind | None] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": None,
+    "": None,
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".txt": "text",
+    ".md": "text",
+    ".markdown": "text",
+}
+"""None: its first bytes decide."""
+ENDINGS = tuple(suffix for suffix in _BY_NAME if suffix)
+_HEAD = 1 << 16
+_FIRST_LINE = 1 << 24
+
+
+def ending(path: str) -> str:
+    """The suffix that tells the kind, without that of an archive around it: `.jsonl` of a.jsonl.gz."""
+    place = Path(path)
+    return Path(place.stem).suffix.lower() if place.suffix.lower() in PACKED else place.suffix.lower()
+
+
+def is_read(path: str) -> bool:
+    """Whether files of this name are read."""
+    return ending(path) in _BY_NAME
+
+
+def is_text(path: str) -> bool:
+    """Whether the name is that of plain text."""
+    return _BY_NAME.get(ending(path)) == "text"
+
+
+def kind_of(file: WatchedFile) -> Kind:
+    """The kind of a file that is_read; raises DataError for UTF-16 and for a .json file that holds one object."""
+    named = _BY_NAME[ending(file.path)]
+    head = file.read(0, min(_HEAD, file.size))
+    if named not in ("parquet", "arrow"):
+        refuse_utf16(head, path=file.path)
+    if named is not None:
+        return named
+    begin = head.removeprefix(BOM).lstrip()[:1]
+    if begin == b"[":
+        return "array"
+    if ending(file.path) == ".json" and begin and not is_object(_first_line(file)):
+        raise DataError(_no_rows(file.path, head))
+    return "jsonl"
+
+
+CHANGES = ".changes.jsonl"
+"""End of the name of what `data check --fix` writes about a cleaned copy."""
+
+
+def holds_rows(path: str) -> bool:
+    """Whether a file of a folder is data: not the record of `data check --fix`, and of .json an array or an object in its first line."""
+    if path.endswith(CHANGES):
+        return False
+    if ending(path) != ".json" or Path(path).suffix.lower() in PACKED:
+        return True
+    if Path(path).name in ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json", "package.json"):
+        return False
+    file = WatchedFile(path)
+    try:
+        begin = file.read(0, min(_HEAD, file.size)).removeprefix(BOM).lstrip()[:1]
+        return begin != b"{" or is_object(_first_line(file))
+    finally:
+        file.close()
+
+
+def is_object(line: bytes) -> bool:
+    """Whether the line is a JSON object of its own."""
+    try:
+        return isinstance(json.loads(line.decode("utf-8-sig")), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _first_line(file: WatchedFile) -> bytes:
+    return file.read(0, min(_FIRST_LINE, file.size)).removeprefix(BOM).lstrip().partition(b"\n")[0]
+
+
+def _no_rows(path: str, head: bytes) -> Problem:
+    """A .json file that is neither an array nor lines of objects."""
+    text = head.decode("utf-8", "replace").lstrip("\ufeff")
+    line = 1 + text[: len(text) - len(text.lstrip())].count("\n")
+    found = re.search(r'"((?:[^"\\]|\\.)+)"\s*:\s*\[', text)
+    quoted, target = shlex.quote(path), shlex.quote(str(Path(path).with_name(Path(path).stem + "-rows.json")))
+    if text.lstrip().startswith("{") and found:
+        code = "import json,sys; json.dump(json.load(open(sys.argv[1]))[sys.argv[2]], sys.stdout)"
+        hint = f'python3 -c "{code}" {quoted} {shlex.quote(found[1])} > {target}'
+    else:
+        hint = "a .json file holds an array of objects, or one object a line"
+    what = "an object over several lines" if text.lstrip().startswith("{") else "neither an array nor objects"
+    message = f"the file holds {what}, not an array of rows"
+    shown = excerpt(text.lstrip().partition("\n")[0], line)
+    return Problem(code="data.bad-json-array", message=message, where=f"{path}:{line}", excerpt=shown, hint=hint)

@@ -1,0 +1,184 @@
+"""What people typed to the files it means: files, folders, globs and hub data sets, one or several.
+
+A path that means nothing is answered with the nearest name that exists; a kind of file that is not read with what turns it into one that
+is.
+"""
+
+import difflib
+import glob
+import os
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llamahome.data.files.hub import fetch, is_hub_id
+from llamahome.data.files.kinds import ENDINGS, ending, holds_rows, is_read, is_text
+from llamahome.data.files.watch import unreadable
+from llamahome.errors import DataError, Problem
+
+
+@dataclass(frozen=True)
+class Located:
+    """What paths mean."""
+
+    files: tuple[str, ...]
+    ignored: tuple[str, ...] = ()
+    """Files that lie among them and are not read."""
+
+
+def locate(paths: str | Sequence[str], *, say: Callable[[str], None] | None = None) -> Located:
+    """The files that the path or paths mean, in their order, those of a folder or glob sorted; raises DataError with all that is wrong."""
+    tell = say or (lambda _: None)
+    files: list[str] = []
+    ignored: list[str] = []
+    problems: list[Problem] = []
+    for path in (paths,) if isinstance(paths, str) else paths:
+        try:
+            found = _one(path, tell)
+        except DataError as error:
+            problems += error.problems
+            continue
+        files += found.files
+        ignored += found.ignored
+    if problems:
+        raise DataError(problems)
+    return Located(tuple(_once(files, tell)), tuple(dict.fromkeys(ignored)))
+
+
+def _one(path: str, tell: Callable[[str], None]) -> Located:
+    place = Path(path)
+    if place.is_dir():
+        return _folder(path)
+    if place.exists() or place.is_symlink():
+        _refuse_unsupported([path])
+        return Located((path,))
+    if glob.has_magic(path):
+        found = sorted(str(p) for p in Path(place.anchor).glob(str(place.relative_to(place.anchor))))
+        files = [name for name in found if not Path(name).is_dir()]
+        _refuse_unsupported(files)
+        below = [_folder(name) for name in found if Path(name).is_dir()] if not files else []
+        if files or below:
+            return Located((*files, *(name for one in below for name in one.files)), tuple(name for one in below for name in one.ignored))
+    elif is_hub_id(path):
+        return Located(fetch(path, tell))
+    raise DataError(_not_found(path))
+
+
+def _once(files: list[str], tell: Callable[[str], None]) -> Iterator[str]:
+    """Each file once: two patterns that overlap do not mean that rows count twice."""
+    seen: set[str] = set()
+    for path in files:
+        real = os.path.realpath(path)
+        if real in seen:
+            tell(f"{path} is named twice and read once")
+            continue
+        seen.add(real)
+        yield path
+
+
+def _folder(path: str) -> Located:
+    """All files below that hold rows; text only where there is nothing else, for a README beside data is not a row of it."""
+    below = sorted(_below(path))
+    seen = [name for name in below if not _is_hidden(name, path)]
+    rows = [name for name in seen if ending(name) and is_read(name) and Path(name).is_file() and holds_rows(name)]
+    files = [name for name in rows if not is_text(name)] or rows
+    if files:
+        chosen = set(files)
+        return Located(tuple(files), tuple(name for name in below if name not in chosen and (name in seen or _looks_like_data(name))))
+    if not seen:
+        message, hint = "the folder is empty", f"llamahome data sample {shlex.quote(path)}"
+    else:
+        names = ", ".join(os.path.relpath(name, path) for name in seen[:5]) + (f" and {len(seen) - 5} more" if len(seen) > 5 else "")
+        message, hint = f"the folder holds no data file; it holds {names}", _how_to_convert(seen[0])
+    raise DataError(Problem(code="data.empty-folder", message=message, where=path, hint=hint))
+
+
+def _below(path: str) -> Iterator[str]:
+    """Every file under the folder, also through links, each real folder once."""
+
+    def fail(error: OSError) -> None:
+        raise DataError(unreadable(str(error.filename or path), error, what="folder")) from error
+
+    walked: set[str] = set()
+    for folder, folders, names in os.walk(path, followlinks=True, onerror=fail):
+        real = os.path.realpath(folder)
+        folders[:] = [] if real in walked else [name for name in folders if not name.startswith(".")]
+        if real not in walked:
+            walked.add(real)
+            yield from (str(Path(folder) / name) for name in names)
+
+
+def _is_hidden(name: str, folder: str) -> bool:
+    return Path(os.path.relpath(name, folder)).name.startswith(".")
+
+
+def _looks_like_data(name: str) -> bool:
+    return ending(name) in ENDINGS
+
+
+def _refuse_unsupported(paths: Sequence[str]) -> None:
+    """DataError with every one of the files that is of no kind that is read."""
+    problems = []
+    for path in paths:
+        if Path(path).exists() and not Path(path).is_file():
+            message, hint = "this is not a regular file", f"cat {shlex.quote(path)} > rows.jsonl"
+        elif not is_read(path):
+            message = f"{ending(path)} files are not read; {', '.join(ENDINGS)} are, also with .gz or .zst"
+            hint = _how_to_convert(path)
+        else:
+            continue
+        problems.append(Problem(code="data.unsupported-file", message=message, where=path, hint=hint))
+    if problems:
+        raise DataError(problems)
+
+
+def _how_to_convert(path: str) -> str:
+    """A command that makes of the file one that is read."""
+    suffix, source = ending(path), shlex.quote(path)
+    unpack = {".tar": f"tar -xf {source}", ".tgz": f"tar -xf {source}", ".zip": f"unzip {source}", ".bz2": f"bunzip2 --keep {source}"}
+    unpack |= {".xz": f"xz --decompress --keep {source}"}
+    if suffix in unpack:
+        return unpack[suffix]
+    target = shlex.quote(str(Path(path).with_suffix(".jsonl")))
+    if suffix == ".xlsx":
+        code = "import pandas,sys; print(pandas.read_excel(sys.argv[1]).to_json(orient='records', lines=True), end='')"
+        return f'python3 -c "{code}" {source} > {target}'
+    return f"cp {source} {shlex.quote(path + '.txt')}   if it is text; rows are best written as one JSON object a line"
+
+
+def _not_found(path: str) -> Problem:
+    """The problem of a path that does not exist, with the nearest that does."""
+    place = Path(path)
+    parent = place.parent
+    if glob.has_magic(path):
+        return Problem(
+            code="data.not-found", message="no file matches this pattern", where=path, hint=_neighbours(Path(_before_magic(path)), "")
+        )
+    while not parent.is_dir():
+        parent, place = parent.parent, parent
+    missing = "there is no such file or folder" if place == Path(path) else f"there is no folder {place}"
+    return Problem(code="data.not-found", message=missing, where=path, hint=_neighbours(parent, place.name))
+
+
+def _before_magic(path: str) -> str:
+    place = Path(path)
+    while glob.has_magic(str(place)) or not place.is_dir():
+        if place == place.parent:
+            break
+        place = place.parent
+    return str(place)
+
+
+def _neighbours(folder: Path, name: str) -> str:
+    try:
+        entries = sorted(p.name + ("/" if p.is_dir() else "") for p in folder.iterdir() if not p.name.startswith("."))
+    except OSError:
+        entries = []
+    near = difflib.get_close_matches(name, entries, n=1, cutoff=0.6) if name else []
+    if near:
+        return f"the nearest name there is {folder / near[0]}"
+    data = [entry for entry in entries if _looks_like_data(entry)]
+    if data:
+        return f"{folder} holds {', '.join(data[:5])}"
+    return "llamahome data sample writes rows to begin with into data/training/raw/docstrings.jsonl"

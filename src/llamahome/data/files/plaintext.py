@@ -1,0 +1,68 @@
+"""A text or Markdown file is one row, {"text": ...}, as it stands; one over 1 MiB is cut into rows at blank lines.
+
+Where there is no blank line within 1 MiB it is cut at a line's end, and without one between two characters. Nothing is lost: the
+rows joined are the file but for white space at its head; a part that would be white space alone belongs to the row before it.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+
+from llamahome.data.files.index import NO_LINES, Piece, Tell
+from llamahome.data.files.jsonl import BOM
+from llamahome.data.files.jsonrow import read_text
+from llamahome.data.files.stretches import Layout
+from llamahome.data.files.watch import WatchedFile
+from llamahome.data.records import Row
+from llamahome.errors import Problem
+from llamahome.units import show_bytes
+
+_LONGEST = 1 << 20
+"""Bytes of a row (1 MiB); a text is learned in pieces of max_length tokens anyhow."""
+_LOOK = 64
+
+
+def text_layout(file: WatchedFile, tell: Tell) -> Layout:
+    """How to read the file as text; a long one is told."""
+    if file.size > _LONGEST:
+        tell(f"{file.path}: {show_bytes(file.size)} of text, cut at blank lines into rows of at most {show_bytes(_LONGEST)}")
+    return Layout(f"text {_LONGEST}", scan_text, _whole, partial(_parse, file.path))
+
+
+def scan_text(file: WatchedFile) -> Iterator[Piece]:
+    """Start and line of each part."""
+    begin, line = 0, 1
+    if file.size == len(BOM) and file.read(0, file.size) == BOM:
+        begin = file.size
+    while begin < file.size:
+        window = file.read(begin, min(file.size, begin + _LONGEST))
+        cut = len(window) if begin + len(window) == file.size else _cut(window)
+        if not window[:_LOOK].isspace() or window[:cut].strip():  # the short look saves a copy of nearly every part
+            yield np.array([begin]), np.array([line])
+        line += window.count(b"\n", 0, cut)
+        begin += cut
+    yield np.array([file.size]), NO_LINES
+
+
+def _cut(window: bytes) -> int:
+    """After the last blank line; else after the last line; else before the last character that may go on."""
+    blank = max(window.rfind(b"\n\n") + 2, window.rfind(b"\n\r\n") + 3)
+    if blank > 3:
+        return blank
+    line = window.rfind(b"\n") + 1
+    if line:
+        return line
+    end = len(window) - 1
+    while end > len(window) - 4 and window[end] & 0xC0 == 0x80:
+        end -= 1
+    return end
+
+
+def _whole(stretch: bytes) -> bytes:
+    return stretch.removeprefix(BOM)
+
+
+def _parse(path: str, stretch: bytes, line: int, number: int) -> Row | Problem:
+    text = read_text(_whole(stretch), path=path, line=line)
+    return text if isinstance(text, Problem) else Row(index=number, source=path, line=line, value={"text": text})

@@ -1,0 +1,75 @@
+"""What is wrong with a row before its place is known, and how the keys of a row are read so that a fault names what is there instead.
+
+A Finding is raised where a row is understood and caught where its file and line are known; it never leaves data/.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from llamahome.data.files.jsonrow import can_be_written, excerpt, kind
+from llamahome.data.records import Row
+from llamahome.errors import Problem
+
+
+class Finding(Exception):
+    """What is wrong with a row, before its place is known."""
+
+    def __init__(self, code: str, message: str, *, hint: str | None = None, part: object = None) -> None:
+        super().__init__(message)
+        self.code, self.message, self.hint, self.part = code, message, hint, part
+
+
+def problem_at(row: Row, finding: Finding) -> Problem:
+    """The finding as a Problem at the row's file and line, with the offending part as excerpt."""
+    part = row.value if finding.part is None else finding.part
+    try:
+        shown = excerpt(json.dumps(part, ensure_ascii=False), row.line)
+    except RecursionError:
+        shown = None
+    return Problem(code=finding.code, message=finding.message, where=row.where, excerpt=shown, hint=finding.hint)
+
+
+def from_text(text: str) -> Any:
+    """The JSON value that a text within a row holds; ValueError when it holds none that can be used, with the reason."""
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if "\\u" in text and not can_be_written(value):
+        raise ValueError("half of a surrogate pair (\\ud800 to \\udfff) is not a character")
+    return value
+
+
+def required(value: Mapping[Any, Any], key: Any, *, path: str) -> Any:
+    """value[key]; a Finding with the nearest key when it is not there."""
+    if key in value:
+        return value[key]
+    here = f"{path} has" if path else "the row has"
+    near = nearest(str(key), value)
+    hint = f'rename "{near}" to "{key}"' if near else None
+    keys = ", ".join(f'"{name}"' for name in list(value)[:8]) or "no keys at all"
+    message = f'{here} no "{key}" but "{near}"' if near else f'{here} no "{key}"; it has {keys}'
+    raise Finding("data.missing-key", message, hint=hint, part=value)
+
+
+def content_of(value: Mapping[Any, Any], key: Any, *, path: str, may_be_empty: bool = False) -> str:
+    """The string value[key]; a Finding when it is missing, null, not a string, or empty."""
+    content = required(value, key, path=path)
+    name = f"{path}[{key}]" if isinstance(key, int) else f"{path}.{key}".lstrip(".")
+    if content is None:
+        raise Finding("data.null-content", f"{name} is null", part=value, hint="write the text, or remove the row")
+    if not isinstance(content, str):
+        raise Finding("data.wrong-type", f"{name} is {kind(content)}, not a string", part=value, hint="write the text itself as a string")
+    if not content.strip() and not may_be_empty:
+        what = "empty" if not content else "only white space"
+        raise Finding("data.empty-content", f"{name} is {what}", part=value, hint="write the text, or remove the row")
+    return content
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that `word` is most likely a misspelling of."""
+    lowered = {str(name).lower(): str(name) for name in known}
+    found = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.7)
+    return lowered[found[0]] if found else None

@@ -1,0 +1,160 @@
+"""Tool calls and tool definitions as rows write them, brought into the one form that chat templates read; and whether a text shows them.
+
+    {"type": "function", "id": "...", "function": {"name": "clock", "arguments": {"zone": "UTC"}}}
+
+Arguments may be an object or JSON text, a call may be the bare function, a list may be JSON text (tables cannot hold objects).
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from llamahome.data.files.jsonrow import kind
+from llamahome.data.rows.fault import Finding, from_text
+
+_DEEPEST = 100
+_SHAPE = '{"name": "clock", "arguments": {"zone": "UTC"}}'
+
+
+def read_calls(value: object, *, path: str) -> list[dict[str, Any]]:
+    """The tool calls at `path`; raises Finding."""
+    listed = _from_text(value, path=path)
+    if isinstance(listed, dict):
+        listed = [listed]
+    if not isinstance(listed, list) or not listed:
+        raise _bad(path, f"is {kind(listed)}, not a list of calls", part=value)
+    return [_call(call, path=f"{path}[{number}]") for number, call in enumerate(listed)]
+
+
+def read_definitions(value: object, *, path: str) -> tuple[dict[str, Any], ...]:
+    """The tool definitions at `path`, each as {"type": "function", "function": {"name": ...}}; raises Finding."""
+    listed = _from_text(value, path=path)
+    if not isinstance(listed, list):
+        raise _bad(path, f"is {kind(listed)}, not a list of tool definitions", part=value)
+    tools = []
+    for number, tool in enumerate(listed):
+        here = f"{path}[{number}]"
+        tool = _from_text(tool, path=here)
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+            raise _bad(here, 'is no tool definition: it has no "name"', part=tool)
+        tools.append({**tool, "type": "function"} if "function" in tool else {"type": "function", "function": tool})
+    return tuple(without_nulls(tool) for tool in tools)
+
+
+def shown_calls(calls: Sequence[Mapping[str, Any]], text: str) -> str | None:
+    """The first part of a call that the text does not contain, in words; None when all are there."""
+    for call in calls:
+        function = call["function"]
+        if function["name"] not in text:
+            return f"the name of the tool {function['name']}"
+        for part in _leaves(function["arguments"]):
+            if not any(form in text for form in _forms(part)):
+                return f"the argument {part!r} of the tool {function['name']}"
+    return None
+
+
+def shown_definitions(tools: Sequence[Mapping[str, Any]], text: str) -> str | None:
+    """The name of the first tool that the text does not contain."""
+    return next((tool["function"]["name"] for tool in tools if tool["function"]["name"] not in text), None)
+
+
+def with_text_arguments(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The turns with the arguments of their calls as JSON text, for templates that write them as they are."""
+    return [
+        {**turn, "tool_calls": [{**c, "function": {**c["function"], "arguments": _dumped(c["function"]["arguments"])}} for c in calls]}
+        if (calls := turn.get("tool_calls"))
+        else dict(turn)
+        for turn in turns
+    ]
+
+
+def with_contents(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The turns with an empty content where there is none, for templates that ask every turn for it."""
+    return [{"content": "", **turn} for turn in turns]
+
+
+def texts_of(value: object) -> Iterator[str]:
+    """Every string in a JSON value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield key
+            yield from texts_of(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from texts_of(part)
+
+
+def without_nulls(value: Any) -> Any:
+    """The value without keys that are null: a table writes one for every key that any row has."""
+    if isinstance(value, dict):
+        return {key: without_nulls(part) for key, part in value.items() if part is not None}
+    return [without_nulls(part) for part in value] if isinstance(value, list) else value
+
+
+def _call(call: object, *, path: str) -> dict[str, Any]:
+    call = _from_text(call, path=path)
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(call, dict) or not isinstance(function, dict):
+        raise _bad(path, f"is {kind(call)}, not a call", part=call)
+    name = function.get("name")
+    if not isinstance(name, str) or not name.strip():
+        raise _bad(path, 'has no "name" of a tool', part=call)
+    arguments = function.get("arguments", function.get("parameters"))
+    arguments = {} if arguments in (None, "") else _from_text(arguments, path=f"{path}.arguments")
+    if not isinstance(arguments, dict):
+        raise _bad(f"{path}.arguments", f"is {kind(arguments)}, not an object", part=call)
+    known = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+    return {"type": "function", **known, "function": {"name": name, "arguments": arguments}}
+
+
+def _from_text(value: object, *, path: str) -> Any:
+    """The value itself, or what its JSON text holds."""
+    if isinstance(value, str):
+        try:
+            value = from_text(value)
+        except ValueError as error:
+            raise _bad(path, f"is not valid JSON: {error}", part=value) from error
+    _check_depth(value, path=path)
+    return value
+
+
+def _check_depth(value: object, *, path: str) -> None:
+    """Finding for a value nested more deeply than any call is."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        parts = [list(part.values()) if isinstance(part, dict) else part for part in level if isinstance(part, dict | list)]
+        level = [inner for part in parts for inner in part]
+        if not level:
+            return
+    raise _bad(path, f"is nested more than {_DEEPEST} deep", part=None)
+
+
+def _bad(path: str, what: str, *, part: object) -> Finding:
+    return Finding("data.bad-tool-call", f"{path} {what}", hint=f"write it like {_SHAPE}", part=part)
+
+
+def _leaves(value: object) -> Iterator[object]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield key
+            yield from _leaves(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _leaves(part)
+    else:
+        yield value
+
+
+def _forms(leaf: object) -> tuple[str, ...]:
+    """How a template may write it: as it is, as JSON, as JSON with escapes (once or, within JSON text, twice)."""
+    text = leaf if isinstance(leaf, str) else str(leaf)
+    plain, escaped = _dumped(leaf), json.dumps(leaf)
+    inner = plain[1:-1] if isinstance(leaf, str) else plain
+    return text, plain, escaped, inner, escaped[1:-1] or escaped, json.dumps(inner, ensure_ascii=False)[1:-1]
+
+
+def _dumped(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

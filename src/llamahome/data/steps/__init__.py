@@ -1,0 +1,1 @@
+"""Examples to steps: the order of rows, who has which, and the next steps laid out ahead. Begin with order."""

@@ -1,0 +1,219 @@
+"""The step's micro-batches for this rank, laid out ahead of the loop by background threads.
+
+Invariant: which examples are in a step depends on (data, seed, position) alone; ranks, micro-batch size and interruptions change only how
+they are laid out. A position is one row of the order: it gives one example, several (a text that was split) or none. The position is all
+that a checkpoint needs. Memory: a few steps ahead.
+
+    with Loader(examples, order, batch_size=32, ...) as loader:
+        for microbatches in loader:      # one optimizer step, maybe empty on this rank
+            ...
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass, field
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llamahome.data.records import Example, Microbatch
+from llamahome.data.steps.batching import divide
+from llamahome.data.steps.mixture import RowOrder
+from llamahome.data.store.counts import Counts
+from llamahome.data.store.table import ExampleTable
+
+_AHEAD = 2
+"""Steps laid out before they are asked for, besides one for each thread more than one."""
+
+
+class Examples(Protocol):
+    """Where examples come from: a prepared table, or a stream that makes them."""
+
+    @property
+    def threads(self) -> int:
+        """How many calls of examples_of are worth running at once."""
+
+    def examples_of(self, rows: NDArray[np.int64]) -> ExampleTable:
+        """A table of these rows of the source, in this order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """How far a run goes; `step` updates over `consumed` rows are done, perhaps with another batch size than the rest."""
+
+    epochs: float
+    batch_size: int
+    max_steps: int | None = None
+    """Decides alone when it is given."""
+    step: int = 0
+    consumed: int = 0
+
+    def positions(self, num_rows: int) -> int:
+        """Rows that the whole run consumes when an epoch has `num_rows`; epochs are rounded up to a whole row."""
+        if self.max_steps is not None:
+            return self.consumed + max(0, self.max_steps - self.step) * self.batch_size
+        return max(1, self.consumed, math.ceil(round(self.epochs * num_rows, 6)))
+
+    def horizon(self, num_rows: int) -> int:
+        """The planned number of steps; the last one may be smaller."""
+        return self.step + -(-(self.positions(num_rows) - self.consumed) // self.batch_size)
+
+
+def make_microbatch(examples: Sequence[Example], *, keys: Sequence[int], index: int, device: torch.device | str) -> Microbatch:
+    """The examples end to end on `device`, in their order."""
+    lengths = tuple(len(example.tokens) for example in examples)
+    tokens = np.concatenate([example.tokens for example in examples]).astype(np.int64)
+    targets = np.flatnonzero(np.concatenate([example.targets for example in examples]))
+    positions = np.concatenate([np.arange(length, dtype=np.int64) for length in lengths])
+    return Microbatch(
+        tokens_T=_move(tokens, device),
+        positions_T=_move(positions, device),
+        lengths=lengths,
+        rows_N=_move(targets - 1, device),
+        labels_N=_move(tokens[targets], device),
+        keys=tuple(keys),
+        index=index,
+    )
+
+
+def sequential_microbatches(
+    table: ExampleTable, *, micro_batch_tokens: int, rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu"
+) -> list[Microbatch]:
+    """The part of this rank of every example of the table, once; for evaluation."""
+    return _lay_out(table, range(len(table)), micro_batch_tokens=micro_batch_tokens, place=(rank, world_size), device=device)
+
+
+@dataclass
+class Loader:
+    """Iterates over steps; each item is the list of this rank's micro-batches. Close it, or use it as a context manager."""
+
+    examples: Examples
+    order: RowOrder
+    _: KW_ONLY
+    batch_size: int
+    """Rows of a step, over all ranks."""
+    micro_batch_tokens: int
+    seed: int
+    total_positions: int
+    start_position: int = 0
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device | str = "cpu"
+    judge: Callable[[Counts], None] | None = None
+    """Called with `seen` after each step of the first epoch; may raise DataError when too many rows were bad."""
+    seen: Counts = field(init=False, default_factory=Counts)
+    """What became of the rows of the steps given out, over all ranks, since this loader began."""
+    _yielded: tuple[int, int] = field(init=False)
+    """Positions of the step last given out."""
+    _planned: int = field(init=False)
+    """Where the next step to lay out begins."""
+    _pending: deque["Future[_Step]"] = field(init=False, default_factory=deque)
+    _pool: ThreadPoolExecutor | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.order.epoch_rows < 1:
+            raise ValueError("a loader needs at least one row")
+        self._yielded = (self.start_position, self.start_position)
+        self._planned = self.start_position
+
+    @property
+    def position(self) -> int:
+        """Rows consumed when the step last given out is done; a Loader with it as start_position goes on there."""
+        return self._yielded[1]
+
+    def set_micro_batch_tokens(self, micro_batch_tokens: int) -> None:
+        """Lay out every step not yet given out with this budget; the examples in each step stay the same."""
+        self.micro_batch_tokens = micro_batch_tokens
+
+    def again(self) -> list[Microbatch]:
+        """The step last given out, laid out with the present budget."""
+        return self._build(*self._yielded, self.micro_batch_tokens).microbatches
+
+    def close(self) -> None:
+        """Stop working ahead and wait for the threads to end; may be called twice."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool = None
+        self._pending.clear()
+        self._planned = self._yielded[1]
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> list[Microbatch]:
+        self._work_ahead()
+        if not self._pending:
+            self.close()
+            raise StopIteration
+        failed = next((step for step in self._pending if step.done() and step.exception() is not None), None)
+        try:
+            step = (failed or self._pending.popleft()).result()
+        except BaseException:
+            self.close()
+            raise
+        self._work_ahead()
+        self._yielded = (step.begin, step.end)
+        self.seen.add(step.counts)
+        if self.judge is not None and step.begin < self.order.epoch_rows:
+            self.judge(self.seen)
+        return step.microbatches if step.micro_batch_tokens == self.micro_batch_tokens else self.again()
+
+    def _work_ahead(self) -> None:
+        threads = self.examples.threads
+        while len(self._pending) < _AHEAD + threads - 1 and self._planned < self.total_positions:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="llamahome-loader")
+            end = min(self._planned + self.batch_size, self.total_positions)
+            self._pending.append(self._pool.submit(self._build, self._planned, end, self.micro_batch_tokens))
+            self._planned = end
+
+    def _build(self, begin: int, end: int, micro_batch_tokens: int) -> "_Step":
+        rows = self.order.rows_at(np.arange(begin, end, dtype=np.int64), seed=self.seed)
+        table, counts = self.examples.examples_of(rows), Counts()
+        counts.count_table(table)
+        place = (self.rank, self.world_size)
+        keys = (table.row_of + begin).tolist()
+        laid = _lay_out(table, keys, micro_batch_tokens=micro_batch_tokens, place=place, device=self.device)
+        return _Step(begin, end, micro_batch_tokens, laid, counts)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One step laid out."""
+
+    begin: int
+    end: int
+    micro_batch_tokens: int
+    microbatches: list[Microbatch]
+    counts: Counts
+
+
+def _lay_out(
+    table: ExampleTable, keys: Sequence[int], *, micro_batch_tokens: int, place: tuple[int, int], device: torch.device | str
+) -> list[Microbatch]:
+    """Micro-batches of rank place[0] of place[1] for every example of the table; numbered over all ranks."""
+    rank, world_size = place
+    ranks = divide(table.lengths.tolist(), world_size=world_size, micro_batch_tokens=micro_batch_tokens)
+    first = sum(len(packs) for packs in ranks[:rank])
+    return [
+        make_microbatch([table.example(i) for i in pack], keys=[keys[i] for i in pack], index=first + number, device=device)
+        for number, pack in enumerate(ranks[rank])
+    ]
+
+
+def _move(array: np.ndarray, device: torch.device | str) -> torch.Tensor:
+    tensor = torch.from_numpy(array)
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -1,0 +1,1 @@
+"""Examples of all rows, tokenized once into files or while the model trains. Begin with reading."""

@@ -1,0 +1,158 @@
+"""`data check`, `data stats` and the filters of `data show` as a user types them."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.projects import chats
+from tests.support.tokenizers import save_tokenizer
+from typer.testing import CliRunner, Result
+
+from llamahome.cli.data import data_app
+from llamahome.data.checks.plots import write_histogram
+from llamahome.data.checks.stats import histogram
+from llamahome.errors import ConfigError, DataError, MachineError, UsageError
+
+MODEL = ("--model", "model")
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    save_tokenizer(tmp_path / "model")
+    return tmp_path
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(data_app, list(words))
+
+
+def write(rows: list[Any], name: str = "rows.jsonl") -> str:
+    Path(name).write_text("".join((row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n" for row in rows))
+    return name
+
+
+def answer(text: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "Count."}, {"role": "assistant", "content": text}]}
+
+
+def test_the_exit_status_is_that_of_training() -> None:
+    good, warned, bad = write(chats(3)), write([answer("a"), answer("a")], "warned.jsonl"), write([answer(None)], "bad.jsonl")
+    assert [run("check", path, *MODEL).exit_code for path in (good, warned, bad)] == [0, 0, 3]
+    assert run("check", bad, *MODEL, "--json").exit_code == 3
+    assert run("check", "none.jsonl", *MODEL).exit_code == 3
+
+
+def test_findings_are_blocks_on_stderr_and_counts_stand_on_stdout() -> None:
+    result = run("check", write([*chats(2), "nonsense", answer("a"), answer("a")]), *MODEL, "--no-quality")
+    assert "error[data.bad-json]: rows.jsonl:3: not valid JSON" in result.stderr and "   3 | nonsense" in result.stderr
+    assert "warning[data.duplicate]: rows.jsonl:5: " in result.stderr
+    assert "--fix clean.jsonl" in result.stderr.splitlines()[-1]
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["1", "error", "data.bad-json", "first:", "rows.jsonl:3"]
+    assert "5 rows in 1 file, format messages, 1 cannot be used" in result.stdout and "1 error and 1 warning" in result.stdout
+    assert "--no-quality" in lines[-1] or "llamahome[quality]" in lines[-1]
+
+
+def test_what_is_not_read_and_how_files_are_read_is_said() -> None:
+    Path("folder").mkdir()
+    Path("folder/rows.csv").write_text("prompt;completion\na;b\n")
+    Path("folder/rows.xlsx").write_text("")
+    out = run("check", "folder", *MODEL).stdout
+    assert "separated by a semicolon" in out and "1 data file not read: folder/rows.xlsx" in out
+
+
+def test_twenty_of_a_kind_are_shown_and_json_has_all() -> None:
+    path = write(["x"] * 25 + [answer("a")])
+    shown = run("check", path, *MODEL)
+    assert shown.stderr.count("error[data.bad-json]") == 20 and "and 5 more of data.bad-json" in shown.stderr
+    lines = [json.loads(line) for line in run("check", path, *MODEL, "--json").stdout.splitlines()]
+    assert [line["line"] for line in lines] == list(range(1, 26))
+    assert set(lines[0]) == {"level", "code", "where", "source", "line", "row", "path", "message", "excerpt", "hint"}
+
+
+def test_nothing_is_wrong_is_said_and_needs_no_model_without_tokens() -> None:
+    result = run("check", write(chats(3)), "--no-tokens", "--model", "there/is/none")
+    assert result.exit_code == 0 and "nothing is wrong" in result.stdout and result.stderr == ""
+
+
+def test_settings_count_and_bad_ones_are_refused() -> None:
+    path = write([answer("a b c"), answer(None)])
+    assert run("check", path, *MODEL, "--set", "data.on_bad_row=skip", "--set", "data.max_bad_share=0.5").exit_code == 0
+    assert isinstance(run("check", path, *MODEL, "--set", "data.eval_split=0.1", "--eval-data", path).exception, ConfigError)
+
+
+def test_the_evaluation_data_is_compared() -> None:
+    rows = chats(4)
+    result = run("check", write(rows), "--eval-data", write(rows[2:], "eval.jsonl"), *MODEL)
+    assert result.exit_code == 0 and result.stderr.count("warning[data.shared-with-eval]") == 2
+    assert "2 rows to evaluate on in 1 file" in result.stdout
+
+
+def test_a_cleaned_copy_is_told_with_its_record() -> None:
+    path = write([answer("a"), answer("a"), answer(None), answer("b <|im_end|>")])
+    result = run("check", path, *MODEL, "--fix", "clean.jsonl")
+    assert result.exit_code == 3 and "clean.jsonl: 2 rows, 1 of them mended; 2 left out" in result.stdout
+    assert "clean.jsonl.changes.jsonl: 3 changes, 1 data.control-token-in-text, 1 data.duplicate, 1 data.null-content" in result.stdout
+    assert run("check", "clean.jsonl", *MODEL).exit_code == 0
+    refused = run("check", path, *MODEL, "--fix", "clean.jsonl")
+    assert isinstance(refused.exception, UsageError) and refused.stdout == "", "refused before anything is read"
+    assert run("check", path, *MODEL, "--fix", "clean.jsonl", "--force").exit_code == 3
+    mixed = run("check", write([answer("a"), {"text": "b"}], "mixed.jsonl"), *MODEL, "--fix", "unmixed.jsonl")
+    assert mixed.exit_code == 3 and "unmixed.jsonl is not written" in mixed.stdout and not Path("unmixed.jsonl").exists()
+
+
+def test_control_characters_of_the_data_do_not_reach_the_terminal() -> None:
+    result = run("check", write(["\x1b[2J nonsense"]), *MODEL)
+    assert "\x1b" not in result.stderr and "\\x1b[2J" in result.stderr
+
+
+def test_stats_are_lines_for_people_and_one_object_for_programs() -> None:
+    path = write([*chats(20), answer("the cat sat " * 90), "nonsense"])
+    result = run("stats", path, *MODEL)
+    assert result.exit_code == 0 and "1 cannot be used" in result.stdout and "█" in result.stdout
+    for words in ("tokens", "lengths", "an epoch", "padding", "duplicates", "max_length", "<- data.max_length", "rows.jsonl:21"):
+        assert words in result.stdout
+    found = json.loads(run("stats", path, *MODEL, "--json").stdout)
+    assert (found["rows"], found["usable"]) == (22, 21) and found["longest"][0]["where"] == "rows.jsonl:21"
+    assert sum(one["rows"] for one in found["histogram"]) == 21
+
+
+def test_stats_of_rows_that_cannot_be_understood_are_refused() -> None:
+    assert isinstance(run("stats", write([{"a": 1}]), *MODEL).exception, DataError)
+    assert isinstance(run("stats", "none.jsonl", *MODEL).exception, DataError)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is not None, reason="it is installed")
+def test_a_picture_without_matplotlib_is_refused_with_what_installs_it() -> None:
+    refused = run("stats", write(chats(2)), *MODEL, "--png", "lengths.png").exception
+    assert isinstance(refused, MachineError) and "llamahome[plots]" in str(refused) and not Path("lengths.png").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="the extra `plots` is not installed")
+def test_a_picture_of_the_lengths_is_a_png() -> None:
+    result = run("stats", write(chats(30)), *MODEL, "--png", "lengths.png")
+    assert result.exit_code == 0 and Path("lengths.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(MachineError):
+        write_histogram(histogram([1, 2]), Path("no/such/folder.png"), max_length=8, title="rows")
+
+
+def shown(*words: str) -> list[int]:
+    result = run("show", "rows.jsonl", *words, *MODEL, "--json", "--set", "data.max_length=40")
+    assert result.exception is None, result.exception
+    return [json.loads(line)["row"] for line in result.stdout.splitlines()]
+
+
+def test_show_filters_rows() -> None:
+    question = {"messages": [{"role": "user", "content": "the cat sat " * 30}, {"role": "assistant", "content": "No."}]}
+    write([answer("a"), answer("the cat sat " * 20), question, answer("b"), answer("the cat sat " * 40), "nonsense"])
+    assert shown("--longest", "-n", "2") == [4, 2]
+    assert shown("--cut") == [1, 2, 4] and shown("--cut", "-n", "1") == [1]
+    assert shown("--no-target") == [2]
+    assert shown("--row", "3") == [3] and shown("-n", "2") == [0, 1]
+    told = run("show", "rows.jsonl", "--cut", "-n", "9", *MODEL, "--set", "data.max_length=40")
+    assert told.exit_code == 0 and "1 row that cannot be used not shown: llamahome data check rows.jsonl" in told.stderr
+    refused = run("show", "rows.jsonl", "--cut", "--longest", *MODEL).exception
+    assert isinstance(refused, UsageError) and "--longest and --cut" in str(refused)

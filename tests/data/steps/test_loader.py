@@ -1,0 +1,188 @@
+"""The loader gives the same examples per step whatever the layout, works ahead in one thread and leaves none behind."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llamahome.data.records import Example, Microbatch
+from llamahome.data.steps.loader import Extent, Loader, make_microbatch, sequential_microbatches
+from llamahome.data.steps.mixture import plain_order
+from llamahome.data.steps.order import row_at
+from llamahome.data.store.table import ExampleTable, RowRead, build_table
+
+
+def table_of(lengths: list[int], *, seed: int = 0) -> ExampleTable:
+    random = np.random.default_rng(seed)
+    examples = []
+    for number, length in enumerate(lengths):
+        targets = random.random(length) < 0.5
+        targets[0] = False
+        examples.append(Example("rows.jsonl", number, number + 1, random.integers(0, 99, length).astype(np.int32), targets))
+    return build_table([RowRead([example], "whole") for example in examples], ("rows.jsonl",))
+
+
+def loader_of(table: ExampleTable, **settings: int) -> Loader:
+    chosen = {"batch_size": 4, "micro_batch_tokens": 40, "seed": 3, "total_positions": 30} | settings
+    return Loader(table, plain_order(table.num_rows), **chosen)
+
+
+def documents(steps: list[list[Microbatch]]) -> list[dict[int, list[int]]]:
+    """Per step: position -> tokens of its document."""
+    found = []
+    for step in steps:
+        parts: dict[int, list[int]] = {}
+        for batch in step:
+            for key, tokens in zip(batch.keys, batch.tokens_T.split(list(batch.lengths)), strict=True):
+                parts[key] = tokens.tolist()
+        found.append(parts)
+    return found
+
+
+def merged(parts: list[list[dict[int, list[int]]]]) -> list[dict[int, list[int]]]:
+    return [{key: value for rank in step for key, value in rank.items()} for step in zip(*parts, strict=True)]
+
+
+LENGTHS = [5, 30, 12, 2, 50, 7, 7, 21, 9, 14, 33]
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 4), st.integers(1, 90), st.integers(0, 20))
+def test_a_step_holds_the_same_examples_for_any_layout_and_start(world_size: int, budget: int, first_step: int) -> None:
+    table = table_of(LENGTHS)
+    expected = [
+        {key: table.example(row_at(key, num_rows=len(table), seed=3)).tokens.tolist() for key in range(begin, min(begin + 4, 30))}
+        for begin in range(0, 30, 4)
+    ][first_step:]
+    ranks = []
+    for rank in range(world_size):
+        place = {"rank": rank, "world_size": world_size, "micro_batch_tokens": budget, "start_position": 4 * first_step}
+        with loader_of(table, **place) as loader:
+            ranks.append(documents(list(loader)))
+    assert merged(ranks) == expected
+
+
+def test_a_micro_batch_is_its_documents_end_to_end() -> None:
+    table = table_of(LENGTHS)
+    with loader_of(table) as loader:
+        for step in loader:
+            for batch in step:
+                rows = [row_at(key, num_rows=len(table), seed=3) for key in batch.keys]
+                examples = [table.example(row) for row in rows]
+                assert list(batch.lengths) == sorted(batch.lengths, reverse=True) == [len(e.tokens) for e in examples]
+                assert batch.positions_T.tolist() == [at for e in examples for at in range(len(e.tokens))]
+                assert batch.num_targets == sum(int(e.targets.sum()) for e in examples)
+                assert torch.equal(batch.tokens_T[batch.rows_N + 1], batch.labels_N)
+                assert (batch.rows_N.diff() > 0).all() and batch.tokens_T.dtype == torch.int64
+                borders = set(np.cumsum(batch.lengths).tolist())
+                assert not borders & {row + 1 for row in batch.rows_N.tolist()}
+
+
+def test_micro_batches_are_numbered_over_all_ranks() -> None:
+    steps = [list(loader_of(table_of(LENGTHS), rank=rank, world_size=3)) for rank in range(3)]
+    for step in zip(*steps, strict=True):
+        numbers = [batch.index for rank in step for batch in rank]
+        assert numbers == list(range(len(numbers)))
+
+
+def test_a_new_budget_holds_from_the_next_step_and_for_the_last_one_again() -> None:
+    table = table_of(LENGTHS)
+    with loader_of(table, micro_batch_tokens=100) as loader:
+        first = next(loader)
+        loader.set_micro_batch_tokens(20)
+        again, rest = loader.again(), list(loader)
+    with loader_of(table, micro_batch_tokens=100) as plain:
+        expected = documents(list(plain))
+    assert documents([first]) == documents([again]) == expected[:1]
+    assert documents(rest) == expected[1:]
+    assert all(batch.num_tokens <= 20 or len(batch.lengths) == 1 for step in [again, *rest] for batch in step)
+
+
+def test_the_position_is_where_another_loader_goes_on() -> None:
+    table = table_of(LENGTHS)
+    with loader_of(table) as loader:
+        expected = documents(list(loader))
+        assert loader.position == 30
+    with loader_of(table) as loader:
+        before = documents([next(loader), next(loader)])
+        position = loader.position
+    with loader_of(table, start_position=position) as loader:
+        assert position == 8 and before + documents(list(loader)) == expected
+
+
+def test_no_thread_is_left_behind() -> None:
+    before = set(threading.enumerate())
+    with loader_of(table_of(LENGTHS)) as loader:
+        next(loader)
+        assert len(set(threading.enumerate()) - before) == 1
+    assert set(threading.enumerate()) == before
+    loader.close()
+    list(loader_of(table_of(LENGTHS)))
+    assert set(threading.enumerate()) == before
+
+
+def test_a_closed_loader_goes_on_where_it_was() -> None:
+    table = table_of(LENGTHS)
+    with loader_of(table) as loader:
+        expected = documents(list(loader))
+    loader = loader_of(table)
+    seen = documents([next(loader)])
+    loader.close()
+    assert seen + documents(list(loader)) == expected
+
+
+def test_an_error_in_the_thread_comes_out_at_once() -> None:
+    broken = table_of(LENGTHS)
+    broken.files[5] = 9  # of a file that is not there
+    before = set(threading.enumerate())
+    with loader_of(broken, batch_size=len(LENGTHS)) as loader, pytest.raises(IndexError):
+        list(loader)
+    assert set(threading.enumerate()) == before
+
+
+def test_an_empty_order_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        loader_of(table_of([]))
+
+
+@pytest.mark.parametrize(
+    ("rows", "epochs", "batch_size", "max_steps", "positions", "steps"),
+    [
+        (10, 3, 4, None, 30, 8),
+        (10, 0.5, 4, None, 5, 2),
+        (10, 0.1, 4, None, 1, 1),
+        (10, 0.01, 4, None, 1, 1),
+        (30, 0.1, 3, None, 3, 1),
+        (10, 3, 4, 2, 8, 2),
+        (10, 1, 4, 100, 400, 100),
+        (3, 2, 32, None, 6, 1),
+    ],
+)
+def test_the_horizon(rows: int, epochs: float, batch_size: int, max_steps: int | None, positions: int, steps: int) -> None:
+    extent = Extent(epochs=epochs, batch_size=batch_size, max_steps=max_steps)
+    assert (extent.positions(rows), extent.horizon(rows)) == (positions, steps)
+    for step in range(steps):  # resumed anywhere with the same batch size it is the same run
+        later = Extent(epochs=epochs, batch_size=batch_size, max_steps=max_steps, step=step, consumed=step * batch_size)
+        assert (later.positions(rows), later.horizon(rows)) == (positions, steps)
+
+
+def test_a_run_resumed_with_another_batch_size_ends_where_it_was_to_end() -> None:
+    assert Extent(epochs=3, batch_size=3, max_steps=60, step=30, consumed=60).horizon(40) == 60
+    by_epochs = Extent(epochs=3, batch_size=3, step=30, consumed=60)
+    assert (by_epochs.positions(40), by_epochs.horizon(40)) == (120, 50)
+
+
+def test_evaluation_sees_every_example_once() -> None:
+    table = table_of(LENGTHS)
+    ranks = [sequential_microbatches(table, micro_batch_tokens=40, rank=rank, world_size=2, device="cpu") for rank in range(2)]
+    seen = merged([documents([rank]) for rank in ranks])
+    assert seen == [{number: table.example(number).tokens.tolist() for number in range(len(table))}]
+
+
+def test_a_micro_batch_without_targets_is_possible() -> None:
+    example = Example("rows.jsonl", 0, 1, np.arange(3, dtype=np.int32), np.zeros(3, np.bool_))
+    batch = make_microbatch([example], keys=[0], index=0, device="cpu")
+    assert batch.num_targets == 0 and batch.num_tokens == 3
