@@ -33,7 +33,7 @@ from llamahome.model.precision import choose_precision
 from llamahome.monitoring.environment import write_environment
 from llamahome.monitoring.progress import open_progress
 from llamahome.run_parts import Answers, SampleAnswer, make_run, open_recorder, require_space, summary, tell_rows, write_model
-from llamahome.rundir import NEWEST, RUNS, RunPaths, as_typed, create_run, point_newest_to, refuse_unwritable, refuse_used
+from llamahome.rundir import NEWEST, RUNS, RunPaths, as_typed, create_run, nearby, point_newest_to, refuse_unwritable, refuse_used
 from llamahome.training.evaluate import Evaluation
 from llamahome.training.evaluate import evaluate as evaluate_batches
 from llamahome.training.loop import Outcome
@@ -148,7 +148,7 @@ def evaluate(target: str, data_path: str | Sequence[str], loaded: LoadedConfig) 
             batches = assembly.evaluation_batches(rows.table, loaded, session.world)
             found = evaluate_batches(objective.stats, model, batches, world=session.world)
     counts = {"rows": rows.counts.kept, "tokens": rows.counts.tokens, "targets": found.targets}
-    return {"model": as_typed(folder), "data": data_path, **found.metrics, **counts}
+    return {"model": str(nearby(folder)), "data": data_path, **found.metrics, **counts}
 
 
 def model_folder(target: str, loaded: LoadedConfig, *, say: Callable[[str], None]) -> Path:
@@ -257,6 +257,6 @@ def _evaluate_first(session: Session, answers: Answers, state: TrainerState) -> 
 
 
 def _stopped(outcome: Outcome, plan: Plan, paths: RunPaths) -> Problem:
-    saved = as_typed(outcome.checkpoint or paths.root, newest=True)
+    saved = as_typed(outcome.checkpoint or paths.root)
     message = f"stopped after step {outcome.state.step:,} of {plan.horizon:,}; {saved} is complete"
     return Problem(code="run.stopped", message=message, hint=f"llamahome train-resume {as_typed(paths.root)}")

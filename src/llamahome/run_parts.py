@@ -25,7 +25,7 @@ from llamahome.monitoring.progress import RunSummary
 from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.resources import ResourceSampler
 from llamahome.monitoring.throughput import PartClock, measured_peak_flops
-from llamahome.rundir import RunPaths
+from llamahome.rundir import RunPaths, as_typed, nearby
 from llamahome.training.evaluate import Evaluation, evaluate
 from llamahome.training.loop import Limits, Run
 from llamahome.training.optimizer import optimizer_tensors
@@ -172,7 +172,8 @@ def make_run(session: Session, job: Job, plan: Plan, learner: Learner, paths: Ru
         rate=lambda step: learning_rate(step, peak=peak, horizon=plan.horizon, warmup=warmup, shape=training.schedule),
         evaluate=answers.evaluate,
         save=save,
-        rows_at=lambda first, last: prepared.places(first, min(last, plan.positions), seed=training.seed),
+        rows_at=lambda first, last: prepared.places(first, last, seed=training.seed),
+        go_on=lambda: _more_gently(paths, peak),
         recorder=recorder,
         progress=session.progress,
         clock=PartClock(),
@@ -199,6 +200,11 @@ def write_model(job: Job, learner: Learner, folder: Path) -> None:
     save_model(learner.saved, folder, base=learner.base)
     if job.loaded.config.model.chat_template is not None:
         shutil.copyfile(job.loaded.config.model.chat_template, folder / "chat_template.jinja")
+
+
+def _more_gently(paths: RunPaths, peak: float) -> str:
+    slower = f"--set training.learning_rate={peak / 10:.2g}"
+    return f"llamahome train-resume {as_typed(paths.root)} {slower}" if paths.checkpoints() else f"start again with {slower}"
 
 
 def tell_rows(session: Session, job: Job, loader: Loader, *, since: int) -> None:
@@ -255,6 +261,6 @@ def summary(job: Job, plan: Plan, learner: Learner, paths: RunPaths, world: Worl
         processes=world.size,
         horizon=plan.horizon,
         epochs=plan.horizon / plan.steps_per_epoch,
-        folder=str(paths.root),
+        folder=str(nearby(paths.root)),
         first_step=state.step,
     )

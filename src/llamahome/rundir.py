@@ -171,9 +171,12 @@ def open_run(folder: Path) -> RunPaths:
     return RunPaths(root, run_id)
 
 
-def as_typed(path: Path, *, newest: bool = False) -> str:
-    """`path` as one would type it here, quoted where a shell needs it; with `newest` through output/training when that is its run."""
+def as_typed(path: Path) -> str:
+    """`path` as one would type it here, quoted where a shell needs it, and never through a link, which may mean another run tomorrow."""
+    return shlex.quote(str(nearby(path)))
+
+
+def nearby(path: Path) -> Path:
+    """`path` as seen from here when it lies below, otherwise from the root; a link in it is followed."""
     full, here = path.resolve(), Path.cwd()
-    if newest and NEWEST.is_symlink() and full.is_relative_to(NEWEST.resolve()):
-        return shlex.quote(str(NEWEST / full.relative_to(NEWEST.resolve())))
-    return shlex.quote(str(full.relative_to(here) if full.is_relative_to(here) else path))
+    return full.relative_to(here) if full.is_relative_to(here) else full

@@ -86,7 +86,7 @@ def test_several_sources_are_mixed_and_resumed(project: Project) -> None:
     done = project.type("train", *words).expect(0)
     assert "chats.jsonl: 24 rows, 12 seen in an epoch (0.5 times each)" in done.err
     assert "more chats.jsonl: 10 rows, 20 seen in an epoch (2 times each)" in done.err
-    assert max(project.run.checkpoints) == 8 and "train-eval output/training/final chats.jsonl 'more chats.jsonl'" in done.out
+    assert max(project.run.checkpoints) == 8 and "/final chats.jsonl 'more chats.jsonl'" in done.out
     straight = learned(project)
     project.type("train", *words, at=[("llamahome.training.loop:train_step", 3, ["SIGINT"])]).expect(75)
     project.type("train-resume", "latest").expect(0)

@@ -57,11 +57,12 @@ def straight(make_project: Callable[[Path], Project], tmp_path_factory: pytest.T
 def test_a_run_stopped_in_mid_epoch_ends_as_if_it_had_not_been(project: Project, straight: dict[str, Course], kind: str) -> None:
     stopped = project.type("train", *LONG, *KINDS[kind], at=after_step(3, "SIGINT")).expect(75)
     (run_id,) = project.runs()
-    assert "stopped[run.stopped]: stopped after step 3 of 8; output/training/checkpoint-3 is complete" in stopped.err
+    assert f"stopped[run.stopped]: stopped after step 3 of 8; output/runs/{run_id}/checkpoint-3 is complete" in stopped.err
     assert stopped.helps == [f"llamahome train-resume output/runs/{run_id}"]
     assert project.run.checkpoints == [2, 3] and not (project.run.root / "final").exists()
     resumed = project.type(*stopped.helps[0].split()[1:]).expect(0)
     assert Course.of(project.run) == straight[kind]
+    assert f"saved=output/runs/{run_id}/checkpoint-8" in resumed.err
     assert "held-out loss" in resumed.out, "the untrained model's evaluation is remembered"
 
 

@@ -135,11 +135,20 @@ def test_the_resolved_settings_name_their_origins_and_load_again(trained: Projec
     assert config["training.batch_size"]["value"] == 4 and config["model.name"]["value"] == "tiny"
 
 
-def test_the_end_block_names_result_files_and_next_commands_through_the_newest_link(trained: Project) -> None:
+def test_the_end_block_names_result_files_and_next_commands_that_stay_true(trained: Project) -> None:
     out = (trained.folder / "stdout").read_text()
-    for said in ("held-out loss", "model       output/training/final", "prompt ", "reference ", "before ", "after "):
+    run = f"output/runs/{trained.runs()[0]}"
+    for said in (
+        "held-out loss",
+        f"model       {run}/final",
+        f"checkpoint  {run}/checkpoint-5",
+        "prompt ",
+        "reference ",
+        "before ",
+        "after ",
+    ):
         assert said in out
-    assert "<|im_start|>" not in out
+    assert "<|im_start|>" not in out and "output/training" not in out
     commands = [line.strip().split()[1:] for line in out.splitlines() if line.startswith("  llamahome ")]
     assert [command[0] for command in commands] == ["chat", "train-eval", "runs"]
     for command in commands:
@@ -222,13 +231,15 @@ def test_chats_mean_the_same_in_every_chat_format(project: Project) -> None:
 
 
 def test_output_puts_a_run_exactly_there_and_it_is_the_newest(project: Project) -> None:
-    project.type("train", "chats.jsonl", "--max-steps", "1", "--output", "my runs/first").expect(0)
+    done = project.type("train", "chats.jsonl", "--max-steps", "1", "--output", "my runs/first").expect(0)
+    assert "  llamahome chat 'my runs/first/final'" in done.out and "saved='my runs/first/checkpoint-1'" in done.err
     there = project.folder / "my runs/first"
     assert (there / "final/adapter_model.safetensors").is_file() and not project.runs()
     assert (project.folder / "output/training").resolve() == there
     shown = project.type("runs", "show", "my runs/first", "--json").expect(0).json
     assert shown["state"] == "finished" and shown["folder"] == "my runs/first"
-    project.type("train-resume", "my runs/first").expect(0)
+    again = project.type("train-resume", "my runs/first", "--set", "training.max_steps=2").expect(0)
+    assert "  llamahome chat 'my runs/first/final'" in again.out and "saved='my runs/first/checkpoint-2'" in again.err
 
 
 def test_a_folder_with_many_files_is_one_data_set(project: Project) -> None:

@@ -69,6 +69,7 @@ def whole_run(progress: Progress, watch: Watch, *, steps: int = 36, seconds: flo
         watch.seconds += seconds
         progress.update(step, METRICS)
         if step % 12 == 0:
+            progress.evaluating(step)
             progress.evaluated(step, {"eval/loss": 2.75, "eval/perplexity": 15.6})
             progress.saved(step, Path(f"output/runs/x/checkpoint-{step}"))
     progress.finish(["done", "next: llamahome chat latest"])
@@ -128,6 +129,33 @@ def test_what_is_said_in_a_phase_keeps_lines_whole() -> None:
         "[1/2] model ... 75.0 s",
         "[2/2] train ... failed after 0.0 s",
     ]
+
+
+def test_an_evaluation_is_told_when_it_begins_unless_the_last_one_was_short() -> None:
+    watch, stream = Watch(), io.StringIO()
+    progress, told = PlainProgress(stream, now=watch), []
+    progress.start(SUMMARY)
+    progress.update(1, {"train/loss": 1.0})
+    for step, seconds in ((4, 8.0), (8, 0.5), (12, 0.5), (16, 0.5)):
+        began = len(stream.getvalue())
+        progress.evaluating(step)
+        watch.seconds += seconds
+        told.append(stream.getvalue()[began:])
+        progress.evaluated(step, {"eval/loss": 2.75} if step != 8 else {})
+    assert told == ["evaluation after step 4 ...", "evaluation after step 8 ...", "", ""]
+    progress.close()
+    assert stream.getvalue().splitlines()[-3:] == [
+        "evaluation after step 4 ... 8.0 s, held-out loss 2.7500",
+        "evaluation after step 8 ... 0.5 s",
+        "eval_step=16 eval_loss=2.7500",
+    ]
+
+
+def test_the_panel_says_that_it_evaluates() -> None:
+    drawn = board(steps=12)
+    assert "evaluating" not in " ".join(draw(drawn, 120))
+    drawn.evaluating = True
+    assert "evaluating ..." in " ".join(draw(drawn, 120))
 
 
 def test_the_stream_decides_who_speaks() -> None:

@@ -151,7 +151,8 @@ def make_run(learner: Learner, plan: Plan) -> Run:
         rate=lambda step: learning_rate(step, peak=plan.peak, horizon=planned, warmup=1, shape="cosine"),
         evaluate=look,
         save=plan.saves or save,
-        rows_at=lambda first, last: [f"row {position}" for position in range(first, min(last, positions))],
+        rows_at=lambda first, last: [f"row {position}" for position in range(first, last)],
+        go_on=lambda: f"llamahome train-resume {plan.folder}",
         recorder=Recorder(
             plan.folder / "metrics",
             tensorboard_dir=None,

@@ -128,6 +128,16 @@ def test_bad_steps_are_refused_counted_and_written_down_with_their_rows(llama: P
     assert [text for text in plan.said.warnings if "not finite" in text and "not applied" in text] == plan.said.warnings != []
 
 
+def test_the_rows_of_a_bad_step_are_its_own_after_a_resume_with_another_batch_size(llama: Path, tmp_path: Path) -> None:
+    learner = make_learner(llama, "lora")
+    plan = plan_in(tmp_path, steps=8, objective=bad_at(learner, 2), batch_size=3, start=16)
+    made = make_run(learner, plan)
+    train(made, dataclasses.replace(first_state(60), step=4, consumed=16))
+    close_run(made)
+    (event,) = lines(plan, "events.jsonl")
+    assert (event["step"], event["rows"]) == (6, ["row 19", "row 20", "row 21"])
+
+
 @pytest.mark.parametrize("log", ["1 step", "4 steps", "100 steps"])
 def test_too_many_bad_steps_in_a_row_end_the_run_however_often_it_is_logged(llama: Path, tmp_path: Path, log: str) -> None:
     """Also when good steps follow before anybody looks."""

@@ -45,7 +45,7 @@ def test_without_trouble_nothing_happens() -> None:
 
 def note(bad: BadSteps, flags: str, first: int = 1) -> None:
     for number, flag in enumerate(flags, first):
-        bad.note(number, torch.tensor(float(flag == "x")))
+        bad.note(number, (4 * number, 4 * number + 4), torch.tensor(float(flag == "x")))
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 4, 7, 8])
@@ -53,12 +53,13 @@ def note(bad: BadSteps, flags: str, first: int = 1) -> None:
     ("flags", "diverged"), [("..x.xx.x", False), ("xx.xx.xx", False), (".xxx....", True), ("......xx", False), (".....xxx", True)]
 )
 def test_rows_of_bad_steps_are_found_wherever_they_are_read(flags: str, diverged: bool, cut: int) -> None:
-    bad, found = BadSteps(most_in_row=3, total=10), []
+    bad, found = BadSteps(most_in_row=3, total=10), {}
     for begin in range(0, len(flags), cut):
         note(bad, flags[begin : begin + cut], begin + 1)
-        found += bad.read()
-    assert found == [number for number, flag in enumerate(flags, 1) if flag == "x"] and bad.total == 10 + len(found)
-    assert bad.read() == []
+        found |= bad.read()
+    expected = {number: (4 * number, 4 * number + 4) for number, flag in enumerate(flags, 1) if flag == "x"}
+    assert found == expected and bad.total == 10 + len(found)
+    assert bad.read() == {}
     if not diverged:
         bad.raise_if_diverged([], "nothing")
         return

@@ -36,11 +36,11 @@ def show_result(result: "Result", data_paths: Sequence[str]) -> None:
         print(f"token accuracy  {result.first.accuracy:.1%} -> {result.last.accuracy:.1%}")
     if state.best_step is not None and state.best_step != state.step:
         where = paths.checkpoint(state.best_step)
-        better = f": {as_typed(where, newest=True)}" if where.is_dir() else ""
+        better = f": {as_typed(where)}" if where.is_dir() else ""
         print(f"lowest held-out loss {state.best_loss:.4f} after step {state.best_step:,}{better}")
-    final = as_typed(paths.final, newest=True)
+    final = as_typed(paths.final)
     print(f"model       {final}")
-    print(f"checkpoint  {as_typed(paths.checkpoint(state.step), newest=True)}")
+    print(f"checkpoint  {as_typed(paths.checkpoint(state.step))}")
     print(f"metrics     {as_typed(paths.metrics_dir)}")
     print("next:")
     print(f"  llamahome chat {final}")

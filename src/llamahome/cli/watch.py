@@ -5,11 +5,11 @@ import json
 import math
 import shutil
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llamahome.rundir import nearby
 from llamahome.units import show_count, show_seconds
 
 if TYPE_CHECKING:
@@ -88,9 +88,9 @@ def _report_rows(report: "RunReport") -> list[tuple[str, str]]:
         rows.append(("time", f"{show_seconds(report.training_seconds)} in training steps{speed}"))
     if report.events:
         rows.append(("events", ", ".join(f"{kind} {count}" for kind, count in report.events.items())))
-    saved = [str(path) for _, path in report.checkpoints] + ([str(report.final)] if report.final else [])
-    rows += _listed("checkpoints", [_short(path) for path in saved] or ["none"])
-    rows += _listed("files", [_short(str(path)) for path in report.files])
+    saved = [path for _, path in report.checkpoints] + ([report.final] if report.final else [])
+    rows += _listed("checkpoints", [str(nearby(path)) for path in saved] or ["none"])
+    rows += _listed("files", [str(nearby(path)) for path in report.files])
     if report.damaged_lines:
         rows.append(("warning", f"{report.damaged_lines} lines of metrics.jsonl cannot be read and are left out above"))
     return rows
@@ -130,13 +130,13 @@ def _report_json(report: "RunReport") -> dict[str, Any]:
         "loss_points": {name: dataclasses.asdict(point) for name, point in points.items() if point is not None},
         "losses": [[point.step, point.value] for point in report.losses],
         "evaluations": report.evaluations,
-        "checkpoints": [{"step": step, "path": _short(str(path))} for step, path in report.checkpoints],
-        "final": None if report.final is None else _short(str(report.final)),
+        "checkpoints": [{"step": step, "path": str(nearby(path))} for step, path in report.checkpoints],
+        "final": None if report.final is None else str(nearby(report.final)),
         "tokens": report.tokens,
         "targets": report.targets,
         "training_seconds": report.training_seconds,
         "events": report.events,
-        "files": [_short(str(path)) for path in report.files],
+        "files": [str(nearby(path)) for path in report.files],
         "damaged_lines": report.damaged_lines,
     }
 
@@ -177,9 +177,3 @@ def _setting(value: Any) -> str:
 
 def _when(unix_seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(unix_seconds))
-
-
-def _short(path: str) -> str:
-    """Relative to where the user stands, when it lies below."""
-    here, there = Path.cwd(), Path(path)
-    return str(there.relative_to(here)) if there.is_relative_to(here) else path

@@ -76,10 +76,16 @@ class PanelProgress:
         if self._board is not None:
             self._board.update(step, metrics)
 
+    def evaluating(self, step: int) -> None:
+        """The next draws say so."""
+        if self._board is not None:
+            self._board.evaluating = True
+
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """A new evaluation for the next draw."""
         if self._board is not None:
-            self._board.evaluation = (step, dict(metrics))
+            self._board.evaluating = False
+            self._board.evaluation = (step, dict(metrics)) if metrics else self._board.evaluation
 
     def saved(self, step: int, path: Path) -> None:
         """A new checkpoint for the next draw."""
@@ -124,6 +130,7 @@ class Board:
         self._step = summary.first_step
         self._metrics: Mapping[str, float] = {}
         self._losses: deque[float] = deque(maxlen=_LOSSES_KEPT)
+        self.evaluating = False
         self.evaluation: tuple[int, dict[str, float]] | None = None
         self.checkpoint: str | None = None
 
@@ -161,7 +168,7 @@ class Board:
         words = f"{full * filled}{empty * (_BAR_WIDTH - filled)} step {done:,} of {horizon:,}, {show_seconds(self._pace.elapsed())} gone"
         left = self._pace.left()
         words += f", {show_seconds(left)} left" if left is not None else ""
-        return words + f", epoch {epochs * done / horizon:.2f}/{epochs:g}"
+        return words + f", epoch {epochs * done / horizon:.2f}/{epochs:g}" + (", evaluating ..." if self.evaluating else "")
 
     def _loss(self) -> str:
         if not self._losses:

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import TextIO
 
 from llamahome.monitoring.progress import Pace, PhaseLabels, RunSummary, describe, one_line, short_metrics, show_results
+from llamahome.rundir import as_typed
 from llamahome.units import show_seconds
 
 PLAIN_EVERY_SECONDS = 10.0
+_SHORT_EVALUATION = 1.0
+"""Seconds: an evaluation that took no longer the last time is not told when it begins."""
 
 
 class PlainProgress:
@@ -28,12 +31,30 @@ class PlainProgress:
         self._pace: Pace | None = None
         self._waiting: dict[str, str] = {}
         self._shown_at: float | None = None
+        self._evaluation: str | None = None
+        self._evaluation_began = 0.0
+        self._evaluation_took: float | None = None
 
     def _line(self, text: str) -> None:
+        self._end_line()
+        self._write(one_line(text) + "\n")
+
+    def _end_line(self) -> None:
         if self._open_phase is not None:
             self._write("\n")
             self._open_phase = None
-        self._write(one_line(text) + "\n")
+
+    def _begin(self, label: str) -> None:
+        self._end_line()
+        self._write(label)
+        self._open_phase = label
+
+    def _end(self, label: str, text: str) -> None:
+        if self._open_phase == label:
+            self._open_phase = None
+            self._write(text + "\n")
+        else:
+            self._line(label + text)
 
     def _write(self, text: str) -> None:
         """Write and flush; a reader that has gone (`2>&1 | tee`, and Ctrl-C ends tee first) must not cost the checkpoint."""
@@ -49,19 +70,13 @@ class PlainProgress:
     def phase(self, name: str) -> Iterator[None]:
         """`[2/6] data ...` at once, ` 1.2 s` when the block ends; the whole line again when something was said in between."""
         self.close()
-        label, started = self._labels.next(name), self._now()
-        self._write(label)
-        self._open_phase, ending = label, "failed after "
+        label, started, ending = self._labels.next(name), self._now(), "failed after "
+        self._begin(label)
         try:
             yield
             ending = ""
         finally:
-            text = f" {ending}{self._now() - started:.1f} s"
-            if self._open_phase == label:
-                self._open_phase = None
-                self._write(text + "\n")
-            else:
-                self._line(label + text)
+            self._end(label, f" {ending}{self._now() - started:.1f} s")
 
     def say(self, line: str) -> None:
         """Show one line."""
@@ -93,13 +108,26 @@ class PlainProgress:
         if last or self._shown_at is None or self._now() - self._shown_at >= PLAIN_EVERY_SECONDS:
             self._show_waiting()
 
+    def evaluating(self, step: int) -> None:
+        """`evaluation after step 12 ...`, as of a phase; not said when the last evaluation was short."""
+        told = self._evaluation_took is None or self._evaluation_took > _SHORT_EVALUATION
+        self._evaluation = f"evaluation after step {step} ..." if told else None
+        if self._evaluation is not None:
+            self._begin(self._evaluation)
+        self._evaluation_began = self._now()
+
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Goes into the next key=value line."""
-        self._waiting |= {"eval_step": str(step), **short_metrics(metrics)}
+        """The time it took and its loss where it was said that it began; the figures go into the next key=value line, too."""
+        self._evaluation_took = self._now() - self._evaluation_began
+        if self._evaluation is not None:
+            loss = f", held-out loss {metrics['eval/loss']:.4f}" if "eval/loss" in metrics else ""
+            self._end(self._evaluation, f" {self._evaluation_took:.1f} s{loss}")
+        if metrics:
+            self._waiting |= {"eval_step": str(step), **short_metrics(metrics)}
 
     def saved(self, step: int, path: Path) -> None:
         """Goes into the next key=value line."""
-        self._waiting["saved"] = str(path).replace(" ", "\\ ")
+        self._waiting["saved"] = as_typed(path)
 
     def finish(self, lines: Sequence[str]) -> None:
         """Show the last step when it still waits, then the result on stdout."""
@@ -110,6 +138,7 @@ class PlainProgress:
         """Show the last step when it still waits."""
         if self._waiting:
             self._show_waiting()
+        self._end_line()
 
     def _show_waiting(self) -> None:
         pairs = sorted(self._waiting.items(), key=lambda pair: pair[0] != "step")  # the step leads, also after an evaluation

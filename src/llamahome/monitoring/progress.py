@@ -74,8 +74,11 @@ class Progress(Protocol):
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """`metrics` is what Recorder.flush returned for `step`."""
 
+    def evaluating(self, step: int) -> None:
+        """The model of `step` is being evaluated; `evaluated` follows."""
+
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The model of `step` was evaluated."""
+        """The model of `step` was evaluated; no metrics when there were no held-out rows."""
 
     def saved(self, step: int, path: Path) -> None:
         """A checkpoint of `step` is complete."""
@@ -118,6 +121,9 @@ class QuietProgress:
         """Nothing."""
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def evaluating(self, step: int) -> None:
         """Nothing."""
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from llamahome.errors import Problem, UsageError
 from llamahome.monitoring.status import LOST_AFTER_SECONDS, read_status
-from llamahome.rundir import NEWEST, RUNS, RunPaths, open_run
+from llamahome.rundir import NEWEST, RUNS, RunPaths, nearby, open_run
 
 ShownState = Literal["running", "finished", "stopped", "failed", "lost"]
 
@@ -119,7 +119,7 @@ def describe_run(paths: RunPaths) -> RunInfo:
     tokens = last.get("train/tokens")
     return RunInfo(
         run_id=paths.run_id,
-        folder=_short(paths.root),
+        folder=nearby(paths.root),
         state=_state(status),
         step=step,
         horizon=status.get("horizon"),
@@ -129,12 +129,6 @@ def describe_run(paths: RunPaths) -> RunInfo:
         eval_loss=last.get("eval/loss"),
         tokens=None if tokens is None else int(tokens),
     )
-
-
-def _short(folder: Path) -> Path:
-    """Relative to where the user stands, when it lies below."""
-    here = Path.cwd()
-    return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def _last_values(metrics: Path) -> dict[str, Any]:

@@ -62,6 +62,8 @@ class Run:
     """Commit a checkpoint and retire old ones; saving a step again is no work."""
     rows_at: Callable[[int, int], list[str]]
     """Names of the rows at positions from, to: for what has to be said about a step."""
+    go_on: Callable[[], str]
+    """What to type after this run has diverged."""
     recorder: Recorder
     progress: Progress
     clock: PartClock
@@ -121,13 +123,13 @@ def train(run: Run, state: TrainerState) -> Outcome:
                 world=run.world,
                 clock=run.clock,
             )
-        consumed = min(limits.positions, state.consumed + limits.batch_size)
+        begin, consumed = state.consumed, min(limits.positions, state.consumed + limits.batch_size)
         seconds = time.perf_counter() - started
         state = after_update(state, consumed=consumed, tokens=agreed.tokens, targets=agreed.targets, seconds=seconds)
         run.recorder.record(
             state.step, loss=result.loss, grad_norm=result.grad_norm, learning_rate=rate, tokens=agreed.tokens, targets=agreed.targets
         )
-        bad.note(state.step, result.refused)
+        bad.note(state.step, (begin, consumed), result.refused)
         if run.log_due.after(state.step) or state.step in (1, limits.horizon):
             state = _flush(run, state, bad)
     state = _flush(run, state, bad)
@@ -168,12 +170,11 @@ def _reason_to_stop(state: TrainerState, agreed: _Agreed, patience: int | None) 
 
 
 def _evaluate(run: Run, state: TrainerState) -> TrainerState:
+    run.progress.evaluating(state.step)
     with run.clock.part("evaluate"):
         found = run.evaluate(state.step)
-    if found is None:
-        return state
-    run.progress.evaluated(state.step, found.metrics)
-    return after_evaluation(state, found)
+    run.progress.evaluated(state.step, found.metrics if found is not None else {})
+    return state if found is None else after_evaluation(state, found)
 
 
 def _save(run: Run, state: TrainerState, *, last: bool) -> Path | None:
@@ -198,11 +199,11 @@ def _flush(run: Run, state: TrainerState, bad: BadSteps) -> TrainerState:
     metrics = run.recorder.flush(state.step, run.clock.take())
     run.progress.update(state.step, metrics)
     refused = bad.read()
-    for step in refused:
-        rows = run.rows_at((step - 1) * run.limits.batch_size, step * run.limits.batch_size)
+    rows: list[str] = []
+    for step, positions in refused.items():
+        rows = run.rows_at(*positions)
         run.recorder.event("bad-step", step=step, rows=rows)
         run.progress.warn(f"step {step}: loss or gradient is not finite", "the update was not applied; its rows are in events.jsonl")
     if refused:
-        last = run.rows_at((refused[-1] - 1) * run.limits.batch_size, refused[-1] * run.limits.batch_size)
-        bad.raise_if_diverged(last, "llamahome train-resume latest goes on from the last checkpoint")
+        bad.raise_if_diverged(rows, run.go_on())
     return replace(state, bad_steps=bad.total)

@@ -20,29 +20,29 @@ class BadSteps:
     in_row: int = 0
     longest: int = 0
     """The most in a row so far: good steps may follow before anybody reads."""
-    _unread: list[tuple[int, Tensor]] = field(default_factory=list)
+    _unread: list[tuple[int, tuple[int, int], Tensor]] = field(default_factory=list)
 
-    def note(self, step: int, refused: Tensor) -> None:
-        """Keep the flag of `step` for later."""
-        self._unread.append((step, refused))
+    def note(self, step: int, positions: tuple[int, int], refused: Tensor) -> None:
+        """Keep the flag of `step`, which consumed the positions from, to, for later."""
+        self._unread.append((step, positions, refused))
 
-    def read(self) -> list[int]:
-        """The steps since the last reading whose updates were refused. Waits for the device."""
+    def read(self) -> dict[int, tuple[int, int]]:
+        """The steps since the last reading whose updates were refused, and the positions of each. Waits for the device."""
         if not self._unread:
-            return []
-        flags = torch.stack([flag for _, flag in self._unread]).tolist()
-        bad = []
-        for (step, _), flag in zip(self._unread, flags, strict=True):
+            return {}
+        flags = torch.stack([flag for _, _, flag in self._unread]).tolist()
+        bad = {}
+        for (step, positions, _), flag in zip(self._unread, flags, strict=True):
             self.in_row = self.in_row + 1 if flag else 0
             self.longest = max(self.longest, self.in_row)
             if flag:
-                bad.append(step)
+                bad[step] = positions
         self._unread.clear()
         self.total += len(bad)
         return bad
 
-    def raise_if_diverged(self, rows: Sequence[str], last_good: str) -> None:
-        """Diverged after `most_in_row` refused updates in a row."""
+    def raise_if_diverged(self, rows: Sequence[str], go_on: str) -> None:
+        """Diverged after `most_in_row` refused updates in a row; `go_on` is what to type then."""
         if self.longest >= self.most_in_row:
             raise Diverged(
                 Problem(
@@ -50,7 +50,7 @@ class BadSteps:
                     message=f"loss or gradient was not finite in {self.longest} steps in a row; no such update was applied; "
                     f"rows of the last one: {', '.join(rows[:8])}",
                     where="training.max_bad_steps",
-                    hint=f"a lower --set training.learning_rate=..., or look at those rows; {last_good}",
+                    hint=f"{go_on}   (and look at those rows)",
                 )
             )
 
