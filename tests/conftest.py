@@ -1,6 +1,7 @@
 """What every test may rely on: an environment without settings of the developer, and no network behind the hub library."""
 
 import os
+import signal
 
 _FOREIGN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")
 
@@ -10,3 +11,7 @@ for _name in [name for name in os.environ if name in _FOREIGN or name.startswith
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+# What runs in the background of a shell script ignores SIGINT, and so would every process that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
