@@ -119,7 +119,9 @@ def test_any_row_by_its_number_in_any_order(name: str, block: int, monkeypatch: 
     numbers = list(range(len(source)))
     assert len(source) == len(rows())
     assert values(source, numbers) == rows()
-    assert [source.row(number).index for number in numbers] == numbers
+    one_by_one = [source.row(number) for number in numbers]
+    assert [row.index for row in one_by_one] == numbers
+    assert source.parsed_range(range(3, len(numbers))) == one_by_one[3:] and source.parsed_range(range(0)) == []
     random.Random(0).shuffle(numbers)
     assert values(source, numbers) == [rows()[number] for number in numbers]
     source.close()
@@ -246,6 +248,7 @@ def test_many_files_of_all_kinds_are_one_source_with_few_of_them_open(monkeypatc
     source = open_source("all")
     assert [Path(path).name for path in source.paths] == sorted(KINDS) and len(source) == len(KINDS) * len(rows())
     numbers = list(range(len(source)))
+    assert [row.value for row in source.parsed_range(range(5, len(source)))] == (len(KINDS) * rows())[5:]
     random.Random(1).shuffle(numbers)
     descriptors = Path("/proc/self/fd")
     before = len(os.listdir(descriptors)) if descriptors.is_dir() else 0

@@ -36,14 +36,14 @@ def said(conversation: Conversation) -> str:
     """Everything that the conversation says, as one text."""
     if conversation.text is not None:
         return conversation.text
-    return "\n".join([turn["content"] for turn in conversation.turns if isinstance(turn.get("content"), str)])
+    return "\n".join([turn["content"] for turn in conversation.turns if "content" in turn])
 
 
 def exchanged(conversation: Conversation) -> str:
     """What is asked and answered, as one text: without what a system turn says to every row alike."""
     if conversation.text is not None:
         return conversation.text
-    spoken = [turn["content"] for turn in conversation.turns if turn["role"] != "system" and isinstance(turn.get("content"), str)]
+    spoken = [turn["content"] for turn in conversation.turns if turn["role"] != "system" and "content" in turn]
     return "\n".join(spoken)
 
 
@@ -53,7 +53,7 @@ def answers(conversation: Conversation) -> str:
         return conversation.text
     numbered = enumerate(conversation.turns)
     learned = [turn for number, turn in numbered if turn["role"] == "assistant" and number not in conversation.context_only]
-    return "\n".join(turn["content"] for turn in learned if isinstance(turn.get("content"), str))
+    return "\n".join(turn["content"] for turn in learned if "content" in turn)
 
 
 def content_key(conversation: Conversation) -> int:
@@ -72,8 +72,7 @@ def _parts(conversation: Conversation) -> list[str]:
         return [conversation.text]
     parts: list[str] = []
     for turn in conversation.turns:
-        content = turn.get("content")
-        parts += (turn["role"], content if isinstance(content, str) else "")
+        parts += (turn["role"], turn.get("content", ""))
         if len(turn) > 2:  # calls of tools and the like
             parts.append(
                 json.dumps({key: part for key, part in turn.items() if key not in ("role", "content")}, sort_keys=True, default=str)

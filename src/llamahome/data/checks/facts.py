@@ -55,12 +55,13 @@ def join_facts(parts: Sequence[Facts]) -> Facts:
     return Facts(**{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Facts)})
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Measured:
-    """The figures of one row, before they are laid out."""
+    """The figures of one row, before they are laid out. Not frozen: one is made for every row."""
 
     file: int
-    place: Place
+    row: int
+    line: int
     usable: bool = False
     hash: int = 0
     characters: int = 0
@@ -86,8 +87,8 @@ def lay_out(rows: Sequence[Measured]) -> Facts:
             beyond[number] = [int(row.whole.targets[length:].sum()) for length in LENGTHS]
     return Facts(
         files=np.array([row.file for row in rows], np.int32),
-        rows=np.array([row.place.row for row in rows], np.int64),
-        lines=np.array([row.place.line for row in rows], np.int64),
+        rows=np.array([row.row for row in rows], np.int64),
+        lines=np.array([row.line for row in rows], np.int64),
         usable=np.array([row.usable for row in rows], np.bool_),
         hashes=np.array([row.hash for row in rows], np.uint64),
         characters=np.array([row.characters for row in rows], np.int64),

@@ -3,12 +3,14 @@
 Each function takes what is wrong and returns the mended row with a record of the change, or None when only a person knows what was meant.
 """
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from llamahome.data.checks.mojibake import repaired
+from llamahome.data.files.jsontext import without_repeats
 from llamahome.data.rows.fault import nearest
 from llamahome.data.rows.formats import MESSAGE_ROLES, SHAREGPT_ROLES
 from llamahome.data.rows.jsonpath import Steps, change_strings, leads, path_in, put, rename, show_path, value_at
@@ -33,7 +35,7 @@ class Change:
 
 
 def mend_bytes(raw: bytes, problem: Problem) -> tuple[bytes, Change] | None:
-    """A line that is not JSON, without its NUL bytes or the byte order mark before it."""
+    """A line that is not JSON, without its NUL bytes, the byte order mark before it, or keys that say the same twice."""
     mended = raw
     if problem.code == "data.nul-byte":
         mended = raw.replace(b"\0", b"")
@@ -41,6 +43,9 @@ def mend_bytes(raw: bytes, problem: Problem) -> tuple[bytes, Change] | None:
         stripped = raw.strip()
         while stripped.startswith(_BOM):
             mended = stripped = stripped[len(_BOM) :].strip()
+    elif problem.code == "data.repeated-key":
+        value = without_repeats(raw.decode("utf-8"))
+        mended = raw if value is None else json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
     if mended == raw or not mended.strip():
         return None
     before, after = (part.decode("utf-8", "backslashreplace") for part in (raw, mended))

@@ -9,7 +9,7 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
-from llamahome.data.files.jsonrow import can_be_written
+from llamahome.data.files.jsontext import LoneSurrogate, RepeatedKey, from_json
 
 JSON_COLUMNS = frozenset(("messages", "conversations", "history", "tools", "chosen", "rejected"))
 """Columns in which a cell of text that begins with [ or { is read as JSON: tables have no other way to write a list of turns."""
@@ -65,10 +65,9 @@ def _json_or_text(name: str, value: Any) -> Any:
     if name not in JSON_COLUMNS or not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
     try:
-        found = json.loads(value)
-        if "\\u" in value and not can_be_written(found):
-            raise BadCell(f"column {name} holds half of a surrogate pair (\\ud800 to \\udfff), which is no character")
-        return found
-    except (ValueError, RecursionError) as error:
+        return from_json(value)
+    except (RepeatedKey, LoneSurrogate) as error:
+        raise BadCell(f"column {name} holds JSON that cannot be used: {error}") from error
+    except ValueError as error:
         spelling = "; it is Python's spelling: write it with json.dumps" if value.lstrip()[:3] in ("[{'", "{'r", "{'f") else ""
         raise BadCell(f"column {name} holds a list that is not JSON{spelling or f' ({error})'}") from error

@@ -4,8 +4,8 @@ import json
 import shlex
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Any, NoReturn
 
+from llamahome.data.files.jsontext import LoneSurrogate, RepeatedKey, from_json
 from llamahome.data.records import Row
 from llamahome.errors import DataError, Problem
 
@@ -18,32 +18,24 @@ def parse_row(raw: bytes, *, path: str, line: int, index: int) -> Row | Problem:
     text = read_text(raw, path=path, line=line)
     if isinstance(text, Problem):
         return text
-    where = f"{path}:{line}"
     try:
-        value: Any = json.loads(text) if text.startswith("\ufeff") else _DECODER.decode(text)  # loads tells of the byte order mark
+        value = from_json(text)
     except JSONDecodeError as error:
         return _broken(error, text, path=path, line=line)
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        return Problem(code="data.bad-json", message=f"not valid JSON: {reason}", where=where, excerpt=excerpt(text, line))
-    if not isinstance(value, dict):
-        message = f"a row must be a JSON object, this is {kind(value)}"
-        hint = "one object a line"
-        if text.lstrip().startswith("["):
-            hint += f"; an array is read from a .json file: {_as_array(path)}"
-        return Problem(code="data.not-an-object", message=message, where=where, excerpt=excerpt(text, line), hint=hint)
-    if "\\u" in text and not can_be_written(value):
-        message = "half of a surrogate pair (\\ud800 to \\udfff) is not a character"
-        return Problem(code="data.lone-surrogate", message=message, where=where, excerpt=excerpt(text, line, at=text.lower().find("\\ud")))
-    return Row(index=index, source=path, line=line, value=value)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
-"""Made once: json.loads makes one for each row, a fifth of the time of a short one."""
+    except RepeatedKey as error:
+        return _repeated(error, text, where=f"{path}:{line}", line=line)
+    except LoneSurrogate as error:
+        shown = excerpt(text, line, at=text.lower().find("\\ud"))
+        return Problem(code="data.lone-surrogate", message=str(error), where=f"{path}:{line}", excerpt=shown)
+    except ValueError as error:
+        return Problem(code="data.bad-json", message=f"not valid JSON: {error}", where=f"{path}:{line}", excerpt=excerpt(text, line))
+    if isinstance(value, dict):
+        return Row(index, path, line, value)
+    message = f"a row must be a JSON object, this is {kind(value)}"
+    hint = "one object a line"
+    if text.lstrip().startswith("["):
+        hint += f"; an array is read from a .json file: {_as_array(path)}"
+    return Problem(code="data.not-an-object", message=message, where=f"{path}:{line}", excerpt=excerpt(text, line), hint=hint)
 
 
 def read_text(raw: bytes, *, path: str, line: int) -> str | Problem:
@@ -106,13 +98,12 @@ def kind(value: object) -> str:
     return names[type(value)]
 
 
-def can_be_written(value: object) -> bool:
-    """Whether the value's texts are characters alone; half a surrogate pair is none."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+def _repeated(error: RepeatedKey, text: str, *, where: str, line: int) -> Problem:
+    key = json.dumps(error.path.rpartition(".")[2], ensure_ascii=False)
+    same = all(value == error.values[0] for value in error.values)
+    hint = "write it once" if same else "keep the one that is meant, or leave such rows out with --set data.on_bad_row=skip"
+    shown = excerpt(text, line, at=max(0, text.find(key, text.find(key) + 1)))
+    return Problem(code="data.repeated-key", message=f"{error}; only one can be learned", where=where, excerpt=shown, hint=hint)
 
 
 def _broken(error: JSONDecodeError, text: str, *, path: str, line: int) -> Problem:

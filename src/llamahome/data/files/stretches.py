@@ -19,7 +19,7 @@ from llamahome.errors import Problem
 from llamahome.units import show_bytes
 
 _TOGETHER = 1 << 22
-"""Bytes of rows that are read at once to be hashed."""
+"""Bytes of rows that are read at once, where rows follow each other."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,18 @@ class StretchRows:
         if stretch is None:
             return self._too_large(number, line)
         return self._layout.parse(stretch, line, number)
+
+    def parsed_range(self, numbers: range) -> list[Row | Problem]:
+        """Rows that follow each other; their bytes are read together, some MiB at a time."""
+        found: list[Row | Problem] = []
+        for begin, content, cuts in self._together(numbers):
+            if content is None:
+                found.append(self.parsed(begin))
+                continue
+            lines = self._index().lines[begin : begin + len(cuts) - 1].tolist() or range(begin + 1, begin + len(cuts))
+            parse = self._layout.parse
+            found += [parse(content[a:b], line, at) for at, ((a, b), line) in enumerate(zip(pairwise(cuts), lines, strict=True), begin)]
+        return found
 
     def raw(self, number: int) -> bytes:
         """The row's bytes as they stand in the file; the first 64 MiB of one that is longer."""
@@ -110,17 +122,24 @@ class StretchRows:
 
     def _digests(self) -> Iterator[bytes]:
         """Digests of the rows, joined, some thousand at a time."""
-        identity, starts, begin = self._layout.identity or self._layout.trim, self._index().starts, 0
-        while begin < self._count:
-            first = int(starts[begin])
-            end = max(begin + 1, int(np.searchsorted(starts, first + _TOGETHER, side="right")) - 1)
-            if int(starts[end]) - first > LONGEST_ROW:
+        identity = self._layout.identity or self._layout.trim
+        for begin, content, cuts in self._together(range(self._count)):
+            if content is None:
                 yield digest(self.raw(begin))
+            else:
+                yield b"".join([digest(identity(content[a:b])) for a, b in pairwise(cuts)])
+
+    def _together(self, numbers: range) -> Iterator[tuple[int, bytes | None, list[int]]]:
+        """Bytes of these rows, some MiB at a time: the first row, and where each begins and ends in them. One too long: None."""
+        starts, begin = self._index().starts, numbers.start
+        while begin < numbers.stop:
+            first = int(starts[begin])
+            end = min(numbers.stop, max(begin + 1, int(np.searchsorted(starts, first + _TOGETHER, side="right")) - 1))
+            if int(starts[end]) - first > LONGEST_ROW:
+                yield begin, None, []
                 begin += 1
                 continue
-            content = self._file.read(first, int(starts[end]))
-            cuts = (starts[begin : end + 1] - first).tolist()
-            yield b"".join([digest(identity(content[a:b])) for a, b in pairwise(cuts)])
+            yield begin, self._file.read(first, int(starts[end])), (starts[begin : end + 1] - first).tolist()
             begin = end
 
 

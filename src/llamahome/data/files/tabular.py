@@ -59,6 +59,10 @@ class TableRows:
             return Problem(code="data.bad-parquet", message=str(error), where=place_of(self._file.path, number + 1))
         return Row(index=number, source=self._file.path, line=number + 1, value=value)
 
+    def parsed_range(self, numbers: range) -> list[Row | Problem]:
+        """Rows that follow each other."""
+        return [self.parsed(number) for number in numbers]
+
     def raw(self, number: int) -> bytes:
         """The row as JSON in one spelling."""
         try:

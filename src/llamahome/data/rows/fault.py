@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from llamahome.data.files.jsonrow import can_be_written, excerpt, kind
+from llamahome.data.files.jsonrow import excerpt, kind
 from llamahome.data.records import Row
 from llamahome.errors import Problem
 
@@ -29,17 +29,6 @@ def problem_at(row: Row, finding: Finding) -> Problem:
     except RecursionError:
         shown = None
     return Problem(code=finding.code, message=finding.message, where=row.where, excerpt=shown, hint=finding.hint)
-
-
-def from_text(text: str) -> Any:
-    """The JSON value that a text within a row holds; ValueError when it holds none that can be used, with the reason."""
-    try:
-        value = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if "\\u" in text and not can_be_written(value):
-        raise ValueError("half of a surrogate pair (\\ud800 to \\udfff) is not a character")
-    return value
 
 
 def required(value: Mapping[Any, Any], key: Any, *, path: str) -> Any:

@@ -60,9 +60,13 @@ def understand(row: Row, format_name: str, names: Names = OWN_NAMES) -> Conversa
 
 def turn_list(value: Mapping[str, Any], names: Names = OWN_NAMES) -> str | None:
     """The key under which the row has a list of turns."""
-    if any(ours in names for ours in TURN_LISTS):
-        return next(names[ours] for ours in TURN_LISTS if ours in names)
-    return next((key for key in TURN_LISTS if key in value), None)
+    for ours in TURN_LISTS if names else ():
+        if ours in names:
+            return names[ours]
+    for key in TURN_LISTS:
+        if key in value:
+            return key
+    return None
 
 
 def _messages(row: Row, names: Names) -> Conversation:
@@ -95,8 +99,10 @@ def _system(value: Mapping[str, Any], names: Names) -> Turns:
 
 
 def _tools(value: Mapping[str, Any], names: Names) -> tuple[dict[str, Any], ...]:
-    key = next((key for key in (names.get("tools", "tools"), "functions") if value.get(key)), None)
-    return read_definitions(value[key], path=key) if key is not None else ()
+    for key in (names.get("tools", "tools"), "functions"):
+        if value.get(key):
+            return read_definitions(value[key], path=key)
+    return ()
 
 
 def _alpaca(row: Row, names: Names) -> Conversation:
@@ -160,12 +166,12 @@ def _conversation(
 ) -> Conversation:
     """The conversation, when its turns are in order and one is learned; `offset` turns do not come from the list at `path`."""
     check_order(turns, path=path, offset=offset)
-    answers = frozenset(number for number, turn in enumerate(turns) if turn["role"] == "assistant")
+    answers = frozenset([number for number, turn in enumerate(turns) if turn["role"] == "assistant"])
     if not answers - context_only:
         roles = ", ".join(turn["role"] for turn in turns)
         message = "every assistant turn has weight 0, so nothing would be learned" if answers else f"no assistant turn, only {roles}"
         raise Finding("data.no-assistant", message, hint="add the answer that is to be learned, or remove the row")
-    return Conversation(row=row, turns=turns, context_only=context_only & answers, tools=tools)
+    return Conversation(row, turns, None, context_only & answers, tools)
 
 
 _READERS: dict[str, Callable[[Row, Names], Conversation]] = {

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llamahome.data.files.jsonrow import kind
-from llamahome.data.rows.fault import Finding, from_text
+from llamahome.data.files.jsontext import from_json
+from llamahome.data.rows.fault import Finding
 
 _DEEPEST = 100
 _SHAPE = '{"name": "clock", "arguments": {"zone": "UTC"}}'
@@ -114,7 +115,7 @@ def _from_text(value: object, *, path: str) -> Any:
     """The value itself, or what its JSON text holds."""
     if isinstance(value, str):
         try:
-            value = from_text(value)
+            value = from_json(value)
         except ValueError as error:
             raise _bad(path, f"is not valid JSON: {error}", part=value) from error
     _check_depth(value, path=path)

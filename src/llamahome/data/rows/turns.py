@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from llamahome.data.files.jsonrow import kind
+from llamahome.data.files.jsontext import from_json
 from llamahome.data.rows.fault import Finding as Finding
-from llamahome.data.rows.fault import content_of, from_text, required
+from llamahome.data.rows.fault import content_of, required
 from llamahome.data.rows.fault import nearest as nearest
 from llamahome.data.rows.fault import problem_at as problem_at
 from llamahome.data.rows.toolcalls import read_calls
@@ -34,6 +35,9 @@ def read_turns(
         raise Finding("data.no-turns", f"{path} is an empty list", hint="remove the row")
     turns, silent = [], set()
     for number, turn in enumerate(value):
+        if type(turn) is dict and len(turn) == 2 and (plain := _plain(turn, keys, roles)) is not None:
+            turns.append(plain)
+            continue
         here = f"{path}[{number}]"
         if not isinstance(turn, dict):
             raise Finding("data.wrong-type", f'{here} is {kind(turn)}, not an object with "{keys[0]}" and "{keys[1]}"')
@@ -41,6 +45,14 @@ def read_turns(
         if not _weight(turn, path=here):
             silent.add(number)
     return tuple(turns), frozenset(silent)
+
+
+def _plain(turn: dict[str, Any], keys: tuple[str, str], roles: Mapping[str, str]) -> dict[str, Any] | None:
+    """The turn when it is a known role and a text and nothing else, as nearly all are: the same as `_turn`, five times as fast."""
+    role, content = turn.get(keys[0]), turn.get(keys[1])
+    if type(role) is not str or role == CALLING_ROLE or role not in roles or type(content) is not str or not content or content.isspace():
+        return None
+    return {"role": roles[role], "content": content}
 
 
 def _turn(turn: dict[str, Any], *, path: str, keys: tuple[str, str], roles: Mapping[str, str]) -> dict[str, Any]:
@@ -75,7 +87,7 @@ def _turn(turn: dict[str, Any], *, path: str, keys: tuple[str, str], roles: Mapp
 def _from_json(text: str, *, path: str) -> Any:
     """What a list in JSON text holds; tables cannot hold lists."""
     try:
-        return from_text(text)
+        return from_json(text)
     except ValueError as error:
         raise Finding("data.wrong-type", f"{path} is a string that is no JSON list: {error}") from error
 
@@ -83,15 +95,17 @@ def _from_json(text: str, *, path: str) -> Any:
 def check_order(turns: tuple[dict[str, Any], ...], *, path: str, offset: int = 0) -> None:
     """Finding for an order that is surely wrong: a later system turn, two answers in a row, a tool result that nobody asked for."""
     for number, turn in enumerate(turns):
-        before = turns[number - 1]["role"] if number else None
+        role, before = turn["role"], turns[number - 1]["role"] if number else None
+        if role == "user" or (role == "assistant" and before != "assistant") or (role == "system" and not number):
+            continue
         here = f"{path}[{number - offset}]" if path else f"turn {number}"
-        if turn["role"] == "system" and number:
+        if role == "system":
             raise Finding("data.turn-order", f"{here} is a system turn after turn {number - 1}; only the first may be one", part=turn)
-        if turn["role"] == "assistant" and before == "assistant":
+        if role == "assistant":
             raise Finding(
                 "data.turn-order", f"{here} is an assistant turn right after another", part=turn, hint="join the two into one turn"
             )
-        if turn["role"] == "tool" and before not in ("assistant", "tool"):
+        if role == "tool" and before not in ("assistant", "tool"):
             raise Finding("data.turn-order", f"{here} is a tool result that follows no assistant turn", part=turn)
 
 
