@@ -22,7 +22,7 @@ from llamahome.model.adapter import SavedModel, fingerprint
 from llamahome.model.load import CausalLM, attention_backend, load_model
 from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
-from llamahome.model.place import needs_checkpointing, place, trained_parameters
+from llamahome.model.place import activation_bytes, needs_checkpointing, place, trained_parameters
 from llamahome.model.precision import Precision, choose_precision
 from llamahome.monitoring.progress import Progress
 from llamahome.monitoring.resources import free_memory_bytes
@@ -144,7 +144,11 @@ def _resolve(loaded: LoadedConfig, model: CausalLM, precision: Precision, world:
         longest = loaded.config.data.max_length
         tokens = max(int(loaded.config.training.micro_batch_tokens), longest)
         free //= max(1, world.size // loaded.config.distributed.num_nodes)
-        wanted = needs_checkpointing(model, tokens, longest=longest, precision=precision, free_bytes=free)
+        if training.method == "full":  # gradients and two moments are not there yet
+            free -= 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        backend = attention_backend(loaded.config.model.attention, model)
+        kept = activation_bytes(model, tokens, longest=longest, precision=precision, backend=backend)
+        wanted = needs_checkpointing(kept, free_bytes=free)
         origin = f"auto: activations of {tokens:,} tokens {'would not fit' if wanted else 'fit'} into free memory"
         loaded = with_values(loaded, {"training.gradient_checkpointing": bool(world.max(wanted))}, origin=origin)
     return loaded

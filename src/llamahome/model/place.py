@@ -16,23 +16,26 @@ from llamahome.model.precision import Precision
 _KEPT_PER_HIDDEN, _KEPT_PER_INNER = 18, 8
 """Bytes that one token keeps per layer without checkpointing, per unit of hidden and of feed-forward size. measured: 22.3 KB a token and
 layer at 576 and 1,536 in bfloat16 (docs/log.md); 1.6 times that under autocast and 1.8 times in float32."""
-_LARGEST_SHARE = 0.7
+LARGEST_SHARE = 0.7
 """Of the free memory that activations may take before they are recomputed instead."""
 
 
-def activation_bytes(model: PreTrainedModel, tokens: int, *, longest: int, precision: Precision) -> int:
-    """Estimated memory that a forward pass over `tokens` in documents of up to `longest` keeps for the backward pass."""
+def activation_bytes(model: PreTrainedModel, tokens: int, *, longest: int, precision: Precision, backend: str = "blocks") -> int:
+    """Estimated memory that a forward pass over `tokens` in documents of up to `longest` keeps for the backward pass.
+
+    torch's own kernel, which the `sdpa` back end calls, makes the probabilities again; the others keep them.
+    """
     config = model.config.get_text_config()
     hidden, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     low = precision.compute == torch.bfloat16
     width = (1.6 if precision.autocast else 1.0) if low else 1.8
-    probabilities = config.num_attention_heads * (longest / 2 + QUERY_BLOCK / 2) * (2 if low else 4)
+    probabilities = 0.0 if backend == "sdpa" else config.num_attention_heads * (longest / 2 + QUERY_BLOCK / 2) * (2 if low else 4)
     return int(tokens * config.num_hidden_layers * (width * (_KEPT_PER_HIDDEN * hidden + _KEPT_PER_INNER * inner) + probabilities))
 
 
-def needs_checkpointing(model: PreTrainedModel, tokens: int, *, longest: int, precision: Precision, free_bytes: int) -> bool:
-    """What training.gradient_checkpointing auto comes to for micro-batches of `tokens`."""
-    return activation_bytes(model, tokens, longest=longest, precision=precision) > _LARGEST_SHARE * free_bytes
+def needs_checkpointing(kept_bytes: int, *, free_bytes: int) -> bool:
+    """What training.gradient_checkpointing auto comes to for micro-batches that keep so much; nothing else will take `free_bytes`."""
+    return kept_bytes > LARGEST_SHARE * free_bytes
 
 
 def place(model: PreTrainedModel, *, world: World, checkpointing: bool, sync_batch_norm: bool) -> list[str]:
