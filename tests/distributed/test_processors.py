@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from llamahome.distributed.processors import share_processors, usable_cpus
+from llamahome.distributed.processors import share_processors, usable_cores, usable_cpus
 
 
 def _tree(root, files):
@@ -50,8 +50,34 @@ def test_quota_and_affinity_bound_the_number_of_processors(tmp_path, files, expe
     assert usable_cpus(root=_tree(tmp_path, files)) == expected
 
 
+def _topology(lists, name="core_cpus_list"):
+    return {f"sys/devices/system/cpu/cpu{number}/topology/{name}": text + "\n" for number, text in enumerate(lists)}
+
+
+PAIRS = [f"{number % 8},{number % 8 + 8}" for number in range(16)]
+QUOTA_OF_4 = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "400000 100000\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "allowed", "expected"),
+    [
+        ({}, range(16), 16),
+        (_topology(PAIRS), range(16), 8),
+        (_topology(PAIRS, "thread_siblings_list"), range(16), 8),
+        (_topology(PAIRS), (0, 8), 1),
+        (_topology(PAIRS), (0, 1, 8), 2),
+        (_topology([str(number) for number in range(16)]), range(16), 16),
+        (_topology(PAIRS) | QUOTA_OF_4, range(16), 4),
+        (_topology(PAIRS) | QUOTA_OF_4, (0, 1, 8, 9), 2),
+    ],
+)
+def test_two_processors_of_one_core_count_once(tmp_path, monkeypatch, files, allowed, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(allowed), raising=False)
+    assert usable_cores(root=_tree(tmp_path, files)) == expected
+
+
 def test_here_there_is_at_least_one():
-    assert usable_cpus() >= 1
+    assert 1 <= usable_cores() <= usable_cpus()
 
 
 def test_torch_is_told_to_share_processors_unless_the_user_chose():

@@ -1,4 +1,4 @@
-"""How many processors this process may really use: what its affinity mask and its control group allow, not what is built in."""
+"""How many processors and cores this process may really use: what its affinity mask and its control group allow, not what is built in."""
 
 import os
 import sys
@@ -24,6 +24,20 @@ def usable_cpus(*, root: Path = Path("/")) -> int:
     allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     quota = _quota(root)
     return allowed if quota is None else max(1, min(allowed, int(quota)))
+
+
+def usable_cores(*, root: Path = Path("/")) -> int:
+    """At least 1: as usable_cpus, but two processors of one core (SMT) count once, for matrix products fill a core with one thread."""
+    if sys.platform != "linux":
+        return usable_cpus(root=root)
+    cores = {_siblings(root, number) for number in os.sched_getaffinity(0)}
+    return min(len(cores), usable_cpus(root=root))
+
+
+def _siblings(root: Path, number: int) -> str:
+    """The processors of the core of this one, as the system writes them; itself where it does not say."""
+    folder = root / f"sys/devices/system/cpu/cpu{number}/topology"
+    return next((" ".join(words) for name in ("core_cpus_list", "thread_siblings_list") if (words := _words(folder / name))), str(number))
 
 
 def _quota(root: Path) -> float | None:
