@@ -22,6 +22,7 @@ usage.train-multi-node := make train-multi-node EPOCHS=10 NUM_NODES=2 NODE_RANK=
 usage.test             := make test [ARGS="-k packing"]
 usage.test-slow        := make test-slow [ARGS=]
 usage.check            := make check
+usage.bench            := make bench [ARGS="--quick"]
 usage.clean            := make clean
 
 # 'it'\''s' is how a shell reads it's. $(call option,--model,MODEL) is empty when MODEL is.
@@ -42,7 +43,7 @@ find_data = find -L data/training/raw -type f \( -name '*.json*' -o -name '*.ndj
 sample = $(if $(value DATA_PATH),:,[ -n "$$($(find_data) 2>/dev/null)" ] || $(llamahome) data sample data/training/raw --rows 400)
 common = $(call option,--model,MODEL) $(call option,--output,OUTPUT) $(call option,--epochs,EPOCHS) $(value ARGS)
 
-.PHONY: help setup train train-resume train-eval train-distributed train-multi-node test test-slow check clean
+.PHONY: help setup train train-resume train-eval train-distributed train-multi-node test test-slow check bench clean
 
 help:
 	@printf '%s\n' \
@@ -55,6 +56,7 @@ help:
 	'make test              runs the fast tests' '    $(usage.test)' \
 	'make test-slow         runs the other tests' '    $(usage.test-slow)' \
 	'make check             checks format, style, types and architecture' \
+	'make bench             measures speed and memory beside other trainers: 45 minutes' '    $(usage.bench)' \
 	'make clean             removes caches; data/, output/ and .venv stay'
 
 setup:
@@ -107,6 +109,11 @@ check:
 	@$(python) -m ruff check .
 	@$(python) -m mypy
 	@$(python) -m pytest tests/test_architecture.py tests/test_documents.py
+
+bench:
+	@$(call takes,,ARGS)
+	@$(install) --if-needed
+	@$(python) -m benchmarks $(value ARGS)
 
 clean:
 	@$(call takes,,)

@@ -81,6 +81,11 @@ def test_a_path_reaches_llamahome_as_it_was_typed(path: str) -> None:
     assert _words("train-eval", f"MODEL={path}", f"DATA={path}") == ["train-eval", path, path]
 
 
+def test_the_benchmark_is_a_module_of_the_project() -> None:
+    told = _make("-n", "bench", "ARGS=--scenario docstrings --rounds 5")
+    assert told.stdout.splitlines()[-1].endswith(" .venv/bin/python -m benchmarks --scenario docstrings --rounds 5")
+
+
 def test_further_options_are_split_as_the_shell_does() -> None:
     assert _words("train", "ARGS=--set output.name='two words' --debug")[2:] == ["--set", "output.name=two words", "--debug"]
 
@@ -96,6 +101,7 @@ def test_further_options_are_split_as_the_shell_does() -> None:
         (("train", "DATAPATH=mine.jsonl"), "this target has no DATAPATH"),
         (("train-resume", "CHECKPOINT=latest", "MODEL=m"), "this target has no MODEL"),
         (("test", "K=packing"), "this target has no K"),
+        (("bench", "ROUNDS=5"), "this target has no ROUNDS"),
     ],
 )
 def test_a_missing_or_unknown_variable_prints_the_usage_and_exits_2_before_anything_runs(typed: tuple[str, ...], told: str) -> None:

@@ -1,0 +1,93 @@
+"""Starts the process of a system and asks it for steps; what it says otherwise lies in its log."""
+
+import json
+import os
+import selectors
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+_LOAD_S = 900.0
+_STEP_S = 900.0
+_QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+
+
+class SystemFailed(RuntimeError):
+    """A system that ended, or gave no answer in time."""
+
+
+def environment() -> dict[str, str]:
+    """Of every process of the benchmark: no hub, and this folder's modules."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMAHOME_", "PYTHONPATH"))}
+    return {**kept, **_QUIET, "PYTHONPATH": str(ROOT)}
+
+
+class Trainer:
+    """One running trainer. Close it."""
+
+    def __init__(self, python: str, peer: str, task: Mapping[str, Any], folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "task.json").write_text(json.dumps(task), encoding="utf-8")
+        self._log = folder / "log"
+        with self._log.open("w", encoding="utf-8") as log:
+            self._process = subprocess.Popen(
+                [python, "-m", f"benchmarks.peers.{peer}", "task.json"],
+                cwd=folder,
+                env=environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        self._buffer = b""
+
+    def wait_until_ready(self) -> None:
+        """Returns when it has loaded everything."""
+        self._answer(_LOAD_S)
+
+    def go(self, steps: int) -> dict[str, Any]:
+        """Let it do its next steps and return what it tells of them."""
+        return self._ask({"go": steps}, _STEP_S * max(1, steps))
+
+    def command(self, name: str) -> dict[str, Any]:
+        """Something else that this peer knows."""
+        return self._ask({name: True}, _STEP_S)
+
+    def close(self) -> None:
+        """End it."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def _ask(self, value: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(value).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise SystemFailed(f"ended: {self.last_words()}") from None
+        return self._answer(seconds)
+
+    def _answer(self, seconds: float) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            while b"\n" not in self._buffer:
+                if not selector.select(seconds):
+                    raise SystemFailed(f"no answer within {seconds:.0f} s")
+                more = os.read(self._process.stdout.fileno(), 1 << 16)
+                if not more:
+                    raise SystemFailed(f"ended: {self.last_words()}")
+                self._buffer += more
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        told: dict[str, Any] = json.loads(line)
+        return told
+
+    def last_words(self) -> str:
+        """The last line of its log, which tells why it ended."""
+        lines = [line.strip() for line in self._log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        return lines[-1][:200] if lines else "no word why"

@@ -1,0 +1,109 @@
+"""The speed part: all systems of a scenario loaded at once, doing the same steps in turns."""
+
+import json
+import subprocess
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.client import SystemFailed, Trainer, environment
+from benchmarks.environments import NotInstalled, python_of
+from benchmarks.rows import Scenario
+from benchmarks.systems import System
+
+RATES = {"lora": 1.3e-3, "full": 1.3e-4}
+"""llamahome's own rates for the starter; all systems use them."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long it is measured."""
+
+    warmup: int = 2
+    """Steps before the first round: compilation and first touches of memory are told apart in the start part."""
+    rounds: int = 5
+    steps: int = 1
+    """Of each round."""
+
+    @property
+    def all_steps(self) -> int:
+        """Steps that each system does."""
+        return self.warmup + self.rounds * self.steps
+
+
+def say(text: str) -> None:
+    """Progress, for people."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def make_rows(scenario: Scenario, folder: Path, *, rows: int, model: str, skip: int = 0) -> dict[str, Any]:
+    """Let another process write the rows, so that this one never loads torch; what it tells of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    task = {"folder": str(folder), "rows": rows, "length": scenario.length, "max_length": scenario.max_length, "model": model, "skip": skip}
+    (folder / "rows-task.json").write_text(json.dumps(task), encoding="utf-8")
+    words = [sys.executable, "-m", "benchmarks.rows", str(folder / "rows-task.json")]
+    done = subprocess.run(words, env=environment(), cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+def task_of(system: System, scenario: Scenario, method: str, *, data: Path, model: str, batch: int | None = None) -> dict[str, Any]:
+    """What the process of a system is told."""
+    return {
+        "model": model,
+        "method": method,
+        "data": str(data / "rows.jsonl"),
+        "rows": str(data / "ids.jsonl"),
+        "adapter": str(data / "adapter"),
+        "batch": batch or scenario.batch,
+        "max_length": scenario.max_length,
+        "rate": RATES[method],
+        **system.settings,
+    }
+
+
+def measure(
+    systems: list[System], scenario: Scenario, method: str, length: Length, *, cache: Path, model: str
+) -> dict[str, dict[str, Any]]:
+    """For each system its rounds, or why it has none. Idle systems wait in a read."""
+    folder = cache / "work" / f"{scenario.name}-{method}"
+    make_rows(scenario, folder / "data", rows=length.all_steps * scenario.batch, model=model)
+    found: dict[str, dict[str, Any]] = {system.name: {"title": system.title, "tuned": system.tuned, "rounds": []} for system in systems}
+    with ExitStack() as stack:
+        running: dict[str, Trainer] = {}
+        for system in systems:
+            say(f"{scenario.name} {method}: loading {system.title}")
+            try:
+                task = task_of(system, scenario, method, data=folder / "data", model=model)
+                trainer = Trainer(python_of(system.peer, cache), system.peer, task, folder / system.name)
+                stack.callback(trainer.close)
+                trainer.wait_until_ready()
+                found[system.name]["warmup"] = trainer.go(length.warmup)
+            except (SystemFailed, NotInstalled) as error:
+                found[system.name]["error"] = str(error)
+                say(f"  {error}")
+                continue
+            running[system.name] = trainer
+        for number in range(length.rounds):
+            for name in rotated(list(running), number):
+                try:
+                    told = running[name].go(length.steps)
+                except SystemFailed as error:
+                    found[name]["error"] = str(error)
+                    del running[name]
+                    say(f"  {name}: {error}")
+                    continue
+                found[name]["rounds"].append(told)
+                tokens = sum(step["tokens"] for step in told["steps"])
+                say(f"  round {number + 1}: {name} {tokens / told['seconds']:.1f} tokens/s")
+        if "ours" in running:
+            found["ours"] |= running["ours"].command("peak")
+    return found
+
+
+def rotated(names: list[str], number: int) -> list[str]:
+    """The names from another one on in each round, so that none always follows the same."""
+    cut = number % len(names) if names else 0
+    return names[cut:] + names[:cut]

@@ -1,0 +1,48 @@
+"""Who takes part, with which settings, in which scenarios."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_TUNED = {"micro_batch": 1, "bf16": True, "checkpointing": False, "padding_free": False}
+
+
+@dataclass(frozen=True)
+class System:
+    """One trainer with one setting."""
+
+    name: str
+    title: str
+    peer: str
+    """Its file in benchmarks/peers/ and its environment."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    scenarios: tuple[str, ...] = ("docstrings", "rows-256", "rows-2048")
+    tuned: bool = True
+    """Whether it stands for the best that this peer can do, and so is one of those to beat."""
+
+
+SYSTEMS = (
+    System("ours", "llamahome", "ours"),
+    System("plain", "plain PyTorch loop, bf16, one row at a time", "plain"),
+    System("trl", "TRL 1.16, bf16, micro-batch 1", "trl", _TUNED),
+    System("trl-padding-free", "TRL 1.16, bf16, padding-free", "trl", {**_TUNED, "micro_batch": 0, "padding_free": True}, ("docstrings",)),
+    System("trl-batch", "TRL 1.16, bf16, the step in one batch", "trl", {**_TUNED, "micro_batch": 0}, ("rows-256",)),
+    System("litgpt", "litgpt 0.5.13, bf16-true, micro-batch 1", "litgpt"),
+    System(
+        "trl-default",
+        "TRL 1.16, bf16, its default batching",
+        "trl",
+        {**_TUNED, "micro_batch": 8, "checkpointing": True},
+        ("docstrings",),
+        tuned=False,
+    ),
+)
+
+
+def chosen(names: str | None, scenario: str) -> list[System]:
+    """The systems with these names, apart by commas, that take part in a scenario; all of them when none is named."""
+    wanted = names.split(",") if names else [system.name for system in SYSTEMS]
+    unknown = set(wanted) - {system.name for system in SYSTEMS}
+    if unknown:
+        raise ValueError(f"no system is called {', '.join(sorted(unknown))}; there are {', '.join(system.name for system in SYSTEMS)}")
+    return [system for system in SYSTEMS if system.name in wanted and scenario in system.scenarios]

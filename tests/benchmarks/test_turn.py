@@ -1,0 +1,96 @@
+import hashlib
+import json
+import sys
+from array import array
+from pathlib import Path
+
+import pytest
+from benchmarks.client import SystemFailed, Trainer
+from benchmarks.peers.turn import Fed, peak_memory, row_digest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+Rows = list[tuple[list[int], list[bool]]]
+ROW = st.lists(st.tuples(st.integers(0, 60_000), st.booleans()), min_size=1, max_size=9).map(
+    lambda row: tuple(map(list, zip(*row, strict=True)))
+)
+ROWS = st.lists(ROW, min_size=1, max_size=5)
+
+
+def digest_of(*steps: Rows) -> str:
+    fed = Fed()
+    for step in steps:
+        for ids, learned in step:
+            fed.row(ids, learned)
+        fed.end_step()
+    return fed.digest
+
+
+@settings(deadline=None, max_examples=40)
+@given(ROWS, ROWS)
+def test_rows_of_a_step_count_in_any_order_but_steps_do_not(first: Rows, second: Rows) -> None:
+    assert digest_of(first, second) == digest_of(first[::-1], second[::-1])
+    if sorted(map(repr, first)) != sorted(map(repr, second)):
+        assert digest_of(first, second) != digest_of(second, first)
+    assert digest_of(first, second) != digest_of(first + second)
+
+
+@settings(deadline=None, max_examples=40)
+@given(ROW, st.data())
+def test_one_other_id_or_target_gives_another_hash(row: tuple[list[int], list[bool]], data: st.DataObject) -> None:
+    ids, learned = row
+    place = data.draw(st.integers(0, len(ids) - 1))
+    others = [[*ids[:place], ids[place] + 1, *ids[place + 1 :]], [*learned[:place], not learned[place], *learned[place + 1 :]]]
+    assert len({row_digest(ids, learned), row_digest(others[0], learned), row_digest(ids, others[1])}) == 3
+
+
+def test_the_hash_is_one_that_anybody_can_compute() -> None:
+    expected = hashlib.sha256(array("i", [7, 9]).tobytes() + b"\x00\x01").digest()
+    assert row_digest([7, 9], [False, True]) == expected
+    assert digest_of([([7, 9], [False, True])]) == hashlib.sha256(expected + b"|").hexdigest()[:16]
+
+
+def test_a_step_is_counted_without_padding() -> None:
+    fed = Fed()
+    fed.row([1, 2, 3], [False, True, True])
+    fed.row([4, 5], [False, True])
+    assert fed.end_step() == {"rows": 2, "tokens": 5, "targets": 3, "squares": 13}
+    assert fed.end_step() == {"rows": 0, "tokens": 0, "targets": 0, "squares": 0}
+
+
+def test_memory_is_counted_in_bytes() -> None:
+    assert 5 * 10**6 < peak_memory() < 10**11
+
+
+@pytest.fixture
+def peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A root with a peer that does steps of one row, and ends with an error after the fourth."""
+    root = Path(__file__).parents[2]
+    peers = tmp_path / "root/benchmarks/peers"
+    peers.mkdir(parents=True)
+    (peers / "turn.py").write_text((root / "benchmarks/peers/turn.py").read_text())
+    (peers / "steps.py").write_text(
+        "from benchmarks.peers.turn import Turn\n"
+        "turn = Turn({'peak': lambda: {'peak_flops': 5.0}})\nprint('noise')\nturn.between()\n"
+        "for number in range(4):\n    turn.fed.row([number], [True])\n    turn.between(float(number))\nraise ValueError('out of rows')\n"
+    )
+    monkeypatch.setattr("benchmarks.client.ROOT", tmp_path / "root")
+    return tmp_path / "work"
+
+
+def test_a_trainer_does_as_many_steps_as_it_is_told_and_tells_them(peer: Path) -> None:
+    trainer = Trainer(sys.executable, "steps", {"batch": 1}, peer)
+    try:
+        trainer.wait_until_ready()
+        assert json.loads((peer / "task.json").read_text()) == {"batch": 1}
+        told = trainer.go(1)
+        assert [step["loss"] for step in told["steps"]] == [0.0]
+        assert trainer.command("peak") == {"peak_flops": 5.0}
+        told = trainer.go(2)
+        assert [step["loss"] for step in told["steps"]] == [1.0, 2.0]
+        assert told["seconds"] > 0 and told["peak"] > 0
+        assert told["hash"] == digest_of(*[[([number], [True])] for number in range(3)])
+        with pytest.raises(SystemFailed, match="out of rows"):
+            trainer.go(2)
+    finally:
+        trainer.close()
