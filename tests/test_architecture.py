@@ -29,7 +29,7 @@ BORDERS = {
     "yaml": r"nowhere",
     "torch.utils.tensorboard": r"monitoring/sinks",
     "tensorboard": r"monitoring/sinks",
-    "torch.distributed": r"distributed/\w+|model/place|checkpoint/store",
+    "torch.distributed": r"distributed/\w+|model/(place|shard)|checkpoint/store",
     "typer": r"cli/\w+",
     "starlette": r"dashboard/\w+",
     "psutil": r"monitoring/\w+|planning/\w+|model/\w+",

@@ -24,6 +24,8 @@ from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
 from llamahome.model.place import activation_bytes, needs_checkpointing, place, trained_parameters
 from llamahome.model.precision import Precision, choose_precision
+from llamahome.model.shard import Placement, replicated, sharded
+from llamahome.model.strategy import Chosen, choose_strategy, count_weights, weight_bytes
 from llamahome.monitoring.progress import Progress
 from llamahome.monitoring.resources import free_memory_bytes
 from llamahome.monitoring.throughput import model_flops_per_token
@@ -69,6 +71,7 @@ class Learner:
     """What is written to disk: the adapter's wrapper, or the model itself."""
     base: Path
     objective: Objective
+    placement: Placement
     parameters: dict[str, nn.Parameter]
     optimizer: torch.optim.AdamW
     trained_share: float
@@ -98,7 +101,13 @@ def load_learner(loaded: LoadedConfig, base: Path, world: World, *, say: Callabl
     """Load the base, add what is trained, place it; returns the settings with everything that depends on the model resolved."""
     config = loaded.config
     precision = choose_precision(config, world.device)
-    model = load_model(base, dtype=precision.storage, device=world.device)
+    chosen = _choose_placement(loaded, base, precision, world)
+    if config.distributed.strategy == "auto":
+        loaded = with_values(loaded, {"distributed.strategy": chosen.strategy}, origin=f"auto: {chosen.reason}")
+    if world.size > 1:
+        say(f"{chosen.strategy}: {chosen.reason}")
+    first_place = world.device if chosen.strategy == "replicate" else torch.device("cpu")  # from where it is dealt out layer by layer
+    model = load_model(base, dtype=precision.storage, device=first_place)
     loaded = _resolve(loaded, model, precision, world)
     config = loaded.config
     saved: SavedModel = model
@@ -108,21 +117,34 @@ def load_learner(loaded: LoadedConfig, base: Path, world: World, *, say: Callabl
     checkpointing = config.training.gradient_checkpointing is True
     for line in place(model, world=world, checkpointing=checkpointing, sync_batch_norm=config.distributed.sync_batch_norm):
         say(line)
-    parameters = trained_parameters(model)
+    trained = sum(p.numel() for p in trained_parameters(model).values())
+    strategy = chosen.strategy
+    placement = replicated(model, world) if strategy == "replicate" else sharded(model, world, strategy=strategy, precision=precision)
     learner = Learner(
         model=model,
         saved=saved,
         base=base,
-        objective=Objective(model, attention_backend(config.model.attention, model), precision),
-        parameters=parameters,
-        optimizer=make_optimizer(config.training.optimizer, parameters, weight_decay=config.training.weight_decay),
-        trained_share=sum(p.numel() for p in parameters.values()) / sum(p.numel() for p in model.parameters()),
+        objective=Objective(model, attention_backend(config.model.attention, model), precision, placement.within),
+        placement=placement,
+        parameters=placement.parameters,
+        optimizer=make_optimizer(config.training.optimizer, placement.parameters, weight_decay=config.training.weight_decay),
+        trained_share=trained / sum(p.numel() for p in model.parameters()),
         base_fingerprint=fingerprint(base),
     )
     return learner, loaded
 
 
 def _resolve(loaded: LoadedConfig, model: CausalLM, precision: Precision, world: World) -> LoadedConfig:
+def _choose_placement(loaded: LoadedConfig, base: Path, precision: Precision, world: World) -> Chosen:
+    """The same on all processes: what the one with the least free memory allows."""
+    if world.size == 1:
+        return choose_strategy("replicate", method="", needed=0, free=0, world=world)
+    method = loaded.config.training.method
+    needed = weight_bytes(count_weights(base), method=method, storage=precision.storage)
+    free = torch.cuda.mem_get_info()[0] if world.device.type == "cuda" else free_memory_bytes() // world.local_size
+    return choose_strategy(loaded.config.distributed.strategy, method=method, needed=needed, free=int(-world.max(-free)), world=world)
+
+
     """Replace each `auto` that depends on machine or model by its value."""
     training = loaded.config.training
     if training.learning_rate == "auto":
@@ -178,11 +200,12 @@ def flops_per_token(learner: Learner, target_share: float) -> float:
     )
 
 
-def evaluation_batches(table: ExampleTable, loaded: LoadedConfig, world: World) -> list[Microbatch]:
+def evaluation_batches(table: ExampleTable, loaded: LoadedConfig, world: World, *, equal_passes: bool = False) -> list[Microbatch]:
     """The share of this rank in every example of `table`."""
     tokens = loaded.config.training.micro_batch_tokens
     budget = default_micro_batch(world) if tokens == "auto" else tokens
-    return sequential_microbatches(table, micro_batch_tokens=budget, rank=world.rank, world_size=world.size, device=world.device)
+    place = {"rank": world.rank, "world_size": world.size}
+    return sequential_microbatches(table, micro_batch_tokens=budget, equal_passes=equal_passes, device=world.device, **place)
 
 
 def default_micro_batch(world: World) -> int:

@@ -119,8 +119,8 @@ def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Coll
             learner, loaded = assembly.load_learner(loaded, job.base, session.world, say=session.progress.say)
             now = Fingerprints(job.prepared.fingerprint, learner.base_fingerprint)
             store.compare_fingerprints(saved.fingerprints, now, allowed=allowed)
-            restore_model(learner.saved, saved.model_dir)
-            restore_optimizer(learner.optimizer, learner.parameters, saved.optimizer_tensors)
+            restore_model(learner.saved, saved.model_dir, learner.placement)
+            restore_optimizer(learner.optimizer, learner.parameters, saved.optimizer_tensors, part=learner.placement.part)
         loaded = assembly.resolve_evaluation(loaded, job.prepared, plan)
         if session.world.is_main:
             _describe(paths, loaded, command)

@@ -79,7 +79,8 @@ class Answers:
         """`first` is what a resumed run's state remembers of the untrained model."""
         table = job.prepared.evaluation
         self._learner, self._tokenizer, self._recorder, self._world = learner, job.tokenizer, recorder, world
-        self._batches = evaluation_batches(table, job.loaded, world) if table is not None else []
+        equal = learner.placement.equal_passes
+        self._batches = evaluation_batches(table, job.loaded, world, equal_passes=equal) if table is not None else []
         count = job.loaded.config.evaluation.sample_prompts
         self._prompts = sample_prompts(table if table is not None else job.prepared.first_examples(count), job.tokenizer, count)
         self._has_rows = table is not None
@@ -90,7 +91,7 @@ class Answers:
 
     def evaluate(self, step: int) -> Evaluation | None:
         """Write down and return the evaluation after `step` updates; all ranks call it. None without held-out rows."""
-        if self._world.is_main and self._prompts:
+        if (self._world.is_main or self._learner.placement.equal_passes) and self._prompts:
             self._answer(step)
         if not self._has_rows:
             return None
@@ -101,7 +102,8 @@ class Answers:
 
     def _answer(self, step: int) -> None:
         tokens = [prompt.tokens for prompt in self._prompts]
-        ids = generate(self._learner.model, tokens, end_ids=self._tokenizer.end_ids, max_new_tokens=_ANSWER_TOKENS)
+        model, end_ids = self._learner.model, self._tokenizer.end_ids
+        ids = self._learner.placement.within(lambda: generate(model, tokens, end_ids=end_ids, max_new_tokens=_ANSWER_TOKENS))
         said = [self._tokenizer.decode(row) for row in ids]
         self.said.append(said)
         for prompt, text in zip(self._prompts, said, strict=True):
@@ -157,6 +159,7 @@ def make_run(session: Session, job: Job, plan: Plan, learner: Learner, paths: Ru
     )
 
     def save(state: TrainerState) -> Path:
+        equal_passes=learner.placement.equal_passes,
         if prepared.streams:
             recorder.event("rows", step=state.step, **loader.seen.sums())
         return _save(state, session, job, learner, paths, recorder)
@@ -183,6 +186,7 @@ def make_run(session: Session, job: Job, plan: Plan, learner: Learner, paths: Ru
             horizon=plan.horizon,
             batch_size=training.batch_size,
             positions=plan.positions,
+        exchange=learner.placement.exchange,
             seed=training.seed,
             max_grad_norm=training.max_grad_norm,
             max_bad_steps=training.max_bad_steps,

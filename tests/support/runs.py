@@ -16,6 +16,7 @@ from llamahome.data.records import Example, Microbatch
 from llamahome.data.steps.loader import Extent, Loader, sequential_microbatches
 from llamahome.data.steps.mixture import plain_order
 from llamahome.data.store.table import ExampleTable, RowRead, build_table
+from llamahome.distributed.exchange import FlatExchange
 from llamahome.distributed.world import World
 from llamahome.model.adapter import SavedModel, restore_model, save_model
 from llamahome.model.lora import add_lora
@@ -165,6 +166,7 @@ def make_run(learner: Learner, plan: Plan) -> Run:
         progress=plan.said,
         clock=PartClock(),
         world=ALONE,
+        exchange=FlatExchange(ALONE, list(learner.parameters.values())),
         stop=plan.stop,
         limits=Limits(horizon=planned, batch_size=plan.batch_size, positions=positions, **limits),
         log_due=due["log"],

@@ -8,6 +8,7 @@ from tests.support.runs import make_learner
 
 from llamahome.data.steps.batching import divide
 from llamahome.data.steps.loader import make_microbatch
+from llamahome.distributed.exchange import FlatExchange
 from llamahome.distributed.world import World
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.evaluate import evaluate
@@ -36,7 +37,7 @@ def three_steps(world: World, payload):
             num_targets=sum(int(example.targets.sum()) for example in examples),
             seeds=[0] * len(mine),
             max_grad_norm=0.5,
-            world=world,
+            exchange=FlatExchange(world, list(learner.parameters.values())),
             clock=PartClock(),
         )
         told.append([float(result.loss), float(result.grad_norm), float(result.refused)])

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from tests.support.models import examples_of, save_tiny
-from tests.support.runs import ALONE, Learner, Method, Plan, close_run, make_learner, make_run, table_of
+from tests.support.runs import Learner, Method, Plan, close_run, make_learner, make_run, table_of
 from torch import Tensor
 
 from llamahome.data.records import Microbatch
-from llamahome.errors import CheckpointError, Diverged, Problem
+from llamahome.errors import CheckpointError, Diverged, OutOfMemory, Problem
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.evaluate import Evaluation
 from llamahome.training.loop import Outcome, train
@@ -80,7 +80,7 @@ def test_the_loop_is_one_step_after_the_other_with_the_rate_and_the_seeds_of_eac
             num_targets=sum(each.num_targets for each in microbatches),
             seeds=[dropout_seed(7, number, each.index) for each in microbatches],
             max_grad_norm=1.0,
-            world=ALONE,
+            exchange=made.exchange,
             clock=PartClock(),
         )
     close_run(made)
@@ -149,6 +149,37 @@ def test_too_many_bad_steps_in_a_row_end_the_run_however_often_it_is_logged(llam
     assert error.value.exit_status == 6 and problem.code == "training.diverged" and "3 steps in a row" in problem.message
     assert "row 20, row 21, row 22, row 23" in problem.message and problem.hint
     assert [event["step"] for event in lines(plan, "events.jsonl") if event["kind"] == "bad-step"] == [2, 4, 5, 6]
+
+
+@pytest.mark.parametrize("room", [60, 45, 35])
+def test_a_step_that_does_not_fit_into_memory_is_done_again_in_smaller_passes(llama: Path, tmp_path: Path, room: int) -> None:
+    learner, plan = make_learner(llama, "lora"), plan_in(tmp_path / "roomy", steps=5)
+    run(learner, plan)
+    tight = make_learner(llama, "lora")
+
+    def objective(batch: Microbatch) -> Tensor:
+        loss = tight.objective.loss_sum(batch)
+        if batch.num_tokens > room:
+            raise torch.OutOfMemoryError("no more memory")
+        return loss
+
+    scarce = plan_in(tmp_path / "tight", steps=5, objective=objective)
+    outcome = run(tight, scarce)
+    assert outcome.reason == "finished" and outcome.state.step == 5
+    assert lines(scarce, "metrics.jsonl")[-1]["train/targets"] == lines(plan, "metrics.jsonl")[-1]["train/targets"]
+    for name, weight in learner.weights().items():
+        torch.testing.assert_close(tight.weights()[name], weight, rtol=1e-3, atol=1e-5)
+    budgets = [event["micro_batch_tokens"] for event in lines(scarce, "events.jsonl") if event["kind"] == "out-of-memory"]
+    assert budgets == sorted(set(budgets), reverse=True) and len(scarce.said.warnings) == len(budgets)
+    assert outcome.state.micro_batch_tokens == ([60, *budgets])[-1] and bool(budgets) == (room < 60)
+
+
+def test_an_example_that_does_not_fit_alone_ends_the_run(llama: Path, tmp_path: Path) -> None:
+    def objective(batch: Microbatch) -> Tensor:
+        raise torch.OutOfMemoryError(f"{batch.num_tokens} tokens")
+
+    with pytest.raises(OutOfMemory, match="single example"):
+        run(make_learner(llama, "lora"), plan_in(tmp_path, objective=objective))
 
 
 def test_the_bad_steps_of_an_earlier_process_stay_counted(llama: Path, tmp_path: Path) -> None:

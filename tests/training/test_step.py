@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from llamahome.data.records import Example, Microbatch
 from llamahome.data.steps.batching import divide
 from llamahome.data.steps.loader import make_microbatch
+from llamahome.distributed.exchange import FlatExchange
 from llamahome.model.lora import quiet_peft
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.optimizer import set_learning_rate
@@ -42,7 +43,7 @@ def step(learner: Learner, microbatches: list[Microbatch], *, rate: float = 1e-3
         "num_targets": sum(each.num_targets for each in microbatches),
         "seeds": [dropout_seed(0, 0, each.index) for each in microbatches],
         "max_grad_norm": clip,
-        "world": ALONE,
+        "exchange": FlatExchange(ALONE, list(learner.parameters.values())),
         "clock": PartClock(),
     }
     return train_step(changes.pop("objective", learner.objective.loss_sum), learner.optimizer, microbatches, **{**given, **changes})

@@ -213,6 +213,11 @@ class DistributedConfig(Section):
     """Port on machine 0 where processes meet; used with more than one machine (one machine picks a free port)."""
     timeout: SecondsText = "10 min"
     """How long one process waits for the others before it gives up."""
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """How often all processes are started again from the newest checkpoint when one of them or a machine dies."""
+    strategy: Literal["auto", "replicate", "shard", "hybrid"] = "auto"
+    """How weights lie on the processes: whole on each, sharded over all, or sharded inside a machine and repeated on every machine.
+    auto: whole where they fit, for then a step sends gradients once and nothing else."""
     sync_batch_norm: bool = False
     """Batch normalization over all processes, for models that have such layers."""
 

@@ -18,10 +18,15 @@ if TYPE_CHECKING:
 Role = Literal["system", "user", "assistant", "tool"]
 
 
-def place_of(path: str, line: int) -> str:
-    """`path:line`; in a Parquet or Arrow file, which has no lines, `path:row 17`, counted from 1."""
+def place_of(path: str, line: int, row: int = 0) -> str:
+    """`path:line`; in a Parquet or Arrow file, which has no lines, `path:row 17`; `path:1 (row 17)` where lines hold several rows.
+
+    `row` is counted from 0, what is shown from 1.
+    """
     name = path.lower().removesuffix(".gz").removesuffix(".zst")
-    return f"{path}:row {line}" if name.endswith((".parquet", ".arrow")) else f"{path}:{line}"
+    if name.endswith((".parquet", ".arrow")):
+        return f"{path}:row {line}"
+    return f"{path}:{line}" if row < line else f"{path}:{line} (row {row + 1})"
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,8 @@ class Row:
 
     @property
     def where(self) -> str:
-        """`path:line`, as errors name it; `path:row 17` in a file without lines."""
-        return place_of(self.source, self.line)
+        """`path:line`, as errors name it."""
+        return place_of(self.source, self.line, self.index)
 
 
 @dataclass(frozen=True)
@@ -91,11 +96,13 @@ class Microbatch:
     """Positions of the documents in the data order; names the rows when a step goes wrong."""
     index: int = 0
     """Number of this micro-batch in its step over all ranks; seeds its dropout."""
+    idle: bool = False
+    """A pass for the sake of the other ranks, which need this one to take part: it holds no row and learns nothing."""
 
     @property
     def num_tokens(self) -> int:
-        """T."""
-        return sum(self.lengths)
+        """T, or 0 when idle."""
+        return 0 if self.idle else sum(self.lengths)
 
     @property
     def num_targets(self) -> int:

@@ -13,7 +13,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,8 @@ import torch.distributed as dist
 
 from llamahome.config.schema import DistributedConfig, interval
 from llamahome.distributed import failures
-from llamahome.distributed.processors import usable_cpus
+from llamahome.distributed.processors import usable_cores
+from llamahome.distributed.traffic import Traffic
 from llamahome.errors import ConfigError, MachineError, Problem, Stopped
 
 
@@ -36,6 +37,9 @@ class World:
     size: int
     local_rank: int
     device: torch.device
+    local_size: int = 1
+    """Processes on this machine."""
+    traffic: Traffic = field(default_factory=Traffic, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -45,8 +49,19 @@ class World:
     def sum_(self, tensor: torch.Tensor) -> None:
         """Replace `tensor` by its sum over all processes."""
         if self.size > 1:
+            self.start_sum_(tensor)()
+
+    def start_sum_(self, tensor: torch.Tensor) -> Callable[[], None]:
+        """Begin to sum `tensor` in place; what is returned waits for the end. Several may be under way."""
+        self.traffic.summed(tensor.numel() * tensor.element_size(), self.size)
+        with _Exchange(self):
+            work = dist.all_reduce(tensor, async_op=True)
+
+        def wait() -> None:
             with _Exchange(self):
-                dist.all_reduce(tensor)
+                work.wait()
+
+        return wait
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on at least one process."""
@@ -115,7 +130,7 @@ def open_world(config: DistributedConfig, *, say: Callable[[str], None]) -> Iter
             failures.follow_launcher(done)
             stack.push(lambda kind, error, trace: _leave_word(error, rank, folder))
         speak = say if rank == 0 else lambda _: None
-        world = World(rank, size, local_rank, _device(local_rank, size, local_size))
+        world = World(rank, size, local_rank, _device(local_rank, size, local_size), local_size)
         _divide_threads(stack, local_size, alone=size == 1)
         backend = _backend(config, world.device, speak)
         if config.world_size not in ("auto", size) and "WORLD_SIZE" in os.environ:
@@ -160,7 +175,7 @@ def _backend(config: DistributedConfig, device: torch.device, say: Callable[[str
 
 
 def _divide_threads(stack: ExitStack, local_size: int, *, alone: bool) -> None:
-    """Give each process of a machine its share of the processors; a number that the user chose (OMP_NUM_THREADS) stands.
+    """Give each process of a machine its share of the cores; a number that the user chose (OMP_NUM_THREADS) stands.
 
     An outer torchrun puts OMP_NUM_THREADS=1 there by itself, which is nobody's choice.
     """
@@ -168,7 +183,7 @@ def _divide_threads(stack: ExitStack, local_size: int, *, alone: bool) -> None:
     if chosen and (alone or failures.launch_folder() is not None or chosen != "1"):
         return
     before = torch.get_num_threads()
-    share = max(1, usable_cpus() // local_size)
+    share = max(1, usable_cores() // local_size)
     torch.set_num_threads(min(before, share) if alone else share)
     stack.callback(torch.set_num_threads, before)
 

@@ -3,6 +3,7 @@
 The folder also holds the tokenizer and generation config of the base, so that any tool loads it as it is.
 """
 
+import copy
 import hashlib
 import json
 import shutil
@@ -17,9 +18,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llamahome.distributed.tensorfiles import Part, Pieces, write_files
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.load import find_model, load_model
 from llamahome.model.lora import quiet_peft, use_own_forward
+from llamahome.model.shard import Placement
 
 SavedModel: TypeAlias = PeftModel | PreTrainedModel
 """What is written to disk: an adapter's wrapper, or the model itself."""
@@ -46,13 +49,33 @@ def save_model(model: SavedModel, folder: Path, *, base: Path) -> None:
         (folder / "README.md").unlink(missing_ok=True)  # an empty model card template
     else:
         model.save_pretrained(folder, save_original_format=False)
-    for name in _COMPANIONS:  # last, for transformers would put its own reading of the generation config in the place of the base's
+    copy_companions(base, folder)
+
+
+def copy_companions(base: Path, folder: Path) -> None:
+    """Copy tokenizer and generation config; last, for transformers would put its own reading of the latter in the place of the base's."""
+    for name in _COMPANIONS:
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
 
 
-def restore_model(model: SavedModel, folder: Path) -> None:
-    """Put the trained weights of `folder` into a model of the same shape, in place."""
+def save_in_parts(model: PreTrainedModel, folder: Path, *, base: Path, weights: Mapping[str, Tensor | Pieces], part: Part) -> None:
+    """Write a fully trained model as `save_model` does, by several processes into several files; all of them call it."""
+    kept = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict().keys() - weights.keys()}
+    file_of = write_files(folder, "model", {**weights, **kept}, part=part, metadata={"format": "pt"})
+    if part.number == 0:
+        config = copy.deepcopy(model.config)
+        config.architectures, config.dtype = [type(model).__name__], torch.float32
+        config.save_pretrained(folder)
+        if len(set(file_of.values())) > 1:
+            size = sum(tensor.nbytes for tensor in (*weights.values(), *kept.values()))
+            index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(file_of.items()))}
+            (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        copy_companions(base, folder)
+
+
+def restore_model(model: SavedModel, folder: Path, placement: Placement | None = None) -> None:
+    """Put the trained weights of `folder` into a model of the same shape, in place; from whatever placement into whatever placement."""
     if isinstance(model, PeftModel):
         try:
             adapter = load_peft_weights(str(folder), device="cpu")
@@ -65,8 +88,8 @@ def restore_model(model: SavedModel, folder: Path) -> None:
     saved = dict(load_model(folder, dtype=torch.float32, device=torch.device("cpu")).named_parameters())
     _refuse_unfitting(folder, saved, dict(model.named_parameters()))
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(saved[name])
+        for name, parameter in (placement.parameters if placement is not None else dict(model.named_parameters())).items():
+            parameter.copy_(placement.part(name, saved[name]) if placement is not None else saved[name])
 
 
 def _refuse_unfitting(folder: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

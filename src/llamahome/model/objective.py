@@ -4,7 +4,7 @@ The loop calls the objective and knows nothing of adapters, precision or attenti
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,19 @@ from llamahome.model.load import head_of, last_hidden
 from llamahome.model.loss import HeadStats, head_stats, summed_cross_entropy
 from llamahome.model.precision import Precision
 
+
+T = TypeVar("T")
+
+
+def directly(work: Callable[[], T]) -> T:
+    """Where every weight is at hand, work that needs them is just done."""
+    return work()
+
+
+class Within(Protocol):
+    """Does work that reads whole weights, which may have to come from other processes first."""
+
+    def __call__(self, work: Callable[[], T], /) -> T: ...  # noqa: D102
 
 class LaidDocuments(Protocol):
     """Documents end to end, as data/records.py's Microbatch holds them."""
@@ -41,14 +54,23 @@ class Objective:
     """Attention: blocks, sdpa or reference."""
     precision: Precision
 
+    within: Within = directly
     def loss_sum(self, batch: LaidDocuments) -> Tensor:
         """() float32, nats, summed over the targets of `batch`; differentiable."""
-        return summed_cross_entropy(self._hidden(batch), batch.labels_N, head_of(self.model), dtype=self.precision.compute)
+
+        def work() -> Tensor:
+            return summed_cross_entropy(self._hidden(batch), batch.labels_N, head_of(self.model), dtype=self.precision.compute)
+
+        return self.within(work)
 
     @torch.no_grad()
     def stats(self, batch: LaidDocuments) -> HeadStats:
         """Summed loss and number of targets ranked first; the caller sets evaluation mode."""
-        return head_stats(self._hidden(batch), batch.labels_N, head_of(self.model), dtype=self.precision.compute)
+
+        def work() -> HeadStats:
+            return head_stats(self._hidden(batch), batch.labels_N, head_of(self.model), dtype=self.precision.compute)
+
+        return self.within(work)
 
     def _hidden(self, batch: LaidDocuments) -> Tensor:
         """[N, D], the states that predict the targets."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from llamahome.checkpoint.state import TrainerState
 from llamahome.data.records import Microbatch
 from llamahome.data.steps.loader import Loader
+from llamahome.distributed.exchange import Exchange
 from llamahome.distributed.world import World
 from llamahome.errors import CheckpointError
 from llamahome.monitoring.progress import Progress
@@ -68,6 +69,8 @@ class Run:
     progress: Progress
     clock: PartClock
     world: World
+    exchange: Exchange
+    """Of gradients."""
     stop: StopRequest
     limits: Limits
     log_due: Due
@@ -128,6 +131,35 @@ def train(run: Run, state: TrainerState) -> Outcome:
         state = after_update(state, consumed=consumed, tokens=agreed.tokens, targets=agreed.targets, seconds=seconds)
         run.recorder.record(
             state.step, loss=result.loss, grad_norm=result.grad_norm, learning_rate=rate, tokens=agreed.tokens, targets=agreed.targets
+def _step(run: Run, state: TrainerState, microbatches: Sequence[Microbatch], *, targets: int) -> tuple[TrainerState, StepResult]:
+    """One update; when memory runs out the same examples are laid out in smaller micro-batches, and that stays so.
+
+    Among several processes the others would wait for the one that ran out: there the run ends.
+    """
+    while True:
+        try:
+            return state, train_step(
+                run.objective,
+                run.optimizer,
+                microbatches,
+                num_targets=targets,
+                seeds=[dropout_seed(run.limits.seed, state.step, microbatch.index) for microbatch in microbatches],
+                max_grad_norm=run.limits.max_grad_norm,
+                exchange=run.exchange,
+                clock=run.clock,
+            )
+        except (MemoryError, RuntimeError) as error:
+            lengths = [microbatch.lengths for microbatch in microbatches]
+            budget = smaller_budget(error, state.micro_batch_tokens, lengths, alone=run.world.size == 1)
+        run.optimizer.zero_grad(set_to_none=True)  # outside of the handler: the error holds on to all that the pass has kept
+        run.loader.set_micro_batch_tokens(budget)
+        microbatches = run.loader.again()
+        run.recorder.event("out-of-memory", step=state.step + 1, micro_batch_tokens=budget)
+        told = f"step {state.step + 1}: memory ran out with up to {state.micro_batch_tokens:,} tokens at a time"
+        run.progress.warn(told, f"it is done again with {budget:,}, and so are the steps to come; the result stays the same")
+        state = replace(state, micro_batch_tokens=budget)
+
+
         )
         bad.note(state.step, (begin, consumed), result.refused)
         if run.log_due.after(state.step) or state.step in (1, limits.horizon):

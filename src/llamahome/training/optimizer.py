@@ -1,6 +1,6 @@
 """AdamW over the trained weights, and the rule for a learning rate that nobody set."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -44,12 +44,21 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str,
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
-    """Put saved state back, bit for bit; KeyError names a parameter whose state is missing."""
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, Tensor],
+    *,
+    part: Callable[[str, Tensor], Tensor] = lambda name, whole: whole,
+) -> None:
+    """Put saved state back, bit for bit; KeyError names a parameter whose state is missing.
+
+    `part` gives this process's rows of a whole tensor that belongs to the weight of that name.
+    """
     if not tensors:
         return
     for name, parameter in parameters.items():
         state: dict[str, Any] = {}
         for key in ("step", "exp_avg", "exp_avg_sq"):
-            state[key] = tensors[f"{name}.{key}"].to(parameter.device, copy=True)
+            state[key] = part(name, tensors[f"{name}.{key}"]).to(parameter.device, copy=True)
         optimizer.state[parameter] = state

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from llamahome.data.records import Microbatch
-from llamahome.distributed.world import World
+from llamahome.distributed.exchange import Exchange
 from llamahome.monitoring.throughput import PartClock
 
 _MIX = 0x9E3779B97F4A7C15
@@ -44,7 +44,7 @@ def train_step(
     num_targets: int,
     seeds: Sequence[int],
     max_grad_norm: float | None,
-    world: World,
+    exchange: Exchange,
     clock: PartClock,
 ) -> StepResult:
     """Update the weights once. `num_targets` counts the targets of all ranks; a rank without micro-batches takes part all the same.
@@ -52,21 +52,20 @@ def train_step(
     Without a target on any rank, because all rows of the step were left out, nothing changes: neither weights nor optimizer.
     """
     parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
-    loss = torch.zeros((), dtype=torch.float32, device=world.device)
+    loss = torch.zeros((), dtype=torch.float32, device=exchange.world.device)
     if num_targets == 0:
         return StepResult(loss, loss, loss)
-    for microbatch, seed in zip(microbatches, seeds, strict=True):
+    for number, (microbatch, seed) in enumerate(zip(microbatches, seeds, strict=True), start=1):
         torch.manual_seed(seed)
         with clock.part("forward"):
             share = objective(microbatch) / num_targets
         with clock.part("backward"):
+            exchange.before_backward(last=number == len(microbatches))
             share.backward()  # type: ignore[no-untyped-call]
         loss += share.detach()
     with clock.part("exchange"):
-        world.sum_(loss)
-        world.sum_gradients_(parameters)
+        loss, grad_norm = exchange.finish(loss)
     with clock.part("update"):
-        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         refused = 1.0 - (torch.isfinite(loss) & torch.isfinite(grad_norm)).float()
         if max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, grad_norm)

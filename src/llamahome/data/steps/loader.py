@@ -81,11 +81,24 @@ def make_microbatch(examples: Sequence[Example], *, keys: Sequence[int], index: 
     )
 
 
+def idle_microbatch(*, index: int, device: torch.device | str) -> Microbatch:
+    """One token of no row, from which nothing is learned."""
+    one, none = (_move(np.zeros(size, dtype=np.int64), device) for size in (1, 0))
+    return Microbatch(tokens_T=one, positions_T=one, lengths=(1,), rows_N=none, labels_N=none, index=index, idle=True)
+
+
 def sequential_microbatches(
-    table: ExampleTable, *, micro_batch_tokens: int, rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu"
+    table: ExampleTable,
+    *,
+    micro_batch_tokens: int,
+    rank: int = 0,
+    world_size: int = 1,
+    equal_passes: bool = False,
+    device: torch.device | str = "cpu",
 ) -> list[Microbatch]:
     """The part of this rank of every example of the table, once; for evaluation."""
-    return _lay_out(table, range(len(table)), micro_batch_tokens=micro_batch_tokens, place=(rank, world_size), device=device)
+    place = _Place(rank, world_size, equal_passes)
+    return _lay_out(table, range(len(table)), micro_batch_tokens=micro_batch_tokens, place=place, device=device)
 
 
 @dataclass
@@ -103,6 +116,8 @@ class Loader:
     start_position: int = 0
     rank: int = 0
     world_size: int = 1
+    equal_passes: bool = False
+    """Whether every rank gets as many micro-batches as the others, of which some may be idle."""
     device: torch.device | str = "cpu"
     judge: Callable[[Counts], None] | None = None
     """Called with `seen` after each step of the first epoch; may raise DataError when too many rows were bad."""
@@ -182,10 +197,19 @@ class Loader:
         rows = self.order.rows_at(np.arange(begin, end, dtype=np.int64), seed=self.seed)
         table, counts = self.examples.examples_of(rows), Counts()
         counts.count_table(table)
-        place = (self.rank, self.world_size)
+        place = _Place(self.rank, self.world_size, self.equal_passes)
         keys = (table.row_of + begin).tolist()
         laid = _lay_out(table, keys, micro_batch_tokens=micro_batch_tokens, place=place, device=self.device)
         return _Step(begin, end, micro_batch_tokens, laid, counts)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Which rank this is, of how many, and whether all have to run equally often."""
+
+    rank: int
+    world_size: int
+    equal_passes: bool
 
 
 @dataclass(frozen=True)
@@ -200,16 +224,19 @@ class _Step:
 
 
 def _lay_out(
-    table: ExampleTable, keys: Sequence[int], *, micro_batch_tokens: int, place: tuple[int, int], device: torch.device | str
+    table: ExampleTable, keys: Sequence[int], *, micro_batch_tokens: int, place: _Place, device: torch.device | str
 ) -> list[Microbatch]:
-    """Micro-batches of rank place[0] of place[1] for every example of the table; numbered over all ranks."""
-    rank, world_size = place
-    ranks = divide(table.lengths.tolist(), world_size=world_size, micro_batch_tokens=micro_batch_tokens)
-    first = sum(len(packs) for packs in ranks[:rank])
-    return [
+    """Micro-batches of one rank for every example of the table; numbered over all ranks, idle ones behind all others."""
+    ranks = divide(table.lengths.tolist(), world_size=place.world_size, micro_batch_tokens=micro_batch_tokens)
+    first, mine = sum(len(packs) for packs in ranks[: place.rank]), ranks[place.rank]
+    made = [
         make_microbatch([table.example(i) for i in pack], keys=[keys[i] for i in pack], index=first + number, device=device)
-        for number, pack in enumerate(ranks[rank])
+        for number, pack in enumerate(mine)
     ]
+    if place.equal_passes:
+        behind, most = sum(len(packs) for packs in ranks), max(len(packs) for packs in ranks)
+        made += [idle_microbatch(index=behind, device=device)] * (most - len(mine))
+    return made
 
 
 def _move(array: np.ndarray, device: torch.device | str) -> torch.Tensor:

@@ -1,0 +1,122 @@
+"""How the gradients of a step come together when every process holds the trained weights whole: summed, once per step.
+
+Two ways with the same result: one flat exchange when all is computed (few weights: adapters), or in buckets while the last backward pass
+still computes the rest (many weights). Weights of which a process holds rows alone have a way of their own in model/shard.py.
+Source: buckets in the order of the backward pass are those of PyTorch DDP (Li et al., VLDB 2020).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from llamahome.distributed.world import World
+
+BUCKET_BYTES = 25 * 2**20
+"""Gradients that travel together while the backward pass goes on; the size that PyTorch's DDP uses."""
+
+
+class Exchange(Protocol):
+    """What the step asks of the gradients of all processes."""
+
+    @property
+    def world(self) -> World:
+        """The processes that take part."""
+
+    def before_backward(self, *, last: bool) -> None:
+        """A backward pass of this process begins; `last` when it is the last of the step."""
+
+    def finish(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Put the sums over all processes into the gradients; returns the summed loss and the L2 norm of the summed gradient.
+
+        Called once per step by all processes, also by one without a backward pass. Nothing waits for the device.
+        """
+
+
+class FlatExchange:
+    """All gradients in one exchange after the last backward pass, with the loss behind them."""
+
+    def __init__(self, world: World, parameters: Sequence[nn.Parameter]) -> None:
+        self.world, self._parameters = world, list(parameters)
+
+    def before_backward(self, *, last: bool) -> None:
+        """Nothing travels before all is computed."""
+
+    def finish(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """One exchange for each type of number."""
+        carrier = nn.Parameter(torch.zeros_like(loss))
+        carrier.grad = loss.detach()
+        self.world.sum_gradients_([*self._parameters, carrier])
+        return carrier.grad, total_norm(self._parameters)
+
+
+class OverlappedExchange:
+    """Gradients travel in buckets, last layer first, while the last backward pass of this process computes those before.
+
+    Every process sends the same buckets in the same order, whatever it computes; a weight without a gradient counts as zeros.
+    Memory: as much again as the gradients of one bucket.
+    """
+
+    def __init__(self, world: World, parameters: Sequence[nn.Parameter], *, bucket_bytes: int = BUCKET_BYTES) -> None:
+        self.world, self._parameters = world, list(parameters)
+        self._buckets = _fill_buckets(self._parameters, bucket_bytes)
+        self._bucket_of = {id(each): number for number, bucket in enumerate(self._buckets) for each in bucket}
+        self._armed, self._missing = False, [len(bucket) for bucket in self._buckets]
+        self._waits: list[Callable[[], None]] = []
+        for each in self._parameters:
+            each.register_post_accumulate_grad_hook(self._ready)  # type: ignore[no-untyped-call]
+
+    def before_backward(self, *, last: bool) -> None:
+        """From the last backward pass on, what is ready is sent."""
+        self._armed = last
+
+    def finish(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Send what was not sent yet, then wait for all."""
+        self._armed = False
+        while len(self._waits) < len(self._buckets):
+            self._send()
+        loss = loss.detach().clone()
+        self.world.sum_(loss)
+        for wait in self._waits:
+            wait()
+        self._waits, self._missing = [], [len(bucket) for bucket in self._buckets]
+        return loss, total_norm(self._parameters)
+
+    def _ready(self, parameter: Tensor) -> None:
+        if not self._armed:
+            return
+        self._missing[self._bucket_of[id(parameter)]] -= 1
+        while len(self._waits) < len(self._buckets) and not self._missing[len(self._waits)]:
+            self._send()
+
+    def _send(self) -> None:
+        bucket = self._buckets[len(self._waits)]
+        flat, start = torch.empty(sum(each.numel() for each in bucket), dtype=bucket[0].dtype, device=bucket[0].device), 0
+        for each in bucket:
+            view = flat.narrow(0, start, each.numel()).view(each.shape)
+            if each.grad is None:
+                view.zero_()
+            else:
+                view.copy_(each.grad)
+            each.grad, start = view, start + each.numel()
+        self._waits.append(self.world.start_sum_(flat))
+
+
+def total_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """L2 norm of all gradients together."""
+    return torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+
+
+def _fill_buckets(parameters: Sequence[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:
+    """The last weights first, each bucket of one type and at most so large, or one weight alone."""
+    buckets: list[list[nn.Parameter]] = []
+    room = 0
+    for each in reversed(parameters):
+        size = each.numel() * each.element_size()
+        if not buckets or size > room or each.dtype != buckets[-1][0].dtype:
+            buckets.append([])
+            room = bucket_bytes
+        buckets[-1].append(each)
+        room -= size
+    return buckets

@@ -1,0 +1,165 @@
+"""How the weights of a model lie on the processes: whole on each of them (replicate), or in rows (shard, hybrid), on torch's FSDP2.
+
+Sharded weights are put together layer by layer just before they are needed, the next layer's while this one computes, and dropped again.
+Adapters are few and stay whole on every process: only the frozen weights below them are sharded, and these never send a gradient. When
+all weights are trained, a process updates its rows of each alone: `parameters` are these rows as plain tensors that share their memory
+with the model's. Gradients are summed in float32, once per step. Hybrid shards inside a machine and repeats that on every machine.
+Source: FSDP2, torch.distributed.fsdp.fully_shard; SimpleFSDP, arXiv 2411.00284; hybrid: FSDP, arXiv 2304.11277.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from llamahome.distributed.exchange import Exchange, FlatExchange, OverlappedExchange, total_norm
+from llamahome.distributed.tensorfiles import Pieces
+from llamahome.distributed.world import World
+from llamahome.model.objective import Within, directly
+from llamahome.model.place import trained_parameters
+from llamahome.model.precision import Precision
+from llamahome.model.strategy import Strategy
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How the weights of a run lie, and what everything that touches them has to know of it."""
+
+    strategy: Strategy
+    parameters: dict[str, nn.Parameter]
+    """What this process updates, by the name of the weight: the whole weight, or its rows of it."""
+    exchange: Exchange
+    within: Within = directly
+    """Does work that reads whole weights. When sharded all processes call it equally often, each with a pass of the model."""
+    cut: Mapping[str, DTensor] = field(default_factory=dict)
+    """The trained weights that are sharded, as the model holds them."""
+
+    @property
+    def equal_passes(self) -> bool:
+        """Whether all processes have to run the model equally often."""
+        return self.strategy != "replicate"
+
+    def pieces(self, name: str, mine: Tensor) -> Tensor | Pieces:
+        """`mine` is this process's share of weight `name` or of something of its shape: the whole that it is a piece of."""
+        weight = self.cut.get(name)
+        if weight is None or mine.ndim == 0:
+            return mine
+
+        def fetch() -> Tensor:
+            layout: dict[str, Any] = {"shape": weight.shape, "stride": weight.stride(), "run_check": False}
+            return DTensor.from_local(mine.detach(), weight.device_mesh, weight.placements, **layout).full_tensor()
+
+        return Pieces(weight.numel() * mine.element_size(), fetch)
+
+    def part(self, name: str, whole: Tensor) -> Tensor:
+        """What this process holds of a whole tensor of the shape of weight `name`."""
+        weight = self.cut.get(name)
+        if weight is None or whole.ndim == 0:
+            return whole
+        first, rows = _rows_of(weight)
+        return whole.narrow(0, first, rows)
+
+
+def replicated(model: nn.Module, world: World) -> Placement:
+    """Every process holds all weights; a rank has as many passes as it needs."""
+    trained = trained_parameters(model)
+    few = len(trained) < sum(1 for _ in model.parameters())
+    make = FlatExchange if few or world.size == 1 else OverlappedExchange
+    return Placement("replicate", trained, make(world, list(trained.values())))
+
+
+def sharded(model: PreTrainedModel, world: World, *, strategy: Literal["shard", "hybrid"], precision: Precision) -> Placement:
+    """Cut the weights of `model` in place; all processes call it, with more than one of them.
+
+    Weights may lie on the CPU before: each layer is moved to the device and cut there, one after the other.
+    """
+    trained = trained_parameters(model)
+    apart = set(trained.values()) if len(trained) < sum(1 for _ in model.parameters()) else set()
+    for adapter in apart:
+        adapter.data = adapter.data.to(world.device)
+    mesh = _make_mesh(world, strategy)
+    low = MixedPrecisionPolicy(param_dtype=precision.compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    settings: dict[str, Any] = {"mesh": mesh, "ignored_params": apart}
+    layers = _layers_of(model)
+    for layer in layers:
+        fully_shard(layer, mp_policy=low if precision.autocast else MixedPrecisionPolicy(), **settings)
+    root: Any = fully_shard(_Whole(model), mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False), **settings)
+    modules = [module for module in root.modules() if isinstance(module, FSDPModule)]
+    for module in modules:
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+    root.set_reduce_scatter_unused_params(True)
+    for this, following in itertools.pairwise(layers):
+        this.set_modules_to_forward_prefetch([following])
+        following.set_modules_to_backward_prefetch([this])
+    if apart:
+        return Placement(strategy, trained, FlatExchange(world, list(trained.values())), root)
+    cut = {name: weight for name, weight in trained_parameters(model).items() if isinstance(weight, DTensor)}
+    parts = {name: nn.Parameter(weight.to_local().detach()) for name, weight in cut.items()}
+    copies = mesh.size(0) if mesh.ndim == 2 else 1
+    return Placement(strategy, parts, ShardedExchange(world, root, cut=cut, parts=parts, copies=copies), root, cut)
+
+
+class ShardedExchange:
+    """FSDP2 sums gradients in the last backward pass; what is left is one exchange of two numbers."""
+
+    def __init__(self, world: World, root: FSDPModule, *, cut: Mapping[str, DTensor], parts: dict[str, nn.Parameter], copies: int) -> None:
+        """`copies`: how many processes hold the same rows."""
+        self.world, self._root, self._cut, self._parts, self._copies = world, root, cut, parts, copies
+
+    def before_backward(self, *, last: bool) -> None:
+        """Gradients stay on the process until the last pass."""
+        self._root.set_requires_gradient_sync(last)
+
+    def finish(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Hand the summed gradients over to the rows that are updated."""
+        for name, weight in self._cut.items():
+            gradient, weight.grad = weight.grad, None
+            self._parts[name].grad = gradient.to_local() if isinstance(gradient, DTensor) else None
+        square = total_norm(list(self._parts.values())).double() ** 2 / self._copies
+        sums = torch.stack([loss.detach().double(), square])
+        self.world.sum_(sums)
+        return sums[0].float(), sums[1].sqrt().float()
+
+
+class _Whole(nn.Module):
+    """A model behind one forward, where FSDP2 has its place: whatever of the model `work` runs, it runs inside of it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, work: Callable[[], T]) -> T:
+        """What `work` returns."""
+        return work()
+
+
+def _make_mesh(world: World, strategy: Literal["shard", "hybrid"]) -> DeviceMesh:
+    if strategy == "shard":
+        return init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
+    shape = (world.size // world.local_size, world.local_size)
+    return init_device_mesh(world.device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def _layers_of(model: PreTrainedModel) -> list[Any]:
+    """The layers of the decoder: children of its longest list of modules."""
+    lists = [module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=lambda modules: sum(1 for _ in modules)))
+
+
+def _rows_of(weight: DTensor) -> tuple[int, int]:
+    """First row and number of rows of `weight` on this process: FSDP2 cuts as torch.chunk does, the last processes may have none."""
+    mesh = weight.device_mesh
+    ranks, here = mesh.size(-1), mesh.get_local_rank(mesh.ndim - 1)
+    each = -(-weight.shape[0] // ranks)
+    first = min(here * each, weight.shape[0])
+    return first, min(each, weight.shape[0] - first)

@@ -1,0 +1,65 @@
+"""Whether weights are whole on every process or sharded, from what they need and what is free. Pure.
+
+Whole weights cost one exchange of gradients per step. Sharded ones are sent twice or more in every micro-batch, so they are only worth it
+where whole ones do not fit: for adapters the frozen base is what counts (docs/decisions/0011-placement.md).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import safe_open
+
+from llamahome.distributed.world import World
+from llamahome.units import show_bytes
+
+Strategy = Literal["replicate", "shard", "hybrid"]
+_LARGEST_SHARE = 0.7
+"""Of the free memory that weights, gradients and optimizer may take; the rest is for activations."""
+_FULL_BYTES = 16
+"""A weight, its gradient and two moments in float32."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A strategy and why."""
+
+    strategy: Strategy
+    reason: str
+
+
+def count_weights(folder: Path) -> int:
+    """Numbers in the .safetensors files of a model folder, from their headers."""
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  # no mapping
+                numbers = 1
+                for side in file.get_slice(name).get_shape():
+                    numbers *= side
+                total += numbers
+    return total
+
+
+def weight_bytes(weights: int, *, method: str, storage: torch.dtype) -> int:
+    """Memory for `weights` and what training adds to them; adapters are left out, they are below a few percent."""
+    return weights * (_FULL_BYTES if method == "full" else storage.itemsize)
+
+
+def choose_strategy(wanted: str, *, method: str, needed: int, free: int, world: World) -> Chosen:
+    """What distributed.strategy comes to; `needed` bytes for whole weights on a process that has `free`."""
+    machines = world.size // world.local_size
+    if world.size == 1:
+        return Chosen("replicate", "one process holds all weights")
+    if wanted == "hybrid" and machines == 1:
+        return Chosen("shard", "hybrid on one machine is shard")
+    if wanted in ("replicate", "shard", "hybrid"):
+        return Chosen(wanted, "as set")  # type: ignore[arg-type]
+    whole = f"{method} needs {show_bytes(needed)} per process for whole weights"
+    room = f"{show_bytes(free)} are free"
+    if needed <= _LARGEST_SHARE * free:
+        return Chosen("replicate", f"{whole}, {room}")
+    if machines > 1 and needed <= _LARGEST_SHARE * free * world.local_size:
+        return Chosen("hybrid", f"{whole}, {room}; the {world.local_size} processes of a machine hold them together")
+    return Chosen("shard", f"{whole}, {room}; {world.size} processes hold them together")
