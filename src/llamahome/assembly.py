@@ -73,6 +73,7 @@ class Learner:
     objective: Objective
     placement: Placement
     parameters: dict[str, nn.Parameter]
+    """What this process updates."""
     optimizer: torch.optim.AdamW
     trained_share: float
     base_fingerprint: str
@@ -134,7 +135,6 @@ def load_learner(loaded: LoadedConfig, base: Path, world: World, *, say: Callabl
     return learner, loaded
 
 
-def _resolve(loaded: LoadedConfig, model: CausalLM, precision: Precision, world: World) -> LoadedConfig:
 def _choose_placement(loaded: LoadedConfig, base: Path, precision: Precision, world: World) -> Chosen:
     """The same on all processes: what the one with the least free memory allows."""
     if world.size == 1:
@@ -145,6 +145,7 @@ def _choose_placement(loaded: LoadedConfig, base: Path, precision: Precision, wo
     return choose_strategy(loaded.config.distributed.strategy, method=method, needed=needed, free=int(-world.max(-free)), world=world)
 
 
+def _resolve(loaded: LoadedConfig, model: CausalLM, precision: Precision, world: World) -> LoadedConfig:
     """Replace each `auto` that depends on machine or model by its value."""
     training = loaded.config.training
     if training.learning_rate == "auto":

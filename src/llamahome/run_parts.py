@@ -125,7 +125,7 @@ def open_recorder(stack: ExitStack, session: Session, job: Job, learner: Learner
         paths.metrics_dir,
         tensorboard_dir=paths.tensorboard_dir if monitoring.tensorboard else None,
         is_main=world.is_main,
-        resume_step=state.step if state.step else None,
+        resume_step=_last_kept(state) if paths.metrics_dir.is_dir() else None,
         flops_per_token=flops_per_token(learner, job.prepared.report.targets / job.prepared.report.tokens),
         peak_flops=measured_peak_flops(world.device, learner.objective.precision.compute),
         warn=lambda text: session.progress.say(f"warning: {text}"),
@@ -137,6 +137,11 @@ def open_recorder(stack: ExitStack, session: Session, job: Job, learner: Learner
         sampler.start()
         stack.callback(sampler.stop)
     return recorder
+
+
+def _last_kept(state: TrainerState) -> int:
+    """The last step whose records stay; a run that begins anew in its folder evaluates the untrained model again."""
+    return state.step if state.step or state.eval_loss is not None else -1
 
 
 def make_run(session: Session, job: Job, plan: Plan, learner: Learner, paths: RunPaths, recorder: Recorder, answers: Answers) -> Run:
@@ -154,12 +159,12 @@ def make_run(session: Session, job: Job, plan: Plan, learner: Learner, paths: Ru
         start_position=job.start,
         rank=world.rank,
         world_size=world.size,
+        equal_passes=learner.placement.equal_passes,
         device=world.device,
         judge=prepared.judge,
     )
 
     def save(state: TrainerState) -> Path:
-        equal_passes=learner.placement.equal_passes,
         if prepared.streams:
             recorder.event("rows", step=state.step, **loader.seen.sums())
         return _save(state, session, job, learner, paths, recorder)
@@ -181,12 +186,12 @@ def make_run(session: Session, job: Job, plan: Plan, learner: Learner, paths: Ru
         progress=session.progress,
         clock=PartClock(),
         world=world,
+        exchange=learner.placement.exchange,
         stop=session.stop,
         limits=Limits(
             horizon=plan.horizon,
             batch_size=training.batch_size,
             positions=plan.positions,
-        exchange=learner.placement.exchange,
             seed=training.seed,
             max_grad_norm=training.max_grad_norm,
             max_bad_steps=training.max_bad_steps,

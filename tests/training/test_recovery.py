@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from llamahome.errors import Diverged, OutOfMemory
-from llamahome.training.recovery import BadSteps, memory_border
+from llamahome.training.recovery import BadSteps, smaller_budget
 
 
 def too_much() -> None:
@@ -19,28 +19,41 @@ def of_a_gpu() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nmore lines")
 
 
-@pytest.mark.parametrize("trouble", [too_much, of_python, of_a_gpu])
-def test_running_out_of_memory_says_what_mends_it(trouble) -> None:
-    with pytest.raises(OutOfMemory) as error, memory_border(2048):
+TROUBLES = pytest.mark.parametrize("trouble", [too_much, of_python, of_a_gpu])
+
+
+def budget_after(trouble, lengths, *, budget: int = 2048, alone: bool = True) -> int:
+    try:
         trouble()
+    except (MemoryError, RuntimeError) as error:
+        return smaller_budget(error, budget, lengths, alone=alone)
+    raise AssertionError("there was no trouble")
+
+
+@TROUBLES
+def test_after_running_out_of_memory_a_step_is_cut_into_halves(trouble) -> None:
+    assert budget_after(trouble, [(600, 500), (1000,)]) == 550
+    assert budget_after(trouble, [(1400, 600), (300, 300)]) == 1000
+    assert budget_after(trouble, [(1, 1)], budget=2) == 1
+
+
+@TROUBLES
+@pytest.mark.parametrize(("lengths", "alone", "smaller"), [([(900,), (40,)], True, "data.max_length=450"), ([(600, 500)], False, "=550")])
+def test_what_cannot_be_halved_here_says_what_mends_it(trouble, lengths, alone: bool, smaller: str) -> None:
+    with pytest.raises(OutOfMemory) as error:
+        budget_after(trouble, lengths, alone=alone)
     (problem,) = error.value.problems
     assert error.value.exit_status == 5 and problem.code == "training.out-of-memory"
-    assert "2,048 tokens" in problem.message and "\n" not in problem.message
-    assert "training.micro_batch_tokens=1024" in problem.hint and "gradient_checkpointing=true" in problem.hint
+    assert "tokens does not fit" in problem.message and "\n" not in problem.message
+    assert smaller in problem.hint and "gradient_checkpointing=true" in problem.hint
     assert error.value.__cause__ is not None
 
 
-@pytest.mark.parametrize("trouble", [RuntimeError("shape mismatch"), ValueError("x"), KeyboardInterrupt()])
-def test_other_errors_pass(trouble: BaseException) -> None:
-    with pytest.raises(type(trouble)) as error, memory_border(2048):
-        raise trouble
+def test_other_errors_pass() -> None:
+    trouble = RuntimeError("shape mismatch")
+    with pytest.raises(RuntimeError) as error:
+        smaller_budget(trouble, 2048, [(3, 4)], alone=True)
     assert error.value is trouble
-
-
-def test_without_trouble_nothing_happens() -> None:
-    with memory_border(2048):
-        value = 1
-    assert value == 1
 
 
 def note(bad: BadSteps, flags: str, first: int = 1) -> None:

@@ -3,6 +3,7 @@
 The loop calls the objective and knows nothing of adapters, precision or attention. Legend: T tokens, N targets, D hidden size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -10,11 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llamahome.model.attention import plan_documents
+from llamahome.model.attention import Documents, plan_documents
 from llamahome.model.load import head_of, last_hidden
 from llamahome.model.loss import HeadStats, head_stats, summed_cross_entropy
 from llamahome.model.precision import Precision
-
 
 T = TypeVar("T")
 
@@ -28,6 +28,7 @@ class Within(Protocol):
     """Does work that reads whole weights, which may have to come from other processes first."""
 
     def __call__(self, work: Callable[[], T], /) -> T: ...  # noqa: D102
+
 
 class LaidDocuments(Protocol):
     """Documents end to end, as data/records.py's Microbatch holds them."""
@@ -53,8 +54,8 @@ class Objective:
     backend: str
     """Attention: blocks, sdpa or reference."""
     precision: Precision
-
     within: Within = directly
+
     def loss_sum(self, batch: LaidDocuments) -> Tensor:
         """() float32, nats, summed over the targets of `batch`; differentiable."""
 
@@ -75,6 +76,15 @@ class Objective:
     def _hidden(self, batch: LaidDocuments) -> Tensor:
         """[N, D], the states that predict the targets."""
         documents = plan_documents(batch.lengths, device=batch.tokens_T.device)
-        with torch.autocast(batch.tokens_T.device.type, self.precision.compute, enabled=self.precision.autocast):
-            hidden_TD = last_hidden(self.model, batch.tokens_T, batch.positions_T, documents, backend=self.backend)
+        hidden_TD = hidden_states(
+            self.model, batch.tokens_T, batch.positions_T, documents, precision=self.precision, backend=self.backend
+        )
         return hidden_TD.index_select(0, batch.rows_N)
+
+
+def hidden_states(
+    model: PreTrainedModel, tokens_T: Tensor, positions_T: Tensor, documents: Documents, *, precision: Precision, backend: str
+) -> Tensor:
+    """The decoder's last hidden states [T, D], products in the types of `precision`."""
+    with torch.autocast(tokens_T.device.type, precision.compute, enabled=precision.autocast):
+        return last_hidden(model, tokens_T, positions_T, documents, backend=backend)

@@ -23,10 +23,10 @@ from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.evaluate import Evaluation
 from llamahome.training.optimizer import set_learning_rate
-from llamahome.training.recovery import BadSteps, memory_border
+from llamahome.training.recovery import BadSteps, smaller_budget
 from llamahome.training.schedule import Due
 from llamahome.training.state import after_evaluation, after_update
-from llamahome.training.step import dropout_seed, train_step
+from llamahome.training.step import StepResult, dropout_seed, train_step
 from llamahome.training.stop import Reason, StopRequest
 
 
@@ -115,22 +115,22 @@ def train(run: Run, state: TrainerState) -> Outcome:
             break
         rate = run.rate(state.step)
         set_learning_rate(run.optimizer, rate)
-        with memory_border(state.micro_batch_tokens):
-            result = train_step(
-                run.objective,
-                run.optimizer,
-                microbatches,
-                num_targets=agreed.targets,
-                seeds=[dropout_seed(limits.seed, state.step, microbatch.index) for microbatch in microbatches],
-                max_grad_norm=limits.max_grad_norm,
-                world=run.world,
-                clock=run.clock,
-            )
+        state, result = _step(run, state, microbatches, targets=agreed.targets)
         begin, consumed = state.consumed, min(limits.positions, state.consumed + limits.batch_size)
         seconds = time.perf_counter() - started
         state = after_update(state, consumed=consumed, tokens=agreed.tokens, targets=agreed.targets, seconds=seconds)
         run.recorder.record(
             state.step, loss=result.loss, grad_norm=result.grad_norm, learning_rate=rate, tokens=agreed.tokens, targets=agreed.targets
+        )
+        bad.note(state.step, (begin, consumed), result.refused)
+        if run.log_due.after(state.step) or state.step in (1, limits.horizon):
+            state = _flush(run, state, bad)
+    state = _flush(run, state, bad)
+    if reason == "finished" and state.eval_loss is None:
+        state = _evaluate(run, state)
+    return Outcome(state, reason, _save(run, state, last=True))
+
+
 def _step(run: Run, state: TrainerState, microbatches: Sequence[Microbatch], *, targets: int) -> tuple[TrainerState, StepResult]:
     """One update; when memory runs out the same examples are laid out in smaller micro-batches, and that stays so.
 
@@ -158,16 +158,6 @@ def _step(run: Run, state: TrainerState, microbatches: Sequence[Microbatch], *, 
         told = f"step {state.step + 1}: memory ran out with up to {state.micro_batch_tokens:,} tokens at a time"
         run.progress.warn(told, f"it is done again with {budget:,}, and so are the steps to come; the result stays the same")
         state = replace(state, micro_batch_tokens=budget)
-
-
-        )
-        bad.note(state.step, (begin, consumed), result.refused)
-        if run.log_due.after(state.step) or state.step in (1, limits.horizon):
-            state = _flush(run, state, bad)
-    state = _flush(run, state, bad)
-    if reason == "finished" and state.eval_loss is None:
-        state = _evaluate(run, state)
-    return Outcome(state, reason, _save(run, state, last=True))
 
 
 def _timed(loader: Iterable[Sequence[Microbatch]], clock: PartClock) -> Iterator[Sequence[Microbatch]]:

@@ -1,7 +1,6 @@
 """What a run does about trouble that is not the user's fault: steps that are not finite, and memory that runs out."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -55,21 +54,28 @@ class BadSteps:
             )
 
 
-@contextmanager
-def memory_border(micro_batch_tokens: int) -> Iterator[None]:
-    """Turn running out of memory into OutOfMemory with the setting that mends it."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        exhausted = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if not exhausted:
-            raise
-        smaller, told = max(16, micro_batch_tokens // 2), str(error).splitlines() or ["no more memory"]  # Python's own says nothing
-        raise OutOfMemory(
-            Problem(
-                code="training.out-of-memory",
-                message=f"a micro-batch of up to {micro_batch_tokens:,} tokens does not fit: {told[0][:160]}",
-                where="training.micro_batch_tokens",
-                hint=f"--set training.micro_batch_tokens={smaller} --set training.gradient_checkpointing=true (the result stays the same)",
-            )
-        ) from error
+def smaller_budget(error: BaseException, micro_batch_tokens: int, lengths: Sequence[Sequence[int]], *, alone: bool) -> int:
+    """Tokens per micro-batch with which to do a step again when memory ran out; `lengths` are those of its micro-batches' documents.
+
+    Half of the largest that holds more than one document. Raises `error` when it is something else, OutOfMemory when nothing can be
+    halved or this process is not `alone`: what stands between passes is then not only its own.
+    """
+    exhausted = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if not exhausted:
+        raise error
+    halves = [sum(documents) // 2 for documents in lengths if len(documents) > 1]
+    budget = max(1, min(micro_batch_tokens // 2, max(halves, default=0)))
+    if halves and alone:
+        return budget
+    longest = max((max(documents, default=0) for documents in lengths), default=0)
+    tried = f"a micro-batch of up to {micro_batch_tokens:,} tokens" if halves else f"a single example of {longest:,} tokens"
+    smaller = f"training.micro_batch_tokens={budget}" if halves else f"data.max_length={max(16, longest // 2)}"
+    told = str(error).splitlines() or ["no more memory"]  # Python's own says nothing
+    raise OutOfMemory(
+        Problem(
+            code="training.out-of-memory",
+            message=f"{tried} does not fit: {told[0][:160]}",
+            where=smaller.split("=")[0],
+            hint=f"--set training.gradient_checkpointing=true (the result stays the same), or --set {smaller}",
+        )
+    ) from error
