@@ -83,3 +83,8 @@ def show_count(count: float) -> str:
     if abs(count) >= 1e9:
         return f"{count / 1e9:.2f}B"
     return f"{count / 1e6:.2f}M" if abs(count) >= 1e6 else f"{count:,.0f}"
+
+
+def many(count: int, word: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"

@@ -69,11 +69,12 @@ def test_a_check_finds_what_is_wrong_where_it_is(case: Case) -> None:
     status, found = checked(case)
     assert status == (3 if case.refused else 0)
     for finding, expected in zip(found, case.finds, strict=True):
-        where = re.search(r":(?:row )?(\d+)$", str(finding["where"]))
+        where = re.search(r":(?:row )?(\d+)(?: \(row \d+\))?$", str(finding["where"]))
         line = int(where[1]) if where else None
         assert (finding["level"], finding["code"], line, finding["path"]) == (expected.level, expected.code, expected.line, expected.path)
         assert expected.words in str(finding["message"]).replace(path_of(case), case.file)
         assert str(finding["where"]).startswith(path_of(case))
+        assert (finding["source"], finding["line"]) == (path_of(case), line)
 
 
 @pytest.mark.parametrize("case", CASES, ids=named)

@@ -3,6 +3,9 @@
 import email
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import sysconfig
 from io import StringIO
 from pathlib import Path
@@ -139,3 +142,11 @@ def test_control_characters_of_the_data_do_not_reach_the_terminal() -> None:
 def test_plain_output_is_the_default_where_there_is_no_terminal() -> None:
     result = run("show", rows_file(4), "--model", "model")
     assert result.exception is None and result.stdout.count("tokens: ") == 3 and "[[answer 1" in result.stdout
+
+
+def test_when_the_reader_of_a_pipe_has_enough_the_command_ends_like_a_filter(scratch: Path) -> None:
+    rows_file(400)
+    words = f"{sys.executable} -m llamahome data show rows.jsonl -n 400 --model model --json"
+    done = subprocess.run(["bash", "-c", f"{words} | head -n 1; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True, check=True)
+    first, status = done.stdout.splitlines()
+    assert json.loads(first)["row"] == 0 and status == str(128 + signal.SIGPIPE) and done.stderr == ""

@@ -4,6 +4,8 @@ Importing this module must stay cheap: `llamahome --help` answers within 0.3 s, 
 """
 
 import errno
+import os
+import signal
 import sys
 import traceback
 from typing import Any, NoReturn, cast
@@ -30,12 +32,13 @@ app = typer.Typer(
 
 def _register() -> None:
     """Fill the app: one file per group of commands."""
-    from llamahome.cli import data, model, system, train, watch
+    from llamahome.cli import data, model, plan, system, train, watch
 
     app.command("train")(train.train)
     app.command("train-distributed")(train.train)
     app.command("train-resume")(train.train_resume)
     app.command("train-eval")(train.train_eval)
+    app.command("plan")(plan.plan)
     app.command("chat")(model.chat)
     app.add_typer(data.data_app, name="data")
     app.add_typer(model.models_app, name="models")
@@ -61,12 +64,19 @@ def main() -> None:
     debug = "--debug" in sys.argv
     try:
         status = app(prog_name="llamahome", standalone_mode=False) or 0
+        sys.stdout.flush()
     except LlamaHomeError as error:
         if debug:
             traceback.print_exc()
         _leave(error)
     except _UsageError as error:
         _leave_with_usage(error)
+    except BrokenPipeError:
+        _leave_like_a_filter()
+    except SystemExit as left:  # what Typer makes of it, with status 1
+        if isinstance(left.__context__, BrokenPipeError):
+            _leave_like_a_filter()
+        raise
     except OSError as error:
         if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO):
             raise
@@ -75,6 +85,13 @@ def main() -> None:
     if status == _CTRL_C:
         print("\nleft at once", file=sys.stderr)
     sys.exit(status)
+
+
+def _leave_like_a_filter() -> NoReturn:
+    """Whoever read the output, such as `head`, has enough: end without a word by the signal that ends `cat` (a shell calls it 141)."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGPIPE)
+    sys.exit(128 + signal.SIGPIPE)  # where the signal is blocked
 
 
 def _leave(error: LlamaHomeError) -> NoReturn:

@@ -15,6 +15,7 @@ import typer
 from llamahome.cli import datacheck, dataprepare
 from llamahome.errors import DataError, Problem, UsageError
 from llamahome.rundir import RAW_DATA
+from llamahome.units import many
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,12 +56,12 @@ def sample(
         hint = f"llamahome data sample '{target}' --force   overwrites it"
         raise UsageError(Problem(code="usage.file-exists", message="the file exists already", where=str(target), hint=hint))
     count = write_sample(target, rows=rows)
-    typer.echo(f"{count:,} rows in {target}")
+    typer.echo(f"{many(count, 'row')} in {target}")
 
 
 @data_app.command()
 def show(
-    path: Annotated[str, typer.Argument(help="A JSONL file, a folder or a glob.")],
+    path: Annotated[str, typer.Argument(help="A file (JSONL, JSON, CSV, Parquet, text), a folder or a glob.")],
     rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows, in the order of the file.")] = 3,
     row: Annotated[int | None, typer.Option("--row", min=0, help="Only this row, counted from 0.")] = None,
     longest: Annotated[bool, typer.Option("--longest", help="The rows with the most tokens.")] = False,
@@ -113,7 +114,7 @@ def show(
         if not left:
             break
     if only and problems:
-        bad = datacheck.many(len(problems), "row")
+        bad = many(len(problems), "row")
         typer.echo(f"{bad} that cannot be used not shown: llamahome data check {shlex.quote(path)}", err=True)
     elif problems:
         raise DataError(problems)

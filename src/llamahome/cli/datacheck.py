@@ -4,6 +4,7 @@ Findings go to stderr as every other error does, or to stdout as JSON lines; the
 """
 
 import contextlib
+import itertools
 import json
 import shlex
 import sys
@@ -16,6 +17,7 @@ import typer
 
 from llamahome.errors import ConfigError, DataError, Problem
 from llamahome.rundir import BASE_MODELS
+from llamahome.units import many
 
 if TYPE_CHECKING:
     from llamahome.config.load import LoadedConfig
@@ -53,7 +55,7 @@ def check(
     """Find everything that is wrong with rows; exit status 3 when a training run would refuse them."""
     loaded = _settings(config, assignments, {"model.name": ("--model", model), "data.eval_path": ("--eval-data", eval_data)})
 
-    from llamahome.data.checks.check import MENDABLE, Request
+    from llamahome.data.checks.check import Request
     from llamahome.data.checks.check import check as look
     from llamahome.data.checks.duplicates import near_known
     from llamahome.data.checks.fix import fix as write
@@ -79,9 +81,9 @@ def check(
         fixed = write(request, fix, force=force)
         for line in _fixed_lines(fixed, fix):
             typer.echo(line, err=as_json)
-    elif not as_json and any(found.problem.code in MENDABLE or (found.level == "error" and found.place) for found in checked.tally.shown()):
-        again = shlex.join(["llamahome", *sys.argv[1:], "--fix", "clean.jsonl"])
-        print(f"help: {again}   writes a copy without what can be mended", file=sys.stderr)
+    elif not as_json and checked.copy_pays():
+        again = shlex.join(["llamahome", *sys.argv[1:], "--fix", _free_name()])
+        print(f"help: {again}   writes a copy: mended where nothing is guessed, without rows that cannot be used", file=sys.stderr)
     if checked.tally.total("error"):
         raise typer.Exit(DataError.exit_status)
 
@@ -120,6 +122,12 @@ def stats(
         typer.echo(line)
     if png is not None:
         typer.echo(f"picture       {png}")
+
+
+def _free_name() -> str:
+    """clean.jsonl, or clean-2.jsonl where that is taken."""
+    names = itertools.chain(["clean.jsonl"], (f"clean-{number}.jsonl" for number in itertools.count(2)))
+    return next(name for name in names if not Path(name).exists())
 
 
 def longest_rows(path: str, data: "DataConfig", tokenizer: tuple[str, str | None], count: int) -> list[int]:
@@ -203,14 +211,14 @@ def _summary(checked: "Checked", seconds: float) -> Iterator[str]:
     for level, code in checked.tally.kinds():
         first = checked.tally.first[level, code][0].problem.where
         yield f"{checked.tally.counts[level, code]:>9,} {level:<8} {code:<28} first: {first or '-'}"
-    for name, side in (("rows", checked.main), ("rows to evaluate on", checked.evaluation)):
+    for name, side in (("", checked.main), (" to evaluate on", checked.evaluation)):
         if side is not None:
             files = many(len(side.source.paths), "file")
             bad = len(side.facts) - int(side.facts.usable.sum())
             yield from side.source.notes
             if side.source.ignored:
                 yield f"{many(len(side.source.ignored), 'data file')} not read: {', '.join(side.source.ignored[:3])}"
-            yield f"{len(side.facts):,} {name} in {files}, format {side.format or 'not known'}, {bad:,} cannot be used"
+            yield f"{many(len(side.facts), 'row')}{name} in {files}, format {side.format or 'not known'}, {bad:,} cannot be used"
     errors, warnings = checked.tally.total("error"), checked.tally.total("warning")
     yield (
         f"{many(errors, 'error')} and {many(warnings, 'warning')} in {seconds:.1f} s"
@@ -219,11 +227,6 @@ def _summary(checked: "Checked", seconds: float) -> Iterator[str]:
     )
     if checked.unsought:
         yield f"not looked for: {'; '.join(checked.unsought)}"
-
-
-def many(count: int, word: str) -> str:
-    """`1 row`, `2 rows`."""
-    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
 
 
 def _fixed_lines(fixed: "Fixed", out: Path) -> Iterator[str]:

@@ -33,6 +33,7 @@ from llamahome.data.text.tokens import ChatTokenizer, require_chat_template
 from llamahome.distributed.processors import usable_cpus
 from llamahome.errors import DataError, MachineError, Problem
 from llamahome.rundir import PROCESSED_DATA
+from llamahome.units import many
 
 _PREPARED_BYTES = 60 * 2_500_000
 """Text that one processor tokenizes in about a minute; measured: 2.5 MB/s with the starter's tokenizer."""
@@ -173,11 +174,11 @@ def _task(
 ) -> tuple[Task, DetectedFormat]:
     """Open and look at the first rows, and at some from everywhere to know how much text there is."""
     opened = (paths,) if isinstance(paths, str) else tuple(paths)
-    source = open_source(opened)
+    source = open_source(opened, say=say)
     detected = first_format(source, data.format, data.columns)
     if detected.name != "text":
         require_chat_template(tokenizer, what=f"the rows are chats ({detected.name})")
-    say(f"{' '.join(opened)}: {len(source):,} rows, format {detected.name} ({detected.reason})")
+    say(f"{' '.join(opened)}: {many(len(source), 'row')}, format {detected.name} ({detected.reason})")
     some = [source.parsed(int(number)) for number in np.linspace(0, len(source) - 1, min(_MEASURED_ROWS, len(source)))]
     mean = sum(len(str(row.value)) for row in some if isinstance(row, Row)) / len(some)
     return Task(Reading(opened, source, data, detected.name, tokenizer), processed, mean * len(source)), detected

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from llamahome.data.store.counts import Counts
-from llamahome.units import show_count
+from llamahome.units import many, show_count
 
 
 @dataclass(frozen=True)
@@ -89,17 +89,15 @@ class Report:
 
     def lines(self) -> list[str]:
         """For people; a line for each thing that is not as one would hope."""
-        files = "1 file" if self.files == 1 else f"{self.files:,} files"
         share = self.targets / max(1, self.tokens)
-        lines = [f"{self.rows:,} rows in {files}, format {self.format}: {self.reason}"]
+        lines = [f"{many(self.rows, 'row')} in {many(self.files, 'file')}, format {self.format}: {self.reason}"]
         each = f"{self.mean_tokens:,.0f} per example, {share:.0%} of them learned; longest {self.longest_tokens:,} ({self.longest_where})"
         if self.sampled_rows:
-            lines.append(
-                f"{self.epoch_rows:,} rows to train on, tokenized while the model trains; {self.eval_examples:,} examples held out"
-            )
-            lines.append(f"of {self.sampled_rows:,} rows: {show_count(self.tokens)} tokens, {each}")
+            held = f"{many(self.eval_examples, 'example')} held out"
+            lines.append(f"{many(self.epoch_rows, 'row')} to train on, tokenized while the model trains; {held}")
+            lines.append(f"of {many(self.sampled_rows, 'row')}: {show_count(self.tokens)} tokens, {each}")
         else:
-            held = f"{self.train_examples:,} examples to train on, {self.eval_examples:,} held out"
+            held = f"{many(self.train_examples, 'example')} to train on, {self.eval_examples:,} held out"
             lines.append(f"{held}; {show_count(self.tokens)} tokens, {each}")
         lines += self.mixture
         return [*lines, *lost_lines(self), *self.notes]

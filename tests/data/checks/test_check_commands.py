@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,50 @@ def test_show_filters_rows() -> None:
     assert told.exit_code == 0 and "1 row that cannot be used not shown: llamahome data check rows.jsonl" in told.stderr
     refused = run("show", "rows.jsonl", "--cut", "--longest", *MODEL).exception
     assert isinstance(refused, UsageError) and "--longest and --cut" in str(refused)
+
+
+def test_a_copy_is_offered_only_where_it_would_be_better() -> None:
+    twice = [answer("a"), answer("a")]
+    offered = {
+        "some rows are left": [*chats(3), answer(None)],
+        "all can be mended": [{"messages": [{"role": "user", "content": "Count."}, {"role": "asistant", "content": "a"}]}],
+        "a row says the same": twice,
+    }
+    for name, rows in offered.items():
+        assert "--fix clean.jsonl" in run("check", write(rows), *MODEL, "--no-quality").stderr, name
+    refused = {
+        "nothing is left": [answer(None), answer("")],
+        "only a person knows": [*chats(3), answer("what was meant \ufffd")],
+        "of no format": [{"a": "b"}],
+        "nothing is wrong": chats(3),
+    }
+    for name, rows in refused.items():
+        assert "--fix clean" not in run("check", write(rows), *MODEL, "--no-quality").stderr, name
+    assert "--fix clean" not in run("check", write(chats(3)), "--eval-data", write([answer(None), answer("b")], "e.jsonl"), *MODEL).stderr
+    Path("clean.jsonl").touch()
+    assert "--fix clean-2.jsonl" in run("check", write(twice), *MODEL, "--no-quality").stderr, "that name is free"
+
+
+def test_a_command_that_takes_the_rows_out_of_an_object_works() -> None:
+    Path("one.json").write_text(json.dumps({"tags": ["x"], "my rows": chats(3)}))
+    Path("many.json").write_text(json.dumps({"tags": ["x"], "my rows": chats(3)}, indent=1))
+    for name in ("one", "many"):
+        found = json.loads(run("check", f"{name}.json", *MODEL, "--json").stdout)
+        assert os.system(found["hint"]) == 0
+        assert run("check", f"{name}-rows.json", *MODEL).exit_code == 0
+    write([{"turns": chats(1)[0]["messages"]}])
+    assert json.loads(run("check", "rows.jsonl", *MODEL, "--json").stdout)["hint"] == "--set 'data.columns={messages: turns}'"
+    assert run("check", "rows.jsonl", *MODEL, "--set", "data.columns={messages: turns}").exit_code == 0
+
+
+def test_a_key_that_stands_twice_with_one_value_is_mended_and_no_other() -> None:
+    same = json.dumps(answer("a"))[:-1] + ', "id": 7, "id": 7}'
+    other = json.dumps(answer("b"))[:-1] + ', "id": 7, "id": 8}'
+    run("check", write([*chats(2), same, other]), *MODEL, "--no-quality", "--fix", "clean.jsonl")
+    kept = [json.loads(line) for line in Path("clean.jsonl").read_text().splitlines()]
+    assert kept == [*chats(2), {**answer("a"), "id": 7}]
+    told = [json.loads(line) for line in Path("clean.jsonl.changes.jsonl").read_text().splitlines()]
+    assert [(change["what"], change["code"], change["line"]) for change in told] == [
+        ("mended", "data.repeated-key", 3),
+        ("dropped", "data.repeated-key", 4),
+    ]

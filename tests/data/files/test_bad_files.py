@@ -100,7 +100,7 @@ def test_a_broken_file_is_named_with_its_place(
 ROW_FILES = [
     ("a.json", b'[{"a": 1},\n\n {"a": 2, b},\n{"a": 3}]', 1, "data.bad-json", "a.json:3", "at column 10 of the element"),
     ("a.json", b'[{"a": 1}\n{"a": 2}, {"a": 3}]', 1, "data.bad-json-array", "a.json:2", "a comma is missing"),
-    ("a.json", b'[{"a": 1},,{"a": 2}, {"a": 3}]', 1, "data.bad-json", "a.json:1", "expecting value"),
+    ("a.json", b'[{"a": 1},,{"a": 2}, {"a": 3}]', 1, "data.bad-json", "a.json:1 (row 2)", "expecting value"),
     ("a.json", b'[{"a": 1},\n["x"], {"a": 3}]', 1, "data.not-an-object", "a.json:2", "this is a list"),
     ("a.json", b'[{"a": 1},\n{"a":\n "caf\xe9"}, {"a": 3}]', 1, "data.not-utf8", "a.json:3", "byte 0xe9 at byte 6"),
     ("a.json", b'[{"a": 1},\n{"a":\n "x\0"}, {"a": 3}]', 1, "data.nul-byte", "a.json:3", "column 4"),

@@ -178,7 +178,38 @@ def test_utf16_and_pipes_are_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "b.jsonl")
     assert fails(tmp_path / "b.jsonl").code == "data.unsupported-file"
     (tmp_path / "c.jsonl").symlink_to("gone")
-    assert fails(tmp_path / "c.jsonl").code == "data.unreadable"
+    dangling = fails(tmp_path / "c.jsonl")
+    assert dangling.code == "data.not-found" and str(tmp_path / "gone") in dangling.message and dangling.hint
+
+
+def test_an_empty_path_is_not_the_folder_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    for path in ("", " "):
+        with pytest.raises(DataError) as caught:
+            open_source(path)
+        assert caught.value.problems[0].code == "data.not-found" and "llamahome data sample" in str(caught.value.problems[0].hint)
+    sample = tmp_path / "data/training/raw/docstrings.jsonl"
+    sample.parent.mkdir(parents=True)
+    sample.write_text('{"text": "x"}\n')
+    with pytest.raises(DataError) as caught:
+        open_source("")
+    assert caught.value.problems[0].hint == "data/training/raw/docstrings.jsonl is there", "it would not be written again"
+
+
+def test_a_file_named_twice_is_read_once_and_that_is_said(tmp_path: Path) -> None:
+    path, said = str(tmp_path / "a.jsonl"), []
+    Path(path).write_text('{"text": "x"}\n')
+    assert len(open_source((path, path), say=said.append)) == 1 and said == [f"{path} is named twice and read once"]
+
+
+def test_rows_of_one_line_are_told_by_their_number(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[{"a": 1}, {"a": 2}, {"a": NaN}]')
+    source = open_source(str(path))
+    bad = source.parsed(2)
+    assert [source.row(number).where for number in (0, 1)] == [f"{path}:1", f"{path}:1 (row 2)"]
+    assert isinstance(bad, Problem) and bad.where == f"{path}:1 (row 3)"
 
 
 BROKEN = [

@@ -92,7 +92,7 @@ def test_a_column_that_is_not_there_or_not_read_is_refused() -> None:
     with pytest.raises(DataError) as caught:
         detect([row], "auto", {"prompt": "qestion", "completion": "answer", "tools": "gone"})
     near, gone = caught.value.problems
-    assert near.code == gone.code == "data.unknown-column" and near.hint == "--set data.columns={prompt: question}"
+    assert near.code == gone.code == "data.unknown-column" and near.hint == "--set 'data.columns={prompt: question}'"
     assert "question, answer" in str(gone.hint)
     with pytest.raises(DataError) as unread:
         detect([row_of({"messages": ASKED, "q": "a"})], "messages", {"prompt": "q"})

@@ -97,3 +97,35 @@ def test_weights_count_from_the_row_although_a_system_text_goes_first() -> None:
 def test_calls_that_no_template_could_write_are_refused(calls: object, words: str) -> None:
     found = understand(row_of(calling(calls)), "messages")
     assert isinstance(found, Problem) and found.code == "data.bad-tool-call" and words in found.message
+
+
+def test_texts_in_parts_are_one_text() -> None:
+    parts = [{"type": "text", "text": "What is"}, {"type": "text", "text": " that?"}]
+    for format_name, keys in (("messages", ("role", "content")), ("sharegpt", ("from", "value"))):
+        turns = [{keys[0]: "user", keys[1]: parts}, {keys[0]: "assistant", keys[1]: [{"text": "A text."}], "weight": 1}]
+        found = understand(row_of({"messages": turns}), format_name)
+        assert isinstance(found, Conversation), found
+        assert [turn["content"] for turn in found.turns] == ["What is that?", "A text."]
+
+
+@pytest.mark.parametrize(
+    ("parts", "code", "message"),
+    [
+        (
+            [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "x"}}],
+            "data.not-rendered",
+            "content[1] is a part of the type image_url",
+        ),
+        ([{"type": "image", "text": None}], "data.not-rendered", "content[0] is a part of the type image"),
+        ([{"type": ["text"]}], "data.not-rendered", 'content[0] is a part of the type ["text"]'),
+        (["a", "b"], "data.wrong-type", "content[0] is a string, not a part"),
+        ([{"type": "text"}], "data.missing-key", 'content[0] has no "text"'),
+        ([{"type": "text", "text": 7}], "data.wrong-type", "content[0].text is a number"),
+        ([{"type": "text", "text": " "}], "data.empty-content", "content is only white space"),
+        ([], "data.empty-content", "content is empty"),
+    ],
+)
+def test_parts_that_are_no_text_are_named(parts: list[Any], code: str, message: str) -> None:
+    problem = understand(row_of({"messages": [{"role": "user", "content": parts}, ASKED[1]]}), "messages")
+    assert isinstance(problem, Problem)
+    assert problem.code == code and problem.message.startswith(f"messages[0].{message}")

@@ -25,11 +25,14 @@ from llamahome.data.prepare import first_format
 from llamahome.data.rows.detect import SAMPLE
 from llamahome.data.text.tokens import load_tokenizer, require_chat_template
 from llamahome.errors import DataError, Problem
+from llamahome.units import many
 
 Tell = Callable[[Found], None]
 Watch = Callable[[int, int], None]
 """Takes the rows that are done, and how many there are."""
 
+_COPY = "--fix OUT"
+"""In the hint of a warning that --fix does something about; rows with an error it mends or leaves out."""
 _QUALITY = "pip install 'llamahome[quality]'"
 
 
@@ -49,10 +52,6 @@ class Request:
     """None: as many as pay."""
 
 
-MENDABLE = ("data.byte-order-mark", "data.duplicate", "data.mojibake")
-"""Warnings that --fix does something about; rows with an error it mends or leaves out."""
-
-
 @dataclass
 class Checked:
     """What came of it; the findings themselves were told one by one."""
@@ -63,6 +62,14 @@ class Checked:
     evaluation: Side | None = None
     unsought: list[str] = field(default_factory=list)
     """What was not looked for, and what it takes."""
+
+    def copy_pays(self) -> bool:
+        """Whether --fix would write a copy that is better: some row is left or can be mended, and something is wrong that it mends."""
+        side = self.main
+        if side is None or side.format is None or not (side.facts.usable.any() or side.mendable):
+            return False
+        ours = [found for found in self.tally.shown() if found.place is None or found.place.source in side.source.paths]
+        return any(_COPY in (found.problem.hint or "") or (found.level == "error" and found.place) for found in ours)
 
 
 def check(request: Request, tell: Tell, *, watch: Watch = lambda done, rows: None) -> Checked:
@@ -127,15 +134,16 @@ def look_over(request: Request, told: Tell, *, watch: Watch = lambda done, rows:
     near = request.near and len(source) <= MOST_ROWS
     scope = Scope(source.paths, request.data, name, place, near=near, languages=request.languages)
     processes = request.processes or processes_for(source.paths, tokens=place is not None)
-    parts, done, losses = [], 0, Losses()
+    parts, done, losses, mendable = [], 0, Losses(), 0
     for looked in survey(scope, source, tokenizer, processes=processes):
         parts.append(looked.facts)
         losses.merge(looked.losses)
+        mendable += looked.mendable
         done += len(looked.facts)
         watch(done, len(source))
         for found in looked.findings:
             told(found)
-    return Side(source, request.data, name, join_facts(parts), losses, tokens=place is not None)
+    return Side(source, request.data, name, join_facts(parts), losses, tokens=place is not None, mendable=mendable)
 
 
 def open_all(paths: tuple[str, ...], told: Tell) -> Source | None:
@@ -202,7 +210,7 @@ def _judged(side: Side, where: str) -> Iterator[Problem]:
     if side.format is None or (bad and data.on_bad_row == "error"):
         return
     if bad > data.max_bad_share * rows + 1e-9:
-        message = f"{bad:,} of {rows:,} rows cannot be used; data.max_bad_share allows {data.max_bad_share:g}"
+        message = f"{bad:,} of {many(rows, 'row')} cannot be used; data.max_bad_share allows {data.max_bad_share:g}"
         hint = f"mend them, or --set data.max_bad_share={min(np.ceil(bad / rows * 1e4) / 1e4, 0.9999):g}"
         yield Problem(code="data.bad-rows", message=message, where=where, hint=hint)
     elif side.tokens and not side.facts.kept_targets.any():

@@ -37,6 +37,8 @@ class Side:
     losses: Losses
     tokens: bool
     """Whether tokens were counted."""
+    mendable: int = 0
+    """Rows that are refused as they are and could be mended."""
 
     def place(self, number: int) -> Place:
         """Where row `number`, counted over all files, is."""

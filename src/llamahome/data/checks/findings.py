@@ -13,7 +13,7 @@ from llamahome.errors import Problem
 
 Level = Literal["error", "warning"]
 
-_LINE = re.compile(r":(?:row )?(\d+)$")
+_LINE = re.compile(r":(?:row )?(\d+)(?: \(row \d+\))?$")
 SHOWN = 20
 """Findings of one kind that are shown to people; all are counted, and --json prints all."""
 
@@ -30,7 +30,7 @@ class Place:
     @property
     def where(self) -> str:
         """`path:line`, as errors name it."""
-        return place_of(self.source, self.line)
+        return place_of(self.source, self.line, self.row)
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,13 @@ class Found:
     def as_json(self) -> dict[str, Any]:
         """The object that `data check --json` prints."""
         place = self.place
-        known = {"source": place.source, "line": place.line, "row": place.row} if place else {"source": None, "line": None, "row": None}
         problem = self.problem
+        if place is not None:
+            known: dict[str, Any] = {"source": place.source, "line": place.line, "row": place.row}
+        else:
+            line = _LINE.search(problem.where or "")
+            source = (problem.where or "").removesuffix(line[0]) if line else problem.where
+            known = {"source": source, "line": int(line[1]) if line else None, "row": None}
         return {
             "level": self.level,
             "code": problem.code,

@@ -55,6 +55,8 @@ class Looked:
     facts: Facts
     losses: Losses
     """What data.max_length takes from the rows that are not refused."""
+    mendable: int
+    """Rows that are refused as they are and could be mended."""
 
 
 @dataclass(slots=True)
@@ -102,7 +104,8 @@ class Looker:
         for one in measured:
             if one.encoded is not None:
                 losses.add(one.encoded, Place(self.source.paths[one.file], one.row, one.line).where)
-        return Looked([found for row in findings for found in row], lay_out(measured), losses)
+        mendable = sum(one.refused and one.conversation is not None for one in read)
+        return Looked([found for row in findings for found in row], lay_out(measured), losses, mendable)
 
     def _read(self, number: int, parsed: Row | Problem, findings: list[Found]) -> _Read:
         file = self.source.file_of(number)

@@ -16,7 +16,7 @@ from llamahome.data.files.index import NO_LINES, Piece
 from llamahome.data.files.jsonrow import excerpt, parse_row
 from llamahome.data.files.stretches import Layout
 from llamahome.data.files.watch import LONGEST_ROW, WatchedFile
-from llamahome.data.records import Row
+from llamahome.data.records import Row, place_of
 from llamahome.errors import DataError, Problem
 
 _QUOTE, _ESCAPE, _LINE = 34, 92, 10
@@ -133,12 +133,17 @@ def _parse(path: str, stretch: bytes, line: int, number: int) -> Row | Problem:
     line += before.count(b"\n")
     if number and b"," not in before:
         shown = excerpt(element[:200].decode("utf-8", "replace"), line)
-        where = f"{path}:{line}"
+        where = place_of(path, line, number)
         return Problem(code="data.bad-json-array", message="a comma is missing before this element", where=where, excerpt=shown)
     found = parse_row(element, path=path, line=line, index=number)
-    if not isinstance(found, Problem) or found.code not in ("data.bad-json", "data.not-an-object"):
+    if not isinstance(found, Problem):
         return found
-    first = found.where == f"{path}:{line}" and found.code == "data.bad-json"
+    first = found.where == f"{path}:{line}"
+    if first:
+        found = replace(found, where=place_of(path, line, number))
+    if found.code not in ("data.bad-json", "data.not-an-object"):
+        return found
+    first = first and found.code == "data.bad-json"
     return replace(found, message=found.message + (" of the element" if first else ""), hint=None)  # its hints are for lines
 
 

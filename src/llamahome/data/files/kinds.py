@@ -1,7 +1,6 @@
 """What kind of file it is: by its name, and for .json and nameless files by how it begins."""
 
 import json
-import re
 import shlex
 from pathlib import Path
 from typing import Literal
@@ -97,17 +96,34 @@ def _first_line(file: WatchedFile) -> bytes:
     return file.read(0, min(_FIRST_LINE, file.size)).removeprefix(BOM).lstrip().partition(b"\n")[0]
 
 
+def list_within(value: object) -> str | None:
+    """The key of an object under which it has a list of objects, which may be the rows."""
+    pairs = value.items() if isinstance(value, dict) else ()
+    return next((key for key, part in pairs if isinstance(part, list) and part and isinstance(part[0], dict)), None)
+
+
+def take_out(path: str, key: str) -> str:
+    """A command that makes a file of the rows that stand in a list under `key` of one object."""
+    code = "import json,sys; json.dump(json.load(open(sys.argv[1], encoding='utf-8'))[sys.argv[2]], sys.stdout)"
+    target = Path(path).with_name(Path(path).stem + "-rows.json")
+    return f'python3 -c "{code}" {shlex.quote(path)} {shlex.quote(key)} > {shlex.quote(str(target))}'
+
+
+def _whole(path: str) -> object:
+    """What a file holds that is one JSON value; None when it is not, or is too large to look."""
+    place = Path(path)
+    try:
+        return json.loads(place.read_text(encoding="utf-8-sig")) if place.stat().st_size <= _FIRST_LINE else None
+    except (ValueError, RecursionError, OSError):
+        return None
+
+
 def _no_rows(path: str, head: bytes) -> Problem:
     """A .json file that is neither an array nor lines of objects."""
     text = head.decode("utf-8", "replace").lstrip("\ufeff")
     line = 1 + text[: len(text) - len(text.lstrip())].count("\n")
-    found = re.search(r'"((?:[^"\\]|\\.)+)"\s*:\s*\[', text)
-    quoted, target = shlex.quote(path), shlex.quote(str(Path(path).with_name(Path(path).stem + "-rows.json")))
-    if text.lstrip().startswith("{") and found:
-        code = "import json,sys; json.dump(json.load(open(sys.argv[1]))[sys.argv[2]], sys.stdout)"
-        hint = f'python3 -c "{code}" {quoted} {shlex.quote(found[1])} > {target}'
-    else:
-        hint = "a .json file holds an array of objects, or one object a line"
+    key = list_within(_whole(path)) if text.lstrip().startswith("{") else None
+    hint = "a .json file holds an array of objects, or one object a line" if key is None else take_out(path, key)
     what = "an object over several lines" if text.lstrip().startswith("{") else "neither an array nor objects"
     message = f"the file holds {what}, not an array of rows"
     shown = excerpt(text.lstrip().partition("\n")[0], line)

@@ -15,7 +15,9 @@ from pathlib import Path
 from llamahome.data.files.hub import fetch, is_hub_id
 from llamahome.data.files.kinds import ENDINGS, ending, holds_rows, is_read, is_text
 from llamahome.data.files.watch import unreadable
+from llamahome.data.sample import FILE_NAME
 from llamahome.errors import DataError, Problem
+from llamahome.rundir import RAW_DATA
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,15 @@ def locate(paths: str | Sequence[str], *, say: Callable[[str], None] | None = No
 
 def _one(path: str, tell: Callable[[str], None]) -> Located:
     place = Path(path)
+    if not path.strip():
+        raise DataError(Problem(code="data.not-found", message="the path of the data is empty", hint=_sample()))
     if place.is_dir():
         return _folder(path)
-    if place.exists() or place.is_symlink():
+    if place.is_symlink() and not place.exists():
+        target = Path(os.path.realpath(path))
+        message, hint = f"the link leads to {target}, which is not there", _neighbours(target.parent, target.name)
+        raise DataError(Problem(code="data.not-found", message=message, where=path, hint=hint))
+    if place.exists():
         _refuse_unsupported([path])
         return Located((path,))
     if glob.has_magic(path):
@@ -181,4 +189,10 @@ def _neighbours(folder: Path, name: str) -> str:
     data = [entry for entry in entries if _looks_like_data(entry)]
     if data:
         return f"{folder} holds {', '.join(data[:5])}"
-    return "llamahome data sample writes rows to begin with into data/training/raw/docstrings.jsonl"
+    return _sample()
+
+
+def _sample() -> str:
+    """How to come by rows: the sample, which is written once."""
+    rows = RAW_DATA / FILE_NAME
+    return f"{rows} is there" if rows.is_file() else f"llamahome data sample   writes rows to begin with into {rows}"

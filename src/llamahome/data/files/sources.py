@@ -7,6 +7,7 @@ where its rows begin, kept under data/training/processed/index; afterwards a row
 import bisect
 import hashlib
 import os
+import shlex
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from llamahome.data.files.delimited import table_layout
 from llamahome.data.files.index import Tell
 from llamahome.data.files.jsonarray import array_layout
 from llamahome.data.files.jsonl import lines_layout
-from llamahome.data.files.kinds import kind_of
+from llamahome.data.files.kinds import ending, kind_of
 from llamahome.data.files.locate import locate
 from llamahome.data.files.parquet import Decoded, ParquetGroups
 from llamahome.data.files.plaintext import text_layout
@@ -189,10 +190,16 @@ def open_source(path: str | Sequence[str], *, say: Callable[[str], None] | None 
                 code="data.empty-file" if single else "data.empty-folder",
                 message="the file holds no rows" if single else f"{len(found.files)} files hold no rows",
                 where=found.files[0] if single else path if isinstance(path, str) else ", ".join(path),
-                hint="one JSON object a line; `llamahome data sample FILE` writes an example",
+                hint=_fill(found.files[0]) if single else "write rows into them, one JSON object a line",
             )
         )
     return source
+
+
+def _fill(path: str) -> str:
+    if ending(path) in (".jsonl", ".ndjson"):
+        return f"llamahome data sample {shlex.quote(path)} --force   fills it with rows to begin with"
+    return "write rows into it, or remove it"
 
 
 def _open_file(path: str, tell: Tell, decoded: Decoded) -> tuple[FileRows, str]:

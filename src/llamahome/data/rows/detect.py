@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamahome.data.files.jsonrow import excerpt
+from llamahome.data.files.kinds import ending, list_within, take_out
 from llamahome.data.records import Row
 from llamahome.data.rows.fault import nearest
 from llamahome.data.rows.formats import FORMATS, KEYS, OWN_NAMES, TURN_LISTS, Names, turn_list
@@ -113,7 +114,7 @@ def _check_columns(rows: Sequence[Row], names: Names) -> None:
     for ours, theirs in names.items():
         if rows and theirs not in there:
             near = nearest(theirs, there)
-            hint = f"--set data.columns={{{ours}: {near}}}" if near else f"the rows have {', '.join(list(there)[:12]) or 'no keys'}"
+            hint = f"--set 'data.columns={{{ours}: {near}}}'" if near else f"the rows have {', '.join(list(there)[:12]) or 'no keys'}"
             message = f'no row has the key "{theirs}", which data.columns.{ours} names'
             problems.append(Problem(code="data.unknown-column", message=message, where=rows[0].where, hint=hint))
     if problems:
@@ -170,10 +171,17 @@ def _unknown(rows: Sequence[Row]) -> Problem:
     known = ("messages", "conversations", "instruction", "output", "prompt", "completion", "text")
     renames = [f'"{key}" to "{near}"' for key in row.value if (near := nearest(key, known)) and near not in row.value]
     keys = ", ".join(f'"{key}"' for key in list(row.value)[:8]) or "none"
+    hint = f"rename {', '.join(renames)}" if renames else 'rename the keys, for example to "prompt" and "completion"'
+    within = list_within(row.value)
+    if within is not None and (found := _by_keys(row.value[within][0])):
+        alone = len(rows) == 1 and ending(row.source) == ".json"
+        hint = take_out(row.source, within) if alone else f'the rows ({found}) stand in the list "{within}": write each of them in a line'
+    elif within is not None and _by_keys({"messages": row.value[within]}) and {"role", "from"} & row.value[within][0].keys():
+        hint = f"--set 'data.columns={{messages: {within}}}'"
     return Problem(
         code="data.unknown-format",
         message=f"the rows are in none of the formats {', '.join(FORMATS)}; the keys here are {keys}",
         where=row.where,
         excerpt=excerpt(json.dumps(row.value, ensure_ascii=False), row.line),
-        hint=f"rename {', '.join(renames)}" if renames else 'rename the keys, for example to "prompt" and "completion"',
+        hint=hint,
     )

@@ -16,6 +16,8 @@ _UNREAD = ("audio", "images", "image", "video", "videos")
 """Keys of a turn that carry what this version would lose; refused rather than dropped."""
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 """Keys under which the thoughts before an answer are found."""
+_TEXT_PARTS = ("text", "input_text", "output_text")
+"""Types of a part of a content that is text."""
 _WEIGHTS = ("weight", "train")
 
 
@@ -35,6 +37,8 @@ def read_turns(
         raise Finding("data.no-turns", f"{path} is an empty list", hint="remove the row")
     turns, silent = [], set()
     for number, turn in enumerate(value):
+        if isinstance(turn, dict) and isinstance(turn.get(keys[1]), list):
+            turn = {**turn, keys[1]: _joined(turn[keys[1]], path=f"{path}[{number}].{keys[1]}")}
         if type(turn) is dict and len(turn) == 2 and (plain := _plain(turn, keys, roles)) is not None:
             turns.append(plain)
             continue
@@ -55,6 +59,25 @@ def _plain(turn: dict[str, Any], keys: tuple[str, str], roles: Mapping[str, str]
     return {"role": roles[role], "content": content}
 
 
+def _joined(parts: list[Any], *, path: str) -> str:
+    """The text of a content in parts, `[{"type": "text", "text": "..."}]`, one after the other as chat templates write them."""
+    texts = []
+    for number, part in enumerate(parts):
+        here = f"{path}[{number}]"
+        if not isinstance(part, dict):
+            message = f'{here} is {kind(part)}, not a part like {{"type": "text", "text": "..."}}'
+            raise Finding("data.wrong-type", message, part=part, hint="write the text itself as a string")
+        type_ = part.get("type", "text")
+        if type_ not in _TEXT_PARTS:
+            message = f"{here} is a part of the type {type_ if isinstance(type_, str) else json.dumps(type_)}; texts alone are learned from"
+            raise Finding("data.not-rendered", message, hint="remove the row, or the part", part=part)
+        text = required(part, "text", path=here)
+        if not isinstance(text, str):
+            raise Finding("data.wrong-type", f"{here}.text is {kind(text)}, not a string", part=part, hint="write the text as a string")
+        texts.append(text)
+    return "".join(texts)
+
+
 def _turn(turn: dict[str, Any], *, path: str, keys: tuple[str, str], roles: Mapping[str, str]) -> dict[str, Any]:
     """One turn: role and content, and of an assistant its calls and thoughts, of a tool its name and the call that it answers."""
     role = _role(turn, key=keys[0], path=path, roles=roles)
@@ -62,7 +85,7 @@ def _turn(turn: dict[str, Any], *, path: str, keys: tuple[str, str], roles: Mapp
         return {"role": role, "content": content_of(turn, keys[1], path=path, may_be_empty=role in ("system", "tool"))}
     for key in _UNREAD:
         if turn.get(key):
-            raise Finding("data.not-rendered", f"{path}.{key} is not rendered by this version", part=turn, hint=f'remove "{key}"')
+            raise Finding("data.not-rendered", f"{path}.{key} is there; texts alone are learned from", part=turn, hint=f'remove "{key}"')
     if turn[keys[0]] == CALLING_ROLE:
         return {"role": role, "tool_calls": read_calls(required(turn, keys[1], path=path), path=f"{path}.{keys[1]}")}
     called = next((key for key in ("tool_calls", "function_call") if turn.get(key)), None)

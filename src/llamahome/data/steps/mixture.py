@@ -18,7 +18,7 @@ from llamahome.data.files.locate import locate
 from llamahome.data.files.sources import Source
 from llamahome.data.steps.order import mixed_seed, rows_at
 from llamahome.errors import ConfigError, DataError, Problem
-from llamahome.units import parse_rows
+from llamahome.units import many, parse_rows
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class RowOrder:
         for part in self.parts:
             if part.num_rows and (len(self.parts) > 1 or part.draws != part.num_rows):
                 often = f"{part.draws / part.num_rows:.4g} times each"
-                lines.append(f"{part.name or 'the other files'}: {part.num_rows:,} rows, {part.draws:,} seen in an epoch ({often})")
+                lines.append(f"{part.name or 'the other files'}: {many(part.num_rows, 'row')}, {part.draws:,} seen in an epoch ({often})")
         return tuple(lines)
 
     def row_at(self, position: int, *, seed: int) -> int:

@@ -5,6 +5,7 @@ import numpy as np
 from llamahome.config.schema import DataConfig
 from llamahome.data.store.counts import SHOWN, Counts
 from llamahome.errors import DataError, Problem
+from llamahome.units import many
 
 
 def judge_all(data: DataConfig, path: str, counts: Counts) -> None:
@@ -18,7 +19,7 @@ def judge_all(data: DataConfig, path: str, counts: Counts) -> None:
         hint = _skip_hint(counts, data.max_bad_share)
     more = f", the first {SHOWN} are listed" if counts.bad > SHOWN else ""
     allowed = f"; data.max_bad_share allows {data.max_bad_share:g}" if data.on_bad_row == "skip" else ""
-    message = f"{counts.bad:,} of {rows:,} rows cannot be used{more}{allowed}"
+    message = f"{counts.bad:,} of {many(rows, 'row')} cannot be used{more}{allowed}"
     raise DataError([*counts.problems[:SHOWN], Problem(code="data.bad-rows", message=message, where=path, hint=hint)])
 
 
