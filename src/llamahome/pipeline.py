@@ -21,9 +21,10 @@ from llamahome.checkpoint.manifest import Fingerprints
 from llamahome.checkpoint.state import TrainerState
 from llamahome.checkpoint.target import resolve
 from llamahome.config.check import check_config, config_warnings
-from llamahome.config.load import LoadedConfig, dump_config, with_values
+from llamahome.config.load import LoadedConfig, dump_config, read_saved_config, with_values
 from llamahome.data.prepare import prepare, read_all
 from llamahome.data.text.tokens import load_tokenizer
+from llamahome.distributed.failures import note_run, run_to_go_on
 from llamahome.distributed.world import open_world
 from llamahome.errors import ConfigError, LeftAtOnce, MachineError, Problem, Stopped
 from llamahome.model.adapter import base_of, is_adapter, open_trained, restore_model
@@ -33,7 +34,7 @@ from llamahome.model.precision import choose_precision
 from llamahome.monitoring.environment import write_environment
 from llamahome.monitoring.progress import open_progress
 from llamahome.run_parts import Answers, SampleAnswer, make_run, open_recorder, require_space, summary, tell_rows, write_model
-from llamahome.rundir import NEWEST, RUNS, RunPaths, as_typed, create_run, nearby, point_newest_to, refuse_unwritable, refuse_used
+from llamahome.rundir import NEWEST, RUNS, RunPaths, as_typed, create_run, nearby, open_run, point_newest_to, refuse_unwritable, refuse_used
 from llamahome.training.evaluate import Evaluation
 from llamahome.training.evaluate import evaluate as evaluate_batches
 from llamahome.training.loop import Outcome
@@ -84,7 +85,10 @@ def train(data_path: str | Sequence[str], loaded: LoadedConfig, *, command: Sequ
     """Train on `data_path`, one or several, in a new run folder. Raises Stopped when it was asked to stop and has saved."""
     check(loaded)
     output = Path(loaded.config.output.dir) if loaded.config.output.dir else None
-    if output is not None:
+    begun = run_to_go_on()
+    if begun is not None and open_run(begun).checkpoints():
+        return resume(str(begun), read_saved_config, command=command)
+    if output is not None and begun is None:
         refuse_used(output)
     refuse_unwritable(output)
     with _session(loaded) as session:
@@ -93,7 +97,8 @@ def train(data_path: str | Sequence[str], loaded: LoadedConfig, *, command: Sequ
         with session.progress.phase("model"):
             learner, loaded = assembly.load_learner(loaded, job.base, session.world, say=session.progress.say)
         loaded = assembly.resolve_evaluation(loaded, job.prepared, plan)
-        paths = _new_run(output, loaded, command, session)
+        paths = open_run(begun) if begun is not None else _new_run(output, loaded, command, session)
+        note_run(paths.root)
         state = first_state(int(loaded.config.training.micro_batch_tokens))
         return _run(session, replace(job, loaded=loaded), plan, learner, paths, replace(state, extra={"data_path": [*job.data_paths]}))
 
@@ -126,6 +131,8 @@ def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Coll
             _describe(paths, loaded, command)
             for aside in retention.set_aside(paths, after=saved.state.step):
                 session.progress.say(f"{as_typed(aside)}: a later checkpoint, set aside because this run now takes another course")
+        session.world.barrier()
+        note_run(paths.root)  # not before: what is to be set aside must not look like the newest checkpoint
         state = replace(saved.state, micro_batch_tokens=int(loaded.config.training.micro_batch_tokens))
         session.progress.say(f"resuming {paths.run_id} after step {state.step:,}, at row {state.consumed:,}")
         return _run(session, replace(job, loaded=loaded, start=state.consumed), plan, learner, paths, state)

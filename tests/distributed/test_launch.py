@@ -29,7 +29,8 @@ from llamahome.errors import LlamaHomeError
 def run(scene, folder, *words):
     before = dict(os.environ)
     try:
-        told = {"status": launch([scene, folder, *words], DistributedConfig(world_size=2), entry=(sys.argv[1],)), "problems": []}
+        config = DistributedConfig(world_size=2, max_restarts=0)
+        told = {"status": launch([scene, folder, *words], config, entry=(sys.argv[1],)), "problems": []}
     except LlamaHomeError as error:
         kind = type(error).__name__
         told = {"status": error.exit_status, "kind": kind, "problems": [asdict(problem) for problem in error.problems]}

@@ -40,7 +40,7 @@ def in_a_world() -> None:
 
     with open_world(DistributedConfig(timeout="20 s"), say=lambda text: None) as world:
         asked = []
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, lambda number, frame: asked.append(number))
         world.barrier()
         (folder / f"pid-{rank}").write_text(str(os.getpid()))

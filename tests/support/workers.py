@@ -26,7 +26,7 @@ def free_port() -> int:
 
 def worker_environment(**variables: str) -> dict[str, str]:
     """This environment, with the project's tests importable and one thread per process."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **variables}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "PYTHONDONTWRITEBYTECODE": "1", **variables}
 
 
 def run_workers(task: str, world_size: int, payload: Any = None, *, timeout: float = 60.0) -> list[Any]:

@@ -55,8 +55,10 @@ def train(
       llamahome train chats.jsonl --method full --set training.batch_size=16
     """
     from llamahome.config.load import load_config
+    from llamahome.distributed.failures import run_to_go_on, tie_to_launcher
     from llamahome.logs import log_to_stderr
 
+    tie_to_launcher()
     log_to_stderr(debug=debug)
     flags: dict[str, tuple[str, Any]] = {
         "model.name": ("--model", model),
@@ -72,7 +74,8 @@ def train(
         "data.eval_path": ("--eval-data", eval_data),
     }
     loaded = load_config(config or [], flags=flags, assignments=assignments or [])
-    _refuse_early(loaded, data_path)
+    if run_to_go_on() is None:
+        _refuse_early(loaded, data_path)
     if _launched(loaded):
         return
     before_torch()
@@ -99,10 +102,13 @@ def train_resume(
     from llamahome.checkpoint.store import CONFIG, choose
     from llamahome.checkpoint.target import resolve
     from llamahome.config.load import LoadedConfig, read_saved_config, with_assignments
+    from llamahome.distributed.failures import run_to_go_on, tie_to_launcher
     from llamahome.errors import Problem, UsageError
     from llamahome.logs import log_to_stderr
 
+    tie_to_launcher()
     log_to_stderr(debug=debug)
+    target = str(run_to_go_on() or target)
     unknown = sorted(set(allow_changed or []) - {"data", "base"})
     if unknown:
         message = f"{unknown[0]!r} cannot be allowed to change; data and base can"
@@ -191,7 +197,7 @@ def _launched(loaded: "LoadedConfig") -> bool:
     count = needs_launch(loaded.config.distributed, os.environ)
     if not count:
         return False
-    status = launch(sys.argv[1:], loaded.config.distributed)
+    status = launch(sys.argv[1:], loaded.config.distributed, say=lambda text: print(text, file=sys.stderr, flush=True))
     if status:
         raise typer.Exit(status)
     return True

@@ -1,12 +1,15 @@
 """How a process that llamahome started tells its launcher why it ends, so that one block is shown and not one per process.
 
 A worker writes `rank-N.json` into the launch folder (named by LLAMAHOME_LAUNCH) and falls silent; the launcher picks the
-first cause and raises it again as the same error. Without a launcher nothing here does anything.
+first cause and raises it again as the same error. Beside it lies the folder of the run that was begun, which the next attempt goes
+on with. Without a launcher nothing here does anything.
 """
 
+import ctypes
 import json
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -19,8 +22,14 @@ from llamahome.errors import LlamaHomeError, Problem, Stopped
 LAUNCH_FOLDER = "LLAMAHOME_LAUNCH"
 """Environment variable: the folder that the launcher made for its workers."""
 LAUNCHER_PID = "LLAMAHOME_LAUNCHER_PID"
+BEGUN = "LLAMAHOME_BEGUN"
+"""Environment variable: the folder of the run that an earlier attempt of the same launch began."""
 PEER_LOST = "distributed.peer-lost"
+DEFECT = "distributed.process-failed"
 _LOOK_EVERY_S = 1.0
+_SAVING_S = 120.0
+"""What a process has for its last checkpoint when its launcher is gone."""
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ def record(error: BaseException, *, rank: int, folder: Path) -> None:
     else:
         text = "".join(traceback.format_exception(error)).rstrip()
         message = f"process {rank} failed: {type(error).__name__}: {error}".splitlines()[0]
-        kind, problems = "LlamaHomeError", (Problem(code="distributed.process-failed", message=message, excerpt=text),)
+        kind, problems = "LlamaHomeError", (Problem(code=DEFECT, message=message, excerpt=text),)
     content = {"time": time.time(), "kind": kind, "problems": [asdict(problem) for problem in problems]}
     (folder / f"rank-{rank}.json").write_text(json.dumps(content), encoding="utf-8")
 
@@ -72,6 +81,32 @@ def recorded(folder: Path) -> list[Failure]:
         error = kind([Problem(**problem) for problem in content["problems"]])
         found.append(Failure(int(path.stem.removeprefix("rank-")), content["time"], error))
     return sorted(found, key=lambda failure: failure.urgency)
+
+
+def forget(folder: Path) -> None:
+    """Remove what the processes of an earlier attempt left, but for the run that they began."""
+    for path in folder.glob("rank-*.json"):
+        path.unlink()
+
+
+def note_run(root: Path) -> None:
+    """Tell the launcher which run was begun, so that the next attempt goes on with it."""
+    folder = launch_folder()
+    if folder is not None:
+        fresh = folder / f"run-{os.getpid()}"
+        fresh.write_text(str(root), encoding="utf-8")
+        fresh.replace(folder / "run")
+
+
+def noted_run(folder: Path) -> str | None:
+    """What `note_run` told."""
+    path = folder / "run"
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def run_to_go_on() -> Path | None:
+    """The run that an earlier attempt of this launch began; None in a first attempt."""
+    return Path(os.environ[BEGUN]) if os.environ.get(BEGUN) and launch_folder() is not None else None
 
 
 def fall_silent() -> None:
@@ -93,13 +128,24 @@ def launcher_is_gone() -> bool:
     return os.getppid() != int(os.environ[LAUNCHER_PID])
 
 
+def tie_to_launcher() -> None:
+    """Let the system ask this process to stop (SIGUSR1) the moment its launcher dies; call it before the long imports.
+
+    Only Linux can. Until somebody listens to the signal, it ends the process.
+    """
+    if launch_folder() is not None and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1, 0, 0, 0)
+
+
 def follow_launcher(done: threading.Event) -> None:
-    """When the launcher dies, even by kill -9, ask this process to stop as SIGTERM does, so that none is left behind."""
+    """When the launcher dies, even by kill -9, ask this process to stop, so that none is left behind; one that cannot stop is ended."""
 
     def watch() -> None:
-        while not done.wait(_LOOK_EVERY_S):
-            if launcher_is_gone():
-                os.kill(os.getpid(), signal.SIGTERM)
+        while not launcher_is_gone():
+            if done.wait(_LOOK_EVERY_S):
                 return
+        os.kill(os.getpid(), signal.SIGUSR1)  # not SIGTERM: a second one means to leave without saving
+        if not done.wait(_SAVING_S):
+            os._exit(1)
 
     threading.Thread(target=watch, name="follow-launcher", daemon=True).start()

@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -22,7 +22,7 @@ from llamahome.distributed import failures, meeting
 from llamahome.errors import ConfigError, LeftAtOnce, LlamaHomeError, MachineError, Problem
 
 if TYPE_CHECKING:
-    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from llamahome.distributed.agent import Agent
 
 MODULE = ("-m", "llamahome")
 _FORWARDED = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGHUP: signal.SIGTERM, signal.SIGUSR1: signal.SIGUSR1}
@@ -79,17 +79,21 @@ def needs_launch(config: DistributedConfig, environment: Mapping[str, str], *, g
     return 0 if size == 1 else size // config.num_nodes
 
 
-def launch(command_argv: Sequence[str], config: DistributedConfig, *, entry: Sequence[str] = MODULE) -> int:
+def launch(
+    command_argv: Sequence[str], config: DistributedConfig, *, entry: Sequence[str] = MODULE, say: Callable[[str], None] = lambda _: None
+) -> int:
     """Run `python -m llamahome <command_argv>` as all processes of this machine; the exit status when it was told already.
 
+    A process that dies is no end while distributed.max_restarts allows: all start again and go on with the run; `say` is told.
     Raises what the first failing process raised (its kind, problems and exit status), MachineError distributed.process-killed
     when one was killed, LeftAtOnce when it was told to stop before anything could be saved.
     """
     from torch.distributed.elastic.agent.server.api import WorkerSpec
-    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
     from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+    from llamahome.distributed.agent import ENDLESS, Agent, Alone, GroupEnded, Orders
 
     count = needs_launch(config, {})
     if config.num_nodes > 1:
@@ -97,26 +101,33 @@ def launch(command_argv: Sequence[str], config: DistributedConfig, *, entry: Seq
     with tempfile.TemporaryDirectory(prefix="llamahome-launch-") as name:
         folder = Path(name)
         spoken_by = 0 if config.node_rank == 0 else -1
+        asked: list[int] = []
+        statuses: dict[int, int] = {}
         with _prepared(folder):
-            rendezvous: RendezvousHandler = get_rendezvous_handler(RendezvousParameters(**meeting.parameters(config, folder)))
+            rendezvous: RendezvousHandler = Alone()
+            if config.num_nodes > 1:
+                rendezvous = get_rendezvous_handler(RendezvousParameters(**meeting.parameters(config, folder)))
             spec = WorkerSpec(
                 role="llamahome",
                 local_world_size=count,
                 entrypoint=sys.executable,
                 args=tuple(word.replace("$", "$$") for word in (*entry, *command_argv)),  # the agent fills in ${local_rank}
                 rdzv_handler=rendezvous,
-                max_restarts=0,
+                max_restarts=ENDLESS,
                 monitor_interval=0.1,
                 master_addr=config.master_addr if config.num_nodes > 1 else None,
                 master_port=config.master_port if config.num_nodes > 1 else None,
                 local_addr="127.0.0.1" if config.num_nodes == 1 else None,
             )
             quiet = {local: Std.ALL for local in range(count) if local != spoken_by}
-            agent = LocalElasticAgent(spec, DefaultLogsSpecs(log_dir=str(folder / "output"), redirects=quiet))
-            with _forwarding(agent) as asked, meeting.reaching(config):
-                result = agent.run()
+            orders = Orders(folder=folder, max_restarts=config.max_restarts if config.num_nodes == 1 else 0, asked=asked, say=say)
+            agent = Agent(spec, DefaultLogsSpecs(log_dir=str(folder / "output"), redirects=quiet), orders)
+            with _forwarding(agent, asked), meeting.reaching(config):
+                try:
+                    agent.run()
+                except GroupEnded as ended:
+                    statuses = ended.statuses
                 rendezvous.shutdown()
-        statuses = {rank: failure.exitcode for rank, failure in result.failures.items()} if result is not None else {}
         return _outcome(folder, statuses, spoken_by=spoken_by, asked=asked)
 
 
@@ -126,6 +137,7 @@ def _prepared(folder: Path) -> Iterator[None]:
     settings = {
         failures.LAUNCH_FOLDER: str(folder),
         failures.LAUNCHER_PID: str(os.getpid()),
+        failures.BEGUN: "",
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # or the agent opens a port on all interfaces
         "TORCHELASTIC_SIGNALS_TO_HANDLE": "",  # none: _forwarding does it
     }
@@ -148,9 +160,8 @@ def _prepared(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _forwarding(agent: "LocalElasticAgent") -> Iterator[list[int]]:
-    """Pass each signal on to every worker once (they are out of the terminal's reach); yields the signals that came."""
-    asked: list[int] = []
+def _forwarding(agent: "Agent", asked: list[int]) -> Iterator[None]:
+    """Pass each signal on to every worker once (they are out of the terminal's reach) and note it in `asked`."""
 
     def forward(number: int, frame: FrameType | None) -> None:
         asked.append(number)
@@ -164,12 +175,12 @@ def _forwarding(agent: "LocalElasticAgent") -> Iterator[list[int]]:
                 continue
 
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield
         return
     heard = [number for number in _FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
     before = {number: signal.signal(number, forward) for number in heard}
     try:
-        yield asked
+        yield
     finally:
         for number, action in before.items():
             signal.signal(number, action)
@@ -186,6 +197,8 @@ def _outcome(folder: Path, statuses: Mapping[int, int], *, spoken_by: int, asked
         return statuses[spoken_by]
     if asked and not told:
         raise LeftAtOnce(Problem(code="run.left-at-once", message=f"stopped by {signal.Signals(asked[-1]).name} before anything was saved"))
+    if not told and all(status == -signal.SIGTERM for status in statuses.values()):
+        raise LeftAtOnce(Problem(code="run.left-at-once", message="a process was stopped by SIGTERM before anything was saved"))
     killed = {rank: status for rank, status in statuses.items() if status < 0 and status != -signal.SIGTERM}
     if killed:
         raise MachineError(_killed(*min(killed.items())))
@@ -207,8 +220,9 @@ def _killed(rank: int, status: int) -> Problem:
 
 def _found_in_output(folder: Path, rank: int, status: int) -> LlamaHomeError:
     """For a process that ended before it could leave word: the end of what it wrote to stderr, and the same exit status."""
-    streams = list(folder.glob("output/*/attempt_0/*/stderr.log"))
-    processes = len(list(folder.glob("output/*/attempt_0/*")))
+    attempt = max(folder.glob("output/*/attempt_*"), key=lambda path: int(path.name.removeprefix("attempt_")))
+    streams = list(attempt.glob("*/stderr.log"))
+    processes = len(list(attempt.glob("*")))
     mine = [path for path in streams if int(path.parent.name) == rank % processes]
     written = mine[0].read_text(encoding="utf-8", errors="replace").strip() if mine else ""
     excerpt = "\n".join(written.splitlines()[-_EXCERPT_LINES:]) or None

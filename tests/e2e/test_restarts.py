@@ -1,0 +1,113 @@
+"""Processes of a run are killed: the others notice, all start again, and the weights are those of an undisturbed run, to the bit."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+from tests.e2e.test_processes import steps_done, workers_of
+from tests.support.projects import Project, wait_until
+
+WORDS = ("chats.jsonl", "--world-size", "2", "--epochs", "4", "--set", "checkpoint.every=2 steps", "--set", "checkpoint.keep_last=100")
+
+
+def ranks_of(launcher: int) -> dict[int, psutil.Process]:
+    """The processes that a launcher runs now, by their number."""
+    found = {}
+    for child in psutil.Process(launcher).children():
+        try:
+            found[int(child.environ()["RANK"])] = child
+        except (psutil.NoSuchProcess, psutil.AccessDenied, KeyError):
+            continue
+    return found
+
+
+def killed(project: Project, when: Callable[[], bool], victims: list[int], *words: str) -> tuple[int, str]:
+    """Train, end the process of each number in `victims` by kill -9 when `when` says so; exit status and stderr."""
+    with project.start("train-distributed", *WORDS, *words) as launcher:
+        for victim in victims:
+            wait_until(lambda: when() or launcher.poll() is not None, seconds=120)
+            process = ranks_of(launcher.pid).get(victim) if launcher.poll() is None else None
+            if process is not None:
+                process.kill()
+                wait_until(lambda gone=process: not gone.is_running() or gone.status() == psutil.STATUS_ZOMBIE)
+        _, err = launcher.communicate(timeout=240)
+    return launcher.returncode, err
+
+
+@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_killed_process_is_no_end_and_leaves_no_trace_in_the_weights(project: Project, victim: int) -> None:
+    project.shell("train-distributed", *WORDS).expect(0)
+    straight, weights = project.run.by_step("train/loss"), project.run.weights()
+    before = project.run.root.resolve()
+    status, err = killed(project, lambda: project.run.root.resolve() != before and 4 in project.run.checkpoints, [victim])
+    assert status == 0, err
+    assert f"process {victim} was killed by SIGKILL: starting all processes again from the newest checkpoint (1 of 3)" in err
+    assert "Traceback" not in err and "error[" not in err
+    assert len(project.runs()) == 2, "the second attempt goes on in the folder of the first"
+    assert project.run.weights() == weights
+    assert project.run.by_step("train/loss") == straight
+    assert workers_of(project) == []
+
+
+def test_without_a_restart_left_the_killed_process_is_told(project: Project) -> None:
+    status, err = killed(project, lambda: steps_done(project), [1], "--set", "distributed.max_restarts=0")
+    assert status == 4 and err.count("error[") == 1
+    assert "error[distributed.process-killed]: process 1 was killed by SIGKILL" in err
+    assert workers_of(project) == []
+
+
+@pytest.mark.slow
+def test_a_process_killed_before_the_first_checkpoint_begins_the_same_run_anew(project: Project) -> None:
+    status, err = killed(project, lambda: steps_done(project), [0], "--set", "checkpoint.every=1 h")
+    assert status == 0, err
+    assert len(project.runs()) == 1
+    assert list(project.run.by_step("train/loss")) == list(range(1, 21))
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_leave_the_weights_of_an_undisturbed_run(project: Project) -> None:
+    begin = time.monotonic()
+    project.shell("train-distributed", *WORDS).expect(0)
+    seconds, weights = time.monotonic() - begin, project.run.weights()
+    struck = 0
+    for seed in range(20):
+        source = random.Random(seed)
+        with project.start("train-distributed", *WORDS) as launcher:
+            time.sleep(source.uniform(0.3, 1.0) * seconds)
+            ranks = ranks_of(launcher.pid) if launcher.poll() is None else {}
+            if ranks:
+                ranks[source.choice(sorted(ranks))].kill()
+                struck += 1
+            _, err = launcher.communicate(timeout=240)
+        assert launcher.returncode == 0, err
+        assert project.run.weights() == weights, f"seed {seed}"
+        assert workers_of(project) == []
+    assert struck >= 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["launcher", 0, 1])
+def test_sigterm_to_any_process_saves_once_and_ends_all_with_75(project: Project, whom: str | int) -> None:
+    words = (*WORDS[:3], "--epochs", "200")
+    with project.start("train-distributed", *words) as launcher:
+        wait_until(lambda: steps_done(project), seconds=120)
+        os.kill(launcher.pid if whom == "launcher" else ranks_of(launcher.pid)[whom].pid, signal.SIGTERM)
+        _, err = launcher.communicate(timeout=120)
+    assert launcher.returncode == 75, err
+    assert err.count("stopped[run.stopped]") == 1 and "error[" not in err and "starting all" not in err
+    assert len([event for event in project.run.lines("events") if event["kind"] == "saved"]) == 1
+    assert workers_of(project) == []
+
+
+@pytest.mark.slow
+def test_kill_9_of_the_launcher_ends_all_processes_with_a_checkpoint(project: Project) -> None:
+    with project.start("train-distributed", *WORDS[:3], "--epochs", "200") as launcher:
+        wait_until(lambda: steps_done(project), seconds=120)
+        launcher.kill()
+        launcher.communicate(timeout=60)
+    wait_until(lambda: workers_of(project) == [], seconds=60)
+    assert len(project.run.checkpoints) == 1
