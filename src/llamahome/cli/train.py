@@ -190,8 +190,10 @@ def _launched(loaded: "LoadedConfig") -> bool:
     """Check the settings; start the processes when there must be more than this one, and leave with their exit status when it is not 0."""
     from llamahome.config.check import check_config
     from llamahome.distributed.launch import launch, needs_launch
+    from llamahome.distributed.processors import share_processors
     from llamahome.errors import ConfigError
 
+    share_processors(os.environ)  # before GPUs are counted, for which torch is imported
     if problems := check_config(loaded.config, loaded.origins):
         raise ConfigError(problems)
     count = needs_launch(loaded.config.distributed, os.environ)
