@@ -14,7 +14,7 @@ FLOORS = (
     {"distributed"},
     {"data", "model", "checkpoint", "monitoring", "planning"},
     {"training", "dashboard"},
-    {"pipeline", "assembly", "run_parts", "conversation"},
+    {"pipeline", "assembly", "run_parts", "conversation", "outlook"},
     {"cli"},
     {"__main__"},
 )
@@ -23,7 +23,7 @@ FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 OPEN_FLOORS = (0, 5)
 
 BORDERS = {
-    "transformers": r"data/text/tokens|model/(load|starter|export|generate|attention)",
+    "transformers": r"data/text/tokens|model/(load|skeleton|starter|export|generate|attention)",
     "peft": r"model/(lora|adapter)",
     "ruamel": r"config/\w+",
     "yaml": r"nowhere",

@@ -34,6 +34,7 @@ ELSEWHERE = {
     r"make$": "tests/test_make.py",
     r".*--num-nodes|.*NUM_NODES=": "several machines: tests/distributed/test_launch.py",
     r".*(--world-size|WORLD_SIZE=) ?(4|8)": "four processes: tests/e2e/test_processes.py",
+    r"llamahome plan\b": "tests/planning/test_outlook.py",
     r"llamahome data (check|stats)\b": "tests/data and tests/cli run them on data of every kind",
 }
 """Commands that are run by other tests, by pattern."""

@@ -1,0 +1,211 @@
+"""What a run would be, before it starts: its parts placed as a run places them, on processes or weights that do not exist.
+
+    simulate   any config on any number of ranks: the placement and one step of a run, rehearsed on two shallow models without weights
+
+Only shapes are computed. What is counted in the rehearsal is handed to planning/, which knows no model.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from llamahome.assembly import default_micro_batch
+from llamahome.config.load import LoadedConfig, with_values
+from llamahome.config.schema import Config
+from llamahome.distributed.imagined import Seen, Witness, imagined_world
+from llamahome.distributed.world import World
+from llamahome.errors import ConfigError, Problem
+from llamahome.model.load import CausalLM
+from llamahome.model.lora import add_lora
+from llamahome.model.objective import Objective
+from llamahome.model.place import LARGEST_SHARE, activation_bytes, place
+from llamahome.model.precision import Precision, choose_precision
+from llamahome.model.shard import replicated, sharded
+from llamahome.model.skeleton import count_weights, pretend, read_shape, require_layers, skeleton
+from llamahome.model.strategy import Chosen, choose_strategy, weight_bytes
+from llamahome.planning.forecast import STRATEGIES, Cluster, Forecast, Strategy, Work, forecast, layout_of, remedy
+from llamahome.planning.shapes import CONFIGS, Part, Shape
+from llamahome.planning.traffic import Exchange, Group, extended
+
+_DEPTHS = (2, 3)
+"""Layers of the models that are placed: with one more layer everything that a layer brings comes once more."""
+_REHEARSED_TOKENS = 16
+"""Of a pass: what is exchanged does not depend on it."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """One step of one strategy as a shallow model did it."""
+
+    first_pass: list[Exchange]
+    """Exchanges of a pass that is not the last of its step."""
+    last_pass: list[Exchange]
+    """Those of the last one and of the end of the step."""
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What was found for every strategy, and which one a run would take."""
+
+    shape: Shape
+    cluster: Cluster
+    work: Work
+    forecasts: dict[Strategy, Forecast]
+    remedies: dict[Strategy, str | None]
+    """For a strategy that does not fit: settings with which it does."""
+    chosen: Strategy
+    """By the rule of a run, which looks at weights and memory alone: it need not fit."""
+    reason: str
+
+
+def simulate(loaded: LoadedConfig, cluster: Cluster, *, passes: int, target_share: float) -> Simulation:
+    """Place the configured model on the ranks of `cluster` and predict a step of `passes` full micro-batches on each of them.
+
+    Raises ConfigError: an unknown model, or one whose layers are not alike.
+    """
+    if loaded.config.training.mixed_precision == "auto":  # the device is not here to be probed
+        loaded = with_values(loaded, {"training.mixed_precision": "bf16"}, origin=f"simulated {cluster.device.name}")
+    config = loaded.config
+    precision = choose_precision(config, torch.device("cpu"))
+    read = require_layers(read_shape(config.model.name, CONFIGS), config.model.name)
+    layers = int(read.get_text_config().num_hidden_layers)
+    wished = config.training.micro_batch_tokens
+    tokens = default_micro_batch(World(0, 1, 0, torch.device("cuda"))) if wished == "auto" else wished
+    shape, kept = _measure(config, precision, read, layers, tokens)
+    length = min(config.data.max_length, tokens)
+    wanted = config.training.gradient_checkpointing
+    work = Work(tokens, passes, length, target_share, kept, None if wanted == "auto" else wanted, LARGEST_SHARE)
+    apart, stored, computed = config.training.method == "lora", precision.storage.itemsize, precision.compute.itemsize
+    forecasts: dict[Strategy, Forecast] = {}
+    for strategy in _possible(cluster):
+        layout = layout_of(strategy, cluster, stored=stored, computed=computed, apart=apart)
+        counted = _counted(config, precision, read, layers, strategy=strategy, cluster=cluster, passes=passes)
+        forecasts[strategy] = forecast(strategy, shape, layout, cluster, work=work, counted=counted)
+    remedies = {
+        name: None if found.fits else remedy(name, shape, cluster, layout=found.layout, work=work) for name, found in forecasts.items()
+    }
+    chosen = _choose(config, precision, shape, cluster)
+    return Simulation(shape, cluster, work, forecasts, remedies, chosen.strategy, chosen.reason)
+
+
+def _choose(config: Config, precision: Precision, shape: Shape, cluster: Cluster) -> Chosen:
+    """As a run does that finds the whole memory of its devices free."""
+    method = config.training.method
+    loaded = shape.weights if method == "full" else shape.weights - shape.trained
+    needed = weight_bytes(loaded, method=method, storage=precision.storage)
+    world = World(0, cluster.ranks, 0, torch.device("cpu"), min(cluster.per_node, cluster.ranks))
+    return choose_strategy(config.distributed.strategy, method=method, needed=needed, free=cluster.device.memory_bytes, world=world)
+
+
+def _possible(cluster: Cluster) -> list[Strategy]:
+    if cluster.ranks == 1:
+        return ["replicate"]
+    return [name for name in STRATEGIES if name != "hybrid" or 1 < cluster.per_node < cluster.ranks]
+
+
+def _prepared(config: Config, precision: Precision, read: Any, layers: int) -> CausalLM:
+    """A model of `layers` without weights, with what is trained on it."""
+    model = skeleton(read, layers=layers, dtype=precision.storage)
+    if config.training.method == "lora":
+        add_lora(model, config.lora, base=config.model.name, seed=config.training.seed, lean=not precision.autocast)
+    return model
+
+
+def _measure(config: Config, precision: Precision, read: Any, layers: int, tokens: int) -> tuple[Shape, int]:
+    """Weights of a layer and of the rest, and what a pass keeps for its backward pass, from models of two depths and of all layers."""
+    few, many = (_prepared(config, precision, read, depth) for depth in _DEPTHS)
+    heads = few.get_output_embeddings().weight, many.get_output_embeddings().weight
+    first, second = count_weights(few, heads[0]), count_weights(many, heads[1])
+    layer = {key: (second[key] - first[key]) // (_DEPTHS[1] - _DEPTHS[0]) for key in first}
+    rest = {key: first[key] - _DEPTHS[0] * layer[key] for key in first}
+    text = read.get_text_config()
+    heads_width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    shape = Shape(
+        name=config.model.name,
+        layers=layers,
+        layer=Part(**layer),
+        rest=Part(**rest),
+        hidden=text.hidden_size,
+        attention=heads_width,
+        head=heads[0].numel(),
+        head_trained=heads[0].requires_grad,
+    )
+    whole = skeleton(read, layers=layers, dtype=precision.storage)
+    if sum(each.numel() for each in whole.parameters()) != shape.weights - (shape.trained if shape.layer.frozen else 0):
+        message = f"the {layers} layers of {config.model.name} are not alike, so they cannot be planned from a few of them"
+        raise ConfigError(Problem(code="model.unplannable", message=message, where="model.name", hint="--model llama-3-8b"))
+    longest = min(config.data.max_length, tokens)
+    return shape, activation_bytes(whole, tokens, longest=longest, precision=precision, backend="sdpa")
+
+
+def _counted(
+    config: Config, precision: Precision, read: Any, layers: int, *, strategy: Strategy, cluster: Cluster, passes: int
+) -> list[Exchange]:
+    """The exchanges of a step of the whole model."""
+    if cluster.ranks == 1:
+        return []
+
+    def step(depth: int) -> list[Exchange]:
+        once = rehearse(_prepared(config, precision, read, depth), precision, cluster, strategy=strategy, passes=min(passes, 2))
+        return once.first_pass * (passes - 1) + once.last_pass
+
+    few, many = step(_DEPTHS[0]), step(_DEPTHS[1])
+    try:
+        return extended(few, many, depths=_DEPTHS, layers=layers)
+    except ValueError:  # buckets of gradients that hold parts of several layers
+        return step(layers)
+
+
+def rehearse(model: CausalLM, precision: Precision, cluster: Cluster, *, strategy: Strategy, passes: int = 2) -> Rehearsal:
+    """Place `model` (on the meta device) and do a step of one or two passes; returns what was exchanged."""
+    with imagined_world(cluster.ranks, local_size=min(cluster.per_node, cluster.ranks)) as world:
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        with fake:
+            pretend(model)
+        run = _placed(model, precision, world, strategy)
+        with fake, Witness() as witness:
+            if passes > 1:
+                run(False)
+            between = len(witness.seen)
+            run(True)
+        first, last = witness.seen[:between], witness.seen[between:]
+    return Rehearsal([_exchange(each, cluster) for each in first], [_exchange(each, cluster) for each in last])
+
+
+def _placed(model: CausalLM, precision: Precision, world: World, strategy: Strategy) -> Callable[[bool], None]:
+    """Place `model` as a run does; returns its forward and backward pass, which takes whether it is the last of its step."""
+    place(model, world=world, checkpointing=False, sync_batch_norm=False)
+    if strategy == "replicate":
+        placement = replicated(model, world)
+    else:
+        placement = sharded(model, world, strategy=strategy, precision=precision)
+    objective = Objective(model, "sdpa", precision, placement.within)
+
+    def run(last: bool) -> None:
+        loss = objective.loss_sum(_Document())
+        placement.exchange.before_backward(last=last)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if last:
+            placement.exchange.finish(loss.detach())
+
+    return run
+
+
+class _Document:
+    """One short document, all of it learned."""
+
+    def __init__(self) -> None:
+        self.tokens_T = torch.zeros(_REHEARSED_TOKENS, dtype=torch.int64)
+        self.positions_T = torch.arange(_REHEARSED_TOKENS)
+        self.lengths = (_REHEARSED_TOKENS,)
+        self.rows_N = torch.arange(_REHEARSED_TOKENS - 1)
+        self.labels_N = torch.zeros(_REHEARSED_TOKENS - 1, dtype=torch.int64)
+
+
+def _exchange(seen: Seen, cluster: Cluster) -> Exchange:
+    """The same for planning/, which needs the number of ranks and how many of them sit on the machine of rank 0."""
+    here = sum(rank < cluster.per_node for rank in seen.ranks)
+    return Exchange(seen.kind, seen.whole_bytes, Group(len(seen.ranks), here))  # type: ignore[arg-type]

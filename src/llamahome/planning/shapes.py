@@ -1,0 +1,84 @@
+"""What a plan has to know of a model, in plain numbers, and a few well-known shapes for which nothing has to be fetched.
+
+Layers are taken to be alike: a model is what its layers are, times their number, and a rest (embeddings, last norm, output head).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_LLAMA_3 = {"model_type": "llama", "num_key_value_heads": 8, "vocab_size": 128_256, "max_position_embeddings": 8192, "rope_theta": 5e5}
+CONFIGS: Mapping[str, Mapping[str, Any]] = {
+    "smollm2-135m-instruct": {
+        "model_type": "llama",
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49_152,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+    },
+    "llama-3-8b": _LLAMA_3 | {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "llama-3-70b": _LLAMA_3 | {"hidden_size": 8192, "intermediate_size": 28_672, "num_hidden_layers": 80, "num_attention_heads": 64},
+}
+"""What stands in the config.json of these models, as far as it decides their size. Sources: "The Llama 3 Herd of Models" (arXiv
+2407.21783, table 3); docs/log.md for the starter."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Weights of one layer, or of everything outside the layers."""
+
+    frozen: int
+    trained: int
+    products: int
+    """Weights that every token is multiplied with, adapters included: no embeddings, no norms, no output head."""
+    trained_products: int
+
+    @property
+    def weights(self) -> int:
+        """All of them."""
+        return self.frozen + self.trained
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model with what is trained on it."""
+
+    name: str
+    layers: int
+    layer: Part
+    rest: Part
+    hidden: int
+    attention: int
+    """Heads times head size."""
+    head: int
+    """Weights of the output head, whether it shares them with the embeddings or not."""
+    head_trained: bool
+
+    @property
+    def weights(self) -> int:
+        """Of the whole model, adapters included."""
+        return self.layers * self.layer.weights + self.rest.weights
+
+    @property
+    def trained(self) -> int:
+        """Weights that learn."""
+        return self.layers * self.layer.trained + self.rest.trained
+
+
+def flops_per_token(shape: Shape, *, length: float, target_share: float, recomputes: bool) -> float:
+    """Floating-point operations that a token of documents of `length` needs, forward and backward.
+
+    A weight costs 2 forward, 2 for the gradient of its input and, if it is trained, 2 for its own. A query sees half of its document on
+    average: 2 * length * (heads * size) a layer forward, twice that backward. With `recomputes` each layer's forward is done twice.
+    """
+    part = shape.layer
+    attention = 2.0 * length * shape.attention
+    layer = 4.0 * part.products + 2.0 * part.trained_products + 3.0 * attention
+    if recomputes:
+        layer += 2.0 * part.products + attention
+    rest = 4.0 * shape.rest.products + 2.0 * shape.rest.trained_products
+    return shape.layers * layer + rest + target_share * shape.head * (6.0 if shape.head_trained else 4.0)

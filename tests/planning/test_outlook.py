@@ -1,0 +1,108 @@
+"""A rehearsal makes the exchanges that the formula says, at any depth, for every strategy and method."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.support.models import tiny_config
+from typer.testing import CliRunner
+
+from llamahome.cli.app import app
+from llamahome.config.load import load_config
+from llamahome.errors import ConfigError, LlamaHomeError, UsageError
+from llamahome.outlook import simulate
+from llamahome.planning.forecast import Cluster
+from llamahome.planning.hardware import DEVICES
+
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 5, "vocab_size": 640}
+
+
+@pytest.fixture(scope="module")
+def shape(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shape")
+    (folder / "config.json").write_text(json.dumps(tiny_config("llama", **SIZES, tie_word_embeddings=False).to_dict()))
+    return folder
+
+
+def run(*words: str) -> str:
+    result = CliRunner().invoke(app, ["plan", "--simulate", *words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_what_is_counted_is_what_the_formula_says(shape: Path, method: str, passes: int, tmp_path: Path) -> None:
+    flags = {"model.name": ("--model", str(shape)), "training.method": ("--method", method)}
+    loaded = load_config(flags=flags, environment={}, folder=tmp_path)
+    found = simulate(loaded, Cluster(DEVICES["h100"], 16, 8), passes=passes, target_share=1.0)
+    assert set(found.forecasts) == {"replicate", "shard", "hybrid"} and found.chosen == "replicate"
+    for each in found.forecasts.values():
+        assert each.sent_bytes == pytest.approx(each.sent_by_formula, rel=0.01), each.strategy
+    gathered = found.forecasts["shard"].exchanges["all_gather"]
+    assert gathered == passes * (2 * 5 + 1)
+    if method == "lora":
+        assert "reduce_scatter" not in found.forecasts["shard"].exchanges, "frozen weights have no gradients to send"
+        assert found.forecasts["replicate"].exchanges == {"all_reduce": 1}
+    else:
+        assert found.forecasts["shard"].exchanges["reduce_scatter"] == 5 + 1, "once a step, not once a pass"
+
+
+def test_the_plan_of_a_thousand_ranks_has_stable_keys(shape: Path) -> None:
+    told = json.loads(run("--model", str(shape), "--world-size", "1024", "--json"))
+    assert set(told) == {"simulated", "model", "cluster", "work", "strategies", "chosen", "reason"}
+    assert set(told["strategies"]["hybrid"]["memory_bytes"]) == {
+        *("weights", "gradients", "optimizer", "activations", "loss", "buffers", "total")
+    }
+    assert told["cluster"]["ranks"] == 1024 and told["strategies"]["shard"]["fits"]
+
+
+def test_people_see_what_does_not_fit_and_what_would_mend_it(shape: Path) -> None:
+    tight = ["--device-memory", "150 MB", "--set", "training.micro_batch_tokens=8192", "--set", "data.max_length=512"]
+    text = run("--model", str(shape), "--world-size", "1", *tight)
+    assert "does not fit; it would with --set" in text
+    hint = text.split("it would with ")[1].splitlines()[0].split()
+    assert "does not fit" not in run("--model", str(shape), "--world-size", "1", *tight, *hint)
+
+
+BAD = {
+    "unknown model": (["--model", "nonsense", "--world-size", "8"], ConfigError, "model.no-config"),
+    "no processes": (["--world-size", "0"], ConfigError, "config.out-of-range"),
+    "uneven machines": (["--world-size", "9", "--num-nodes", "2"], ConfigError, "config.uneven-world"),
+    "not whole machines": (["--world-size", "12"], ConfigError, "distributed.world-size-not-divisible"),
+    "unknown device": (["--world-size", "8", "--device", "h1000"], UsageError, "usage.bad-choice"),
+    "memory without a unit": (["--world-size", "8", "--device-memory", "80"], UsageError, "usage.bad-choice"),
+    "no speed": (["--world-size", "8", "--device-tflops", "0"], UsageError, "usage.bad-choice"),
+    "more than all": (["--world-size", "8", "--mfu", "1.5"], UsageError, "usage.bad-choice"),
+    "no size": ([], UsageError, "usage.bad-choice"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_has_a_code_and_a_hint(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words, kind, code = BAD[case]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LlamaHomeError) as caught:
+        run(*words)
+    assert isinstance(caught.value, kind) and [problem.code for problem in caught.value.problems] == [code]
+    assert caught.value.problems[0].hint
+
+
+@pytest.mark.parametrize("change", [{"num_hidden_layers": 0}, {"model_type": "no-such-thing"}])
+def test_a_config_without_layers_or_of_nothing_known_is_refused(shape: Path, change: dict[str, object], tmp_path: Path) -> None:
+    values = json.loads((shape / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError) as caught:
+        run("--model", str(tmp_path), "--world-size", "8")
+    assert caught.value.problems[0].code == "model.unplannable"
+
+
+def test_bad_words_are_told_without_torch() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from llamahome.cli.app import app\n"
+        "assert CliRunner().invoke(app, ['plan', '--simulate', '--world-size', '0']).exit_code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
