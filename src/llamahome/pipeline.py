@@ -135,6 +135,8 @@ def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Coll
         note_run(paths.root)  # not before: what is to be set aside must not look like the newest checkpoint
         state = replace(saved.state, micro_batch_tokens=int(loaded.config.training.micro_batch_tokens))
         session.progress.say(f"resuming {paths.run_id} after step {state.step:,}, at row {state.consumed:,}")
+        if state.step >= plan.horizon:
+            session.progress.say(f"nothing is left to do; to go on: {_further(paths, loaded, state)}")
         return _run(session, replace(job, loaded=loaded, start=state.consumed), plan, learner, paths, state)
 
 
@@ -168,7 +170,19 @@ def model_folder(target: str, loaded: LoadedConfig, *, say: Callable[[str], None
     if target == "latest" or any((folder / "run_id").is_file() for folder in (RUNS / target, Path(target))):
         paths, checkpoint = resolve(target)
         return paths.final if paths.final.is_dir() else (checkpoint or store.choose(paths, warn=lambda _: None)) / store.MODEL
-    return find_model(target, revision=loaded.config.model.revision, say=say)
+    try:
+        return find_model(target, revision=loaded.config.model.revision, say=say)
+    except ConfigError as error:
+        raise ConfigError([_as_argument(problem) for problem in error.problems]) from error
+
+
+def _as_argument(problem: Problem) -> Problem:
+    """What is told of the setting model.name, told of a model that stands alone on the command line."""
+    if problem.code != "model.not-found":
+        return problem
+    near = (problem.hint or "").removeprefix("--model ")
+    hint = f"{near}, or what `llamahome models list` and `llamahome runs list` show"
+    return replace(problem, message=problem.message.replace("no model", "no run and no model"), where="MODEL", hint=hint)
 
 
 def _prepare(data_path: str | Sequence[str], loaded: LoadedConfig, session: Session) -> Job:
@@ -261,6 +275,14 @@ def _evaluate_first(session: Session, answers: Answers, state: TrainerState) -> 
     first = {"evaluation": asdict(found) if found is not None else None, "answers": answers.said[0] if answers.said else []}
     state = replace(state, extra={**state.extra, "first": first})
     return state if found is None else after_evaluation(state, found)
+
+
+def _further(paths: RunPaths, loaded: LoadedConfig, state: TrainerState) -> str:
+    """The command that goes on with a run that has reached its end."""
+    more = f"--epochs {2 * loaded.config.training.epochs:g}"
+    if loaded.config.training.max_steps is not None:
+        more = f"--max-steps {2 * state.step}"
+    return f"llamahome train-resume {as_typed(paths.root)} {more}"
 
 
 def _stopped(outcome: Outcome, plan: Plan, paths: RunPaths) -> Problem:

@@ -154,9 +154,13 @@ MISTAKES = {
     "an output where nobody may write": Mistake(
         4, ["machine.output-not-writable"], ["/proc/here"], ("train", "chats.jsonl", "--output", "/proc/here")
     ),
-    "evaluation of a model that is not there": Mistake(2, ["model.not-found"], ["nobody"], ("train-eval", "nobody", "chats.jsonl")),
+    "evaluation of a model that is not there": Mistake(
+        2, ["model.not-found"], ["nobody", "runs list"], ("train-eval", "nobody", "chats.jsonl")
+    ),
     "evaluation on data that is not there": Mistake(3, ["data.not-found"], ["nothing.jsonl"], ("train-eval", "tiny", "nothing.jsonl")),
-    "a chat with nobody": Mistake(2, ["model.not-found"], ["nobody"], ("chat", "nobody", "--prompt", "hello")),
+    "a chat with nobody": Mistake(
+        2, ["model.not-found"], ["nobody", "help: smollm2-135m-instruct, or"], ("chat", "nobody", "--prompt", "hello")
+    ),
     "a run that is not there": Mistake(2, ["run.unknown"], ["nothing"], ("runs", "show", "nothing")),
     "a model to look at that is not there": Mistake(2, ["model.not-here"], ["nothing"], ("models", "info", "nothing")),
     "a row that is not there": Mistake(2, ["usage.no-such-row"], ["99"], ("data", "show", "chats.jsonl", "--row", "99")),

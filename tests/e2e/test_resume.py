@@ -120,7 +120,11 @@ def test_resuming_a_finished_run_leaves_it_as_it_is(project: Project, straight: 
     after = project.files()
     assert {path: after[path] for path in before} == before
     assert Course.of(project.run) == straight["lora"]
-    assert "finished after 8 steps" in again.out
+    assert "finished after 8 steps" in again.out and "held-out loss" in again.out
+    folder = f"output/runs/{project.runs()[0]}"
+    assert f"nothing is left to do; to go on: llamahome train-resume {folder} --epochs" in again.err
+    capped = project.type("train-resume", "latest", "--epochs", "50", "--max-steps", "8").expect(0)
+    assert f"to go on: llamahome train-resume {folder} --max-steps 16" in capped.err
 
 
 def test_an_older_checkpoint_begins_another_course_with_one_record_per_step(project: Project, straight: dict[str, Course]) -> None:
@@ -132,7 +136,7 @@ def test_an_older_checkpoint_begins_another_course_with_one_record_per_step(proj
 
 def test_more_epochs_can_be_asked_for_at_resume(project: Project) -> None:
     project.type("train", "chats.jsonl").expect(0)
-    project.type("train-resume", "latest", "--set", "training.epochs=2").expect(0)
+    project.type("train-resume", "latest", "--epochs", "2").expect(0)
     assert list(project.run.by_step("train/loss")) == list(range(1, 11))
     shown = project.type("runs", "show", "latest", "--json").expect(0).json
     assert shown["settings"]["training.epochs"] == 2 and shown["horizon"] == 10

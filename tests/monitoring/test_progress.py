@@ -3,6 +3,7 @@ import itertools
 import math
 import os
 import pty
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -289,3 +290,11 @@ def test_a_reader_that_has_gone_does_not_stop_the_run():
         with progress.phase("data"):
             progress.say("nor this")
         stream.write("and closing the stream does not fail either")
+
+
+def test_a_full_disk_behind_stderr_does_not_end_the_run() -> None:
+    watch = Watch()
+    with open("/dev/full", "w", encoding="utf-8", buffering=1) as stream:
+        whole_run(PlainProgress(stream, now=watch), watch)
+        with suppress(OSError):
+            stream.close()

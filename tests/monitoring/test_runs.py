@@ -131,6 +131,16 @@ def test_a_name_that_is_no_run_gets_the_nearest(name: str, code: str, hint: str)
     assert (caught.value.problems[0].code, caught.value.problems[0].hint) == (code, hint)
 
 
+def test_of_many_runs_that_a_part_may_mean_the_newest_ten_are_shown_newest_first() -> None:
+    for day in range(1, 14):
+        make_run(f"202601{day:02}-000000-amber-finch")
+    with pytest.raises(UsageError) as caught:
+        find_run("amber")
+    (problem,) = caught.value.problems
+    assert problem.excerpt.splitlines() == [f"202601{day:02}-000000-amber-finch" for day in range(13, 3, -1)]
+    assert "13 run ids" in problem.message and problem.hint.endswith("20260113-000000-amber-finch")
+
+
 def test_the_latest_of_no_runs_is_an_error_that_says_how_to_start_one() -> None:
     with pytest.raises(UsageError, match="llamahome train"):
         find_run("latest")

@@ -46,3 +46,12 @@ def test_a_status_that_is_missing_or_broken_is_empty(tmp_path: Path) -> None:
     assert read_status(tmp_path / "status.json") == {}
     (tmp_path / "status.json").write_text("[1]")
     assert read_status(tmp_path / "status.json") == {}
+
+
+def test_a_folder_that_cannot_be_made_is_told_and_costs_nothing(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("a file")
+    said: list[str] = []
+    file = StatusFile(tmp_path / "logs/run/status.json", trouble=DiskTrouble(said.append))
+    file.set("running", step=1, horizon=9, fields={})
+    file.set("finished", step=9, horizon=9, fields={})
+    assert len(said) == 1 and "cannot write" in said[0]

@@ -77,7 +77,7 @@ def _nearest(target: str) -> str:
     if not runs:
         return "llamahome train <data_path>"
     near = difflib.get_close_matches(Path(target).name, [run.name for run in runs], n=3, cutoff=0.5)
-    named = [run.name for run in runs if Path(target).name and Path(target).name in run.name]
+    named = [run.name for run in reversed(runs) if Path(target).name and Path(target).name in run.name]
     shown = (named or near or [run.name for run in reversed(runs)])[:3]
     others = f"   (also near: {', '.join(shown[1:])})" if shown[1:] else ""
     return f"llamahome train-resume {shlex.quote(shown[0])}{others}"

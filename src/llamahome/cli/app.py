@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from typing import Any, NoReturn, cast
 
 import typer
@@ -96,7 +97,8 @@ def _leave_like_a_filter() -> NoReturn:
 
 def _leave(error: LlamaHomeError) -> NoReturn:
     level = "stopped" if isinstance(error, Stopped | LeftAtOnce) else "error"
-    print("\n".join(problem.render(level=level) for problem in error.problems), file=sys.stderr)
+    with suppress(OSError):  # the exit status tells it even where stderr cannot
+        print("\n".join(problem.render(level=level) for problem in error.problems), file=sys.stderr, flush=True)
     sys.exit(error.exit_status)
 
 

@@ -28,10 +28,12 @@ def show_result(result: "Result", data_paths: Sequence[str]) -> None:
     _show_samples(result)
     steps = f"{state.step:,} {'step' if state.step == 1 else 'steps'}"
     print(f"\n{result.outcome.reason} after {steps}, {show_count(state.tokens)} tokens, {show_seconds(state.elapsed_s)}")
-    if result.last is not None and result.first is not None:
-        change = result.last.loss / result.first.loss - 1 if result.first.loss else 0.0
+    loss = result.last.loss if result.last is not None else state.eval_loss
+    if loss is not None and result.first is not None:
+        change = loss / result.first.loss - 1 if result.first.loss else 0.0
         share = f"  ({change:+.1%})" if math.isfinite(change) else ""
-        print(f"held-out loss   {result.first.loss:.4f} -> {result.last.loss:.4f}{share}")
+        print(f"held-out loss   {result.first.loss:.4f} -> {loss:.4f}{share}")
+    if result.last is not None and result.first is not None:
         print(f"perplexity      {result.first.perplexity:.2f} -> {result.last.perplexity:.2f}")
         print(f"token accuracy  {result.first.accuracy:.1%} -> {result.last.accuracy:.1%}")
     if state.best_step is not None and state.best_step != state.step:

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,6 +88,8 @@ def train(
 
 def train_resume(
     target: Annotated[str, typer.Argument(help="A checkpoint, a run folder, a run id, or `latest`.", metavar="CHECKPOINT")],
+    epochs: Epochs = None,
+    max_steps: MaxSteps = None,
     assignments: Assignments = None,
     allow_changed: Annotated[
         list[str] | None, typer.Option("--allow-changed", help="Go on although `data` or `base` changed; may be given again.")
@@ -97,7 +100,7 @@ def train_resume(
 
     Examples:
       llamahome train-resume latest
-      llamahome train-resume output/training/checkpoint-40 --set training.epochs=2
+      llamahome train-resume output/training/checkpoint-40 --epochs 2
     """
     from llamahome.checkpoint.store import CONFIG, choose
     from llamahome.checkpoint.target import resolve
@@ -114,8 +117,10 @@ def train_resume(
         message = f"{unknown[0]!r} cannot be allowed to change; data and base can"
         raise UsageError(Problem(code="usage.bad-choice", message=message, where="--allow-changed", hint="--allow-changed data"))
 
+    flags = {"training.epochs": ("--epochs", epochs), "training.max_steps": ("--max-steps", max_steps)}
+
     def change(saved: Path) -> LoadedConfig:
-        return with_assignments(read_saved_config(saved), assignments or [])
+        return with_assignments(read_saved_config(saved), assignments or [], flags=flags)
 
     paths, folder = resolve(target)
     if _launched(change((folder or choose(paths, warn=lambda _: None)) / CONFIG)):
@@ -183,7 +188,8 @@ def before_torch() -> None:
 
     share_processors(os.environ)
     if os.environ.get("RANK", "0") == "0":
-        print("loading torch and transformers ...", file=sys.stderr, flush=True)
+        with suppress(OSError):  # a full disk behind stderr is no reason to stop
+            print("loading torch and transformers ...", file=sys.stderr, flush=True)
 
 
 def _launched(loaded: "LoadedConfig") -> bool:

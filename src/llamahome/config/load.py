@@ -78,10 +78,12 @@ def with_values(loaded: LoadedConfig, changes: Mapping[str, Any], *, origin: str
     return _build([Entry(key, value, Origin(origins[key])) for key, value in values.items()])
 
 
-def with_assignments(loaded: LoadedConfig, assignments: Sequence[str]) -> LoadedConfig:
-    """The same settings with `section.key=value` texts on top, as --set gives them; raises ConfigError with all mistakes."""
+def with_assignments(
+    loaded: LoadedConfig, assignments: Sequence[str], *, flags: Mapping[str, tuple[str, Any]] | None = None
+) -> LoadedConfig:
+    """The same settings with `flags` (as in load_config) and then --set's `section.key=value` on top; ConfigError with all mistakes."""
     problems: list[Problem] = []
-    entries = assignment_entries(assignments, problems)
+    entries = flag_entries(flags or {}, problems) + assignment_entries(assignments, problems)
     if problems:
         raise ConfigError(problems)
     before = [Entry(key, _value(loaded.config, key), Origin(origin)) for key, origin in loaded.origins.items()]

@@ -57,7 +57,7 @@ class PlainProgress:
             self._line(label + text)
 
     def _write(self, text: str) -> None:
-        """Write and flush; a reader that has gone (`2>&1 | tee`, and Ctrl-C ends tee first) must not cost the checkpoint."""
+        """Write and flush; a reader that has gone (`2>&1 | tee`, and Ctrl-C ends tee first) or a full disk must not cost the training."""
         try:
             self._stream.write(text)
             self._stream.flush()
@@ -65,6 +65,8 @@ class PlainProgress:
             nothing = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nothing, self._stream.fileno())
             os.close(nothing)
+        except OSError:  # of the file that stderr was sent to; what is lost there stands in metrics.jsonl and events.jsonl
+            return
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

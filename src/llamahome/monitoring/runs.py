@@ -202,8 +202,8 @@ def find_run(name: str, root: Path = RUNS) -> RunPaths:
     if len(similar) == 1:
         return open_run(runs[similar[0]].folder)
     if similar:
-        shown = "\n".join(similar[:10])
-        message = f"{name!r} is a part of {len(similar)} run ids"
+        shown = "\n".join(similar[:-11:-1])
+        message = f"{name!r} is a part of {len(similar)} run ids" + (", the newest ten of which are" if len(similar) > 10 else "")
         raise UsageError(
             Problem(code="run.ambiguous", message=message, where="RUN", excerpt=shown, hint=f"llamahome runs show {similar[-1]}")
         )

@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,7 +76,8 @@ class StatusFile:
             fresh.replace(self._path)
             self._trouble.recovered(self._path)
         except OSError as error:
-            fresh.unlink(missing_ok=True)
+            with suppress(OSError):
+                fresh.unlink()
             self._trouble.failed(self._path, error)
 
 
