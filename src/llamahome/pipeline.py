@@ -33,8 +33,9 @@ from llamahome.model.objective import Objective
 from llamahome.model.precision import choose_precision
 from llamahome.monitoring.environment import write_environment
 from llamahome.monitoring.progress import open_progress
-from llamahome.run_parts import Answers, SampleAnswer, make_run, open_recorder, require_space, summary, tell_rows, write_model
+from llamahome.run_parts import Answers, SampleAnswer, make_run, open_recorder, summary, tell_rows
 from llamahome.rundir import NEWEST, RUNS, RunPaths, as_typed, create_run, nearby, open_run, point_newest_to, refuse_unwritable, refuse_used
+from llamahome.saving import require_space, write_final
 from llamahome.training.evaluate import Evaluation
 from llamahome.training.evaluate import evaluate as evaluate_batches
 from llamahome.training.loop import Outcome
@@ -251,8 +252,8 @@ def _run(session: Session, job: Job, plan: Plan, learner: Learner, paths: RunPat
             outcome = train_loop(run, state)
             tell_rows(session, job, run.loader, since=state.step)
             asked = outcome.reason == "asked to stop"
-            if not asked and world.is_main:
-                store.write_folder(paths.final, lambda folder: write_model(job, learner, folder))
+            if not asked:
+                write_final(job, learner, paths, world)
         except BaseException:
             recorder.status("failed", state.step, plan.horizon, **told)
             recorder.event("failed", step=state.step)

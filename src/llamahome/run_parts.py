@@ -1,34 +1,28 @@
 """The moving parts around the loop, made from the settings: recorder, loader, answers, checkpoints, and the `Run` that holds them all."""
 
-import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llamahome.assembly import Job, Learner, Plan, Session, evaluation_batches, flops_per_token
-from llamahome.checkpoint import retention, store
-from llamahome.checkpoint.manifest import Fingerprints
 from llamahome.checkpoint.state import TrainerState
-from llamahome.config.load import dump_config
 from llamahome.config.schema import interval
 from llamahome.data.report import lost_lines
 from llamahome.data.steps.loader import Loader
 from llamahome.data.store.table import ExampleTable
 from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.distributed.world import World
-from llamahome.errors import Problem
 from llamahome.logs import log_to_file
-from llamahome.model.adapter import save_model
 from llamahome.model.generate import generate
 from llamahome.monitoring.progress import RunSummary
 from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.resources import ResourceSampler
 from llamahome.monitoring.throughput import PartClock, measured_peak_flops
 from llamahome.rundir import RunPaths, as_typed, nearby
+from llamahome.saving import save_checkpoint
 from llamahome.training.evaluate import Evaluation, evaluate
 from llamahome.training.loop import Limits, Run
-from llamahome.training.optimizer import optimizer_tensors
 from llamahome.training.schedule import Due, learning_rate, warmup_steps
 
 _ANSWER_TOKENS = 64
@@ -125,7 +119,7 @@ def open_recorder(stack: ExitStack, session: Session, job: Job, learner: Learner
         paths.metrics_dir,
         tensorboard_dir=paths.tensorboard_dir if monitoring.tensorboard else None,
         is_main=world.is_main,
-        resume_step=_last_kept(state) if paths.metrics_dir.is_dir() else None,
+        resume_step=state.step if state.step else None,
         flops_per_token=flops_per_token(learner, job.prepared.report.targets / job.prepared.report.tokens),
         peak_flops=measured_peak_flops(world.device, learner.objective.precision.compute),
         warn=lambda text: session.progress.say(f"warning: {text}"),
@@ -137,11 +131,6 @@ def open_recorder(stack: ExitStack, session: Session, job: Job, learner: Learner
         sampler.start()
         stack.callback(sampler.stop)
     return recorder
-
-
-def _last_kept(state: TrainerState) -> int:
-    """The last step whose records stay; a run that begins anew in its folder evaluates the untrained model again."""
-    return state.step if state.step or state.eval_loss is not None else -1
 
 
 def make_run(session: Session, job: Job, plan: Plan, learner: Learner, paths: RunPaths, recorder: Recorder, answers: Answers) -> Run:
@@ -167,7 +156,7 @@ def make_run(session: Session, job: Job, plan: Plan, learner: Learner, paths: Ru
     def save(state: TrainerState) -> Path:
         if prepared.streams:
             recorder.event("rows", step=state.step, **loader.seen.sums())
-        return _save(state, session, job, learner, paths, recorder)
+        return save_checkpoint(state, session, job, learner, paths, recorder)
 
     due = {
         name: Due(interval(every), steps_per_epoch=plan.steps_per_epoch)
@@ -204,13 +193,6 @@ def make_run(session: Session, job: Job, plan: Plan, learner: Learner, paths: Ru
     )
 
 
-def write_model(job: Job, learner: Learner, folder: Path) -> None:
-    """Fill `folder` with what was trained and the chat template that it was trained with."""
-    save_model(learner.saved, folder, base=learner.base)
-    if job.loaded.config.model.chat_template is not None:
-        shutil.copyfile(job.loaded.config.model.chat_template, folder / "chat_template.jinja")
-
-
 def _more_gently(paths: RunPaths, peak: float) -> str:
     slower = f"--set training.learning_rate={peak / 10:.2g}"
     return f"llamahome train-resume {as_typed(paths.root)} {slower}" if paths.checkpoints() else f"start again with {slower}"
@@ -220,36 +202,6 @@ def tell_rows(session: Session, job: Job, loader: Loader, *, since: int) -> None
     """Say what was lost of the rows of a stream; those of a prepared source were counted before training."""
     for line in lost_lines(loader.seen) if job.prepared.streams else ():
         session.progress.say(f"since step {since:,}: {line}")
-
-
-def require_space(paths: RunPaths, learner: Learner, world: World) -> None:
-    """SaveFailed when the disk has no room for a checkpoint; asked before the first step, when nothing is lost yet."""
-    if world.is_main:
-        moments = {f"{name}.{moment}": each.detach() for name, each in learner.parameters.items() for moment in ("exp_avg", "exp_avg_sq")}
-        store.require_space(paths.root, store.space_needed(paths, moments))
-
-
-def _save(state: TrainerState, session: Session, job: Job, learner: Learner, paths: RunPaths, recorder: Recorder) -> Path:
-    """Process 0 commits a checkpoint and retires old ones; the others wait."""
-    world, checkpoint = session.world, job.loaded.config.checkpoint
-    if world.is_main:
-        store.save(
-            paths,
-            state=state,
-            config_text=dump_config(job.loaded),
-            fingerprints=Fingerprints(job.prepared.fingerprint, learner.base_fingerprint),
-            write_model=lambda folder: write_model(job, learner, folder),
-            optimizer_tensors=optimizer_tensors(learner.optimizer, learner.parameters),
-            optimizer_values={"kind": job.loaded.config.training.optimizer},
-        )
-        recorder.event("saved", step=state.step, folder=paths.checkpoint(state.step).name)
-
-        def warn(problem: Problem) -> None:
-            session.progress.warn(f"{problem.where}: {problem.message}", "the run goes on")
-
-        retention.apply(paths, keep_last=checkpoint.keep_last, keep_best=checkpoint.keep_best, warn=warn)
-    world.barrier()
-    return paths.checkpoint(state.step)
 
 
 def summary(job: Job, plan: Plan, learner: Learner, paths: RunPaths, world: World, state: TrainerState) -> RunSummary:

@@ -2,11 +2,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.support.checkpoints import PRINTS, differences, save_step, state_at, tensors_at
+from tests.support.checkpoints import PRINTS, differences, save, save_step, state_at, tensors_at
 
 from llamahome.checkpoint import manifest
 from llamahome.checkpoint.manifest import Fingerprints
-from llamahome.checkpoint.store import SaveFailed, choose, compare_fingerprints, load, require_space, save, space_needed
+from llamahome.checkpoint.store import SaveFailed, choose, compare_fingerprints, load, require_space, space_needed
 from llamahome.errors import CheckpointError
 from llamahome.rundir import RunPaths
 

@@ -6,10 +6,10 @@ import sys
 from contextlib import contextmanager
 
 import pytest
-from tests.support.checkpoints import PRINTS, differences, save_step, state_at
+from tests.support.checkpoints import PRINTS, differences, save, save_step, state_at
 from tests.support.workers import ROOT, worker_environment
 
-from llamahome.checkpoint.store import SaveFailed, load, save
+from llamahome.checkpoint.store import SaveFailed, load
 from llamahome.rundir import RunPaths
 
 SAVER = [sys.executable, str(ROOT / "tests" / "support" / "saver.py")]

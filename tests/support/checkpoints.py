@@ -1,16 +1,41 @@
 """Checkpoints whose content is a function of the step, so that what was loaded can be compared with what was saved."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 
 from llamahome.checkpoint.manifest import Fingerprints
 from llamahome.checkpoint.state import TrainerState
-from llamahome.checkpoint.store import Saved, save
+from llamahome.checkpoint.store import Saved, space_needed
+from llamahome.checkpoint.together import save_together
+from llamahome.distributed.tensorfiles import Part, write_files
+from llamahome.distributed.world import World
 from llamahome.rundir import RunPaths
 
 PRINTS = Fingerprints(data="d" * 64, base="b" * 64)
+
+
+ALONE = World(0, 1, 0, torch.device("cpu"))
+
+
+def save(
+    paths: RunPaths, *, write_model: Callable[[Path], None], optimizer_tensors: dict[str, torch.Tensor], world: World = ALONE, **given: Any
+) -> Path:
+    """A checkpoint whose model is written by the first process and whose tensors by all."""
+
+    def model(folder: Path, part: Part) -> list[Path]:
+        if part.number == 0:
+            write_model(folder)
+        return []
+
+    def tensors(folder: Path, part: Part) -> list[Path]:
+        return write_files(folder, "optimizer", optimizer_tensors, part=part).mine
+
+    needed = space_needed(paths, optimizer_tensors)
+    return save_together(world, paths, writes={"model": model, "optimizer": tensors}, needed=needed, **given)
 
 
 def state_at(step: int, **changes) -> TrainerState:

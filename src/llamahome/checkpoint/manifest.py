@@ -11,8 +11,10 @@ import importlib.metadata
 import json
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 from llamahome.errors import CheckpointError, Problem
@@ -68,20 +70,27 @@ def versions_here() -> dict[str, str]:
     return found
 
 
-def seal(folder: Path, *, run_id: str, step: int, fingerprints: Fingerprints) -> Manifest:
+def flushed(folder: Path, path: Path) -> tuple[str, FileRecord]:
+    """Flush a file below `folder` to the disk; its name in the manifest and what stands there of it."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+        size = os.fstat(file.fileno()).st_size
+    return path.relative_to(folder).as_posix(), FileRecord(size, digest)
+
+
+def seal(
+    folder: Path, *, run_id: str, step: int, fingerprints: Fingerprints, known: Mapping[str, FileRecord] = MappingProxyType({})
+) -> Manifest:
     """Flush every file and folder below `folder` to the disk, hash them on the way, and write the manifest last.
 
-    After it returns one rename of `folder` makes the checkpoint. Raises OSError.
+    `known` are the files that other processes have flushed. After it returns one rename of `folder` makes the checkpoint. Raises OSError.
     """
-    files: dict[str, FileRecord] = {}
+    files = dict(known)
     for place, _, names in os.walk(folder, topdown=False):
-        for name in sorted(names):
-            path = Path(place, name)
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                os.fsync(file.fileno())
-                size = os.fstat(file.fileno()).st_size
-            files[path.relative_to(folder).as_posix()] = FileRecord(size, digest)
+        for path in (Path(place, name) for name in sorted(names)):
+            if path.relative_to(folder).as_posix() not in known:
+                files.update([flushed(folder, path)])
         flush_folder(Path(place))
     manifest = Manifest(run_id, step, fingerprints, dict(versions_here()), dict(sorted(files.items())))
     with (folder / NAME).open("wb") as file:

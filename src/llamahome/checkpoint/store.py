@@ -1,4 +1,4 @@
-"""Save and load checkpoints: a checkpoint is whole or it is not there, and an older one is never at risk.
+"""Checkpoints on the disk: a checkpoint is whole or it is not there, and an older one is never at risk. together.py writes them.
 
 Everything is written into `checkpoint-<step>.tmp`, flushed file by file, the manifest last; then one rename is the commit.
 A kill, a full disk or a power cut at any moment leaves the earlier checkpoints and at most a `.tmp` folder, which the next
@@ -9,7 +9,7 @@ Cost of a save: one write and one read (for the hashes) of model and optimizer; 
 import json
 import re
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -22,12 +22,14 @@ import torch
 from llamahome.checkpoint import manifest
 from llamahome.checkpoint.manifest import Fingerprints
 from llamahome.checkpoint.state import TrainerState, read_state
+from llamahome.distributed.tensorfiles import Pieces
 from llamahome.errors import CheckpointError, LlamaHomeError, Problem
 from llamahome.rundir import RunPaths, as_typed
 from llamahome.units import show_bytes
 
 MODEL, STATE, CONFIG = "model", "trainer_state.json", "config.yaml"
-_TENSORS, _VALUES = "optimizer/optimizer.safetensors", "optimizer/optimizer.json"
+TENSORS, VALUES = "optimizer", "optimizer/optimizer.json"
+"""A folder of one or several files of whole tensors, by as many processes as wrote them."""
 _OS_ERROR = re.compile(r"\(os error \d+\)")
 
 
@@ -51,65 +53,28 @@ class Saved:
     fingerprints: Fingerprints
 
 
-def save(
-    paths: RunPaths,
-    *,
-    state: TrainerState,
-    config_text: str,
-    fingerprints: Fingerprints,
-    write_model: Callable[[Path], None],
-    optimizer_tensors: dict[str, torch.Tensor],
-    optimizer_values: dict[str, Any],
-) -> Path:
-    """Commit `checkpoint-<state.step>` and return its folder; called by one process only.
-
-    `write_model` fills the folder that it is given. When the same state stands there already and verifies, nothing is written;
-    another or a damaged checkpoint of this step is replaced. Raises SaveFailed (checkpoint.write-failed).
-    """
-    folder = paths.checkpoint(state.step)
-    if _holds(folder, state):
-        return folder
-    with _DiskBorder(paths.root):
-        for leftover in paths.root.glob("checkpoint-*.tmp"):
-            shutil.rmtree(leftover)
-        require_space(paths.root, space_needed(paths, optimizer_tensors))
-    fresh = folder.with_name(f"{folder.name}.tmp")
-    with _DiskBorder(fresh):
-        (fresh / MODEL).mkdir(parents=True)
-        (fresh / "optimizer").mkdir()
-        write_model(fresh / MODEL)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in optimizer_tensors.items()}
-        safetensors.torch.save_file(tensors, fresh / _TENSORS)
-        (fresh / _VALUES).write_text(json.dumps(optimizer_values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        (fresh / STATE).write_text(state.to_json(), encoding="utf-8")
-        (fresh / CONFIG).write_text(config_text, encoding="utf-8")
-        manifest.seal(fresh, run_id=paths.run_id, step=state.step, fingerprints=fingerprints)
-        _commit(fresh, folder)
-    return folder
-
-
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` write into a folder beside `folder`, flush it and rename it there: as a checkpoint, `folder` is whole or as it was.
 
     Raises SaveFailed (checkpoint.write-failed).
     """
     fresh = folder.with_name(f"{folder.name}.tmp")
-    with _DiskBorder(fresh, what=f"{folder.name}/"):
+    with DiskBorder(fresh, what=f"{folder.name}/"):
         if fresh.exists():
             shutil.rmtree(fresh)
         fresh.mkdir(parents=True)
         fill(fresh)
         manifest.flush_files(fresh)
-        _commit(fresh, folder)
+        commit(fresh, folder)
 
 
-def space_needed(paths: RunPaths, optimizer_tensors: dict[str, torch.Tensor]) -> int:
+def space_needed(paths: RunPaths, optimizer_tensors: Mapping[str, torch.Tensor | Pieces]) -> int:
     """Bytes that the next checkpoint will take: as much as the newest one, or else estimated from the optimizer.
 
     AdamW keeps two numbers per trained weight and the weight itself is a third, so a half more than the optimizer; 8 MiB for
     the tokenizer and the small files.
     """
-    estimate = 3 * sum(tensor.numel() * tensor.element_size() for tensor in optimizer_tensors.values()) // 2 + 8 * 2**20
+    estimate = 3 * sum(tensor.nbytes for tensor in optimizer_tensors.values()) // 2 + 8 * 2**20
     for _, folder in reversed(paths.checkpoints()):
         try:
             return manifest.read(folder).total_bytes + 2**20
@@ -134,13 +99,13 @@ def load(folder: Path) -> Saved:
     problems = manifest.verify(folder)
     if problems:
         raise CheckpointError(manifest.with_last_hint(problems, _way_out(folder)))
-    values = json.loads((folder / _VALUES).read_text(encoding="utf-8"))
+    values = json.loads((folder / VALUES).read_text(encoding="utf-8"))
     return Saved(
         folder=folder,
         state=read_state(folder / STATE),
         config_path=folder / CONFIG,
         model_dir=folder / MODEL,
-        optimizer_tensors=safetensors.torch.load_file(folder / _TENSORS, device="cpu"),
+        optimizer_tensors=_read_tensors(folder / TENSORS),
         optimizer_values=values,
         fingerprints=manifest.read(folder).fingerprints,
     )
@@ -179,7 +144,12 @@ def compare_fingerprints(saved: Fingerprints, now: Fingerprints, *, allowed: Col
         raise CheckpointError(problems)
 
 
-class _DiskBorder:
+def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of all files of `folder`."""
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in safetensors.torch.load_file(path).items()}
+
+
+class DiskBorder:
     """Turns what the disk refuses into SaveFailed, and leaves no partial `fresh` folder whatever is raised.
 
     The libraries in Rust report a full disk as exceptions of their own, with "(os error 28)" in the text.
@@ -214,7 +184,7 @@ def _space_hint(folder: Path) -> str:
     return f"free space on the disk of {folder}, or save less often: --set checkpoint.every='1 h' --set checkpoint.keep_last=1"
 
 
-def _holds(folder: Path, state: TrainerState) -> bool:
+def holds(folder: Path, state: TrainerState) -> bool:
     """Whether the checkpoint of this very state stands there, whole; the clock may differ."""
     if not folder.is_dir() or manifest.verify(folder):
         return False
@@ -224,7 +194,7 @@ def _holds(folder: Path, state: TrainerState) -> bool:
         return False
 
 
-def _commit(fresh: Path, folder: Path) -> None:
+def commit(fresh: Path, folder: Path) -> None:
     """One rename. A damaged or abandoned checkpoint of the same step is moved out of the way first, and removed afterwards."""
     aside = folder.with_name(f".trash-{folder.name}")
     if folder.exists():

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import safetensors
 import safetensors.torch
 from torch import Tensor
 
@@ -37,6 +38,17 @@ class Part:
 
 
 WRITES_ALL = Part(0, 1)
+TAKES_PART = Part(-1, 1)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What several processes wrote together."""
+
+    file_of: dict[str, str]
+    """Name of each tensor to the name of its file."""
+    mine: list[Path]
+    """What this process wrote."""
 
 
 def plan_files(sizes: Mapping[str, int], *, writers: int, largest: int = LARGEST_FILE) -> list[list[str]]:
@@ -53,22 +65,29 @@ def plan_files(sizes: Mapping[str, int], *, writers: int, largest: int = LARGEST
 
 def write_files(
     folder: Path, stem: str, tensors: Mapping[str, Tensor | Pieces], *, part: Part, metadata: Mapping[str, str] | None = None
-) -> dict[str, str]:
-    """Write this process's share of `tensors`; returns name of tensor -> name of file, of all of them.
+) -> Written:
+    """Write this process's share of `tensors`, as `stem`.safetensors or as several numbered files.
 
-    All processes call it with the same names; those without a share still give their pieces.
+    All processes call it with the same names; those without a share still give their pieces, and so does one whose disk refuses to
+    write: its OSError or SafetensorError comes at the end.
     """
     files = plan_files({name: tensor.nbytes for name, tensor in tensors.items()}, writers=part.count)
-    named = {
-        f"{stem}-{n:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else f"{stem}.safetensors": f for n, f in enumerate(files, 1)
-    }
-    queue = list(named.items())
+    names = [f"{stem}-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)]
+    queue = list(zip(names if len(files) > 1 else [f"{stem}.safetensors"], files, strict=False))
+    mine: list[Path] = []
+    failed: list[Exception] = []
     for start in range(0, len(queue), part.count):
         turn = queue[start : start + part.count]
         fetched = [_fetch(tensors, members, keep=number == part.number) for number, (_, members) in enumerate(turn)]
         if 0 <= part.number < len(turn):  # after everything of this turn was fetched, so that all write at once
-            safetensors.torch.save_file(fetched[part.number], folder / turn[part.number][0], metadata=dict(metadata or {}))
-    return {member: name for name, members in named.items() for member in members}
+            mine.append(folder / turn[part.number][0])
+            try:
+                safetensors.torch.save_file(fetched[part.number], mine[-1], metadata=dict(metadata or {}))
+            except (OSError, safetensors.SafetensorError) as error:
+                failed.append(error)
+    if failed:
+        raise failed[0]
+    return Written({member: name for name, members in queue for member in members}, mine)
 
 
 def _fetch(tensors: Mapping[str, Tensor | Pieces], names: list[str], *, keep: bool) -> dict[str, Tensor]:

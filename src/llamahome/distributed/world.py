@@ -90,6 +90,20 @@ class World:
             dist.broadcast(letters, src=0)
         return json.loads(bytes(letters.tolist()))
 
+    def gather(self, value: Any) -> list[Any]:
+        """The JSON values of all processes, by rank, on every process."""
+        if self.size == 1:
+            return [value]
+        written = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        with _Exchange(self):
+            dist.all_gather(lengths, torch.tensor([len(written)]))
+            longest = int(max(lengths))
+            padded = torch.cat([written, torch.zeros(longest - len(written), dtype=torch.uint8)])
+            letters = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
+            dist.all_gather(letters, padded)
+        return [json.loads(bytes(each[: int(length)].tolist())) for each, length in zip(letters, lengths, strict=True)]
+
     def barrier(self) -> None:
         """Wait until every process is here."""
         self.any(False)

@@ -59,19 +59,23 @@ def copy_companions(base: Path, folder: Path) -> None:
             shutil.copyfile(base / name, folder / name)
 
 
-def save_in_parts(model: PreTrainedModel, folder: Path, *, base: Path, weights: Mapping[str, Tensor | Pieces], part: Part) -> None:
-    """Write a fully trained model as `save_model` does, by several processes into several files; all of them call it."""
+def save_in_parts(model: PreTrainedModel, folder: Path, *, base: Path, weights: Mapping[str, Tensor | Pieces], part: Part) -> list[Path]:
+    """Write a fully trained model as `save_model` does, by several processes into several files; all of them call it.
+
+    Returns the files of weights that this process wrote; those without weights are written by the first.
+    """
     kept = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict().keys() - weights.keys()}
-    file_of = write_files(folder, "model", {**weights, **kept}, part=part, metadata={"format": "pt"})
+    written = write_files(folder, "model", {**weights, **kept}, part=part, metadata={"format": "pt"})
     if part.number == 0:
         config = copy.deepcopy(model.config)
         config.architectures, config.dtype = [type(model).__name__], torch.float32
         config.save_pretrained(folder)
-        if len(set(file_of.values())) > 1:
+        if len(set(written.file_of.values())) > 1:
             size = sum(tensor.nbytes for tensor in (*weights.values(), *kept.values()))
-            index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(file_of.items()))}
+            index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(written.file_of.items()))}
             (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         copy_companions(base, folder)
+    return written.mine
 
 
 def restore_model(model: SavedModel, folder: Path, placement: Placement | None = None) -> None:

@@ -1,7 +1,7 @@
 """Whether weights are whole on every process or sharded, from what they need and what is free. Pure.
 
 Whole weights cost one exchange of gradients per step. Sharded ones are sent twice or more in every micro-batch, so they are only worth it
-where whole ones do not fit: for adapters the frozen base is what counts (docs/decisions/0011-placement.md).
+where whole ones do not fit: for adapters the frozen base is what counts (docs/decisions/0009-placement.md).
 """
 
 from dataclasses import dataclass
