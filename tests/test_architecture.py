@@ -23,7 +23,7 @@ FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 OPEN_FLOORS = (0, 5)
 
 BORDERS = {
-    "transformers": r"data/text/tokens|model/(load|skeleton|starter|export|generate|attention)",
+    "transformers": r"data/text/tokens|model/(load|skeleton|starter|export|generate|attention|fuse)",
     "peft": r"model/(lora|adapter)",
     "ruamel": r"config/\w+",
     "yaml": r"nowhere",
@@ -40,7 +40,7 @@ BORDERS = {
     "pyarrow": r"data/files/(arrow|parquet|spool|tabular)",
     "datasets": r"data/files/hub",
 }
-"""Which files may import a foreign library: attention registers its function with transformers, the others are in DESIGN.md."""
+"""Which files may import a foreign library: attention registers its function with transformers, fuse compares with its code, the others are in DESIGN.md."""
 FOREIGN_TYPES = ("transformers.PreTrainedModel", "peft.PeftModel")
 """What the files of model/ hand to each other; knowing the type is not knowing the library."""
 UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}

@@ -37,7 +37,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {"tie_word_embeddings": True}),
     "llama-mha": ("LlamaConfig", {"num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True}),
     "qwen2": ("Qwen2Config", {}),
+    "qwen3": ("Qwen3Config", {"head_dim": 8}),
     "mistral": ("MistralConfig", {"sliding_window": 5}),
+    "gemma": ("GemmaConfig", {"head_dim": 8}),
+    "phi3": ("Phi3Config", {}),
     "gemma2": (
         "Gemma2Config",
         {"head_dim": 8, "sliding_window": 5, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 8},
@@ -61,7 +64,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-"""Grouped queries and a tied head; biases everywhere; biases on queries; a window shorter than the documents; caps on scores and logits;
+"""Grouped queries and a tied head; biases everywhere; biases on queries; norms of heads; a window shorter than the documents; a norm's weight
+stored less one and another gate; q, k, v in one matrix; caps on scores and logits;
 scaled logits; a head with a bias; learned positions and fused matrices; values narrower than keys, with experts."""
 UNFIT: dict[str, tuple[str, dict[str, Any]]] = {
     "convolution": ("Lfm2Config", {"layer_types": ["conv", "full_attention"]}),

@@ -78,12 +78,11 @@ def _group(start: int, lengths: tuple[int, ...], device: torch.device) -> Group:
     longest, tokens = lengths[0], sum(lengths)
     if all(length == longest for length in lengths):
         return Group(start, tokens, lengths, None, None, None)
-    sizes = torch.tensor(lengths, device=device)
-    padding = torch.arange(longest, device=device)[None, :] >= sizes[:, None]
-    gather = (~padding).flatten().nonzero().squeeze(1)
-    spread = torch.zeros(len(lengths) * longest, dtype=torch.int64, device=device)
-    spread[gather] = torch.arange(tokens, device=device)
-    return Group(start, tokens, lengths, spread, gather, padding)
+    padding = torch.arange(longest)[None, :] >= torch.tensor(lengths)[:, None]
+    gather = (~padding).flatten().nonzero().squeeze(1)  # made on the processor: on a GPU this would wait for all that was asked of it
+    spread = torch.zeros(len(lengths) * longest, dtype=torch.int64)
+    spread[gather] = torch.arange(tokens)
+    return Group(start, tokens, lengths, spread.to(device), gather.to(device), padding.to(device))
 
 
 def _to_group(x_THE: Tensor, group: Group, key_heads: int) -> Tensor:
@@ -249,18 +248,33 @@ def _documents_forward(
     if attention_mask is not None or options.get("s_aux") is not None:
         raise ValueError("its attention has a mask or sinks of its own")
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
-    scale = options.get("scaling") or q.shape[-1] ** -0.5
-    window = options.get("sliding_window")
-    documents: Documents = options["documents"]
-    backend = options["backend"]
+    scoring = Scoring(
+        scale=options.get("scaling") or q.shape[-1] ** -0.5,
+        window=options.get("sliding_window"),
+        softcap=options.get("softcap"),
+        dropout=options.get("dropout", 0.0) if module.training else 0.0,
+    )
+    return attend_documents(q, k, v, options["documents"], scoring, backend=options["backend"]).unsqueeze(0), None
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a layer does with its scores; the last two are the reference's alone."""
+
+    scale: float
+    window: int | None
+    softcap: float | None = None
+    dropout: float = 0.0
+
+
+def attend_documents(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, documents: Documents, scoring: Scoring, *, backend: str) -> Tensor:
+    """Attention inside documents by the back end of that name, [T, H, E of v]."""
+    scale, window = scoring.scale, scoring.window
     if backend == "reference":
-        dropout = options.get("dropout", 0.0) if module.training else 0.0
-        out = reference_attention(q, k, v, documents, scale=scale, window=window, softcap=options.get("softcap"), dropout=dropout)
-    elif backend == "blocks":
-        out = block_attention(q, k, v, documents, scale=scale, window=window)
-    else:
-        out = sdpa_attention(q, k, v, documents, scale=scale, window=window)
-    return out.unsqueeze(0), None
+        capped, dropout = scoring.softcap, scoring.dropout
+        return reference_attention(q_THE, k_TKE, v_TKE, documents, scale=scale, window=window, softcap=capped, dropout=dropout)
+    attend = block_attention if backend == "blocks" else sdpa_attention
+    return attend(q_THE, k_TKE, v_TKE, documents, scale=scale, window=window)
 
 
 ATTENTION_NAME = "llamahome_documents"

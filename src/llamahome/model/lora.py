@@ -122,14 +122,21 @@ class LeanLoraLinear(PeftLinear):  # type: ignore[misc]
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output: x [..., I] -> [..., O]."""
         foreign = args or kwargs or torch.is_autocast_enabled(x.device.type)
-        if foreign or self.disable_adapters or self.merged or self.active_adapters != [ADAPTER]:
+        factors = None if foreign else lean_factors(self)
+        if factors is None:
             result: Tensor = super().forward(x, *args, **kwargs)
             return result
         base = self.get_base_layer()
-        a, b = self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight
         x = x.to(base.weight.dtype)
-        out: Tensor = _LeanLora.apply(x.reshape(-1, x.shape[-1]), base.weight, base.bias, a, b, self.scaling[ADAPTER])  # type: ignore[no-untyped-call]
+        out: Tensor = _LeanLora.apply(x.reshape(-1, x.shape[-1]), base.weight, base.bias, *factors)  # type: ignore[no-untyped-call]
         return out.view(*x.shape[:-1], out.shape[-1])
+
+
+def lean_factors(layer: LeanLoraLinear) -> tuple[Tensor, Tensor, float] | None:
+    """A [R, I], B [O, R] and the scale; None while the adapter is switched off, merged or not the only active one."""
+    if layer.disable_adapters or layer.merged or layer.active_adapters != [ADAPTER]:
+        return None
+    return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, layer.scaling[ADAPTER]
 
 
 def _linears(model: PreTrainedModel) -> list[str]:

@@ -76,9 +76,7 @@ class Objective:
     def _hidden(self, batch: LaidDocuments) -> Tensor:
         """[N, D], the states that predict the targets."""
         documents = plan_documents(batch.lengths, device=batch.tokens_T.device)
-        hidden_TD = hidden_states(
-            self.model, batch.tokens_T, batch.positions_T, documents, precision=self.precision, backend=self.backend
-        )
+        hidden_TD = hidden_states(self.model, batch.tokens_T, batch.positions_T, documents, precision=self.precision, backend=self.backend)
         return hidden_TD.index_select(0, batch.rows_N)
 
 

@@ -1,0 +1,176 @@
+"""Replace parts of a loaded decoder by passes of our own where they are proved equal: norms, gated feed-forward, attention's projections.
+
+A part is replaced when its class computes, statement by statement, what Llama's does (norms: when its values do), and the whole model
+is then compared with itself on a few tokens; where they differ everything is put back. Anything else in the model runs as it is.
+Replacing sets `forward` on the module, so names, weights and what is saved stay the same. Equality of values and gradients:
+tests/model/test_fuse.py.
+"""
+
+import copy
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.llama import modeling_llama
+
+from llamahome.model.attention import ATTENTION_NAME, Scoring, attend_documents, plan_documents
+from llamahome.model.elementwise import GATES, Norm, gated, norm, plain_gate, plain_norm, rotated
+from llamahome.model.linears import Fan, can_fan
+from llamahome.model.native import Kernels
+from llamahome.model.objective import hidden_states
+from llamahome.model.precision import Precision
+
+_SAME = 1e-5
+"""Relative distance in float32 at which two ways to compute the same are the same."""
+_SAME_MODEL = {torch.float32: 1e-4, torch.bfloat16: 0.3}
+"""The same after all layers, in the type of the products; measured on the starter: 2e-6 and 0.13, rounding grows over 30 layers."""
+_WINDOWS: dict[str, Callable[[Any], int | None]] = {
+    "LlamaAttention": lambda module: None,
+    "GemmaAttention": lambda module: None,
+    "GraniteAttention": lambda module: None,
+    "MistralAttention": lambda module: getattr(module.config, "sliding_window", None),
+    "Qwen2Attention": lambda module: module.sliding_window,
+}
+"""Attention classes that are Llama's but for the window that they pass on."""
+
+
+def fuse(model: PreTrainedModel, *, kernels: Kernels, precision: Precision, backend: str) -> int:
+    """Replace what can be replaced in `model`, in place; returns how many parts. Call it after adapters have been added."""
+    before = _probe(model, precision, backend)
+    replaced = [module for module in model.get_decoder().modules() if _replace(module, kernels, precision)]
+    after = _probe(model, precision, backend)
+    if not (after - before).norm() <= _SAME_MODEL[precision.compute] * before.norm():
+        unfuse(model)
+        return 0
+    return len(replaced)
+
+
+def unfuse(model: nn.Module) -> None:
+    """Give every part its own forward back."""
+    for module in model.modules():
+        module.__dict__.pop("forward", None)
+
+
+@torch.no_grad()
+def _probe(model: PreTrainedModel, precision: Precision, backend: str) -> Tensor:
+    """Hidden states of eleven tokens in two documents, [11, D] float32."""
+    tokens = torch.arange(11, device=model.device) % model.config.get_text_config().vocab_size
+    positions = torch.tensor([0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3], device=model.device)
+    documents = plan_documents((7, 4), device=model.device)
+    return hidden_states(model, tokens, positions, documents, precision=precision, backend=backend).float()
+
+
+def _replace(module: Any, kernels: Kernels, precision: Precision) -> bool:
+    if (how := _norm_of(module)) is not None:
+        module.forward = functools.partial(_norm_forward, module, how, kernels)
+    elif (kind := _gate_of(module)) is not None and _can(precision, [module.gate_proj, module.up_proj], [module.down_proj]):
+        inner = Fan([module.gate_proj, module.up_proj], compute=precision.compute)
+        outer = Fan([module.down_proj], compute=precision.compute)
+        module.forward = functools.partial(_feed_forward, module, (inner, outer), kind, kernels)
+    elif _is_attention(module) and _can(precision, [module.q_proj, module.k_proj, module.v_proj], [module.o_proj]):
+        inner = Fan([module.q_proj, module.k_proj, module.v_proj], compute=precision.compute)
+        outer = Fan([module.o_proj], compute=precision.compute)
+        module.forward = functools.partial(_attention_forward, module, (inner, outer), kernels)
+    else:
+        return False
+    return True
+
+
+def _can(precision: Precision, *fans: list[nn.Module]) -> bool:
+    return all(can_fan(layers, autocast=precision.autocast) for layers in fans)
+
+
+def _same_code(function: Any, other: Any) -> bool:
+    """Two functions consist of the same instructions on the same names."""
+    first, second = (getattr(each, "__wrapped__", each).__code__ for each in (function, other))
+    return (first.co_code, first.co_names, first.co_varnames) == (second.co_code, second.co_names, second.co_varnames)
+
+
+def _norm_of(module: Any) -> Norm | None:
+    """How `module` normalizes, judged by what it does with random numbers; None when it is no such norm."""
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    weight = getattr(module, "weight", None)
+    if (
+        "RMSNorm" not in type(module).__name__
+        or not isinstance(eps, float)
+        or weight is None
+        or weight.ndim != 1
+        or list(module.children())
+    ):
+        return None
+    twin, random = copy.deepcopy(module).float().cpu(), torch.Generator().manual_seed(0)
+    twin.weight.data = torch.randn(weight.shape, generator=random)
+    x = torch.randn(3, weight.shape[0], generator=random)
+    with torch.no_grad():
+        wanted = twin(x)
+        for how in (Norm(eps, 0.0, None), Norm(eps, 1.0, None)):
+            if (plain_norm(x, twin.weight, how) - wanted).norm() <= _SAME * wanted.norm():
+                return how
+    return None
+
+
+def _gate_of(module: Any) -> str | None:
+    """Which gate a feed-forward block of Llama's form has; None when it has another form or gate."""
+    if not all(isinstance(getattr(module, name, None), nn.Module) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
+        return None
+    if not _same_code(type(module).forward, modeling_llama.LlamaMLP.forward):
+        return None
+    x = torch.linspace(-6, 6, 97)
+    both = torch.cat([x, torch.ones_like(x)])
+    wanted = module.act_fn(x)
+    return next((kind for kind in GATES if (plain_gate(both, kind) - wanted).norm() <= _SAME * wanted.norm()), None)
+
+
+def _is_attention(module: Any) -> bool:
+    """Attention as Llama's, with rotary positions as Llama's."""
+    rotation = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
+    if type(module).__name__ not in _WINDOWS or not type(module).__module__.startswith("transformers.models.") or rotation is None:
+        return False
+    return _same_code(rotation, modeling_llama.apply_rotary_pos_emb)
+
+
+def _norm_forward(module: Any, how: Norm, kernels: Kernels, x: Tensor) -> Tensor:
+    if module.weight.device.type != "cpu":
+        result: Tensor = type(module).forward(module, x)
+        return result
+    return norm(x, module.weight, how, kernels)
+
+
+def _feed_forward(module: Any, fans: tuple[Fan, Fan], kind: str, kernels: Kernels, x: Tensor) -> Tensor:
+    inner, outer = fans
+    if not (inner.usable and outer.usable):
+        result: Tensor = type(module).forward(module, x)
+        return result
+    return outer(gated(inner(x), kind, kernels))
+
+
+def _attention_forward(
+    module: Any,
+    fans: tuple[Fan, Fan],
+    kernels: Kernels,
+    hidden_states: Tensor,
+    position_embeddings: Any = None,
+    attention_mask: Tensor | None = None,
+    past_key_values: Any = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    inner, outer = fans
+    foreign = past_key_values is not None or module.config._attn_implementation != ATTENTION_NAME or hidden_states.shape[0] != 1
+    if foreign or not (inner.usable and outer.usable):
+        result: tuple[Tensor, None] = type(module).forward(
+            module, hidden_states, position_embeddings, attention_mask, past_key_values, **options
+        )
+        return result
+    cosine_TE, sine_TE = (angle[0].float().contiguous() for angle in position_embeddings)
+    all_TO = inner(hidden_states)[0]
+    size = module.head_dim
+    heads = module.q_proj.out_features // size, module.k_proj.out_features // size
+    q, k, v = rotated(all_TO, cosine_TE, sine_TE, heads=heads, kernels=kernels)
+    dropout = module.attention_dropout if module.training else 0.0
+    scoring = Scoring(scale=module.scaling, window=_WINDOWS[type(module).__name__](module), dropout=dropout)
+    out = attend_documents(q, k, v, options["documents"], scoring, backend=options["backend"])
+    return outer(out.reshape(1, out.shape[0], -1)), None

@@ -1,0 +1,244 @@
+// Element-wise work of a decoder layer in one pass over memory each; compiled on the user's machine by model/native.py.
+//
+// Rows are independent and every sum runs over one row (or a fixed chunk of rows) in a fixed order, so results are the same bits
+// whatever the number of threads. Numbers travel as float32 or bfloat16 and are worked on as float32; a NaN stays a NaN.
+// The plain PyTorch words for each of these are in model/elementwise.py and model/attention.py; tests hold the two together.
+
+#include <cstdint>
+#include <cstring>
+
+struct bf16 {
+  uint16_t bits;
+};
+
+static inline float get(float x) { return x; }
+static inline float get(bf16 x) {
+  uint32_t wide = uint32_t(x.bits) << 16;
+  float result;
+  memcpy(&result, &wide, 4);
+  return result;
+}
+static inline void put(float *place, float x) { *place = x; }
+static inline void put(bf16 *place, float x) {  // to the nearest, ties to even, as torch does
+  uint32_t wide;
+  memcpy(&wide, &x, 4);
+  uint32_t rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
+  place->bits = x != x ? uint16_t(0x7fc0) : uint16_t(rounded);
+}
+
+// e^x as 2^n * e^f with |f| <= ln(2)/2; relative error below 2e-7. Plain arithmetic, so that the compiler makes vectors of it.
+static inline float exponential(float x) {
+  x = x > 88.0f ? 88.0f : x;
+  x = x < -87.0f ? -87.0f : x;
+  float n = __builtin_rintf(x * 1.44269504f);
+  float f = x - n * 0.693359375f + n * 2.12194440e-4f;  // ln 2 in two parts (Cephes)
+  float p = 1.9875691500e-4f;
+  p = p * f + 1.3981999507e-3f;
+  p = p * f + 8.3334519073e-3f;
+  p = p * f + 4.1665795894e-2f;
+  p = p * f + 1.6666665459e-1f;
+  p = p * f + 5.0000001201e-1f;
+  p = p * f * f + f + 1.0f;
+  int32_t power = (int32_t(x == x ? n : 0.0f) + 127) << 23;
+  float scale;
+  memcpy(&scale, &power, 4);
+  return p * scale;
+}
+static inline float logistic(float x) { return 1.0f / (1.0f + exponential(-x)); }
+
+// Value and slope of the two gates: 0 = SiLU, 1 = GELU in its tanh form.
+static inline void gate(int kind, float x, float *value, float *slope) {
+  if (kind == 0) {
+    float s = logistic(x);
+    *value = x * s;
+    *slope = s * (1.0f + x * (1.0f - s));
+  } else {
+    float inner = 0.7978845608f * (x + 0.044715f * x * x * x);
+    float t = 1.0f - 2.0f / (exponential(2.0f * inner) + 1.0f);
+    *value = 0.5f * x * (1.0f + t);
+    *slope = 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.7978845608f * (1.0f + 0.134145f * x * x);
+  }
+}
+
+template <class X, class Y>
+static void norm_forward(const X *x, const float *weight, Y *out, float *inverse, int64_t rows, int64_t size, float eps, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t row = 0; row < rows; row++) {
+    const X *in = x + row * size;
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < size; i++) sum += get(in[i]) * get(in[i]);
+    float r = 1.0f / __builtin_sqrtf(sum / float(size) + eps);
+    inverse[row] = r;
+#pragma omp simd
+    for (int64_t i = 0; i < size; i++) put(out + row * size + i, get(in[i]) * r * weight[i]);
+  }
+}
+
+// `partial` is null or [chunks, size]: the weight's gradient, summed over fixed chunks of rows.
+template <class X, class Y>
+static void norm_backward(const Y *grad, const X *x, const float *weight, const float *inverse, X *grad_x, float *partial,
+                          int64_t chunks, int64_t rows, int64_t size, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t chunk = 0; chunk < chunks; chunk++)
+    for (int64_t row = rows * chunk / chunks; row < rows * (chunk + 1) / chunks; row++) {
+      const X *in = x + row * size;
+      const Y *g = grad + row * size;
+      float r = inverse[row], sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = 0; i < size; i++) sum += get(g[i]) * weight[i] * get(in[i]);
+      float mean = sum * r * r / float(size);
+      if (partial) {
+        float *own = partial + chunk * size;
+#pragma omp simd
+        for (int64_t i = 0; i < size; i++) own[i] += get(g[i]) * get(in[i]) * r;
+      }
+      if (grad_x) {
+#pragma omp simd
+        for (int64_t i = 0; i < size; i++) put(grad_x + row * size + i, r * (get(g[i]) * weight[i] - get(in[i]) * mean));
+      }
+    }
+}
+
+template <int kind, class X>
+static void gated_forward(const X *both, X *out, int64_t rows, int64_t size, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t row = 0; row < rows; row++) {
+    const X *a = both + row * 2 * size, *b = a + size;
+#pragma omp simd
+    for (int64_t i = 0; i < size; i++) {
+      float value, slope;
+      gate(kind, get(a[i]), &value, &slope);
+      put(out + row * size + i, value * get(b[i]));
+    }
+  }
+}
+
+template <int kind, class X>
+static void gated_backward(const X *grad, const X *both, X *grad_both, int64_t rows, int64_t size, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t row = 0; row < rows; row++) {
+    const X *a = both + row * 2 * size, *b = a + size, *g = grad + row * size;
+    X *ga = grad_both + row * 2 * size, *gb = ga + size;
+#pragma omp simd
+    for (int64_t i = 0; i < size; i++) {
+      float value, slope, up = get(g[i]);
+      gate(kind, get(a[i]), &value, &slope);
+      put(ga + i, up * get(b[i]) * slope);
+      put(gb + i, up * value);
+    }
+  }
+}
+
+// Rotate every pair (i, i + size/2) of each head by its token's angle; sign -1 turns back. Rows may lie apart in both arrays.
+template <class X>
+static void rotate(const X *x, X *out, const float *cosine, const float *sine, int64_t tokens, int64_t heads, int64_t size,
+                   int64_t x_step, int64_t out_step, float sign, int threads) {
+  int64_t half = size / 2;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t t = 0; t < tokens; t++)
+    for (int64_t h = 0; h < heads; h++) {
+      const X *in = x + t * x_step + h * size;
+      X *to = out + t * out_step + h * size;
+#pragma omp simd
+      for (int64_t i = 0; i < half; i++) {
+        float c = cosine[t * size + i], s = sign * sine[t * size + i], a = get(in[i]), b = get(in[half + i]);
+        put(to + i, a * c - b * s);
+        put(to + half + i, b * c + a * s);
+      }
+    }
+}
+
+// Softmax of scale * scores in place; query (row % wide) sees keys [first + row % wide - window, first + row % wide), others get 0.
+template <class X>
+static void causal_softmax(X *scores, int64_t rows, int64_t keys, int64_t wide, int64_t first, int64_t window, float scale,
+                           int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t row = 0; row < rows; row++) {
+    X *line = scores + row * keys;
+    int64_t stop = first + row % wide, start = stop - window > 0 ? stop - window : 0;
+    float top = -3.4e38f, sum = 0.0f;
+#pragma omp simd reduction(max : top)
+    for (int64_t i = start; i < stop; i++) top = get(line[i]) > top ? get(line[i]) : top;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = start; i < stop; i++) sum += exponential((get(line[i]) - top) * scale);
+    float share = 1.0f / sum;
+#pragma omp simd
+    for (int64_t i = start; i < stop; i++) put(line + i, exponential((get(line[i]) - top) * scale) * share);
+    memset(line, 0, start * sizeof(X));
+    memset(line + stop, 0, (keys - stop) * sizeof(X));
+  }
+}
+
+// Gradient of the above with respect to the scores, in place of the gradient of the probabilities.
+template <class X>
+static void softmax_backward(X *grad, const X *chances, int64_t rows, int64_t keys, float scale, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t row = 0; row < rows; row++) {
+    X *g = grad + row * keys;
+    const X *p = chances + row * keys;
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < keys; i++) sum += get(g[i]) * get(p[i]);
+#pragma omp simd
+    for (int64_t i = 0; i < keys; i++) put(g + i, scale * get(p[i]) * (get(g[i]) - sum));
+  }
+}
+
+// One row of logits becomes its gradient (softmax - target); `loss` gets log sum exp - logit of the target.
+template <class X>
+static void cross_entropy(X *logits, const int64_t *labels, float *loss, int64_t rows, int64_t size, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t row = 0; row < rows; row++) {
+    X *line = logits + row * size;
+    float top = -3.4e38f, sum = 0.0f, wanted = get(line[labels[row]]);
+#pragma omp simd reduction(max : top)
+    for (int64_t i = 0; i < size; i++) top = get(line[i]) > top ? get(line[i]) : top;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < size; i++) sum += exponential(get(line[i]) - top);
+    float log_sum = top + __builtin_logf(sum), share = 1.0f / sum;
+    loss[row] = log_sum - wanted;
+#pragma omp simd
+    for (int64_t i = 0; i < size; i++) put(line + i, exponential(get(line[i]) - top) * share);
+    put(line + labels[row], exponential(wanted - top) * share - 1.0f);
+  }
+}
+
+// One entry per combination of types: `_ff` float in and out, `_bb` bfloat16, `_fb` float in and bfloat16 out.
+#define NORM(name, X, Y)                                                                                                         \
+  extern "C" void norm_forward_##name(const X *x, const float *w, Y *out, float *inverse, int64_t rows, int64_t size, float eps, \
+                                      int threads) {                                                                             \
+    norm_forward(x, w, out, inverse, rows, size, eps, threads);                                                                  \
+  }                                                                                                                              \
+  extern "C" void norm_backward_##name(const Y *grad, const X *x, const float *w, const float *inverse, X *grad_x, float *part,  \
+                                       int64_t chunks, int64_t rows, int64_t size, int threads) {                                \
+    norm_backward(grad, x, w, inverse, grad_x, part, chunks, rows, size, threads);                                               \
+  }
+NORM(ff, float, float)
+NORM(bb, bf16, bf16)
+NORM(fb, float, bf16)
+
+#define EACH(name, X)                                                                                                            \
+  extern "C" void gated_forward_##name(const X *both, X *out, int64_t rows, int64_t size, int kind, int threads) {               \
+    kind ? gated_forward<1>(both, out, rows, size, threads) : gated_forward<0>(both, out, rows, size, threads);                  \
+  }                                                                                                                              \
+  extern "C" void gated_backward_##name(const X *grad, const X *both, X *out, int64_t rows, int64_t size, int kind,              \
+                                        int threads) {                                                                           \
+    kind ? gated_backward<1>(grad, both, out, rows, size, threads) : gated_backward<0>(grad, both, out, rows, size, threads);    \
+  }                                                                                                                              \
+  extern "C" void rotate_##name(const X *x, X *out, const float *c, const float *s, int64_t tokens, int64_t heads, int64_t size, \
+                                int64_t x_step, int64_t out_step, float sign, int threads) {                                     \
+    rotate(x, out, c, s, tokens, heads, size, x_step, out_step, sign, threads);                                                  \
+  }                                                                                                                              \
+  extern "C" void causal_softmax_##name(X *scores, int64_t rows, int64_t keys, int64_t wide, int64_t first, int64_t window,      \
+                                        float scale, int threads) {                                                              \
+    causal_softmax(scores, rows, keys, wide, first, window, scale, threads);                                                     \
+  }                                                                                                                              \
+  extern "C" void softmax_backward_##name(X *grad, const X *p, int64_t rows, int64_t keys, float scale, int threads) {           \
+    softmax_backward(grad, p, rows, keys, scale, threads);                                                                       \
+  }                                                                                                                              \
+  extern "C" void cross_entropy_##name(X *logits, const int64_t *labels, float *loss, int64_t rows, int64_t size, int threads) { \
+    cross_entropy(logits, labels, loss, rows, size, threads);                                                                    \
+  }
+EACH(f, float)
+EACH(b, bf16)

@@ -1,0 +1,119 @@
+"""Compile kernels.cpp once on this machine and call its functions on tensors.
+
+The library is kept in the user's cache folder under a name made of the source, the compiler's words and the processor's abilities, so
+another machine that shares the folder makes its own. It is one file, written whole and renamed. Compiling takes 1 to 2 seconds.
+A machine without a C++ compiler gets None and a reason; everything then runs as plain PyTorch.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import subprocess
+import tempfile
+from pathlib import Path
+from shutil import which
+
+import torch
+from torch import Tensor
+
+from llamahome.errors import ConfigError, Problem
+
+_SOURCE = Path(__file__).with_name("kernels.cpp")
+_FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC"]
+_PATIENCE_SECONDS = 120
+_LETTERS = {torch.float32: "f", torch.bfloat16: "b"}
+_POINTER, _INT, _COUNT, _REAL = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+_SIGNATURES: dict[str, list[type]] = {
+    "norm_forward": [_POINTER] * 4 + [_COUNT] * 2 + [_REAL, _INT],
+    "norm_backward": [_POINTER] * 6 + [_COUNT] * 3 + [_INT],
+    "gated_forward": [_POINTER] * 2 + [_COUNT] * 2 + [_INT] * 2,
+    "gated_backward": [_POINTER] * 3 + [_COUNT] * 2 + [_INT] * 2,
+    "rotate": [_POINTER] * 4 + [_COUNT] * 5 + [_REAL, _INT],
+    "causal_softmax": [_POINTER] + [_COUNT] * 5 + [_REAL, _INT],
+    "softmax_backward": [_POINTER] * 2 + [_COUNT] * 2 + [_REAL, _INT],
+    "cross_entropy": [_POINTER] * 3 + [_COUNT] * 2 + [_INT],
+}
+
+
+class Kernels:
+    """The compiled functions. Tensors must be contiguous, on the processor, float32 or bfloat16, and stay alive during the call."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._functions = {}
+        for name, signature in _SIGNATURES.items():
+            for letters in ("ff", "bb", "fb") if name.startswith("norm") else ("f", "b"):
+                function = getattr(library, f"{name}_{letters}")
+                function.argtypes, function.restype = signature, None
+                self._functions[name, letters] = function
+
+    def __call__(self, name: str, dtypes: tuple[torch.dtype, ...], *arguments: Tensor | float | None) -> None:
+        """Call `name` for these types with torch's number of threads."""
+        function = self._functions[name, "".join(_LETTERS[dtype] for dtype in dtypes)]
+        plain = (argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments)
+        function(*plain, torch.get_num_threads())
+
+
+def cache_folder() -> Path:
+    """Where compiled code is kept: private to the user, for it is executed."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llamahome" / "kernels"
+
+
+def _compiler() -> str | None:
+    return which(os.environ.get("CXX") or "g++") or which("c++")
+
+
+def _abilities() -> str:
+    """What the processor can do, as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+
+
+@functools.cache
+def load_kernels() -> Kernels | str:
+    """The kernels, compiled now if they are not in the cache; or one line that says why there are none."""
+    compiler = _compiler()
+    if compiler is None:
+        return "there is no C++ compiler (g++ or c++)"
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=True).stdout
+        words = (_SOURCE.read_text(encoding="utf-8"), *_FLAGS, version, _abilities())
+        path = cache_folder() / f"{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:24]}.so"
+        if not (path.is_file() and path.stat().st_uid == os.getuid()):
+            _compile(compiler, path)
+        return Kernels(ctypes.CDLL(str(path)))
+    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        return f"{compiler} could not compile them: {said.strip().splitlines()[0][:200] if said.strip() else type(error).__name__}"
+
+
+def compiled_kernels(device: torch.device, *, wanted: bool | str, whole: bool) -> Kernels | str:
+    """What training.compile `wanted` (true or auto) comes to on this machine: the kernels, or why it trains without them.
+
+    ConfigError when true is asked of a device that has none. `whole` is whether each process holds all weights: pieces are left alone.
+    """
+    if device.type != "cpu":
+        if wanted is True:
+            raise ConfigError(
+                Problem(
+                    code="training.nothing-to-compile",
+                    message=f"the compiled passes are for processors, and this run is on {device.type}",
+                    where="training.compile",
+                    hint="--set training.compile=auto",
+                )
+            )
+        return f"there are no compiled passes for {device.type}"
+    return load_kernels() if whole else "the weights are sharded"
+
+
+def _compile(compiler: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        command = [compiler, *_FLAGS, "-o", str(made), str(_SOURCE)]
+        subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=True)
+        made.replace(path)

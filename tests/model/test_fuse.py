@@ -1,0 +1,170 @@
+"""A fused model is the same model, faster: loss and every gradient equal those of transformers' and PEFT's own code."""
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+from tests.support.models import FP32, KINDS, examples_of, microbatch_of, our_model, save_tiny
+from torch import nn
+
+from llamahome.config.schema import LoraConfig
+from llamahome.model.fuse import fuse, unfuse
+from llamahome.model.load import attention_backend
+from llamahome.model.lora import add_lora
+from llamahome.model.native import Kernels, load_kernels
+from llamahome.model.objective import Objective
+from llamahome.model.place import trained_parameters
+from llamahome.model.precision import Precision
+
+MIXED = Precision(torch.float32, torch.bfloat16, "a test")
+PARTS = {
+    "llama": 9,
+    "llama-mha": 9,
+    "qwen2": 9,
+    "qwen3": 11,
+    "mistral": 9,
+    "gemma": 9,
+    "phi3": 5,
+    "gemma2": 11,
+    "granite": 9,
+    "phi": 0,
+    "gpt2": 0,
+}
+"""Five norms, two gated blocks, two attentions; Qwen 3 has norms in its attention, which stays; Phi 3 and Gemma 2 keep theirs, too."""
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Kernels:
+    found = load_kernels()
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {kind: save_tiny(root / kind, kind) for kind in KINDS}
+
+
+def model_of(folder: Path, *, lora: bool, **changes) -> nn.Module:
+    model = our_model(folder)
+    if lora:
+        add_lora(model, LoraConfig(**{"rank": 4, "alpha": 6, **changes}), base="tiny", seed=1, lean=True)
+        random = torch.Generator().manual_seed(3)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # zeros at first, where half of the gradients vanish
+                parameter.data = 0.1 * torch.randn(parameter.shape, generator=random)
+    return model.train()
+
+
+def loss_and_gradients(model: nn.Module, precision: Precision, lengths: tuple[int, ...] = (33, 20, 9, 2)) -> list[torch.Tensor]:
+    model.zero_grad()
+    loss = Objective(model, attention_backend("auto", model), precision).loss_sum(microbatch_of(examples_of(lengths)))
+    loss.backward()
+    return [loss.detach(), *(parameter.grad for parameter in trained_parameters(model).values() if parameter.grad is not None)]
+
+
+def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        assert (one - other).norm() <= tolerance * (other.norm() + 1e-6)
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_and_gradients_are_those_of_the_model_itself(folders: dict[str, Path], kernels: Kernels, kind: str, lora: bool) -> None:
+    if lora and kind == "deepseek":
+        pytest.skip("its experts are no linear layers, of which PEFT warns")
+    model = model_of(folders[kind], lora=lora)
+    expected = loss_and_gradients(model, FP32)
+    parts = fuse(model, kernels=kernels, precision=FP32, backend=attention_backend("auto", model))
+    if lora and kind in PARTS:
+        assert parts == PARTS[kind]
+    assert_close(loss_and_gradients(model, FP32), expected, 1e-5)
+
+
+def distance(found: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
+    return float(sum((one - other).square().sum() for one, other in zip(found, exact, strict=True)).sqrt())
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama-mha", "qwen2", "gemma"])
+def test_full_training_under_autocast_is_no_further_from_float32_than_before_and_sees_new_weights(
+    folders: dict[str, Path], kernels: Kernels, kind: str
+) -> None:
+    model = model_of(folders[kind], lora=False)
+    fused = model_of(folders[kind], lora=False)
+    assert fuse(fused, kernels=kernels, precision=MIXED, backend="blocks") == 9
+    for _ in range(3):
+        exact, plain, found = loss_and_gradients(model, FP32), loss_and_gradients(model, MIXED), loss_and_gradients(fused, MIXED)
+        assert distance(found, exact) <= 1.5 * distance(plain, exact)
+        torch.optim.SGD(fused.parameters(), lr=1e-4).step()
+        model.load_state_dict(fused.state_dict())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"target_modules": ["q_proj", "down_proj"]}, {"target_modules": "v_proj"}, {"use_rslora": True}], ids=str
+)
+def test_adapters_on_some_layers_are_honoured(folders: dict[str, Path], kernels: Kernels, changes: dict) -> None:
+    model = model_of(folders["llama"], lora=True, **changes)
+    expected = loss_and_gradients(model, FP32)
+    assert fuse(model, kernels=kernels, precision=FP32, backend="blocks") == 9
+    assert_close(loss_and_gradients(model, FP32), expected, 1e-5)
+
+
+def test_a_disabled_or_merged_adapter_is_left_to_peft(folders: dict[str, Path], kernels: Kernels) -> None:
+    model = our_model(folders["llama"])
+    adapted = add_lora(model, LoraConfig(rank=4), base="tiny", seed=1, lean=True)
+    measure = functools.partial(Objective(model, "blocks", FP32).loss_sum, microbatch_of(examples_of((20, 9))))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.1)
+        learned = measure()
+        fuse(model, kernels=kernels, precision=FP32, backend="blocks")
+        torch.testing.assert_close(measure(), learned)
+        with adapted.disable_adapter():
+            bare = measure()
+        assert not torch.isclose(bare, learned)
+        adapted.merge_adapter()
+        torch.testing.assert_close(measure(), learned)
+        adapted.unmerge_adapter()
+        torch.testing.assert_close(measure(), learned)
+
+
+def test_weights_keep_names_and_values_and_are_not_held_twice(folders: dict[str, Path], kernels: Kernels) -> None:
+    model = model_of(folders["llama"], lora=True)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fuse(model, kernels=kernels, precision=FP32, backend="blocks")
+    after = model.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
+    layer = model.get_decoder().layers[0]
+    storages = {getattr(layer.mlp, name).base_layer.weight.untyped_storage().data_ptr() for name in ("gate_proj", "up_proj")}
+    assert len(storages) == 1
+
+
+def test_a_model_that_does_not_stay_the_same_gets_its_own_code_back(folders: dict[str, Path], kernels: Kernels) -> None:
+    model = model_of(folders["llama"], lora=True)
+    expected = loss_and_gradients(model, FP32)
+    model.get_decoder().layers[0].mlp.register_forward_hook(lambda module, args, out: out * (1 if "forward" not in vars(module) else 2))
+    assert fuse(model, kernels=kernels, precision=FP32, backend="blocks") == 0
+    assert_close(loss_and_gradients(model, FP32), expected, 0.0)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_unfusing_gives_every_part_its_own_forward(folders: dict[str, Path], kernels: Kernels) -> None:
+    model = model_of(folders["llama"], lora=True)
+    expected = loss_and_gradients(model, FP32)
+    assert fuse(model, kernels=kernels, precision=FP32, backend="blocks") == 9
+    unfuse(model)
+    assert_close(loss_and_gradients(model, FP32), expected, 0.0)
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+def test_recomputing_in_the_backward_pass_gives_the_same_gradients(folders: dict[str, Path], kernels: Kernels) -> None:
+    model = model_of(folders["llama"], lora=True)
+    fuse(model, kernels=kernels, precision=FP32, backend="blocks")
+    expected = loss_and_gradients(model, FP32)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert_close(loss_and_gradients(model, FP32), expected, 0.0)
