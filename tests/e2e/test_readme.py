@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,6 @@ ELSEWHERE = {
     r".*--num-nodes|.*NUM_NODES=": "several machines: tests/distributed/test_launch.py",
     r".*(--world-size|WORLD_SIZE=) ?(4|8)": "four processes: tests/e2e/test_processes.py",
     r"llamahome plan\b": "tests/planning/test_outlook.py",
-    r"llamahome data (check|stats)\b": "tests/data and tests/cli run them on data of every kind",
 }
 """Commands that are run by other tests, by pattern."""
 FILES = re.compile(r"[\w./-]+\.(?:jsonl|json|yaml|jinja)")
@@ -99,7 +99,8 @@ def handed_over(text: str) -> str:
 def furnish(project: Project, words: list[str]) -> None:
     """Make the files that a command names: rows, settings, a template."""
     template = project.folder / "data/models/base/tiny/chat_template.jinja"
-    for path in (project.folder / name for name in FILES.findall(" ".join(words))):
+    made = {after for word, after in pairwise(words) if word == "--fix"}
+    for path in (project.folder / name for name in FILES.findall(" ".join(words)) if name not in made):
         if path.exists():
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
