@@ -1,24 +1,29 @@
 """What a run would be, before it starts: its parts placed as a run places them, on processes or weights that do not exist.
 
+    expect     a run on this machine: steps, memory, time and disk, from its rows, its config and a tenth of a second of products
     simulate   any config on any number of ranks: the placement and one step of a run, rehearsed on two shallow models without weights
 
 Only shapes are computed. What is counted in the rehearsal is handed to planning/, which knows no model.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from llamahome.assembly import default_micro_batch
+from llamahome.assembly import Plan, default_micro_batch, make_plan
 from llamahome.config.load import LoadedConfig, with_values
 from llamahome.config.schema import Config
+from llamahome.data.prepare import prepare
+from llamahome.data.report import Report
+from llamahome.data.text.tokens import load_tokenizer
 from llamahome.distributed.imagined import Seen, Witness, imagined_world
-from llamahome.distributed.world import World
+from llamahome.distributed.world import World, open_world
 from llamahome.errors import ConfigError, Problem
-from llamahome.model.load import CausalLM
+from llamahome.model.load import CausalLM, find_model
 from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
 from llamahome.model.place import LARGEST_SHARE, activation_bytes, place
@@ -26,12 +31,20 @@ from llamahome.model.precision import Precision, choose_precision
 from llamahome.model.shard import replicated, sharded
 from llamahome.model.skeleton import count_weights, pretend, read_shape, require_layers, skeleton
 from llamahome.model.strategy import Chosen, choose_strategy, weight_bytes
+from llamahome.monitoring.resources import free_memory_bytes
+from llamahome.monitoring.throughput import measured_peak_flops
 from llamahome.planning.forecast import STRATEGIES, Cluster, Forecast, Strategy, Work, forecast, layout_of, remedy
+from llamahome.planning.hardware import Device
 from llamahome.planning.shapes import CONFIGS, Part, Shape
 from llamahome.planning.traffic import Exchange, Group, extended
 
 _DEPTHS = (2, 3)
 """Layers of the models that are placed: with one more layer everything that a layer brings comes once more."""
+_REACHED = 0.5
+"""Share of the measured rate of one large product that a step reaches. measured: 635 tokens/s of LoRA on the starter, 0.34 TFLOP/s, beside
+0.6 for the product (docs/log.md)."""
+_MEMORY_GBPS = (8.0, 1000.0)
+"""For the update, on a processor (measured: a large copy) and on a GPU; it is a small part of a step."""
 _REHEARSED_TOKENS = 16
 """Of a pass: what is exchanged does not depend on it."""
 
@@ -100,6 +113,81 @@ def _choose(config: Config, precision: Precision, shape: Shape, cluster: Cluster
     return choose_strategy(config.distributed.strategy, method=method, needed=needed, free=cluster.device.memory_bytes, world=world)
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What a run on this machine would be."""
+
+    report: Report
+    plan: Plan
+    precision: Precision
+    tokens_per_step: float
+    shape: Shape
+    step: Forecast
+    remedy: str | None
+    seconds: float
+    """Of all steps; evaluations, checkpoints and the loading of the model come on top."""
+    checkpoint_bytes: int
+    disk_bytes: int
+    """All checkpoints that are kept at a time, one in the making, and the final model."""
+
+
+def expect(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callable[[str], None]) -> Expected:
+    """Tokenize `data_path` as a run would, and plan its steps on one process here. Raises what preparing a run raises."""
+    config = loaded.config
+    with open_world(config.distributed, say=say) as world:
+        base = find_model(config.model.name, revision=config.model.revision, say=say)
+        tokenizer = load_tokenizer(base, chat_template=config.model.chat_template)
+        prepared = prepare(config.data, data_path, tokenizer, say=say)
+        prepared.close()
+        plan = make_plan(loaded, prepared.order.epoch_rows)
+        precision = choose_precision(config, world.device)
+        device = _this_machine(world, precision)
+        wished = config.training.micro_batch_tokens
+        most = default_micro_batch(world) if wished == "auto" else wished
+    report = prepared.report
+    per_step = report.tokens_per_row * config.training.batch_size
+    passes = max(1, math.ceil(per_step / most))
+    tokens = max(1, math.ceil(per_step / passes))
+    read = require_layers(read_shape(str(base), CONFIGS), config.model.name)
+    backend = "blocks" if device.name == "cpu" else "sdpa"
+    # A step must fit when its passes are as full as they may be, and as long as the longest row.
+    shape, kept = _measure(
+        config, precision, read, int(read.get_text_config().num_hidden_layers), max(most, config.data.max_length), backend
+    )
+    wanted = config.training.gradient_checkpointing
+    share = report.targets / max(1, report.tokens)
+    full = Work(
+        max(most, config.data.max_length), 1, config.data.max_length, share, kept, None if wanted == "auto" else wanted, LARGEST_SHARE
+    )
+    here = Cluster(device, 1, 1)
+    apart = config.training.method == "lora"
+    layout = layout_of("replicate", here, stored=precision.storage.itemsize, computed=precision.compute.itemsize, apart=apart)
+    worst = forecast("replicate", shape, layout, here, work=full)
+    usual = replace(full, tokens=tokens, passes=passes, length=round(report.mean_tokens), recomputes=worst.recomputes)
+    step = replace(forecast("replicate", shape, layout, here, work=usual), memory=worst.memory, fits=worst.fits)
+    checkpoint, keep = 12 * shape.trained + 8 * 2**20, config.checkpoint
+    return Expected(
+        report=report,
+        plan=plan,
+        precision=precision,
+        tokens_per_step=per_step,
+        shape=shape,
+        step=step,
+        remedy=None if worst.fits else remedy("replicate", shape, here, layout=layout, work=full),
+        seconds=step.seconds * plan.positions / config.training.batch_size,
+        checkpoint_bytes=checkpoint,
+        disk_bytes=checkpoint * (keep.keep_last + keep.keep_best + 1) + 4 * shape.trained,
+    )
+
+
+def _this_machine(world: World, precision: Precision) -> Device:
+    """The device of this process, its rate measured."""
+    kind = world.device.type
+    free = torch.cuda.mem_get_info()[0] if kind == "cuda" else free_memory_bytes()
+    rate = measured_peak_flops(world.device, precision.compute)
+    return Device(kind, rate / 1e12, _REACHED, free, _MEMORY_GBPS[kind == "cuda"], 1.0, 1.0, 1)
+
+
 def _possible(cluster: Cluster) -> list[Strategy]:
     if cluster.ranks == 1:
         return ["replicate"]
@@ -114,7 +202,7 @@ def _prepared(config: Config, precision: Precision, read: Any, layers: int) -> C
     return model
 
 
-def _measure(config: Config, precision: Precision, read: Any, layers: int, tokens: int) -> tuple[Shape, int]:
+def _measure(config: Config, precision: Precision, read: Any, layers: int, tokens: int, backend: str = "sdpa") -> tuple[Shape, int]:
     """Weights of a layer and of the rest, and what a pass keeps for its backward pass, from models of two depths and of all layers."""
     few, many = (_prepared(config, precision, read, depth) for depth in _DEPTHS)
     heads = few.get_output_embeddings().weight, many.get_output_embeddings().weight
@@ -138,7 +226,7 @@ def _measure(config: Config, precision: Precision, read: Any, layers: int, token
         message = f"the {layers} layers of {config.model.name} are not alike, so they cannot be planned from a few of them"
         raise ConfigError(Problem(code="model.unplannable", message=message, where="model.name", hint="--model llama-3-8b"))
     longest = min(config.data.max_length, tokens)
-    return shape, activation_bytes(whole, tokens, longest=longest, precision=precision, backend="sdpa")
+    return shape, activation_bytes(whole, tokens, longest=longest, precision=precision, backend=backend)
 
 
 def _counted(

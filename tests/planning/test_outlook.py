@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.models import tiny_config
+from tests.support.models import save_tiny, tiny_config
+from tests.support.projects import chats, write_rows
 from typer.testing import CliRunner
 
 from llamahome.cli.app import app
@@ -67,6 +68,19 @@ def test_people_see_what_does_not_fit_and_what_would_mend_it(shape: Path) -> Non
     assert "does not fit" not in run("--model", str(shape), "--world-size", "1", *tight, *hint)
 
 
+def test_the_plan_of_rows_is_that_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "tiny")
+    write_rows(tmp_path / "chats.jsonl", chats(40))
+    words = ["plan", "chats.jsonl", "--model", "tiny", "--set", "training.batch_size=8", "--set", "data.eval_split=0", "--epochs", "2"]
+    result = CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False)
+    told = json.loads(result.stdout)
+    assert (told["steps"], told["rows"], told["epochs"], told["simulated"]) == (10, 40, 2, False)
+    assert told["seconds"] > 0 and told["step"]["fits"] and told["disk_bytes"] > told["checkpoint_bytes"]
+    text = CliRunner().invoke(app, words, catch_exceptions=False).stdout
+    assert "it fits; gradient checkpointing off" in text and "10 of 8 rows" in text
+
+
 BAD = {
     "unknown model": (["--model", "nonsense", "--world-size", "8"], ConfigError, "model.no-config"),
     "no processes": (["--world-size", "0"], ConfigError, "config.out-of-range"),
@@ -97,6 +111,13 @@ def test_a_config_without_layers_or_of_nothing_known_is_refused(shape: Path, cha
     with pytest.raises(ConfigError) as caught:
         run("--model", str(tmp_path), "--world-size", "8")
     assert caught.value.problems[0].code == "model.unplannable"
+
+
+@pytest.mark.parametrize("words", [["rows.jsonl", "--simulate", "--world-size", "8"], [], ["rows.jsonl", "--world-size", "2"]])
+def test_rows_and_ranks_that_are_not_here_exclude_each_other(words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        CliRunner().invoke(app, ["plan", *words], catch_exceptions=False)
+    assert caught.value.problems[0].code == "usage.plan-simulates"
 
 
 def test_bad_words_are_told_without_torch() -> None:

@@ -1,28 +1,33 @@
-"""plan: what a step would take on ranks that are not here. Nothing heavy is imported at the top."""
+"""plan: what a run would take here, or a step on ranks that are not here. Nothing heavy is imported at the top."""
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llamahome.cli.train import Assignments, ConfigFiles, Method, Model, NumNodes, WorldSize
+from llamahome.cli.train import Assignments, ConfigFiles, Epochs, EvalData, MaxSteps, Method, Model, NumNodes, WorldSize
 
 if TYPE_CHECKING:
     from llamahome.config.load import LoadedConfig
-    from llamahome.outlook import Simulation
+    from llamahome.outlook import Expected, Simulation
     from llamahome.planning.forecast import Cluster, Forecast
 
 _GB = 1e9
 
 
 def plan(
+    data_path: Annotated[list[str] | None, typer.Argument(help="Rows of the run to plan, as for train.", metavar="[DATA_PATH]...")] = None,
     simulate: Annotated[bool, typer.Option("--simulate", help="Plan for ranks that are not here, from the model's config alone.")] = False,
     model: Model = None,
     world_size: WorldSize = None,
     num_nodes: NumNodes = None,
+    epochs: Epochs = None,
+    max_steps: MaxSteps = None,
     method: Method = None,
+    eval_data: EvalData = None,
     config: ConfigFiles = None,
     assignments: Assignments = None,
     device: Annotated[str, typer.Option("--device", help="h100, h200 or a100: figures of the data sheet.")] = "h100",
@@ -35,26 +40,30 @@ def plan(
     target_share: Annotated[float, typer.Option("--target-share", min=0.0, max=1.0, help="Share of the tokens that is learned.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Memory, exchanges and time of a step on up to thousands of ranks, before any of them is paid for.
+    """What a run would need and take: on this machine, or on up to thousands of ranks before any of them is paid for.
 
     Examples:
+      llamahome plan data/training/raw
       llamahome plan --simulate --model llama-3-8b --world-size 1024
       llamahome plan --simulate --model llama-3-70b --method full --world-size 256 --device h200 --json
     """
     from llamahome.config.load import load_config
-    from llamahome.errors import Problem, UsageError
 
-    if not simulate:
-        message = "this plans ranks that are not here; the run on this machine tells its plan before its first step"
-        raise UsageError(Problem(code="usage.plan-simulates", message=message, hint="llamahome plan --simulate --world-size 8"))
+    _refuse_words(data_path or [], simulate)
     flags: dict[str, tuple[str, Any]] = {
         "model.name": ("--model", model),
         "distributed.world_size": ("--world-size", world_size),
         "distributed.num_nodes": ("--num-nodes", num_nodes),
         "training.method": ("--method", method),
+        "training.epochs": ("--epochs", epochs),
+        "training.max_steps": ("--max-steps", max_steps),
+        "data.eval_path": ("--eval-data", eval_data),
     }
     loaded = load_config(config or [], flags=flags, assignments=assignments or [])
     figures = {"tflops": tflops, "mfu": mfu, "memory": memory, "inside_gbps": inside, "between_gbps": between}
+    if not simulate:
+        _show_expected(loaded, data_path or [], as_json)
+        return
     cluster = _cluster(loaded, device, figures)
 
     from llamahome.cli.train import before_torch
@@ -64,6 +73,72 @@ def plan(
 
     found = outlook.simulate(loaded, cluster, passes=micro_batches, target_share=target_share)
     print(json.dumps(_told(found)) if as_json else "\n".join(_lines(found)))
+
+
+def _refuse_words(data_path: list[str], simulate: bool) -> None:
+    """UsageError unless there are rows to plan for, or ranks without rows."""
+    from llamahome.errors import Problem, UsageError
+
+    if simulate and data_path:
+        message = f"--simulate plans full micro-batches and reads no rows: {data_path[0]} would be ignored"
+        raise UsageError(Problem(code="usage.plan-simulates", message=message, hint="leave --simulate or the data out"))
+    if not simulate and not data_path:
+        message = "there are no rows to plan a run for"
+        raise UsageError(Problem(code="usage.plan-simulates", message=message, hint="llamahome plan DATA_PATH, or add --simulate"))
+
+
+def _show_expected(loaded: "LoadedConfig", data_path: list[str], as_json: bool) -> None:
+    """Plan a run on this machine."""
+    from llamahome.cli.train import before_torch
+    from llamahome.config.check import check_config
+    from llamahome.data.files.locate import locate
+    from llamahome.errors import ConfigError, Problem, UsageError
+
+    if problems := check_config(loaded.config, loaded.origins):
+        raise ConfigError(problems)
+    if loaded.config.distributed.world_size not in ("auto", 1) or loaded.config.distributed.num_nodes > 1:
+        message = "the plan of rows is that of one process"
+        raise UsageError(Problem(code="usage.plan-simulates", message=message, where="distributed.world_size", hint="add --simulate"))
+    locate(data_path)
+    before_torch()
+    from llamahome import outlook
+
+    found = outlook.expect(data_path, loaded, say=lambda line: print(line, file=sys.stderr))
+    print(json.dumps(_expected(found)) if as_json else "\n".join(_expected_lines(found, loaded.config.training.batch_size)))
+
+
+def _expected(found: "Expected") -> dict[str, Any]:
+    return {
+        "simulated": False,
+        "rows": found.report.epoch_rows,
+        "eval_examples": found.report.eval_examples,
+        "tokens_per_step": found.tokens_per_step,
+        "steps": found.plan.horizon,
+        "epochs": found.plan.horizon / found.plan.steps_per_epoch,
+        "step": _figures(found.step, found.remedy),
+        "seconds": found.seconds,
+        "checkpoint_bytes": found.checkpoint_bytes,
+        "disk_bytes": found.disk_bytes,
+    }
+
+
+def _expected_lines(found: "Expected", batch_size: int) -> Iterator[str]:
+    from llamahome.units import show_bytes, show_count, show_seconds
+
+    step, memory, plan_ = found.step, found.step.memory, found.plan
+    yield from found.report.lines()[1:]
+    trained = f"{show_count(found.shape.trained)} of {show_count(found.shape.weights)} weights are trained"
+    yield f"model       {trained}, products in {found.precision.name if found.precision.name == 'bf16' else 'float32'}"
+    each = f"{batch_size:,} rows, about {found.tokens_per_step:,.0f} tokens each"
+    yield f"steps       {plan_.horizon:,} of {each}; {plan_.steps_per_epoch:,.1f} an epoch"
+    parts = ("weights", "gradients", "optimizer", "activations", "loss", "buffers")
+    told = ", ".join(f"{part} {show_bytes(getattr(memory, part))}" for part in parts if getattr(memory, part) >= 2**20)
+    yield f"memory      up to {show_bytes(memory.total)} beside Python and its libraries: {told}"
+    yield f"            {'it fits' if step.fits else 'it does not fit'}; gradient checkpointing {'on' if step.recomputes else 'off'}"
+    if not step.fits:
+        yield f"            it would with {found.remedy}" if found.remedy else "            no setting of this machine makes it fit"
+    yield f"time        about {show_seconds(found.seconds)}, {step.tokens_per_s:,.0f} tokens/s; evaluations and saving come on top"
+    yield f"disk        up to {show_bytes(found.disk_bytes)}; a checkpoint is {show_bytes(found.checkpoint_bytes)}"
 
 
 def _cluster(loaded: "LoadedConfig", name: str, figures: dict[str, Any]) -> "Cluster":
