@@ -177,7 +177,9 @@ def _agree(run: Run, state: TrainerState, microbatches: Sequence[Microbatch]) ->
     main = run.world.is_main and state.step > 0
     evaluate = main and run.evaluate_due.after(state.step) and state.eval_loss is None  # a resumed step was evaluated before
     save = main and run.save_due.after(state.step)
-    counts = torch.tensor([tokens, targets, run.stop.asked, evaluate, save], dtype=torch.int64, device=run.world.device)
+    counts = torch.tensor(
+        [tokens, targets, run.stop.asked, evaluate, save], dtype=torch.int64
+    )  # not on a GPU, whose steps nobody waits for
     if run.world.size > 1:
         with run.clock.part("exchange"):
             run.world.sum_(counts)
@@ -218,7 +220,7 @@ def _flush(run: Run, state: TrainerState, bad: BadSteps) -> TrainerState:
     """The one place in the loop that waits for the device."""
     if not run.recorder.waits:
         return state  # and the clock keeps what the next step has spent on its data
-    metrics = run.recorder.flush(state.step, run.clock.take())
+    metrics = run.recorder.flush(state.step, run.clock.take(), run.world.traffic.take())
     run.progress.update(state.step, metrics)
     refused = bad.read()
     rows: list[str] = []
