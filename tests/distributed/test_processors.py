@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from llamahome.distributed.processors import share_processors, usable_cores, usable_cpus
+from llamahome.distributed.processors import bound_caches, share_processors, usable_cores, usable_cpus
 
 
 def _tree(root, files):
@@ -86,3 +86,11 @@ def test_torch_is_told_to_share_processors_unless_the_user_chose():
         share_processors(environment)
     assert int(untouched["GOMP_SPINCOUNT"]) < 300_000
     assert chosen == {"GOMP_SPINCOUNT": "7"} and policy == {"OMP_WAIT_POLICY": "active"}
+
+
+def test_torch_is_told_to_keep_few_kernels_unless_the_user_chose():
+    untouched, chosen = {}, {"LRU_CACHE_CAPACITY": "7"}
+    for environment in (untouched, chosen):
+        bound_caches(environment)
+    assert set(untouched) == {"LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"}
+    assert all(int(value) < 1024 for value in untouched.values()) and chosen["LRU_CACHE_CAPACITY"] == "7"

@@ -184,22 +184,27 @@ def _refuse_early(loaded: "LoadedConfig", data_path: list[str]) -> None:
 
 def before_torch() -> None:
     """Importing torch and transformers takes seconds in which nothing else can be said, and fixes how its threads wait."""
-    from llamahome.distributed.processors import share_processors
-
-    share_processors(os.environ)
+    _settle_torch()
     if os.environ.get("RANK", "0") == "0":
         with suppress(OSError):  # a full disk behind stderr is no reason to stop
             print("loading torch and transformers ...", file=sys.stderr, flush=True)
+
+
+def _settle_torch() -> None:
+    """How its threads wait and what it keeps is read once, when it is imported."""
+    from llamahome.distributed.processors import bound_caches, share_processors
+
+    share_processors(os.environ)
+    bound_caches(os.environ)
 
 
 def _launched(loaded: "LoadedConfig") -> bool:
     """Check the settings; start the processes when there must be more than this one, and leave with their exit status when it is not 0."""
     from llamahome.config.check import check_config
     from llamahome.distributed.launch import launch, needs_launch
-    from llamahome.distributed.processors import share_processors
     from llamahome.errors import ConfigError
 
-    share_processors(os.environ)  # before GPUs are counted, for which torch is imported
+    _settle_torch()  # before GPUs are counted, for which torch is imported
     if problems := check_config(loaded.config, loaded.origins):
         raise ConfigError(problems)
     count = needs_launch(loaded.config.distributed, os.environ)

@@ -9,11 +9,21 @@ _SPINS = "1000"
 """Rounds that a thread of torch waits awake for the others before it sleeps. measured on two processors (docs/log.md): with two other busy
 processes 4 to 10 times the speed of the default of 300,000, which burns what a descheduled thread needs to go on."""
 
+_KERNEL_CACHES, _KERNELS = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"), "64"
+"""Prepared matrix products that torch and oneDNN keep, with their working memory, 1,024 each unless told. measured (docs/log.md): every new
+number of tokens added 25 MB until gigabytes were kept that no later step used; with 64 memory stays flat at the same speed."""
+
 
 def share_processors(environment: MutableMapping[str, str]) -> None:
     """Make torch's threads let others run; call it before torch is imported. What the user set (OMP_WAIT_POLICY, GOMP_SPINCOUNT) stands."""
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", _SPINS)
+
+
+def bound_caches(environment: MutableMapping[str, str]) -> None:
+    """Let torch keep few of the kernels that it makes for each shape; call it before torch is imported. What the user set stands."""
+    for name in _KERNEL_CACHES:
+        environment.setdefault(name, _KERNELS)
 
 
 def usable_cpus(*, root: Path = Path("/")) -> int:
