@@ -13,6 +13,8 @@ from tests.support.projects import chats
 
 CORPUS = Path(__file__).resolve().parents[1] / "corpus"
 TABLE = CORPUS / "table.toml"
+_TURN = b"<|im_start|>{{ m.role }}\\n{{ m.content }}<|im_end|>\\n"
+_PROMPT = b"{% if add_generation_prompt %}<|im_start|>assistant\\n{% endif %}"
 _FIND = re.compile(r"(error|warning) ([a-z0-9.-]+) (\d+|-)(?: (\S+))?: (.*)")
 
 
@@ -82,8 +84,18 @@ def write_unreadable_as_text(folder: Path) -> None:
         "nul-byte.csv": b"prompt,completion\nCount to three.,One two three.\nName a col\0our.,Blue.\n",
         "latin-1.csv": "prompt,completion\nCount to three.,One two three.\nName a colour.,Türkis.\n".encode("latin-1"),
         "noise.parquet": bytes(range(256)) * 4,
+        "noise.arrow": bytes(range(256)) * 4,
+        "noise.jsonl.zst": bytes(range(256)) * 4,
+        "columns.jsonl": lines({"question": "Hello?", "answer": "Hello."}, {"question": "Bye?", "answer": "Bye."}),
+        "refused.jsonl": lines(*good),
+        "refuses.jinja": b"{{ raise_exception('no chats here') }}",
+        "left-out.jsonl": lines(*good),
+        "leaves-out.jinja": b"{% for m in messages if m.role == 'assistant' %}" + _TURN + b"{% endfor %}" + _PROMPT,
+        "unproved.jsonl": lines(*good),
+        "shouts.jinja": b"{% for m in messages %}" + _TURN.replace(b"content", b"content | upper") + b"{% endfor %}" + _PROMPT,
         "empty.parquet": b"",
     }
+    (folder / "empty-folder").mkdir()
     for name, content in files.items():
         (folder / name).write_bytes(content)
     prompts: list[dict[str, object]] = [
