@@ -14,13 +14,16 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup, Work
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from llamahome.distributed.exchange import Exchange, FlatExchange, OverlappedExchange, total_norm
 from llamahome.distributed.tensorfiles import Pieces
+from llamahome.distributed.traffic import Traffic
 from llamahome.distributed.world import World
 from llamahome.model.objective import Within, directly
 from llamahome.model.place import trained_parameters
@@ -97,6 +100,7 @@ def sharded(model: PreTrainedModel, world: World, *, strategy: Literal["shard", 
     for module in modules:
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
+        _count(module, mesh, world.traffic)
     root.set_reduce_scatter_unused_params(True)
     for this, following in itertools.pairwise(layers):
         this.set_modules_to_forward_prefetch([following])
@@ -141,6 +145,36 @@ class _Whole(nn.Module):
     def forward(self, work: Callable[[], T]) -> T:
         """What `work` returns."""
         return work()
+
+
+class _CountedGather(DefaultAllGather):
+    """Gathers, and counts what that sends."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self.traffic = traffic
+
+    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: ProcessGroup, async_op: bool = False) -> Work | None:
+        self.traffic.gathered(output_tensor.nbytes, group.size())
+        return super().__call__(output_tensor, input_tensor, group, async_op)
+
+
+class _CountedScatter(DefaultReduceScatter):
+    """Sums and deals out, and counts what that sends."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self.traffic = traffic
+
+    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: ProcessGroup, op: Any, async_op: bool = False) -> Work:
+        self.traffic.gathered(input_tensor.nbytes, group.size())
+        return super().__call__(output_tensor, input_tensor, group, op, async_op)
+
+
+def _count(module: FSDPModule, mesh: DeviceMesh, traffic: Traffic) -> None:
+    """Count what FSDP2 sends for `module`, also the sum over machines when the mesh has two sides."""
+    module.set_custom_all_gather(_CountedGather(traffic))
+    module.set_custom_reduce_scatter(_CountedScatter(traffic))
+    if mesh.ndim == 2:
+        module.set_all_reduce_hook(lambda rows: traffic.summed(rows.nbytes, mesh.size(0)))
 
 
 def _make_mesh(world: World, strategy: Literal["shard", "hybrid"]) -> DeviceMesh:

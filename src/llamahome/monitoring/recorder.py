@@ -8,6 +8,7 @@ may hold a Recorder; only the main one writes. `system` gives the newest sample 
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -89,8 +90,10 @@ class Recorder:
         self._total_targets += targets
         self._status.step(step)
 
-    def flush(self, step: int, parts: Mapping[str, float]) -> dict[str, float]:
+    def flush(self, step: int, parts: Mapping[str, float], sent: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
         """Write and return the metrics of the steps since the last flush, whose seconds per part are `parts`.
+
+        `sent` are sums over these steps of what this process sent to others, by metric.
 
         Waits for the device, once. Without a step since the last flush nothing is written and the dictionary is empty.
         """
@@ -108,6 +111,7 @@ class Recorder:
             "train/targets": self._total_targets,
             **self._speed(parts, targets),
             **{f"time/{part}": seconds / steps for part, seconds in parts.items()},
+            **{name: total / steps for name, total in sent.items()},
             **_memory(device),
         }
         self._losses, self._targets, self._window_tokens = [], [], 0

@@ -1,0 +1,112 @@
+"""What the worker processes of test_placements.py do: the same steps in every placement that their number allows."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from tests.support.models import FP32, examples_of, our_model
+from tests.support.runs import table_of
+
+from llamahome.config.schema import LoraConfig
+from llamahome.data.steps.loader import Loader
+from llamahome.data.steps.mixture import plain_order
+from llamahome.distributed.exchange import OverlappedExchange
+from llamahome.distributed.world import World
+from llamahome.model.lora import add_lora
+from llamahome.model.objective import Objective
+from llamahome.model.place import place
+from llamahome.model.shard import Placement, replicated, sharded
+from llamahome.monitoring.throughput import PartClock
+from llamahome.training.evaluate import evaluate
+from llamahome.training.optimizer import make_optimizer, set_learning_rate
+from llamahome.training.step import train_step
+
+ROWS = table_of(examples_of((31, 18, 18, 9, 40, 2, 1, 13, 25, 17, 5), seed=1))
+BATCH = 4
+
+
+def placed(world: World, base: str, method: str, strategy: str):
+    """A model in its placement. Hybrid takes two machines (three of one process when there are three processes)."""
+    model = our_model(Path(base))
+    if method == "lora":
+        add_lora(model, LoraConfig(rank=4), base="tiny", seed=0, lean=True)
+    place(model, world=world, checkpointing=False, sync_batch_norm=False)
+    if strategy == "replicate":
+        placement = replicated(model, world)
+        if method == "full":  # buckets so small that there are several
+            parameters = list(placement.parameters.values())
+            placement = dataclasses.replace(placement, exchange=OverlappedExchange(world, parameters, bucket_bytes=10_000))
+    else:
+        machines = 3 if world.size == 3 else 2
+        here = dataclasses.replace(world, local_size=world.size // machines) if strategy == "hybrid" else world
+        placement = sharded(model, here, strategy=strategy, precision=FP32)
+    return model, Objective(model, "blocks", FP32, placement.within), placement
+
+
+def learn(world: World, base: str, method: str, strategy: str, steps: int):
+    """Loss, norm and bytes sent of each step, and the evaluation after them."""
+    model, objective, placement = placed(world, base, method, strategy)
+    optimizer = make_optimizer("adamw", placement.parameters, weight_decay=0.1)
+    set_learning_rate(optimizer, 1e-3)
+    told = []
+    world.traffic.take()
+    for microbatches in loader_of(world, placement, steps):
+        counts = torch.tensor([sum(each.num_targets for each in microbatches), len(microbatches)])
+        world.sum_(counts)
+        world.traffic.take()
+        result = train_step(
+            objective.loss_sum,
+            optimizer,
+            microbatches,
+            num_targets=int(counts[0]),
+            seeds=[0] * len(microbatches),
+            max_grad_norm=0.5,
+            exchange=placement.exchange,
+            clock=PartClock(),
+        )
+        told.append([float(result.loss), float(result.grad_norm), world.traffic.take()])
+    batches = next(iter(loader_of(world, placement, 1)))
+    found = evaluate(objective.stats, model, batches, world=world)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return {"steps": told, "evaluation": [found.loss, found.targets], "trained": trained}
+
+
+def loader_of(world: World, placement: Placement, steps: int) -> Loader:
+    return Loader(
+        ROWS,
+        plain_order(ROWS.num_rows),
+        batch_size=BATCH,
+        micro_batch_tokens=30,
+        seed=3,
+        total_positions=BATCH * steps,
+        rank=world.rank,
+        world_size=world.size,
+        equal_passes=placement.equal_passes,
+    )
+
+
+def every_placement(world: World, payload):
+    strategies = ("replicate", "shard", "hybrid") if world.size > 1 else ("replicate",)
+    return {
+        f"{method} {strategy}": learn(world, payload["base"], method, strategy, payload["steps"])
+        for method in ("lora", "full")
+        for strategy in strategies
+    }
+
+
+def sums_on_the_wire(world: World, payload):
+    """Bytes that all processes together sent over loopback for ten sums, by the kernel's count, and by ours for this process."""
+    tensor = torch.zeros(payload["numbers"])
+    world.sum_(tensor)  # connections are made at the first
+    world.barrier()
+    before = _sent()
+    world.traffic.take()
+    for _ in range(10):
+        world.sum_(tensor)
+    world.barrier()
+    return {"wire": _sent() - before, "counted": world.traffic.take()["net/sent"]}
+
+
+def _sent() -> int:
+    (line,) = [line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:")]
+    return int(line.split()[9])

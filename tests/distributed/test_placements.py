@@ -1,0 +1,56 @@
+"""Whole or in rows, on however many processes: the steps are those of one process, and what is sent is what the formula says."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from tests.distributed.placements import every_placement
+from tests.support.models import save_tiny
+from tests.support.runs import ALONE
+from tests.support.workers import ROOT, run_workers, worker_environment
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny(tmp_path_factory.mktemp("llama"), "llama"))
+
+
+def check(base: str, world_size: int, steps: int) -> None:
+    payload = {"base": base, "steps": steps}
+    alone = every_placement(ALONE, payload)
+    ranks = run_workers("tests/distributed/placements.py:every_placement", world_size, payload, timeout=60 + 30 * steps)
+    for name, found in ranks[0].items():
+        losses, expected = [[step[:2] for step in each["steps"]] for each in (found, alone[f"{name.split()[0]} replicate"])]
+        assert losses[0] == pytest.approx(expected[0], rel=1e-6), name
+        for ours, theirs in zip(losses, expected, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4), name
+        assert found["evaluation"] == pytest.approx(alone[f"{name.split()[0]} replicate"]["evaluation"], rel=1e-5), name
+        assert all([step[:2] for step in other[name]["steps"]] == losses for other in ranks[1:]), f"{name}: processes have drifted apart"
+    lora = ranks[0]["lora replicate"]
+    for step in lora["steps"]:
+        assert step[2]["net/exchanges"] == 1
+        assert step[2]["net/sent"] == pytest.approx(4 * lora["trained"] * 2 * (world_size - 1) / world_size, rel=0.05)
+
+
+def test_two_processes_in_every_placement_train_like_one(base: str) -> None:
+    check(base, 2, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_fifty_steps_in_every_placement_are_those_of_one_process(base: str, world_size: int) -> None:
+    check(base, world_size, 50)
+
+
+def test_what_is_counted_is_what_goes_over_the_wire() -> None:
+    """In a network of its own, where nothing else is sent."""
+    script = "import json; from tests.support.workers import run_workers; "
+    script += "print(json.dumps(run_workers('tests/distributed/placements.py:sums_on_the_wire', 2, {'numbers': 500_000})))"
+    alone = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", sys.executable, "-c", script]
+    if shutil.which("unshare") is None or subprocess.run([*alone[:5], "sh", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not make a network of its own")
+    done = subprocess.run(alone, cwd=ROOT, env=worker_environment(), capture_output=True, text=True, check=True)
+    first, second = json.loads(done.stdout.splitlines()[-1])
+    assert first["wire"] == pytest.approx(first["counted"] + second["counted"], rel=0.05)
