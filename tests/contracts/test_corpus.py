@@ -16,8 +16,9 @@ from llamahome.config.load import load_config
 from llamahome.errors import DataError, Problem
 
 CASES = cases()
-NOT_OF_ROWS = ("data.no-targets", "data.too-much-lost")
-"""What data.max_length does to them; no row is wrong."""
+NOT_OF_ROWS = ("data.no-targets", "data.too-much-lost", "data.mixture-empty")
+"""What settings do to them; no row is wrong."""
+OF_SETTINGS = {"data.mixture-empty": "data.mixture"}
 WORDS = ("model.name=tiny", "data.eval_split=0", "training.batch_size=1", "training.max_steps=1", "evaluation.sample_prompts=0")
 
 
@@ -73,8 +74,9 @@ def test_a_check_finds_what_is_wrong_where_it_is(case: Case) -> None:
         line = int(where[1]) if where else None
         assert (finding["level"], finding["code"], line, finding["path"]) == (expected.level, expected.code, expected.line, expected.path)
         assert expected.words in str(finding["message"]).replace(path_of(case), case.file)
-        assert str(finding["where"]).startswith(path_of(case))
-        assert (finding["source"], finding["line"]) == (path_of(case), line)
+        place = OF_SETTINGS.get(expected.code, path_of(case))
+        assert str(finding["where"]).startswith(place)
+        assert (finding["source"], finding["line"]) == (place, line)
 
 
 @pytest.mark.parametrize("case", CASES, ids=named)

@@ -23,6 +23,8 @@ from llamahome.data.checks.survey import processes_for, survey
 from llamahome.data.files.sources import Source, open_source
 from llamahome.data.prepare import first_format
 from llamahome.data.rows.detect import SAMPLE
+from llamahome.data.steps.holdout import held_out
+from llamahome.data.steps.mixture import order_of
 from llamahome.data.text.tokens import load_tokenizer, require_chat_template
 from llamahome.errors import DataError, Problem
 from llamahome.units import many
@@ -96,6 +98,8 @@ def check(request: Request, tell: Tell, *, watch: Watch = lambda done, rows: Non
             for problem in _judged(side, where):
                 told(Found("error", problem))
     if checked.main is not None:
+        for problem in _left_out(checked.main):
+            told(Found("error", problem))
         if len(checked.main.facts) > MOST_ROWS and request.near:
             checked.unsought.append(f"near duplicates (only among at most {MOST_ROWS:,} rows)")
         if checked.evaluation is not None:
@@ -201,6 +205,17 @@ def marked(path: str) -> bool:
     """Whether the file begins with a byte order mark; binary kinds never do."""
     with Path(path).open("rb") as file:
         return file.read(3) == codecs.BOM_UTF8
+
+
+def _left_out(side: Side) -> Iterator[Problem]:
+    """Why data.mixture leaves nothing to train on; raises ConfigError for names that mean none of the files, as a run does."""
+    if not side.data.mixture:
+        return
+    share = side.data.eval_split if side.data.eval_path is None else 0
+    try:
+        order_of(side.source, np.flatnonzero(held_out(side.source.hashes(), share)), side.data.mixture)
+    except DataError as error:
+        yield from error.problems
 
 
 def _judged(side: Side, where: str) -> Iterator[Problem]:
