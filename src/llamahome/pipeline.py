@@ -24,6 +24,7 @@ from llamahome.config.check import check_config, config_warnings
 from llamahome.config.load import LoadedConfig, dump_config, read_saved_config, with_values
 from llamahome.data.prepare import prepare, read_all
 from llamahome.data.text.tokens import load_tokenizer
+from llamahome.distributed.agreement import require_agreement, settings_and_versions
 from llamahome.distributed.failures import note_run, run_to_go_on
 from llamahome.distributed.world import open_world
 from llamahome.errors import ConfigError, LeftAtOnce, MachineError, Problem, Stopped
@@ -70,6 +71,7 @@ def _session(loaded: LoadedConfig, *, phases: int = 3, saves: bool = True) -> It
         stack.callback(progress.close)
         for note in notes:
             progress.say(note)
+        require_agreement(world, settings_and_versions(loaded.config))
         for warning in config_warnings(loaded.config, loaded.origins) if saves else ():
             progress.warn(warning.message, warning.hint or "it has no effect")
         yield Session(world, progress, stop, stack)
@@ -189,6 +191,7 @@ def _as_argument(problem: Problem) -> Problem:
 def _prepare(data_path: str | Sequence[str], loaded: LoadedConfig, session: Session) -> Job:
     """Fetch the base's folder and make the examples; process 0 first, so that the others find everything in the caches."""
     world, progress, model = session.world, session.progress, loaded.config.model
+    world.roll.enter("while reading the data")
     with progress.phase("data"):
         if not world.is_main:
             world.barrier()
@@ -200,6 +203,7 @@ def _prepare(data_path: str | Sequence[str], loaded: LoadedConfig, session: Sess
         session.closing.callback(prepared.close)
         for line in prepared.report.lines()[1:]:  # the first was said while reading
             progress.say(line)
+    world.roll.enter("while loading the model")
     return Job(prepared.reading.opened, loaded, prepared, tokenizer, base)
 
 
@@ -237,6 +241,8 @@ def _new_run(output: Path | None, loaded: LoadedConfig, command: Sequence[str], 
 def _run(session: Session, job: Job, plan: Plan, learner: Learner, paths: RunPaths, state: TrainerState) -> Result:
     """Open the files of the run, train, write the final model, tell what came of it."""
     world, told = session.world, {"folder": str(paths.root.resolve())}
+    require_agreement(world, {"data with the fingerprint": job.prepared.fingerprint, "a base model with": learner.base_fingerprint})
+    world.roll.enter("in training")
     with ExitStack() as stack:
         require_space(paths, learner, world)
         recorder = open_recorder(stack, session, job, learner, paths, state)

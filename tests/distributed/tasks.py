@@ -1,11 +1,15 @@
 """What the worker processes of test_world.py do."""
 
 import os
+import time
+from datetime import timedelta
 
 import psutil
 import torch
 
+from llamahome.distributed.agreement import require_agreement
 from llamahome.distributed.world import World
+from llamahome.errors import LlamaHomeError
 
 
 def exchanges(world: World, payload):
@@ -43,3 +47,25 @@ def lose_a_peer(world: World, payload):
         os._exit(0)
     world.sum_(torch.ones(10))
     world.sum_(torch.ones(10))
+
+
+def disagree(world: World, payload):
+    """Both have the same data, but not the same learning rate."""
+    require_agreement(world, {"data": "same"})
+    try:
+        require_agreement(world, {"data": "same", "training.learning_rate": str(world.rank)})
+    except LlamaHomeError as error:
+        return [problem.code for problem in error.problems]
+
+
+def wait_in_vain(world: World, payload):
+    """Process 1 does something else for longer than process 0 waits."""
+    world.roll.enter("in training" if world.is_main else "while reading the data")
+    if not world.is_main:
+        time.sleep(8)
+        return ""
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=3))
+    try:
+        world.barrier()
+    except LlamaHomeError as error:
+        return error.problems[0].message

@@ -88,7 +88,8 @@ def test_as_many_processes_as_this_machines_share(settings, gpus, expected):
 
 
 def test_under_an_outer_launcher_nothing_is_started():
-    assert needs_launch(DistributedConfig(world_size=3, num_nodes=2), {"RANK": "0", "WORLD_SIZE": "3"}, gpus=0) == 0
+    torchrun = {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+    assert needs_launch(DistributedConfig(world_size=3, num_nodes=2), torchrun, gpus=0) == 0
     assert needs_launch(DistributedConfig(world_size=4), {"WORLD_SIZE": "4"}, gpus=0) == 4
 
 
@@ -208,7 +209,7 @@ def test_a_taken_port_is_told_before_anything_starts():
 
 def test_a_first_machine_that_does_not_answer_is_told_in_one_line():
     with pytest.raises(MachineError) as caught:
-        launch(["done"], DistributedConfig(num_nodes=2, node_rank=1, master_port=free_port(), timeout="1 s"), entry=(SCRIPT,))
+        launch(["done"], DistributedConfig(num_nodes=2, node_rank=1, master_port=free_port(), join_timeout="1 s"), entry=(SCRIPT,))
     assert caught.value.problems[0].code == "distributed.machines-not-met"
     assert "within 1 s" in caught.value.problems[0].message
 

@@ -216,6 +216,8 @@ class DistributedConfig(Section):
     """Port on machine 0 where processes meet; used with more than one machine (one machine picks a free port)."""
     timeout: SecondsText = "10 min"
     """How long one process waits for the others before it gives up."""
+    join_timeout: SecondsText = "45 s"
+    """How long machines, and processes that another launcher started, wait at the beginning for all to arrive."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
     """How often all processes are started again from the newest checkpoint when one of them or a machine dies."""
     strategy: Literal["auto", "replicate", "shard", "hybrid"] = "auto"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from llamahome.config.schema import DistributedConfig
 from llamahome.distributed import failures, meeting
+from llamahome.distributed.place import find_place
 from llamahome.errors import ConfigError, LeftAtOnce, LlamaHomeError, MachineError, Problem
 
 if TYPE_CHECKING:
@@ -33,11 +34,11 @@ _PATIENCE = 2
 
 
 def needs_launch(config: DistributedConfig, environment: Mapping[str, str], *, gpus: int | None = None) -> int:
-    """How many processes to start on this machine; 0 when this process does the work itself or was started by torchrun.
+    """How many processes to start on this machine; 0 when this process does the work itself or was started as one of several.
 
     `gpus` is counted when None. Raises ConfigError: sizes that do not fit together.
     """
-    if {"RANK", "WORLD_SIZE"} <= set(environment):
+    if find_place(environment).joins:
         return 0
     if gpus is None:
         import torch  # late: the question is asked where nothing else needs torch yet

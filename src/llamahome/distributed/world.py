@@ -21,10 +21,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore, PrefixStore, Store
 
 from llamahome.config.schema import DistributedConfig, interval
-from llamahome.distributed import failures
+from llamahome.distributed import failures, meeting
+from llamahome.distributed.place import Place, find_place, leftovers
 from llamahome.distributed.processors import usable_cores
+from llamahome.distributed.roll import Roll, arrive, processes
 from llamahome.distributed.traffic import Traffic
 from llamahome.errors import ConfigError, MachineError, Problem, Stopped
 
@@ -40,6 +43,7 @@ class World:
     local_size: int = 1
     """Processes on this machine."""
     traffic: Traffic = field(default_factory=Traffic, compare=False)
+    roll: Roll = field(default_factory=Roll, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -136,7 +140,8 @@ def open_world(config: DistributedConfig, *, say: Callable[[str], None]) -> Iter
     `say` is told, on the main process, what was decided otherwise than configured. An error that passes through is left for the
     launcher. Raises ConfigError (more processes than GPUs), MachineError (the others cannot be reached).
     """
-    rank, size, local_rank, local_size = (_number(name, default) for name, default in _PLACE.items())
+    place = find_place(os.environ)
+    rank, size, local_rank, local_size = place.rank, place.size, place.local_rank, place.local_size
     folder = failures.launch_folder()
     with ExitStack() as stack:
         if folder is not None:
@@ -148,23 +153,15 @@ def open_world(config: DistributedConfig, *, say: Callable[[str], None]) -> Iter
         world = World(rank, size, local_rank, _device(local_rank, size, local_size), local_size)
         _divide_threads(stack, local_size, alone=size == 1)
         backend = _backend(config, world.device, speak)
-        if config.world_size not in ("auto", size) and "WORLD_SIZE" in os.environ:
+        for name in leftovers(os.environ):
+            speak(f"{name} in the environment is not obeyed: no launcher has set what belongs to it")
+        if config.world_size not in ("auto", size) and place.joins:
             speak(f"distributed.world_size is {config.world_size}, but {size} processes were started: using {size}")
         if size > 1:
-            _join(world, backend, timedelta(seconds=interval(config.timeout).value), one_machine=local_size == size)
+            _join(world, place, config, backend)
             stack.callback(dist.destroy_process_group)
             stack.push(lambda kind, error, trace: _leave_together(error, world))
         yield world
-
-
-_PLACE = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
-
-
-def _number(name: str, default: int) -> int:
-    if not {"RANK", "WORLD_SIZE"} <= set(os.environ):
-        return default
-    fallback = {"LOCAL_RANK": os.environ["RANK"], "LOCAL_WORLD_SIZE": os.environ["WORLD_SIZE"]}
-    return int(os.environ.get(name, fallback.get(name, "")))
 
 
 def _device(local_rank: int, size: int, local_size: int) -> torch.device:
@@ -203,22 +200,32 @@ def _divide_threads(stack: ExitStack, local_size: int, *, alone: bool) -> None:
     stack.callback(torch.set_num_threads, before)
 
 
-def _join(world: World, backend: str, timeout: timedelta, *, one_machine: bool) -> None:
+def _join(world: World, place: Place, config: DistributedConfig, backend: str) -> None:
     """Meet the others. On one machine nothing listens beyond loopback: the processes meet over a file in the launch folder."""
+    one_machine = place.size == place.local_size
     if one_machine:
         loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
         for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             if loopback:
                 os.environ.setdefault(variable, loopback)
-    folder = failures.launch_folder()
-    meeting = f"file://{folder}/meeting-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}" if one_machine and folder else "env://"
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if meeting == "env://" and missing:
-        message = f"RANK and WORLD_SIZE say that this is one of {world.size} processes, but {' and '.join(missing)} is not set"
-        hint = "unset RANK WORLD_SIZE, or start it with torchrun or llamahome train-distributed"
-        raise MachineError(Problem(code="distributed.no-meeting-place", message=message, hint=hint))
+    timeout, folder = timedelta(seconds=interval(config.timeout).value), failures.launch_folder()
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if one_machine and folder:
+        store: Store = FileStore(f"{folder}/meeting-{attempt}", world.size)
+        patience, waited = timeout, config.timeout
+    else:
+        patience, waited = timedelta(seconds=interval(config.join_timeout).value), config.join_timeout
+        store = PrefixStore(f"llamahome-{attempt}", meeting.open_store(place, config))
+    missing = arrive(store, rank=world.rank, size=world.size, within=patience)
+    if missing:
+        message = f"{processes(missing)} of {world.size} did not arrive within {waited}"
+        hint = (
+            f"unset RANK WORLD_SIZE if nobody started {world.size} processes; --set distributed.join_timeout='10 min' if they are only slow"
+        )
+        raise MachineError(Problem(code="distributed.ranks-missing", message=message, where=place.starter, hint=hint))
+    world.roll.open(PrefixStore("roll", store), rank=world.rank, size=world.size)
     with _Exchange(world):
-        dist.init_process_group(backend, init_method=meeting, rank=world.rank, world_size=world.size, timeout=timeout)
+        dist.init_process_group(backend, store=PrefixStore("group", store), rank=world.rank, world_size=world.size, timeout=timeout)
 
 
 _SOURCE_PLACE = re.compile(r"\[\S+:\d+\] ")
@@ -240,7 +247,8 @@ class _Exchange:
             why = "another process did not answer in time" if late else "another process has left"
             hint = "--set distributed.timeout='30 min' if it was only slow" if late else "llamahome train-resume latest"
             detail = _SOURCE_PLACE.sub("", str(error).splitlines()[0]).split(". This is")[0][:200]
-            message = f"process {self.world.rank} of {self.world.size} cannot go on: {why} ({detail})"
+            away = f": {', '.join(absent)} did not come" if (absent := self.world.roll.absent()) else ""
+            message = f"process {self.world.rank} of {self.world.size} cannot go on {self.world.roll.phase}: {why}{away} ({detail})"
             raise MachineError(Problem(code=failures.PEER_LOST, message=message, hint=hint)) from error
 
 
