@@ -12,7 +12,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -67,6 +67,10 @@ class World:
                 work.wait()
 
         return wait
+
+    def guarded(self) -> AbstractContextManager[None]:
+        """Around an exchange that torch does itself: its failure becomes MachineError distributed.peer-lost."""
+        return _Exchange(self)
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on at least one process."""

@@ -23,7 +23,6 @@ from transformers import PreTrainedModel
 
 from llamahome.distributed.exchange import Exchange, FlatExchange, OverlappedExchange, total_norm
 from llamahome.distributed.tensorfiles import Pieces
-from llamahome.distributed.traffic import Traffic
 from llamahome.distributed.world import World
 from llamahome.model.objective import Within, directly
 from llamahome.model.place import trained_parameters
@@ -100,7 +99,7 @@ def sharded(model: PreTrainedModel, world: World, *, strategy: Literal["shard", 
     for module in modules:
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
-        _count(module, mesh, world.traffic)
+        _count(module, mesh, world)
     root.set_reduce_scatter_unused_params(True)
     for this, following in itertools.pairwise(layers):
         this.set_modules_to_forward_prefetch([following])
@@ -150,31 +149,33 @@ class _Whole(nn.Module):
 class _CountedGather(DefaultAllGather):
     """Gathers, and counts what that sends."""
 
-    def __init__(self, traffic: Traffic) -> None:
-        self.traffic = traffic
+    def __init__(self, world: World) -> None:
+        self.world = world
 
     def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: ProcessGroup, async_op: bool = False) -> Work | None:
-        self.traffic.gathered(output_tensor.nbytes, group.size())
-        return super().__call__(output_tensor, input_tensor, group, async_op)
+        self.world.traffic.gathered(output_tensor.nbytes, group.size())
+        with self.world.guarded():
+            return super().__call__(output_tensor, input_tensor, group, async_op)
 
 
 class _CountedScatter(DefaultReduceScatter):
     """Sums and deals out, and counts what that sends."""
 
-    def __init__(self, traffic: Traffic) -> None:
-        self.traffic = traffic
+    def __init__(self, world: World) -> None:
+        self.world = world
 
     def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: ProcessGroup, op: Any, async_op: bool = False) -> Work:
-        self.traffic.gathered(input_tensor.nbytes, group.size())
-        return super().__call__(output_tensor, input_tensor, group, op, async_op)
+        self.world.traffic.gathered(input_tensor.nbytes, group.size())
+        with self.world.guarded():
+            return super().__call__(output_tensor, input_tensor, group, op, async_op)
 
 
-def _count(module: FSDPModule, mesh: DeviceMesh, traffic: Traffic) -> None:
+def _count(module: FSDPModule, mesh: DeviceMesh, world: World) -> None:
     """Count what FSDP2 sends for `module`, also the sum over machines when the mesh has two sides."""
-    module.set_custom_all_gather(_CountedGather(traffic))
-    module.set_custom_reduce_scatter(_CountedScatter(traffic))
+    module.set_custom_all_gather(_CountedGather(world))
+    module.set_custom_reduce_scatter(_CountedScatter(world))
     if mesh.ndim == 2:
-        module.set_all_reduce_hook(lambda rows: traffic.summed(rows.nbytes, mesh.size(0)))
+        module.set_all_reduce_hook(lambda rows: world.traffic.summed(rows.nbytes, mesh.size(0)))
 
 
 def _make_mesh(world: World, strategy: Literal["shard", "hybrid"]) -> DeviceMesh:

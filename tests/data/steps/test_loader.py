@@ -186,3 +186,23 @@ def test_a_micro_batch_without_targets_is_possible() -> None:
     example = Example("rows.jsonl", 0, 1, np.arange(3, dtype=np.int32), np.zeros(3, np.bool_))
     batch = make_microbatch([example], keys=[0], index=0, device="cpu")
     assert batch.num_targets == 0 and batch.num_tokens == 3
+
+
+@pytest.mark.parametrize("equal_passes", [False, True])
+def test_an_epoch_holds_the_same_rows_once_on_any_number_of_ranks(equal_passes: bool) -> None:
+    """Also where ranks run equally often: idle passes hold no row and no target, and come where another rank still has work."""
+    table, seen = table_of(LENGTHS), []
+    for world_size in (1, 2, 3, 4):
+        keys, passes = [], []
+        for rank in range(world_size):
+            place = {"rank": rank, "world_size": world_size, "equal_passes": equal_passes, "total_positions": len(LENGTHS)}
+            with loader_of(table, **place) as loader:
+                steps = list(loader)
+            keys += [key for step in steps for batch in step for key in batch.keys]
+            passes.append([len(step) for step in steps])
+            idle = [batch for step in steps for batch in step if batch.idle]
+            assert sum(batch.num_tokens + batch.num_targets + len(batch.keys) for batch in idle) == 0
+            assert not (idle and world_size == 1) and (equal_passes or not idle)
+        assert not equal_passes or all(each == passes[0] for each in passes)
+        seen.append(sorted(keys))
+    assert seen == [list(range(len(LENGTHS)))] * 4
