@@ -9,6 +9,7 @@ from pathlib import Path
 _PEERS = {
     "trl": ("torch==2.13.0", "trl==1.16.0", "peft==0.21.2", "transformers==5.23.0"),
     "litgpt": ("torch==2.13.0", "litgpt==0.5.13"),
+    "pictures": ("matplotlib==3.10.8",),
 }
 """The same torch as in requirements.lock for all, so that the same matrix products are compared."""
 

@@ -40,10 +40,13 @@ SCENARIOS = (
     Scenario("rows-2048", "all rows 2,048 tokens", 1, 2048),
 )
 
+LENGTHS = tuple(Scenario(f"rows-{length}", f"all rows {length:,} tokens", 2048 // length, length) for length in (64, 512, 1024))
+"""Further lengths, for the picture of cost against length."""
+
 
 def scenario(name: str) -> Scenario:
     """The one with this name."""
-    return next(each for each in SCENARIOS if each.name == name)
+    return next(each for each in SCENARIOS + LENGTHS if each.name == name)
 
 
 def write_raw(path: Path, *, rows: int, length: int | None, model: str, skip: int = 0) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+_ALL = ("docstrings", "rows-256", "rows-2048")
 _TUNED = {"micro_batch": 1, "bf16": True, "checkpointing": False, "padding_free": False}
 
 
@@ -16,7 +17,8 @@ class System:
     peer: str
     """Its file in benchmarks/peers/ and its environment."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    scenarios: tuple[str, ...] = ("docstrings", "rows-256", "rows-2048")
+    scenarios: tuple[str, ...] = _ALL
+    methods: tuple[str, ...] = ("lora", "full")
     tuned: bool = True
     """Whether it stands for the best that this peer can do, and so is one of those to beat."""
 
@@ -34,15 +36,21 @@ SYSTEMS = (
         "trl",
         {**_TUNED, "micro_batch": 8, "checkpointing": True},
         ("docstrings",),
+        ("lora",),
         tuned=False,
     ),
 )
 
 
-def chosen(names: str | None, scenario: str) -> list[System]:
+def system(name: str) -> System:
+    """The one with this name."""
+    return next(each for each in SYSTEMS if each.name == name)
+
+
+def chosen(names: str | None, scenario: str, method: str) -> list[System]:
     """The systems with these names, apart by commas, that take part in a scenario; all of them when none is named."""
-    wanted = names.split(",") if names else [system.name for system in SYSTEMS]
-    unknown = set(wanted) - {system.name for system in SYSTEMS}
-    if unknown:
-        raise ValueError(f"no system is called {', '.join(sorted(unknown))}; there are {', '.join(system.name for system in SYSTEMS)}")
-    return [system for system in SYSTEMS if system.name in wanted and scenario in system.scenarios]
+    known = [each.name for each in SYSTEMS]
+    wanted = names.split(",") if names else known
+    if unknown := sorted(set(wanted) - set(known)):
+        raise ValueError(f"no system is called {', '.join(unknown)}; there are {', '.join(known)}")
+    return [each for each in SYSTEMS if each.name in wanted and scenario in each.scenarios and method in each.methods]

@@ -13,6 +13,8 @@ from llamahome.data.records import Microbatch
 
 def words(given: dict[str, Any]) -> list[str]:
     """The command line of this task."""
+    if "resume" in given:
+        return ["train-resume", given["resume"], "--set", "training.max_steps=1000000"]
     settings = {
         "training.batch_size": given["batch"],
         "training.learning_rate": given["rate"],
@@ -59,7 +61,8 @@ def _feed(turn: Turn, microbatch: Microbatch) -> None:
 def run() -> None:
     """Train in turns."""
     given = task()
-    turn = Turn({"peak": _peak})
+    turn = Turn()
+    turn.command("peak", _peak)
     before_torch()
     from llamahome.data.steps.loader import Loader
 

@@ -84,7 +84,13 @@ def make_trainer(given: dict[str, Any], turn: Turn) -> Watched:
     tokenizer, in_turn = AutoTokenizer.from_pretrained(given["model"]), InTurn()
     trainer = Watched(model=model, args=settings, train_dataset=rows, processing_class=tokenizer, callbacks=[in_turn])
     trainer.turn, in_turn.trainer = turn, trainer
+    turn.command("save", lambda: _saved(trainer))
     return trainer
+
+
+def _saved(trainer: Watched) -> dict[str, Any]:
+    trainer.save_model("trained")
+    return {"saved": "trained"}
 
 
 def run() -> None:

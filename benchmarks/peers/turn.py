@@ -71,14 +71,18 @@ def peak_memory() -> int:
 class Turn:
     """The trainer calls `between` before each step, the first too; it returns when the next step may begin."""
 
-    def __init__(self, commands: Mapping[str, Callable[[], dict[str, Any]]] | None = None) -> None:
+    def __init__(self) -> None:
         self.fed = Fed()
-        self._commands = dict(commands or {})
+        self._commands: dict[str, Callable[[], dict[str, Any]]] = {}
         self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
         self._granted = -1
         self._steps: list[dict[str, Any]] = []
         self._begin = 0.0
+
+    def command(self, name: str, does: Callable[[], dict[str, Any]]) -> None:
+        """Let the other side ask for something else between two turns."""
+        self._commands[name] = does
 
     def between(self, loss: float | None = None) -> None:
         """A step ended with this mean loss per target, or None has begun yet; wait for the next turn when all granted ones are done."""

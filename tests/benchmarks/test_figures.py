@@ -72,8 +72,8 @@ def test_in_each_round_another_system_begins() -> None:
 
 
 def test_systems_are_chosen_by_name_and_scenario() -> None:
-    assert [each.name for each in chosen("ours,trl-default", "docstrings")] == ["ours", "trl-default"]
-    assert [each.name for each in chosen("ours,trl-default", "rows-256")] == ["ours"]
-    assert {each.name for each in SYSTEMS} >= {each.name for each in chosen(None, "rows-2048")}
+    assert [each.name for each in chosen("ours,trl-default", "docstrings", "lora")] == ["ours", "trl-default"]
+    assert [each.name for each in chosen("ours,trl-default", "rows-256", "lora")] == ["ours"]
+    assert {each.name for each in SYSTEMS} >= {each.name for each in chosen(None, "rows-2048", "full")}
     with pytest.raises(ValueError, match="no system is called unsloth"):
-        chosen("ours,unsloth", "docstrings")
+        chosen("ours,unsloth", "docstrings", "lora")

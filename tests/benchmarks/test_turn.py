@@ -71,7 +71,7 @@ def peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (peers / "turn.py").write_text((root / "benchmarks/peers/turn.py").read_text())
     (peers / "steps.py").write_text(
         "from benchmarks.peers.turn import Turn\n"
-        "turn = Turn({'peak': lambda: {'peak_flops': 5.0}})\nprint('noise')\nturn.between()\n"
+        "turn = Turn()\nturn.command('peak', lambda: {'peak_flops': 5.0})\nprint('noise')\nturn.between()\n"
         "for number in range(4):\n    turn.fed.row([number], [True])\n    turn.between(float(number))\nraise ValueError('out of rows')\n"
     )
     monkeypatch.setattr("benchmarks.client.ROOT", tmp_path / "root")
@@ -92,5 +92,17 @@ def test_a_trainer_does_as_many_steps_as_it_is_told_and_tells_them(peer: Path) -
         assert told["hash"] == digest_of(*[[([number], [True])] for number in range(3)])
         with pytest.raises(SystemFailed, match="out of rows"):
             trainer.go(2)
+    finally:
+        trainer.close()
+
+
+def test_the_time_to_a_step_begins_with_the_process(peer: Path) -> None:
+    trainer = Trainer(sys.executable, "steps", {}, peer)
+    try:
+        first, last, told = trainer.start(1, 3)
+        assert 0 < first <= last
+        assert [step["loss"] for step in told["steps"]] == [1.0, 2.0, 3.0]
+        with pytest.raises(SystemFailed, match="out of rows"):
+            trainer.finish()
     finally:
         trainer.close()

@@ -1,0 +1,95 @@
+import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from benchmarks.pages import PAGES, block, filled
+from benchmarks.pictures import cost_lines, draw, part_shares, speed_bars
+from benchmarks.results import load, merged, newest, store
+from benchmarks.start import parts, stall
+from benchmarks.table import page
+from tests.benchmarks.results_example import results
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_figures_of_the_pages_are_those_of_the_newest_results_file() -> None:
+    path = newest(ROOT / "benchmarks/results")
+    found = load(path) if path else None
+    for name in PAGES:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert "<!-- bench:" in text
+        assert filled(text, found, path) == text, "python -m benchmarks.pages fills them"
+
+
+def test_a_page_is_filled_between_its_marks_alone_and_again_without_change() -> None:
+    text = "before\n<!-- bench:ratios -->\nold\n<!-- /bench -->\nafter\n<!-- bench:quality -->\n<!-- /bench -->\n"
+    once = filled(text, results(), Path("x/2026-11-22-2cores.json"))
+    assert once.startswith("before\n<!-- bench:ratios -->\n") and "\nafter\n" in once
+    assert "old" not in once
+    assert "| LoRA, docstrings | TRL, micro-batch 1 | 4.0x | 0.25x |" in once
+    assert "| LoRA, docstrings | TRL with its default batching | 10.0x | 0.10x |" in once
+    assert filled(once, results(), Path("x/2026-11-22-2cores.json")) == once
+    assert "make bench" in filled(text, None, None)
+
+
+def test_every_block_of_the_pages_can_be_made(tmp_path: Path) -> None:
+    names = {name for page in PAGES for name in re.findall(r"<!-- bench:([a-z-]+) -->", (ROOT / page).read_text(encoding="utf-8"))}
+    assert names
+    for name in names:
+        assert block(name, results(), tmp_path / "2026-11-22-2cores.json").endswith("\n")
+
+
+def test_the_page_of_the_results_tells_failures_too() -> None:
+    text = page(results())
+    for told in ("cannot be installed: no network", "ended: no memory", "+0.08%", "0.003% of training", "ours 5,600", "5.0 (4.9 to 5.1) s"):
+        assert told in text
+
+
+def test_a_part_that_is_measured_again_replaces_itself_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "2026-11-22-2cores.json"
+    store(path, results())
+    again = {"speed": {"docstrings-lora": {"title": "new"}}, "commands": ["make bench", "make bench ARGS=x"]}
+    told = store(path, again)
+    assert told == json.loads(path.read_text()) == merged(results(), again)
+    assert told["speed"]["docstrings-lora"] == {"title": "new"}
+    assert told["speed"]["rows-256-lora"] == json.loads(json.dumps(results()["speed"]["rows-256-lora"]))
+    assert told["commands"] == ["make bench", "make bench ARGS=x"]
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_smoke_run_is_no_result(tmp_path: Path) -> None:
+    assert newest(tmp_path) is None
+    for name in ("2026-11-21-2cores.json", "2026-11-22-2cores.json", "2026-11-23-2cores-quick.json", "data.md"):
+        (tmp_path / name).touch()
+    found = newest(tmp_path)
+    assert found is not None and found.name == "2026-11-22-2cores.json"
+
+
+def test_a_stall_is_told_beside_a_step_and_beside_the_default_interval() -> None:
+    step = {"time/data": 0.5, "time/forward": 1.0, "time/backward": 2.0, "time/update": 0.5, "train/loss": 2.0}
+    records = [{"eval/loss": 2.0}, step, {**step, "time/save": 0.08}, step, {**step, "time/save": 0.04, "time/evaluate": 9.0}]
+    assert stall(records) == pytest.approx({"seconds": 0.06, "saves": 2, "step": 4.0, "of_a_step": 0.015, "of_training": 0.0001})
+    assert parts(records) == {"data": 0.5, "forward": 1.0, "backward": 2.0, "exchange": 0.0, "update": 0.5}
+    assert "error" in stall([step])
+    assert parts([]) == {}
+
+
+def test_pictures_show_what_was_measured() -> None:
+    found = results()
+    title, bars = speed_bars(found)[0]
+    assert title == "LoRA, docstrings"
+    assert [name for name, _, _ in bars] == ["llamahome", "plain PyTorch loop", "TRL, micro-batch 1", "TRL, default"]
+    assert [length for length, _ in cost_lines(found)["llamahome"]] == [64, 256, 1024]
+    assert list(part_shares(found)) == ["data", "forward", "backward", "update"]
+    assert part_shares({"speed": {}, "length": {}}) == {}
+
+
+@pytest.mark.skipif(find_spec("matplotlib") is None, reason="the extra `plots` is not installed")
+def test_pictures_are_drawn_beside_the_results(tmp_path: Path) -> None:
+    written = draw(results(), tmp_path / "2026-11-22-2cores")
+    assert sorted(path.name for path in written) == sorted(path.name for path in tmp_path.iterdir())
+    assert [path.name for path in written][::2] == [f"2026-11-22-2cores-{name}.png" for name in ("speed", "parts", "length")]
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in written[::2])
+    assert draw({"speed": {}, "length": {}}, tmp_path / "empty") == []
