@@ -33,7 +33,7 @@ app = typer.Typer(
 
 def _register() -> None:
     """Fill the app: one file per group of commands."""
-    from llamahome.cli import data, model, plan, system, train, watch
+    from llamahome.cli import data, launch, model, plan, system, train, watch
 
     app.command("train")(train.train)
     app.command("train-distributed")(train.train)
@@ -45,6 +45,7 @@ def _register() -> None:
     app.add_typer(model.models_app, name="models")
     app.add_typer(watch.runs_app, name="runs")
     app.add_typer(system.config_app, name="config")
+    app.add_typer(launch.launch_app, name="launch")
 
 
 def _show_version(wanted: bool) -> None:
