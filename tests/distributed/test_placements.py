@@ -24,7 +24,7 @@ def check(base: str, world_size: int, steps: int) -> None:
     for name, found in ranks[0].items():
         losses, expected = [[step[:2] for step in each["steps"]] for each in (found, alone[f"{name.split()[0]} replicate"])]
         assert losses[0] == pytest.approx(expected[0], rel=1e-6), name
-        for ours, theirs in zip(losses, expected, strict=True):
+        for (ours, _), (theirs, _) in zip(losses, expected, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4), name
         assert found["evaluation"] == pytest.approx(alone[f"{name.split()[0]} replicate"]["evaluation"], rel=1e-5), name
         assert all([step[:2] for step in other[name]["steps"]] == losses for other in ranks[1:]), f"{name}: processes have drifted apart"
