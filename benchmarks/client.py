@@ -20,9 +20,9 @@ class SystemFailed(RuntimeError):
 
 
 def environment() -> dict[str, str]:
-    """Of every process of the benchmark: no hub, and this folder's modules."""
+    """Of every process of the benchmark: no hub, and the modules of this checkout."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMAHOME_", "PYTHONPATH"))}
-    return {**kept, **_QUIET, "PYTHONPATH": str(ROOT)}
+    return {**kept, **_QUIET, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))}
 
 
 class Trainer:

@@ -87,7 +87,7 @@ def _bars(make: Any, scenarios: list[tuple[str, list[tuple[str, float, str]]]]) 
 
 
 def _parts(make: Any, parts: Mapping[str, float]) -> Any:
-    figure = make(figsize=(9, 1.9), dpi=120, layout="constrained")
+    figure = make(figsize=(9, 2.2), dpi=120, layout="constrained")
     axes, begin, whole = figure.subplots(), 0.0, sum(parts.values())
     for (name, seconds), shade in zip(parts.items(), ("#d9c7a0", _OTHERS, _OURS, "#7a9a6b", _SLOW), strict=False):
         axes.barh([0], [seconds], left=begin, color=shade, label=f"{name} {seconds / whole:.1%}")
@@ -95,7 +95,7 @@ def _parts(make: Any, parts: Mapping[str, float]) -> Any:
     axes.set_yticks([])
     axes.set_xlabel("seconds of a step", fontsize=8)
     axes.set_title("llamahome, LoRA, docstrings: time per part of a step", fontsize=9, loc="left")
-    axes.legend(ncols=len(parts), fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.45), frameon=False)
+    figure.legend(ncols=len(parts), fontsize=8, loc="outside lower center", frameon=False)
     axes.spines[["top", "right", "left"]].set_visible(False)
     return figure
 
