@@ -34,6 +34,7 @@ from llamahome.monitoring.throughput import model_flops_per_token
 from llamahome.training.optimizer import auto_learning_rate, make_optimizer
 from llamahome.training.schedule import evaluations_within
 from llamahome.training.stop import StopRequest
+from llamahome.units import show_bytes
 
 _CPU_MICRO_BATCH, _GPU_MICRO_BATCH = 2048, 16_384
 """Tokens per pass when nobody says: measured on two cores, 1,024 to 4,096 are within 4 % of each other (docs/log.md)."""
@@ -112,6 +113,9 @@ def load_learner(loaded: LoadedConfig, base: Path, world: World, *, say: Callabl
     first_place = world.device if chosen.strategy == "replicate" else torch.device("cpu")  # from where it is dealt out layer by layer
     model = load_model(base, dtype=precision.storage, device=first_place)
     loaded = _resolve(loaded, model, precision, world)
+    if config.training.gradient_checkpointing == "auto":
+        found = "on" if loaded.config.training.gradient_checkpointing else "off"
+        say(f"gradient checkpointing {found}: {loaded.origins['training.gradient_checkpointing'].removeprefix('auto: ')}")
     config = loaded.config
     saved: SavedModel = model
     if config.training.method == "lora":
@@ -193,7 +197,7 @@ def _resolve(loaded: LoadedConfig, model: CausalLM, precision: Precision, world:
         backend = attention_backend(loaded.config.model.attention, model)
         kept = activation_bytes(model, tokens, longest=longest, precision=precision, backend=backend)
         wanted = needs_checkpointing(kept, free_bytes=free)
-        origin = f"auto: activations of {tokens:,} tokens {'would not fit' if wanted else 'fit'} into free memory"
+        origin = f"auto: activations of {tokens:,} tokens take about {show_bytes(kept)}, and {show_bytes(max(0, free))} are free"
         loaded = with_values(loaded, {"training.gradient_checkpointing": bool(world.max(wanted))}, origin=origin)
     return loaded
 
