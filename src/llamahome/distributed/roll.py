@@ -3,6 +3,7 @@
 Cost: one small message per phase of the program, none per step.
 """
 
+import threading
 import time
 from collections.abc import Iterable
 from datetime import timedelta
@@ -11,7 +12,7 @@ from torch._C._distributed_c10d import Store
 
 _GRACE_S = 2.0
 """Those who wait in vain give up within a moment of each other."""
-_ANSWER = timedelta(seconds=5)
+_PATIENCE_S = 6.0
 
 
 class Roll:
@@ -34,10 +35,16 @@ class Roll:
 
     def absent(self) -> list[str]:
         """Called by a process that waited in vain: those that do not wait as well, each with where it was seen last."""
+        found: list[str] = []
+        asking = threading.Thread(target=lambda: found.extend(self._ask()), name="roll", daemon=True)
+        asking.start()
+        asking.join(_PATIENCE_S)  # over a cable that is cut, the store never answers
+        return found
+
+    def _ask(self) -> list[str]:
         if self._store is None:
             return []
         try:
-            self._store.set_timeout(_ANSWER)
             self._store.set(f"waited/{self._rank}", self.phase)
             time.sleep(_GRACE_S)
             away = [rank for rank in range(self._size) if not self._store.check([f"waited/{rank}"])]
