@@ -22,7 +22,7 @@ from llamahome.model.adapter import SavedModel, fingerprint
 from llamahome.model.fuse import fuse
 from llamahome.model.load import CausalLM, attention_backend, load_model
 from llamahome.model.lora import add_lora
-from llamahome.model.native import compiled_kernels
+from llamahome.model.native import Kernels, compiled_kernels
 from llamahome.model.objective import Objective
 from llamahome.model.place import activation_bytes, needs_checkpointing, place, trained_parameters
 from llamahome.model.precision import Precision, choose_precision
@@ -126,13 +126,13 @@ def load_learner(loaded: LoadedConfig, base: Path, world: World, *, say: Callabl
         say(line)
     trained = sum(p.numel() for p in trained_parameters(model).values())
     strategy = chosen.strategy
-    loaded = _compile(loaded, model, precision, whole=strategy == "replicate", world=world, say=say)
+    loaded, kernels = _compile(loaded, model, precision, whole=strategy == "replicate", world=world, say=say)
     placement = replicated(model, world) if strategy == "replicate" else sharded(model, world, strategy=strategy, precision=precision)
     learner = Learner(
         model=model,
         saved=saved,
         base=base,
-        objective=Objective(model, attention_backend(config.model.attention, model), precision, placement.within),
+        objective=Objective(model, attention_backend(config.model.attention, model), precision, placement.within, kernels),
         placement=placement,
         parameters=placement.parameters,
         optimizer=make_optimizer(config.training.optimizer, placement.parameters, weight_decay=config.training.weight_decay),
@@ -144,20 +144,20 @@ def load_learner(loaded: LoadedConfig, base: Path, world: World, *, say: Callabl
 
 def _compile(
     loaded: LoadedConfig, model: CausalLM, precision: Precision, *, whole: bool, world: World, say: Callable[[str], None]
-) -> LoadedConfig:
+) -> tuple[LoadedConfig, Kernels | None]:
     """Obey training.compile, the same on all processes; what it came to is kept, so that a resumed run computes the same bits."""
     wanted = loaded.config.training.compile
     if wanted is False:
-        return loaded
+        return loaded, None
     kernels = compiled_kernels(world.device, wanted=wanted, whole=whole)
     if world.max(isinstance(kernels, str)) or isinstance(kernels, str):
         why = kernels if isinstance(kernels, str) else "another process cannot"
         say(f"training.compile: {why}; it trains without")
-        return with_values(loaded, {"training.compile": False}, origin=f"auto: {why}")
+        return with_values(loaded, {"training.compile": False}, origin=f"auto: {why}"), None
     parts = fuse(model, kernels=kernels, precision=precision, backend=attention_backend(loaded.config.model.attention, model))
-    if wanted is True:
-        return loaded
-    return with_values(loaded, {"training.compile": True}, origin=f"auto: {parts} parts of the model run as compiled passes")
+    if wanted == "auto":
+        loaded = with_values(loaded, {"training.compile": True}, origin=f"auto: {parts} parts of the model run as compiled passes")
+    return loaded, kernels
 
 
 def _choose_placement(loaded: LoadedConfig, base: Path, precision: Precision, world: World) -> Chosen:

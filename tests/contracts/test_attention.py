@@ -1,5 +1,6 @@
 """Every back end of attention equals transformers' eager attention on each document alone, in values and gradients."""
 
+import functools
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
-from llamahome.model.attention import QUERY_BLOCK, block_attention, plan_documents, reference_attention, sdpa_attention
+from llamahome.model.attention import QUERY_BLOCK, block_attention, reference_attention, sdpa_attention
+from llamahome.model.documents import plan_documents
+from llamahome.model.native import Kernels, load_kernels
 
-BACKENDS = {"blocks": block_attention, "sdpa": sdpa_attention, "reference": reference_attention}
+KERNELS = load_kernels()
+COMPILED = {"compiled": functools.partial(block_attention, kernels=KERNELS)} if isinstance(KERNELS, Kernels) else {}
+BACKENDS = {"blocks": block_attention, "sdpa": sdpa_attention, "reference": reference_attention, **COMPILED}
 SCALE = 0.37
 CPU = torch.device("cpu")
 

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from llamahome.model.loss import Head, _tile_rows, head_stats, summed_cross_entropy
+from llamahome.model.native import load_kernels
 
 FORMS = {"plain": {}, "scaled": {"scale": 0.25}, "capped": {"softcap": 2.0}, "both": {"scale": 1.7, "softcap": 3.0}}
 BIG = 49_152
@@ -135,3 +136,34 @@ def test_statistics_equal_full_logits(rows: int, vocabulary: int, form: str) -> 
     found = head_stats(hidden, labels, head, dtype=torch.float32)
     torch.testing.assert_close(found.loss_sum, full_loss(hidden, labels, head).detach(), rtol=1e-5, atol=1e-5)
     assert int(found.correct) == int((F.linear(hidden, weight, bias).argmax(-1) == labels).sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_compiled_pass_gives_the_same_loss_and_gradients(dtype: torch.dtype, trained: bool) -> None:
+    kernels = load_kernels()
+    if isinstance(kernels, str):
+        pytest.skip(kernels)
+    random = torch.Generator().manual_seed(4)
+    labels, results = torch.randint(0, 301, (37,), generator=random), []
+    hidden_values, weight_values = torch.randn(37, 16, generator=random), torch.randn(301, 16, generator=random)
+    for each in (kernels, None):
+        hidden, weight = hidden_values.to(dtype).requires_grad_(), weight_values.to(dtype).requires_grad_(trained)
+        bias = torch.linspace(-1, 1, 301).to(dtype).requires_grad_(trained)
+        loss = summed_cross_entropy(hidden, labels, Head(weight, bias), dtype=dtype, kernels=each)
+        loss.backward()
+        results.append([loss.detach(), hidden.grad, *([weight.grad, bias.grad] if trained else [])])
+    tolerance = 1e-6 if dtype == torch.float32 else 5e-3
+    for found, expected in zip(*results, strict=True):
+        assert found.dtype == expected.dtype
+        assert (found.float() - expected.float()).norm() <= tolerance * expected.float().norm()
+
+
+def test_the_compiled_pass_hands_a_nan_on() -> None:
+    kernels = load_kernels()
+    if isinstance(kernels, str):
+        pytest.skip(kernels)
+    hidden = torch.ones(3, 4)
+    hidden[1, 2] = float("nan")
+    loss = summed_cross_entropy(hidden, torch.tensor([0, 1, 2]), Head(torch.ones(5, 4), None), dtype=torch.float32, kernels=kernels)
+    assert loss.isnan()

@@ -21,68 +21,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
+from llamahome.model.documents import Documents, Group
+from llamahome.model.native import Kernels
+
 QUERY_BLOCK = 128
 """measured: 64, 128, 256 and 512 at lengths 100 to 2,048; 128 is first or within 5 % everywhere."""
-_MOST_PADDING = 0.25
-"""A group may be this much longer than its documents together: an extra group costs about 30 small calls per layer."""
+_NO_WINDOW = 1 << 60
 
 
 @dataclass(frozen=True)
-class Group:
-    """Consecutive documents of one micro-batch that are attended together, padded at their ends to the longest."""
+class Scoring:
+    """What a layer does with its scores; cap and dropout are the reference's alone, the compiled passes those of `blocks`."""
 
-    start: int
-    """First token of the first document."""
-    tokens: int
-    """Tokens of all documents together."""
-    lengths: tuple[int, ...]
-    spread: Tensor | None
-    """int64 [N * L]: which token (counted from `start`) stands at each padded place; None when nothing is padded."""
-    gather: Tensor | None
-    """int64 [tokens]: the padded place of each token."""
-    padding: Tensor | None
-    """bool [N, L]: places that hold no token."""
-
-    @property
-    def longest(self) -> int:
-        """L."""
-        return self.lengths[0]
-
-
-@dataclass(frozen=True)
-class Documents:
-    """The document boundaries of a micro-batch, made once and used by every layer."""
-
-    lengths: tuple[int, ...]
-    groups: tuple[Group, ...]
-
-
-def plan_documents(lengths: Sequence[int], *, device: torch.device) -> Documents:
-    """Group documents of similar length; `lengths` in the order of the tokens (best longest first, correct in any order)."""
-    groups: list[Group] = []
-    start, first = 0, 0
-    while first < len(lengths):
-        last, total = first + 1, lengths[first]
-        while last < len(lengths) and lengths[last] <= lengths[first]:
-            padded = lengths[first] * (last + 1 - first)
-            if padded > (total + lengths[last]) * (1 + _MOST_PADDING):
-                break
-            total += lengths[last]
-            last += 1
-        groups.append(_group(start, tuple(lengths[first:last]), device))
-        start, first = start + total, last
-    return Documents(tuple(lengths), tuple(groups))
-
-
-def _group(start: int, lengths: tuple[int, ...], device: torch.device) -> Group:
-    longest, tokens = lengths[0], sum(lengths)
-    if all(length == longest for length in lengths):
-        return Group(start, tokens, lengths, None, None, None)
-    padding = torch.arange(longest)[None, :] >= torch.tensor(lengths)[:, None]
-    gather = (~padding).flatten().nonzero().squeeze(1)  # made on the processor: on a GPU this would wait for all that was asked of it
-    spread = torch.zeros(len(lengths) * longest, dtype=torch.int64)
-    spread[gather] = torch.arange(tokens)
-    return Group(start, tokens, lengths, spread.to(device), gather.to(device), padding.to(device))
+    scale: float
+    window: int | None
+    softcap: float | None = None
+    dropout: float = 0.0
+    kernels: Kernels | None = None
 
 
 def _to_group(x_THE: Tensor, group: Group, key_heads: int) -> Tensor:
@@ -118,41 +73,69 @@ def _blocks(longest: int, window: int | None) -> list[tuple[slice, slice]]:
     return spans
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> tuple[Tensor, list[Tensor]]:
+def _attend(q: Tensor, k: Tensor, v: Tensor, how: Scoring) -> tuple[Tensor, list[Tensor]]:
     """Result [N, K, G, L, E of v] from q [N, K, G, L, E], k and v [N * K, L, E], and each block's probabilities for the backward pass."""
-    count, key_heads, share, longest, size = q.shape
+    count, key_heads, share, longest = q.shape[:4]
     out = q.new_empty(count, key_heads, share, longest, v.shape[2])
     kept = []
-    for block, keys in _blocks(longest, window):
+    for block, keys in _blocks(longest, how.window):
         wide = block.stop - block.start
-        queries = (q[:, :, :, block] * scale).reshape(-1, share * wide, size)
-        scores = torch.bmm(queries, k[:, keys].transpose(1, 2))
-        by_head = scores.view(-1, share, wide, keys.stop - keys.start)
-        if window is None:  # only the last square lies on the diagonal
-            by_head[..., block].masked_fill_(_hidden(block, block, None, q.device), float("-inf"))
-        else:
-            by_head.masked_fill_(_hidden(block, keys, window, q.device), float("-inf"))
-        probabilities = torch.softmax(scores, -1)
+        scores = torch.bmm(_queries(q, block, how), k[:, keys].transpose(1, 2))
+        probabilities = _probabilities(scores, block, keys, how)
         out[:, :, :, block] = torch.bmm(probabilities, v[:, keys]).view(count, key_heads, share, wide, -1)
         kept.append(probabilities)
     return out, kept
 
 
+def _scaled(x: Tensor, how: Scoring) -> Tensor:
+    """Compiled passes scale the scores; without them the queries and their gradient are scaled, which are fewer numbers."""
+    return x if how.kernels is not None else x * how.scale
+
+
+def _queries(q: Tensor, block: slice, how: Scoring) -> Tensor:
+    part = _scaled(q[:, :, :, block], how)
+    return part.reshape(part.shape[0] * part.shape[1], -1, part.shape[4])
+
+
+def _probabilities(scores: Tensor, block: slice, keys: slice, how: Scoring) -> Tensor:
+    """Softmax of scores [N * K, G * B, keys] over what each query may see; takes the array of `scores`."""
+    wide, span = block.stop - block.start, keys.stop - keys.start
+    if how.kernels is not None:
+        window = _NO_WINDOW if how.window is None else how.window
+        first = block.start - keys.start + 1
+        how.kernels("causal_softmax", (scores.dtype,), scores, scores.numel() // span, span, wide, first, window, how.scale)
+        return scores
+    by_head = scores.view(scores.shape[0], -1, wide, span)
+    if how.window is None:  # only the last square lies on the diagonal
+        by_head[..., block].masked_fill_(_hidden(block, block, None, scores.device), float("-inf"))
+    else:
+        by_head.masked_fill_(_hidden(block, keys, how.window, scores.device), float("-inf"))
+    return torch.softmax(scores, -1)
+
+
+def _of_scores(grad: Tensor, probabilities: Tensor, how: Scoring) -> Tensor:
+    """From the gradient of the probabilities, whose array it takes, to that of the scores."""
+    if how.kernels is not None:
+        keys = grad.shape[-1]
+        how.kernels("softmax_backward", (grad.dtype,), grad, probabilities, grad.numel() // keys, keys, how.scale)
+        return grad
+    return torch._softmax_backward_data(grad, probabilities, -1, probabilities.dtype)
+
+
 def _attend_backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Sequence[Tensor], options: tuple[float, int | None]
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Sequence[Tensor], how: Scoring
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `_attend` in the shapes of q, k and v."""
-    scale, window = options
     count, key_heads, share, longest, size = q.shape
     grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    for probabilities, (block, keys) in zip(kept, _blocks(longest, window), strict=True):
+    for probabilities, (block, keys) in zip(kept, _blocks(longest, how.window), strict=True):
         wide = block.stop - block.start
         grad = grad_out[:, :, :, block].reshape(-1, share * wide, v.shape[2])
-        queries = (q[:, :, :, block] * scale).reshape(-1, share * wide, size)
+        queries = _queries(q, block, how)
         grad_v[:, keys] += torch.bmm(probabilities.transpose(1, 2), grad)
         grad_p = torch.bmm(grad, v[:, keys].transpose(1, 2))
-        grad_s = torch._softmax_backward_data(grad_p, probabilities, -1, probabilities.dtype)
-        grad_q[:, :, :, block] = (torch.bmm(grad_s, k[:, keys]) * scale).view(count, key_heads, share, wide, size)
+        grad_s = _of_scores(grad_p, probabilities, how)
+        grad_q[:, :, :, block] = _scaled(torch.bmm(grad_s, k[:, keys]), how).view(count, key_heads, share, wide, size)
         grad_k[:, keys] += torch.bmm(grad_s.transpose(1, 2), queries)
     return grad_q, grad_k, grad_v
 
@@ -161,15 +144,15 @@ class _BlockAttention(torch.autograd.Function):
     """Result [T, H, E] from q [T, H, E], k and v [T, K, E], group by group."""
 
     @staticmethod
-    def forward(ctx: Any, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, documents: Documents, options: tuple[float, int | None]) -> Tensor:
+    def forward(ctx: Any, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, documents: Documents, how: Scoring) -> Tensor:
         out = q_THE.new_empty(*q_THE.shape[:2], v_TKE.shape[2])
         kept: list[Tensor] = []
         for group in documents.groups:
-            part, probabilities = _attend(*_spread(q_THE, k_TKE, v_TKE, group), *options)
+            part, probabilities = _attend(*_spread(q_THE, k_TKE, v_TKE, group), how)
             _from_group(out, part, group)
             kept += probabilities
         ctx.save_for_backward(q_THE, k_TKE, v_TKE, *kept)
-        ctx.documents, ctx.options = documents, options
+        ctx.documents, ctx.how = documents, how
         return out
 
     @staticmethod
@@ -182,8 +165,8 @@ class _BlockAttention(torch.autograd.Function):
             if group.padding is not None:
                 grad = grad.masked_fill(group.padding[:, None, None, :, None], 0)
             q, k, v = _spread(q_THE, k_TKE, v_TKE, group)
-            blocks = len(_blocks(group.longest, ctx.options[1]))
-            of_q, of_k, of_v = _attend_backward(grad, q, k, v, kept[used : used + blocks], ctx.options)
+            blocks = len(_blocks(group.longest, ctx.how.window))
+            of_q, of_k, of_v = _attend_backward(grad, q, k, v, kept[used : used + blocks], ctx.how)
             used += blocks
             _from_group(grad_q, of_q, group)
             for target, part in ((grad_k, of_k), (grad_v, of_v)):
@@ -197,10 +180,13 @@ def _spread(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, group: Group) -> tuple[
     return _to_group(q_THE, group, key_heads), k, v
 
 
-def block_attention(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, documents: Documents, *, scale: float, window: int | None) -> Tensor:
+def block_attention(
+    q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, documents: Documents, *, scale: float, window: int | None, kernels: Kernels | None = None
+) -> Tensor:
     """Causal attention inside each document, [T, H, E]; `window` is how many tokens back one may look, itself included."""
     q_THE, k_TKE = q_THE.to(v_TKE.dtype), k_TKE.to(v_TKE.dtype)  # under autocast rotation leaves them in float32
-    result: Tensor = _BlockAttention.apply(q_THE, k_TKE, v_TKE, documents, (scale, window))  # type: ignore[no-untyped-call]
+    how = Scoring(scale, window, kernels=kernels)
+    result: Tensor = _BlockAttention.apply(q_THE, k_TKE, v_TKE, documents, how)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -257,24 +243,15 @@ def _documents_forward(
     return attend_documents(q, k, v, options["documents"], scoring, backend=options["backend"]).unsqueeze(0), None
 
 
-@dataclass(frozen=True)
-class Scoring:
-    """What a layer does with its scores; the last two are the reference's alone."""
-
-    scale: float
-    window: int | None
-    softcap: float | None = None
-    dropout: float = 0.0
-
-
 def attend_documents(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, documents: Documents, scoring: Scoring, *, backend: str) -> Tensor:
     """Attention inside documents by the back end of that name, [T, H, E of v]."""
     scale, window = scoring.scale, scoring.window
     if backend == "reference":
         capped, dropout = scoring.softcap, scoring.dropout
         return reference_attention(q_THE, k_TKE, v_TKE, documents, scale=scale, window=window, softcap=capped, dropout=dropout)
-    attend = block_attention if backend == "blocks" else sdpa_attention
-    return attend(q_THE, k_TKE, v_TKE, documents, scale=scale, window=window)
+    if backend == "blocks":
+        return block_attention(q_THE, k_TKE, v_TKE, documents, scale=scale, window=window, kernels=scoring.kernels)
+    return sdpa_attention(q_THE, k_TKE, v_TKE, documents, scale=scale, window=window)
 
 
 ATTENTION_NAME = "llamahome_documents"

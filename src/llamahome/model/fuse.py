@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.llama import modeling_llama
 
-from llamahome.model.attention import ATTENTION_NAME, Scoring, attend_documents, plan_documents
+from llamahome.model.attention import ATTENTION_NAME, Scoring, attend_documents
+from llamahome.model.documents import plan_documents
 from llamahome.model.elementwise import GATES, Norm, gated, norm, plain_gate, plain_norm, rotated
 from llamahome.model.linears import Fan, can_fan
 from llamahome.model.native import Kernels
@@ -171,6 +172,6 @@ def _attention_forward(
     heads = module.q_proj.out_features // size, module.k_proj.out_features // size
     q, k, v = rotated(all_TO, cosine_TE, sine_TE, heads=heads, kernels=kernels)
     dropout = module.attention_dropout if module.training else 0.0
-    scoring = Scoring(scale=module.scaling, window=_WINDOWS[type(module).__name__](module), dropout=dropout)
+    scoring = Scoring(scale=module.scaling, window=_WINDOWS[type(module).__name__](module), dropout=dropout, kernels=kernels)
     out = attend_documents(q, k, v, options["documents"], scoring, backend=options["backend"])
     return outer(out.reshape(1, out.shape[0], -1)), None

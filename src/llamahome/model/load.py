@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from llamahome.errors import ConfigError, LlamaHomeError, MachineError, Problem
-from llamahome.model.attention import ATTENTION_NAME, Documents, plan_documents, register_attention
+from llamahome.model.attention import ATTENTION_NAME, register_attention
+from llamahome.model.documents import Documents, plan_documents
 from llamahome.model.loss import Head
 from llamahome.model.starter import STARTER, fetch_starter
 from llamahome.rundir import BASE_MODELS

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llamahome.model.native import Kernels
+
 _TILE_ELEMENTS = 128 * 49_152
 """Logits of a tile: 25 MB in float32, below the 32 MB at which glibc maps and unmaps memory for each array, and within a large cache."""
 
@@ -44,8 +46,14 @@ def _tile_rows(vocabulary: int) -> int:
     return max(16, _TILE_ELEMENTS // vocabulary)
 
 
-def _logits(hidden_RD: Tensor, head: Head, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
-    logits = F.linear(hidden_RD, weight_VD, bias_V).float()
+@dataclass(frozen=True)
+class _How:
+    dtype: torch.dtype
+    kernels: Kernels | None
+
+
+def _finished(logits: Tensor, head: Head) -> Tensor:
+    """Scaled and capped in place, as the architecture wants it; float32."""
     if head.scale != 1.0:
         logits.mul_(head.scale)
     if head.softcap is not None:
@@ -53,13 +61,31 @@ def _logits(hidden_RD: Tensor, head: Head, weight_VD: Tensor, bias_V: Tensor | N
     return logits
 
 
+def _tile_gradient(low_RV: Tensor, labels_R1: Tensor, head: Head, kernels: Kernels | None) -> tuple[Tensor, Tensor]:
+    """Summed loss of a tile of raw logits and their gradient, in the type of `low_RV` and perhaps in its place."""
+    if kernels is not None and head.scale == 1.0 and head.softcap is None:
+        losses = torch.empty(low_RV.shape[0], dtype=torch.float32)
+        kernels("cross_entropy", (low_RV.dtype,), low_RV, labels_R1.contiguous(), losses, *low_RV.shape)
+        return losses.sum(), low_RV
+    logits = _finished(low_RV.float(), head)
+    capped = logits.clone() if head.softcap is not None else None
+    normalizer = torch.logsumexp(logits, -1, keepdim=True)
+    loss = (normalizer - logits.gather(1, labels_R1)).sum()
+    grad = logits.sub_(normalizer).exp_()  # the softmax, in place
+    grad.scatter_add_(1, labels_R1, torch.full_like(labels_R1, -1, dtype=grad.dtype))
+    if capped is not None and head.softcap is not None:
+        grad.mul_(1 - (capped / head.softcap).square_())
+    if head.scale != 1.0:
+        grad.mul_(head.scale)
+    return loss, grad.to(low_RV.dtype)
+
+
 class _SummedCrossEntropy(torch.autograd.Function):
     """Forward computes the gradients too; backward multiplies them with the incoming scalar."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden_ND: Tensor, labels_N: Tensor, weight_VD: Tensor, bias_V: Tensor | None, head: Head, dtype: torch.dtype
-    ) -> Tensor:
+    def forward(ctx: Any, hidden_ND: Tensor, labels_N: Tensor, weight_VD: Tensor, bias_V: Tensor | None, head: Head, how: _How) -> Tensor:
+        dtype = how.dtype
         matrix = weight_VD.to(dtype)
         bias = None if bias_V is None else bias_V.to(dtype)
         inputs = hidden_ND.to(dtype)
@@ -71,19 +97,10 @@ class _SummedCrossEntropy(torch.autograd.Function):
         rows = _tile_rows(matrix.shape[0])
         for start in range(0, inputs.shape[0], rows):
             tile, labels = inputs[start : start + rows], labels_N[start : start + rows, None]
-            logits = _logits(tile, head, matrix, bias)
-            capped = logits.clone() if head.softcap is not None else None
-            normalizer = torch.logsumexp(logits, -1, keepdim=True)
-            total += (normalizer - logits.gather(1, labels)).sum()
-            grad = logits.sub_(normalizer).exp_()  # the softmax, in place
-            grad.scatter_add_(1, labels, torch.full_like(labels, -1, dtype=grad.dtype))
-            if capped is not None and head.softcap is not None:
-                grad.mul_(1 - (capped / head.softcap).square_())
-            if head.scale != 1.0:
-                grad.mul_(head.scale)
+            loss, low = _tile_gradient(F.linear(tile, matrix, bias), labels, head, how.kernels)
+            total += loss
             if grad_bias is not None:
-                grad_bias += grad.sum(0)
-            low = grad.to(dtype)
+                grad_bias += low.sum(0, dtype=torch.float32)
             if grad_hidden is not None:
                 torch.mm(low, matrix, out=grad_hidden[start : start + rows])
             if grad_weight is not None:
@@ -102,12 +119,12 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return scaled[0], None, scaled[1], scaled[2], None, None
 
 
-def summed_cross_entropy(hidden_ND: Tensor, labels_N: Tensor, head: Head, *, dtype: torch.dtype) -> Tensor:
+def summed_cross_entropy(hidden_ND: Tensor, labels_N: Tensor, head: Head, *, dtype: torch.dtype, kernels: Kernels | None = None) -> Tensor:
     """Sum over targets of -log p(label), () float32, differentiable in hidden states and in a trained head.
 
-    `dtype` is what the matrix products are computed in; sums are float32.
+    `dtype` is what the matrix products are computed in; sums are float32. `kernels` work on a processor.
     """
-    result: Tensor = _SummedCrossEntropy.apply(hidden_ND, labels_N, head.weight_VD, head.bias_V, head, dtype)  # type: ignore[no-untyped-call]
+    result: Tensor = _SummedCrossEntropy.apply(hidden_ND, labels_N, head.weight_VD, head.bias_V, head, _How(dtype, kernels))  # type: ignore[no-untyped-call]
     return result
 
 
@@ -121,7 +138,7 @@ def head_stats(hidden_ND: Tensor, labels_N: Tensor, head: Head, *, dtype: torch.
     rows = _tile_rows(matrix.shape[0])
     for start in range(0, hidden_ND.shape[0], rows):
         labels = labels_N[start : start + rows]
-        logits = _logits(hidden_ND[start : start + rows].to(dtype), head, matrix, bias)
+        logits = _finished(F.linear(hidden_ND[start : start + rows].to(dtype), matrix, bias).float(), head)
         loss += F.cross_entropy(logits, labels, reduction="sum")
         correct += (logits.argmax(-1) == labels).sum()
     return HeadStats(loss, correct)

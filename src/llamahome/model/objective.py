@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llamahome.model.attention import Documents, plan_documents
+from llamahome.model.documents import Documents, plan_documents
 from llamahome.model.load import head_of, last_hidden
 from llamahome.model.loss import HeadStats, head_stats, summed_cross_entropy
+from llamahome.model.native import Kernels
 from llamahome.model.precision import Precision
 
 T = TypeVar("T")
@@ -55,12 +56,15 @@ class Objective:
     """Attention: blocks, sdpa or reference."""
     precision: Precision
     within: Within = directly
+    kernels: Kernels | None = None
+    """Compiled passes for the loss head."""
 
     def loss_sum(self, batch: LaidDocuments) -> Tensor:
         """() float32, nats, summed over the targets of `batch`; differentiable."""
 
         def work() -> Tensor:
-            return summed_cross_entropy(self._hidden(batch), batch.labels_N, head_of(self.model), dtype=self.precision.compute)
+            head, dtype = head_of(self.model), self.precision.compute
+            return summed_cross_entropy(self._hidden(batch), batch.labels_N, head, dtype=dtype, kernels=self.kernels)
 
         return self.within(work)
 
