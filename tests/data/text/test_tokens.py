@@ -47,7 +47,9 @@ def test_saved_truncation_and_padding_are_not_obeyed(tmp_path: Path) -> None:
     assert len(load_tokenizer(tmp_path).encode(["x " * 50])[0].ids) > 50
 
 
-@pytest.mark.parametrize("module", ["cli.data", "data.files.sources", "data.rows.formats", "data.steps.order", "data.sample", "data.view", "data.prepare"])
+@pytest.mark.parametrize(
+    "module", ["cli.data", "data.files.sources", "data.rows.formats", "data.steps.order", "data.sample", "data.view", "data.prepare"]
+)
 def test_reading_data_does_not_import_torch(module: str) -> None:
     code = f"import sys, llamahome.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
