@@ -54,9 +54,9 @@ class RowIndex:
 
 
 def key_of(file: WatchedFile, reader: str) -> str:
-    """32 hex digits: 16 of the file's full path, 16 of its size, time, inode and of how it is read."""
+    """32 hex digits: 16 of the file's full path, 16 of its size, times, inode and of how it is read."""
     status = file.stamp
-    rest = f"{_VERSION} {reader} {status.size} {status.modified_ns} {status.inode}"
+    rest = f"{_VERSION} {reader} {status.size} {status.modified_ns} {status.changed_ns} {status.inode}"
     return "".join(hashlib.blake2b(part.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest() for part in (_full(file), rest))
 
 

@@ -206,7 +206,7 @@ def _open_file(path: str, tell: Tell, decoded: Decoded) -> tuple[FileRows, str]:
     """The file's rows, and what tells this state of it from another."""
     file = unpacked(path, tell) if Path(path).suffix.lower() in PACKED else WatchedFile(path)
     kind = kind_of(file)
-    state = f"{_VERSION} {kind} {file.origin.size} {file.origin.modified_ns}"
+    state = f"{_VERSION} {kind} {file.origin.size} {file.origin.modified_ns} {file.origin.changed_ns}"
     if kind == "parquet":
         return TableRows(file, ParquetGroups(file, decoded, tell), reader=kind, tell=tell), state
     if kind == "arrow":

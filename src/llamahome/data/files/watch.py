@@ -28,6 +28,8 @@ class Stamp:
     size: int
     modified_ns: int
     inode: int
+    changed_ns: int
+    """When the system last noted a change; programs that set the time of a file back cannot set this one."""
 
 
 class WatchedFile:
@@ -128,7 +130,7 @@ def stamp_of(path: str) -> Stamp:
         status = Path(path).stat()
     except OSError as error:
         raise DataError(unreadable(path, error)) from error
-    return Stamp(status.st_size, status.st_mtime_ns, status.st_ino)
+    return Stamp(status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
 
 
 def unreadable(path: str, error: OSError, *, what: str = "file") -> Problem:

@@ -1,0 +1,67 @@
+"""A file that was changed and given its old size and time again is another file: no index, copy or store of before is used."""
+
+import gzip
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.support.tokenizers import train_tokenizer
+
+from llamahome.config.schema import DataConfig
+from llamahome.data.files import index
+from llamahome.data.files.sources import open_source
+from llamahome.data.prepare import prepare
+from llamahome.data.text.tokens import ChatTokenizer
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def lines(words: list[str]) -> bytes:
+    return "".join(json.dumps({"text": word}) + "\n" for word in words).encode()
+
+
+def stored(words: list[str]) -> bytes:
+    return gzip.compress(lines(words), compresslevel=0, mtime=0)
+
+
+def put_back(path: Path, raw: bytes) -> None:
+    """Write other bytes of the same number, then the old time."""
+    status = path.stat()
+    path.write_bytes(raw)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+
+
+@pytest.mark.parametrize(("name", "written"), [("rows.jsonl", lines), ("rows.jsonl.gz", stored)])
+def test_neither_index_nor_unpacked_copy_of_before_is_used(
+    name: str, written: Callable[[list[str]], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "_WORTH_CACHING", 0)
+    path = Path(name)
+    path.write_bytes(written(["one", "three"]))
+    first = open_source(name)
+    before = first.hashes().tolist()
+    put_back(path, written(["three", "one"]))
+    again = open_source(name)
+    assert [again.row(number).value["text"] for number in (0, 1)] == ["three", "one"]
+    assert again.hashes().tolist() == before[::-1] and again.fingerprint != first.fingerprint
+
+
+def test_no_store_of_before_is_used() -> None:
+    path, tokenizer = Path("rows.jsonl"), ChatTokenizer(train_tokenizer())
+
+    def trained_on() -> list[str]:
+        found = prepare(DataConfig(eval_split=0), str(path), tokenizer, say=lambda _: None)
+        table = found.examples.examples_of(found.order.first_rows(2))
+        found.close()
+        return [tokenizer.decode(table.example(number).tokens) for number in range(2)]
+
+    path.write_bytes(lines(["good morning", "good evening"]))
+    first = trained_on()
+    put_back(path, lines(["good evening", "good morning"]))
+    assert trained_on() == first[::-1]
