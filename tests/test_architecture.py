@@ -40,7 +40,7 @@ BORDERS = {
     "pyarrow": r"data/files/(arrow|parquet|spool|tabular)",
     "datasets": r"data/files/hub",
 }
-"""Which files may import a foreign library: attention registers its function with transformers, fuse compares with its code, the others are in DESIGN.md."""
+"""Which files may import a foreign library: attention registers its function with transformers and fuse compares with its code."""
 FOREIGN_TYPES = ("transformers.PreTrainedModel", "peft.PeftModel")
 """What the files of model/ hand to each other; knowing the type is not knowing the library."""
 UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}

@@ -64,9 +64,9 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-"""Grouped queries and a tied head; biases everywhere; biases on queries; norms of heads; a window shorter than the documents; a norm's weight
-stored less one and another gate; q, k, v in one matrix; caps on scores and logits;
-scaled logits; a head with a bias; learned positions and fused matrices; values narrower than keys, with experts."""
+"""Grouped queries and a tied head; biases everywhere; biases on queries; norms of heads; a window shorter than the documents; a norm's
+weight stored less one and another gate; q, k, v in one matrix; caps on scores and logits; scaled logits; a head with a bias;
+learned positions and fused matrices; values narrower than keys, with experts."""
 UNFIT: dict[str, tuple[str, dict[str, Any]]] = {
     "convolution": ("Lfm2Config", {"layer_types": ["conv", "full_attention"]}),
     "recurrent": ("RecurrentGemmaConfig", {"lru_width": 32, "attention_window_size": 5}),
