@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llamahome.data.checks.duplicates import content_key, in_common, near_known, near_repeats, open_signer, repeats, same_letters
 from llamahome.data.checks.languages import languages_known, open_identifier, rare_languages
-from llamahome.data.checks.mojibake import lost_at, misread_at, repaired
+from llamahome.data.checks.mojibake import lost_at, misread_at, repaired, unprintable_at
 from llamahome.data.records import Conversation, Row
 from llamahome.data.rows.jsonpath import change_strings, path_in, put, rename, show_path, strings, value_at
 
@@ -72,6 +72,11 @@ def test_a_repair_changes_nothing_of_ascii_and_leaves_text(text: str) -> None:
 
 def test_a_lost_character_is_found() -> None:
     assert lost_at("caf\ufffd") == 3 and lost_at("café") is None and lost_at("cafe") is None
+
+
+def test_control_characters_are_found_and_what_lays_out_text_is_not() -> None:
+    assert unprintable_at("a\x00") == 1 and unprintable_at("\x1b[31m") == 0 and unprintable_at("é\x7f") == 1
+    assert unprintable_at("a\t\n\v\f\r é \u0085") is None
 
 
 values = st.recursive(

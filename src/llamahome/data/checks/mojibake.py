@@ -1,4 +1,4 @@
-"""Text that was read in the wrong encoding: UTF-8 taken for Latin-1 or Windows-1252, and characters that were already lost.
+"""Text that was read in the wrong encoding: UTF-8 taken for Latin-1 or Windows-1252, and characters that were lost or are none.
 
 Such text is told by sequences that no language writes, like an A with tilde before a copyright sign. It is repaired only where that is
 certain: every character beyond ASCII takes part, the bytes they came from are UTF-8, and what comes out is text.
@@ -22,6 +22,7 @@ _SURE = re.compile(
     f"|\xef\xbf\xbd|\xef\xbb\xbf"  # the replacement character, the byte order mark
     f"|(?:[\xd0\xd1]{_NEXT}){{3}}|(?:[\xce\xcf]{_NEXT}){{3}}"  # a word in Cyrillic or Greek
 )
+_UNPRINTABLE = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
 _NO_TEXT = ("Cc", "Cn", "Co", "Cs")
 """Unicode categories of what no one types: control, unassigned, private, half characters."""
 _ROUNDS = 3
@@ -40,6 +41,12 @@ def lost_at(text: str) -> int | None:
     """Where a character was lost when the text was decoded: the first replacement character."""
     at = -1 if text.isascii() else text.find(_LOST)
     return at if at >= 0 else None
+
+
+def unprintable_at(text: str) -> int | None:
+    """Where a control character stands that no text has; tabs, line ends and page ends are text."""
+    found = _UNPRINTABLE.search(text)
+    return found.start() if found else None
 
 
 def repaired(text: str) -> str | None:

@@ -18,7 +18,7 @@ from llamahome.data.checks.findings import Found, Level, Place, row_place
 from llamahome.data.checks.languages import open_identifier
 from llamahome.data.checks.losses import Losses
 from llamahome.data.checks.mend import mend_bytes, mend_value
-from llamahome.data.checks.mojibake import lost_at, misread_at, repaired
+from llamahome.data.checks.mojibake import lost_at, misread_at, repaired, unprintable_at
 from llamahome.data.files.jsonrow import excerpt, parse_row
 from llamahome.data.files.kinds import ending
 from llamahome.data.files.sources import Source, open_source
@@ -130,7 +130,7 @@ class Looker:
                 return _Read(file, inside, line, None, "", True)
             row = replace(row, value=better[0])
         text = said(found)
-        if not text.isascii():
+        if not text.isascii() or unprintable_at(text) is not None:
             findings += _spoilt(row, Place(row.source, inside, line))
         return _Read(file, inside, line, found, text, refused)
 
@@ -204,7 +204,7 @@ def _first(value: dict[str, Any], wrong: Callable[[str], bool]) -> str | None:
 
 
 def _spoilt(row: Row, place: Place) -> Iterator[Found]:
-    """Text that was read in the wrong encoding, or whose characters were lost: at most one finding of each kind."""
+    """Text that was read in the wrong encoding, whose characters were lost or are none: at most one finding of each kind."""
     for steps, text in strings(row.value):
         at = misread_at(text)
         if at is not None:
@@ -224,6 +224,15 @@ def _spoilt(row: Row, place: Place) -> Iterator[Found]:
                 Problem(code="data.lost-characters", message=message, where=place.where, excerpt=shown, hint=hint),
                 place,
                 show_path(steps),
+            )
+            break
+    for steps, text in strings(row.value):
+        at = unprintable_at(text)
+        if at is not None:
+            message = f"{show_path(steps)} contains the control character U+{ord(text[at]):04X}, which is no text"
+            hint = "take it out, or remove the row"
+            yield Found(
+                "warning", Problem(code="data.control-character", message=message, where=place.where, hint=hint), place, show_path(steps)
             )
             break
 
