@@ -19,11 +19,11 @@ PHASES = {
     "a step is done": ("llamahome.training.loop:train_step", 2),
     "the model is evaluated in between": ("llamahome.run_parts:evaluate", 2),
     "a checkpoint is written": ("llamahome.checkpoint.manifest:seal", 1),
-    "a checkpoint is renamed": ("llamahome.checkpoint.store:_commit", 1),
-    "old checkpoints are removed": ("llamahome.run_parts:retention.apply", 1),
+    "a checkpoint is renamed": ("llamahome.checkpoint.together:commit", 1),
+    "old checkpoints are removed": ("llamahome.saving:retention.apply", 1),
     "the last checkpoint is written": ("llamahome.checkpoint.manifest:seal", 3),
-    "the final model is written": ("llamahome.pipeline:write_model", 1),
-    "the final model is renamed": ("llamahome.checkpoint.store:_commit", 4),
+    "the final model is written": ("llamahome.saving:write_model", 4),
+    "the final model is renamed": ("llamahome.checkpoint.store:commit", 1),
 }
 NOBODY_LISTENS = ("settings are checked",)
 NO_STEP_FOLLOWS = ("the last checkpoint is written", "the final model is written", "the final model is renamed")

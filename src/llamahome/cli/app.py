@@ -85,7 +85,8 @@ def main() -> None:
         message = f"the output cannot be written: {error.strerror}"  # of stdout: whatever belongs to a run has its own error
         _leave(MachineError(Problem(code="machine.output-lost", message=message, hint="write to a disk that has room")))
     if status == _CTRL_C:
-        print("\nleft at once", file=sys.stderr)
+        print("\nleft at once", file=sys.stderr, flush=True)
+        os._exit(_CTRL_C)  # Python would end by SIGINT itself where the Ctrl-C came while it compiled a string, as dataclasses do
     sys.exit(status)
 
 

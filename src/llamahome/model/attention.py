@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
-from llamahome.model.documents import Documents, Group
+from llamahome.model.documents import Documents, Group, from_group, shared_sum, to_group
 from llamahome.model.native import Kernels
 
 QUERY_BLOCK = 128
@@ -38,22 +38,6 @@ class Scoring:
     softcap: float | None = None
     dropout: float = 0.0
     kernels: Kernels | None = None
-
-
-def _to_group(x_THE: Tensor, group: Group, key_heads: int) -> Tensor:
-    """Tokens of a group as [N, K, G, L, E]; padded places repeat the first token."""
-    part = x_THE[group.start : group.start + group.tokens]
-    if group.spread is not None:
-        part = part.index_select(0, group.spread)
-    heads, size = part.shape[1], part.shape[2]
-    return part.view(len(group.lengths), group.longest, key_heads, heads // key_heads, size).permute(0, 2, 3, 1, 4)
-
-
-def _from_group(out_THE: Tensor, x_NKGLE: Tensor, group: Group) -> None:
-    """Write a group's result back to its tokens."""
-    count, key_heads, share, longest, size = x_NKGLE.shape
-    flat = x_NKGLE.permute(0, 3, 1, 2, 4).reshape(count * longest, key_heads * share, size)
-    out_THE[group.start : group.start + group.tokens] = flat if group.gather is None else flat.index_select(0, group.gather)
 
 
 def _hidden(block: slice, keys: slice, window: int | None, device: torch.device) -> Tensor:
@@ -149,7 +133,7 @@ class _BlockAttention(torch.autograd.Function):
         kept: list[Tensor] = []
         for group in documents.groups:
             part, probabilities = _attend(*_spread(q_THE, k_TKE, v_TKE, group), how)
-            _from_group(out, part, group)
+            from_group(out, part, group)
             kept += probabilities
         ctx.save_for_backward(q_THE, k_TKE, v_TKE, *kept)
         ctx.documents, ctx.how = documents, how
@@ -159,25 +143,29 @@ class _BlockAttention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q_THE, k_TKE, v_TKE, *kept = ctx.saved_tensors
         grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q_THE, k_TKE, v_TKE))
-        used = 0
+        used, shared = 0, [torch.zeros(x[: ctx.documents.shared].shape, device=x.device) for x in (k_TKE, v_TKE)]
         for group in ctx.documents.groups:
-            grad = _to_group(gradients[0], group, k_TKE.shape[1])
-            if group.padding is not None:
-                grad = grad.masked_fill(group.padding[:, None, None, :, None], 0)
+            grad = to_group(gradients[0], group, k_TKE.shape[1])
+            if group.silent is not None:
+                grad = grad.masked_fill(group.silent[:, None, None, :, None], 0)
             q, k, v = _spread(q_THE, k_TKE, v_TKE, group)
             blocks = len(_blocks(group.longest, ctx.how.window))
             of_q, of_k, of_v = _attend_backward(grad, q, k, v, kept[used : used + blocks], ctx.how)
             used += blocks
-            _from_group(grad_q, of_q, group)
-            for target, part in ((grad_k, of_k), (grad_v, of_v)):
-                _from_group(target, part.view(len(group.lengths), -1, 1, group.longest, part.shape[2]), group)
+            from_group(grad_q, of_q, group)
+            for target, part, common in ((grad_k, of_k, shared[0]), (grad_v, of_v, shared[1])):
+                laid = part.view(len(group.lengths), -1, 1, group.longest, part.shape[2])
+                from_group(target, laid, group)
+                common += shared_sum(laid, group)
+        for target, common in ((grad_k, shared[0]), (grad_v, shared[1])):
+            target[: ctx.documents.shared] = common
         return grad_q, grad_k, grad_v, None, None
 
 
 def _spread(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, group: Group) -> tuple[Tensor, Tensor, Tensor]:
     key_heads = k_TKE.shape[1]
-    k, v = (_to_group(x, group, key_heads).reshape(-1, group.longest, x.shape[2]) for x in (k_TKE, v_TKE))
-    return _to_group(q_THE, group, key_heads), k, v
+    k, v = (to_group(x, group, key_heads).reshape(-1, group.longest, x.shape[2]) for x in (k_TKE, v_TKE))
+    return to_group(q_THE, group, key_heads), k, v
 
 
 def block_attention(

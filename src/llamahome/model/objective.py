@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llamahome.model.beginnings import Laid, draws_lots, lay_once
 from llamahome.model.documents import Documents, plan_documents
 from llamahome.model.load import head_of, last_hidden
 from llamahome.model.loss import HeadStats, head_stats, summed_cross_entropy
@@ -79,9 +80,12 @@ class Objective:
 
     def _hidden(self, batch: LaidDocuments) -> Tensor:
         """[N, D], the states that predict the targets."""
-        documents = plan_documents(batch.lengths, device=batch.tokens_T.device)
-        hidden_TD = hidden_states(self.model, batch.tokens_T, batch.positions_T, documents, precision=self.precision, backend=self.backend)
-        return hidden_TD.index_select(0, batch.rows_N)
+        laid = Laid(batch.tokens_T, batch.positions_T, batch.rows_N, 0)
+        if self.backend == "blocks" and laid.tokens_C.device.type == "cpu" and not draws_lots(self.model):
+            laid = lay_once(batch.tokens_T, batch.positions_T, batch.rows_N, batch.lengths)
+        documents = plan_documents(batch.lengths, device=batch.tokens_T.device, shared=laid.shared)
+        hidden_CD = hidden_states(self.model, laid.tokens_C, laid.positions_C, documents, precision=self.precision, backend=self.backend)
+        return hidden_CD.index_select(0, laid.rows_N)
 
 
 def hidden_states(
