@@ -6,6 +6,7 @@ import selectors
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,8 @@ class Trainer:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                pipe.close()
+                with suppress(BrokenPipeError):  # what it never read
+                    pipe.close()
 
     def _ask(self, value: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         self._write(value)

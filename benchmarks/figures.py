@@ -97,8 +97,8 @@ def _rates(sums: Sequence[Mapping[str, int]], seconds: Sequence[float], name: st
 
 
 def paired_ratio(ours: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float]:
-    """How many times as fast ours is, round by round, for each round has the same rows for both."""
-    pairs = zip(ours["rounds"], other["rounds"], strict=False)
+    """How many times as fast ours is, round by round, for each round has the same rows for both; `beside` are ours of its own rounds."""
+    pairs = zip(other.get("beside", ours["rounds"]), other["rounds"], strict=False)
     return spread([theirs["seconds"] / own["seconds"] for own, theirs in pairs]).told()
 
 

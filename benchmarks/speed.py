@@ -67,17 +67,32 @@ def task_of(system: System, scenario: Scenario, method: str, *, data: Path, mode
 def measure(
     systems: list[System], scenario: Scenario, method: str, length: Length, *, cache: Path, model: str
 ) -> dict[str, dict[str, Any]]:
-    """For each system its rounds, or why it has none. Idle systems wait in a read."""
+    """For each system its rounds, or why it has none. Heavy ones follow one by one, beside llamahome, whose rounds are then `beside`."""
     folder = cache / "work" / f"{scenario.name}-{method}"
     make_rows(scenario, folder / "data", rows=length.all_steps * scenario.batch, model=model)
+
+    def together(company: list[System]) -> dict[str, dict[str, Any]]:
+        tasks = {each.name: task_of(each, scenario, method, data=folder / "data", model=model) for each in company}
+        say(f"{scenario.name} {method}: {', '.join(each.title for each in company)}")
+        return _in_turns(company, tasks, length, folder=folder, cache=cache)
+
+    found = together([each for each in systems if not each.heavy])
+    for heavy in (each for each in systems if each.heavy):
+        pair = together([*(each for each in systems if each.name == "ours"), heavy])
+        found[heavy.name] = pair[heavy.name] | ({"beside": pair["ours"]["rounds"]} if "ours" in pair else {})
+    return found
+
+
+def _in_turns(
+    systems: list[System], tasks: dict[str, dict[str, Any]], length: Length, *, folder: Path, cache: Path
+) -> dict[str, dict[str, Any]]:
+    """All are loaded, then do the same steps in turns; idle ones wait in a read."""
     found: dict[str, dict[str, Any]] = {system.name: {"title": system.title, "tuned": system.tuned, "rounds": []} for system in systems}
     with ExitStack() as stack:
         running: dict[str, Trainer] = {}
         for system in systems:
-            say(f"{scenario.name} {method}: loading {system.title}")
             try:
-                task = task_of(system, scenario, method, data=folder / "data", model=model)
-                trainer = Trainer(python_of(system.peer, cache), system.peer, task, folder / system.name)
+                trainer = Trainer(python_of(system.peer, cache), system.peer, tasks[system.name], folder / system.name)
                 stack.callback(trainer.close)
                 trainer.wait_until_ready()
                 found[system.name]["warmup"] = trainer.go(length.warmup)
