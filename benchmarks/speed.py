@@ -1,4 +1,4 @@
-"""The speed part: all systems of a scenario loaded at once, doing the same steps in turns."""
+"""The speed part: llamahome and one peer after the other, both loaded, doing the same steps in turns."""
 
 import json
 import subprocess
@@ -67,19 +67,26 @@ def task_of(system: System, scenario: Scenario, method: str, *, data: Path, mode
 def measure(
     systems: list[System], scenario: Scenario, method: str, length: Length, *, cache: Path, model: str
 ) -> dict[str, dict[str, Any]]:
-    """For each system its rounds, or why it has none. Heavy ones follow one by one, beside llamahome, whose rounds are then `beside`."""
+    """For each system its rounds, or why it has none.
+
+    Each peer takes turns with llamahome alone: four trainers in memory at once slow each other down. `beside` are llamahome's rounds of
+    that pair; its own rounds are those of all pairs.
+    """
     folder = cache / "work" / f"{scenario.name}-{method}"
     make_rows(scenario, folder / "data", rows=length.all_steps * scenario.batch, model=model)
-
-    def together(company: list[System]) -> dict[str, dict[str, Any]]:
+    ours = [each for each in systems if each.name == "ours"]
+    peers = [each for each in systems if each.name != "ours"]
+    found: dict[str, dict[str, Any]] = {}
+    for company in [[*ours, peer] for peer in peers] or [ours]:
         tasks = {each.name: task_of(each, scenario, method, data=folder / "data", model=model) for each in company}
         say(f"{scenario.name} {method}: {', '.join(each.title for each in company)}")
-        return _in_turns(company, tasks, length, folder=folder, cache=cache)
-
-    found = together([each for each in systems if not each.heavy])
-    for heavy in (each for each in systems if each.heavy):
-        pair = together([*(each for each in systems if each.name == "ours"), heavy])
-        found[heavy.name] = pair[heavy.name] | ({"beside": pair["ours"]["rounds"]} if "ours" in pair else {})
+        pair = _in_turns(company, tasks, length, folder=folder, cache=cache)
+        if ours and (own := pair.pop("ours")):
+            for peer in pair.values():
+                peer["beside"] = own["rounds"]
+            rounds = found.get("ours", {}).get("rounds", []) + own["rounds"]
+            found["ours"] = found.get("ours", {}) | own | {"rounds": rounds}
+        found |= pair
     return found
 
 

@@ -21,8 +21,6 @@ class System:
     methods: tuple[str, ...] = ("lora", "full")
     tuned: bool = True
     """Whether it stands for the best that this peer can do, and so is one of those to beat."""
-    heavy: bool = False
-    """Takes so much memory that it is measured apart from the other peers, beside llamahome alone."""
 
 
 SYSTEMS = (
@@ -35,9 +33,8 @@ SYSTEMS = (
         "trl",
         {**_TUNED, "micro_batch": 0, "padding_free": True},
         ("docstrings",),
-        heavy=True,
     ),
-    System("trl-batch", "TRL 1.16, bf16, the step in one batch", "trl", {**_TUNED, "micro_batch": 0}, ("rows-256",), heavy=True),
+    System("trl-batch", "TRL 1.16, bf16, the step in one batch", "trl", {**_TUNED, "micro_batch": 0}, ("rows-256",)),
     System("litgpt", "litgpt 0.5.13, bf16-true, micro-batch 1", "litgpt"),
     System(
         "trl-default",
@@ -47,7 +44,6 @@ SYSTEMS = (
         ("docstrings",),
         ("lora",),
         tuned=False,
-        heavy=True,
     ),
 )
 
