@@ -51,8 +51,9 @@ def show_result(result: "Result", data_paths: Sequence[str]) -> None:
 
 
 def _show_samples(result: "Result") -> None:
+    kind = "a row that was held out" if result.first is not None else "a row of the training data"
     for number, sample in enumerate(result.samples, 1):
-        print(f"\nsample {number} of {len(result.samples)}, a row that was held out")
+        print(f"\nsample {number} of {len(result.samples)}, {kind}")
         for name, text in (
             ("prompt", sample.prompt.shown),
             ("reference", sample.prompt.reference),
