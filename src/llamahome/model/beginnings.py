@@ -7,6 +7,7 @@ where chance differs between copies (dropout), nor by attention back ends that n
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,10 +29,10 @@ class Laid:
 
 def common_tokens(tokens_T: Tensor, lengths: tuple[int, ...]) -> int:
     """With how many equal tokens all documents begin; at least one token of each is left its own."""
-    common = min(lengths) - 1
-    first, start = tokens_T[:common], lengths[0]
+    common, tokens = min(lengths) - 1, tokens_T.numpy()  # by numpy: the torch of a step asks no tensor for its value
+    first, start = tokens[:common], lengths[0]
     for length in lengths[1:]:
-        different = (tokens_T[start : start + common] != first[:common]).nonzero()
+        different = np.flatnonzero(tokens[start : start + common] != first[:common])
         common = int(different[0]) if len(different) else common
         start += length
     return common
