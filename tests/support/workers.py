@@ -84,7 +84,7 @@ def _main() -> None:
         value = getattr(module, name)(world, json.loads(payload))
     Path(result).write_text(json.dumps(value))
     sys.stderr.flush()
-    os._exit(0)  # torch's threads of several groups, all destroyed, abort the end of Python once in a hundred times; the result is there
+    os._exit(0)  # the end of Python aborted once in torch's threads after several groups ("terminate called"); the result is there
 
 
 if __name__ == "__main__":

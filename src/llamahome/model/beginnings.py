@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 _WORTH = 0.02
 """Share of the tokens that must fall away: below it the copies cost as much as they save."""
@@ -51,11 +52,10 @@ def lay_once(tokens_T: Tensor, positions_T: Tensor, rows_N: Tensor, lengths: tup
     return Laid(tokens_T[kept], positions_T[kept], place_T[rows_N], shared)
 
 
-def draws_lots(model: nn.Module) -> bool:
+def draws_lots(model: PreTrainedModel) -> bool:
     """Whether two copies of a token may come out differently: dropout while training, of a layer or of the model's own settings."""
     if not model.training:
         return False
-    settings = vars(getattr(model, "config", None) or nn.Module())
-    named = (value for name, value in settings.items() if "drop" in name and isinstance(value, float))
+    named = (value for name, value in vars(model.config).items() if "drop" in name and isinstance(value, float))
     layers = (module.p for module in model.modules() if isinstance(module, nn.Dropout))
     return any(chance > 0 for chance in (*named, *layers))

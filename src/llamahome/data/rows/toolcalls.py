@@ -77,15 +77,7 @@ def with_contents(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def texts_of(value: object) -> Iterator[str]:
     """Every string in a JSON value, keys included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
-            yield key
-            yield from texts_of(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from texts_of(part)
+    return (leaf for leaf in _leaves(value) if isinstance(leaf, str))
 
 
 def without_nulls(value: Any) -> Any:
