@@ -4,46 +4,8 @@
 // whatever the number of threads. Numbers travel as float32 or bfloat16 and are worked on as float32; a NaN stays a NaN.
 // The plain PyTorch words for each of these are in model/elementwise.py and model/attention.py; tests hold the two together.
 
-#include <cstdint>
-#include <cstring>
+#include "numbers.h"
 
-struct bf16 {
-  uint16_t bits;
-};
-
-static inline float get(float x) { return x; }
-static inline float get(bf16 x) {
-  uint32_t wide = uint32_t(x.bits) << 16;
-  float result;
-  memcpy(&result, &wide, 4);
-  return result;
-}
-static inline void put(float *place, float x) { *place = x; }
-static inline void put(bf16 *place, float x) {  // to the nearest, ties to even, as torch does
-  uint32_t wide;
-  memcpy(&wide, &x, 4);
-  uint32_t rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
-  place->bits = x != x ? uint16_t(0x7fc0) : uint16_t(rounded);
-}
-
-// e^x as 2^n * e^f with |f| <= ln(2)/2; relative error below 2e-7. Plain arithmetic, so that the compiler makes vectors of it.
-static inline float exponential(float x) {
-  x = x > 88.0f ? 88.0f : x;
-  x = x < -87.0f ? -87.0f : x;
-  float n = __builtin_rintf(x * 1.44269504f);
-  float f = x - n * 0.693359375f + n * 2.12194440e-4f;  // ln 2 in two parts (Cephes)
-  float p = 1.9875691500e-4f;
-  p = p * f + 1.3981999507e-3f;
-  p = p * f + 8.3334519073e-3f;
-  p = p * f + 4.1665795894e-2f;
-  p = p * f + 1.6666665459e-1f;
-  p = p * f + 5.0000001201e-1f;
-  p = p * f * f + f + 1.0f;
-  int32_t power = (int32_t(x == x ? n : 0.0f) + 127) << 23;
-  float scale;
-  memcpy(&scale, &power, 4);
-  return p * scale;
-}
 static inline float logistic(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
 // Value and slope of the two gates: 0 = SiLU, 1 = GELU in its tanh form.

@@ -1,7 +1,8 @@
-"""Compile kernels.cpp once on this machine and call its functions on tensors.
+"""Compile the C++ sources beside this file once on this machine and call their functions on tensors.
 
-The library is kept in the user's cache folder under a name made of the source, the compiler's words and the processor's abilities, so
-another machine that shares the folder makes its own. It is one file, written whole and renamed. Compiling takes 1 to 2 seconds.
+All sources make one library. It is kept in the user's cache folder under a name made of the sources, the compiler's words and the
+processor's abilities, so another machine that shares the folder makes its own. It is one file, written whole and renamed. Compiling
+takes 1 to 2 seconds.
 A machine without a C++ compiler gets None and a reason; everything then runs as plain PyTorch.
 """
 
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from llamahome.errors import ConfigError, Problem
 
-_SOURCE = Path(__file__).with_name("kernels.cpp")
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp",))
+_HEADERS = (Path(__file__).with_name("numbers.h"),)
 _FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC"]
 _PATIENCE_SECONDS = 120
 _LETTERS = {torch.float32: "f", torch.bfloat16: "b"}
@@ -35,6 +37,10 @@ _SIGNATURES: dict[str, list[type]] = {
     "softmax_backward": [_POINTER] * 2 + [_COUNT] * 2 + [_REAL, _INT],
     "cross_entropy": [_POINTER] * 3 + [_COUNT] * 2 + [_INT],
 }
+_TYPES = {"norm_forward": ("ff", "bb", "fb"), "norm_backward": ("ff", "bb", "fb")}
+"""Letters of the types that a function is compiled for, where these are not f and b."""
+_OPTIONAL: frozenset[str] = frozenset()
+"""Functions that are compiled only where the processor has instructions for them; `has` tells."""
 
 
 class Kernels:
@@ -43,10 +49,16 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._functions = {}
         for name, signature in _SIGNATURES.items():
-            for letters in ("ff", "bb", "fb") if name.startswith("norm") else ("f", "b"):
+            for letters in _TYPES.get(name, ("f", "b")):
+                if name in _OPTIONAL and not hasattr(library, f"{name}_{letters}"):
+                    continue
                 function = getattr(library, f"{name}_{letters}")
                 function.argtypes, function.restype = signature, None
                 self._functions[name, letters] = function
+
+    def has(self, name: str, *dtypes: torch.dtype) -> bool:
+        """Whether `name` is there for these types on this processor."""
+        return (name, "".join(_LETTERS.get(dtype, "?") for dtype in dtypes)) in self._functions
 
     def __call__(self, name: str, dtypes: tuple[torch.dtype, ...], *arguments: Tensor | float | None) -> None:
         """Call `name` for these types with torch's number of threads."""
@@ -81,7 +93,7 @@ def load_kernels() -> Kernels | str:
         return "there is no C++ compiler (g++ or c++)"
     try:
         version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=True).stdout
-        words = (_SOURCE.read_text(encoding="utf-8"), *_FLAGS, version, _abilities())
+        words = (*(path.read_text(encoding="utf-8") for path in (*_SOURCES, *_HEADERS)), *_FLAGS, version, _abilities())
         path = cache_folder() / f"{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:24]}.so"
         if not (path.is_file() and path.stat().st_uid == os.getuid()):
             _compile(compiler, path)
@@ -114,6 +126,6 @@ def _compile(compiler: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        command = [compiler, *_FLAGS, "-o", str(made), str(_SOURCE)]
+        command = [compiler, *_FLAGS, "-o", str(made), *map(str, _SOURCES)]
         subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=True)
         made.replace(path)
