@@ -13,10 +13,15 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 from llamahome.model.attention import QUERY_BLOCK, block_attention, reference_attention, sdpa_attention
 from llamahome.model.documents import plan_documents
 from llamahome.model.native import Kernels, load_kernels
+from llamahome.model.tiled import tiled_attention
 
 KERNELS = load_kernels()
 COMPILED = {"compiled": functools.partial(block_attention, kernels=KERNELS)} if isinstance(KERNELS, Kernels) else {}
 BACKENDS = {"blocks": block_attention, "sdpa": sdpa_attention, "reference": reference_attention, **COMPILED}
+LOW = {"blocks": block_attention, "sdpa": sdpa_attention, **COMPILED}
+"""Back ends in bfloat16; the one in tiles knows no other type, and the rest of what it promises is in tests/model/test_tiled.py."""
+if isinstance(KERNELS, Kernels) and KERNELS.has("attention_forward", torch.bfloat16):
+    LOW["tiled"] = functools.partial(tiled_attention, kernels=KERNELS)
 SCALE = 0.37
 CPU = torch.device("cpu")
 
@@ -132,15 +137,15 @@ def test_a_token_never_sees_what_comes_after_it(backend: str) -> None:
     assert torch.equal(before[~late], after[~late])
 
 
-@pytest.mark.parametrize("backend", ["blocks", "sdpa"])
+@pytest.mark.parametrize("backend", LOW)
 def test_bfloat16_stays_as_close_to_float32_as_its_inputs_allow(backend: str) -> None:
     """Eight bits of mantissa: a rounding is 2^-9 at most; inputs, probabilities and result are rounded, sums of up to 8 terms beside."""
     lengths = [150, 60, 58, 20, 1]
-    qkv, incoming = tensors(lengths, heads=4, key_heads=2, size=8, value_size=8, seed=7)
+    qkv, incoming = tensors(lengths, heads=4, key_heads=2, size=16, value_size=16, seed=7)
     low = [x.detach().bfloat16().requires_grad_() for x in qkv]
     exact = [x.detach().float().requires_grad_() for x in low]
     documents = plan_documents(lengths, device=CPU)
-    found = value_and_gradients(BACKENDS[backend](*low, documents, scale=SCALE, window=None), low, incoming.bfloat16())
+    found = value_and_gradients(LOW[backend](*low, documents, scale=SCALE, window=None), low, incoming.bfloat16())
     expected = value_and_gradients(BACKENDS["reference"](*exact, documents, scale=SCALE, window=None), exact, incoming.bfloat16().float())
     for ours, wanted in zip(found, expected, strict=True):
         assert ours.dtype == torch.bfloat16

@@ -1,7 +1,9 @@
 """Attention inside documents that lie end to end in one micro-batch: no token sees a neighbour's document.
 
-Three back ends with one contract (tests/contracts/test_attention.py): `reference` is one masked product over everything, the yardstick;
-`sdpa` calls torch once per document; `blocks` is ours for processors. `documents` takes `blocks` on a CPU and `sdpa` elsewhere.
+Back ends with one contract (tests/contracts/test_attention.py): `reference` is one masked product over everything, the yardstick;
+`sdpa` calls torch once per document; `blocks` is ours for processors. Where the compiled passes know the processor's products of
+bfloat16, `blocks` goes through model/tiled.py, which is faster at all lengths and keeps no probabilities; what follows is for float32
+and other processors.
 
 `blocks` sorts documents into groups of similar length and multiplies a block of queries with only the keys at or below it, so it does
 no work above the diagonal beyond one block and needs no dense mask. Memory: the probabilities, 2 bytes * heads * tokens * mean length
@@ -23,6 +25,7 @@ from transformers import AttentionInterface
 
 from llamahome.model.documents import Documents, Group, from_group, shared_sum, to_group
 from llamahome.model.native import Kernels
+from llamahome.model.tiled import can_tile, tiled_attention
 
 QUERY_BLOCK = 128
 """measured: 64, 128, 256 and 512 at lengths 100 to 2,048; 128 is first or within 5 % everywhere."""
@@ -238,6 +241,9 @@ def attend_documents(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, documents: Doc
         capped, dropout = scoring.softcap, scoring.dropout
         return reference_attention(q_THE, k_TKE, v_TKE, documents, scale=scale, window=window, softcap=capped, dropout=dropout)
     if backend == "blocks":
+        q_THE, k_TKE = q_THE.to(v_TKE.dtype), k_TKE.to(v_TKE.dtype)  # under autocast rotation leaves them in float32
+        if scoring.kernels is not None and can_tile(q_THE, k_TKE, v_TKE, scoring.kernels):
+            return tiled_attention(q_THE, k_TKE, v_TKE, documents, scale=scale, window=window, kernels=scoring.kernels)
         return block_attention(q_THE, k_TKE, v_TKE, documents, scale=scale, window=window, kernels=scoring.kernels)
     return sdpa_attention(q_THE, k_TKE, v_TKE, documents, scale=scale, window=window)
 
