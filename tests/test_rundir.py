@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llamahome.errors import ConfigError, MachineError
-from llamahome.rundir import RUNS, create_run, new_run_id, open_run, point_newest_to, refuse_used
+from llamahome.rundir import RAW_DATA, RUNS, create_run, first_command, new_run_id, open_run, point_newest_to, refuse_used
 
 
 @pytest.fixture(autouse=True)
@@ -84,3 +84,27 @@ def test_a_run_id_is_date_time_and_a_name_that_any_file_system_takes():
     assert new_run_id("My run: #1/2", now=now) == "20261122-071405-My-run-1-2"
     assert new_run_id("...", now=now).startswith("20261122-071405-")
     assert len(new_run_id(None, now=now).split("-")) == 4
+
+
+def test_the_remedy_for_a_taken_output_is_a_folder_that_is_free(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("x")
+    Path("my run").mkdir()
+    Path("my run", "a").write_text("x")
+    Path("my run-2").mkdir()
+    Path("v1.5").mkdir()
+    Path("v1.5", "a").write_text("x")
+    for taken, free in (("notes.txt", "notes-2"), ("my run", "'my run-3'"), ("v1.5", "v1.5-2")):
+        with pytest.raises(ConfigError) as caught:
+            refuse_used(Path(taken))
+        assert caught.value.problems[0].hint == f"--output {free}"
+
+
+def test_where_no_run_is_yet_the_command_writes_rows_only_where_there_are_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert first_command() == "llamahome data sample data/training/raw && llamahome train data/training/raw"
+    RAW_DATA.mkdir(parents=True)
+    (RAW_DATA / ".gitkeep").touch()
+    assert "sample" in first_command()
+    (RAW_DATA / "mine.jsonl").write_text("{}")
+    assert first_command() == "llamahome train data/training/raw"

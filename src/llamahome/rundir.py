@@ -132,14 +132,17 @@ def _unwritable(root: Path, why: str) -> Problem:
         code="machine.output-not-writable",
         message=f"cannot write the run's folder: {why}",
         where=str(root),
-        hint="--output DIR with a folder that you may write to",
+        hint=f"--output {shlex.quote(str(Path.home() / root.name))}, or another folder that you may write to",
     )
 
 
 def refuse_used(output: Path) -> None:
     """ConfigError when `output` holds a run or anything else already."""
     if output.exists() and not output.is_dir():
-        raise ConfigError(Problem(code="output.not-a-folder", message="the output is a file", where=str(output), hint="--output DIR"))
+        problem = Problem(
+            code="output.not-a-folder", message="the output is a file", where=str(output), hint=f"--output {free_beside(output)}"
+        )
+        raise ConfigError(problem)
     if output.is_dir() and any(output.iterdir()):
         holds_run = (output / "config.yaml").exists()
         raise ConfigError(
@@ -147,9 +150,22 @@ def refuse_used(output: Path) -> None:
                 code="output.holds-a-run" if holds_run else "output.not-empty",
                 message="the output folder already holds a run" if holds_run else "the output folder is not empty",
                 where=str(output),
-                hint=f"llamahome train-resume {output}" if holds_run else "--output DIR with a new or empty folder",
+                hint=f"llamahome train-resume {as_typed(output)}" if holds_run else f"--output {free_beside(output)}",
             )
         )
+
+
+def free_beside(taken: Path) -> str:
+    """The first of taken-2, taken-3, ... that is not there, as one types it."""
+    name = taken.stem if taken.is_file() else taken.resolve().name
+    free = (taken.with_name(f"{name}-{number}") if taken.name else Path(f"{name}-{number}") for number in itertools.count(2))
+    return next(as_typed(path) for path in free if not path.exists())
+
+
+def first_command() -> str:
+    """What to type where no run is yet: train on the raw data, written first where there is none."""
+    any_rows = any(path.is_file() and not path.name.startswith(".") for path in RAW_DATA.rglob("*"))
+    return f"llamahome train {RAW_DATA}" if any_rows else f"llamahome data sample {RAW_DATA} && llamahome train {RAW_DATA}"
 
 
 def point_newest_to(root: Path) -> None:

@@ -8,7 +8,7 @@ from llamahome.checkpoint import manifest
 from llamahome.checkpoint.manifest import Fingerprints
 from llamahome.checkpoint.store import SaveFailed, choose, compare_fingerprints, load, require_space, space_needed
 from llamahome.errors import CheckpointError
-from llamahome.rundir import RunPaths
+from llamahome.rundir import RunPaths, as_typed, free_beside
 
 
 @pytest.fixture
@@ -130,8 +130,19 @@ def test_a_run_without_any_whole_checkpoint_says_so(run):
     for _ in range(2):
         with pytest.raises(CheckpointError) as caught:
             choose(run, warn=lambda problem: None)
-        assert caught.value.problems[0].code == "checkpoint.none"
+        problem = caught.value.problems[0]
+        assert problem.code == "checkpoint.none"
+        assert problem.hint.startswith("llamahome ") and problem.hint.endswith(
+            f" --config {as_typed(run.config)} --output {free_beside(run.root)}"
+        )
         (save_step(run, 1) / "config.yaml").unlink()
+
+
+def test_to_begin_again_means_on_the_data_of_the_run(run):
+    (save_step(run, 1, extra={"data_path": ["my rows.jsonl", "b.jsonl"]}) / "config.yaml").unlink()
+    with pytest.raises(CheckpointError) as caught:
+        choose(run, warn=lambda problem: None)
+    assert caught.value.problems[0].hint.startswith("llamahome train 'my rows.jsonl' b.jsonl --config ")
 
 
 def test_a_damaged_checkpoint_names_its_files_and_the_older_one_that_is_whole(run):

@@ -5,7 +5,7 @@ from tests.support.checkpoints import save_step
 
 from llamahome.checkpoint.target import resolve
 from llamahome.errors import CheckpointError
-from llamahome.rundir import create_run, point_newest_to
+from llamahome.rundir import create_run, first_command, point_newest_to
 
 
 @pytest.fixture
@@ -79,4 +79,4 @@ def test_what_is_no_checkpoint_is_told_with_what_it_is_and_what_is_near(run):
 def test_without_any_run_the_remedy_is_to_train(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert _told("latest").code == "checkpoint.none"
-    assert _told("x").hint == "llamahome train <data_path>"
+    assert _told("x").hint == first_command()

@@ -2,6 +2,7 @@
 
 import pytest
 from typer.main import get_command
+from typer.testing import CliRunner
 
 from llamahome.cli.app import app
 
@@ -33,3 +34,10 @@ def test_a_command_takes_the_options_that_were_promised(words: str) -> None:
         command = command.commands[word]
     known = {name for option in command.params for name in option.opts}
     assert set(OPTIONS[words].split()) <= known
+
+
+@pytest.mark.parametrize("words", ["train", "train-resume", "train-eval", "plan", "chat"])
+def test_examples_stand_one_on_a_line(words: str) -> None:
+    shown = CliRunner().invoke(app, [*words.split(), "--help"], terminal_width=60).stdout
+    lines = [line.strip() for line in shown.split("Examples:\n")[1].split("\n\n")[0].splitlines()]
+    assert len(lines) > 1 and all(line.startswith(f"llamahome {words} ") for line in lines)

@@ -163,7 +163,7 @@ def test_places_are_right_with_every_kind_of_line_end(tmp_path, newline):
 @pytest.mark.parametrize(
     ("assignment", "code", "message", "hint"),
     [
-        ("training.epochs", "bad-assignment", "gives no value", "--set training.epochs=VALUE"),
+        ("training.epochs", "bad-assignment", "gives no value", "--set training.epochs=3"),
         ("training={seed: 1}", "bad-assignment", "training is a section", "config explain training"),
         ("epochs=1", "unknown-key", "unknown key epochs; did you mean training.epochs?", "training.epochs"),
         ("training.epoch=1", "unknown-key", "did you mean training.epochs?", "training.epochs"),

@@ -82,6 +82,16 @@ def test_a_folder_that_is_no_base_model_says_what_it_is(tmp_path: Path, content:
     assert problem_of(error).startswith(code) and error.value.problems[0].hint
 
 
+def test_a_folder_that_holds_a_model_one_floor_deeper_says_where(tmp_path: Path) -> None:
+    deeper = tmp_path / "downloaded" / "the model"
+    deeper.mkdir(parents=True)
+    (deeper / "config.json").write_text("{}")
+    (deeper / "model.safetensors").touch()
+    with pytest.raises(ConfigError) as error:
+        find_model(str(tmp_path), say=lambda _: None)
+    assert error.value.problems[0].hint == f"--model '{deeper}'"
+
+
 @pytest.mark.parametrize("damage", ["config.json", "model.safetensors"])
 def test_a_damaged_folder_is_unreadable_not_a_traceback(tmp_path: Path, damage: str) -> None:
     save_tiny(tmp_path)

@@ -6,8 +6,10 @@ save removes. Only safetensors, JSON and YAML are written and read; nothing is u
 Cost of a save: one write and one read (for the hashes) of model and optimizer; of a load: two reads.
 """
 
+import contextlib
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -24,7 +26,7 @@ from llamahome.checkpoint.manifest import Fingerprints
 from llamahome.checkpoint.state import TrainerState, read_state
 from llamahome.distributed.tensorfiles import Pieces
 from llamahome.errors import CheckpointError, LlamaHomeError, Problem
-from llamahome.rundir import RunPaths, as_typed
+from llamahome.rundir import RUNS, RunPaths, as_typed, first_command, free_beside
 from llamahome.units import show_bytes
 
 MODEL, STATE, CONFIG = "model", "trainer_state.json", "config.yaml"
@@ -124,8 +126,8 @@ def choose(paths: RunPaths, *, warn: Callable[[Problem], None]) -> Path:
         for problem in problems:
             warn(replace(problem, message=f"{problem.message}; {folder.name} is passed over for an older one"))
     message = f"none of the run's {len(found)} checkpoints is whole" if found else "the run has no checkpoint yet"
-    start_again = f"llamahome train <data_path> --config {as_typed(paths.config)}"
-    raise CheckpointError(Problem(code="checkpoint.none", message=message, where=as_typed(paths.root), hint=start_again))
+    again = _start_again(paths.root, paths.config)
+    raise CheckpointError(Problem(code="checkpoint.none", message=message, where=as_typed(paths.root), hint=again))
 
 
 def compare_fingerprints(saved: Fingerprints, now: Fingerprints, *, allowed: Collection[str]) -> None:
@@ -218,4 +220,15 @@ def _way_out(folder: Path) -> str:
     for _, path in reversed(older):
         if not manifest.verify(path):
             return f"llamahome train-resume {as_typed(path)}"
-    return f"llamahome train <data_path> --config {as_typed(root / CONFIG)}"
+    return _start_again(root, root / CONFIG)
+
+
+def _start_again(root: Path, config: Path) -> str:
+    """The command for a new run with the settings of the run in `root`, on its data where any of its checkpoints still tells which."""
+    command = first_command()
+    for _, folder in RunPaths(root, root.name).checkpoints():
+        with contextlib.suppress(CheckpointError, KeyError):
+            typed = read_state(folder / STATE).extra["data_path"]
+            command = f"llamahome train {shlex.join([typed] if isinstance(typed, str) else typed)}"
+    elsewhere = "" if root.resolve().parent == RUNS.resolve() else f" --output {free_beside(root)}"
+    return f"{command} --config {as_typed(config)}{elsewhere}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llamahome.checkpoint import manifest
 from llamahome.errors import CheckpointError, Problem
-from llamahome.rundir import NEWEST, RUNS, RunPaths, as_typed, open_run
+from llamahome.rundir import NEWEST, RUNS, RunPaths, as_typed, first_command, open_run
 
 _CHECKPOINT_NAME = re.compile(r"checkpoint-\d+")
 
@@ -39,7 +39,7 @@ def _newest_run() -> Path:
     if runs:
         return runs[-1]
     message = f"there is no run yet under {RUNS}"
-    raise CheckpointError(Problem(code="checkpoint.none", message=message, where="latest", hint="llamahome train <data_path>"))
+    raise CheckpointError(Problem(code="checkpoint.none", message=message, where="latest", hint=first_command()))
 
 
 def _known_runs() -> list[Path]:
@@ -75,7 +75,7 @@ def _nearest(target: str) -> str:
             return f"llamahome train-resume {as_typed(around)}"
     runs = _known_runs()
     if not runs:
-        return "llamahome train <data_path>"
+        return first_command()
     near = difflib.get_close_matches(Path(target).name, [run.name for run in runs], n=3, cutoff=0.5)
     named = [run.name for run in reversed(runs) if Path(target).name and Path(target).name in run.name]
     shown = (named or near or [run.name for run in reversed(runs)])[:3]

@@ -4,6 +4,7 @@ Importing this module must stay cheap: `llamahome --help` answers within 0.3 s, 
 """
 
 import errno
+import inspect
 import os
 import signal
 import sys
@@ -46,6 +47,10 @@ def _register() -> None:
     app.add_typer(watch.runs_app, name="runs")
     app.add_typer(system.config_app, name="config")
     app.add_typer(launch.launch_app, name="launch")
+    groups = [group.typer_instance for group in app.registered_groups if group.typer_instance is not None]
+    for command in [command for each in (app, *groups) for command in each.registered_commands]:
+        text = inspect.getdoc(command.callback) or ""
+        command.help = text.replace("\n\nExamples:\n", "\n\n\b\nExamples:\n")  # the \b keeps the lines of a paragraph
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,6 +1,7 @@
 """plan: what a run would take here, or a step on ranks that are not here. Nothing heavy is imported at the top."""
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -8,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llamahome.cli.train import Assignments, ConfigFiles, Epochs, EvalData, MaxSteps, Method, Model, NumNodes, WorldSize
+from llamahome.cli.train import Assignments, ConfigFiles, Epochs, EvalData, MaxSteps, Method, Model, NumNodes, WorldSize, flag_values
+from llamahome.rundir import RAW_DATA
 
 if TYPE_CHECKING:
     from llamahome.config.load import LoadedConfig
@@ -50,16 +52,9 @@ def plan(
     from llamahome.config.load import load_config
 
     _refuse_words(data_path or [], simulate)
-    flags: dict[str, tuple[str, Any]] = {
-        "model.name": ("--model", model),
-        "distributed.world_size": ("--world-size", world_size),
-        "distributed.num_nodes": ("--num-nodes", num_nodes),
-        "training.method": ("--method", method),
-        "training.epochs": ("--epochs", epochs),
-        "training.max_steps": ("--max-steps", max_steps),
-        "data.eval_path": ("--eval-data", eval_data),
-    }
-    loaded = load_config(config or [], flags=flags, assignments=assignments or [])
+    work = {"--epochs": epochs, "--max-steps": max_steps, "--method": method, "--eval-data": eval_data}
+    typed = {"--model": model, "--world-size": world_size, "--num-nodes": num_nodes} | work
+    loaded = load_config(config or [], flags=flag_values(typed), assignments=assignments or [])
     figures = {"tflops": tflops, "mfu": mfu, "memory": memory, "inside_gbps": inside, "between_gbps": between}
     if not simulate:
         _show_expected(loaded, data_path or [], as_json)
@@ -81,10 +76,16 @@ def _refuse_words(data_path: list[str], simulate: bool) -> None:
 
     if simulate and data_path:
         message = f"--simulate plans full micro-batches and reads no rows: {data_path[0]} would be ignored"
-        raise UsageError(Problem(code="usage.plan-simulates", message=message, hint="leave --simulate or the data out"))
+        raise UsageError(
+            Problem(code="usage.plan-simulates", message=message, hint=f"llamahome plan {shlex.join(data_path)}, or --simulate without it")
+        )
     if not simulate and not data_path:
         message = "there are no rows to plan a run for"
-        raise UsageError(Problem(code="usage.plan-simulates", message=message, hint="llamahome plan DATA_PATH, or add --simulate"))
+        raise UsageError(
+            Problem(
+                code="usage.plan-simulates", message=message, hint=f"llamahome plan {RAW_DATA}, or llamahome plan --simulate --world-size 8"
+            )
+        )
 
 
 def _show_expected(loaded: "LoadedConfig", data_path: list[str], as_json: bool) -> None:
@@ -98,7 +99,9 @@ def _show_expected(loaded: "LoadedConfig", data_path: list[str], as_json: bool) 
         raise ConfigError(problems)
     if loaded.config.distributed.world_size not in ("auto", 1) or loaded.config.distributed.num_nodes > 1:
         message = "the plan of rows is that of one process"
-        raise UsageError(Problem(code="usage.plan-simulates", message=message, where="distributed.world_size", hint="add --simulate"))
+        size = loaded.config.distributed.world_size
+        hint = f"llamahome plan --simulate --world-size {8 if size == 'auto' else size}"
+        raise UsageError(Problem(code="usage.plan-simulates", message=message, where="distributed.world_size", hint=hint))
     locate(data_path)
     before_torch()
     from llamahome import outlook

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,6 +30,26 @@ Method = Annotated[str | None, typer.Option("--method", help="lora or full [trai
 EvalData = Annotated[str | None, typer.Option("--eval-data", help="Rows to evaluate on [data.eval_path].")]
 Assignments = Annotated[list[str] | None, typer.Option("--set", help="Any setting, as section.key=value; may be given again.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log of libraries.")]
+
+SETTING_OF = {
+    "--model": "model.name",
+    "--output": "output.dir",
+    "--world-size": "distributed.world_size",
+    "--num-nodes": "distributed.num_nodes",
+    "--node-rank": "distributed.node_rank",
+    "--master-addr": "distributed.master_addr",
+    "--master-port": "distributed.master_port",
+    "--epochs": "training.epochs",
+    "--max-steps": "training.max_steps",
+    "--method": "training.method",
+    "--eval-data": "data.eval_path",
+}
+"""What the flags of all commands set."""
+
+
+def flag_values(typed: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Flags and what was typed behind them (None: nothing), as `load_config` takes them."""
+    return {SETTING_OF[flag]: (flag, value) for flag, value in typed.items()}
 
 
 def train(
@@ -61,20 +82,10 @@ def train(
 
     tie_to_launcher()
     log_to_stderr(debug=debug)
-    flags: dict[str, tuple[str, Any]] = {
-        "model.name": ("--model", model),
-        "output.dir": ("--output", output),
-        "distributed.world_size": ("--world-size", world_size),
-        "distributed.num_nodes": ("--num-nodes", num_nodes),
-        "distributed.node_rank": ("--node-rank", node_rank),
-        "distributed.master_addr": ("--master-addr", master_addr),
-        "distributed.master_port": ("--master-port", master_port),
-        "training.epochs": ("--epochs", epochs),
-        "training.max_steps": ("--max-steps", max_steps),
-        "training.method": ("--method", method),
-        "data.eval_path": ("--eval-data", eval_data),
-    }
-    loaded = load_config(config or [], flags=flags, assignments=assignments or [])
+    places = {"--node-rank": node_rank, "--master-addr": master_addr, "--master-port": master_port}
+    work = {"--epochs": epochs, "--max-steps": max_steps, "--method": method, "--eval-data": eval_data}
+    typed = {"--model": model, "--output": output, "--world-size": world_size, "--num-nodes": num_nodes} | places | work
+    loaded = load_config(config or [], flags=flag_values(typed), assignments=assignments or [])
     if run_to_go_on() is None:
         _refuse_early(loaded, data_path)
     if _launched(loaded):
@@ -117,7 +128,7 @@ def train_resume(
         message = f"{unknown[0]!r} cannot be allowed to change; data and base can"
         raise UsageError(Problem(code="usage.bad-choice", message=message, where="--allow-changed", hint="--allow-changed data"))
 
-    flags = {"training.epochs": ("--epochs", epochs), "training.max_steps": ("--max-steps", max_steps)}
+    flags = flag_values({"--epochs": epochs, "--max-steps": max_steps})
 
     def change(saved: Path) -> LoadedConfig:
         return with_assignments(read_saved_config(saved), assignments or [], flags=flags)
@@ -157,12 +168,13 @@ def train_eval(
     locate(data)
     before_torch()
     from llamahome import pipeline
+    from llamahome.units import many
 
     found = pipeline.evaluate(model, data[0] if len(data) == 1 else data, loaded)
     if as_json:
         print(json.dumps(found))
         return
-    print(f"{found['model']} on {found['rows']:,} rows of {shlex.join(data)} ({found['targets']:,} targets)")
+    print(f"{found['model']} on {many(found['rows'], 'row')} of {shlex.join(data)} ({found['targets']:,} targets)")
     print(f"  loss            {found['eval/loss']:.4f} nats per target")
     print(f"  perplexity      {found['eval/perplexity']:.2f}")
     print(f"  token accuracy  {found['eval/token_accuracy']:.1%}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llamahome.rundir import nearby
+from llamahome.rundir import first_command, nearby
 from llamahome.units import show_count, show_seconds
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def list_command(json_: AsJson = False) -> None:
     if json_:
         _print_json([_plain(run) for run in runs])
     elif not runs:
-        typer.echo("no runs yet; start one with: llamahome train <data_path>")
+        typer.echo(f"no runs yet; start one with: {first_command()}")
     else:
         for line in _table(runs):
             typer.echo(line)

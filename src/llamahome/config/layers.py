@@ -11,7 +11,7 @@ from typing import Any
 
 from llamahome.config.describe import Setting, nearest_key, sections, settings, unknown_key, unknown_section
 from llamahome.config.judge import judge
-from llamahome.config.yamltext import YamlTrouble, excerpt, read_value
+from llamahome.config.yamltext import YamlTrouble, excerpt, read_value, write_value
 from llamahome.errors import Problem
 
 PREFIX = "LLAMAHOME_"
@@ -90,7 +90,7 @@ def assignment_entries(assignments: Sequence[str], problems: list[Problem]) -> l
             entries += _one_line(setting, value, ("--set", line, line.index("=") + 2), problems)
             continue
         if setting:
-            message, hint = f"{text!r} gives no value", f"--set {key}=VALUE"
+            message, hint = f"{text!r} gives no value", f"--set {key}={write_value(setting.default)}"
         elif key in sections():
             message, hint = f"{key} is a section, not a key", f"llamahome config explain {key}"
         else:

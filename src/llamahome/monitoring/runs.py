@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from llamahome.errors import Problem, UsageError
 from llamahome.monitoring.status import LOST_AFTER_SECONDS, read_status
-from llamahome.rundir import NEWEST, RUNS, RunPaths, nearby, open_run
+from llamahome.rundir import NEWEST, RUNS, RunPaths, first_command, nearby, open_run
 
 ShownState = Literal["running", "finished", "stopped", "failed", "lost"]
 
@@ -215,13 +215,13 @@ def _latest(root: Path) -> RunPaths:
         return open_run(NEWEST)
     runs = list_runs(root)
     if not runs:
-        raise UsageError(Problem(code="run.unknown", message="there is no run yet", where=str(root), hint="llamahome train <data_path>"))
+        raise UsageError(Problem(code="run.unknown", message="there is no run yet", where=str(root), hint=first_command()))
     return open_run(runs[-1].folder)
 
 
 def _nearest(name: str, run_ids: list[str]) -> str:
     if not run_ids:
-        return "there is no run yet: llamahome train <data_path>"
+        return first_command()
     words = {_STAMP.sub("", run_id).strip("-"): run_id for run_id in run_ids} | {run_id: run_id for run_id in run_ids}
     close = get_close_matches(name, list(words), n=1, cutoff=0.5)
     return f"llamahome runs show {words[close[0]]}" if close else "llamahome runs list"

@@ -111,9 +111,7 @@ def order_of(source: Source, held: NDArray[np.int64], amounts: Mapping[str, floa
     order = RowOrder(held, tuple(parts))
     if not order.epoch_rows:
         hint = "--set 'data.mixture={}' sees every row once"
-        raise DataError(
-            Problem(code="data.mixture-empty", message="data.mixture leaves no row to train on", where="data.mixture", hint=hint)
-        )
+        raise DataError(Problem(code="data.mixture-empty", message="it leaves no row to train on", where="data.mixture", hint=hint))
     return order
 
 

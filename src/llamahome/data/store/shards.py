@@ -7,6 +7,7 @@ first (a lock on the folder of shards, which ends with its process) and then use
 import contextlib
 import errno
 import fcntl
+import functools
 import gc
 import hashlib
 import importlib.metadata
@@ -100,10 +101,11 @@ def ready_store(task: Task) -> Store | None:
 
 def make_store(task: Task, *, say: Callable[[str], None]) -> Store:
     """The store, made now unless it is there. Raises DataError when a file changes, MachineError when it cannot be written."""
+    once = functools.cache(say)  # who waits may have to wait for several, one after the other
     try:
         task.processed.mkdir(parents=True, exist_ok=True)
         while True:
-            with _locked(task, say) as parts:
+            with _locked(task, once) as parts:
                 store = ready_store(task)
                 if store is not None:
                     return store
