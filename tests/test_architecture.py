@@ -32,7 +32,7 @@ BORDERS = {
     "torch.distributed": r"distributed/\w+|model/(place|shard)|checkpoint/store",
     "typer": r"cli/\w+",
     "starlette": r"dashboard/\w+",
-    "psutil": r"monitoring/\w+|planning/\w+|model/\w+",
+    "psutil": r"monitoring/\w+|planning/\w+|model/\w+|distributed/interfaces",
     "gguf": r"model/(starter|export)",
     "datasketch": r"data/checks/duplicates",
     "py3langid": r"data/checks/languages",

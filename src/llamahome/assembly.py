@@ -191,7 +191,7 @@ def _resolve(loaded: LoadedConfig, model: CausalLM, precision: Precision, world:
         free = torch.cuda.mem_get_info()[0] if world.device.type == "cuda" else free_memory_bytes()
         longest = loaded.config.data.max_length
         tokens = max(int(loaded.config.training.micro_batch_tokens), longest)
-        free //= max(1, world.size // loaded.config.distributed.num_nodes)
+        free //= max(1, world.local_size)
         if training.method == "full":  # gradients and two moments are not there yet
             free -= 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         backend = attention_backend(loaded.config.model.attention, model)

@@ -53,6 +53,14 @@ def parse_rows(text: str) -> int:
     return int(float(match[1]))
 
 
+def parse_nodes(text: str) -> tuple[int, int]:
+    """Read "1:2" into the least and the most machines; ValueError says what is allowed."""
+    match = re.fullmatch(r"([0-9]+):([0-9]+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError(f"{text!r} is neither a number of machines nor the least and the most like '1:2'")
+    return int(match[1]), int(match[2])
+
+
 def parse_bytes(text: str) -> int:
     """Read "4 GiB" or "500 MB" into bytes; ValueError says what is allowed."""
     match = _QUANTITY.fullmatch(text)

@@ -97,7 +97,7 @@ def _show_expected(loaded: "LoadedConfig", data_path: list[str], as_json: bool) 
 
     if problems := check_config(loaded.config, loaded.origins):
         raise ConfigError(problems)
-    if loaded.config.distributed.world_size not in ("auto", 1) or loaded.config.distributed.num_nodes > 1:
+    if loaded.config.distributed.world_size not in ("auto", 1) or loaded.config.distributed.most_nodes > 1:
         message = "the plan of rows is that of one process"
         size = loaded.config.distributed.world_size
         hint = f"llamahome plan --simulate --world-size {8 if size == 'auto' else size}"
@@ -171,7 +171,7 @@ def _cluster(loaded: "LoadedConfig", name: str, figures: dict[str, Any]) -> "Clu
         if not 0 < value < float("inf") or (key == "mfu" and value > 1):
             raise refuse(f"{key} {value:g} is not possible", "plan", f"leave it out: {name} has {getattr(DEVICES[name], key):g}")
     chosen = replace(DEVICES[name], **typed)
-    ranks, machines = loaded.config.distributed.world_size, loaded.config.distributed.num_nodes
+    ranks, machines = loaded.config.distributed.world_size, loaded.config.distributed.most_nodes
     if ranks == "auto":
         raise refuse("the number of processes is not known", "distributed.world_size", "--world-size 8")
     per_node = ranks // machines if is_chosen(loaded.origins["distributed.num_nodes"]) else min(ranks, chosen.per_node)

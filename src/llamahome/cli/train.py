@@ -20,7 +20,10 @@ Model = Annotated[str | None, typer.Option("--model", help="Base model: a folder
 Output = Annotated[str | None, typer.Option("--output", help="Folder of this run [output.dir].")]
 ConfigFiles = Annotated[list[Path] | None, typer.Option("--config", help="Settings file; may be given again.")]
 WorldSize = Annotated[int | None, typer.Option("--world-size", help="Processes over all machines [distributed.world_size].")]
-NumNodes = Annotated[int | None, typer.Option("--num-nodes", help="Machines [distributed.num_nodes].")]
+NumNodes = Annotated[
+    str | None,
+    typer.Option("--num-nodes", help="Machines: 2, or at least one and at most two, 1:2 [distributed.num_nodes].", metavar="COUNT"),
+]
 NodeRank = Annotated[int | None, typer.Option("--node-rank", help="Number of this machine [distributed.node_rank].")]
 MasterAddr = Annotated[str | None, typer.Option("--master-addr", help="Address of machine 0 [distributed.master_addr].")]
 MasterPort = Annotated[int | None, typer.Option("--master-port", help="Port on machine 0 [distributed.master_port].")]
@@ -186,7 +189,7 @@ def _refuse_early(loaded: "LoadedConfig", data_path: list[str]) -> None:
     from llamahome.rundir import refuse_unwritable, refuse_used
 
     output = Path(loaded.config.output.dir) if loaded.config.output.dir else None
-    if output is not None:
+    if output is not None and loaded.config.distributed.node_rank == 0:  # the others come to a run that machine 0 may have begun
         refuse_used(output)
     refuse_unwritable(output)
     locate(data_path)

@@ -37,7 +37,7 @@ def config_warnings(config: Config, origins: Mapping[str, str]) -> list[Problem]
     if _no_evaluation(config):
         reason = "no rows are held out (data.eval_split 0) and data.eval_path is not set"
         ignored |= dict.fromkeys(("evaluation.every", "evaluation.sample_prompts", "checkpoint.keep_best"), reason)
-    if config.distributed.num_nodes == 1:
+    if config.distributed.most_nodes == 1:
         ignored["distributed.master_port"] = "one machine picks a free port itself"
     found = [_ignored(key, _value(config, key), reason, origins) for key, reason in ignored.items() if is_chosen(origins[key])]
     return [*found, *_other_warnings(config, origins)]
@@ -78,13 +78,13 @@ def _training_errors(config: Config, origins: Mapping[str, str]) -> Iterator[Pro
 
 def _machine_errors(config: Config, origins: Mapping[str, str]) -> Iterator[Problem]:
     machines = config.distributed
-    if machines.node_rank >= machines.num_nodes:
-        last = machines.num_nodes - 1
+    if machines.node_rank >= machines.most_nodes:
+        last = machines.most_nodes - 1
         allowed = "is 0" if last == 0 else f"goes from 0 to {last}"
-        message = f"distributed.node_rank is {machines.node_rank}, but with {_nodes(machines.num_nodes)} it {allowed}"
+        message = f"distributed.node_rank is {machines.node_rank}, but with {_nodes(machines.most_nodes)} it {allowed}"
         hint = f"--set distributed.node_rank={last}" if last else f"--set distributed.num_nodes={machines.node_rank + 1}"
         yield _problem("config.no-such-node", message, "distributed.node_rank", origins, hint=hint)
-    size, nodes = machines.world_size, machines.num_nodes
+    size, nodes = machines.world_size, machines.most_nodes
     if isinstance(size, int) and size % nodes:
         below, above = size // nodes * nodes, (size // nodes + 1) * nodes
         sizes = f"{below} or {above}" if below else f"{above} or {2 * nodes}"
@@ -96,14 +96,14 @@ def _machine_errors(config: Config, origins: Mapping[str, str]) -> Iterator[Prob
 
 def _other_warnings(config: Config, origins: Mapping[str, str]) -> Iterator[Problem]:
     machines, batch = config.distributed, config.training.batch_size
-    if machines.num_nodes > 1 and not is_chosen(origins["distributed.master_addr"]):
+    if machines.most_nodes > 1 and not is_chosen(origins["distributed.master_addr"]):
         message = (
-            f"distributed.master_addr is {machines.master_addr}, this machine alone: with {_nodes(machines.num_nodes)} the others wait"
+            f"distributed.master_addr is {machines.master_addr}, this machine alone: with {_nodes(machines.most_nodes)} the others wait"
         )
         yield _problem(
             "config.address-of-self", message, "distributed.master_addr", origins, hint="--set distributed.master_addr=ADDRESS of machine 0"
         )
-    elif machines.num_nodes > 1 and machines.node_rank and machines.master_addr.startswith(_LOOPBACK):
+    elif machines.most_nodes > 1 and machines.node_rank and machines.master_addr.startswith(_LOOPBACK):
         message = (
             f"distributed.master_addr {machines.master_addr} means this machine, but machine 0 is another (node_rank {machines.node_rank})"
         )

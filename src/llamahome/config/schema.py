@@ -8,9 +8,9 @@ only when the program obeys it: tests/test_architecture.py fails for one that no
 from difflib import get_close_matches
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from llamahome.units import Interval, parse_interval, parse_rows
+from llamahome.units import Interval, parse_interval, parse_nodes, parse_rows
 
 Auto = Literal["auto"]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -54,6 +54,16 @@ def _rows_text(text: str) -> str:
     return text
 
 
+def _nodes_text(text: str) -> str:
+    parse_nodes(text)
+    return text
+
+
+def _counted(value: object) -> object:
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+Nodes = Annotated[PositiveInt | Annotated[str, AfterValidator(_nodes_text)], BeforeValidator(_counted), Field(examples=["2", "1:2"])]
 Amount = Annotated[float, Field(ge=0)] | Annotated[str, AfterValidator(_rows_text)]
 
 
@@ -206,8 +216,8 @@ class DistributedConfig(Section):
     """How processes exchange gradients. auto: nccl with CUDA, else gloo; nccl without CUDA becomes gloo, said once."""
     world_size: Auto | PositiveInt = "auto"
     """Processes over all machines. auto: the GPUs of this machine times the machines, or 1."""
-    num_nodes: PositiveInt = 1
-    """Machines that take part."""
+    num_nodes: Nodes = 1
+    """Machines that take part. "1:2": at least one and at most two; the run goes on when one is lost, and with it when it is back."""
     node_rank: Annotated[int, Field(ge=0)] = 0
     """Number of this machine, from 0."""
     master_addr: str = "127.0.0.1"
@@ -225,6 +235,16 @@ class DistributedConfig(Section):
     auto: whole where they fit, for then a step sends gradients once and nothing else."""
     sync_batch_norm: bool = False
     """Batch normalization over all processes, for models that have such layers."""
+
+    @property
+    def least_nodes(self) -> int:
+        """Machines that a run needs to go on."""
+        return self.num_nodes if isinstance(self.num_nodes, int) else parse_nodes(self.num_nodes)[0]
+
+    @property
+    def most_nodes(self) -> int:
+        """Machines that may take part; world_size is shared out over so many."""
+        return self.num_nodes if isinstance(self.num_nodes, int) else parse_nodes(self.num_nodes)[1]
 
 
 class OutputConfig(Section):

@@ -13,8 +13,10 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from llamahome import errors
 from llamahome.errors import LlamaHomeError, Problem, Stopped
@@ -24,12 +26,39 @@ LAUNCH_FOLDER = "LLAMAHOME_LAUNCH"
 LAUNCHER_PID = "LLAMAHOME_LAUNCHER_PID"
 BEGUN = "LLAMAHOME_BEGUN"
 """Environment variable: the folder of the run that an earlier attempt of the same launch began."""
+ROUND = "LLAMAHOME_ROUND"
+"""Environment variable: which attempt of the launch this is; the same number on all machines."""
 PEER_LOST = "distributed.peer-lost"
 DEFECT = "distributed.process-failed"
 _LOOK_EVERY_S = 1.0
 _SAVING_S = 120.0
 """What a process has for its last checkpoint when its launcher is gone."""
 _PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Told:
+    """An error as plain data, to be sent and raised again elsewhere."""
+
+    kind: str
+    """Name of its class in errors.py."""
+    problems: tuple[Mapping[str, Any], ...]
+
+    @classmethod
+    def of(cls, error: LlamaHomeError) -> "Told":
+        """What `error` says; of a kind that errors.py does not have, the nearest one."""
+        kind = next(each.__name__ for each in type(error).__mro__ if each.__module__ == errors.__name__)
+        return cls(kind, tuple(asdict(problem) for problem in error.problems))
+
+    @property
+    def message(self) -> str:
+        """Of the first problem."""
+        return str(self.problems[0]["message"])
+
+    def error(self) -> LlamaHomeError:
+        """The error again."""
+        kind: type[LlamaHomeError] = getattr(errors, self.kind)
+        return kind([Problem(**problem) for problem in self.problems])
 
 
 @dataclass(frozen=True)
@@ -59,13 +88,12 @@ def launch_folder() -> Path | None:
 def record(error: BaseException, *, rank: int, folder: Path) -> None:
     """Leave `error` for the launcher. A defect keeps its traceback, as the excerpt."""
     if isinstance(error, LlamaHomeError):
-        kind = next(each.__name__ for each in type(error).__mro__ if each.__module__ == errors.__name__)
-        problems = error.problems
+        told = Told.of(error)
     else:
         text = "".join(traceback.format_exception(error)).rstrip()
         message = f"process {rank} failed: {type(error).__name__}: {error}".splitlines()[0]
-        kind, problems = "LlamaHomeError", (Problem(code=DEFECT, message=message, excerpt=text),)
-    content = {"time": time.time(), "kind": kind, "problems": [asdict(problem) for problem in problems]}
+        told = Told.of(LlamaHomeError(Problem(code=DEFECT, message=message, excerpt=text)))
+    content = {"time": time.time(), **asdict(told)}
     (folder / f"rank-{rank}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
@@ -77,8 +105,7 @@ def recorded(folder: Path) -> list[Failure]:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             continue  # killed while writing: the exit status still tells of it
-        kind: type[LlamaHomeError] = getattr(errors, content["kind"])
-        error = kind([Problem(**problem) for problem in content["problems"]])
+        error = Told(content["kind"], content["problems"]).error()
         found.append(Failure(int(path.stem.removeprefix("rank-")), content["time"], error))
     return sorted(found, key=lambda failure: failure.urgency)
 

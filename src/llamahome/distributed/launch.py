@@ -12,23 +12,27 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from llamahome.config.schema import DistributedConfig
-from llamahome.distributed import failures, meeting
+from llamahome.distributed import failures
+from llamahome.distributed.outcome import outcome
 from llamahome.distributed.place import find_place
-from llamahome.errors import ConfigError, LeftAtOnce, LlamaHomeError, MachineError, Problem
+from llamahome.errors import ConfigError, LlamaHomeError, Problem
 
 if TYPE_CHECKING:
-    from llamahome.distributed.agent import Agent
+    from llamahome.distributed.agent import Agent, Orders
+    from llamahome.distributed.rendezvous import Ended
 
 MODULE = ("-m", "llamahome")
 _FORWARDED = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGHUP: signal.SIGTERM, signal.SIGUSR1: signal.SIGUSR1}
 """What comes and what the workers get: a closed terminal (SIGHUP) asks for an orderly stop like SIGTERM."""
-_EXCERPT_LINES = 20
+_OF_OTHER_AGENTS = ("TORCHELASTIC_", "TORCH_ELASTIC_")
+"""Variables by which torch's agent would obey a launcher that is gone."""
 _PATIENCE = 2
 """Signals that are passed on as they are; one more kills."""
 
@@ -44,40 +48,40 @@ def needs_launch(config: DistributedConfig, environment: Mapping[str, str], *, g
         import torch  # late: the question is asked where nothing else needs torch yet
 
         gpus = torch.cuda.device_count()
-    size = max(1, gpus) * config.num_nodes if config.world_size == "auto" else config.world_size
+    size = max(1, gpus) * config.most_nodes if config.world_size == "auto" else config.world_size
     problems = []
-    if config.node_rank >= config.num_nodes:
+    if config.node_rank >= config.most_nodes:
         problems.append(
             Problem(
                 code="distributed.node-rank-too-large",
-                message=f"this machine is number {config.node_rank}, but there are {config.num_nodes} (numbered from 0)",
+                message=f"this machine is number {config.node_rank}, but there are {config.most_nodes} (numbered from 0)",
                 where="distributed.node_rank",
-                hint=f"--node-rank 0 to {config.num_nodes - 1}, or --num-nodes {config.node_rank + 1}",
+                hint=f"--node-rank 0 to {config.most_nodes - 1}, or --num-nodes {config.node_rank + 1}",
             )
         )
-    if size % config.num_nodes:
-        below = size // config.num_nodes * config.num_nodes
-        fits = " or ".join(str(each) for each in (below, below + config.num_nodes) if each)
+    if size % config.most_nodes:
+        below = size // config.most_nodes * config.most_nodes
+        fits = " or ".join(str(each) for each in (below, below + config.most_nodes) if each)
         problems.append(
             Problem(
                 code="distributed.world-size-not-divisible",
-                message=f"{size} processes cannot be shared out evenly over {config.num_nodes} machines",
+                message=f"{size} processes cannot be shared out evenly over {config.most_nodes} machines",
                 where="distributed.world_size",
                 hint=f"--world-size {fits}",
             )
         )
-    elif gpus and size // config.num_nodes > gpus:
+    elif gpus and size // config.most_nodes > gpus:
         problems.append(
             Problem(
                 code="distributed.more-processes-than-gpus",
-                message=f"{size // config.num_nodes} processes on this machine, which has {gpus} GPUs",
+                message=f"{size // config.most_nodes} processes on this machine, which has {gpus} GPUs",
                 where="distributed.world_size",
-                hint=f"--world-size {gpus * config.num_nodes}",
+                hint=f"--world-size {gpus * config.most_nodes}",
             )
         )
     if problems:
         raise ConfigError(problems)
-    return 0 if size == 1 else size // config.num_nodes
+    return 0 if size == 1 else size // config.most_nodes
 
 
 def launch(
@@ -91,45 +95,55 @@ def launch(
     """
     from torch.distributed.elastic.agent.server.api import WorkerSpec
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
-    from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
-    from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-    from llamahome.distributed.agent import ENDLESS, Agent, Alone, GroupEnded, Orders
+    from llamahome.distributed.agent import ENDLESS, Agent, Alone, Orders
+    from llamahome.distributed.rendezvous import Rounds
 
     count = needs_launch(config, {})
-    if config.num_nodes > 1:
-        meeting.require_meeting_place(config)
-    with tempfile.TemporaryDirectory(prefix="llamahome-launch-") as name:
+    with tempfile.TemporaryDirectory(prefix="llamahome-launch-") as name, ExitStack() as stack:
         folder = Path(name)
-        spoken_by = 0 if config.node_rank == 0 else -1
-        asked: list[int] = []
-        statuses: dict[int, int] = {}
-        with _prepared(folder):
-            rendezvous: RendezvousHandler = Alone()
-            if config.num_nodes > 1:
-                rendezvous = get_rendezvous_handler(RendezvousParameters(**meeting.parameters(config, folder)))
-            spec = WorkerSpec(
-                role="llamahome",
-                local_world_size=count,
-                entrypoint=sys.executable,
-                args=tuple(word.replace("$", "$$") for word in (*entry, *command_argv)),  # the agent fills in ${local_rank}
-                rdzv_handler=rendezvous,
-                max_restarts=ENDLESS,
-                monitor_interval=0.1,
-                master_addr=config.master_addr if config.num_nodes > 1 else None,
-                master_port=config.master_port if config.num_nodes > 1 else None,
-                local_addr="127.0.0.1" if config.num_nodes == 1 else None,
-            )
-            quiet = {local: Std.ALL for local in range(count) if local != spoken_by}
-            orders = Orders(folder=folder, max_restarts=config.max_restarts if config.num_nodes == 1 else 0, asked=asked, say=say)
-            agent = Agent(spec, DefaultLogsSpecs(log_dir=str(folder / "output"), redirects=quiet), orders)
-            with _forwarding(agent, asked), meeting.reaching(config):
-                try:
-                    agent.run()
-                except GroupEnded as ended:
-                    statuses = ended.statuses
-                rendezvous.shutdown()
-        return _outcome(folder, statuses, spoken_by=spoken_by, asked=asked)
+        orders = Orders(folder=folder, max_restarts=config.max_restarts, spoken_by=0 if config.node_rank == 0 else -1, asked=[], say=say)
+        stack.enter_context(_prepared(folder))
+        rendezvous = Rounds(config, count, say=say) if config.most_nodes > 1 else Alone()
+        stack.callback(rendezvous.shutdown)
+        spec = WorkerSpec(
+            role="llamahome",
+            local_world_size=count,
+            entrypoint=sys.executable,
+            args=tuple(word.replace("$", "$$") for word in (*entry, *command_argv)),  # the agent fills in ${local_rank}
+            rdzv_handler=rendezvous,
+            max_restarts=ENDLESS,
+            monitor_interval=0.1,
+            local_addr="127.0.0.1" if config.most_nodes == 1 else None,
+        )
+        quiet = {local: Std.ALL for local in range(count) if local != orders.spoken_by}
+        agent = Agent(spec, DefaultLogsSpecs(log_dir=str(folder / "output"), redirects=quiet), orders)
+        return _run(agent, orders, config)
+
+
+def _run(agent: "Agent", orders: "Orders", config: DistributedConfig) -> int:
+    from llamahome.distributed.agent import GroupEnded
+    from llamahome.distributed.rendezvous import Ended
+
+    statuses: dict[int, int] = {}
+    with _forwarding(agent, orders.asked):
+        try:
+            agent.run()
+        except GroupEnded as ended:
+            statuses = ended.statuses
+        except Ended as ended:
+            if not agent.statuses:
+                raise _elsewhere(ended, config.node_rank) from None
+            statuses = agent.statuses
+    return outcome(orders.folder, statuses, spoken_by=orders.spoken_by, asked=orders.asked)
+
+
+def _elsewhere(ended: "Ended", node: int) -> LlamaHomeError:
+    """What ended all machines, with the number of the one where it happened."""
+    error = ended.told.error()
+    if ended.node in (None, node):
+        return error
+    return type(error)([replace(problem, message=f"on machine {ended.node}: {problem.message}") for problem in error.problems])
 
 
 @contextmanager
@@ -139,10 +153,15 @@ def _prepared(folder: Path) -> Iterator[None]:
         failures.LAUNCH_FOLDER: str(folder),
         failures.LAUNCHER_PID: str(os.getpid()),
         failures.BEGUN: "",
+        failures.ROUND: "",
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # or the agent opens a port on all interfaces
         "TORCHELASTIC_SIGNALS_TO_HANDLE": "",  # none: _forwarding does it
     }
-    before = {name: os.environ.get(name) for name in settings}
+    interfaces = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # the agent chooses them where the user did not
+    leftovers = [name for name in os.environ if name.startswith(_OF_OTHER_AGENTS)]
+    before = {name: os.environ.get(name) for name in (*settings, *interfaces, *leftovers)}
+    for name in leftovers:
+        del os.environ[name]
     chatter = logging.getLogger("torch.distributed.elastic")
     propagated, chatter.propagate = chatter.propagate, False
     silence = logging.NullHandler()
@@ -155,7 +174,7 @@ def _prepared(folder: Path) -> Iterator[None]:
         chatter.propagate = propagated
         for name, value in before.items():
             if value is None:
-                del os.environ[name]
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value
 
@@ -185,48 +204,3 @@ def _forwarding(agent: "Agent", asked: list[int]) -> Iterator[None]:
     finally:
         for number, action in before.items():
             signal.signal(number, action)
-
-
-def _outcome(folder: Path, statuses: Mapping[int, int], *, spoken_by: int, asked: Sequence[int]) -> int:
-    """0, or the exit status of a process that told its reason itself; raises what nobody has told yet."""
-    if not statuses:
-        return 0
-    told = failures.recorded(folder)
-    if told and not told[0].is_consequence:
-        raise told[0].error
-    if statuses.get(spoken_by, 0) > 0 and spoken_by not in {failure.rank for failure in told}:
-        return statuses[spoken_by]
-    if asked and not told:
-        raise LeftAtOnce(Problem(code="run.left-at-once", message=f"stopped by {signal.Signals(asked[-1]).name} before anything was saved"))
-    if not told and all(status == -signal.SIGTERM for status in statuses.values()):
-        raise LeftAtOnce(Problem(code="run.left-at-once", message="a process was stopped by SIGTERM before anything was saved"))
-    killed = {rank: status for rank, status in statuses.items() if status < 0 and status != -signal.SIGTERM}
-    if killed:
-        raise MachineError(_killed(*min(killed.items())))
-    if told:
-        raise told[0].error
-    rank, status = min(statuses.items(), key=lambda each: (each[1] < 0, each[0]))
-    raise _found_in_output(folder, rank, status)
-
-
-def _killed(rank: int, status: int) -> Problem:
-    number = signal.Signals(-status)
-    why = ", which is how the system answers when memory runs out" if number == signal.SIGKILL else ""
-    return Problem(
-        code="distributed.process-killed",
-        message=f"process {rank} was killed by {number.name}{why}",
-        hint="llamahome train-resume latest",
-    )
-
-
-def _found_in_output(folder: Path, rank: int, status: int) -> LlamaHomeError:
-    """For a process that ended before it could leave word: the end of what it wrote to stderr, and the same exit status."""
-    attempt = max(folder.glob("output/*/attempt_*"), key=lambda path: int(path.name.removeprefix("attempt_")))
-    streams = list(attempt.glob("*/stderr.log"))
-    processes = len(list(attempt.glob("*")))
-    mine = [path for path in streams if int(path.parent.name) == rank % processes]
-    written = mine[0].read_text(encoding="utf-8", errors="replace").strip() if mine else ""
-    excerpt = "\n".join(written.splitlines()[-_EXCERPT_LINES:]) or None
-    kinds: dict[int, type[LlamaHomeError]] = {kind.exit_status: kind for kind in LlamaHomeError.__subclasses__()}
-    message = f"process {rank} ended with exit status {status} before it had started its work"
-    return kinds.get(status, LlamaHomeError)(Problem(code="distributed.process-failed", message=message, excerpt=excerpt))

@@ -1,4 +1,4 @@
-"""Where the launchers of one machine or of several meet, and what is told when they do not.
+"""Where the processes of several machines meet, and what is told when machines or processes do not.
 
 On one machine the meeting place is a file, so nothing listens beyond loopback. Several machines meet at distributed.master_addr,
 where machine 0 listens; that much the user asks for by naming more than one machine.
@@ -7,11 +7,8 @@ where machine 0 listens; that much the user asks for by naming more than one mac
 import os
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llamahome.config.schema import DistributedConfig, interval
 from llamahome.distributed.place import Place
@@ -23,44 +20,8 @@ if TYPE_CHECKING:
 _RETRY_S = 0.5
 
 
-def parameters(config: DistributedConfig, folder: Path) -> dict[str, Any]:
-    """What torch's RendezvousParameters are made from."""
-    if config.num_nodes == 1:
-        return {
-            "backend": "c10d",
-            "endpoint": str(folder / "agent"),
-            "store_type": "file",
-            "run_id": "llamahome",
-            "min_nodes": 1,
-            "max_nodes": 1,
-            "local_addr": "127.0.0.1",
-        }
-    return {
-        "backend": "static",  # keeps machine 0 the one with process 0, which c10d's rendezvous does not promise
-        "endpoint": f"{config.master_addr}:{config.master_port}",
-        "run_id": "llamahome",
-        "min_nodes": config.num_nodes,
-        "max_nodes": config.num_nodes,
-        "rank": config.node_rank,
-        "timeout": int(interval(config.join_timeout).value),
-    }
-
-
-def require_meeting_place(config: DistributedConfig) -> None:
-    """Machine 0: the port is free. The others: machine 0 answers within distributed.join_timeout. Torch would tell it in pages."""
-    place = (config.master_addr, config.master_port)
-    if config.node_rank == 0:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("", config.master_port))
-                return
-            except OSError as error:
-                raise MachineError(_port_taken(config.master_port, str(error.strerror))) from error
-    _reach(*place, interval(config.join_timeout).value, config)
-
-
-def _port_taken(port: int, why: str) -> Problem:
+def port_taken(port: int, why: str) -> Problem:
+    """Somebody else listens there."""
     return Problem(
         code="distributed.port-taken",
         message=f"port {port} of this machine cannot be used: {why}; another run, or a second machine 0?",
@@ -80,7 +41,7 @@ def _reach(address: str, port: int, patience: float, config: DistributedConfig) 
             if time.monotonic() < deadline:
                 time.sleep(_RETRY_S)
                 continue
-            raise _not_met(config, str(error)) from error
+            raise not_met(config, str(error)) from error
 
 
 def open_store(place: Place, config: DistributedConfig) -> "TCPStore":
@@ -103,28 +64,18 @@ def open_store(place: Place, config: DistributedConfig) -> "TCPStore":
         return TCPStore(address, port, None, keeps, timeout=patience, wait_for_workers=False)
     except RuntimeError as error:
         if keeps and "EADDRINUSE" in str(error):
-            raise MachineError(_port_taken(port, "address already in use")) from error
-        raise _not_met(config, str(error).splitlines()[0][:200]) from error
+            raise MachineError(port_taken(port, "address already in use")) from error
+        raise not_met(config, str(error).splitlines()[0][:200]) from error
 
 
-def _not_met(config: DistributedConfig, why: str) -> MachineError:
+def not_met(config: DistributedConfig, why: str = "") -> MachineError:
+    """Some of the machines, or the processes, did not come to the meeting place in time."""
+    place = f"{config.master_addr}:{config.master_port}"
     return MachineError(
         Problem(
             code="distributed.machines-not-met",
-            message=f"the machines did not meet at {config.master_addr}:{config.master_port} within {config.join_timeout}: {why}",
+            message=f"the machines did not meet at {place} within {config.join_timeout}{why and f': {why}'}",
             where="distributed.master_addr",
-            hint=f"llamahome train-distributed on all {config.num_nodes} machines, each with the --master-addr of machine 0",
+            hint=f"llamahome train-distributed on all machines ({config.num_nodes}), each with the --master-addr of machine 0",
         )
     )
-
-
-@contextmanager
-def reaching(config: DistributedConfig) -> Iterator[None]:
-    """Turn what torch raises when machines do not meet into MachineError distributed.machines-not-met."""
-    from torch.distributed import DistError
-    from torch.distributed.elastic.rendezvous import RendezvousError
-
-    try:
-        yield
-    except (DistError, RendezvousError, TimeoutError) as error:
-        raise _not_met(config, str(error).splitlines()[0][:200]) from error

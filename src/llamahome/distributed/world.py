@@ -213,7 +213,7 @@ def _join(world: World, place: Place, config: DistributedConfig, backend: str) -
             if loopback:
                 os.environ.setdefault(variable, loopback)
     timeout, folder = timedelta(seconds=interval(config.timeout).value), failures.launch_folder()
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    attempt = os.environ.get(failures.ROUND) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if one_machine and folder:
         store: Store = FileStore(f"{folder}/meeting-{attempt}", world.size)
         patience, waited = timeout, config.timeout
