@@ -69,12 +69,12 @@ def _replace(module: Any, kernels: Kernels, precision: Precision) -> bool:
     if (how := _norm_of(module)) is not None:
         module.forward = functools.partial(_norm_forward, module, how, kernels)
     elif (kind := _gate_of(module)) is not None and _can(precision, [module.gate_proj, module.up_proj], [module.down_proj]):
-        inner = Fan([module.gate_proj, module.up_proj], compute=precision.compute)
-        outer = Fan([module.down_proj], compute=precision.compute)
+        inner = Fan([module.gate_proj, module.up_proj], compute=precision.compute, kernels=kernels)
+        outer = Fan([module.down_proj], compute=precision.compute, kernels=kernels)
         module.forward = functools.partial(_feed_forward, module, (inner, outer), kind, kernels)
     elif _is_attention(module) and _can(precision, [module.q_proj, module.k_proj, module.v_proj], [module.o_proj]):
-        inner = Fan([module.q_proj, module.k_proj, module.v_proj], compute=precision.compute)
-        outer = Fan([module.o_proj], compute=precision.compute)
+        inner = Fan([module.q_proj, module.k_proj, module.v_proj], compute=precision.compute, kernels=kernels)
+        outer = Fan([module.o_proj], compute=precision.compute, kernels=kernels)
         module.forward = functools.partial(_attention_forward, module, (inner, outer), kernels)
     else:
         return False

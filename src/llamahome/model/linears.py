@@ -1,6 +1,7 @@
 """Linear layers that read the same input, multiplied as one: q, k and v; gate and up; a single one is the simplest case.
 
-Frozen weights of a fan lie below each other in one array and each layer's own weight becomes a view of its rows, so nothing is kept twice.
+Our own products (model/products.py) read frozen weights where they are mapped; for torch's they are laid below each other in one array and
+each layer's own weight becomes a view of its rows, so nothing is kept twice.
 The small matrices of their adapters become one [all ranks, I] and one block-diagonal [all ranks, O], made anew at each call: a
 thousandth of the work. Trained float32 weights under autocast are cast once per update into one array in the type of the products.
 
@@ -8,107 +9,119 @@ Legend: T tokens, I inputs, O outputs of all layers of the fan together, S their
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llamahome.model.lora import LeanLoraLinear, lean_factors
+from llamahome.model.native import Kernels
+from llamahome.model.products import LowRank, Stack, multiplies, outer_product, product
+
+
+@dataclass(frozen=True, eq=False)
+class _Weights:
+    """The matrices of a fan in the type of its products, their biases, and who multiplies."""
+
+    stack: Stack
+    bias_O: Tensor | None
+    kernels: Kernels | None
 
 
 class _AdaptedProduct(torch.autograd.Function):
     """x W' + bias + (x A') B with frozen W: A [S, I], B [S, O] block-diagonal and scaled."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, blocks: tuple[tuple[int, int, float], ...], *factors: Tensor
-    ) -> Tensor:
-        out_TO = F.linear(x_TI, weight_OI, bias_O)
-        ctx.blocks = blocks
+    def forward(ctx: Any, x_TI: Tensor, weights: _Weights, blocks: tuple[tuple[int, int, float], ...], *factors: Tensor) -> Tensor:
+        """`blocks` has the first row, the row after the last and the scale of each adapter; `factors` its A and B."""
+        ctx.weights, ctx.blocks = weights, blocks
+        stack, kernels, bias_O = weights.stack, weights.kernels, weights.bias_O
         if not blocks:
-            ctx.save_for_backward(weight_OI)
-            return out_TO
-        a_SI = torch.cat(factors[::2]).to(x_TI.dtype)
-        b_SO = x_TI.new_zeros(a_SI.shape[0], weight_OI.shape[0])
+            return product(x_TI, stack, turned=True, kernels=kernels, bias=bias_O)
+        ranks = [a.shape[0] for a in factors[::2]]
+        a_SI = x_TI.new_zeros(sum(ranks) + sum(ranks) % 2, x_TI.shape[1])  # an even rank, as our products want it
+        a_SI[: sum(ranks)] = torch.cat(factors[::2])
+        b_SO = x_TI.new_zeros(a_SI.shape[0], stack.rows)
         first = 0
         for (start, stop, scale), b in zip(blocks, factors[1::2], strict=True):
             b_SO[first : first + b.shape[1], start:stop] = (b * scale).t()
             first += b.shape[1]
-        low_TS = x_TI @ a_SI.t()
-        out_TO.addmm_(low_TS, b_SO)
-        ctx.save_for_backward(weight_OI, x_TI, low_TS, a_SI, b_SO)
-        ctx.dtypes = [factor.dtype for factor in factors]
-        ctx.ranks = [a.shape[0] for a in factors[::2]]
-        return out_TO
+        low_TS = product(x_TI, Stack([a_SI]), turned=True, kernels=kernels)
+        ctx.save_for_backward(x_TI, low_TS, a_SI, b_SO)
+        ctx.dtypes, ctx.ranks = [factor.dtype for factor in factors], ranks
+        return product(x_TI, stack, turned=True, kernels=kernels, extra=LowRank(low_TS, b_SO), bias=bias_O)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         grad_TO, wanted = gradients[0], ctx.needs_input_grad[0]
+        stack, kernels = ctx.weights.stack, ctx.weights.kernels
         if not ctx.blocks:
-            return grad_TO @ ctx.saved_tensors[0] if wanted else None, None, None, None
-        weight_OI, x_TI, low_TS, a_SI, b_SO = ctx.saved_tensors
-        grad_low_TS = grad_TO @ b_SO.t()
-        grad_x = (grad_TO @ weight_OI).addmm_(grad_low_TS, a_SI) if wanted else None
-        grad_a_SI = grad_low_TS.t() @ x_TI
+            return product(grad_TO, stack, turned=False, kernels=kernels) if wanted else None, None, None
+        x_TI, low_TS, a_SI, b_SO = ctx.saved_tensors
+        grad_low_TS = product(grad_TO, Stack([b_SO]), turned=True, kernels=kernels)
+        grad_x = None
+        if wanted:
+            grad_x = product(grad_TO, stack, turned=False, kernels=kernels, extra=LowRank(grad_low_TS, a_SI))
+        grad_a_SI = outer_product(grad_low_TS, x_TI, kernels=kernels)
+        grad_b_SO = outer_product(low_TS, grad_TO, kernels=kernels)
         found: list[Tensor] = []
         first = 0
         for index, ((start, stop, scale), rank) in enumerate(zip(ctx.blocks, ctx.ranks, strict=True)):
-            grad_b = grad_TO[:, start:stop].t() @ low_TS[:, first : first + rank]
-            found.append(grad_a_SI[first : first + rank].to(ctx.dtypes[2 * index]))
-            found.append(grad_b.to(ctx.dtypes[2 * index + 1]).mul_(scale))
+            own = slice(first, first + rank)
+            found.append(grad_a_SI[own].to(ctx.dtypes[2 * index]))
+            found.append(grad_b_SO[own, start:stop].t().to(ctx.dtypes[2 * index + 1]) * scale)
             first += rank
-        return grad_x, None, None, None, *found
+        return grad_x, None, None, *found
 
 
 class _TrainedProduct(torch.autograd.Function):
-    """x W' + bias in the type of `low_OI`, the cast copy of the trained weights; gradients go to the weights themselves."""
+    """x W' + bias with a cast copy of trained weights; gradients go to the weights themselves."""
 
     @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, low_OI: Tensor, low_bias_O: Tensor | None, rows: tuple[int, ...], *trained: Tensor) -> Tensor:
-        x_TI = x_TI.to(low_OI.dtype)
-        ctx.save_for_backward(x_TI, low_OI)
-        ctx.rows, ctx.dtypes = rows, [each.dtype for each in trained]
-        return F.linear(x_TI, low_OI, low_bias_O)
+    def forward(ctx: Any, x_TI: Tensor, weights: _Weights, rows: tuple[int, ...], *trained: Tensor) -> Tensor:
+        x_TI = x_TI.to(weights.stack.parts[0].dtype)
+        ctx.save_for_backward(x_TI)
+        ctx.rows, ctx.dtypes, ctx.weights = rows, [each.dtype for each in trained], weights
+        return product(x_TI, weights.stack, turned=True, kernels=weights.kernels, bias=weights.bias_O)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x_TI, low_OI = ctx.saved_tensors
-        grad_TO = gradients[0]
-        grad_x = grad_TO @ low_OI if ctx.needs_input_grad[0] else None
-        found = list(torch.split(grad_TO.t() @ x_TI, list(ctx.rows)))
+        (x_TI,) = ctx.saved_tensors
+        grad_TO, stack, kernels = gradients[0], ctx.weights.stack, ctx.weights.kernels
+        grad_x = product(grad_TO, stack, turned=False, kernels=kernels) if ctx.needs_input_grad[0] else None
+        found = list(torch.split(outer_product(grad_TO, x_TI, kernels=kernels), list(ctx.rows)))
         if len(ctx.dtypes) > len(ctx.rows):
             found += torch.split(grad_TO.sum(0, dtype=torch.float32), list(ctx.rows))
-        return grad_x, None, None, None, *(grad.to(dtype) for grad, dtype in zip(found, ctx.dtypes, strict=True))
+        return grad_x, None, None, *(grad.to(dtype) for grad, dtype in zip(found, ctx.dtypes, strict=True))
 
 
 class Fan:
     """One product for several linear layers; `usable` says whether it stands for them now."""
 
-    def __init__(self, layers: Sequence[nn.Module], *, compute: torch.dtype) -> None:
+    def __init__(self, layers: Sequence[nn.Module], *, compute: torch.dtype, kernels: Kernels | None) -> None:
         self._layers = list(layers)
         self._linears = [_linear(layer) for layer in layers]
         self._rows = tuple(linear.out_features for linear in self._linears)
         self._compute = compute
         self._trained = any(linear.weight.requires_grad for linear in self._linears)
         self._biased = self._linears[0].bias is not None
-        self._bias_O: Tensor | None = None
+        self._kernels = kernels
         self._cast_from: tuple[tuple[int, int], ...] = ()
-        self._low_OI = torch.empty(0)
-        self._low_bias_O: Tensor | None = None
-        self._weight_OI = torch.empty(0) if self._trained else self._lay_together()
+        self._frozen = None if self._trained else self._lay_together()
 
     @torch.no_grad()
-    def _lay_together(self) -> Tensor:
-        if self._biased:
-            self._bias_O = torch.cat([linear.bias for linear in self._linears])
-        if len(self._linears) == 1:
-            alone: Tensor = self._linears[0].weight.detach()
-            return alone
-        whole = torch.cat([linear.weight for linear in self._linears])
-        for linear, part in zip(self._linears, torch.split(whole, list(self._rows)), strict=True):
-            linear.weight.data = part
-        return whole
+    def _lay_together(self) -> _Weights:
+        parts = [linear.weight.detach() for linear in self._linears]
+        kernels = self._kernels if multiplies(self._kernels, parts) else None
+        if kernels is None and len(parts) > 1:
+            parts = [torch.cat(parts)]
+            for linear, part in zip(self._linears, torch.split(parts[0], list(self._rows)), strict=True):
+                linear.weight.data = part
+        return _Weights(Stack(parts), self._biases(), kernels)
+
+    def _biases(self) -> Tensor | None:
+        return torch.cat([linear.bias.detach().float() for linear in self._linears]) if self._biased else None
 
     @property
     def usable(self) -> bool:
@@ -121,10 +134,9 @@ class Fan:
         """[..., I] -> [..., O], the layers' outputs side by side."""
         x_TI = x.reshape(-1, x.shape[-1])
         result: Tensor
-        if self._trained:
-            self._cast()
+        if self._frozen is None:
             parameters = [linear.weight for linear in self._linears] + [linear.bias for linear in self._linears if self._biased]
-            result = _TrainedProduct.apply(x_TI, self._low_OI, self._low_bias_O, self._rows, *parameters)  # type: ignore[no-untyped-call]
+            result = _TrainedProduct.apply(x_TI, self._cast(), self._rows, *parameters)  # type: ignore[no-untyped-call]
         else:
             blocks: list[tuple[int, int, float]] = []
             factors: list[Tensor] = []
@@ -134,19 +146,18 @@ class Fan:
                     blocks.append((start, start + rows, found[2]))
                     factors += found[:2]
                 start += rows
-            result = _AdaptedProduct.apply(x_TI, self._weight_OI, self._bias_O, tuple(blocks), *factors)  # type: ignore[no-untyped-call]
+            result = _AdaptedProduct.apply(x_TI, self._frozen, tuple(blocks), *factors)  # type: ignore[no-untyped-call]
         return result.view(*x.shape[:-1], result.shape[-1])
 
     @torch.no_grad()
-    def _cast(self) -> None:
-        """Renew the cast copy when a weight has changed since."""
+    def _cast(self) -> _Weights:
+        """The weights in the type of the products, cast anew when one has changed since."""
         now = tuple((linear.weight.data_ptr(), linear.weight._version) for linear in self._linears)
-        if now == self._cast_from:
-            return
-        self._low_OI = torch.cat([linear.weight.to(self._compute) for linear in self._linears])
-        if self._biased:
-            self._low_bias_O = torch.cat([linear.bias.to(self._compute) for linear in self._linears])
-        self._cast_from = now
+        if now != self._cast_from:
+            whole = torch.cat([linear.weight.to(self._compute) for linear in self._linears])
+            self._low = _Weights(Stack([whole]), self._biases(), self._kernels if multiplies(self._kernels, [whole]) else None)
+            self._cast_from = now
+        return self._low
 
 
 def can_fan(layers: Sequence[nn.Module], *, autocast: bool) -> bool:

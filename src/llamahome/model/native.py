@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from shutil import which
 
@@ -21,13 +22,13 @@ from torch import Tensor
 
 from llamahome.errors import ConfigError, Problem
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "attention.cpp", "attention_backward.cpp"))
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "attention.cpp", "attention_backward.cpp", "products.cpp"))
 _HEADERS = tuple(Path(__file__).with_name(name) for name in ("numbers.h", "tiles.h", "attention.h"))
 _FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC"]
 _PATIENCE_SECONDS = 120
 _LETTERS = {torch.float32: "f", torch.bfloat16: "b"}
 _POINTER, _INT, _COUNT, _REAL = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
-_SIGNATURES: dict[str, list[type]] = {
+_SIGNATURES: dict[str, Sequence[type]] = {
     "norm_forward": [_POINTER] * 4 + [_COUNT] * 2 + [_REAL, _INT],
     "norm_backward": [_POINTER] * 6 + [_COUNT] * 3 + [_INT],
     "gated_forward": [_POINTER] * 2 + [_COUNT] * 2 + [_INT] * 2,
@@ -38,15 +39,19 @@ _SIGNATURES: dict[str, list[type]] = {
     "cross_entropy": [_POINTER] * 3 + [_COUNT] * 2 + [_INT],
     "attention_forward": [_POINTER] * 6 + [_REAL, _INT],
     "attention_backward": [_POINTER] * 10 + [_REAL, _INT],
+    "product": [_POINTER, _COUNT, *[_POINTER] * 2, *[_COUNT] * 2, _INT, *[_POINTER] * 2, _COUNT, *[_POINTER] * 2, _COUNT, _INT],
+    "outer_product": [_POINTER, *[_COUNT] * 2] * 2 + [_POINTER, _INT, _COUNT, _INT],
 }
 _TYPES = {
     "norm_forward": ("ff", "bb", "fb"),
     "norm_backward": ("ff", "bb", "fb"),
     "attention_forward": ("b",),
     "attention_backward": ("b",),
+    "product": ("b",),
+    "outer_product": ("b",),
 }
 """Letters of the types that a function is compiled for, where these are not f and b."""
-_OPTIONAL = frozenset({"attention_forward", "attention_backward"})
+_OPTIONAL = frozenset({"attention_forward", "attention_backward", "product", "outer_product"})
 """Functions that are compiled only where the processor has instructions for them; `has` tells."""
 
 
@@ -60,7 +65,7 @@ class Kernels:
                 if name in _OPTIONAL and not hasattr(library, f"{name}_{letters}"):
                     continue
                 function = getattr(library, f"{name}_{letters}")
-                function.argtypes, function.restype = signature, None
+                function.argtypes, function.restype = list(signature), None
                 self._functions[name, letters] = function
 
     def has(self, name: str, *dtypes: torch.dtype) -> bool:

@@ -1,0 +1,94 @@
+"""Products of the linear layers: a stack of matrices read where it lies, the low-rank path of adapters in the same sums.
+
+Where the processor has the instructions, bfloat16 products are our own (products.cpp): a third faster than torch's for the sizes of small
+decoders and whatever the number of tokens, nothing is joined or turned beforehand, and sums stay in float32 to their end.
+Everywhere else the same words are PyTorch's. tests/model/test_products.py holds the two together.
+
+Legend: T tokens, I inputs, O rows of the stack, R rank, N and M columns.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llamahome.model.native import Kernels
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """Matrices [rows, I] below each other, [O, I] together; each contiguous."""
+
+    parts: Sequence[Tensor]
+    addresses: Tensor = field(init=False)
+    heights: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "addresses", torch.tensor([part.data_ptr() for part in self.parts]))
+        object.__setattr__(self, "heights", torch.tensor([part.shape[0] for part in self.parts]))
+
+    @property
+    def rows(self) -> int:
+        """O."""
+        return sum(part.shape[0] for part in self.parts)
+
+    @property
+    def width(self) -> int:
+        """I."""
+        return self.parts[0].shape[1]
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What is added to a product: low [T, R] times factor [R, columns of the result]."""
+
+    low: Tensor
+    factor: Tensor
+
+
+def multiplies(kernels: Kernels | None, parts: Sequence[Tensor]) -> bool:
+    """Whether our own products take these matrices: bfloat16, contiguous, an even number of inputs and of rows."""
+    even = all(part.shape[1] % 2 == 0 for part in parts) and sum(part.shape[0] for part in parts) % 2 == 0
+    alike = all(part.is_contiguous() and part.dtype == torch.bfloat16 and part.device.type == "cpu" for part in parts)
+    return kernels is not None and even and alike and kernels.has("product", torch.bfloat16)
+
+
+def product(
+    x: Tensor, stack: Stack, *, turned: bool, kernels: Kernels | None, extra: LowRank | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """x [T, I] times the turned stack -> [T, O], or x [T, O] times the stack -> [T, I]; plus `extra`, plus bias [columns].
+
+    With kernels: what `multiplies` allows, an even rank, and x in bfloat16; bias in float32. Without: one matrix in the stack.
+    """
+    if kernels is None:
+        (whole,) = stack.parts
+        out = F.linear(x, whole if turned else whole.t(), None if bias is None else bias.to(x.dtype))
+        return out if extra is None else out.addmm_(extra.low, extra.factor)
+    x = _rows(x)
+    out = x.new_empty(x.shape[0], stack.rows if turned else stack.width)
+    low, factor, rank = (None, None, 0) if extra is None else (extra.low, extra.factor, extra.low.shape[1])
+    sides = stack.addresses, stack.heights, len(stack.parts), stack.width, int(turned)
+    kernels("product", (torch.bfloat16,), x, x.stride(0), *sides, low, factor, rank, bias, out, x.shape[0])
+    return out
+
+
+def outer_product(left_TN: Tensor, right_TM: Tensor, *, kernels: Kernels | None, out: Tensor | None = None) -> Tensor:
+    """Sum over tokens of left by right, [N, M], added to `out` when it is given: the gradient of a weight.
+
+    The result is float32 with kernels, and `out` is; without, it has the type of the inputs. The wider side belongs on the right.
+    """
+    if kernels is None:
+        product_NM = left_TN.t() @ right_TM
+        return product_NM if out is None else out.add_(product_NM)
+    left_TN, right_TM = _rows(left_TN), _rows(right_TM)
+    add, out = (0, torch.empty(left_TN.shape[1], right_TM.shape[1])) if out is None else (1, out)
+    sides = left_TN, left_TN.stride(0), left_TN.shape[1], right_TM, right_TM.stride(0), right_TM.shape[1]
+    kernels("outer_product", (torch.bfloat16,), *sides, out, add, left_TN.shape[0])
+    return out
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Rows without gaps inside, an even distance apart."""
+    return x if x.stride(1) == 1 and x.stride(0) % 2 == 0 and x.stride(0) >= x.shape[1] else x.contiguous()
