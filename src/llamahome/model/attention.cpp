@@ -20,13 +20,13 @@ void forward_strip(const pair *q, const pair *k, const pair *v, const Plan &plan
   alignas(64) bf16 chances[ROWS * TILE];
   int64_t half = plan.size / 2, width = plan.value_size, wide = vectors * 16;
   products<ROWS, false>(q, half, 1, k + from * half * 16, 16, half * 16, half, scores, TILE, vectors);
-  bool whole = key + (from + vectors) * 16 <= position + 1 && key + from * 16 > position + ROWS - 1 - plan.window;
+  Whole whole(position, key + from * 16, plan.window);
   for (int r = 0; r < ROWS; r++) {
     float *line = scores + r * TILE;
     __m512 most = _mm512_set1_ps(LOWEST), sum = _mm512_setzero_ps();
     for (int64_t n = 0; n < vectors; n++) {
       __m512 x = _mm512_mul_ps(_mm512_load_ps(line + n * 16), _mm512_set1_ps(scale));
-      if (!whole) x = _mm512_mask_mov_ps(_mm512_set1_ps(HIDDEN), seen(position + r, key + (from + n) * 16, plan.window), x);
+      if (!whole.has(n)) x = _mm512_mask_mov_ps(_mm512_set1_ps(HIDDEN), seen(position + r, key + (from + n) * 16, plan.window), x);
       _mm512_store_ps(line + n * 16, x);
       most = _mm512_max_ps(most, x);
     }
@@ -37,13 +37,13 @@ void forward_strip(const pair *q, const pair *k, const pair *v, const Plan &plan
       sum = _mm512_add_ps(sum, x);
       _mm256_store_si256((__m256i *)(chances + r * TILE + n * 16), (__m256i)_mm512_cvtneps_pbh(x));
     }
-    if (now > before) {
+    if (now > before && before > LOWEST) {
       __m512 fade = power(_mm512_set1_ps(before - now));
       _mm512_store_ps(sums + r * 16, _mm512_mul_ps(_mm512_load_ps(sums + r * 16), fade));
       for (int64_t i = 0; i < width; i += 16)
         _mm512_store_ps(out + r * width + i, _mm512_mul_ps(_mm512_load_ps(out + r * width + i), fade));
-      top[r] = now;
     }
+    top[r] = now;
     _mm512_store_ps(sums + r * 16, _mm512_add_ps(_mm512_load_ps(sums + r * 16), sum));
   }
   products<ROWS, true>((const pair *)chances, TILE / 2, 1, v + from * 8 * width, width, 16, wide / 2, out, width, width / 16);
@@ -53,7 +53,7 @@ struct Forward {  // what a thread needs for its forward tasks
   Room<pair> q, k, v;
   Room<float> top, sums, out;
   explicit Forward(const Plan &p)
-      : q(p.group() * QUERIES * p.size / 2), k(TILE * p.size / 2), v(TILE * p.value_size / 2), top(p.group() * QUERIES),
+      : q(p.group() * QUERIES * p.size / 2), k(TILE * p.size / 2), v(TILE * p.value_size / 2), top(up(p.group() * QUERIES, 16)),
         sums(p.group() * QUERIES * 16), out(p.group() * QUERIES * p.value_size) {}
 };
 
@@ -65,9 +65,8 @@ void forward_block(const void *q, const void *k, const void *v, bf16 *out, float
   for (int64_t g = 0; g < group; g++) {
     Rows queries = rows_of(q, plan.q_step, block.key_head * group + g, size, plan, start);
     for (int64_t r = 0; r < rows; r++) {
-      bf16 *to = (bf16 *)my.q.at + (g * rows + r) * size;
-      if (block.first + r < block.stop) memcpy(to, queries.at(block.first + r), size * sizeof(bf16));
-      else memset(to, 0, size * sizeof(bf16));
+      pair *to = my.q.at + (g * rows + r) * size / 2;
+      copy_row(queries.at(std::min(block.first + r, block.stop - 1)), size, to);
     }
   }
   std::fill_n(my.top.at, group * rows, LOWEST);
@@ -86,14 +85,17 @@ void forward_block(const void *q, const void *k, const void *v, bf16 *out, float
                       my.sums.at + row * 16, my.out.at + row * width);
     }
   }
+  for (int64_t row = 0; row < group * rows; row++) my.sums.at[row] = _mm512_reduce_add_ps(_mm512_load_ps(my.sums.at + row * 16));
+  for (int64_t row = 0; row < group * rows; row += 16)
+    _mm512_store_ps(my.top.at + row, _mm512_add_ps(_mm512_load_ps(my.top.at + row), logarithm(_mm512_load_ps(my.sums.at + row))));
   for (int64_t row = 0; row < group * rows; row++) {
     int64_t position = block.first + row % rows, head = block.key_head * group + row / rows;
     if (position >= block.stop) continue;
     int64_t place = (position < plan.shared ? position : start + position - plan.shared) * plan.heads + head;
-    float sum = _mm512_reduce_add_ps(_mm512_load_ps(my.sums.at + row * 16));
-    logs[place] = my.top.at[row] + __builtin_log2f(sum);
+    __m512 share = _mm512_set1_ps(1 / my.sums.at[row]);
+    logs[place] = my.top.at[row];
     for (int64_t i = 0; i < width; i += 16)
-      put16(out + place * width + i, _mm512_mul_ps(_mm512_load_ps(my.out.at + row * width + i), _mm512_set1_ps(1 / sum)));
+      put16(out + place * width + i, _mm512_mul_ps(_mm512_load_ps(my.out.at + row * width + i), share));
   }
 }
 

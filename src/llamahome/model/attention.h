@@ -29,9 +29,18 @@ struct Plan {
 
 // Which of the 16 keys from `key` on the query at `position` sees.
 inline __mmask16 seen(int64_t position, int64_t key, int64_t window) {
-  int64_t stop = std::clamp<int64_t>(position + 1 - key, 0, 16), start = std::clamp<int64_t>(position + 1 - window - key, 0, 16);
-  return __mmask16(((1u << stop) - 1) & ~((1u << start) - 1));
+  const __m512i keys = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  __m512i last = _mm512_set1_epi32(int(position - key)), before = _mm512_set1_epi32(int(position - key - window));
+  return _mm512_cmple_epi32_mask(keys, last) & _mm512_cmpgt_epi32_mask(keys, before);
 }
+
+// Of the vectors of 16 keys from `key` on: those in [low, high) are seen whole by all rows from `position` on.
+struct Whole {
+  int64_t low, high;
+  Whole(int64_t position, int64_t key, int64_t window)
+      : low(parts(std::max<int64_t>(0, position + ROWS - window - key), 16)), high(std::max<int64_t>(0, position + 1 - key) / 16) {}
+  bool has(int64_t vector) const { return vector >= low && vector < high; }
+};
 
 inline Rows rows_of(const void *base, int64_t step, int64_t head, int64_t size, const Plan &plan, int64_t start) {
   return {(const bf16 *)base + head * size, step, start, plan.shared};

@@ -52,7 +52,7 @@ void backward_strip(Backward &my, const Plan &plan, float scale, int64_t row, in
   int64_t half = plan.size / 2, width = plan.value_size / 2;
   products<ROWS, false>(my.q.at + row * half, half, 1, my.k.at + column * half, 16, half * 16, half, scores, TILE, vectors);
   products<ROWS, false>(my.grad.at + row * width, width, 1, my.v.at + column * width, 16, width * 16, width, grads, TILE, vectors);
-  bool whole = key + vectors * 16 <= position + 1 && key > position + ROWS - 1 - plan.window;
+  Whole whole(position, key, plan.window);
   const __m512i order = _mm512_add_epi32(_mm512_set1_epi32(0x00100000),
                                          _mm512_mullo_epi32(_mm512_set1_epi32(0x00010001),
                                                             _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)));
@@ -67,7 +67,7 @@ void backward_strip(Backward &my, const Plan &plan, float scale, int64_t row, in
       __m512 p1 = power(_mm512_fmsub_ps(_mm512_load_ps(s + TILE), factor, log1));
       __m512 d0 = _mm512_mul_ps(p0, _mm512_sub_ps(_mm512_load_ps(g), delta0));
       __m512 d1 = _mm512_mul_ps(p1, _mm512_sub_ps(_mm512_load_ps(g + TILE), delta1));
-      if (!whole) {
+      if (!whole.has(n)) {
         __mmask16 see0 = seen(position + r, key + n * 16, plan.window), see1 = seen(position + r + 1, key + n * 16, plan.window);
         p0 = _mm512_maskz_mov_ps(see0, p0), d0 = _mm512_maskz_mov_ps(see0, d0);
         p1 = _mm512_maskz_mov_ps(see1, p1), d1 = _mm512_maskz_mov_ps(see1, d1);
@@ -78,21 +78,20 @@ void backward_strip(Backward &my, const Plan &plan, float scale, int64_t row, in
       _mm256_store_si256((__m256i *)(first + n * 16), _mm512_castsi512_si256(d));
       _mm256_store_si256((__m256i *)(second + n * 16), _mm512_extracti64x4_epi64(d, 1));
     }
-    for (int64_t i = vectors * 16; i < wide; i += 16) {
-      _mm512_store_si512(chances + i, _mm512_setzero_si512());
-      _mm512_store_si512(slopes + i, _mm512_setzero_si512());
-      _mm256_store_si256((__m256i *)(first + i), _mm256_setzero_si256());
-      _mm256_store_si256((__m256i *)(second + i), _mm256_setzero_si256());
+    if (vectors * 16 < wide) {  // six keys that begin in the rows' last vector may end in the next
+      _mm512_store_si512(chances + vectors * 16, _mm512_setzero_si512());
+      _mm512_store_si512(slopes + vectors * 16, _mm512_setzero_si512());
     }
   }
 }
 
-// to[keys][size] += a^T b for a in pairs of rows, TILE apart, and b in pairs of rows.
-void transposed(const pair *a, const pair *b, int64_t pairs, int64_t keys, int64_t size, float *to) {
-  int64_t key = 0;
-  for (; key + ROWS <= keys; key += ROWS)
-    products<ROWS, true>(a + key, 1, TILE, b, size, 16, pairs, to + key * size, size, size / 16);
-  for (; key < keys; key += 2) products<2, true>(a + key, 1, TILE, b, size, 16, pairs, to + key * size, size, size / 16);
+// to[keys][size] += a^T b for a in pairs of rows, TILE apart, and b in pairs of rows. No row before i + lead sees key i.
+void transposed(const pair *a, const pair *b, int64_t from, int64_t stop, int64_t lead, int64_t keys, int64_t size, float *to) {
+  for (int64_t key = 0; key < keys; key += ROWS) {
+    int64_t first = std::max(from, (key + lead) / 2);
+    auto some = key + ROWS <= keys ? products<ROWS, true> : key + 4 <= keys ? products<4, true> : products<2, true>;
+    some(a + key + first * TILE, 1, TILE, b + first * size, size, 16, stop - first, to + key * size, size, size / 16);
+  }
 }
 
 // The gradient of six rows of queries from a segment's keys: as it will stay where these are all keys, else as a part.
@@ -121,8 +120,8 @@ void backward_block(Backward &my, const Plan &plan, const Tensors &all, const Se
   for (int64_t r = 0; r < rows; r++) {
     bool there = first + r < stop;
     int64_t position = there ? first + r : first, token = position < plan.shared ? position : start + position - plan.shared;
-    memcpy(my.q.at + r * size / 2, queries.at(position), size * sizeof(bf16));
-    memcpy(my.grad.at + r * width / 2, grads.at(position), width * sizeof(bf16));
+    copy_row(queries.at(position), size, my.q.at + r * size / 2);
+    copy_row(grads.at(position), width, my.grad.at + r * width / 2);
     my.logs[r] = there ? all.logs[token * heads + head] : -HIDDEN;  // a row beyond the last gets probabilities of zero
     my.deltas[r] = all.deltas[token * heads + head];
   }
@@ -136,9 +135,8 @@ void backward_block(Backward &my, const Plan &plan, const Tensors &all, const Se
       int64_t vectors = std::min(wide, up(std::min(first + r + ROWS, stop) - key, 16)) / 16;
       backward_strip(my, plan, scale * LOG2E, r, first + r, key, column, vectors, wide);
     }
-    const pair *chances = my.chances.at + from / 2 * TILE, *slopes = my.slopes.at + from / 2 * TILE;
-    transposed(chances, my.grad_pairs.at + from / 2 * width, (to - from) / 2, wide, width, my.grad_v.at + column * width);
-    transposed(slopes, my.q_pairs.at + from / 2 * size, (to - from) / 2, wide, size, my.grad_k.at + column * size);
+    transposed(my.chances.at, my.grad_pairs.at, from / 2, to / 2, key - first, wide, width, my.grad_v.at + column * width);
+    transposed(my.slopes.at, my.q_pairs.at, from / 2, to / 2, key - first, wide, size, my.grad_k.at + column * size);
   }
   for (int64_t r = 0; r < rows; r += ROWS) query_strip(my, plan, all, grad_q, segment, visit, head, r, first + r, stop, scale);
 }

@@ -17,7 +17,7 @@ from llamahome.model.native import Kernels
 
 _UNIT = 16
 """Head sizes are multiples of it: as many float32 as a vector holds."""
-_NO_WINDOW = 1 << 40
+_NO_WINDOW = 1 << 30
 
 
 def can_tile(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, kernels: Kernels) -> bool:
@@ -67,5 +67,5 @@ def _plan(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, documents: Documents, win
     """`Plan` of attention.cpp."""
     steps = (q_THE.stride(0), k_TKE.stride(0), v_TKE.stride(0))
     shape = (q_THE.shape[1], k_TKE.shape[1], q_THE.shape[2], v_TKE.shape[2])
-    seen = _NO_WINDOW if window is None else window
+    seen = min(window or _NO_WINDOW, _NO_WINDOW)
     return torch.tensor([*steps, *shape, seen, documents.shared, len(documents.lengths), *documents.lengths], dtype=torch.int64)

@@ -44,6 +44,20 @@ inline __m512 power(__m512 x) {
 
 inline void put16(bf16 *place, __m512 x) { _mm256_storeu_si256((__m256i *)place, (__m256i)_mm512_cvtneps_pbh(x)); }
 
+inline void copy_row(const bf16 *row, int64_t size, pair *to) {
+  for (int64_t i = 0; i < size; i += 16) _mm256_store_si256((__m256i *)((bf16 *)to + i), _mm256_loadu_si256((const __m256i *)(row + i)));
+}
+
+// log2(x) for positive normal x; absolute error 3e-7.
+inline __m512 logarithm(__m512 x) {
+  __m512 m = _mm512_getmant_ps(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_src), one = _mm512_set1_ps(1.0f);
+  __m512 t = _mm512_div_ps(_mm512_sub_ps(m, one), _mm512_add_ps(m, one)), square = _mm512_mul_ps(t, t);
+  __m512 p = _mm512_fmadd_ps(square, _mm512_set1_ps(2.885390082f / 7), _mm512_set1_ps(2.885390082f / 5));
+  p = _mm512_fmadd_ps(square, p, _mm512_set1_ps(2.885390082f / 3));
+  p = _mm512_fmadd_ps(square, p, _mm512_set1_ps(2.885390082f));
+  return _mm512_fmadd_ps(t, p, _mm512_getexp_ps(_mm512_div_ps(x, m)));
+}
+
 // to[R][16 N] (+)= a * b over `pairs` steps; steps of a and b in pairs: between rows, to the next pair, between vectors.
 template <int R, int N, bool add>
 void product(const pair *a, int64_t a_row, int64_t a_next, const pair *b, int64_t b_next, int64_t b_vector, int64_t pairs, float *to,
