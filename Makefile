@@ -14,7 +14,7 @@ python := $(clean_env) .venv/bin/python
 usage.help             := make help
 usage.setup            := make setup [PYTHON=python3.12]
 usage.train            := make train [DATA_PATH=data/training/mine.jsonl] [MODEL=] [OUTPUT=] [EPOCHS=] [ARGS="--set training.seed=1"]
-usage.train-resume     := make train-resume CHECKPOINT=output/training/checkpoint-1000 [ARGS=]
+usage.train-resume     := make train-resume CHECKPOINT=output/training/checkpoint-1000 [OUTPUT=] [ARGS=]
 usage.train-eval       := make train-eval MODEL=output/training/final DATA=data/eval/test.jsonl [ARGS=]
 usage.train-distributed := make train-distributed EPOCHS=10 WORLD_SIZE=4 [DATA_PATH=] [MODEL=] [OUTPUT=] [ARGS=]
 usage.train-multi-node := make train-multi-node EPOCHS=10 NUM_NODES=2 NODE_RANK=0 MASTER_ADDR=192.168.1.100 \
@@ -70,9 +70,9 @@ train:
 	@$(llamahome) train $(data) $(common)
 
 train-resume:
-	@$(call takes,CHECKPOINT,ARGS)
+	@$(call takes,CHECKPOINT,OUTPUT ARGS)
 	@$(install) --if-needed
-	@$(llamahome) train-resume $(call quote,CHECKPOINT) $(value ARGS)
+	@$(llamahome) train-resume $(call quote,CHECKPOINT) $(call option,--output,OUTPUT) $(value ARGS)
 
 train-eval:
 	@$(call takes,MODEL DATA,ARGS)

@@ -54,6 +54,7 @@ def checkout(tmp_path: Path) -> Path:
         ),
         (("train-resume", "CHECKPOINT=output/training/checkpoint-1000"), "train-resume output/training/checkpoint-1000"),
         (("train-resume", "CHECKPOINT=latest", "ARGS=--debug"), "train-resume latest --debug"),
+        (("train-resume", "CHECKPOINT=latest", "OUTPUT=output/x"), "train-resume latest --output output/x"),
         (
             ("train-eval", "MODEL=output/training/final", "DATA=data/eval/test.jsonl"),
             "train-eval output/training/final data/eval/test.jsonl",

@@ -17,25 +17,27 @@ from typing import Any, Literal
 from llamahome import assembly
 from llamahome.assembly import Job, Learner, Plan, Session
 from llamahome.checkpoint import retention, store
+from llamahome.checkpoint.branch import branch
 from llamahome.checkpoint.manifest import Fingerprints
 from llamahome.checkpoint.state import TrainerState
 from llamahome.checkpoint.target import resolve
 from llamahome.config.check import check_config, config_warnings
 from llamahome.config.load import LoadedConfig, dump_config, read_saved_config, with_values
+from llamahome.conversation import model_folder
 from llamahome.data.prepare import prepare, read_all
 from llamahome.data.text.tokens import load_tokenizer
 from llamahome.distributed.agreement import require_agreement, settings_and_versions
 from llamahome.distributed.failures import note_run, run_to_go_on
 from llamahome.distributed.world import open_world
 from llamahome.errors import ConfigError, LeftAtOnce, MachineError, Problem, Stopped
-from llamahome.model.adapter import base_of, is_adapter, open_trained, restore_model
+from llamahome.model.adapter import open_trained, restore_model
 from llamahome.model.load import attention_backend, find_model
 from llamahome.model.objective import Objective
 from llamahome.model.precision import choose_precision
 from llamahome.monitoring.environment import write_environment
 from llamahome.monitoring.progress import open_progress
 from llamahome.run_parts import Answers, SampleAnswer, make_run, open_recorder, summary, tell_rows
-from llamahome.rundir import NEWEST, RUNS, RunPaths, as_typed, create_run, nearby, open_run, point_newest_to, refuse_unwritable, refuse_used
+from llamahome.rundir import NEWEST, RunPaths, as_typed, create_run, nearby, open_run, point_newest_to, refuse_unwritable, refuse_used
 from llamahome.saving import require_space, write_final
 from llamahome.training.evaluate import Evaluation
 from llamahome.training.evaluate import evaluate as evaluate_batches
@@ -87,35 +89,33 @@ def check(loaded: LoadedConfig) -> None:
 def train(data_path: str | Sequence[str], loaded: LoadedConfig, *, command: Sequence[str] = ()) -> Result:
     """Train on `data_path`, one or several, in a new run folder. Raises Stopped when it was asked to stop and has saved."""
     check(loaded)
-    output = Path(loaded.config.output.dir) if loaded.config.output.dir else None
     begun = run_to_go_on()
     if begun is not None and open_run(begun).checkpoints():
         return resume(str(begun), read_saved_config, command=command)
-    if output is not None and begun is None:
-        refuse_used(output)
-    refuse_unwritable(output)
+    _refuse_output(loaded, begun)
     with _session(loaded) as session:
         job = _prepare(data_path, loaded, session)
         plan = assembly.make_plan(loaded, job.prepared.order.epoch_rows)
         with session.progress.phase("model"):
             learner, loaded = assembly.load_learner(loaded, job.base, session.world, say=session.progress.say)
         loaded = assembly.resolve_evaluation(loaded, job.prepared, plan)
-        paths = open_run(begun) if begun is not None else _new_run(output, loaded, command, session)
+        paths = open_run(begun) if begun is not None else _new_run(loaded, command, session)
         note_run(paths.root)
         state = first_state(int(loaded.config.training.micro_batch_tokens))
         return _run(session, replace(job, loaded=loaded), plan, learner, paths, replace(state, extra={"data_path": [*job.data_paths]}))
 
 
 def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Collection[str] = (), command: Sequence[str] = ()) -> Result:
-    """Go on from a checkpoint, a run or `latest`, in the run's own folder.
+    """Go on from a checkpoint, a run or `latest`: in the run's own folder, or in a new run when `change` sets output.dir or output.name.
 
     `change` makes the settings from the checkpoint's config.yaml (and may change some). Raises CheckpointError when there is nothing
     to resume, or when data or base model are not those of the checkpoint and not `allowed` by name ("data", "base").
     """
     paths, folder = resolve(target)
     damaged: list[Problem] = []
-    saved = store.load(folder or store.choose(paths, warn=damaged.append))
-    loaded = change(saved.config_path)
+    folder = folder or store.choose(paths, warn=damaged.append)
+    saved = store.load(folder)
+    loaded, apart = _apart(change(saved.config_path))
     check(loaded)
     with _session(loaded, phases=3 if saved.state.eval_loss is None and not saved.state.step else 2) as session:
         for problem in damaged:
@@ -130,7 +130,12 @@ def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Coll
             restore_model(learner.saved, saved.model_dir, learner.placement)
             restore_optimizer(learner.optimizer, learner.parameters, saved.optimizer_tensors, part=learner.placement.part)
         loaded = assembly.resolve_evaluation(loaded, job.prepared, plan)
-        if session.world.is_main:
+        if apart:
+            paths = _new_run(loaded, command, session)
+            if session.world.is_main:
+                told = branch(folder, saved.state.step, paths)
+                session.progress.say(f"{as_typed(told)}: where the new run begins; {as_typed(folder)} stays")
+        elif session.world.is_main:
             _describe(paths, loaded, command)
             for aside in retention.set_aside(paths, after=saved.state.step):
                 session.progress.say(f"{as_typed(aside)}: a later checkpoint, set aside because this run now takes another course")
@@ -161,31 +166,6 @@ def evaluate(target: str, data_path: str | Sequence[str], loaded: LoadedConfig) 
             found = evaluate_batches(objective.stats, model, batches, world=session.world)
     counts = {"rows": rows.counts.kept, "tokens": rows.counts.tokens, "targets": found.targets}
     return {"model": str(nearby(folder)), "data": data_path, **found.metrics, **counts}
-
-
-def model_folder(target: str, loaded: LoadedConfig, *, say: Callable[[str], None]) -> Path:
-    """The folder of a trained or base model that people mean: a run (its final model), a checkpoint, a model folder or a name."""
-    for folder in (Path(target), Path(target) / "final", Path(target) / "model"):
-        if is_adapter(folder) or (folder / "config.json").is_file():
-            if is_adapter(folder):
-                find_model(base_of(folder), say=say)
-            return folder
-    if target == "latest" or any((folder / "run_id").is_file() for folder in (RUNS / target, Path(target))):
-        paths, checkpoint = resolve(target)
-        return paths.final if paths.final.is_dir() else (checkpoint or store.choose(paths, warn=lambda _: None)) / store.MODEL
-    try:
-        return find_model(target, revision=loaded.config.model.revision, say=say)
-    except ConfigError as error:
-        raise ConfigError([_as_argument(problem) for problem in error.problems]) from error
-
-
-def _as_argument(problem: Problem) -> Problem:
-    """What is told of the setting model.name, told of a model that stands alone on the command line."""
-    if problem.code != "model.not-found":
-        return problem
-    near = (problem.hint or "").removeprefix("--model ")
-    hint = f"{near}, or what `llamahome models list` and `llamahome runs list` show"
-    return replace(problem, message=problem.message.replace("no model", "no run and no model"), where="MODEL", hint=hint)
 
 
 def _prepare(data_path: str | Sequence[str], loaded: LoadedConfig, session: Session) -> Job:
@@ -223,11 +203,32 @@ def _describe(paths: RunPaths, loaded: LoadedConfig, command: Sequence[str]) -> 
     write_environment(paths.environment, command)
 
 
-def _new_run(output: Path | None, loaded: LoadedConfig, command: Sequence[str], session: Session) -> RunPaths:
+def _output(loaded: LoadedConfig) -> Path | None:
+    return Path(loaded.config.output.dir) if loaded.config.output.dir else None
+
+
+def _refuse_output(loaded: LoadedConfig, begun: Path | None) -> None:
+    """ConfigError or MachineError when a new run cannot be written where it is wanted; one that was `begun` already stands there."""
+    if begun is None and (output := _output(loaded)) is not None:
+        refuse_used(output)
+    refuse_unwritable(_output(loaded))
+
+
+def _apart(loaded: LoadedConfig) -> tuple[LoadedConfig, bool]:
+    """Whether a new place or name was typed for what is resumed; an old place is then forgotten. Raises what `_refuse_output` raises."""
+    typed = {key for key in ("output.dir", "output.name") if loaded.origins[key] in ("--output", "--set")}
+    if run_to_go_on() is not None or not typed:
+        return loaded, False
+    new = loaded if "output.dir" in typed else with_values(loaded, {"output.dir": None}, origin="default")
+    _refuse_output(new, None)
+    return new, True
+
+
+def _new_run(loaded: LoadedConfig, command: Sequence[str], session: Session) -> RunPaths:
     """Process 0 makes the folder; the others are told."""
     made = None
     if session.world.is_main:
-        paths = create_run(output, loaded.config.output.name)
+        paths = create_run(_output(loaded), loaded.config.output.name)
         _describe(paths, loaded, command)
         try:
             point_newest_to(paths.root)

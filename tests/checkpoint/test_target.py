@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from tests.support.checkpoints import save_step
 
-from llamahome.checkpoint.target import resolve
-from llamahome.errors import CheckpointError
+from llamahome.checkpoint.target import names_run, resolve
+from llamahome.errors import CheckpointError, UsageError
 from llamahome.rundir import create_run, first_command, point_newest_to
 
 
@@ -41,6 +41,20 @@ def test_latest_is_the_newest_run_by_date_when_there_is_no_link(run):
     assert resolve("latest")[0].run_id == newer.name
 
 
+def test_a_part_of_an_id_names_the_only_run_that_has_it(run):
+    assert names_run("otter") and resolve("otter")[0].run_id == run.run_id
+    assert resolve(run.run_id[:-1])[0].run_id == run.run_id
+    assert not names_run("badger") and not names_run("")
+    second = create_run(None, "otter")
+    with pytest.raises(UsageError) as caught:
+        resolve("otter")
+    problem = caught.value.problems[0]
+    assert problem.code == "run.ambiguous" and problem.excerpt.splitlines() == [second.run_id, run.run_id]
+    assert resolve(second.run_id)[0].run_id == second.run_id
+    Path("otter").mkdir()
+    assert "empty" in _told("otter").message, "what stands there under the very name is meant"
+
+
 def test_a_run_outside_the_usual_place_keeps_its_id(run):
     other = create_run(Path("elsewhere/x"), "y")
     save_step(other, 1)
@@ -67,7 +81,7 @@ def test_what_is_no_checkpoint_is_told_with_what_it_is_and_what_is_near(run):
         f"{run.root}/checkpoint-6.tmp": ("never finished", near_run),
         f"{run.root}/checkpoint-99": ("no such", near_run),
         "output/runs/otter": ("no such", f"llamahome train-resume {run.run_id}"),
-        run.run_id[:-1]: ("no such", f"llamahome train-resume {run.run_id}"),
+        "oter": ("no such", f"llamahome train-resume {run.run_id}"),
     }
     for target, (what, hint) in expected.items():
         problem = _told(target)

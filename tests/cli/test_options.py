@@ -10,7 +10,7 @@ TRAIN = "--model --output --config --world-size --num-nodes --epochs --max-steps
 OPTIONS = {
     "train": TRAIN,
     "train-distributed": f"{TRAIN} --node-rank --master-addr --master-port",
-    "train-resume": "--set --allow-changed --epochs --max-steps",
+    "train-resume": "--output --set --allow-changed --epochs --max-steps",
     "train-eval": "--json",
     "chat": "--prompt",
     "data check": "--json --fix",

@@ -195,3 +195,18 @@ def test_the_state_of_a_checkpoint_says_where_the_run_stands(project: Project) -
     state = json.loads((project.run.root / "checkpoint-3/trainer_state.json").read_text())
     assert (state["step"], state["consumed"]) == (3, 12)
     assert project.run.lines("events")[-1]["kind"] == "stopped"
+
+
+def test_a_new_run_goes_on_from_an_old_one_and_leaves_it_as_it_is(project: Project, straight: dict[str, Course]) -> None:
+    project.type("train", *LONG, "--set", "output.name=old", at=after_step(4, "SIGINT")).expect(75)
+    (old,) = project.runs()
+    root = project.run.root.resolve()
+    before = {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    told = project.type("train-resume", "old", "--output", "out/new").expect(0)
+    assert "out/new/checkpoint-4: where the new run begins" in told.err
+    assert Course.of(project.run).final == straight["lora"].final and list(project.run.by_step("train/loss")) == [5, 6, 7, 8]
+    assert project.run.checkpoints[0] == 4 and project.run.checkpoints[-1] == 8
+    assert {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()} == before
+    project.type("train-resume", "old", "--output", "out/new").expect(2)
+    project.type("train-resume", old, "--set", "output.name=second").expect(0)
+    assert [run.split("-")[-1] for run in project.runs()] == ["old", "second"]

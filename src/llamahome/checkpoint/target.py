@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from llamahome.checkpoint import manifest
-from llamahome.errors import CheckpointError, Problem
+from llamahome.errors import CheckpointError, Problem, UsageError
 from llamahome.rundir import NEWEST, RUNS, RunPaths, as_typed, first_command, open_run
 
 _CHECKPOINT_NAME = re.compile(r"checkpoint-\d+")
@@ -15,7 +15,8 @@ _CHECKPOINT_NAME = re.compile(r"checkpoint-\d+")
 def resolve(target: str) -> tuple[RunPaths, Path | None]:
     """The run that `target` means, and the checkpoint when it names one; `store.choose` picks one otherwise.
 
-    Raises CheckpointError checkpoint.not-a-checkpoint that says what `target` is and which runs are near.
+    A run may be named by a part that only one run id has; UsageError run.ambiguous when several have it. Raises CheckpointError
+    checkpoint.not-a-checkpoint that says what `target` is and which runs are near.
     """
     if target == "latest":
         return open_run(_newest_run()), None
@@ -27,9 +28,26 @@ def resolve(target: str) -> tuple[RunPaths, Path | None]:
             return open_run(folder.parent), folder
         if _is_run(folder):
             return open_run(folder), None
+    if named := _holding(target):
+        return open_run(named), None
     raise CheckpointError(
         Problem(code="checkpoint.not-a-checkpoint", message=_what_it_is(Path(target)), where=target, hint=_nearest(target))
     )
+
+
+def names_run(target: str) -> bool:
+    """Whether `resolve` would take `target` for a run rather than for a checkpoint. Raises UsageError run.ambiguous."""
+    return target == "latest" or any((folder / "run_id").is_file() for folder in (Path(target), RUNS / target)) or bool(_holding(target))
+
+
+def _holding(part: str) -> Path | None:
+    """The only run whose id holds `part`."""
+    found = [run for run in _known_runs() if part and part in run.name and not Path(part).exists()]
+    if len(found) > 1:
+        shown = "\n".join(run.name for run in found[:-11:-1])
+        message = f"{part!r} is a part of {len(found)} run ids" + (", the newest ten of which are" if len(found) > 10 else "")
+        raise UsageError(Problem(code="run.ambiguous", message=message, excerpt=shown, hint="llamahome runs list"))
+    return found[0] if found else None
 
 
 def _newest_run() -> Path:

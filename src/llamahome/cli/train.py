@@ -101,7 +101,10 @@ def train(
 
 
 def train_resume(
-    target: Annotated[str, typer.Argument(help="A checkpoint, a run folder, a run id, or `latest`.", metavar="CHECKPOINT")],
+    target: Annotated[
+        str, typer.Argument(help="A checkpoint, a run folder, a run id or a part of one, or `latest`.", metavar="CHECKPOINT")
+    ],
+    output: Annotated[str | None, typer.Option("--output", help="Go on in a new run in this folder; the old one stays as it is.")] = None,
     epochs: Epochs = None,
     max_steps: MaxSteps = None,
     assignments: Assignments = None,
@@ -110,11 +113,12 @@ def train_resume(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Go on with a stopped run, bit for bit as if it had not been stopped.
+    """Go on with a stopped run, bit for bit as if it had not been stopped; or from it in a new run.
 
     Examples:
       llamahome train-resume latest
       llamahome train-resume output/training/checkpoint-40 --epochs 2
+      llamahome train-resume brisk-otter --output output/gentler --set training.learning_rate=1e-5
     """
     from llamahome.checkpoint.store import CONFIG, choose
     from llamahome.checkpoint.target import resolve
@@ -131,7 +135,7 @@ def train_resume(
         message = f"{unknown[0]!r} cannot be allowed to change; data and base can"
         raise UsageError(Problem(code="usage.bad-choice", message=message, where="--allow-changed", hint="--allow-changed data"))
 
-    flags = flag_values({"--epochs": epochs, "--max-steps": max_steps})
+    flags = flag_values({"--output": output, "--epochs": epochs, "--max-steps": max_steps})
 
     def change(saved: Path) -> LoadedConfig:
         return with_assignments(read_saved_config(saved), assignments or [], flags=flags)
