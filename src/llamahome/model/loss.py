@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llamahome.model.native import Kernels
+from llamahome.model.products import Stack, multiplies, outer_product, product
 
-_TILE_ELEMENTS = 128 * 49_152
-"""Logits of a tile: 25 MB in float32, below the 32 MB at which glibc maps and unmaps memory for each array, and within a large cache."""
+_TILE_BYTES = 128 * 49_152 * 4
+"""Logits of a tile: 25 MB, below the 32 MB at which glibc maps and unmaps memory for each array, and within a large cache."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class HeadStats:
     """() int64, targets that the model ranks first."""
 
 
-def _tile_rows(vocabulary: int) -> int:
-    return max(16, _TILE_ELEMENTS // vocabulary)
+def _tile_rows(vocabulary: int, bytes_each: int = 4) -> int:
+    return max(16, _TILE_BYTES // (vocabulary * bytes_each))
 
 
 @dataclass(frozen=True)
@@ -87,24 +88,25 @@ class _SummedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden_ND: Tensor, labels_N: Tensor, weight_VD: Tensor, bias_V: Tensor | None, head: Head, how: _How) -> Tensor:
         dtype = how.dtype
         matrix = weight_VD.to(dtype)
-        bias = None if bias_V is None else bias_V.to(dtype)
+        bias = None if bias_V is None else bias_V.float()
         inputs = hidden_ND.to(dtype)
         trains_weight, trains_bias = ctx.needs_input_grad[2], ctx.needs_input_grad[3]
         grad_hidden = torch.empty_like(inputs) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device) if trains_weight else None
         grad_bias = torch.zeros(matrix.shape[0], dtype=torch.float32, device=weight_VD.device) if trains_bias else None
         total = torch.zeros((), dtype=torch.float32, device=inputs.device)
-        rows = _tile_rows(matrix.shape[0])
+        stack, kernels = Stack([matrix]), how.kernels if multiplies(how.kernels, [matrix]) else None
+        rows = _tile_rows(matrix.shape[0], 4 if how.kernels is None else matrix.element_size())  # kernels work in place
         for start in range(0, inputs.shape[0], rows):
             tile, labels = inputs[start : start + rows], labels_N[start : start + rows, None]
-            loss, low = _tile_gradient(F.linear(tile, matrix, bias), labels, head, how.kernels)
+            loss, low = _tile_gradient(product(tile, stack, turned=True, kernels=kernels, bias=bias), labels, head, how.kernels)
             total += loss
             if grad_bias is not None:
                 grad_bias += low.sum(0, dtype=torch.float32)
             if grad_hidden is not None:
-                torch.mm(low, matrix, out=grad_hidden[start : start + rows])
+                grad_hidden[start : start + rows] = product(low, stack, turned=False, kernels=kernels)
             if grad_weight is not None:
-                grad_weight += torch.mm(low.t(), tile)
+                outer_product(low, tile, kernels=kernels, out=grad_weight)
         ctx.gradients = grad_hidden, grad_weight, grad_bias
         ctx.dtypes = hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype
         return total
