@@ -18,7 +18,7 @@ using half = uint16_t;  // a bfloat16
 using pair = uint32_t;  // two of them
 
 constexpr int TILE = 8, VECTORS = 3, PANEL = 16 * VECTORS;
-constexpr int64_t DEPTH = 1536;            // numbers summed before a tile's sums are put aside: its rows fit the first cache
+constexpr int64_t DEPTH = 1536;            // numbers summed before a tile's sums are put aside: its rows fit the first cache; half for outer products
 constexpr int64_t PACKED_BYTES = 500'000;  // of panels for one thread: half of a second cache of 1 MB
 constexpr int64_t SLAB = 2048;             // rows whose sums may lie aside at once
 constexpr int64_t PACKING = 8;             // what packing a panel costs, in tiles; only decides who does what
@@ -168,8 +168,8 @@ static Share share(int64_t rows, int64_t panels, int thread, int threads) {
   return {rows * r / down, rows * (r + 1) / down, panels * c / across, panels * (c + 1) / across};
 }
 
-static int64_t chunks_of(int64_t size, int64_t *depth) {
-  int64_t chunks = std::max<int64_t>(1, (size + DEPTH - 1) / DEPTH);
+static int64_t chunks_of(int64_t size, int64_t most, int64_t *depth) {
+  int64_t chunks = std::max<int64_t>(1, (size + most - 1) / most);
   *depth = ((size + chunks - 1) / chunks + 31) / 32 * 32;
   return (size + *depth - 1) / *depth;
 }
@@ -183,7 +183,7 @@ extern "C" void product_b(const half *x, int64_t x_step, const half *const *part
   for (int64_t i = 0; i < count; i++)
     for (int64_t r = 0; r < heights[i]; r++) rows.push_back(parts[i] + r * width);
   int64_t size = turned ? width : rows.size(), columns = turned ? rows.size() : width, depth;
-  int64_t chunks = chunks_of(size, &depth), panels = (columns + PANEL - 1) / PANEL, tiles = (tokens + TILE - 1) / TILE;
+  int64_t chunks = chunks_of(size, DEPTH, &depth), panels = (columns + PANEL - 1) / PANEL, tiles = (tokens + TILE - 1) / TILE;
   for (int64_t r = 0; low && r < rank; r++) factor_rows.push_back(factor + r * columns);
   int64_t low_pairs = low ? rank / 2 : 0, panel_pairs = (depth / 2 + low_pairs) * PANEL;
   int64_t group = std::max<int64_t>(1, PACKED_BYTES / (panel_pairs * 4));
@@ -236,7 +236,7 @@ extern "C" void product_b(const half *x, int64_t x_step, const half *const *part
 extern "C" void outer_product_b(const half *left, int64_t left_step, int64_t wide, const half *right, int64_t right_step, int64_t columns,
                                 float *out, int add, int64_t tokens, int threads) {
   constexpr int64_t STRIP = 4 * TILE;
-  int64_t depth, chunks = chunks_of(tokens, &depth), panel_pairs = depth / 2 * PANEL;
+  int64_t depth, chunks = chunks_of(tokens, DEPTH / 2, &depth), panel_pairs = depth / 2 * PANEL;
   int64_t panels = (columns + PANEL - 1) / PANEL, strips = (wide + STRIP - 1) / STRIP;
   int64_t group = std::max<int64_t>(1, PACKED_BYTES / (panel_pairs * 4));
 #pragma omp parallel num_threads(threads)
