@@ -4,11 +4,14 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
 from tests.support.projects import Project, wait_until
+from tests.support.workers import free_port
 
 TRAINING = """\
 # .config/training_config.yaml
@@ -102,6 +105,31 @@ def test_bad_rows_are_told_once_for_all_processes(project: Project) -> None:
     (project.folder / "rows.jsonl").write_text('{"messages": [{"role": "user"\n')
     answer = project.shell("train", "rows.jsonl", "--world-size", "2").expect(3)
     assert answer.codes == ["data.bad-json"] and workers_of(project) == [] and not project.runs()
+
+
+ABORTING = "import atexit, os, sys; atexit.register(os.abort); from llamahome.cli.app import main; main()"
+"""As torch's threads abort Python's own end now and then: here always."""
+
+
+@pytest.mark.parametrize(("words", "status"), [(["chats.jsonl", "--set", "distributed.strategy=shard"], 0), (["broken.jsonl"], 3)])
+def test_processes_that_were_several_never_reach_pythons_own_end(project: Project, words: list[str], status: int) -> None:
+    (project.folder / "broken.jsonl").write_text("{\n")
+    started, port = [], free_port()
+    for rank in range(2):
+        place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+        variables = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            **{name: str(value) for name, value in place.items()},
+        }
+        command = [sys.executable, "-c", ABORTING, "train", *words, "--max-steps", "1"]
+        started.append(subprocess.Popen(command, cwd=project.folder, env=variables, stderr=subprocess.PIPE, text=True))
+    said = [process.communicate(timeout=200)[1] for process in started]
+    assert started[0].returncode == status, said[0]
+    assert all(process.returncode >= 0 for process in started), said
+    if not status:
+        assert project.run.checkpoints == [1] and (project.run.root / "final/adapter_model.safetensors").is_file()
 
 
 def steps_done(project: Project) -> bool:

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from tests.support.runs import ALONE
 
+from llamahome.distributed.world import World
 from llamahome.errors import Diverged, OutOfMemory
-from llamahome.training.recovery import BadSteps, smaller_budget
+from llamahome.training.recovery import BadSteps, exhausted, smaller_budget, update_does_not_fit
 
 
 def too_much() -> None:
@@ -19,41 +21,55 @@ def of_a_gpu() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nmore lines")
 
 
-TROUBLES = pytest.mark.parametrize("trouble", [too_much, of_python, of_a_gpu])
+def on_windows() -> None:
+    raise RuntimeError("[enforce fail at alloc_cpu.cpp:115] data. DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.")
 
 
-def budget_after(trouble, lengths, *, budget: int = 2048, alone: bool = True) -> int:
+TROUBLES = pytest.mark.parametrize("trouble", [too_much, of_python, of_a_gpu, on_windows])
+
+
+def told_by(trouble) -> str:
     try:
         trouble()
     except (MemoryError, RuntimeError) as error:
-        return smaller_budget(error, budget, lengths, alone=alone)
+        assert exhausted(error)
+        return str(error)
     raise AssertionError("there was no trouble")
 
 
-@TROUBLES
-def test_after_running_out_of_memory_a_step_is_cut_into_halves(trouble) -> None:
-    assert budget_after(trouble, [(600, 500), (1000,)]) == 550
-    assert budget_after(trouble, [(1400, 600), (300, 300)]) == 1000
-    assert budget_after(trouble, [(1, 1)], budget=2) == 1
+def budget_after(told: str, lengths, *, budget: int = 2048, others_wait: bool = False) -> int:
+    return smaller_budget(told, budget, lengths, world=ALONE, others_wait=others_wait).micro_batch_tokens
+
+
+def test_after_running_out_of_memory_a_step_is_cut_into_halves() -> None:
+    assert budget_after("no more", [(600, 500), (1000,)]) == 550
+    assert budget_after("no more", [(1400, 600), (300, 300)]) == 1000
+    assert budget_after("no more", [(1, 1)], budget=2) == 1
 
 
 @TROUBLES
-@pytest.mark.parametrize(("lengths", "alone", "smaller"), [([(900,), (40,)], True, "data.max_length=450"), ([(600, 500)], False, "=550")])
-def test_what_cannot_be_halved_here_says_what_mends_it(trouble, lengths, alone: bool, smaller: str) -> None:
+@pytest.mark.parametrize(("lengths", "wait", "smaller"), [([(900,), (40,)], False, "data.max_length=450"), ([(600, 500)], True, "=550")])
+def test_what_cannot_be_halved_here_says_what_mends_it(trouble, lengths, wait: bool, smaller: str) -> None:
     with pytest.raises(OutOfMemory) as error:
-        budget_after(trouble, lengths, alone=alone)
+        budget_after(told_by(trouble) or "no more memory", lengths, others_wait=wait)
     (problem,) = error.value.problems
     assert error.value.exit_status == 5 and problem.code == "training.out-of-memory"
     assert "tokens does not fit" in problem.message and "\n" not in problem.message
     assert smaller in problem.hint and "gradient_checkpointing=true" in problem.hint
-    assert error.value.__cause__ is not None
 
 
-def test_other_errors_pass() -> None:
-    trouble = RuntimeError("shape mismatch")
-    with pytest.raises(RuntimeError) as error:
-        smaller_budget(trouble, 2048, [(3, 4)], alone=True)
-    assert error.value is trouble
+@TROUBLES
+def test_memory_that_runs_out_after_the_passes_says_what_takes_less(trouble) -> None:
+    try:
+        trouble()
+    except (MemoryError, RuntimeError) as error:
+        (problem,) = update_does_not_fit(error, world=World(1, 3, 1, ALONE.device)).problems
+    assert problem.code == "training.out-of-memory" and "of process 1" in problem.message and "\n" not in problem.message
+    assert "--method lora" in problem.hint and "--world-size 6 --set distributed.strategy=shard" in problem.hint
+
+
+def test_other_errors_are_no_lack_of_memory() -> None:
+    assert not exhausted(RuntimeError("shape mismatch")) and not exhausted(OSError("no space left on device"))
 
 
 def note(bad: BadSteps, flags: str, first: int = 1) -> None:

@@ -92,7 +92,7 @@ def main() -> None:
     if status == _CTRL_C:
         print("\nleft at once", file=sys.stderr, flush=True)
         os._exit(_CTRL_C)  # Python would end by SIGINT itself where the Ctrl-C came while it compiled a string, as dataclasses do
-    sys.exit(status)
+    _end(status)
 
 
 def _leave_like_a_filter() -> NoReturn:
@@ -106,7 +106,18 @@ def _leave(error: LlamaHomeError) -> NoReturn:
     level = "stopped" if isinstance(error, Stopped | LeftAtOnce) else "error"
     with suppress(OSError):  # the exit status tells it even where stderr cannot
         print("\n".join(problem.render(level=level) for problem in error.problems), file=sys.stderr, flush=True)
-    sys.exit(error.exit_status)
+    _end(error.exit_status)
+
+
+def _end(status: int) -> NoReturn:
+    """Leave with `status`; one of several processes, whose files are all closed, without Python's own end (see threads_linger)."""
+    world = sys.modules.get("llamahome.distributed.world")  # nothing that did not need torch imports it now
+    if world is not None and world.threads_linger():
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _leave_with_usage(error: Any) -> NoReturn:

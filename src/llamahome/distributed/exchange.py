@@ -2,10 +2,12 @@
 
 Two ways with the same result: one flat exchange when all is computed (few weights: adapters), or in buckets while the last backward pass
 still computes the rest (many weights). Weights of which a process holds rows alone have a way of their own in model/shard.py.
+A process that gave up within its passes takes part all the same and says so beside the loss, so that all know before anything is updated.
 Source: buckets in the order of the backward pass are those of PyTorch DDP (Li et al., VLDB 2020).
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -17,6 +19,17 @@ BUCKET_BYTES = 25 * 2**20
 """Gradients that travel together while the backward pass goes on; the size that PyTorch's DDP uses."""
 
 
+@dataclass(frozen=True)
+class Summed:
+    """What came of a step on all processes together."""
+
+    loss: Tensor
+    grad_norm: Tensor
+    """L2 norm of the summed gradient."""
+    gave_up: Tensor
+    """() float32, how many processes could not compute their share; gradients and loss mean nothing unless it is 0."""
+
+
 class Exchange(Protocol):
     """What the step asks of the gradients of all processes."""
 
@@ -24,31 +37,35 @@ class Exchange(Protocol):
     def world(self) -> World:
         """The processes that take part."""
 
+    @property
+    def passes_wait(self) -> bool:
+        """Whether processes wait for each other within a pass, so that one that gives up there leaves the others waiting."""
+
     def before_backward(self, *, last: bool) -> None:
         """A backward pass of this process begins; `last` when it is the last of the step."""
 
-    def finish(self, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the sums over all processes into the gradients; returns the summed loss and the L2 norm of the summed gradient.
+    def finish(self, loss: Tensor, *, gave_up: bool = False) -> Summed:
+        """Put the sums over all processes into the gradients.
 
-        Called once per step by all processes, also by one without a backward pass. Nothing waits for the device.
+        Called once per step by all processes, also by one without a backward pass and by one that `gave_up`. Nothing waits for the device.
         """
 
 
 class FlatExchange:
     """All gradients in one exchange after the last backward pass, with the loss behind them."""
 
-    def __init__(self, world: World, parameters: Sequence[nn.Parameter]) -> None:
-        self.world, self._parameters = world, list(parameters)
+    def __init__(self, world: World, parameters: Sequence[nn.Parameter], *, passes_wait: bool = False) -> None:
+        self.world, self.passes_wait, self._parameters = world, passes_wait, list(parameters)
 
     def before_backward(self, *, last: bool) -> None:
         """Nothing travels before all is computed."""
 
-    def finish(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+    def finish(self, loss: Tensor, *, gave_up: bool = False) -> Summed:
         """One exchange for each type of number."""
-        carrier = nn.Parameter(torch.zeros_like(loss))
-        carrier.grad = loss.detach()
+        carrier = nn.Parameter(torch.zeros(2, device=loss.device))
+        carrier.grad = _beside(loss, gave_up)
         self.world.sum_gradients_([*self._parameters, carrier])
-        return carrier.grad, total_norm(self._parameters)
+        return Summed(carrier.grad[0], total_norm(self._parameters), carrier.grad[1])
 
 
 class OverlappedExchange:
@@ -59,7 +76,7 @@ class OverlappedExchange:
     """
 
     def __init__(self, world: World, parameters: Sequence[nn.Parameter], *, bucket_bytes: int = BUCKET_BYTES) -> None:
-        self.world, self._parameters = world, list(parameters)
+        self.world, self.passes_wait, self._parameters = world, False, list(parameters)
         self._buckets = _fill_buckets(self._parameters, bucket_bytes)
         self._bucket_of = {id(each): number for number, bucket in enumerate(self._buckets) for each in bucket}
         self._armed, self._missing = False, [len(bucket) for bucket in self._buckets]
@@ -71,17 +88,17 @@ class OverlappedExchange:
         """From the last backward pass on, what is ready is sent."""
         self._armed = last
 
-    def finish(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+    def finish(self, loss: Tensor, *, gave_up: bool = False) -> Summed:
         """Send what was not sent yet, then wait for all."""
         self._armed = False
         while len(self._waits) < len(self._buckets):
             self._send()
-        loss = loss.detach().clone()
-        self.world.sum_(loss)
+        told = _beside(loss, gave_up)
+        self.world.sum_(told)
         for wait in self._waits:
             wait()
         self._waits, self._missing = [], [len(bucket) for bucket in self._buckets]
-        return loss, total_norm(self._parameters)
+        return Summed(told[0], total_norm(self._parameters), told[1])
 
     def _ready(self, parameter: Tensor) -> None:
         if not self._armed:
@@ -101,6 +118,11 @@ class OverlappedExchange:
                 view.copy_(each.grad)
             each.grad, start = view, start + each.numel()
         self._waits.append(self.world.start_sum_(flat))
+
+
+def _beside(loss: Tensor, gave_up: bool) -> Tensor:
+    """(2,) float32: what is summed besides the gradients."""
+    return torch.stack([loss.detach(), torch.full_like(loss, float(gave_up))])
 
 
 def total_norm(parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -31,6 +31,18 @@ from llamahome.distributed.roll import Roll, arrive, processes
 from llamahome.distributed.traffic import Traffic
 from llamahome.errors import ConfigError, MachineError, Problem, Stopped
 
+_joined = threading.Event()
+"""Set once this process has met others."""
+
+
+def threads_linger() -> bool:
+    """Whether threads of torch's process groups may live on after the groups: Python's own end then aborts now and then.
+
+    A thread of gloo that lets go of the last hold on a tensor while Python ends is thrown out in a place that may not throw
+    ("terminate called without an active exception"). Whoever has nothing left to do leaves with os._exit.
+    """
+    return _joined.is_set()
+
 
 @dataclass(frozen=True)
 class World:
@@ -228,6 +240,7 @@ def _join(world: World, place: Place, config: DistributedConfig, backend: str) -
         )
         raise MachineError(Problem(code="distributed.ranks-missing", message=message, where=place.starter, hint=hint))
     world.roll.open(PrefixStore("roll", store), rank=world.rank, size=world.size)
+    _joined.set()
     with _Exchange(world):
         dist.init_process_group(backend, store=PrefixStore("group", store), rank=world.rank, world_size=world.size, timeout=timeout)
 

@@ -21,7 +21,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGath
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from llamahome.distributed.exchange import Exchange, FlatExchange, OverlappedExchange, total_norm
+from llamahome.distributed.exchange import Exchange, FlatExchange, OverlappedExchange, Summed, total_norm
 from llamahome.distributed.tensorfiles import Pieces
 from llamahome.distributed.world import World
 from llamahome.model.objective import Within, directly
@@ -105,7 +105,7 @@ def sharded(model: PreTrainedModel, world: World, *, strategy: Literal["shard", 
         this.set_modules_to_forward_prefetch([following])
         following.set_modules_to_backward_prefetch([this])
     if apart:
-        return Placement(strategy, trained, FlatExchange(world, list(trained.values())), root)
+        return Placement(strategy, trained, FlatExchange(world, list(trained.values()), passes_wait=True), root)
     cut = {name: weight for name, weight in trained_parameters(model).items() if isinstance(weight, DTensor)}
     parts = {name: nn.Parameter(weight.to_local().detach()) for name, weight in cut.items()}
     copies = mesh.size(0) if mesh.ndim == 2 else 1
@@ -117,21 +117,22 @@ class ShardedExchange:
 
     def __init__(self, world: World, root: FSDPModule, *, cut: Mapping[str, DTensor], parts: dict[str, nn.Parameter], copies: int) -> None:
         """`copies`: how many processes hold the same rows."""
-        self.world, self._root, self._cut, self._parts, self._copies = world, root, cut, parts, copies
+        self.world, self.passes_wait = world, True
+        self._root, self._cut, self._parts, self._copies = root, cut, parts, copies
 
     def before_backward(self, *, last: bool) -> None:
         """Gradients stay on the process until the last pass."""
         self._root.set_requires_gradient_sync(last)
 
-    def finish(self, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """Hand the summed gradients over to the rows that are updated."""
+    def finish(self, loss: Tensor, *, gave_up: bool = False) -> Summed:
+        """Hand the summed gradients over to the rows that are updated; nobody can have given up, for the others would still wait."""
         for name, weight in self._cut.items():
             gradient, weight.grad = weight.grad, None
             self._parts[name].grad = gradient.to_local() if isinstance(gradient, DTensor) else None
         square = total_norm(list(self._parts.values())).double() ** 2 / self._copies
         sums = torch.stack([loss.detach().double(), square])
         self.world.sum_(sums)
-        return sums[0].float(), sums[1].sqrt().float()
+        return Summed(sums[0].float(), sums[1].sqrt().float(), torch.zeros_like(loss))
 
 
 class _Whole(nn.Module):

@@ -16,6 +16,7 @@ from llamahome.checkpoint.state import TrainerState
 from llamahome.data.records import Microbatch
 from llamahome.data.steps.loader import Loader
 from llamahome.distributed.exchange import Exchange
+from llamahome.distributed.roll import processes
 from llamahome.distributed.world import World
 from llamahome.errors import CheckpointError
 from llamahome.monitoring.progress import Progress
@@ -23,7 +24,7 @@ from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.evaluate import Evaluation
 from llamahome.training.optimizer import set_learning_rate
-from llamahome.training.recovery import BadSteps, smaller_budget
+from llamahome.training.recovery import BadSteps, exhausted, smaller_budget, update_does_not_fit
 from llamahome.training.schedule import Due
 from llamahome.training.state import after_evaluation, after_update
 from llamahome.training.step import StepResult, dropout_seed, train_step
@@ -132,13 +133,10 @@ def train(run: Run, state: TrainerState) -> Outcome:
 
 
 def _step(run: Run, state: TrainerState, microbatches: Sequence[Microbatch], *, targets: int) -> tuple[TrainerState, StepResult]:
-    """One update; when memory runs out the same examples are laid out in smaller micro-batches, and that stays so.
-
-    Among several processes the others would wait for the one that ran out: there the run ends.
-    """
+    """One update; when memory runs out on any process, all lay the same examples out in smaller micro-batches, and that stays so."""
     while True:
         try:
-            return state, train_step(
+            found = train_step(
                 run.objective,
                 run.optimizer,
                 microbatches,
@@ -149,13 +147,19 @@ def _step(run: Run, state: TrainerState, microbatches: Sequence[Microbatch], *, 
                 clock=run.clock,
             )
         except (MemoryError, RuntimeError) as error:
-            lengths = [microbatch.lengths for microbatch in microbatches]
-            budget = smaller_budget(error, state.micro_batch_tokens, lengths, alone=run.world.size == 1)
-        run.optimizer.zero_grad(set_to_none=True)  # outside of the handler: the error holds on to all that the pass has kept
+            if exhausted(error):
+                raise update_does_not_fit(error, world=run.world) from error
+            raise
+        if isinstance(found, StepResult):
+            return state, found
+        lengths, wait = [microbatch.lengths for microbatch in microbatches], run.exchange.passes_wait
+        smaller = smaller_budget(found.told, state.micro_batch_tokens, lengths, world=run.world, others_wait=wait)
+        budget = smaller.micro_batch_tokens
         run.loader.set_micro_batch_tokens(budget)
         microbatches = run.loader.again()
-        run.recorder.event("out-of-memory", step=state.step + 1, micro_batch_tokens=budget)
-        told = f"step {state.step + 1}: memory ran out with up to {state.micro_batch_tokens:,} tokens at a time"
+        run.recorder.event("out-of-memory", step=state.step + 1, micro_batch_tokens=budget, processes=smaller.ran_out)
+        on = f" on {processes(smaller.ran_out)}" if run.world.size > 1 else ""
+        told = f"step {state.step + 1}: memory ran out{on} with up to {state.micro_batch_tokens:,} tokens at a time"
         run.progress.warn(told, f"it is done again with {budget:,}, and so are the steps to come; the result stays the same")
         state = replace(state, micro_batch_tokens=budget)
 

@@ -1,11 +1,13 @@
 """What a run does about trouble that is not the user's fault: steps that are not finite, and memory that runs out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from llamahome.distributed.world import World
 from llamahome.errors import Diverged, OutOfMemory, Problem
 
 
@@ -54,28 +56,65 @@ class BadSteps:
             )
 
 
-def smaller_budget(error: BaseException, micro_batch_tokens: int, lengths: Sequence[Sequence[int]], *, alone: bool) -> int:
-    """Tokens per micro-batch with which to do a step again when memory ran out; `lengths` are those of its micro-batches' documents.
+_SIGNS = ("can't allocate memory", "not enough memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What torch's plain RuntimeErrors say: on Linux and macOS, on Windows, of a GPU whose memory others have, of its libraries."""
 
-    Half of the largest that holds more than one document. Raises `error` when it is something else, OutOfMemory when nothing can be
-    halved or this process is not `alone`: what stands between passes is then not only its own.
+
+def exhausted(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in _SIGNS)
+
+
+@dataclass(frozen=True)
+class Smaller:
+    """With what a step is done again."""
+
+    micro_batch_tokens: int
+    ran_out: list[int]
+    """Processes whose memory ran out."""
+
+
+def smaller_budget(
+    told: str | None, micro_batch_tokens: int, lengths: Sequence[Sequence[int]], *, world: World, others_wait: bool = False
+) -> Smaller:
+    """Agree on the tokens per micro-batch with which all processes do a step again; `lengths` are those of this one's documents.
+
+    `told` is what this process was told when its memory ran out, None when it was another's. The new budget is half of the largest
+    micro-batch that holds more than one document, and fits all. Called by all processes, unless `others_wait` in a pass for this one:
+    then nothing can be done again. Raises OutOfMemory, which names the process, on all that called.
     """
-    exhausted = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-    if not exhausted:
-        raise error
-    halves = [sum(documents) // 2 for documents in lengths if len(documents) > 1]
-    budget = max(1, min(micro_batch_tokens // 2, max(halves, default=0)))
-    if halves and alone:
-        return budget
+    mine: dict[str, Any] = {}
+    if told is not None:
+        halves = [sum(documents) // 2 for documents in lengths if len(documents) > 1]
+        budget = max(1, min(micro_batch_tokens // 2, max(halves, default=0)))
+        if halves:
+            mine["budget"] = budget
+        if others_wait or not halves:
+            mine["problem"] = asdict(_does_not_fit(told, micro_batch_tokens, lengths, smaller=mine.get("budget"), world=world))
+    answers = [mine] if others_wait else world.gather(mine)
+    problems = [answer["problem"] for answer in answers if "problem" in answer]
+    if problems:
+        raise OutOfMemory(Problem(**problems[0]))
+    return Smaller(min(answer["budget"] for answer in answers if answer), [rank for rank, answer in enumerate(answers) if answer])
+
+
+def _does_not_fit(told: str, micro_batch_tokens: int, lengths: Sequence[Sequence[int]], *, smaller: int | None, world: World) -> Problem:
     longest = max((max(documents, default=0) for documents in lengths), default=0)
-    tried = f"a micro-batch of up to {micro_batch_tokens:,} tokens" if halves else f"a single example of {longest:,} tokens"
-    smaller = f"training.micro_batch_tokens={budget}" if halves else f"data.max_length={max(16, longest // 2)}"
-    told = str(error).splitlines() or ["no more memory"]  # Python's own says nothing
-    raise OutOfMemory(
-        Problem(
-            code="training.out-of-memory",
-            message=f"{tried} does not fit: {told[0][:160]}",
-            where=smaller.split("=")[0],
-            hint=f"--set training.gradient_checkpointing=true (the result stays the same), or --set {smaller}",
-        )
-    ) from error
+    tried = f"a micro-batch of up to {micro_batch_tokens:,} tokens" if smaller else f"a single example of {longest:,} tokens"
+    setting = f"training.micro_batch_tokens={smaller}" if smaller else f"data.max_length={max(16, longest // 2)}"
+    where = f" into the memory of process {world.rank}" if world.size > 1 else ""
+    return Problem(
+        code="training.out-of-memory",
+        message=f"{tried} does not fit{where}: {told.splitlines()[0][:160]}",
+        where=setting.split("=")[0],
+        hint=f"--set training.gradient_checkpointing=true (the result stays the same), or --set {setting}",
+    )
+
+
+def update_does_not_fit(error: BaseException, *, world: World) -> OutOfMemory:
+    """What to raise when memory runs out after the passes, while gradients are exchanged or weights updated: smaller passes are no help."""
+    told = (str(error).splitlines() or ["no more memory"])[0]
+    where = f" of process {world.rank}" if world.size > 1 else ""
+    message = f"gradients and optimizer do not fit into the memory{where} beside the weights: {told[:160]}"
+    hint = f"--method lora (or a smaller lora.rank), or --world-size {2 * world.size} --set distributed.strategy=shard"
+    return OutOfMemory(Problem(code="training.out-of-memory", message=message, where="training.method", hint=hint))
