@@ -3,12 +3,14 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.peers.turn import Turn, task
 from llamahome.cli.app import main
-from llamahome.cli.train import before_torch
-from llamahome.data.records import Microbatch
+from llamahome.cli.train import importing_torch
+
+if TYPE_CHECKING:
+    from llamahome.data.records import Microbatch
 
 
 def words(given: dict[str, Any]) -> list[str]:
@@ -47,7 +49,7 @@ def _peak() -> dict[str, Any]:
     return {"peak_flops": max(measured_peak_flops(torch.device("cpu"), torch.bfloat16) for _ in range(5))}
 
 
-def _feed(turn: Turn, microbatch: Microbatch) -> None:
+def _feed(turn: Turn, microbatch: "Microbatch") -> None:
     ids = microbatch.tokens_T.tolist()
     learned = [False] * len(ids)
     for row in microbatch.rows_N.tolist():
@@ -63,19 +65,20 @@ def run() -> None:
     given = task()
     turn = Turn()
     turn.command("peak", _peak)
-    before_torch()
-    from llamahome.data.steps.loader import Loader
+    with importing_torch():
+        from llamahome import pipeline  # noqa: F401
+        from llamahome.data.steps.loader import Loader
 
     take = Loader.__next__
 
-    def in_turn(loader: Loader) -> list[Microbatch]:
+    def in_turn(loader: Loader) -> "list[Microbatch]":
         turn.between(_last_loss())
         microbatches = take(loader)
         for microbatch in microbatches:
             _feed(turn, microbatch)
         return microbatches
 
-    Loader.__next__ = in_turn  # type: ignore[method-assign]
+    Loader.__next__ = in_turn  # type: ignore[method-assign, assignment]
     sys.argv = ["llamahome", *words(given)]
     main()
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llamahome.cli.train import before_torch
+from llamahome.cli.train import importing_torch
 
 models_app = typer.Typer(help="Base models: what is here, what they are, and fetching them.", no_args_is_help=True)
 
@@ -36,8 +36,8 @@ def chat(
 
     log_to_stderr(debug=debug)
     loaded = load_config(assignments=assignments or [])
-    before_torch()
-    from llamahome.conversation import open_chat
+    with importing_torch():
+        from llamahome.conversation import open_chat
 
     reply = open_chat(model, loaded, say=_say, max_new_tokens=max_new_tokens, temperature=temperature)
     turns: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []

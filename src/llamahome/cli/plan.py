@@ -61,10 +61,10 @@ def plan(
         return
     cluster = _cluster(loaded, device, figures)
 
-    from llamahome.cli.train import before_torch
+    from llamahome.cli.train import importing_torch
 
-    before_torch()
-    from llamahome import outlook
+    with importing_torch():
+        from llamahome import outlook
 
     found = outlook.simulate(loaded, cluster, passes=micro_batches, target_share=target_share)
     print(json.dumps(_told(found)) if as_json else "\n".join(_lines(found)))
@@ -90,7 +90,7 @@ def _refuse_words(data_path: list[str], simulate: bool) -> None:
 
 def _show_expected(loaded: "LoadedConfig", data_path: list[str], as_json: bool) -> None:
     """Plan a run on this machine."""
-    from llamahome.cli.train import before_torch
+    from llamahome.cli.train import importing_torch
     from llamahome.config.check import check_config
     from llamahome.data.files.locate import locate
     from llamahome.errors import ConfigError, Problem, UsageError
@@ -103,8 +103,8 @@ def _show_expected(loaded: "LoadedConfig", data_path: list[str], as_json: bool) 
         hint = f"llamahome plan --simulate --world-size {8 if size == 'auto' else size}"
         raise UsageError(Problem(code="usage.plan-simulates", message=message, where="distributed.world_size", hint=hint))
     locate(data_path)
-    before_torch()
-    from llamahome import outlook
+    with importing_torch():
+        from llamahome import outlook
 
     found = outlook.expect(data_path, loaded, say=lambda line: print(line, file=sys.stderr))
     print(json.dumps(_expected(found)) if as_json else "\n".join(_expected_lines(found, loaded.config.training.batch_size)))
