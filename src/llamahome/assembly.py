@@ -28,6 +28,7 @@ from llamahome.model.place import activation_bytes, needs_checkpointing, place, 
 from llamahome.model.precision import Precision, choose_precision
 from llamahome.model.shard import Placement, replicated, sharded
 from llamahome.model.strategy import Chosen, choose_strategy, count_weights, weight_bytes
+from llamahome.model.tiled import backend_in_memory
 from llamahome.monitoring.progress import Progress
 from llamahome.monitoring.resources import free_memory_bytes
 from llamahome.monitoring.throughput import model_flops_per_token
@@ -109,7 +110,7 @@ def load_learner(loaded: LoadedConfig, base: Path, world: World, *, say: Callabl
     if config.distributed.strategy == "auto":
         loaded = with_values(loaded, {"distributed.strategy": chosen.strategy}, origin=f"auto: {chosen.reason}")
     if world.size > 1:
-        say(f"{chosen.strategy}: {chosen.reason}")
+        say(f"{chosen.strategy}: {chosen.reason}" + ("; gradients are summed after every pass" if chosen.sums_each_pass else ""))
     first_place = world.device if chosen.strategy == "replicate" else torch.device("cpu")  # from where it is dealt out layer by layer
     model = load_model(base, dtype=precision.storage, device=first_place)
     loaded = _resolve(loaded, model, precision, world)
@@ -127,7 +128,10 @@ def load_learner(loaded: LoadedConfig, base: Path, world: World, *, say: Callabl
     trained = sum(p.numel() for p in trained_parameters(model).values())
     strategy = chosen.strategy
     loaded, kernels = _compile(loaded, model, precision, whole=strategy == "replicate", world=world, say=say)
-    placement = replicated(model, world) if strategy == "replicate" else sharded(model, world, strategy=strategy, precision=precision)
+    if strategy == "replicate":
+        placement = replicated(model, world)
+    else:
+        placement = sharded(model, world, strategy=strategy, precision=precision, sums_each_pass=chosen.sums_each_pass)
     learner = Learner(
         model=model,
         saved=saved,
@@ -195,6 +199,8 @@ def _resolve(loaded: LoadedConfig, model: CausalLM, precision: Precision, world:
         if training.method == "full":  # gradients and two moments are not there yet
             free -= 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         backend = attention_backend(loaded.config.model.attention, model)
+        compiled = training.compile is not False and loaded.config.distributed.strategy == "replicate"
+        backend = backend_in_memory(backend, model.config.get_text_config(), compute=precision.compute, compiled=compiled)
         kept = activation_bytes(model, tokens, longest=longest, precision=precision, backend=backend)
         wanted = needs_checkpointing(kept, free_bytes=free)
         origin = f"auto: activations of {tokens:,} tokens take about {show_bytes(kept)}, and {show_bytes(max(0, free))} are free"

@@ -31,6 +31,7 @@ from llamahome.model.precision import Precision, choose_precision
 from llamahome.model.shard import replicated, sharded
 from llamahome.model.skeleton import count_weights, pretend, read_shape, require_layers, skeleton
 from llamahome.model.strategy import Chosen, choose_strategy, weight_bytes
+from llamahome.model.tiled import backend_in_memory
 from llamahome.monitoring.resources import free_memory_bytes
 from llamahome.monitoring.throughput import measured_peak_flops
 from llamahome.planning.forecast import STRATEGIES, Cluster, Forecast, Strategy, Work, forecast, layout_of, remedy
@@ -150,15 +151,13 @@ def expect(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callabl
     tokens = max(1, math.ceil(per_step / passes))
     read = require_layers(read_shape(str(base), CONFIGS), config.model.name)
     backend = "blocks" if device.name == "cpu" else "sdpa"
+    backend = backend_in_memory(backend, read.get_text_config(), compute=precision.compute, compiled=config.training.compile is not False)
     # A step must fit when its passes are as full as they may be, and as long as the longest row.
-    shape, kept = _measure(
-        config, precision, read, int(read.get_text_config().num_hidden_layers), max(most, config.data.max_length), backend
-    )
+    fullest = max(most, config.data.max_length)
+    shape, kept = _measure(config, precision, read, int(read.get_text_config().num_hidden_layers), fullest, backend)
     wanted = config.training.gradient_checkpointing
     share = report.targets / max(1, report.tokens)
-    full = Work(
-        max(most, config.data.max_length), 1, config.data.max_length, share, kept, None if wanted == "auto" else wanted, LARGEST_SHARE
-    )
+    full = Work(fullest, 1, config.data.max_length, share, kept, None if wanted == "auto" else wanted, LARGEST_SHARE)
     here = Cluster(device, 1, 1)
     apart = config.training.method == "lora"
     layout = layout_of("replicate", here, stored=precision.storage.itemsize, computed=precision.compute.itemsize, apart=apart)

@@ -1,6 +1,7 @@
 """Attention in tiles gives what float32 gives, rounded, for any documents, heads, windows and shared beginnings; threads change no bit."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from llamahome.model.attention import Scoring, attend_documents, block_attention, reference_attention
 from llamahome.model.documents import Documents, plan_documents
 from llamahome.model.native import Kernels, load_kernels
-from llamahome.model.tiled import can_tile, tiled_attention
+from llamahome.model.tiled import backend_in_memory, can_tile, tiled_attention
 
 CPU = torch.device("cpu")
 FOUND = load_kernels()
@@ -194,3 +195,14 @@ def test_other_tensors_are_left_to_blocks() -> None:
     assert not can_tile(wide[0], wide[1], wide[2], kernels())
     out = attend_documents(*qkv, plan_documents([40], device=CPU), Scoring(24**-0.5, None, kernels=kernels()), backend="blocks")
     assert_close([out.detach(), *torch.autograd.grad(out, qkv, incoming)], expected(qkv, incoming, [40], None))
+
+
+def test_memory_is_planned_for_the_back_end_that_will_run() -> None:
+    config = SimpleNamespace(hidden_size=576, num_attention_heads=9)
+    narrow = SimpleNamespace(hidden_size=576, num_attention_heads=9, head_dim=24)
+    low = {"compute": torch.bfloat16}
+    assert backend_in_memory("blocks", config, compiled=True, **low) == "tiled"
+    assert backend_in_memory("blocks", config, compiled=False, **low) == "blocks"
+    assert backend_in_memory("blocks", narrow, compiled=True, **low) == "blocks"
+    assert backend_in_memory("blocks", config, compiled=True, compute=torch.float32) == "blocks"
+    assert backend_in_memory("reference", config, compiled=True, **low) == "reference"

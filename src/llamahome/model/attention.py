@@ -221,7 +221,7 @@ def reference_attention(
 def _documents_forward(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """The form transformers calls: query [1, H, T, E] -> [1, T, H, E]; `options` are its own, plus our `documents` and `backend`."""
+    """The form transformers calls: query [1, H, T, E] -> [1, T, H, E]; `options` are its own and our `documents`, `backend`, `compiled`."""
     if attention_mask is not None or options.get("s_aux") is not None:
         raise ValueError("its attention has a mask or sinks of its own")
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
@@ -230,6 +230,7 @@ def _documents_forward(
         window=options.get("sliding_window"),
         softcap=options.get("softcap"),
         dropout=options.get("dropout", 0.0) if module.training else 0.0,
+        kernels=options["compiled"],
     )
     return attend_documents(q, k, v, options["documents"], scoring, backend=options["backend"]).unsqueeze(0), None
 

@@ -20,6 +20,7 @@ from llamahome.errors import ConfigError, LlamaHomeError, MachineError, Problem
 from llamahome.model.attention import ATTENTION_NAME, register_attention
 from llamahome.model.documents import Documents, plan_documents
 from llamahome.model.loss import Head
+from llamahome.model.native import Kernels
 from llamahome.model.starter import STARTER, fetch_starter
 from llamahome.rundir import BASE_MODELS, as_typed
 
@@ -140,10 +141,18 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Pre
     return model
 
 
-def last_hidden(model: PreTrainedModel, tokens_T: Tensor, positions_T: Tensor, documents: Documents, *, backend: str) -> Tensor:
+def last_hidden(
+    model: PreTrainedModel,
+    tokens_T: Tensor,
+    positions_T: Tensor,
+    documents: Documents,
+    *,
+    backend: str,
+    kernels: Kernels | None = None,
+) -> Tensor:
     """The decoder's last hidden states [T, D] of documents that lie end to end."""
     output = model.get_decoder()(
-        input_ids=tokens_T[None], position_ids=positions_T[None], use_cache=False, documents=documents, backend=backend
+        input_ids=tokens_T[None], position_ids=positions_T[None], use_cache=False, documents=documents, backend=backend, compiled=kernels
     )
     hidden_TD: Tensor = output.last_hidden_state[0]
     return hidden_TD

@@ -97,6 +97,11 @@ def _abilities() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
+def expects_pairs() -> bool:
+    """Whether this machine could compile passes that multiply pairs of bfloat16; asked before anything is compiled."""
+    return _compiler() is not None and "avx512_bf16" in _abilities().split()
+
+
 @functools.cache
 def load_kernels() -> Kernels | str:
     """The kernels, compiled now if they are not in the cache; or one line that says why there are none."""

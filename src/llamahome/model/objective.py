@@ -58,7 +58,7 @@ class Objective:
     precision: Precision
     within: Within = directly
     kernels: Kernels | None = None
-    """Compiled passes for the loss head."""
+    """Compiled passes for attention and the loss head."""
 
     def loss_sum(self, batch: LaidDocuments) -> Tensor:
         """() float32, nats, summed over the targets of `batch`; differentiable."""
@@ -84,13 +84,28 @@ class Objective:
         if self.backend == "blocks" and laid.tokens_C.device.type == "cpu" and not draws_lots(self.model):
             laid = lay_once(batch.tokens_T, batch.positions_T, batch.rows_N, batch.lengths)
         documents = plan_documents(batch.lengths, device=batch.tokens_T.device, shared=laid.shared)
-        hidden_CD = hidden_states(self.model, laid.tokens_C, laid.positions_C, documents, precision=self.precision, backend=self.backend)
+        hidden_CD = hidden_states(
+            self.model,
+            laid.tokens_C,
+            laid.positions_C,
+            documents,
+            precision=self.precision,
+            backend=self.backend,
+            kernels=self.kernels,
+        )
         return hidden_CD.index_select(0, laid.rows_N)
 
 
 def hidden_states(
-    model: PreTrainedModel, tokens_T: Tensor, positions_T: Tensor, documents: Documents, *, precision: Precision, backend: str
+    model: PreTrainedModel,
+    tokens_T: Tensor,
+    positions_T: Tensor,
+    documents: Documents,
+    *,
+    precision: Precision,
+    backend: str,
+    kernels: Kernels | None = None,
 ) -> Tensor:
     """The decoder's last hidden states [T, D], products in the types of `precision`."""
     with torch.autocast(tokens_T.device.type, precision.compute, enabled=precision.autocast):
-        return last_hidden(model, tokens_T, positions_T, documents, backend=backend)
+        return last_hidden(model, tokens_T, positions_T, documents, backend=backend, kernels=kernels)

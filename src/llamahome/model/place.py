@@ -23,13 +23,15 @@ LARGEST_SHARE = 0.7
 def activation_bytes(model: PreTrainedModel, tokens: int, *, longest: int, precision: Precision, backend: str = "blocks") -> int:
     """Estimated memory that a forward pass over `tokens` in documents of up to `longest` keeps for the backward pass.
 
-    torch's own kernel, which the `sdpa` back end calls, makes the probabilities again; the others keep them.
+    torch's own kernel, which the `sdpa` back end calls, and `tiled` passes make the probabilities again; the others keep them.
     """
     config = model.config.get_text_config()
     hidden, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     low = precision.compute == torch.bfloat16
     width = (1.6 if precision.autocast else 1.0) if low else 1.8
-    probabilities = 0.0 if backend == "sdpa" else config.num_attention_heads * (longest / 2 + QUERY_BLOCK / 2) * (2 if low else 4)
+    probabilities = (
+        0.0 if backend in ("sdpa", "tiled") else config.num_attention_heads * (longest / 2 + QUERY_BLOCK / 2) * (2 if low else 4)
+    )
     return int(tokens * config.num_hidden_layers * (width * (_KEPT_PER_HIDDEN * hidden + _KEPT_PER_INNER * inner) + probabilities))
 
 

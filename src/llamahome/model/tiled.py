@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llamahome.model.documents import Documents
-from llamahome.model.native import Kernels
+from llamahome.model.native import Kernels, expects_pairs
 
 _UNIT = 16
 """Head sizes are multiples of it: as many float32 as a vector holds."""
@@ -26,6 +26,13 @@ def can_tile(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, kernels: Kernels) -> b
         return False
     known = all(x.device.type == "cpu" and x.dtype == v_TKE.dtype and x.shape[2] % _UNIT == 0 for x in (q_THE, k_TKE, v_TKE))
     return known and len(q_THE) > 0
+
+
+def backend_in_memory(backend: str, config: Any, *, compute: torch.dtype, compiled: bool) -> str:
+    """`tiled` where `blocks` will go through tiles on this machine, judged by the text config of a model; else `backend`."""
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    fits = compiled and compute == torch.bfloat16 and size % _UNIT == 0
+    return "tiled" if backend == "blocks" and fits and expects_pairs() else backend
 
 
 def tiled_attention(
