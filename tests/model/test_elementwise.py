@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llamahome.model.elementwise import GATES, Norm, gated, norm, plain_gate, plain_norm, plain_rotation, rotated
+from llamahome.model.elementwise import GATES, Gated, Norm, Normed, gated, norm, plain_gate, plain_norm, plain_rotation, rotated
 from llamahome.model.native import Kernels, load_kernels
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 5e-3}
@@ -61,6 +61,19 @@ def test_the_gate_is_exact_at_the_ends_and_hands_a_nan_on(kernels: Kernels, kind
     a = torch.tensor([-1e4, -200.0, -88.0, 0.0, 88.0, 200.0, 1e6, float("nan")])
     both = torch.cat([a, torch.ones_like(a)])
     torch.testing.assert_close(gated(both, kind, kernels), plain_gate(both, kind), rtol=1e-6, atol=1e-30, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_what_is_made_again_has_the_bits_of_the_first_time_with_and_without_a_gradient(kernels: Kernels, dtype: torch.dtype) -> None:
+    x, weight = some(21, 34, dtype=dtype).detach(), some(34, dtype=dtype, seed=3).detach()
+    for reading, sources in ((Normed(Norm(1e-5, 1.0, None), kernels), (x, weight)), (Gated("silu", kernels), (x,))):
+        out, kept = reading.read(*sources)
+        wanted = [True] * len(sources)
+        for grad in (None, torch.ones_like(out)):
+            again, gradients = reading.back(grad, *sources, *kept, wanted=wanted, again=True)
+            assert torch.equal(again, out)
+            assert [each is None for each in gradients] == [grad is None] * len(sources)
+        assert reading.back(torch.ones_like(out), *sources, *kept, wanted=wanted, again=False)[0] is None
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

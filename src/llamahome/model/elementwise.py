@@ -1,11 +1,14 @@
 """Norm, gate and rotation of a decoder layer as single passes over memory, with backward passes of their own.
 
 What is cheap to compute again is not kept: the norm keeps its input and one number per row, the gate its input, the rotation nothing.
-Each works on the compiled kernels (model/native.py); a `plain_` twin in PyTorch's words says what is meant and is what tests compare with.
+A linear layer that reads a norm or a gate (model/linears.py) keeps its sources in the place of what it reads, and gets this again from
+the same pass over memory that turns the gradient. All work on the compiled kernels (model/native.py); a `plain_` twin in PyTorch's words
+says what is meant and is what tests compare with.
 
 Legend: T tokens, D hidden size, F feed-forward size, H query heads, K key heads, E head size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,50 +55,100 @@ def plain_rotation(x_THE: Tensor, cosine_TE: Tensor, sine_TE: Tensor) -> Tensor:
     return turned.to(x_THE.dtype)
 
 
-class _Norm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_D: Tensor, how: Norm, kernels: Kernels) -> Tensor:
-        x = x.contiguous()
+@dataclass(frozen=True)
+class AsItIs:
+    """A product reads what is kept."""
+
+    def read(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What the product reads, and what is to be kept besides the sources."""
+        return x, ()
+
+    def back(
+        self, grad: Tensor | None, x: Tensor, *, wanted: Sequence[bool], again: bool
+    ) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
+        """What was read, when it is needed `again`, and the gradients of the sources."""
+        return x, (grad,)
+
+
+@dataclass(frozen=True)
+class Normed:
+    """A product reads the norm of what is kept, [T, D] and a weight [D]."""
+
+    how: Norm
+    kernels: Kernels
+
+    def read(self, x: Tensor, weight_D: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What the product reads, and one number per row to be kept."""
         size = x.shape[-1]
-        weight = weight_D.float() + how.offset
-        out = torch.empty_like(x, dtype=how.dtype or x.dtype)
+        weight = weight_D.float() + self.how.offset
+        out = torch.empty_like(x, dtype=self.how.dtype or x.dtype)
         inverse = torch.empty(x.numel() // size, dtype=torch.float32)
-        kernels("norm_forward", (x.dtype, out.dtype), x, weight, out, inverse, inverse.numel(), size, how.eps)
-        ctx.save_for_backward(x, weight_D, inverse)
-        ctx.how, ctx.kernels = how, kernels
+        self.kernels("norm_forward", (x.dtype, out.dtype), x, weight, out, inverse, inverse.numel(), size, self.how.eps)
+        return out, (inverse,)
+
+    def back(
+        self, grad: Tensor | None, x: Tensor, weight_D: Tensor, inverse: Tensor, *, wanted: Sequence[bool], again: bool
+    ) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
+        """What was read, when it is needed `again`, and the gradients of x and of the weight."""
+        if grad is None:
+            return self.read(x, weight_D)[0] if again else None, (None, None)
+        grad, size = grad.contiguous(), x.shape[-1]
+        weight = weight_D.float() + self.how.offset
+        grad_x = torch.empty_like(x) if wanted[0] else None
+        partial = torch.zeros(_CHUNKS, size, dtype=torch.float32) if wanted[1] else None
+        out = torch.empty_like(grad) if again else None
+        chunks = _CHUNKS if partial is not None else inverse.numel()
+        types = (x.dtype, grad.dtype)
+        self.kernels("norm_backward", types, grad, x, weight, inverse, grad_x, partial, out, chunks, inverse.numel(), size)
+        return out, (grad_x, None if partial is None else partial.sum(0).to(weight_D.dtype))
+
+
+@dataclass(frozen=True)
+class Gated:
+    """A product reads the gated [T, F] of what is kept, [T, 2F]."""
+
+    kind: str
+    kernels: Kernels
+
+    def read(self, both: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What the product reads; nothing is kept besides."""
+        size = both.shape[-1] // 2
+        out = both.new_empty(*both.shape[:-1], size)
+        self.kernels("gated_forward", (both.dtype,), both, out, out.numel() // size, size, GATES.index(self.kind))
+        return out, ()
+
+    def back(
+        self, grad: Tensor | None, both: Tensor, *, wanted: Sequence[bool], again: bool
+    ) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
+        """What was read, when it is needed `again`, and the gradient of both halves."""
+        if grad is None:
+            return self.read(both)[0] if again else None, (None,)
+        grad, size = grad.contiguous(), both.shape[-1] // 2
+        grad_both, out = torch.empty_like(both), torch.empty_like(grad) if again else None
+        sizes = grad.numel() // size, size, GATES.index(self.kind)
+        self.kernels("gated_backward", (both.dtype,), grad, both, grad_both, out, *sizes)
+        return out, (grad_both,)
+
+
+Reading = AsItIs | Normed | Gated
+"""How what a product reads is made of its sources, which are kept for the backward pass in its place."""
+
+
+class _Read(torch.autograd.Function):
+    """What would be read, by itself."""
+
+    @staticmethod
+    def forward(ctx: Any, reading: Reading, *sources: Tensor) -> Tensor:
+        sources = tuple(source.contiguous() for source in sources)
+        out, kept = reading.read(*sources)
+        ctx.save_for_backward(*sources, *kept)
+        ctx.reading = reading
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight_D, inverse = ctx.saved_tensors
-        grad, size = gradients[0].contiguous(), x.shape[-1]
-        weight = weight_D.float() + ctx.how.offset
-        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        partial = torch.zeros(_CHUNKS, size, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        chunks = _CHUNKS if partial is not None else inverse.numel()
-        types = (x.dtype, grad.dtype)
-        ctx.kernels("norm_backward", types, grad, x, weight, inverse, grad_x, partial, chunks, inverse.numel(), size)
-        return grad_x, None if partial is None else partial.sum(0).to(weight_D.dtype), None, None
-
-
-class _Gate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, both: Tensor, kind: str, kernels: Kernels) -> Tensor:
-        both = both.contiguous()
-        size = both.shape[-1] // 2
-        out = both.new_empty(*both.shape[:-1], size)
-        kernels("gated_forward", (both.dtype,), both, out, out.numel() // size, size, GATES.index(kind))
-        ctx.save_for_backward(both)
-        ctx.kind, ctx.kernels = kind, kernels
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (both,) = ctx.saved_tensors
-        grad, size = gradients[0].contiguous(), both.shape[-1] // 2
-        grad_both = torch.empty_like(both)
-        ctx.kernels("gated_backward", (both.dtype,), grad, both, grad_both, grad.numel() // size, size, GATES.index(ctx.kind))
-        return grad_both, None, None
+        _, found = ctx.reading.back(gradients[0], *ctx.saved_tensors, wanted=ctx.needs_input_grad[1:], again=False)
+        return None, *found
 
 
 class _Rotation(torch.autograd.Function):
@@ -107,11 +160,12 @@ class _Rotation(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         tokens, size = cosine_TE.shape
         query, key = heads
+        cosine, sine = cosine_TE.float().contiguous(), sine_TE.float().contiguous()
         q, k = all_TO.new_empty(tokens, query, size), all_TO.new_empty(tokens, key, size)
         for out, first, count in ((q, 0, query), (k, query, key)):
             columns = all_TO[:, first * size :]
-            kernels("rotate", (all_TO.dtype,), columns, out, cosine_TE, sine_TE, tokens, count, size, all_TO.stride(0), count * size, 1.0)
-        ctx.save_for_backward(cosine_TE, sine_TE)
+            kernels("rotate", (all_TO.dtype,), columns, out, cosine, sine, tokens, count, size, all_TO.stride(0), count * size, 1.0)
+        ctx.save_for_backward(cosine_TE, sine_TE)  # as they came: all layers share them
         ctx.heads, ctx.kernels = heads, kernels
         return q, k, all_TO[:, (query + key) * size :].reshape(tokens, key, size).clone()
 
@@ -120,29 +174,30 @@ class _Rotation(torch.autograd.Function):
         cosine_TE, sine_TE = ctx.saved_tensors
         tokens, size = cosine_TE.shape
         query, key = ctx.heads
+        cosine, sine = cosine_TE.float().contiguous(), sine_TE.float().contiguous()
         grad = gradients[0].new_empty(tokens, (query + 2 * key) * size)
         for part, first, count in ((gradients[0], 0, query), (gradients[1], query, key)):
             columns, part = grad[:, first * size :], part.contiguous()
-            ctx.kernels("rotate", (grad.dtype,), part, columns, cosine_TE, sine_TE, tokens, count, size, count * size, grad.stride(0), -1.0)
+            ctx.kernels("rotate", (grad.dtype,), part, columns, cosine, sine, tokens, count, size, count * size, grad.stride(0), -1.0)
         grad[:, (query + key) * size :] = gradients[2].reshape(tokens, key * size)
         return grad, None, None, None, None
 
 
 def norm(x: Tensor, weight_D: Tensor, how: Norm, kernels: Kernels) -> Tensor:
     """`plain_norm` in one pass; x [..., D]."""
-    result: Tensor = _Norm.apply(x, weight_D, how, kernels)  # type: ignore[no-untyped-call]
+    result: Tensor = _Read.apply(Normed(how, kernels), x, weight_D)  # type: ignore[no-untyped-call]
     return result
 
 
 def gated(both: Tensor, kind: str, kernels: Kernels) -> Tensor:
     """`plain_gate` in one pass; both [..., 2F] -> [..., F]."""
-    result: Tensor = _Gate.apply(both, kind, kernels)  # type: ignore[no-untyped-call]
+    result: Tensor = _Read.apply(Gated(kind, kernels), both)  # type: ignore[no-untyped-call]
     return result
 
 
 def rotated(
     all_TO: Tensor, cosine_TE: Tensor, sine_TE: Tensor, *, heads: tuple[int, int], kernels: Kernels
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Split [q | k | v] columns into heads and apply `plain_rotation` to q and k; angles in float32, `heads` of queries and keys."""
+    """Split [q | k | v] columns into heads and apply `plain_rotation` to q and k; `heads` of queries and keys."""
     result: tuple[Tensor, Tensor, Tensor] = _Rotation.apply(all_TO.contiguous(), cosine_TE, sine_TE, heads, kernels)  # type: ignore[no-untyped-call]
     return result

@@ -7,6 +7,7 @@ tests/model/test_fuse.py.
 """
 
 import copy
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from transformers.models.llama import modeling_llama
 
 from llamahome.model.attention import ATTENTION_NAME, Scoring, attend_documents
 from llamahome.model.documents import plan_documents
-from llamahome.model.elementwise import GATES, Norm, gated, norm, plain_gate, plain_norm, rotated
+from llamahome.model.elementwise import GATES, Gated, Norm, Normed, norm, plain_gate, plain_norm, rotated
 from llamahome.model.linears import Fan, can_fan
 from llamahome.model.native import Kernels
 from llamahome.model.objective import hidden_states
@@ -37,12 +38,24 @@ _WINDOWS: dict[str, Callable[[Any], int | None]] = {
     "Qwen2Attention": lambda module: module.sliding_window,
 }
 """Attention classes that are Llama's but for the window that they pass on."""
+_HALVES = {"self_attn": "input_layernorm", "mlp": "post_attention_layernorm"}
+"""The parts of a layer of Llama's form and the norms before them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Before:
+    """The norm in front of a part, for the part to make."""
+
+    norm: Any
+    reading: Normed
 
 
 def fuse(model: PreTrainedModel, *, kernels: Kernels, precision: Precision, backend: str) -> int:
     """Replace what can be replaced in `model`, in place; returns how many parts. Call it after adapters have been added."""
     before = _probe(model, precision, backend)
-    replaced = [module for module in model.get_decoder().modules() if _replace(module, kernels, precision)]
+    parts = list(model.get_decoder().modules())
+    replaced = [module for module in parts if _replace(module, kernels, precision)]
+    replaced += [module for module in parts if _replace_layer(module, kernels, precision)]
     after = _probe(model, precision, backend)
     if not (after - before).norm() <= _SAME_MODEL[precision.compute] * before.norm():
         unfuse(model)
@@ -65,6 +78,12 @@ def _probe(model: PreTrainedModel, precision: Precision, backend: str) -> Tensor
     return hidden_states(model, tokens, positions, documents, precision=precision, backend=backend).float()
 
 
+def keeps_little(model: PreTrainedModel) -> bool:
+    """Whether the layers of `model` have the form whose norms and gates are made again instead of kept, once they are replaced."""
+    layer = next((each for each in model.get_decoder().modules() if _has_form(each)), None)
+    return layer is not None and _is_attention(layer.self_attn) and _gate_of(layer.mlp) is not None
+
+
 def _replace(module: Any, kernels: Kernels, precision: Precision) -> bool:
     if (how := _norm_of(module)) is not None:
         module.forward = functools.partial(_norm_forward, module, how, kernels)
@@ -81,6 +100,21 @@ def _replace(module: Any, kernels: Kernels, precision: Precision) -> bool:
     return True
 
 
+def _replace_layer(module: Any, kernels: Kernels, precision: Precision) -> bool:
+    """Let the replaced parts of a layer of Llama's form make the norms of what they read themselves, so that these are not kept."""
+    if not _has_form(module):
+        return False
+    norms: dict[str, Before] = {}
+    for part, name in _HALVES.items():
+        made = getattr(module, name)
+        own = vars(made).get("forward")
+        if "forward" in vars(getattr(module, part)) and isinstance(own, functools.partial) and own.func is _norm_forward:
+            norms[part] = Before(made, Normed(dataclasses.replace(own.args[1], dtype=precision.compute), kernels))
+    if norms:
+        module.forward = functools.partial(_layer_forward, module, norms)
+    return bool(norms)
+
+
 def _can(precision: Precision, *fans: list[nn.Module]) -> bool:
     return all(can_fan(layers, autocast=precision.autocast) for layers in fans)
 
@@ -89,6 +123,12 @@ def _same_code(function: Any, other: Any) -> bool:
     """Two functions consist of the same instructions on the same names."""
     first, second = (getattr(each, "__wrapped__", each).__code__ for each in (function, other))
     return (first.co_code, first.co_names, first.co_varnames) == (second.co_code, second.co_names, second.co_varnames)
+
+
+def _has_form(module: Any) -> bool:
+    """A layer of Llama's form."""
+    parts = all(isinstance(getattr(module, name, None), nn.Module) for name in (*_HALVES, *_HALVES.values()))
+    return parts and _same_code(type(module).forward, modeling_llama.LlamaDecoderLayer.forward)
 
 
 def _norm_of(module: Any) -> Norm | None:
@@ -141,12 +181,28 @@ def _norm_forward(module: Any, how: Norm, kernels: Kernels, x: Tensor) -> Tensor
     return norm(x, module.weight, how, kernels)
 
 
-def _feed_forward(module: Any, fans: tuple[Fan, Fan], kind: str, kernels: Kernels, x: Tensor) -> Tensor:
+def _layer_forward(module: Any, norms: dict[str, Before], hidden_states: Tensor, **options: Any) -> Tensor:
+    def part(name: str, x: Tensor, **more: Any) -> Any:
+        if name in norms:
+            return getattr(module, name)(x, before=norms[name], **more)
+        return getattr(module, name)(getattr(module, _HALVES[name])(x), **more)
+
+    attended, _ = part("self_attn", hidden_states, **options)
+    between: Tensor = hidden_states + attended
+    result: Tensor = between + part("mlp", between)
+    return result
+
+
+def _feed_forward(module: Any, fans: tuple[Fan, Fan], kind: str, kernels: Kernels, x: Tensor, *, before: Before | None = None) -> Tensor:
     inner, outer = fans
     if not (inner.usable and outer.usable):
-        result: Tensor = type(module).forward(module, x)
+        result: Tensor = type(module).forward(module, before.norm(x) if before else x)
         return result
-    return outer(gated(inner(x), kind, kernels))
+    return outer(_through(inner, before, x), reading=Gated(kind, kernels))
+
+
+def _through(fan: Fan, before: Before | None, x: Tensor) -> Tensor:
+    return fan(x, before.norm.weight, reading=before.reading) if before else fan(x)
 
 
 def _attention_forward(
@@ -155,19 +211,19 @@ def _attention_forward(
     kernels: Kernels,
     hidden_states: Tensor,
     position_embeddings: Any = None,
-    attention_mask: Tensor | None = None,
     past_key_values: Any = None,
+    *,
+    before: Before | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     inner, outer = fans
     foreign = past_key_values is not None or module.config._attn_implementation != ATTENTION_NAME or hidden_states.shape[0] != 1
     if foreign or not (inner.usable and outer.usable):
-        result: tuple[Tensor, None] = type(module).forward(
-            module, hidden_states, position_embeddings, attention_mask, past_key_values, **options
-        )
+        x = before.norm(hidden_states) if before else hidden_states
+        result: tuple[Tensor, None] = type(module).forward(module, x, position_embeddings, past_key_values=past_key_values, **options)
         return result
-    cosine_TE, sine_TE = (angle[0].float().contiguous() for angle in position_embeddings)
-    all_TO = inner(hidden_states)[0]
+    cosine_TE, sine_TE = (angle[0] for angle in position_embeddings)
+    all_TO = _through(inner, before, hidden_states)[0]
     size = module.head_dim
     heads = module.q_proj.out_features // size, module.k_proj.out_features // size
     q, k, v = rotated(all_TO, cosine_TE, sine_TE, heads=heads, kernels=kernels)

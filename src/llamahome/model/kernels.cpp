@@ -37,10 +37,11 @@ static void norm_forward(const X *x, const float *weight, Y *out, float *inverse
   }
 }
 
-// `partial` is null or [chunks, size]: the weight's gradient, summed over fixed chunks of rows.
+// `partial` is null or [chunks, size]: the weight's gradient, summed over fixed chunks of rows. `again` is null or gets what the forward
+// pass gave.
 template <class X, class Y>
 static void norm_backward(const Y *grad, const X *x, const float *weight, const float *inverse, X *grad_x, float *partial,
-                          int64_t chunks, int64_t rows, int64_t size, int threads) {
+                          Y *again, int64_t chunks, int64_t rows, int64_t size, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t chunk = 0; chunk < chunks; chunk++)
     for (int64_t row = rows * chunk / chunks; row < rows * (chunk + 1) / chunks; row++) {
@@ -54,6 +55,10 @@ static void norm_backward(const Y *grad, const X *x, const float *weight, const 
         float *own = partial + chunk * size;
 #pragma omp simd
         for (int64_t i = 0; i < size; i++) own[i] += get(g[i]) * get(in[i]) * r;
+      }
+      if (again) {
+#pragma omp simd
+        for (int64_t i = 0; i < size; i++) put(again + row * size + i, get(in[i]) * r * weight[i]);
       }
       if (grad_x) {
 #pragma omp simd
@@ -76,18 +81,30 @@ static void gated_forward(const X *both, X *out, int64_t rows, int64_t size, int
   }
 }
 
+// `again` is null or gets what the forward pass gave.
 template <int kind, class X>
-static void gated_backward(const X *grad, const X *both, X *grad_both, int64_t rows, int64_t size, int threads) {
+static void gated_backward(const X *grad, const X *both, X *grad_both, X *again, int64_t rows, int64_t size, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t row = 0; row < rows; row++) {
     const X *a = both + row * 2 * size, *b = a + size, *g = grad + row * size;
-    X *ga = grad_both + row * 2 * size, *gb = ga + size;
+    X *ga = grad_both + row * 2 * size, *gb = ga + size, *out = again ? again + row * size : nullptr;
+    if (out) {
 #pragma omp simd
-    for (int64_t i = 0; i < size; i++) {
-      float value, slope, up = get(g[i]);
-      gate(kind, get(a[i]), &value, &slope);
-      put(ga + i, up * get(b[i]) * slope);
-      put(gb + i, up * value);
+      for (int64_t i = 0; i < size; i++) {
+        float value, slope, up = get(g[i]);
+        gate(kind, get(a[i]), &value, &slope);
+        put(ga + i, up * get(b[i]) * slope);
+        put(gb + i, up * value);
+        put(out + i, value * get(b[i]));
+      }
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < size; i++) {
+        float value, slope, up = get(g[i]);
+        gate(kind, get(a[i]), &value, &slope);
+        put(ga + i, up * get(b[i]) * slope);
+        put(gb + i, up * value);
+      }
     }
   }
 }
@@ -173,8 +190,8 @@ static void cross_entropy(X *logits, const int64_t *labels, float *loss, int64_t
     norm_forward(x, w, out, inverse, rows, size, eps, threads);                                                                  \
   }                                                                                                                              \
   extern "C" void norm_backward_##name(const Y *grad, const X *x, const float *w, const float *inverse, X *grad_x, float *part,  \
-                                       int64_t chunks, int64_t rows, int64_t size, int threads) {                                \
-    norm_backward(grad, x, w, inverse, grad_x, part, chunks, rows, size, threads);                                               \
+                                       Y *again, int64_t chunks, int64_t rows, int64_t size, int threads) {                      \
+    norm_backward(grad, x, w, inverse, grad_x, part, again, chunks, rows, size, threads);                                        \
   }
 NORM(ff, float, float)
 NORM(bb, bf16, bf16)
@@ -184,9 +201,10 @@ NORM(fb, float, bf16)
   extern "C" void gated_forward_##name(const X *both, X *out, int64_t rows, int64_t size, int kind, int threads) {               \
     kind ? gated_forward<1>(both, out, rows, size, threads) : gated_forward<0>(both, out, rows, size, threads);                  \
   }                                                                                                                              \
-  extern "C" void gated_backward_##name(const X *grad, const X *both, X *out, int64_t rows, int64_t size, int kind,              \
+  extern "C" void gated_backward_##name(const X *grad, const X *both, X *out, X *again, int64_t rows, int64_t size, int kind,    \
                                         int threads) {                                                                           \
-    kind ? gated_backward<1>(grad, both, out, rows, size, threads) : gated_backward<0>(grad, both, out, rows, size, threads);    \
+    kind ? gated_backward<1>(grad, both, out, again, rows, size, threads)                                                        \
+         : gated_backward<0>(grad, both, out, again, rows, size, threads);                                                       \
   }                                                                                                                              \
   extern "C" void rotate_##name(const X *x, X *out, const float *c, const float *s, int64_t tokens, int64_t heads, int64_t size, \
                                 int64_t x_step, int64_t out_step, float sign, int threads) {                                     \

@@ -15,9 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llamahome.model.elementwise import AsItIs, Reading
 from llamahome.model.lora import LeanLoraLinear, lean_factors
 from llamahome.model.native import Kernels
 from llamahome.model.products import LowRank, Stack, multiplies, outer_product, product
+
+_AS_IT_IS = AsItIs()
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,15 +32,26 @@ class _Weights:
     kernels: Kernels | None
 
 
+@dataclass(frozen=True)
+class _Source:
+    """How what a product reads is made, and of how many tensors."""
+
+    reading: Reading
+    count: int
+
+
 class _AdaptedProduct(torch.autograd.Function):
     """x W' + bias + (x A') B with frozen W: A [S, I], B [S, O] block-diagonal and scaled."""
 
     @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, weights: _Weights, blocks: tuple[tuple[int, int, float], ...], *factors: Tensor) -> Tensor:
-        """`blocks` has the first row, the row after the last and the scale of each adapter; `factors` its A and B."""
-        ctx.weights, ctx.blocks = weights, blocks
+    def forward(ctx: Any, source: _Source, weights: _Weights, blocks: tuple[tuple[int, int, float], ...], *tensors: Tensor) -> Tensor:
+        """`blocks` has the first row, the row after the last and the scale of each adapter; `tensors` the sources, then each A and B."""
+        sources, factors = tensors[: source.count], tensors[source.count :]
+        x_TI, kept = source.reading.read(*sources)
+        ctx.weights, ctx.blocks, ctx.source = weights, blocks, source
         stack, kernels, bias_O = weights.stack, weights.kernels, weights.bias_O
         if not blocks:
+            ctx.save_for_backward(*sources, *kept)
             return product(x_TI, stack, turned=True, kernels=kernels, bias=bias_O)
         ranks = [a.shape[0] for a in factors[::2]]
         a_SI = x_TI.new_zeros(sum(ranks) + sum(ranks) % 2, x_TI.shape[1])  # an even rank, as our products want it
@@ -48,52 +62,59 @@ class _AdaptedProduct(torch.autograd.Function):
             b_SO[first : first + b.shape[1], start:stop] = (b * scale).t()
             first += b.shape[1]
         low_TS = product(x_TI, Stack([a_SI]), turned=True, kernels=kernels)
-        ctx.save_for_backward(x_TI, low_TS, a_SI, b_SO)
+        ctx.save_for_backward(low_TS, a_SI, b_SO, *sources, *kept)
         ctx.dtypes, ctx.ranks = [factor.dtype for factor in factors], ranks
         return product(x_TI, stack, turned=True, kernels=kernels, extra=LowRank(low_TS, b_SO), bias=bias_O)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        grad_TO, wanted = gradients[0], ctx.needs_input_grad[0]
-        stack, kernels = ctx.weights.stack, ctx.weights.kernels
+        grad_TO, wanted = gradients[0], ctx.needs_input_grad[3 : 3 + ctx.source.count]
+        stack, kernels, reading = ctx.weights.stack, ctx.weights.kernels, ctx.source.reading
         if not ctx.blocks:
-            return product(grad_TO, stack, turned=False, kernels=kernels) if wanted else None, None, None
-        x_TI, low_TS, a_SI, b_SO = ctx.saved_tensors
+            grad_x = product(grad_TO, stack, turned=False, kernels=kernels) if any(wanted) else None
+            return None, None, None, *reading.back(grad_x, *ctx.saved_tensors, wanted=wanted, again=False)[1]
+        low_TS, a_SI, b_SO, *kept = ctx.saved_tensors
         grad_low_TS = product(grad_TO, Stack([b_SO]), turned=True, kernels=kernels)
         grad_x = None
-        if wanted:
+        if any(wanted):
             grad_x = product(grad_TO, stack, turned=False, kernels=kernels, extra=LowRank(grad_low_TS, a_SI))
+        x_TI, grads = reading.back(grad_x, *kept, wanted=wanted, again=True)
         grad_a_SI = outer_product(grad_low_TS, x_TI, kernels=kernels)
-        grad_b_SO = outer_product(low_TS, grad_TO, kernels=kernels)
+        grad_b_OS = outer_product(grad_TO, low_TS, kernels=kernels)
         found: list[Tensor] = []
         first = 0
         for index, ((start, stop, scale), rank) in enumerate(zip(ctx.blocks, ctx.ranks, strict=True)):
             own = slice(first, first + rank)
             found.append(grad_a_SI[own].to(ctx.dtypes[2 * index]))
-            found.append(grad_b_SO[own, start:stop].t().to(ctx.dtypes[2 * index + 1]) * scale)
+            found.append(grad_b_OS[start:stop, own].to(ctx.dtypes[2 * index + 1]) * scale)
             first += rank
-        return grad_x, None, None, *found
+        return None, None, None, *grads, *found
 
 
 class _TrainedProduct(torch.autograd.Function):
     """x W' + bias with a cast copy of trained weights; gradients go to the weights themselves."""
 
     @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, weights: _Weights, rows: tuple[int, ...], *trained: Tensor) -> Tensor:
-        x_TI = x_TI.to(weights.stack.parts[0].dtype)
-        ctx.save_for_backward(x_TI)
-        ctx.rows, ctx.dtypes, ctx.weights = rows, [each.dtype for each in trained], weights
+    def forward(ctx: Any, source: _Source, weights: _Weights, rows: tuple[int, ...], *tensors: Tensor) -> Tensor:
+        sources, trained = tensors[: source.count], tensors[source.count :]
+        x_TI, kept = source.reading.read(*sources)
+        if isinstance(source.reading, AsItIs):
+            x_TI = x_TI.to(weights.stack.parts[0].dtype)
+            sources = (x_TI,)
+        ctx.save_for_backward(*sources, *kept)
+        ctx.rows, ctx.dtypes, ctx.weights, ctx.source = rows, [each.dtype for each in trained], weights, source
         return product(x_TI, weights.stack, turned=True, kernels=weights.kernels, bias=weights.bias_O)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (x_TI,) = ctx.saved_tensors
         grad_TO, stack, kernels = gradients[0], ctx.weights.stack, ctx.weights.kernels
-        grad_x = product(grad_TO, stack, turned=False, kernels=kernels) if ctx.needs_input_grad[0] else None
+        wanted = ctx.needs_input_grad[3 : 3 + ctx.source.count]
+        grad_x = product(grad_TO, stack, turned=False, kernels=kernels) if any(wanted) else None
+        x_TI, grads = ctx.source.reading.back(grad_x, *ctx.saved_tensors, wanted=wanted, again=True)
         found = list(torch.split(outer_product(grad_TO, x_TI, kernels=kernels), list(ctx.rows)))
         if len(ctx.dtypes) > len(ctx.rows):
             found += torch.split(grad_TO.sum(0, dtype=torch.float32), list(ctx.rows))
-        return grad_x, None, None, *(grad.to(dtype) for grad, dtype in zip(found, ctx.dtypes, strict=True))
+        return None, None, None, *grads, *(grad.to(dtype) for grad, dtype in zip(found, ctx.dtypes, strict=True))
 
 
 class Fan:
@@ -130,13 +151,14 @@ class Fan:
             return False
         return all(not isinstance(layer, LeanLoraLinear) or lean_factors(layer) is not None for layer in self._layers)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[..., I] -> [..., O], the layers' outputs side by side."""
-        x_TI = x.reshape(-1, x.shape[-1])
+    def __call__(self, x: Tensor, *more: Tensor, reading: Reading = _AS_IT_IS) -> Tensor:
+        """[..., I] -> [..., O], the layers' outputs side by side; what `reading` makes of x and more is read."""
+        sources = x.reshape(-1, x.shape[-1]).contiguous(), *more
+        source = _Source(reading, len(sources))
         result: Tensor
         if self._frozen is None:
             parameters = [linear.weight for linear in self._linears] + [linear.bias for linear in self._linears if self._biased]
-            result = _TrainedProduct.apply(x_TI, self._cast(), self._rows, *parameters)  # type: ignore[no-untyped-call]
+            result = _TrainedProduct.apply(source, self._cast(), self._rows, *sources, *parameters)  # type: ignore[no-untyped-call]
         else:
             blocks: list[tuple[int, int, float]] = []
             factors: list[Tensor] = []
@@ -146,7 +168,7 @@ class Fan:
                     blocks.append((start, start + rows, found[2]))
                     factors += found[:2]
                 start += rows
-            result = _AdaptedProduct.apply(x_TI, self._frozen, tuple(blocks), *factors)  # type: ignore[no-untyped-call]
+            result = _AdaptedProduct.apply(source, self._frozen, tuple(blocks), *sources, *factors)  # type: ignore[no-untyped-call]
         return result.view(*x.shape[:-1], result.shape[-1])
 
     @torch.no_grad()

@@ -30,9 +30,9 @@ _LETTERS = {torch.float32: "f", torch.bfloat16: "b"}
 _POINTER, _INT, _COUNT, _REAL = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, Sequence[type]] = {
     "norm_forward": [_POINTER] * 4 + [_COUNT] * 2 + [_REAL, _INT],
-    "norm_backward": [_POINTER] * 6 + [_COUNT] * 3 + [_INT],
+    "norm_backward": [_POINTER] * 7 + [_COUNT] * 3 + [_INT],
     "gated_forward": [_POINTER] * 2 + [_COUNT] * 2 + [_INT] * 2,
-    "gated_backward": [_POINTER] * 3 + [_COUNT] * 2 + [_INT] * 2,
+    "gated_backward": [_POINTER] * 4 + [_COUNT] * 2 + [_INT] * 2,
     "rotate": [_POINTER] * 4 + [_COUNT] * 5 + [_REAL, _INT],
     "causal_softmax": [_POINTER] + [_COUNT] * 5 + [_REAL, _INT],
     "softmax_backward": [_POINTER] * 2 + [_COUNT] * 2 + [_REAL, _INT],
