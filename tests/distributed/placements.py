@@ -27,6 +27,7 @@ BATCH = 4
 
 def placed(world: World, base: str, method: str, strategy: str):
     """A model in its placement. Hybrid takes two machines (three of one process when there are three processes)."""
+    strategy, _, each_pass = strategy.partition(" ")
     model = our_model(Path(base))
     if method == "lora":
         add_lora(model, LoraConfig(rank=4), base="tiny", seed=0, lean=True)
@@ -39,16 +40,16 @@ def placed(world: World, base: str, method: str, strategy: str):
     else:
         machines = 3 if world.size == 3 else 2
         here = dataclasses.replace(world, local_size=world.size // machines) if strategy == "hybrid" else world
-        placement = sharded(model, here, strategy=strategy, precision=FP32)
+        placement = sharded(model, here, strategy=strategy, precision=FP32, sums_each_pass=bool(each_pass))
     return model, Objective(model, "blocks", FP32, placement.within), placement
 
 
 def learn(world: World, base: str, method: str, strategy: str, steps: int):
-    """Loss, norm and bytes sent of each step, and the evaluation after them."""
+    """Loss, norm, bytes sent and passes of each step, the rows that this process saw in each, and the evaluation after them."""
     model, objective, placement = placed(world, base, method, strategy)
     optimizer = make_optimizer("adamw", placement.parameters, weight_decay=0.1)
     set_learning_rate(optimizer, 1e-3)
-    told = []
+    told, rows = [], []
     world.traffic.take()
     for microbatches in loader_of(world, placement, steps):
         counts = torch.tensor([sum(each.num_targets for each in microbatches), len(microbatches)])
@@ -64,11 +65,12 @@ def learn(world: World, base: str, method: str, strategy: str, steps: int):
             exchange=placement.exchange,
             clock=PartClock(),
         )
-        told.append([float(result.loss), float(result.grad_norm), world.traffic.take()])
+        rows.append([key for each in microbatches for key in each.keys])
+        told.append([float(result.loss), float(result.grad_norm), world.traffic.take(), len(microbatches)])
     batches = next(iter(loader_of(world, placement, 1)))
     found = evaluate(objective.stats, model, batches, world=world)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return {"steps": told, "evaluation": [found.loss, found.targets], "trained": trained}
+    return {"steps": told, "rows": rows, "evaluation": [found.loss, found.targets], "trained": trained}
 
 
 def loader_of(world: World, placement: Placement, steps: int) -> Loader:
@@ -87,11 +89,9 @@ def loader_of(world: World, placement: Placement, steps: int) -> Loader:
 
 def every_placement(world: World, payload):
     strategies = ("replicate", "shard", "hybrid") if world.size > 1 else ("replicate",)
-    return {
-        f"{method} {strategy}": learn(world, payload["base"], method, strategy, payload["steps"])
-        for method in ("lora", "full")
-        for strategy in strategies
-    }
+    ways = [(method, strategy) for method in ("lora", "full") for strategy in strategies]
+    ways += [("full", f"{strategy} each-pass") for strategy in strategies[1:]]
+    return {f"{method} {strategy}": learn(world, payload["base"], method, strategy, payload["steps"]) for method, strategy in ways}
 
 
 def sums_on_the_wire(world: World, payload):

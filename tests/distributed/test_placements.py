@@ -22,6 +22,9 @@ def check(base: str, world_size: int, steps: int) -> None:
     alone = every_placement(ALONE, payload)
     ranks = run_workers("tests/distributed/placements.py:every_placement", world_size, payload, timeout=60 + 30 * steps)
     for name, found in ranks[0].items():
+        shares = zip(*(rank[name]["rows"] for rank in ranks), strict=True)
+        seen = [sorted(row for share in step for row in share) for step in shares]
+        assert seen == [sorted(step) for step in alone[f"{name.split()[0]} replicate"]["rows"]], f"{name}: other rows"
         losses, expected = [[step[:2] for step in each["steps"]] for each in (found, alone[f"{name.split()[0]} replicate"])]
         assert losses[0] == pytest.approx(expected[0], rel=1e-6), name
         for (ours, _), (theirs, _) in zip(losses, expected, strict=True):
@@ -32,6 +35,9 @@ def check(base: str, world_size: int, steps: int) -> None:
     for step in lora["steps"]:
         assert step[2]["net/exchanges"] == 1
         assert step[2]["net/sent"] == pytest.approx(4 * lora["trained"] * 2 * (world_size - 1) / world_size, rel=0.05)
+    for once, each in zip(ranks[0]["full shard"]["steps"], ranks[0]["full shard each-pass"]["steps"], strict=True):
+        more = (each[3] - 1) * 4 * ranks[0]["full replicate"]["trained"] * (world_size - 1) / world_size
+        assert each[2]["net/sent"] - once[2]["net/sent"] == pytest.approx(more, rel=0.05)
 
 
 def test_two_processes_in_every_placement_train_like_one(base: str) -> None:

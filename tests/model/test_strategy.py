@@ -7,7 +7,7 @@ import torch
 from tests.support.models import CPU, our_model, save_tiny
 
 from llamahome.distributed.world import World
-from llamahome.model.strategy import choose_strategy, count_weights, weight_bytes
+from llamahome.model.strategy import choose_strategy, count_weights, sums_each_pass, weight_bytes
 
 GIB = 2**30
 
@@ -44,3 +44,22 @@ def test_weights_are_counted_without_reading_them(tmp_path: Path) -> None:
     assert count_weights(folder) == weights
     assert weight_bytes(weights, method="lora", storage=torch.bfloat16) == 2 * weights
     assert weight_bytes(weights, method="full", storage=torch.float32) == 16 * weights
+
+
+@pytest.mark.parametrize(
+    ("method", "strategy", "size", "needed", "each_pass"),
+    [
+        ("full", "shard", 8, 120, False),
+        ("full", "shard", 8, 140, True),
+        ("full", "hybrid", 16, 140, True),
+        ("lora", "shard", 8, 140, False),
+    ],
+)
+def test_whole_gradients_are_kept_between_passes_only_where_they_fit(
+    method: str, strategy: str, size: int, needed: int, each_pass: bool
+) -> None:
+    """Of 70 GiB 49 may be taken: an eighth of what is needed for the rows of a process, a quarter for whole gradients."""
+    world = world_of(size, 8)
+    assert choose_strategy(strategy, method=method, needed=needed * GIB, free=70 * GIB, world=world).sums_each_pass == each_pass
+    if method == "full":
+        assert sums_each_pass(strategy, needed=needed * GIB, free=70 * GIB, world=world) == each_pass

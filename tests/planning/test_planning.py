@@ -133,3 +133,13 @@ def test_one_rank_sends_nothing_and_hybrid_sends_less_between_machines_than_shar
         for name, layout in layouts.items()
     }
     assert crossing["hybrid"] < crossing["shard"] / 4
+
+
+def test_gradients_summed_in_every_pass_cost_exchanges_and_spare_memory() -> None:
+    once, each = (Layout(8, 2, 4, 2, apart=False, sums_each_pass=wanted) for wanted in (False, True))
+    sent = {layout: {made.kind: made.sent_bytes for made in exchanges(FULL_8B, layout, per_node=8, passes=3)} for layout in (once, each)}
+    assert sent[each]["reduce_scatter"] == 3 * sent[once]["reduce_scatter"]
+    assert sent[each]["all_reduce"] == sent[once]["all_reduce"], "copies of the same rows sum them once"
+    work = Pass(1024, 1024, 0, False, several=True)
+    spared = memory_of(FULL_8B, once, work).total - memory_of(FULL_8B, each, work).total
+    assert spared == 4 * (FULL_8B.trained - max(2 * FULL_8B.layer.trained, FULL_8B.rest.trained))

@@ -3,7 +3,8 @@
 Sharded weights are put together layer by layer just before they are needed, the next layer's while this one computes, and dropped again.
 Adapters are few and stay whole on every process: only the frozen weights below them are sharded, and these never send a gradient. When
 all weights are trained, a process updates its rows of each alone: `parameters` are these rows as plain tensors that share their memory
-with the model's. Gradients are summed in float32, once per step. Hybrid shards inside a machine and repeats that on every machine.
+with the model's. Gradients are summed in float32, once per step, or after every pass where whole ones do not fit until the last. Hybrid
+shards inside a machine and repeats that on every machine.
 Source: FSDP2, torch.distributed.fsdp.fully_shard; SimpleFSDP, arXiv 2411.00284; hybrid: FSDP, arXiv 2304.11277.
 """
 
@@ -79,10 +80,13 @@ def replicated(model: nn.Module, world: World) -> Placement:
     return Placement("replicate", trained, make(world, list(trained.values())))
 
 
-def sharded(model: PreTrainedModel, world: World, *, strategy: Literal["shard", "hybrid"], precision: Precision) -> Placement:
+def sharded(
+    model: PreTrainedModel, world: World, *, strategy: Literal["shard", "hybrid"], precision: Precision, sums_each_pass: bool = False
+) -> Placement:
     """Cut the weights of `model` in place; all processes call it, with more than one of them.
 
-    Weights may lie on the CPU before: each layer is moved to the device and cut there, one after the other.
+    Weights may lie on the CPU before: each layer is moved to the device and cut there, one after the other. With `sums_each_pass` no
+    process keeps whole gradients between passes; then they are sent in every pass instead of once per step.
     """
     trained = trained_parameters(model)
     apart = set(trained.values()) if len(trained) < sum(1 for _ in model.parameters()) else set()
@@ -109,20 +113,31 @@ def sharded(model: PreTrainedModel, world: World, *, strategy: Literal["shard", 
     cut = {name: weight for name, weight in trained_parameters(model).items() if isinstance(weight, DTensor)}
     parts = {name: nn.Parameter(weight.to_local().detach()) for name, weight in cut.items()}
     copies = mesh.size(0) if mesh.ndim == 2 else 1
-    return Placement(strategy, parts, ShardedExchange(world, root, cut=cut, parts=parts, copies=copies), root, cut)
+    exchange = ShardedExchange(world, root, cut=cut, parts=parts, copies=copies, sums_each_pass=sums_each_pass)
+    return Placement(strategy, parts, exchange, root, cut)
 
 
 class ShardedExchange:
-    """FSDP2 sums gradients in the last backward pass; what is left is one exchange of two numbers."""
+    """FSDP2 sums gradients in the last backward pass, or in every one; what is left is one exchange of two numbers."""
 
-    def __init__(self, world: World, root: FSDPModule, *, cut: Mapping[str, DTensor], parts: dict[str, nn.Parameter], copies: int) -> None:
+    def __init__(
+        self,
+        world: World,
+        root: FSDPModule,
+        *,
+        cut: Mapping[str, DTensor],
+        parts: dict[str, nn.Parameter],
+        copies: int,
+        sums_each_pass: bool = False,
+    ) -> None:
         """`copies`: how many processes hold the same rows."""
         self.world, self.passes_wait = world, True
-        self._root, self._cut, self._parts, self._copies = root, cut, parts, copies
+        self._root, self._cut, self._parts, self._copies, self._sums_each_pass = root, cut, parts, copies, sums_each_pass
 
     def before_backward(self, *, last: bool) -> None:
-        """Gradients stay on the process until the last pass."""
-        self._root.set_requires_gradient_sync(last)
+        """Gradients stay on the process until the last pass, whole or as its rows; only then do copies of the same rows sum them."""
+        self._root.set_requires_gradient_sync(last or self._sums_each_pass)
+        self._root.set_requires_all_reduce(last)
 
     def finish(self, loss: Tensor, *, gave_up: bool = False) -> Summed:
         """Hand the summed gradients over to the rows that are updated; nobody can have given up, for the others would still wait."""

@@ -1,10 +1,11 @@
 """Whether weights are whole on every process or sharded, from what they need and what is free. Pure.
 
 Whole weights cost one exchange of gradients per step. Sharded ones are sent twice or more in every micro-batch, so they are only worth it
-where whole ones do not fit: for adapters the frozen base is what counts (docs/decisions/0009-placement.md).
+where whole ones do not fit: for adapters the frozen base is what counts. Gradients of sharded weights are sent once per step where whole
+ones fit between its passes, else after every pass (docs/decisions/0009-placement.md).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ _LARGEST_SHARE = 0.7
 """Of the free memory that weights, gradients and optimizer may take; the rest is for activations."""
 _FULL_BYTES = 16
 """A weight, its gradient and two moments in float32."""
+_GRADIENT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Chosen:
 
     strategy: Strategy
     reason: str
+    sums_each_pass: bool = False
+    """Whether gradients of sharded weights are summed after every pass, because whole ones would not fit until the last."""
 
 
 def count_weights(folder: Path) -> int:
@@ -49,6 +53,19 @@ def weight_bytes(weights: int, *, method: str, storage: torch.dtype) -> int:
 
 def choose_strategy(wanted: str, *, method: str, needed: int, free: int, world: World) -> Chosen:
     """What distributed.strategy comes to; `needed` bytes for whole weights on a process that has `free`."""
+    chosen = _choose(wanted, method=method, needed=needed, free=free, world=world)
+    if chosen.strategy == "replicate" or method != "full":
+        return chosen
+    return replace(chosen, sums_each_pass=sums_each_pass(chosen.strategy, needed=needed, free=free, world=world))
+
+
+def sums_each_pass(strategy: Strategy, *, needed: int, free: int, world: World) -> bool:
+    """Whether rows of weights, gradients and moments leave no room for whole gradients in float32; full fine-tuning, sharded."""
+    shards = world.size if strategy == "shard" else world.local_size
+    return needed / shards + needed * _GRADIENT_BYTES / _FULL_BYTES > _LARGEST_SHARE * free
+
+
+def _choose(wanted: str, *, method: str, needed: int, free: int, world: World) -> Chosen:
     machines = world.size // world.local_size
     if world.size == 1:
         return Chosen("replicate", "one process holds all weights")

@@ -27,6 +27,8 @@ class Layout:
     """Bytes of a weight in a matrix product."""
     apart: bool
     """What is trained (adapters) stays whole on every rank; only frozen weights are cut."""
+    sums_each_pass: bool = False
+    """Gradients of cut weights are summed in every pass instead of the last, so that no rank keeps whole ones."""
 
     @property
     def ranks(self) -> int:
@@ -108,7 +110,7 @@ def _buffers(shape: Shape, layout: Layout, work: Pass) -> int:
     whole = 2 * layout.gathered(shape.layer, inside_layer=True) + layout.gathered(shape.rest, inside_layer=False)
     if layout.apart:
         return whole + flat
-    uncut = shape.trained if work.several else max(2 * shape.layer.trained, shape.rest.trained)
+    uncut = shape.trained if work.several and not layout.sums_each_pass else max(2 * shape.layer.trained, shape.rest.trained)
     return whole + uncut * FLOAT32
 
 

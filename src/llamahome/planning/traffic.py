@@ -59,8 +59,8 @@ def exchanges(shape: Shape, layout: Layout, *, per_node: int, passes: int) -> li
     """The large exchanges of a step of `passes` micro-batches, from arithmetic alone.
 
     Replicated: one sum of all gradients. Sharded: in every pass each layer is gathered for the forward and again for the backward pass,
-    the rest once, and the gradients of cut weights are summed into shards once per step; several copies of a sharded model then sum
-    their shards. Adapters are summed whole over all ranks.
+    the rest once, and the gradients of cut weights are summed into shards once per step, or in every pass where the layout says so;
+    several copies of a sharded model then sum their shards, once per step. Adapters are summed whole over all ranks.
     """
     if layout.ranks == 1:
         return []
@@ -74,7 +74,7 @@ def exchanges(shape: Shape, layout: Layout, *, per_node: int, passes: int) -> li
         whole = layout.gathered(part, inside_layer=in_layer)
         found.append(Exchange("all_gather", whole, inside, passes * times * (2 if in_layer else 1)))
         if part.trained and not layout.apart:
-            found.append(Exchange("reduce_scatter", part.trained * FLOAT32, inside, times))
+            found.append(Exchange("reduce_scatter", part.trained * FLOAT32, inside, times * (passes if layout.sums_each_pass else 1)))
             if layout.copies > 1:
                 found.append(Exchange("all_reduce", part.trained * FLOAT32 // layout.shards, across, times))
     return found
