@@ -9,22 +9,24 @@ A part that is measured again on the same day replaces itself in that day's resu
 
 import argparse
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import pages, quality, results, speed, start
+from benchmarks import duration, pages, quality, results, speed, start
 from benchmarks.client import ROOT, environment
 from benchmarks.environments import NotInstalled, python_of
 from benchmarks.figures import Shape, compared
 from benchmarks.rows import LENGTHS, SCENARIOS, Scenario, scenario
-from benchmarks.systems import System, chosen, system
+from benchmarks.systems import SYSTEMS, System, chosen, system
 from benchmarks.table import page
 
 PARTS = ("speed", "length", "start", "quality")
@@ -32,6 +34,8 @@ _LORA_RANK = 16
 _STARTED = ("ours", "plain", "trl", "litgpt")
 _LENGTH_SYSTEMS = ("ours", "plain")
 _LENGTH_ROUNDS = 3
+_CTRL_C = 130
+"""What a shell makes of it."""
 
 
 def arguments(words: list[str]) -> argparse.Namespace:
@@ -50,7 +54,12 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=ROOT / ".bench", help="environments of the peers, rows, logs")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results")
     parser.add_argument("--quick", action="store_true", help="docstrings with LoRA, one round")
-    return parser.parse_args(words)
+    given = parser.parse_args(words)
+    for option, known in (("part", PARTS), ("systems", [each.name for each in SYSTEMS])):
+        words_given = getattr(given, option)
+        if unknown := sorted(set(words_given.split(",") if words_given else ()) - set(known)):
+            parser.error(f"--{option}: there is no {', '.join(unknown)}; there are {', '.join(known)}")
+    return given
 
 
 def machine() -> dict[str, Any]:
@@ -82,26 +91,50 @@ def compare(
     return {"title": title, "words": words, **told}, raw
 
 
-def parts(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Each part that was asked for as soon as it is measured."""
+@dataclass(frozen=True)
+class Part:
+    """Something to measure, and about how long it takes."""
+
+    seconds: float
+    peers: Sequence[str]
+    """Whose environments it needs."""
+    measure: Callable[[], dict[str, Any]]
+
+
+def parts(given: argparse.Namespace) -> list[Part]:
+    """Everything that was asked for, in its order."""
     asked = given.part.split(",") if given.part else PARTS
-    methods = [given.method] if given.method else ["lora", "full"]
+    found: list[Part] = []
     if "speed" in asked:
         for one in [scenario(given.scenario)] if given.scenario else SCENARIOS:
-            for method in methods:
-                told, raw = compare(given, one, method, chosen(given.systems, one.name, method), given.rounds)
-                yield {"speed": {f"{one.name}-{method}": told}, "raw": {f"{one.name}-{method}": raw}}
+            for method in [given.method] if given.method else ["lora", "full"]:
+                found.append(_side_by_side(given, "speed", one, method, chosen(given.systems, one.name, method), given.rounds))
     if "length" in asked and not given.scenario and not given.quick:
-        for one in LENGTHS:
-            told, raw = compare(given, one, "lora", [system(name) for name in _LENGTH_SYSTEMS], min(given.rounds, _LENGTH_ROUNDS))
-            yield {"length": {f"{one.name}-lora": told}, "raw": {f"{one.name}-lora": raw}}
-    if "start" in asked and (given.part or not given.scenario):
-        names = given.systems.split(",") if given.systems else _STARTED
+        both = [system(name) for name in _LENGTH_SYSTEMS]
+        found += [_side_by_side(given, "length", one, "lora", both, min(given.rounds, _LENGTH_ROUNDS)) for one in LENGTHS]
+    alone = given.part or not given.scenario
+    if "start" in asked and alone:
+        names, rounds = given.systems.split(",") if given.systems else _STARTED, min(given.rounds, 3)
         wanted = [system(name) for name in names if name in _STARTED]
-        yield {"start": start.measure(wanted, rounds=min(given.rounds, 3), cache=given.cache, model=given.model)}
-    if "quality" in asked and (given.part or not given.scenario):
+        starts = functools.partial(start.measure, wanted, rounds=rounds, cache=given.cache, model=given.model)
+        found.append(Part(duration.start_s(len(wanted), rounds), [*names, "trl"], lambda: {"start": starts()}))
+    if "quality" in asked and alone:
         method = given.method or "lora"
-        yield {"quality": {method: quality.measure(method, rows=given.rows, held=given.held, cache=given.cache, model=given.model)}}
+        judge = functools.partial(quality.measure, method, rows=given.rows, held=given.held, cache=given.cache, model=given.model)
+        found.append(Part(duration.quality_s(given), ["trl"], lambda: {"quality": {method: judge()}}))
+    return found
+
+
+def _side_by_side(given: argparse.Namespace, part: str, one: Scenario, method: str, systems: list[System], rounds: int) -> Part:
+    """One scenario of the parts speed or length."""
+    name = f"{one.name}-{method}"
+
+    def measure() -> dict[str, Any]:
+        told, raw = compare(given, one, method, systems, rounds)
+        return {part: {name: told}, "raw": {name: raw}}
+
+    pairs = max(1, sum(each.name != "ours" for each in systems))
+    return Part(duration.pairs_s(given, pairs, rounds), [each.peer for each in systems], measure)
 
 
 def draw(given: argparse.Namespace, path: Path) -> None:
@@ -126,14 +159,27 @@ def main(words: list[str]) -> int:
     os.chdir(ROOT)
     given.model = str(find_model(given.model, say=speed.say).resolve())
     command = " ".join(["make bench", *([f'ARGS="{" ".join(words)}"'] if words else [])])
+    asked = parts(given)
+    if not asked:
+        speed.say("nothing to measure: with --scenario or --quick only the part speed is there unless --part names another")
+        return 2
     told: dict[str, Any] = {"date": datetime.date.today().isoformat(), "commands": [command], "machine": machine()}
     path = given.out / f"{told['date']}-{told['machine']['cores']}cores{'-quick' if given.quick else ''}.json"
-    for part in parts(given):
-        told = results.store(path, {**told, **part})
-        path.with_suffix(".md").write_text(page(told), encoding="utf-8")
-    draw(given, path)
-    if given.out == ROOT / "benchmarks/results" and not given.quick:
+    peers = dict.fromkeys([*(peer for part in asked for peer in part.peers), "pictures"])
+    speed.say(duration.told(sum(part.seconds for part in asked), list(peers), given.cache))
+    done = 0
+    try:
+        for part in asked:
+            told = results.store(path, {**told, **part.measure()})
+            path.with_suffix(".md").write_text(page(told), encoding="utf-8")
+            done += 1
+        draw(given, path)
+    except KeyboardInterrupt:
+        speed.say(f"\ninterrupted: {done} of {len(asked)} parts are measured{f' and stand in {path}' if done else ''}")
+    if done and given.out == ROOT / "benchmarks/results" and not given.quick:
         pages.main([])
+    if done < len(asked):
+        return _CTRL_C
     print(page(results.load(path)))
     print(f"written to {path} and beside it")
     return 0

@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 _PEERS = {
@@ -22,9 +22,9 @@ def python_of(name: str, cache: Path, *, own: Sequence[str] = ("ours", "plain"))
     """The interpreter for a system, its environment made now unless it is there."""
     if name in own:
         return sys.executable
-    folder, asked = cache / f"venv-{name}", " ".join(_PEERS[name])
+    folder, asked = _folder(name, cache), " ".join(_PEERS[name])
     python, stamp = folder / "bin/python", folder / "installed"
-    if not stamp.is_file() or stamp.read_text(encoding="utf-8") != asked:
+    if missing([name], cache):
         print(f"installing {asked} into {folder}", file=sys.stderr, flush=True)
         shutil.rmtree(folder, ignore_errors=True)
         for words in ([sys.executable, "-m", "venv", str(folder)], [str(python), "-m", "pip", "install", "-q", *_PEERS[name]]):
@@ -33,6 +33,16 @@ def python_of(name: str, cache: Path, *, own: Sequence[str] = ("ours", "plain"))
                 raise NotInstalled(f"cannot be installed: {_last_line(done.stderr or done.stdout)}")
         stamp.write_text(asked, encoding="utf-8")
     return str(python)
+
+
+def missing(names: Iterable[str], cache: Path) -> list[str]:
+    """Those of `names` whose environment is not made yet, or was made for other versions."""
+    stamps = {name: _folder(name, cache) / "installed" for name in names if name in _PEERS}
+    return [name for name, stamp in stamps.items() if not stamp.is_file() or stamp.read_text(encoding="utf-8") != " ".join(_PEERS[name])]
+
+
+def _folder(name: str, cache: Path) -> Path:
+    return cache / f"venv-{name}"
 
 
 def _last_line(text: str) -> str:
