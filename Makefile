@@ -28,6 +28,8 @@ usage.clean            := make clean
 # 'it'\''s' is how a shell reads it's. $(call option,--model,MODEL) is empty when MODEL is.
 quote = '$(subst ','\'',$(value $(1)))'
 option = $(if $(value $(2)),$(1) $(call quote,$(2)))
+# The same for names that launchers export as well: what is left over in the environment was not typed.
+typed = $(if $(filter command,$(firstword $(origin $(2)))),$(call option,$(1),$(2)))
 
 # $(call takes,NEEDED,ALLOWED): stops with the usage of this target when a variable is missing, or given and not known to it.
 given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
@@ -56,7 +58,7 @@ help:
 	'make test              runs the fast tests' '    $(usage.test)' \
 	'make test-slow         runs the other tests' '    $(usage.test-slow)' \
 	'make check             checks format, style, types and architecture' \
-	'make bench             measures speed and memory beside other trainers: 45 minutes' '    $(usage.bench)' \
+	'make bench             measures speed and memory beside other trainers: an hour' '    $(usage.bench)' \
 	'make clean             removes caches; data/, output/ and .venv stay'
 
 setup:
@@ -83,14 +85,14 @@ train-distributed:
 	@$(call takes,EPOCHS WORLD_SIZE,DATA_PATH MODEL OUTPUT ARGS)
 	@$(install) --if-needed
 	@$(sample)
-	@$(llamahome) train-distributed $(data) $(call option,--world-size,WORLD_SIZE) $(common)
+	@$(llamahome) train-distributed $(data) $(call typed,--world-size,WORLD_SIZE) $(common)
 
 train-multi-node:
 	@$(call takes,EPOCHS NUM_NODES NODE_RANK MASTER_ADDR,MASTER_PORT WORLD_SIZE DATA_PATH MODEL OUTPUT ARGS)
 	@$(install) --if-needed
 	@$(sample)
 	@$(llamahome) train-distributed $(data) $(call option,--num-nodes,NUM_NODES) $(call option,--node-rank,NODE_RANK) \
-	  $(call option,--master-addr,MASTER_ADDR) $(call option,--master-port,MASTER_PORT) $(call option,--world-size,WORLD_SIZE) $(common)
+	  $(call option,--master-addr,MASTER_ADDR) $(call typed,--master-port,MASTER_PORT) $(call typed,--world-size,WORLD_SIZE) $(common)
 
 test:
 	@$(call takes,,ARGS)

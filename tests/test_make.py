@@ -74,6 +74,12 @@ def test_the_targets_of_the_documentation_run_these_commands(typed: tuple[str, .
     assert _words(*typed) == run.split()
 
 
+def test_what_another_launcher_left_in_the_environment_is_not_handed_on() -> None:
+    told = _make("-n", "train-multi-node", *NODES, WORLD_SIZE="7", MASTER_PORT="1", MASTER_ADDR="10.0.0.9", NODE_RANK="5")
+    assert "--node-rank '0' --master-addr '192.168.1.100'" in " ".join(told.stdout.replace("\\", "").split())
+    assert "--world-size" not in told.stdout and "--master-port" not in told.stdout
+
+
 @pytest.mark.parametrize(
     "path", ["my data/a b.jsonl", "it's.jsonl", 'a "b".jsonl', "$HOME;exit.jsonl", "a&b|c`d`.jsonl", "*.jsonl", "#1.jsonl"]
 )

@@ -81,6 +81,7 @@ def _only(outcomes, scene):
         ({"num_nodes": 2}, 0, 1),
         ({"num_nodes": 2, "node_rank": 1}, 8, 8),
         ({"num_nodes": 2, "world_size": 8}, 0, 4),
+        ({"num_nodes": "1:2", "world_size": 8}, 0, 4),
     ],
 )
 def test_as_many_processes_as_this_machines_share(settings, gpus, expected):
