@@ -24,7 +24,7 @@ from llamahome.model.load import CausalLM, attention_backend, load_model
 from llamahome.model.lora import add_lora
 from llamahome.model.native import Kernels, compiled_kernels
 from llamahome.model.objective import Objective
-from llamahome.model.place import activation_bytes, needs_checkpointing, place, trained_parameters
+from llamahome.model.place import activation_bytes, makes_again, needs_checkpointing, place, trained_parameters
 from llamahome.model.precision import Precision, choose_precision
 from llamahome.model.shard import Placement, replicated, sharded
 from llamahome.model.strategy import Chosen, choose_strategy, count_weights, weight_bytes
@@ -201,7 +201,8 @@ def _resolve(loaded: LoadedConfig, model: CausalLM, precision: Precision, world:
         backend = attention_backend(loaded.config.model.attention, model)
         compiled = training.compile is not False and loaded.config.distributed.strategy == "replicate"
         backend = backend_in_memory(backend, model.config.get_text_config(), compute=precision.compute, compiled=compiled)
-        kept = activation_bytes(model, tokens, longest=longest, precision=precision, backend=backend)
+        again = compiled and world.device.type == "cpu" and makes_again(loaded.config, precision)
+        kept = activation_bytes(model, tokens, longest=longest, precision=precision, backend=backend, again=again)
         wanted = needs_checkpointing(kept, free_bytes=free)
         origin = f"auto: activations of {tokens:,} tokens take about {show_bytes(kept)}, and {show_bytes(max(0, free))} are free"
         loaded = with_values(loaded, {"training.gradient_checkpointing": bool(world.max(wanted))}, origin=origin)

@@ -26,7 +26,7 @@ from llamahome.errors import ConfigError, Problem
 from llamahome.model.load import CausalLM, find_model
 from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
-from llamahome.model.place import LARGEST_SHARE, activation_bytes, place
+from llamahome.model.place import LARGEST_SHARE, activation_bytes, makes_again, place
 from llamahome.model.precision import Precision, choose_precision
 from llamahome.model.shard import replicated, sharded
 from llamahome.model.skeleton import count_weights, pretend, read_shape, require_layers, skeleton
@@ -225,7 +225,8 @@ def _measure(config: Config, precision: Precision, read: Any, layers: int, token
         message = f"the {layers} layers of {config.model.name} are not alike, so they cannot be planned from a few of them"
         raise ConfigError(Problem(code="model.unplannable", message=message, where="model.name", hint="--model llama-3-8b"))
     longest = min(config.data.max_length, tokens)
-    return shape, activation_bytes(whole, tokens, longest=longest, precision=precision, backend=backend)
+    again = backend != "sdpa" and makes_again(config, precision)
+    return shape, activation_bytes(whole, tokens, longest=longest, precision=precision, backend=backend, again=again)
 
 
 def _counted(

@@ -1,6 +1,7 @@
 """Activation checkpointing changes memory and nothing else; placing tells what there was nothing to do for."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +10,14 @@ from torch import nn
 
 from llamahome.config.schema import LoraConfig
 from llamahome.distributed.world import World
+from llamahome.model.fuse import fuse
+from llamahome.model.load import load_model
 from llamahome.model.lora import add_lora
+from llamahome.model.native import load_kernels
+from llamahome.model.objective import Objective
 from llamahome.model.place import activation_bytes, needs_checkpointing, place, trained_parameters
+from llamahome.model.precision import Precision
+from llamahome.model.tiled import backend_in_memory
 
 ALONE = World(0, 1, 0, CPU)
 
@@ -77,3 +84,41 @@ def test_checkpointing_is_chosen_when_activations_would_not_fit(llama: Path) -> 
     assert activation_bytes(model, 1000, longest=200, precision=FP32, backend="sdpa") < needed, "torch's kernel keeps no probabilities"
     for free, expected in ((needed, True), (2 * needed, False)):
         assert needs_checkpointing(needed, free_bytes=free) is expected
+
+
+def kept_bytes(objective: Objective, batch: Any) -> int:
+    """Of distinct memory that a forward pass keeps for the backward pass, without the weights."""
+    known = {each.untyped_storage().data_ptr() for each in objective.model.parameters()}
+    found: dict[int, torch.UntypedStorage] = {}
+
+    def note(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in known:
+            found[storage.data_ptr()] = storage
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        objective.loss_sum(batch).backward()
+    return sum(storage.nbytes() for storage in found.values())
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama-mha", "qwen2"])
+@pytest.mark.parametrize("method", ["lora", "lora float32", "full"])
+def test_the_estimate_for_compiled_passes_is_what_they_keep(tmp_path: Path, kind: str, method: str) -> None:
+    kernels = load_kernels()
+    if isinstance(kernels, str):
+        pytest.skip(kernels)
+    storage = torch.bfloat16 if method == "lora" else torch.float32
+    precision = Precision(storage, torch.float32 if method == "lora float32" else torch.bfloat16, "a test")
+    folder = save_tiny(tmp_path / kind, kind, hidden_size=128, intermediate_size=320, head_dim=32, num_hidden_layers=8)
+    model = load_model(folder, dtype=storage, device=CPU)
+    if method != "full":
+        add_lora(model, LoraConfig(rank=2), base="tiny", seed=0, lean=True)
+    model.train()
+    fuse(model, kernels=kernels, precision=precision, backend="blocks")
+    lengths = [200] * 5
+    objective, batch = Objective(model, "blocks", precision, kernels=kernels), microbatch_of(examples_of(lengths))
+    backend = backend_in_memory("blocks", model.config, compute=precision.compute, compiled=True)
+    estimate = activation_bytes(model, sum(lengths), longest=200, precision=precision, backend=backend, again=True)
+    plain = activation_bytes(model, sum(lengths), longest=200, precision=precision, backend=backend)
+    assert 0.85 * estimate <= kept_bytes(objective, batch) <= 1.05 * estimate < plain

@@ -97,9 +97,14 @@ def _abilities() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
+def has_compiler() -> bool:
+    """Whether this machine could compile the passes; asked before anything is compiled."""
+    return _compiler() is not None
+
+
 def expects_pairs() -> bool:
     """Whether this machine could compile passes that multiply pairs of bfloat16; asked before anything is compiled."""
-    return _compiler() is not None and "avx512_bf16" in _abilities().split()
+    return has_compiler() and "avx512_bf16" in _abilities().split()
 
 
 @functools.cache
