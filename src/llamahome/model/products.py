@@ -7,8 +7,9 @@ Everywhere else the same words are PyTorch's. tests/model/test_products.py holds
 Legend: T tokens, I inputs, O rows of the stack, R rank, N and M columns.
 """
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +23,16 @@ class Stack:
     """Matrices [rows, I] below each other, [O, I] together; each contiguous."""
 
     parts: Sequence[Tensor]
-    addresses: Tensor = field(init=False)
-    heights: Tensor = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "addresses", torch.tensor([part.data_ptr() for part in self.parts]))
-        object.__setattr__(self, "heights", torch.tensor([part.shape[0] for part in self.parts]))
+    @functools.cached_property
+    def addresses(self) -> Tensor:
+        """Where they lie; a tensor that is only imagined has no such place, and our own products are not asked for it."""
+        return torch.tensor([part.data_ptr() for part in self.parts])
+
+    @functools.cached_property
+    def heights(self) -> Tensor:
+        """Rows of each."""
+        return torch.tensor([part.shape[0] for part in self.parts])
 
     @property
     def rows(self) -> int:
