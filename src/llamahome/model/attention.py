@@ -8,7 +8,7 @@ and other processors.
 `blocks` sorts documents into groups of similar length and multiplies a block of queries with only the keys at or below it, so it does
 no work above the diagonal beyond one block and needs no dense mask. Memory: the probabilities, 2 bytes * heads * tokens * mean length
 / 2 per layer in bf16. Measured on two cores in bf16, 9 heads of 64, forward and backward of 2,048 tokens (docs/log.md): documents of
-205 tokens 14 ms against 42 ms for torch's kernel in a loop, 512 tokens 13 against 59, 2,048 tokens 52 against 113.
+205 tokens 14 ms against 42 ms for torch's kernel in a loop, 512 tokens 13 against 59, 2,048 tokens 52 against 113; in tiles half of that.
 
 Legend: T tokens, H query heads, K key heads, G = H / K, E head size (that of v may differ), N documents of a group, L their padded
 length, B queries of a block.
