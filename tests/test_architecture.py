@@ -14,7 +14,7 @@ FLOORS = (
     {"distributed"},
     {"data", "model", "checkpoint", "monitoring", "planning"},
     {"training", "dashboard"},
-    {"pipeline", "assembly", "run_parts", "saving", "conversation", "outlook"},
+    {"pipeline", "assembly", "run_parts", "saving", "conversation", "outlook", "rehearsal"},
     {"cli"},
     {"__main__"},
 )

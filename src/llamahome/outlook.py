@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llamahome.assembly import Plan, default_micro_batch, make_plan
 from llamahome.config.load import LoadedConfig, with_values
@@ -20,16 +19,13 @@ from llamahome.config.schema import Config
 from llamahome.data.prepare import prepare
 from llamahome.data.report import Report
 from llamahome.data.text.tokens import load_tokenizer
-from llamahome.distributed.imagined import Seen, Witness, imagined_world
 from llamahome.distributed.world import World, open_world
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.load import CausalLM, find_model
 from llamahome.model.lora import add_lora
-from llamahome.model.objective import Objective
-from llamahome.model.place import LARGEST_SHARE, activation_bytes, makes_again, place
+from llamahome.model.place import LARGEST_SHARE, activation_bytes, makes_again
 from llamahome.model.precision import Precision, choose_precision
-from llamahome.model.shard import replicated, sharded
-from llamahome.model.skeleton import count_weights, pretend, read_shape, require_layers, skeleton
+from llamahome.model.skeleton import count_weights, read_shape, require_layers, skeleton
 from llamahome.model.strategy import Chosen, choose_strategy, weight_bytes
 from llamahome.model.tiled import backend_in_memory
 from llamahome.monitoring.resources import free_memory_bytes
@@ -37,7 +33,8 @@ from llamahome.monitoring.throughput import measured_peak_flops
 from llamahome.planning.forecast import STRATEGIES, Cluster, Forecast, Strategy, Work, forecast, layout_of, remedy
 from llamahome.planning.hardware import Device
 from llamahome.planning.shapes import CONFIGS, Part, Shape
-from llamahome.planning.traffic import Exchange, Group, extended
+from llamahome.planning.traffic import Exchange, extended
+from llamahome.rehearsal import rehearse
 
 _DEPTHS = (2, 3)
 """Layers of the models that are placed: with one more layer everything that a layer brings comes once more."""
@@ -46,18 +43,6 @@ _REACHED = 0.5
 0.6 for the product (docs/log.md)."""
 _MEMORY_GBPS = (8.0, 1000.0)
 """For the update, on a processor (measured: a large copy) and on a GPU; it is a small part of a step."""
-_REHEARSED_TOKENS = 16
-"""Of a pass: what is exchanged does not depend on it."""
-
-
-@dataclass(frozen=True)
-class Rehearsal:
-    """One step of one strategy as a shallow model did it."""
-
-    first_pass: list[Exchange]
-    """Exchanges of a pass that is not the last of its step."""
-    last_pass: list[Exchange]
-    """Those of the last one and of the end of the step."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +131,8 @@ def expect(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callabl
         wished = config.training.micro_batch_tokens
         most = default_micro_batch(world) if wished == "auto" else wished
     report = prepared.report
-    per_step = report.tokens_per_row * config.training.batch_size
+    rows = min(config.training.batch_size, plan.positions)  # fewer rows than a step may hold
+    per_step = report.tokens_per_row * rows
     passes = max(1, math.ceil(per_step / most))
     tokens = max(1, math.ceil(per_step / passes))
     read = require_layers(read_shape(str(base), CONFIGS), config.model.name)
@@ -173,7 +159,7 @@ def expect(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callabl
         shape=shape,
         step=step,
         remedy=None if worst.fits else remedy("replicate", shape, here, layout=layout, work=full),
-        seconds=step.seconds * plan.positions / config.training.batch_size,
+        seconds=step.seconds * plan.positions / rows,
         checkpoint_bytes=checkpoint,
         disk_bytes=checkpoint * (keep.keep_last + keep.keep_best + 1) + 4 * shape.trained,
     )
@@ -245,55 +231,3 @@ def _counted(
         return extended(few, many, depths=_DEPTHS, layers=layers)
     except ValueError:  # buckets of gradients that hold parts of several layers
         return step(layers)
-
-
-def rehearse(model: CausalLM, precision: Precision, cluster: Cluster, *, strategy: Strategy, passes: int = 2) -> Rehearsal:
-    """Place `model` (on the meta device) and do a step of one or two passes; returns what was exchanged."""
-    with imagined_world(cluster.ranks, local_size=min(cluster.per_node, cluster.ranks)) as world:
-        fake = FakeTensorMode(allow_non_fake_inputs=True)
-        with fake:
-            pretend(model)
-        run = _placed(model, precision, world, strategy)
-        with fake, Witness() as witness:
-            if passes > 1:
-                run(False)
-            between = len(witness.seen)
-            run(True)
-        first, last = witness.seen[:between], witness.seen[between:]
-    return Rehearsal([_exchange(each, cluster) for each in first], [_exchange(each, cluster) for each in last])
-
-
-def _placed(model: CausalLM, precision: Precision, world: World, strategy: Strategy) -> Callable[[bool], None]:
-    """Place `model` as a run does; returns its forward and backward pass, which takes whether it is the last of its step."""
-    place(model, world=world, checkpointing=False, sync_batch_norm=False)
-    if strategy == "replicate":
-        placement = replicated(model, world)
-    else:
-        placement = sharded(model, world, strategy=strategy, precision=precision)
-    objective = Objective(model, "sdpa", precision, placement.within)
-
-    def run(last: bool) -> None:
-        loss = objective.loss_sum(_Document())
-        placement.exchange.before_backward(last=last)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if last:
-            placement.exchange.finish(loss.detach())
-
-    return run
-
-
-class _Document:
-    """One short document, all of it learned."""
-
-    def __init__(self) -> None:
-        self.tokens_T = torch.zeros(_REHEARSED_TOKENS, dtype=torch.int64)
-        self.positions_T = torch.arange(_REHEARSED_TOKENS)
-        self.lengths = (_REHEARSED_TOKENS,)
-        self.rows_N = torch.arange(_REHEARSED_TOKENS - 1)
-        self.labels_N = torch.zeros(_REHEARSED_TOKENS - 1, dtype=torch.int64)
-
-
-def _exchange(seen: Seen, cluster: Cluster) -> Exchange:
-    """The same for planning/, which needs the number of ranks and how many of them sit on the machine of rank 0."""
-    here = sum(rank < cluster.per_node for rank in seen.ranks)
-    return Exchange(seen.kind, seen.whole_bytes, Group(len(seen.ranks), here))  # type: ignore[arg-type]

@@ -219,7 +219,7 @@ def _apart(loaded: LoadedConfig) -> tuple[LoadedConfig, bool]:
     typed = {key for key in ("output.dir", "output.name") if loaded.origins[key] in ("--output", "--set")}
     if run_to_go_on() is not None or not typed:
         return loaded, False
-    new = loaded if "output.dir" in typed else with_values(loaded, {"output.dir": None}, origin="default")
+    new = with_values(loaded, dict.fromkeys({"output.dir", "output.name"} - typed), origin="default")
     _refuse_output(new, None)
     return new, True
 

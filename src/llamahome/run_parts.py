@@ -207,6 +207,7 @@ def tell_rows(session: Session, job: Job, loader: Loader, *, since: int) -> None
 def summary(job: Job, plan: Plan, learner: Learner, paths: RunPaths, world: World, state: TrainerState) -> RunSummary:
     """What is known before the first step, for people."""
     report, config = job.prepared.report, job.loaded.config
+    rows = min(config.training.batch_size, plan.positions)  # fewer rows than a step may hold
     return RunSummary(
         run_id=paths.run_id,
         model=config.model.name,
@@ -216,8 +217,8 @@ def summary(job: Job, plan: Plan, learner: Learner, paths: RunPaths, world: Worl
         eval_rows=len(job.prepared.evaluation) if job.prepared.evaluation is not None else 0,
         mean_tokens=report.mean_tokens,
         target_share=report.targets / report.tokens,
-        batch_size=config.training.batch_size,
-        tokens_per_step=report.tokens_per_row * config.training.batch_size,
+        batch_size=rows,
+        tokens_per_step=report.tokens_per_row * rows,
         micro_batch_tokens=state.micro_batch_tokens,
         processes=world.size,
         horizon=plan.horizon,

@@ -79,6 +79,8 @@ def test_the_plan_of_rows_is_that_of_the_run(tmp_path: Path, monkeypatch: pytest
     assert told["seconds"] > 0 and told["step"]["fits"] and told["disk_bytes"] > told["checkpoint_bytes"]
     text = CliRunner().invoke(app, words, catch_exceptions=False).stdout
     assert "it fits; gradient checkpointing off" in text and "10 of 8 rows" in text
+    few = json.loads(CliRunner().invoke(app, [*words, "--set", "training.batch_size=200", "--json"], catch_exceptions=False).stdout)
+    assert (few["steps"], few["epochs"]) == (1, 2) and few["tokens_per_step"] == pytest.approx(10 * told["tokens_per_step"])
 
 
 BAD = {

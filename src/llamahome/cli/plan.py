@@ -107,7 +107,8 @@ def _show_expected(loaded: "LoadedConfig", data_path: list[str], as_json: bool) 
         from llamahome import outlook
 
     found = outlook.expect(data_path, loaded, say=lambda line: print(line, file=sys.stderr))
-    print(json.dumps(_expected(found)) if as_json else "\n".join(_expected_lines(found, loaded.config.training.batch_size)))
+    rows = min(loaded.config.training.batch_size, found.plan.positions)
+    print(json.dumps(_expected(found)) if as_json else "\n".join(_expected_lines(found, rows)))
 
 
 def _expected(found: "Expected") -> dict[str, Any]:
@@ -117,7 +118,7 @@ def _expected(found: "Expected") -> dict[str, Any]:
         "eval_examples": found.report.eval_examples,
         "tokens_per_step": found.tokens_per_step,
         "steps": found.plan.horizon,
-        "epochs": found.plan.horizon / found.plan.steps_per_epoch,
+        "epochs": found.plan.positions / found.report.epoch_rows,
         "step": _figures(found.step, found.remedy),
         "seconds": found.seconds,
         "checkpoint_bytes": found.checkpoint_bytes,
@@ -125,14 +126,14 @@ def _expected(found: "Expected") -> dict[str, Any]:
     }
 
 
-def _expected_lines(found: "Expected", batch_size: int) -> Iterator[str]:
-    from llamahome.units import show_bytes, show_count, show_seconds
+def _expected_lines(found: "Expected", rows: int) -> Iterator[str]:
+    from llamahome.units import many, show_bytes, show_count, show_seconds
 
     step, memory, plan_ = found.step, found.step.memory, found.plan
     yield from found.report.lines()[1:]
     trained = f"{show_count(found.shape.trained)} of {show_count(found.shape.weights)} weights are trained"
     yield f"model       {trained}, products in {found.precision.name if found.precision.name == 'bf16' else 'float32'}"
-    each = f"{batch_size:,} rows, about {found.tokens_per_step:,.0f} tokens each"
+    each = f"{many(rows, 'row')}, about {found.tokens_per_step:,.0f} tokens each"
     yield f"steps       {plan_.horizon:,} of {each}; {plan_.steps_per_epoch:,.1f} an epoch"
     parts = ("weights", "gradients", "optimizer", "activations", "loss", "buffers")
     told = ", ".join(f"{part} {show_bytes(getattr(memory, part))}" for part in parts if getattr(memory, part) >= 2**20)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TextIO
 
-from llamahome.units import show_bytes
+from llamahome.units import many, show_bytes
 
 _SHORT_NAMES = {
     "train/loss": "loss",
@@ -186,8 +186,8 @@ def describe(summary: RunSummary) -> list[tuple[str, str]]:
     processes = "1 process" if s.processes == 1 else f"{s.processes} processes"
     return [
         ("model", f"{s.model}, {s.method}, {trained}"),
-        ("data", f"{s.train_rows:,} rows{held_out}, {s.mean_tokens:,.0f} tokens a row, {s.target_share:.0%} learned"),
-        ("batch", f"{s.batch_size:,} rows, {s.tokens_per_step:,.0f} tokens, {s.micro_batch_tokens:,} at a time, {processes}"),
+        ("data", f"{many(s.train_rows, 'row')}{held_out}, {s.mean_tokens:,.0f} tokens a row, {s.target_share:.0%} learned"),
+        ("batch", f"{many(s.batch_size, 'row')}, {s.tokens_per_step:,.0f} tokens, {s.micro_batch_tokens:,} at a time, {processes}"),
     ]
 
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from llamahome.data.files import index
 from llamahome.data.files.sources import open_source
 from llamahome.data.prepare import prepare
 from llamahome.data.text.tokens import ChatTokenizer
+from llamahome.errors import DataError
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +67,27 @@ def test_no_store_of_before_is_used() -> None:
     first = trained_on()
     put_back(path, lines(["good evening", "good morning"]))
     assert trained_on() == first[::-1]
+
+
+def test_a_file_put_back_while_it_is_read_is_refused() -> None:
+    path = Path("rows.jsonl")
+    path.write_bytes(lines(["one", "three"]))
+    source = open_source(str(path))
+    assert source.row(0).value["text"] == "one"
+    time.sleep(0.02)  # the clock of a file system ticks every few milliseconds
+    put_back(path, lines(["six", "seven"]))
+    with pytest.raises(DataError) as caught:
+        source.row(1)
+    assert caught.value.problems[0].code == "data.file-changed" and "set back" in caught.value.problems[0].message
+
+
+def test_another_name_or_other_rights_of_a_file_that_is_read_are_no_change() -> None:
+    path = Path("rows.jsonl")
+    path.write_bytes(lines(["one", "three"]))
+    source = open_source(str(path))
+    time.sleep(0.02)
+    path.with_name("backup").hardlink_to(path)
+    assert source.row(1).value["text"] == "three"
+    time.sleep(0.02)
+    path.chmod(0o400)
+    assert source.row(0).value["text"] == "one"

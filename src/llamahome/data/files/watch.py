@@ -30,6 +30,8 @@ class Stamp:
     inode: int
     changed_ns: int
     """When the system last noted a change; programs that set the time of a file back cannot set this one."""
+    around: tuple[int, int, int, int]
+    """Rights, owner, group and number of names: what may change, and move `changed_ns`, without the content."""
 
 
 class WatchedFile:
@@ -60,6 +62,11 @@ class WatchedFile:
                 raise DataError(self._changed("is gone" if isinstance(error, FileNotFoundError) else "can no longer be read")) from error
             if status.st_mtime_ns != stamp.modified_ns or status.st_size != stamp.size:
                 raise DataError(self._changed("was changed while it was read"))
+            if status.st_ctime_ns != stamp.changed_ns:
+                now = _stamp(status)
+                if now.inode != stamp.inode or now.around == stamp.around:  # only new content with the old time set back explains it
+                    raise DataError(self._changed("was changed while it was read, and its time set back"))
+                self._watched[path] = now
 
     def read(self, begin: int, end: int) -> bytes:
         """The bytes from `begin` to `end`; raises DataError when the file changed."""
@@ -130,7 +137,12 @@ def stamp_of(path: str) -> Stamp:
         status = Path(path).stat()
     except OSError as error:
         raise DataError(unreadable(path, error)) from error
-    return Stamp(status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
+    return _stamp(status)
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    around = (status.st_mode, status.st_uid, status.st_gid, status.st_nlink)
+    return Stamp(status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns, around)
 
 
 def unreadable(path: str, error: OSError, *, what: str = "file") -> Problem:
