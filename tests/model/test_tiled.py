@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llamahome.model.attention import Scoring, attend_documents, block_attention, reference_attention
+from llamahome.model.attention import Scoring, attend_documents, block_attention, reference_attention, sdpa_attention
 from llamahome.model.documents import Documents, plan_documents
 from llamahome.model.native import Kernels, load_kernels
 from llamahome.model.tiled import backend_in_memory, can_tile, tiled_attention
@@ -107,6 +107,16 @@ def test_keys_in_several_segments_add_up(lengths: list[int], shared: int, window
     qkv, incoming = tensors(sum(lengths) - shared * (len(lengths) - 1), heads=(2, 1))
     documents = plan_documents(lengths, device=CPU, shared=shared)
     assert_close(tiled(qkv, incoming, documents, window), expected(qkv, incoming, lengths, window, shared))
+
+
+def test_a_very_long_document_has_longer_segments() -> None:
+    """At most sixteen, or the parts of the queries' gradient would grow with the square of the length; beside torch's kernel in float32."""
+    qkv, incoming = tensors(8300, heads=(1, 1), size=16)
+    exact = [x.detach().float().requires_grad_() for x in qkv]
+    documents = plan_documents([8300], device=CPU)
+    out = sdpa_attention(exact[0], exact[1], exact[2], documents, scale=0.25, window=None)
+    wanted = [out.detach(), *torch.autograd.grad(out, exact, incoming.float())]
+    assert_close(tiled(qkv, incoming, documents, None), wanted)
 
 
 @pytest.mark.usefixtures("threads")

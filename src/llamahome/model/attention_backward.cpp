@@ -9,7 +9,8 @@
 namespace {
 
 const int64_t TILE = 64;      // keys whose probabilities and slopes are worked on at once
-const int64_t SEGMENT = 512;  // keys of a task, at most; measured in docs/log.md
+const int64_t SEGMENT = 512;  // keys of a task; measured in docs/log.md
+const int64_t SEGMENTS = 16;  // of a document, at most, then they are longer: a query has a part of its gradient from each before it
 
 struct Visit {  // queries [first, stop) of a document that see a segment; their part of the gradient begins at row `at` + first
   int64_t document, first, stop, at;
@@ -30,11 +31,12 @@ struct Backward {  // what a thread needs for its backward tasks
   Room<bf16> by_row;
   Room<float> grad_k, grad_v, grad_q;
   float logs[QUERIES], deltas[QUERIES];
-  explicit Backward(const Plan &p)
-      : k(SEGMENT * p.size / 2), v(SEGMENT * p.value_size / 2), k_pairs(SEGMENT * p.size / 2), q(QUERIES * p.size / 2),
+  int64_t keys;
+  Backward(const Plan &p, int64_t keys)
+      : k(keys * p.size / 2), v(keys * p.value_size / 2), k_pairs(keys * p.size / 2), q(QUERIES * p.size / 2),
         grad(QUERIES * p.value_size / 2), q_pairs(QUERIES * p.size / 2), grad_pairs(QUERIES * p.value_size / 2),
-        chances(QUERIES / 2 * TILE), slopes(QUERIES / 2 * TILE), by_row(QUERIES * SEGMENT), grad_k(SEGMENT * p.size),
-        grad_v(SEGMENT * p.value_size), grad_q(ROWS * p.size) {}
+        chances(QUERIES / 2 * TILE), slopes(QUERIES / 2 * TILE), by_row(QUERIES * keys), grad_k(keys * p.size),
+        grad_v(keys * p.value_size), grad_q(ROWS * p.size), keys(keys) {}
 };
 
 struct Tensors {
@@ -58,7 +60,7 @@ void backward_strip(Backward &my, const Plan &plan, float scale, int64_t row, in
                                                             _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)));
   for (int r = 0; r < ROWS; r += 2) {
     pair *chances = my.chances.at + (row + r) / 2 * TILE, *slopes = my.slopes.at + (row + r) / 2 * TILE;
-    bf16 *first = my.by_row.at + (row + r) * SEGMENT + column, *second = first + SEGMENT;
+    bf16 *first = my.by_row.at + (row + r) * my.keys + column, *second = first + my.keys;
     __m512 log0 = _mm512_set1_ps(my.logs[row + r]), log1 = _mm512_set1_ps(my.logs[row + r + 1]), factor = _mm512_set1_ps(scale);
     __m512 delta0 = _mm512_set1_ps(my.deltas[row + r]), delta1 = _mm512_set1_ps(my.deltas[row + r + 1]);
     for (int64_t n = 0; n < vectors; n++) {
@@ -99,8 +101,8 @@ void query_strip(Backward &my, const Plan &plan, const Tensors &all, const Rows 
                         int64_t head, int64_t row, int64_t position, int64_t stop, float scale) {
   int64_t size = plan.size, low = std::max<int64_t>(0, position - plan.window - (TILE - 2) - segment.first);
   int64_t from = up(low, TILE), to = up(std::min({position + ROWS, stop, segment.stop}) - segment.first, 16);
-  const pair *slopes = (const pair *)(my.by_row.at + row * SEGMENT + from);
-  products<ROWS, false>(slopes, SEGMENT / 2, 1, my.k_pairs.at + from / 2 * size, size, 16, (to - from) / 2, my.grad_q.at, size, size / 16);
+  const pair *slopes = (const pair *)(my.by_row.at + row * my.keys + from);
+  products<ROWS, false>(slopes, my.keys / 2, 1, my.k_pairs.at + from / 2 * size, size, 16, (to - from) / 2, my.grad_q.at, size, size / 16);
   for (int64_t r = 0; r < ROWS && position + r < stop; r++) {
     const float *in = my.grad_q.at + r * size;
     if (visit.at >= 0) {
@@ -170,7 +172,7 @@ void backward_segment(Backward &my, const Plan &plan, const Tensors &all, const 
 // Which queries see which keys: per segment its visits, in the order of the documents. Documents that one visit covers have no parts.
 int64_t plan_visits(const Plan &plan, std::vector<Segment> &segments, std::vector<std::vector<Visit>> &visits) {
   auto cut = [&](int64_t document, int64_t first, int64_t stop) {
-    int64_t count = parts(stop - first, SEGMENT), step = count ? up(parts(stop - first, count), TILE) : 1;
+    int64_t count = std::min(SEGMENTS, parts(stop - first, SEGMENT)), step = count ? up(parts(stop - first, count), TILE) : 1;
     for (; first < stop; first += step) segments.push_back({document, 0, first, std::min(first + step, stop), nullptr});
   };
   cut(0, 0, plan.shared);
@@ -225,12 +227,14 @@ extern "C" void attention_backward_b(const bf16 *grad, const void *q, const void
   std::vector<Segment> segments, tasks;
   std::vector<std::vector<Visit>> visits;
   int64_t rows = plan_visits(*plan, segments, visits), last = plan->documents - 1;
-  int64_t tokens = starts[last] + plan->lengths[last] - plan->shared;
-  for (const Segment &segment : segments)
+  int64_t longest = 0, tokens = starts[last] + plan->lengths[last] - plan->shared;
+  for (const Segment &segment : segments) {
+    longest = std::max(longest, up(segment.stop - segment.first, TILE));
     for (int64_t head = 0; head < plan->key_heads; head++) {
       tasks.push_back(segment);
       tasks.back().key_head = head;
     }
+  }
   std::stable_sort(tasks.begin(), tasks.end(), [](auto &a, auto &b) { return a.cost() > b.cost(); });
   Room<float> deltas(tokens * plan->heads), part(rows * plan->heads * plan->size);
   Tensors all = {q, k, v, grad, out, logs, grad_q, grad_k, grad_v, deltas.at, part.at};
@@ -243,7 +247,7 @@ extern "C" void attention_backward_b(const bf16 *grad, const void *q, const void
       for (int64_t e = 0; e < plan->value_size; e++) sum += get(grad[i * plan->value_size + e]) * get(out[i * plan->value_size + e]);
       deltas.at[i] = sum;
     }
-    Backward my(*plan);
+    Backward my(*plan, longest);
 #pragma omp for schedule(dynamic)
     for (size_t i = 0; i < tasks.size(); i++) backward_segment(my, *plan, all, tasks[i], starts, scale);
   }
