@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.support.projects import Project, wait_until
+from tests.support.projects import Project, chats, wait_until, write_rows
 from tests.support.workers import free_port
 
 TRAINING = """\
@@ -111,11 +111,10 @@ ABORTING = "import atexit, os, sys; atexit.register(os.abort); from llamahome.cl
 """As torch's threads abort Python's own end now and then: here always."""
 
 
-@pytest.mark.parametrize(("words", "status"), [(["chats.jsonl", "--set", "distributed.strategy=shard"], 0), (["broken.jsonl"], 3)])
-def test_processes_that_were_several_never_reach_pythons_own_end(project: Project, words: list[str], status: int) -> None:
-    (project.folder / "broken.jsonl").write_text("{\n")
+def side_by_side(project: Project, *commands: list[str], entry: tuple[str, ...] = ("-m", "llamahome")) -> list[tuple[int, str]]:
+    """Exit status and stderr of processes as torchrun starts them, one for each list of words."""
     started, port = [], free_port()
-    for rank in range(2):
+    for rank, words in enumerate(commands):
         place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
         variables = {
             **os.environ,
@@ -123,13 +122,53 @@ def test_processes_that_were_several_never_reach_pythons_own_end(project: Projec
             "MASTER_ADDR": "127.0.0.1",
             **{name: str(value) for name, value in place.items()},
         }
-        command = [sys.executable, "-c", ABORTING, "train", *words, "--max-steps", "1"]
-        started.append(subprocess.Popen(command, cwd=project.folder, env=variables, stderr=subprocess.PIPE, text=True))
-    said = [process.communicate(timeout=200)[1] for process in started]
-    assert started[0].returncode == status, said[0]
-    assert all(process.returncode >= 0 for process in started), said
+        process = subprocess.Popen([sys.executable, *entry, *words], cwd=project.folder, env=variables, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+    try:
+        said = [process.communicate(timeout=200)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [(process.returncode, err) for process, err in zip(started, said, strict=True)]
+
+
+@pytest.mark.parametrize(("words", "status"), [(["chats.jsonl", "--set", "distributed.strategy=shard"], 0), (["broken.jsonl"], 3)])
+def test_processes_that_were_several_never_reach_pythons_own_end(project: Project, words: list[str], status: int) -> None:
+    (project.folder / "broken.jsonl").write_text("{\n")
+    words = ["train", *words, "--max-steps", "1"]
+    first, second = side_by_side(project, words, words, entry=("-c", ABORTING))
+    assert first[0] == status and second[0] >= 0, (first, second)
     if not status:
         assert project.run.checkpoints == [1] and (project.run.root / "final/adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("differing", "named"),
+    [
+        (["chats.jsonl", "--set", "training.seed=5"], "process 1 has training.seed 5, process 0 has 0"),
+        pytest.param(["others.jsonl"], "data with the fingerprint", marks=pytest.mark.slow),
+    ],
+)
+def test_processes_that_would_do_something_else_end_with_one_error(project: Project, differing: list[str], named: str) -> None:
+    write_rows(project.folder / "others.jsonl", chats(24, seed=1))
+    first, second = side_by_side(project, ["train", "chats.jsonl"], ["train", *differing])
+    assert first[0] > 0 and second[0] == 2
+    assert "error[" not in first[1] and second[1].count("error[") == 1
+    assert "error[distributed.ranks-differ]" in second[1] and named in second[1]
+    assert workers_of(project) == []
+
+
+def test_variables_left_over_from_another_launcher_end_in_one_error(project: Project) -> None:
+    patience = ["--set", "distributed.join_timeout=1 s"]
+    kept = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    for rank, code, enter in (("0", "distributed.ranks-missing", project.shell), ("1", "distributed.machines-not-met", project.type)):
+        answer = enter("train", "chats.jsonl", *patience, RANK=rank, LOCAL_RANK=rank, **kept).expect(4)
+        assert answer.codes == [code] and "unset RANK WORLD_SIZE" in answer.helps[0] and "[W" not in answer.err
+    assert kept["MASTER_PORT"] in answer.err
+
+
+def test_a_launch_that_is_over_is_not_obeyed(project: Project) -> None:
+    project.type("train", "chats.jsonl", "--max-steps", "1", LLAMAHOME_LAUNCH="/nowhere", LLAMAHOME_LAUNCHER_PID="1").expect(0)
 
 
 def steps_done(project: Project) -> bool:

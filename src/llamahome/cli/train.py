@@ -226,6 +226,8 @@ def _settle_torch() -> None:
 
     share_processors(os.environ)
     bound_caches(os.environ)
+    if "--debug" not in sys.argv:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what its stores warn of while they wait becomes an error of ours
 
 
 def _launched(loaded: "LoadedConfig") -> bool:

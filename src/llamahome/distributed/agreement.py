@@ -28,13 +28,19 @@ def settings_and_versions(config: Config) -> dict[str, str]:
 
 
 def require_agreement(world: World, facts: Mapping[str, str]) -> None:
-    """ConfigError distributed.ranks-differ on the processes whose `facts` are not those of process 0, and names them."""
+    """ConfigError distributed.ranks-differ on the processes whose `facts` are not those of process 0, and names them.
+
+    The first of them speaks, all others end in silence, also where no launcher of ours hears them.
+    """
     if world.size == 1:
         return
     first: dict[str, str] = world.broadcast_object(dict(facts))
     differing = [name for name in {**first, **facts} if first.get(name) != facts.get(name)]
-    if not world.any(bool(differing)):
+    differs = world.gather(bool(differing))
+    if not any(differs):
         return
+    if world.rank != differs.index(True):
+        failures.fall_silent()
     if not differing:
         message = "another process has other settings, data or versions than this one"
         raise MachineError(Problem(code=failures.PEER_LOST, message=message))

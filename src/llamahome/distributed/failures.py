@@ -81,8 +81,9 @@ class Failure:
 
 
 def launch_folder() -> Path | None:
-    """The launcher's folder when this process was started by `launch`."""
-    return Path(os.environ[LAUNCH_FOLDER]) if LAUNCH_FOLDER in os.environ else None
+    """The launcher's folder when this process was started by `launch`; a variable left over from a launch that is over is not obeyed."""
+    folder = Path(os.environ[LAUNCH_FOLDER]) if LAUNCH_FOLDER in os.environ else None
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def record(error: BaseException, *, rank: int, folder: Path) -> None:

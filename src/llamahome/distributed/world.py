@@ -231,7 +231,7 @@ def _join(world: World, place: Place, config: DistributedConfig, backend: str) -
         patience, waited = timeout, config.timeout
     else:
         patience, waited = timedelta(seconds=interval(config.join_timeout).value), config.join_timeout
-        store = PrefixStore(f"llamahome-{attempt}", meeting.open_store(place, config))
+        store = PrefixStore(f"llamahome-{attempt}", _open_store(place, config))
     missing = arrive(store, rank=world.rank, size=world.size, within=patience)
     if missing:
         message = f"{processes(missing)} of {world.size} did not arrive within {waited}"
@@ -243,6 +243,19 @@ def _join(world: World, place: Place, config: DistributedConfig, backend: str) -
     _joined.set()
     with _Exchange(world):
         dist.init_process_group(backend, store=PrefixStore("group", store), rank=world.rank, world_size=world.size, timeout=timeout)
+
+
+def _open_store(place: Place, config: DistributedConfig) -> Store:
+    """The store that the launcher named; what it named may be left over from something else."""
+    try:
+        return meeting.open_store(place, config)
+    except MachineError as error:
+        if error.problems[0].code != "distributed.machines-not-met" or place.starter == "llamahome":
+            raise
+        where = f"{place.address or config.master_addr}:{place.port or config.master_port}"
+        message = f"process {place.rank} of {place.size} found no process 0 at {where} within {config.join_timeout}"
+        hint = f"unset RANK WORLD_SIZE if nobody started {place.size} processes, or start process 0"
+        raise MachineError(Problem(code="distributed.machines-not-met", message=message, where=place.starter, hint=hint)) from error
 
 
 _SOURCE_PLACE = re.compile(r"\[\S+:\d+\] ")
