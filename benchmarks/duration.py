@@ -1,6 +1,7 @@
 """About how long a benchmark will take, from what its parts took on two idle cores; on other machines it is off in proportion."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,5 +33,6 @@ def quality_s(given: argparse.Namespace) -> float:
 def told(seconds: float, peers: Sequence[str], cache: Path) -> str:
     """The line that the benchmark begins with."""
     absent = missing(peers, cache)
-    words = f"about {max(1, round((seconds + len(absent) * _INSTALLING_S) / 60))} minutes on two idle cores"
+    minutes = max(2, math.ceil((seconds + len(absent) * _INSTALLING_S) / 60))
+    words = f"about {minutes} minutes on two idle cores"
     return f"{words}, with environments to make for {', '.join(absent)}" if absent else words
