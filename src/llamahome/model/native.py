@@ -14,6 +14,7 @@ import platform
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shutil import which
 
@@ -145,9 +146,15 @@ def compiled_kernels(device: torch.device, *, wanted: bool | str, whole: bool) -
 
 
 def _compile(compiler: str, path: Path) -> None:
+    """All sources at once, then one library of them."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / path.name
-        command = [compiler, *_FLAGS, "-o", str(made), *map(str, _SOURCES)]
-        subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=True)
-        made.replace(path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, ThreadPoolExecutor(len(_SOURCES)) as threads:
+
+        def run(name: str, *asked: str) -> str:
+            made = str(Path(folder) / name)
+            command = [compiler, *_FLAGS, *asked, "-o", made]
+            subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=True)
+            return made
+
+        objects = list(threads.map(lambda source: run(f"{source.stem}.o", "-c", str(source)), _SOURCES))
+        Path(run(path.name, *objects)).replace(path)
