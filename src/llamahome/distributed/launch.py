@@ -135,6 +135,10 @@ def _run(agent: "Agent", orders: "Orders", config: DistributedConfig) -> int:
             if not agent.statuses:
                 raise _elsewhere(ended, config.node_rank) from None
             statuses = agent.statuses
+        except LlamaHomeError:  # machine 0 is out of reach
+            if not agent.statuses:
+                raise
+            statuses = agent.statuses  # what happened here was told by nobody yet
     return outcome(orders.folder, statuses, spoken_by=orders.spoken_by, asked=orders.asked)
 
 

@@ -7,6 +7,8 @@ where machine 0 listens; that much the user asks for by naming more than one mac
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -61,11 +63,25 @@ def open_store(place: Place, config: DistributedConfig) -> "TCPStore":
     if not keeps:
         _reach(address, port, patience.total_seconds(), config)
     try:
-        return TCPStore(address, port, None, keeps, timeout=patience, wait_for_workers=False)
+        with without_chatter():
+            return TCPStore(address, port, None, keeps, timeout=patience, wait_for_workers=False)
     except RuntimeError as error:
         if keeps and "EADDRINUSE" in str(error):
             raise MachineError(port_taken(port, "address already in use")) from error
         raise not_met(config, str(error).splitlines()[0][:200]) from error
+
+
+@contextmanager
+def without_chatter() -> Iterator[None]:
+    """Around the making of a store: torch's C++ writes to stderr when an address has no name. Its errors are raised, not written."""
+    screen, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(screen, 2)
+        os.close(screen)
 
 
 def not_met(config: DistributedConfig, why: str = "") -> MachineError:

@@ -16,7 +16,7 @@ from llamahome.config.schema import DistributedConfig, interval
 from llamahome.distributed.contact import SILENCE_S, Guest, Host, Word, new_launcher
 from llamahome.distributed.failures import Told
 from llamahome.distributed.interfaces import route_to
-from llamahome.distributed.meeting import not_met, port_taken
+from llamahome.distributed.meeting import not_met, port_taken, without_chatter
 from llamahome.distributed.rounds import Board, Fault, Report, Rules
 from llamahome.errors import MachineError, Problem
 
@@ -52,7 +52,8 @@ class Rounds(RendezvousHandler):
 
     def _host(self) -> Host:
         config = self._config
-        self._store = TCPStore("localhost", 0, None, True, timeout=timedelta(seconds=60), wait_for_workers=False)
+        with without_chatter():
+            self._store = TCPStore("localhost", 0, None, True, timeout=timedelta(seconds=60), wait_for_workers=False)
         rules = Rules(
             least=config.least_nodes,
             most=config.most_nodes,
