@@ -112,16 +112,11 @@ ABORTING = "import atexit, os, sys; atexit.register(os.abort); from llamahome.cl
 
 
 def side_by_side(project: Project, *commands: list[str], entry: tuple[str, ...] = ("-m", "llamahome")) -> list[tuple[int, str]]:
-    """Exit status and stderr of processes as torchrun starts them, one for each list of words."""
-    started, port = [], free_port()
+    """Exit status and stderr of processes as torchrun starts them, one for each list of words, two on what it says is a machine."""
+    started, port, loopback = [], free_port(), {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     for rank, words in enumerate(commands):
-        place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-        variables = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            **{name: str(value) for name, value in place.items()},
-        }
+        place = {"RANK": rank, "WORLD_SIZE": len(commands), "LOCAL_RANK": rank % 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+        variables = {**os.environ, **loopback, **{name: str(value) for name, value in place.items()}}
         process = subprocess.Popen([sys.executable, *entry, *words], cwd=project.folder, env=variables, stderr=subprocess.PIPE, text=True)
         started.append(process)
     try:
