@@ -24,7 +24,7 @@ from torch import Tensor
 from llamahome.errors import ConfigError, Problem
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "attention.cpp", "attention_backward.cpp", "products.cpp"))
-_HEADERS = tuple(Path(__file__).with_name(name) for name in ("numbers.h", "tiles.h", "attention.h"))
+_HEADERS = tuple(Path(__file__).with_name(name) for name in ("numbers.h", "pairs.h", "tiles.h", "attention.h"))
 _FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC"]
 _PATIENCE_SECONDS = 120
 _LETTERS = {torch.float32: "f", torch.bfloat16: "b"}

@@ -6,7 +6,6 @@
 // Measured beside torch's products: docs/log.md. Without the instruction (AVX512_BF16) nothing is made and torch multiplies.
 
 #if defined(__AVX512BF16__) && defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-#include <immintrin.h>
 #include <omp.h>
 
 #include <algorithm>
@@ -14,8 +13,9 @@
 #include <cstdlib>
 #include <vector>
 
+#include "pairs.h"
+
 using half = uint16_t;  // a bfloat16
-using pair = uint32_t;  // two of them
 
 constexpr int TILE = 8, VECTORS = 3, PANEL = 16 * VECTORS;
 constexpr int64_t DEPTH = 1536;            // numbers summed before a tile's sums are put aside: its rows fit the first cache; half for outer products
@@ -42,52 +42,32 @@ struct Room {
 };
 static thread_local Room panel_room, sum_room, row_room, tail_room;
 
-// 16 rows of up to 16 pairs, turned: to[p * PANEL + row].
-static inline void turn(const half *const *rows, int64_t count, int64_t from, int64_t pairs, pair *to) {
-  __m512i a[16], b[16];
-  for (int i = 0; i < 16; i++) a[i] = i < count ? _mm512_maskz_loadu_epi32(mask(pairs), rows[i] + from) : _mm512_setzero_si512();
-  for (int i = 0; i < 16; i += 2) {
-    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4)
-    for (int j = 0; j < 2; j++) {
-      a[i + 2 * j] = _mm512_unpacklo_epi64(b[i + j], b[i + j + 2]);
-      a[i + 2 * j + 1] = _mm512_unpackhi_epi64(b[i + j], b[i + j + 2]);
-    }
-  for (int i = 0; i < 16; i += 8)
-    for (int j = 0; j < 4; j++) {
-      b[i + j] = _mm512_shuffle_i32x4(a[i + j], a[i + j + 4], 0x88);
-      b[i + j + 4] = _mm512_shuffle_i32x4(a[i + j], a[i + j + 4], 0xdd);
-    }
-  for (int j = 0; j < 8; j++) {
-    a[j] = _mm512_shuffle_i32x4(b[j], b[j + 8], 0x88);
-    a[j + 8] = _mm512_shuffle_i32x4(b[j], b[j + 8], 0xdd);
-  }
-  for (int64_t p = 0; p < std::min<int64_t>(16, pairs); p++) _mm512_storeu_si512(to + p * PANEL, a[p]);
-}
-
 // A panel whose columns are rows of the matrix: numbers [from, from + size) of `count` rows.
 static void pack_rows(const half *const *rows, int64_t count, int64_t from, int64_t size, pair *to) {
   for (int v = 0; v < VECTORS; v++)
-    for (int64_t p = 0; p < size / 2; p += 16) turn(rows + 16 * v, count - 16 * v, from + 2 * p, size / 2 - p, to + p * PANEL + 16 * v);
-}
-
-// 16 numbers of two rows, each beside the one below it.
-static inline __m512i braid(const half *above, const half *below, __mmask16 some) {
-  __m512i a = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, above));
-  return below ? _mm512_or_si512(a, _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, below)), 16)) : a;
+    for (int64_t p = 0; p < size / 2; p += 16) {
+      __m512i block[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; i++) {
+        bool there = 16 * v + i < count;
+        block[i] = _mm512_maskz_loadu_epi32(there ? mask(size / 2 - p) : 0, rows[there ? 16 * v + i : 0] + from + 2 * p);
+      }
+      turn(block);
+      for (int64_t i = 0; i < std::min<int64_t>(16, size / 2 - p); i++) _mm512_storeu_si512(to + (p + i) * PANEL + 16 * v, block[i]);
+    }
 }
 
 // Panels whose columns are columns of the matrix: `count` of them from `column` on, `size` rows; an odd last row is paired with zeros.
 // Row by row over all panels, which lie `apart` pairs from each other, for memory gives what follows itself faster.
 static void pack_columns(const half *const *rows, int64_t size, int64_t column, int64_t count, pair *to, int64_t apart) {
   for (int64_t p = 0; p < (size + 1) / 2; p++) {
-    const half *above = rows[2 * p] + column, *below = 2 * p + 1 < size ? rows[2 * p + 1] + column : nullptr;
+    bool even = 2 * p + 1 < size;
+    const half *above = rows[2 * p] + column, *below = rows[2 * p + even] + column;
     for (int64_t q = 0; q * PANEL < count; q++)
       for (int v = 0; v < VECTORS; v++) {
         int64_t at = q * PANEL + 16 * v;
-        _mm512_storeu_si512(to + q * apart + p * PANEL + 16 * v, braid(above + at, below ? below + at : nullptr, mask(count - at)));
+        __mmask16 some = mask(count - at);
+        _mm512_storeu_si512(to + q * apart + p * PANEL + 16 * v, braid(above + at, some, below + at, even ? some : 0));
       }
   }
 }
@@ -97,8 +77,9 @@ static void pack_tiles(const half *const *rows, int64_t size, int64_t column, in
   int64_t pairs = (size + 1) / 2;
   for (int64_t p = 0; p < pairs; p++)
     for (int i = 0; i < 2; i++) {
-      const half *below = 2 * p + 1 < size ? rows[2 * p + 1] + column + 16 * i : nullptr;
-      __m512i both = braid(rows[2 * p] + column + 16 * i, below, mask(count - 16 * i));
+      bool even = 2 * p + 1 < size;
+      __mmask16 some = mask(count - 16 * i);
+      __m512i both = braid(rows[2 * p] + column + 16 * i, some, rows[2 * p + even] + column + 16 * i, even ? some : 0);
       pair *tile = to + (2 * i * pairs + p) * TILE;
       _mm256_storeu_si256((__m256i *)tile, _mm512_castsi512_si256(both));
       _mm256_storeu_si256((__m256i *)(tile + pairs * TILE), _mm512_extracti64x4_epi64(both, 1));

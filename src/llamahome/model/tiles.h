@@ -2,16 +2,13 @@
 
 #pragma once
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cstdlib>
 
 #include "numbers.h"
+#include "pairs.h"
 
 namespace {
-
-typedef uint32_t pair;  // two bfloat16 that are multiplied and added at once
 
 inline int64_t up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 inline int64_t parts(int64_t x, int64_t most) { return (x + most - 1) / most; }
@@ -102,35 +99,15 @@ void products(const pair *a, int64_t a_row, int64_t a_next, const pair *b, int64
 inline void pack_rows(const Rows &rows, int64_t first, int64_t keys, int64_t stop, int64_t size, pair *to) {
   for (int64_t chunk = 0; chunk < keys; chunk += 16, to += size * 8)
     for (int64_t at = 0; at < size / 2; at += 16) {
-      __m512i a[16], b[16];
+      __m512i a[16];
       __mmask16 some = size / 2 - at >= 16 ? 0xffff : 0xff;
 #pragma GCC unroll 16
       for (int i = 0; i < 16; i++) {
         int64_t position = first + chunk + i;
         a[i] = _mm512_maskz_loadu_epi32(position < stop ? some : 0, (const pair *)rows.at(position < stop ? position : first) + at);
       }
-#pragma GCC unroll 8
-      for (int i = 0; i < 16; i += 2) {
-        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-      }
-#pragma GCC unroll 4
-      for (int i = 0; i < 16; i += 4) {
-        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
-        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
-        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
-        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
-      }
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; i++) {  // a[i + 4 j] holds, in quarter c, rows 4 j .. 4 j + 3 of column 4 c + i
-        __m512i low = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88), high = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
-        __m512i low2 = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88), high2 = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
-        b[i] = _mm512_shuffle_i32x4(low, low2, 0x88);
-        b[i + 8] = _mm512_shuffle_i32x4(low, low2, 0xdd);
-        b[i + 4] = _mm512_shuffle_i32x4(high, high2, 0x88);
-        b[i + 12] = _mm512_shuffle_i32x4(high, high2, 0xdd);
-      }
-      for (int i = 0; i < (some == 0xff ? 8 : 16); i++) _mm512_storeu_si512(to + (at + i) * 16, b[i]);
+      turn(a);
+      for (int i = 0; i < (some == 0xff ? 8 : 16); i++) _mm512_storeu_si512(to + (at + i) * 16, a[i]);
     }
 }
 
@@ -139,11 +116,7 @@ inline void pack_pairs(const Rows &rows, int64_t first, int64_t keys, int64_t st
   for (int64_t key = 0; key < keys; key += 2, to += size) {
     __mmask16 low = first + key < stop ? 0xffff : 0, high = first + key + 1 < stop ? 0xffff : 0;
     const bf16 *a = rows.at(low ? first + key : first), *b = rows.at(high ? first + key + 1 : first);
-    for (int64_t i = 0; i < size; i += 16) {
-      __m512i x = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(low, a + i));
-      __m512i y = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(high, b + i));
-      _mm512_storeu_si512(to + i, _mm512_or_si512(x, _mm512_slli_epi32(y, 16)));
-    }
+    for (int64_t i = 0; i < size; i += 16) _mm512_storeu_si512(to + i, braid(a + i, low, b + i, high));
   }
 }
 
