@@ -31,10 +31,22 @@ def test_no_rank_has_more_than_another_by_more_than_one_example(lengths: list[in
 @settings(deadline=None, max_examples=100)
 @given(lengths, st.integers(500, 2000))
 def test_micro_batches_are_few(lengths: list[int], budget: int) -> None:
-    """No two of a rank's micro-batches would fit into one, so they are less than twice the least number."""
+    """Less than twice the least number that could hold so many tokens, and one."""
     (packs,) = divide(lengths, world_size=1, micro_batch_tokens=budget)
-    sums = sorted(sum(lengths[index] for index in pack) for pack in packs)
-    assert len(sums) < 2 or sums[0] + sums[1] > budget
+    assert len(packs) <= 2 * sum(lengths) / budget + 1
+
+
+def test_micro_batches_of_a_rank_hold_about_as_many_tokens_each() -> None:
+    (packs,) = divide([256] * 8, world_size=1, micro_batch_tokens=1536)
+    assert [len(pack) for pack in packs] == [4, 4]
+    (packs,) = divide([900, 600, 500, 100], world_size=1, micro_batch_tokens=1100)
+    assert sorted(sum([900, 600, 500, 100][index] for index in pack) for pack in packs) == [1000, 1100]
+
+
+def test_where_levelling_would_break_the_budget_documents_stay_packed() -> None:
+    lengths = [6, 6, 4, 4, 4, 4, 4]  # two sixes beside each other leave room for the fours, one each does not
+    (packs,) = divide(lengths, world_size=1, micro_batch_tokens=16)
+    assert sorted(sum(lengths[index] for index in pack) for pack in packs) == [16, 16]
 
 
 def test_the_division_is_the_same_every_time() -> None:

@@ -1,7 +1,8 @@
 """The examples of one step to micro-batches on ranks: balanced by cost, few, without padding. Pure and deterministic.
 
 Ranks get examples largest first, each to the least loaded (Graham's LPT rule, at most 4/3 of the best); within a rank documents are packed
-best-fit decreasing. Cost: n log n for n examples.
+best-fit decreasing, which says how many micro-batches are needed, and then levelled, for the largest of them takes the memory.
+Cost: n log n for n examples.
 """
 
 import bisect
@@ -33,7 +34,8 @@ def divide(lengths: Sequence[int], *, world_size: int, micro_batch_tokens: int) 
         load, rank = loads[0]
         shares[rank].append(index)
         heapq.heapreplace(loads, (load + cost(lengths[index]), rank))
-    return [_pack(share, lengths, micro_batch_tokens) for share in shares]
+    packed = [_pack(share, lengths, micro_batch_tokens) for share in shares]
+    return [_level(share, packs, lengths, micro_batch_tokens) for share, packs in zip(shares, packed, strict=True)]
 
 
 def _pack(ordered: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -52,3 +54,16 @@ def _pack(ordered: Sequence[int], lengths: Sequence[int], budget: int) -> list[l
             packs[number].append(index)
             bisect.insort(rooms, (room - length, number))
     return packs
+
+
+def _level(ordered: Sequence[int], packs: list[list[int]], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """As many micro-batches, each document to the one with the fewest tokens; `packs` as they are when one would hold too many."""
+    level: list[list[int]] = [[] for _ in packs]
+    loads = [(0, number) for number in range(len(packs))]
+    for index in ordered:
+        tokens, number = loads[0]
+        if tokens and tokens + lengths[index] > budget:
+            return packs
+        level[number].append(index)
+        heapq.heapreplace(loads, (tokens + lengths[index], number))
+    return level
