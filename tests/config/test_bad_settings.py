@@ -205,7 +205,8 @@ def test_a_variable_that_names_no_setting_is_an_error_with_the_name_that_was_mea
 
 
 def test_variables_that_do_not_look_like_settings_are_left_alone(tmp_path):
-    load_config(environment={"LLAMAHOME_HOME": "/x", "LLAMAHOME": "1", "TRAINING__EPOCHS": "x"}, folder=tmp_path)
+    foreign = {"LLAMAHOME_HOME": "/x", "LLAMAHOME": "1", "TRAINING__EPOCHS": "x"}
+    assert load_config(environment=foreign, folder=tmp_path) == load_config(environment={}, folder=tmp_path)
 
 
 def test_a_bad_variable_and_a_bad_flag_are_named_as_they_were_typed(tmp_path):

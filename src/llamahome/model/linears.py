@@ -80,13 +80,13 @@ class _AdaptedProduct(torch.autograd.Function):
             grad_x = product(grad_TO, stack, turned=False, kernels=kernels, extra=LowRank(grad_low_TS, a_SI))
         x_TI, grads = reading.back(grad_x, *kept, wanted=wanted, again=True)
         grad_a_SI = outer_product(grad_low_TS, x_TI, kernels=kernels)
-        grad_b_OS = outer_product(grad_TO, low_TS, kernels=kernels)
+        grad_b_SO = outer_product(low_TS, grad_TO, kernels=kernels)
         found: list[Tensor] = []
         first = 0
         for index, ((start, stop, scale), rank) in enumerate(zip(ctx.blocks, ctx.ranks, strict=True)):
             own = slice(first, first + rank)
             found.append(grad_a_SI[own].to(ctx.dtypes[2 * index]))
-            found.append(grad_b_OS[start:stop, own].to(ctx.dtypes[2 * index + 1]) * scale)
+            found.append(grad_b_SO[own, start:stop].t().to(ctx.dtypes[2 * index + 1]) * scale)
             first += rank
         return None, None, None, *grads, *found
 
