@@ -20,6 +20,7 @@ using half = uint16_t;  // a bfloat16
 constexpr int TILE = 8, VECTORS = 3, PANEL = 16 * VECTORS;
 constexpr int64_t DEPTH = 1536;            // numbers summed before a tile's sums are put aside: its rows fit the first cache; half for outer products
 constexpr int64_t PACKED_BYTES = 500'000;  // of panels for one thread: half of a second cache of 1 MB
+constexpr int64_t AHEAD = 16;              // rows that are asked of memory before they are packed: pieces of rows that lie apart come unasked too late
 constexpr int64_t SLAB = 2048;             // rows whose sums may lie aside at once
 constexpr int64_t PACKING = 8;             // what packing a panel costs, in tiles; only decides who does what
 
@@ -63,6 +64,8 @@ static void pack_columns(const half *const *rows, int64_t size, int64_t column, 
   for (int64_t p = 0; p < (size + 1) / 2; p++) {
     bool even = 2 * p + 1 < size;
     const half *above = rows[2 * p] + column, *below = rows[2 * p + even] + column;
+    for (int64_t i = 0; i < count + 31 && 2 * p + 1 + AHEAD < size; i += 32)
+      for (int64_t row : {2 * p, 2 * p + 1}) __builtin_prefetch(rows[row + AHEAD] + column + std::min(i, count - 1));
     for (int64_t q = 0; q * PANEL < count; q++)
       for (int v = 0; v < VECTORS; v++) {
         int64_t at = q * PANEL + 16 * v;
