@@ -1,4 +1,7 @@
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 
@@ -94,3 +97,30 @@ def test_torch_is_told_to_keep_few_kernels_unless_the_user_chose():
         bound_caches(environment)
     assert set(untouched) == {"LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"}
     assert all(int(value) < 1024 for value in untouched.values()) and chosen["LRU_CACHE_CAPACITY"] == "7"
+
+
+_FAULTS = """
+import os, resource, sys
+from llamahome.distributed.processors import keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    some = [bytearray(40_000_000) for _ in range(4)]
+    del some
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+kept = keep_freed_memory(os.environ)
+first = faults()
+print(int(kept), first, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+def test_freed_memory_is_used_again_without_a_page_fault_unless_the_user_chose():
+    pages = 160_000_000 // os.sysconf("SC_PAGE_SIZE")
+    answers = []
+    for chosen in ({}, {"MALLOC_TRIM_THRESHOLD_": "100000"}):
+        told = subprocess.run(
+            [sys.executable, "-c", _FAULTS], env={**os.environ, **chosen}, capture_output=True, text=True, timeout=60, check=True
+        )
+        answers.append([int(word) for word in told.stdout.split()])
+    (kept, _, again), (left, _, anew) = answers
+    assert (kept, left) == (1, 0) and again < pages // 10 < anew

@@ -222,10 +222,11 @@ def importing_torch() -> Iterator[None]:
 
 def _settle_torch() -> None:
     """How its threads wait and what it keeps is read once, when it is imported."""
-    from llamahome.distributed.processors import bound_caches, share_processors
+    from llamahome.distributed.processors import bound_caches, keep_freed_memory, share_processors
 
     share_processors(os.environ)
     bound_caches(os.environ)
+    keep_freed_memory(os.environ)
     if "--debug" not in sys.argv:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what its stores warn of while they wait becomes an error of ours
 
