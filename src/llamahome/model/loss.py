@@ -1,7 +1,7 @@
 """The loss head: from hidden states of target positions to a summed cross entropy, never holding [tokens, vocabulary] at once.
 
 Logits are computed in tiles of rows; the gradient with respect to hidden states (and to the head's weights, when they are trained) is
-computed in the same pass, so the backward pass only scales it. Memory: one tile of float32 logits (16 to 32 MB) and one gradient the size
+computed in the same pass, so the backward pass only scales it. Memory: one tile of logits (25 to 50 MB) and one gradient the size
 of the inputs. The result is a *sum* in float32: dividing by the global number of targets is the step's business.
 
 Legend: N target positions, R rows of a tile, V vocabulary, D hidden size.
@@ -17,8 +17,10 @@ from torch import Tensor
 from llamahome.model.native import Kernels
 from llamahome.model.products import Stack, multiplies, outer_product, product
 
-_TILE_BYTES = 128 * 49_152 * 4
-"""Logits of a tile: 25 MB, below the 32 MB at which glibc maps and unmaps memory for each array, and within a large cache."""
+_TILE_LOGITS = 128 * 49_152
+"""Of a tile; as float32 25 MB, within a large cache."""
+_COMPILED_TILE_LOGITS = 4 * _TILE_LOGITS
+"""bfloat16 all the way, 50 MB: more rows share the reading and packing of the head's weights, which takes longer than the cache saves."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,10 @@ class HeadStats:
     """() int64, targets that the model ranks first."""
 
 
-def _tile_rows(vocabulary: int, bytes_each: int = 4) -> int:
-    return max(16, _TILE_BYTES // (vocabulary * bytes_each))
+def _tile_rows(count: int, vocabulary: int, logits: int) -> int:
+    """Rows of tiles as equal as can be, of at most so many `logits`."""
+    tiles = -(-count // max(16, logits // vocabulary))
+    return max(1, -(-count // max(1, tiles)))
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,14 @@ def _finished(logits: Tensor, head: Head) -> Tensor:
     return logits
 
 
+def _in_place(head: Head) -> bool:
+    """Logits become their gradient where they lie, by the kernels that know no scale and no cap."""
+    return head.scale == 1.0 and head.softcap is None
+
+
 def _tile_gradient(low_RV: Tensor, labels_R1: Tensor, head: Head, kernels: Kernels | None) -> tuple[Tensor, Tensor]:
     """Summed loss of a tile of raw logits and their gradient, in the type of `low_RV` and perhaps in its place."""
-    if kernels is not None and head.scale == 1.0 and head.softcap is None:
+    if kernels is not None and _in_place(head):
         losses = torch.empty(low_RV.shape[0], dtype=torch.float32)
         kernels("cross_entropy", (low_RV.dtype,), low_RV, labels_R1.contiguous(), losses, *low_RV.shape)
         return losses.sum(), low_RV
@@ -96,7 +105,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
         grad_bias = torch.zeros(matrix.shape[0], dtype=torch.float32, device=weight_VD.device) if trains_bias else None
         total = torch.zeros((), dtype=torch.float32, device=inputs.device)
         stack, kernels = Stack([matrix]), how.kernels if multiplies(how.kernels, [matrix]) else None
-        rows = _tile_rows(matrix.shape[0], 4 if how.kernels is None else matrix.element_size())  # kernels work in place
+        compiled = how.kernels is not None and _in_place(head) and dtype == torch.bfloat16
+        rows = _tile_rows(inputs.shape[0], matrix.shape[0], _COMPILED_TILE_LOGITS if compiled else _TILE_LOGITS)
         for start in range(0, inputs.shape[0], rows):
             tile, labels = inputs[start : start + rows], labels_N[start : start + rows, None]
             loss, low = _tile_gradient(product(tile, stack, turned=True, kernels=kernels, bias=bias), labels, head, how.kernels)
@@ -137,7 +147,7 @@ def head_stats(hidden_ND: Tensor, labels_N: Tensor, head: Head, *, dtype: torch.
     bias = None if head.bias_V is None else head.bias_V.to(dtype)
     loss = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
     correct = torch.zeros((), dtype=torch.int64, device=hidden_ND.device)
-    rows = _tile_rows(matrix.shape[0])
+    rows = _tile_rows(hidden_ND.shape[0], matrix.shape[0], _TILE_LOGITS)
     for start in range(0, hidden_ND.shape[0], rows):
         labels = labels_N[start : start + rows]
         logits = _finished(F.linear(hidden_ND[start : start + rows].to(dtype), matrix, bias).float(), head)
