@@ -17,7 +17,11 @@ CODE = re.compile(r"[a-z]+\.[a-z0-9]+(?:-[a-z0-9]+)*")
 
 def settings() -> list[tuple[str, str]]:
     """Every (section, key) of the schema."""
-    return [(section, key) for section, field in Config.model_fields.items() for key in field.annotation.model_fields]
+    return [
+        (section, key)
+        for section, field in Config.model_fields.items()
+        for key in (info.alias for info in field.annotation.model_fields.values())
+    ]
 
 
 def test_the_settings_are_the_ones_agreed_on() -> None:
@@ -46,7 +50,7 @@ def _settings_read(module: ast.Module) -> Iterator[tuple[str, str]]:
     for node in ast.walk(module):
         if isinstance(node, ast.Attribute):
             for section in sections.get(tail(node.value), ()):
-                yield section, node.attr
+                yield section, node.attr.rstrip("_")
 
 
 def test_the_tour_of_the_readme_names_every_source_file_and_no_other() -> None:

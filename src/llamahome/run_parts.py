@@ -1,5 +1,6 @@
 """The moving parts around the loop, made from the settings: recorder, loader, answers, checkpoints, and the `Run` that holds them all."""
 
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,10 @@ from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.resources import ResourceSampler
 from llamahome.monitoring.throughput import PartClock, measured_peak_flops
 from llamahome.rundir import RunPaths, as_typed, nearby
-from llamahome.saving import save_checkpoint
+from llamahome.saving import Beside, save_checkpoint
 from llamahome.training.evaluate import Evaluation, evaluate
 from llamahome.training.loop import Limits, Run
+from llamahome.training.saves import Save, SaveBeside, Tell
 from llamahome.training.schedule import Due, learning_rate, warmup_steps
 
 _ANSWER_TOKENS = 64
@@ -153,11 +155,7 @@ def make_run(session: Session, job: Job, plan: Plan, learner: Learner, paths: Ru
         judge=prepared.judge,
     )
 
-    def save(state: TrainerState) -> Path:
-        if prepared.streams:
-            recorder.event("rows", step=state.step, **loader.seen.sums())
-        return save_checkpoint(state, session, job, learner, paths, recorder)
-
+    save, save_beside = _savers(session, job, learner, paths, recorder, loader)
     due = {
         name: Due(interval(every), steps_per_epoch=plan.steps_per_epoch)
         for name, every in (("log", config.monitoring.log_every), ("evaluate", config.evaluation.every), ("save", config.checkpoint.every))
@@ -169,6 +167,7 @@ def make_run(session: Session, job: Job, plan: Plan, learner: Learner, paths: Ru
         rate=lambda step: learning_rate(step, peak=peak, horizon=plan.horizon, warmup=warmup, shape=training.schedule),
         evaluate=answers.evaluate,
         save=save,
+        save_beside=save_beside,
         rows_at=lambda first, last: prepared.places(first, last, seed=training.seed),
         go_on=lambda: _more_gently(paths, peak),
         recorder=recorder,
@@ -191,6 +190,28 @@ def make_run(session: Session, job: Job, plan: Plan, learner: Learner, paths: Ru
         evaluate_due=due["evaluate"],
         save_due=due["save"],
     )
+
+
+def _savers(session: Session, job: Job, learner: Learner, paths: RunPaths, recorder: Recorder, loader: Loader) -> tuple[Save, SaveBeside]:
+    """How a checkpoint is saved in the loop and beside it. What was read of a stream so far is noted with each."""
+    beside = Beside(session, job, learner, paths, recorder)
+    session.closing.callback(beside.close)
+
+    def note_rows(state: TrainerState) -> None:
+        if job.prepared.streams:
+            recorder.event("rows", step=state.step, **loader.seen.sums())
+
+    def save(state: TrainerState) -> Path:
+        note_rows(state)
+        return save_checkpoint(state, session, job, learner, paths, recorder)
+
+    def save_beside(state: TrainerState) -> Future[Tell] | None:
+        begun = beside.save(state)
+        if begun is not None:
+            note_rows(state)
+        return begun
+
+    return save, save_beside
 
 
 def _more_gently(paths: RunPaths, peak: float) -> str:

@@ -34,8 +34,7 @@ distributed:
 
 
 def value_of(loaded: LoadedConfig, key: str):
-    section, name = key.split(".")
-    return getattr(getattr(loaded.config, section), name)
+    return every_setting()[key].of(loaded.config)
 
 
 def other_value(setting: Setting):

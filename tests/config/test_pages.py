@@ -35,7 +35,7 @@ def test_every_commented_line_of_the_shipped_files_holds_the_default(tmp_path):
         (tmp_path / "open.yaml").write_text(re.sub(r"^  #(?=\w)", "  ", text, flags=re.MULTILINE))
         loaded = load_config([tmp_path / "open.yaml"], environment={}, folder=tmp_path)
         opened = {key for key, origin in loaded.origins.items() if origin != "default"}
-        values = {key: getattr(getattr(loaded.config, settings()[key].section), settings()[key].name) for key in opened}
+        values = {key: settings()[key].of(loaded.config) for key in opened}
         assert len(opened) >= 8
         differing = {key: value for key, value in values.items() if value != settings()[key].default}
         assert differing == ({"training.batch_size": 8, "training.epochs": 1} if "training" in path else {})

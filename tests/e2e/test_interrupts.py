@@ -27,8 +27,9 @@ PHASES = {
 }
 NOBODY_LISTENS = ("settings are checked",)
 NO_STEP_FOLLOWS = ("the last checkpoint is written", "the final model is written", "the final model is renamed")
-WORDS = ("chats.jsonl", "--set", "checkpoint.every=2 steps", "--set", "evaluation.every=2 steps", "--set", "checkpoint.keep_best=0")
-"""5 steps; checkpoints after 2, 4 and 5."""
+OFTEN = ("chats.jsonl", "--set", "checkpoint.every=2 steps", "--set", "evaluation.every=2 steps", "--set", "checkpoint.keep_best=0")
+WORDS = (*OFTEN, "--set", "checkpoint.async=false")
+"""5 steps; checkpoints after 2, 4 and 5, in the loop, so that a phase has its place."""
 
 
 @pytest.fixture(scope="module")

@@ -69,11 +69,13 @@ def test_a_run_stopped_in_mid_epoch_ends_as_if_it_had_not_been(project: Project,
 @pytest.mark.parametrize("kind", ["lora-dropout", "full"])
 def test_a_killed_run_ends_as_if_it_had_not_been(project: Project, straight: dict[str, Course], kind: str) -> None:
     assert project.type("train", *LONG, *KINDS[kind], at=after_step(6, "SIGKILL")).status == -signal.SIGKILL
-    assert project.run.checkpoints == [3, 4] and project.run.by_step("train/loss").keys() == {1, 2, 3, 4, 5}
+    newest = project.run.checkpoints[-1]
+    assert newest in (3, 4), "the save after step 4 waits for the one before, and may be under way"
+    assert project.run.by_step("train/loss").keys() == {1, 2, 3, 4, 5}
     project.type("train-resume", "latest").expect(0)
     assert Course.of(project.run) == straight[kind]
     redone = [line["step"] for line in project.run.lines("superseded") if "train/loss" in line]
-    assert redone == [5], "what the killed process did after its checkpoint"
+    assert redone == list(range(newest + 1, 6)), "what the killed process did after its checkpoint"
 
 
 def test_any_name_of_a_run_or_checkpoint_resumes_it(make_project, tmp_path: Path, straight: dict[str, Course]) -> None:

@@ -39,7 +39,7 @@ def config_warnings(config: Config, origins: Mapping[str, str]) -> list[Problem]
         ignored |= dict.fromkeys(("evaluation.every", "evaluation.sample_prompts", "checkpoint.keep_best"), reason)
     if config.distributed.most_nodes == 1:
         ignored["distributed.master_port"] = "one machine picks a free port itself"
-    found = [_ignored(key, _value(config, key), reason, origins) for key, reason in ignored.items() if is_chosen(origins[key])]
+    found = [_ignored(key, settings()[key].of(config), reason, origins) for key, reason in ignored.items() if is_chosen(origins[key])]
     return [*found, *_other_warnings(config, origins)]
 
 
@@ -131,11 +131,6 @@ def _ignored(key: str, value: Any, reason: str, origins: Mapping[str, str]) -> P
 def _problem(code: str, message: str, key: str, origins: Mapping[str, str], *, hint: str) -> Problem:
     origin = origins[key]
     return Problem(code=code, message=message, where=origin if is_chosen(origin) else None, hint=hint)
-
-
-def _value(config: Config, key: str) -> Any:
-    section, _, name = key.partition(".")
-    return getattr(getattr(config, section), name)
 
 
 def _nodes(count: int) -> str:

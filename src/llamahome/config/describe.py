@@ -66,11 +66,17 @@ class Setting:
     help: str
     shape: Shape
     model: type[Section] = field(repr=False)
+    attribute: str = field(repr=False)
+    """Of the section; it differs from the name where that is a word of Python's own."""
 
     @property
     def variable(self) -> str:
         """The environment variable that sets it."""
         return f"LLAMAHOME_{self.section.upper()}__{self.name.upper()}"
+
+    def of(self, config: Config) -> Any:
+        """Its value there."""
+        return getattr(getattr(config, self.section), self.attribute)
 
 
 @cache
@@ -78,10 +84,10 @@ def settings() -> dict[str, Setting]:
     """Every setting by its dotted key, in the order of the schema."""
     found = {}
     for section, model in sections().items():
-        for name, info in model.model_fields.items():
-            key = f"{section}.{name}"
-            shape = _shape(info)
-            found[key] = Setting(key, section, name, info.default, inspect.cleandoc(info.description or ""), shape, model)
+        for attribute, info in model.model_fields.items():
+            name = info.alias or attribute
+            key, shape = f"{section}.{name}", _shape(info)
+            found[key] = Setting(key, section, name, info.default, inspect.cleandoc(info.description or ""), shape, model, attribute)
     return found
 
 

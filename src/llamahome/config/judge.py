@@ -34,7 +34,7 @@ def judge(setting: Setting, value: Any) -> tuple[Any, Fault | None]:
         section = setting.model.model_validate({setting.name: value}, strict=True)
     except ValidationError as error:
         return None, _fault(setting, value, error)
-    return getattr(section, setting.name), None
+    return getattr(section, setting.attribute), None
 
 
 def _fault(setting: Setting, value: Any, error: ValidationError) -> Fault:

@@ -62,7 +62,7 @@ def load_config(
 def with_values(loaded: LoadedConfig, changes: Mapping[str, Any], *, origin: str) -> LoadedConfig:
     """The same settings with some keys replaced; raises ConfigError for an unknown key or a value that the schema refuses."""
     problems: list[Problem] = []
-    values = {key: _value(loaded.config, key) for key in settings()}
+    values = {key: setting.of(loaded.config) for key, setting in settings().items()}
     for key, value in changes.items():
         if key not in settings():
             section, _, name = key.partition(".")
@@ -86,7 +86,7 @@ def with_assignments(
     entries = flag_entries(flags or {}, problems) + assignment_entries(assignments, problems)
     if problems:
         raise ConfigError(problems)
-    before = [Entry(key, _value(loaded.config, key), Origin(origin)) for key, origin in loaded.origins.items()]
+    before = [Entry(key, settings()[key].of(loaded.config), Origin(origin)) for key, origin in loaded.origins.items()]
     return _build([*before, *entries])
 
 
@@ -99,7 +99,7 @@ def dump_config(loaded: LoadedConfig) -> str:
             section = setting.section
             lines.append(f"{section}:")
         origin = "".join(letter if letter.isprintable() else "?" for letter in " ".join(loaded.origins[key].split()))
-        lines.append(f"  {setting.name}: {write_value(_value(loaded.config, key))}{_COMMENT}{origin}")
+        lines.append(f"  {setting.name}: {write_value(setting.of(loaded.config))}{_COMMENT}{origin}")
     return "\n".join(lines) + "\n"
 
 
@@ -137,8 +137,3 @@ def _build(entries: Sequence[Entry]) -> LoadedConfig:
         values[setting.section][setting.name] = entry.value
         origins[entry.key] = entry.origin.text
     return LoadedConfig(Config.model_validate(values, strict=True), origins)
-
-
-def _value(config: Config, key: str) -> Any:
-    section, _, name = key.partition(".")
-    return getattr(getattr(config, section), name)

@@ -70,7 +70,15 @@ Amount = Annotated[float, Field(ge=0)] | Annotated[str, AfterValidator(_rows_tex
 class Section(BaseModel):
     """A frozen group of settings that knows no others than its own."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+        alias_generator=lambda name: name.rstrip("_"),  # `async` is a word of Python's own
+        serialize_by_alias=True,
+    )
 
 
 class ModelConfig(Section):
@@ -185,6 +193,9 @@ class CheckpointConfig(Section):
     """Newest checkpoints that are kept."""
     keep_best: Annotated[int, Field(ge=0)] = 1
     """Checkpoints with the lowest evaluation loss that are kept besides."""
+    async_: bool = True
+    """Write checkpoints beside the training, from a copy in memory; the last one is waited for. Several processes always wait, and so does
+    one where a quarter of the free memory does not hold the copy."""
 
 
 class EvaluationConfig(Section):

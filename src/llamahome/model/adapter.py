@@ -40,15 +40,28 @@ _COMPANIONS = [
 _SAMPLE = 1 << 20
 
 
-def save_model(model: SavedModel, folder: Path, *, base: Path) -> None:
-    """Write `model` into `folder` (made if need be): the adapter alone, or every weight in float32."""
+def changing(model: SavedModel) -> dict[str, Tensor]:
+    """What training changes of what is saved, by its name in the state dict: trained weights, and buffers of a fully trained model."""
+    named = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if isinstance(model, PeftModel):
+        return named
+    kept = model.state_dict().keys()
+    return named | {name: buffer for name, buffer in model.named_buffers() if name in kept}
+
+
+def save_model(model: SavedModel, folder: Path, *, base: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write `model` into `folder` (made if need be): the adapter alone, or every weight in float32.
+
+    `weights` are copies of what `changing` names, written in the place of what the model holds by now.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PeftModel):
         # PEFT would look into the base's config on the hub to see whether the vocabulary grew; ours never does.
-        model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+        values = dict(weights if weights is not None else changing(model))
+        model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False, state_dict=values)
         (folder / "README.md").unlink(missing_ok=True)  # an empty model card template
     else:
-        model.save_pretrained(folder, save_original_format=False)
+        model.save_pretrained(folder, save_original_format=False, state_dict=dict(weights) if weights is not None else None)
     copy_companions(base, folder)
 
 

@@ -86,7 +86,7 @@ def _changed_settings(paths: RunPaths) -> tuple[dict[str, Any], str | None]:
         return {}, error.problems[0].message if error.problems else "cannot be read"
     changed = {}
     for key, setting in settings().items():
-        value = getattr(getattr(config, setting.section), setting.name)
+        value = setting.of(config)
         if value != setting.default:
             changed[key] = value
     return changed, None

@@ -18,13 +18,13 @@ from llamahome.data.steps.loader import Loader
 from llamahome.distributed.exchange import Exchange
 from llamahome.distributed.roll import processes
 from llamahome.distributed.world import World
-from llamahome.errors import CheckpointError
 from llamahome.monitoring.progress import Progress
 from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.evaluate import Evaluation
 from llamahome.training.optimizer import set_learning_rate
 from llamahome.training.recovery import BadSteps, exhausted, smaller_budget, update_does_not_fit
+from llamahome.training.saves import Save, SaveBeside, Saves, never_beside
 from llamahome.training.schedule import Due
 from llamahome.training.state import after_evaluation, after_update
 from llamahome.training.step import StepResult, dropout_seed, train_step
@@ -60,8 +60,7 @@ class Run:
     """Learning rate of an update, counted from 0."""
     evaluate: Callable[[int], Evaluation | None]
     """Evaluate after that many updates, write it down; None without held-out rows."""
-    save: Callable[[TrainerState], Path]
-    """Commit a checkpoint and retire old ones; saving a step again is no work."""
+    save: Save
     rows_at: Callable[[int, int], list[str]]
     """Names of the rows at positions from, to: for what has to be said about a step."""
     go_on: Callable[[], str]
@@ -77,6 +76,7 @@ class Run:
     log_due: Due
     evaluate_due: Due
     save_due: Due
+    save_beside: SaveBeside = never_beside
 
 
 @dataclass(frozen=True)
@@ -101,16 +101,22 @@ class _Agreed:
 
 def train(run: Run, state: TrainerState) -> Outcome:
     """Train from `state` until the horizon or another reason; all ranks call it."""
+    with Saves(run.save, run.save_beside, recorder=run.recorder, progress=run.progress, clock=run.clock) as saves:
+        return _train(run, state, saves)
+
+
+def _train(run: Run, state: TrainerState, saves: Saves) -> Outcome:
     limits, bad = run.limits, BadSteps(run.limits.max_bad_steps, state.bad_steps)
     reason: Reason = "finished"
     for microbatches in _timed(run.loader, run.clock):
         started = time.perf_counter()
+        saves.hear()
         agreed = _agree(run, state, microbatches)
         if agreed.evaluate:
             state = _evaluate(run, state)
         if agreed.save or (limits.keeps_best and agreed.evaluate and state.best_step == state.step):
             state = _flush(run, state, bad)  # what a resumed run does not repeat must be on disk before the checkpoint
-            _save(run, state, last=False)
+            saves.begin(state)
         if found := _reason_to_stop(state, agreed, limits.patience):
             reason = found
             break
@@ -129,7 +135,7 @@ def train(run: Run, state: TrainerState) -> Outcome:
     state = _flush(run, state, bad)
     if reason == "finished" and state.eval_loss is None:
         state = _evaluate(run, state)
-    return Outcome(state, reason, _save(run, state, last=True))
+    return Outcome(state, reason, saves.last(state))
 
 
 def _step(run: Run, state: TrainerState, microbatches: Sequence[Microbatch], *, targets: int) -> tuple[TrainerState, StepResult]:
@@ -203,21 +209,6 @@ def _evaluate(run: Run, state: TrainerState) -> TrainerState:
         found = run.evaluate(state.step)
     run.progress.evaluated(state.step, found.metrics if found is not None else {})
     return state if found is None else after_evaluation(state, found)
-
-
-def _save(run: Run, state: TrainerState, *, last: bool) -> Path | None:
-    """Save; a failure in mid-run is told and tried again when the next save is due, one at the end is an error."""
-    try:
-        with run.clock.part("save"):
-            path = run.save(state)
-    except CheckpointError as error:
-        if last:
-            raise
-        run.recorder.event("save-failed", step=state.step, message=str(error))
-        run.progress.warn(error.problems[0].message, "training goes on; the checkpoint before this one is untouched")
-        return None
-    run.progress.saved(state.step, path)
-    return path
 
 
 def _flush(run: Run, state: TrainerState, bad: BadSteps) -> TrainerState:
