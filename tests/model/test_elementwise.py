@@ -76,18 +76,20 @@ def test_what_is_made_again_has_the_bits_of_the_first_time_with_and_without_a_gr
         assert reading.back(torch.ones_like(out), *sources, *kept, wanted=wanted, again=False)[0] is None
 
 
+@pytest.mark.parametrize("angled", TOLERANCE, ids=str)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_rotation_splits_heads_and_turns_queries_and_keys(kernels: Kernels, dtype: torch.dtype) -> None:
+def test_rotation_splits_heads_and_turns_queries_and_keys(kernels: Kernels, dtype: torch.dtype, angled: torch.dtype) -> None:
     tokens, query, key, size = 19, 4, 2, 8
     columns = some(tokens, (query + 2 * key) * size, dtype=dtype)
     angles = torch.randn(tokens, size // 2, generator=torch.Generator().manual_seed(7)).repeat(1, 2)
+    cosine, sine = angles.cos().to(angled), angles.sin().to(angled)
 
     def plain() -> Tensor:
         q, k, v = (x.view(tokens, -1, size) for x in columns.split([query * size, key * size, key * size], 1))
-        return torch.cat([plain_rotation(q, angles.cos(), angles.sin()), plain_rotation(k, angles.cos(), angles.sin()), v], 1)
+        return torch.cat([plain_rotation(q, cosine, sine), plain_rotation(k, cosine, sine), v], 1)
 
     def ours() -> Tensor:
-        return torch.cat(rotated(columns, angles.cos(), angles.sin(), heads=(query, key), kernels=kernels), 1)
+        return torch.cat(rotated(columns, cosine, sine, heads=(query, key), kernels=kernels), 1)
 
     assert_same(values_of(ours, [columns]), values_of(plain, [columns]), dtype)
 

@@ -159,27 +159,20 @@ class _Rotation(torch.autograd.Function):
         ctx: Any, all_TO: Tensor, cosine_TE: Tensor, sine_TE: Tensor, heads: tuple[int, int], kernels: Kernels
     ) -> tuple[Tensor, Tensor, Tensor]:
         tokens, size = cosine_TE.shape
-        query, key = heads
-        cosine, sine = cosine_TE.float().contiguous(), sine_TE.float().contiguous()
-        q, k = all_TO.new_empty(tokens, query, size), all_TO.new_empty(tokens, key, size)
-        for out, first, count in ((q, 0, query), (k, query, key)):
-            columns = all_TO[:, first * size :]
-            kernels("rotate", (all_TO.dtype,), columns, out, cosine, sine, tokens, count, size, all_TO.stride(0), count * size, 1.0)
-        ctx.save_for_backward(cosine_TE, sine_TE)  # as they came: all layers share them
+        q, k, v = (all_TO.new_empty(tokens, count, size) for count in (heads[0], heads[1], heads[1]))
+        types, angles = (all_TO.dtype, cosine_TE.dtype), (cosine_TE, sine_TE)
+        kernels("rotate", types, all_TO, q, k, v, *angles, tokens, *heads, size, 0)
+        ctx.save_for_backward(*angles)  # all layers share them
         ctx.heads, ctx.kernels = heads, kernels
-        return q, k, all_TO[:, (query + key) * size :].reshape(tokens, key, size).clone()
+        return q, k, v
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         cosine_TE, sine_TE = ctx.saved_tensors
         tokens, size = cosine_TE.shape
-        query, key = ctx.heads
-        cosine, sine = cosine_TE.float().contiguous(), sine_TE.float().contiguous()
-        grad = gradients[0].new_empty(tokens, (query + 2 * key) * size)
-        for part, first, count in ((gradients[0], 0, query), (gradients[1], query, key)):
-            columns, part = grad[:, first * size :], part.contiguous()
-            ctx.kernels("rotate", (grad.dtype,), part, columns, cosine, sine, tokens, count, size, count * size, grad.stride(0), -1.0)
-        grad[:, (query + key) * size :] = gradients[2].reshape(tokens, key * size)
+        grad = gradients[0].new_empty(tokens, (ctx.heads[0] + 2 * ctx.heads[1]) * size)
+        parts = (part.contiguous() for part in gradients)
+        ctx.kernels("rotate", (grad.dtype, cosine_TE.dtype), grad, *parts, cosine_TE, sine_TE, tokens, *ctx.heads, size, 1)
         return grad, None, None, None, None
 
 
@@ -199,5 +192,7 @@ def rotated(
     all_TO: Tensor, cosine_TE: Tensor, sine_TE: Tensor, *, heads: tuple[int, int], kernels: Kernels
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Split [q | k | v] columns into heads and apply `plain_rotation` to q and k; `heads` of queries and keys."""
+    known = cosine_TE.dtype in (torch.float32, all_TO.dtype)
+    cosine_TE, sine_TE = ((angle if known else angle.float()).contiguous() for angle in (cosine_TE, sine_TE))
     result: tuple[Tensor, Tensor, Tensor] = _Rotation.apply(all_TO.contiguous(), cosine_TE, sine_TE, heads, kernels)  # type: ignore[no-untyped-call]
     return result

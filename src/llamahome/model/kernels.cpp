@@ -109,21 +109,28 @@ static void gated_backward(const X *grad, const X *both, X *grad_both, X *again,
   }
 }
 
-// Rotate every pair (i, i + size/2) of each head by its token's angle; sign -1 turns back. Rows may lie apart in both arrays.
-template <class X>
-static void rotate(const X *x, X *out, const float *cosine, const float *sine, int64_t tokens, int64_t heads, int64_t size,
-                   int64_t x_step, int64_t out_step, float sign, int threads) {
+// The heads of a token lie side by side in `all`, queries, keys, values, and apart in q, k and v. Every pair (i, i + size/2) of a query or
+// key is rotated by its token's angle on the way; `back` goes from q, k and v to `all` and turns the other way.
+template <int back, class X, class A>
+static void rotate(X *all, X *q, X *k, X *v, const A *cosine, const A *sine, int64_t tokens, int64_t queries, int64_t keys, int64_t size,
+                   int threads) {
   int64_t half = size / 2;
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t t = 0; t < tokens; t++)
-    for (int64_t h = 0; h < heads; h++) {
-      const X *in = x + t * x_step + h * size;
-      X *to = out + t * out_step + h * size;
+    for (int64_t h = 0; h < queries + 2 * keys; h++) {
+      X *whole = all + (t * (queries + 2 * keys) + h) * size;
+      X *part = h < queries ? q + (t * queries + h) * size : (h < queries + keys ? k : v) + (t * keys + (h - queries) % keys) * size;
+      X *in = back ? part : whole, *out = back ? whole : part;
+      if (h >= queries + keys) {
+        memcpy(out, in, size * sizeof(X));
+        continue;
+      }
+      const A *c = cosine + t * size, *s = sine + t * size;
 #pragma omp simd
       for (int64_t i = 0; i < half; i++) {
-        float c = cosine[t * size + i], s = sign * sine[t * size + i], a = get(in[i]), b = get(in[half + i]);
-        put(to + i, a * c - b * s);
-        put(to + half + i, b * c + a * s);
+        float turned = back ? -get(s[i]) : get(s[i]), x = get(in[i]), y = get(in[half + i]);
+        put(out + i, x * get(c[i]) - y * turned);
+        put(out + half + i, y * get(c[i]) + x * turned);
       }
     }
 }
@@ -197,6 +204,17 @@ NORM(ff, float, float)
 NORM(bb, bf16, bf16)
 NORM(fb, float, bf16)
 
+// The letter of the angles comes second.
+#define ROTATE(name, X, A)                                                                                                       \
+  extern "C" void rotate_##name(X *all, X *q, X *k, X *v, const A *c, const A *s, int64_t tokens, int64_t queries, int64_t keys,   \
+                                int64_t size, int back, int threads) {                                                           \
+    back ? rotate<1>(all, q, k, v, c, s, tokens, queries, keys, size, threads)                                                    \
+         : rotate<0>(all, q, k, v, c, s, tokens, queries, keys, size, threads);                                                   \
+  }
+ROTATE(ff, float, float)
+ROTATE(bb, bf16, bf16)
+ROTATE(bf, bf16, float)
+
 #define EACH(name, X)                                                                                                            \
   extern "C" void gated_forward_##name(const X *both, X *out, int64_t rows, int64_t size, int kind, int threads) {               \
     kind ? gated_forward<1>(both, out, rows, size, threads) : gated_forward<0>(both, out, rows, size, threads);                  \
@@ -205,10 +223,6 @@ NORM(fb, float, bf16)
                                         int threads) {                                                                           \
     kind ? gated_backward<1>(grad, both, out, again, rows, size, threads)                                                        \
          : gated_backward<0>(grad, both, out, again, rows, size, threads);                                                       \
-  }                                                                                                                              \
-  extern "C" void rotate_##name(const X *x, X *out, const float *c, const float *s, int64_t tokens, int64_t heads, int64_t size, \
-                                int64_t x_step, int64_t out_step, float sign, int threads) {                                     \
-    rotate(x, out, c, s, tokens, heads, size, x_step, out_step, sign, threads);                                                  \
   }                                                                                                                              \
   extern "C" void causal_softmax_##name(X *scores, int64_t rows, int64_t keys, int64_t wide, int64_t first, int64_t window,      \
                                         float scale, int threads) {                                                              \

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from llamahome.model.elementwise import AsItIs, Reading
 from llamahome.model.lora import LeanLoraLinear, lean_factors
 from llamahome.model.native import Kernels
-from llamahome.model.products import LowRank, Stack, multiplies, outer_product, product
+from llamahome.model.products import Stack, adapted_product, multiplies, outer_product, product
 
 _AS_IT_IS = AsItIs()
 
@@ -61,10 +61,10 @@ class _AdaptedProduct(torch.autograd.Function):
         for (start, stop, scale), b in zip(blocks, factors[1::2], strict=True):
             b_SO[first : first + b.shape[1], start:stop] = (b * scale).t()
             first += b.shape[1]
-        low_TS = product(x_TI, Stack([a_SI]), turned=True, kernels=kernels)
+        low_TS, out_TO = adapted_product(x_TI, stack, a_SI, b_SO, turned=True, kernels=kernels, bias=bias_O)
         ctx.save_for_backward(low_TS, a_SI, b_SO, *sources, *kept)
         ctx.dtypes, ctx.ranks = [factor.dtype for factor in factors], ranks
-        return product(x_TI, stack, turned=True, kernels=kernels, extra=LowRank(low_TS, b_SO), bias=bias_O)
+        return out_TO
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -74,10 +74,10 @@ class _AdaptedProduct(torch.autograd.Function):
             grad_x = product(grad_TO, stack, turned=False, kernels=kernels) if any(wanted) else None
             return None, None, None, *reading.back(grad_x, *ctx.saved_tensors, wanted=wanted, again=False)[1]
         low_TS, a_SI, b_SO, *kept = ctx.saved_tensors
-        grad_low_TS = product(grad_TO, Stack([b_SO]), turned=True, kernels=kernels)
-        grad_x = None
         if any(wanted):
-            grad_x = product(grad_TO, stack, turned=False, kernels=kernels, extra=LowRank(grad_low_TS, a_SI))
+            grad_low_TS, grad_x = adapted_product(grad_TO, stack, b_SO, a_SI, turned=False, kernels=kernels)
+        else:
+            grad_low_TS, grad_x = product(grad_TO, Stack([b_SO]), turned=True, kernels=kernels), None
         x_TI, grads = reading.back(grad_x, *kept, wanted=wanted, again=True)
         grad_a_SI = outer_product(grad_low_TS, x_TI, kernels=kernels)
         grad_b_SO = outer_product(low_TS, grad_TO, kernels=kernels)

@@ -34,25 +34,28 @@ _SIGNATURES: dict[str, Sequence[type]] = {
     "norm_backward": [_POINTER] * 7 + [_COUNT] * 3 + [_INT],
     "gated_forward": [_POINTER] * 2 + [_COUNT] * 2 + [_INT] * 2,
     "gated_backward": [_POINTER] * 4 + [_COUNT] * 2 + [_INT] * 2,
-    "rotate": [_POINTER] * 4 + [_COUNT] * 5 + [_REAL, _INT],
+    "rotate": [_POINTER] * 6 + [_COUNT] * 4 + [_INT] * 2,
     "causal_softmax": [_POINTER] + [_COUNT] * 5 + [_REAL, _INT],
     "softmax_backward": [_POINTER] * 2 + [_COUNT] * 2 + [_REAL, _INT],
     "cross_entropy": [_POINTER] * 3 + [_COUNT] * 2 + [_INT],
     "attention_forward": [_POINTER] * 6 + [_REAL, _INT],
     "attention_backward": [_POINTER] * 10 + [_REAL, _INT],
-    "product": [_POINTER, _COUNT, *[_POINTER] * 2, *[_COUNT] * 2, _INT, *[_POINTER] * 2, _COUNT, *[_POINTER] * 2, _COUNT, _INT],
+    "product": [_POINTER, _COUNT, *[_POINTER] * 2, *[_COUNT] * 2, _INT, *[_POINTER] * 2, _COUNT, _INT],
+    "adapted_product": [_POINTER, _COUNT, *[_POINTER] * 2, *[_COUNT] * 2, _INT, *[_POINTER] * 2, _COUNT, *[_POINTER] * 3, _COUNT, _INT],
     "outer_product": [_POINTER, *[_COUNT] * 2] * 2 + [_POINTER, _INT, _COUNT, _INT],
 }
 _TYPES = {
     "norm_forward": ("ff", "bb", "fb"),
     "norm_backward": ("ff", "bb", "fb"),
+    "rotate": ("ff", "bb", "bf"),
     "attention_forward": ("b",),
     "attention_backward": ("b",),
     "product": ("b",),
+    "adapted_product": ("b",),
     "outer_product": ("b",),
 }
 """Letters of the types that a function is compiled for, where these are not f and b."""
-_OPTIONAL = frozenset({"attention_forward", "attention_backward", "product", "outer_product"})
+_OPTIONAL = frozenset({"attention_forward", "attention_backward", "product", "adapted_product", "outer_product"})
 """Functions that are compiled only where the processor has instructions for them; `has` tells."""
 
 

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <numeric>
 #include <vector>
 
 #include "pairs.h"
@@ -164,9 +165,9 @@ static int64_t chunks_of(int64_t size, int64_t most, int64_t *depth) {
 
 // out [T, N] = x [T, S] * w + low [T, R] * factor [R, N] + bias [N], where w consists of `parts` matrices below each other, each
 // [heights[i], width], turned (S = width, N = all heights) or not (S = all heights, N = width). S and R are even; low and bias may be null.
-extern "C" void product_b(const half *x, int64_t x_step, const half *const *parts, const int64_t *heights, int64_t count, int64_t width,
-                          int turned, const half *low, const half *factor, int64_t rank, const float *bias, half *out, int64_t tokens,
-                          int threads) {
+static void multiply(const half *x, int64_t x_step, const half *const *parts, const int64_t *heights, int64_t count, int64_t width,
+                     int turned, const half *low, const half *factor, int64_t rank, const float *bias, half *out, int64_t tokens,
+                     int threads) {
   std::vector<const half *> rows, factor_rows;
   for (int64_t i = 0; i < count; i++)
     for (int64_t r = 0; r < heights[i]; r++) rows.push_back(parts[i] + r * width);
@@ -219,6 +220,20 @@ extern "C" void product_b(const half *x, int64_t x_step, const half *const *part
           }
         }
   }
+}
+
+extern "C" void product_b(const half *x, int64_t x_step, const half *const *parts, const int64_t *heights, int64_t count, int64_t width,
+                          int turned, const float *bias, half *out, int64_t tokens, int threads) {
+  multiply(x, x_step, parts, heights, count, width, turned, nullptr, nullptr, 0, bias, out, tokens, threads);
+}
+
+// low [T, R] = x * first turned, with first [R, S], and out = x * w + low * second [R, N] + bias.
+extern "C" void adapted_product_b(const half *x, int64_t x_step, const half *const *parts, const int64_t *heights, int64_t count,
+                                  int64_t width, int turned, const half *first, const half *second, int64_t rank, const float *bias,
+                                  half *low, half *out, int64_t tokens, int threads) {
+  int64_t size = turned ? width : std::accumulate(heights, heights + count, int64_t(0));
+  multiply(x, x_step, &first, &rank, 1, size, 1, nullptr, nullptr, 0, nullptr, low, tokens, threads);
+  multiply(x, x_step, parts, heights, count, width, turned, low, second, rank, bias, out, tokens, threads);
 }
 
 // out [N, M] float32 = (add ? out : 0) + sum over tokens of left [T, N] by right [T, M]: gradients of weights.

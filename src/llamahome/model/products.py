@@ -46,14 +46,6 @@ class Stack:
         return self.parts[0].shape[1]
 
 
-@dataclass(frozen=True)
-class LowRank:
-    """What is added to a product: low [T, R] times factor [R, columns of the result]."""
-
-    low: Tensor
-    factor: Tensor
-
-
 def multiplies(kernels: Kernels | None, parts: Sequence[Tensor]) -> bool:
     """Whether our own products take these matrices: bfloat16, contiguous, an even number of inputs and of rows."""
     even = all(part.shape[1] % 2 == 0 for part in parts) and sum(part.shape[0] for part in parts) % 2 == 0
@@ -61,23 +53,35 @@ def multiplies(kernels: Kernels | None, parts: Sequence[Tensor]) -> bool:
     return kernels is not None and even and alike and kernels.has("product", torch.bfloat16)
 
 
-def product(
-    x: Tensor, stack: Stack, *, turned: bool, kernels: Kernels | None, extra: LowRank | None = None, bias: Tensor | None = None
-) -> Tensor:
-    """x [T, I] times the turned stack -> [T, O], or x [T, O] times the stack -> [T, I]; plus `extra`, plus bias [columns].
+def product(x: Tensor, stack: Stack, *, turned: bool, kernels: Kernels | None, bias: Tensor | None = None) -> Tensor:
+    """x [T, I] times the turned stack -> [T, O], or x [T, O] times the stack -> [T, I]; plus bias [columns].
 
-    With kernels: what `multiplies` allows, an even rank, and x in bfloat16; bias in float32. Without: one matrix in the stack.
+    With kernels: what `multiplies` allows, and x in bfloat16; bias in float32. Without: one matrix in the stack.
     """
     if kernels is None:
         (whole,) = stack.parts
-        out = F.linear(x, whole if turned else whole.t(), None if bias is None else bias.to(x.dtype))
-        return out if extra is None else out.addmm_(extra.low, extra.factor)
+        return F.linear(x, whole if turned else whole.t(), None if bias is None else bias.to(x.dtype))
     x = _rows(x)
     out = x.new_empty(x.shape[0], stack.rows if turned else stack.width)
-    low, factor, rank = (None, None, 0) if extra is None else (extra.low, extra.factor, extra.low.shape[1])
-    sides = stack.addresses, stack.heights, len(stack.parts), stack.width, int(turned)
-    kernels("product", (torch.bfloat16,), x, x.stride(0), *sides, low, factor, rank, bias, out, x.shape[0])
+    kernels("product", (torch.bfloat16,), x, x.stride(0), *_sides(stack, turned), bias, out, x.shape[0])
     return out
+
+
+def adapted_product(
+    x: Tensor, stack: Stack, first_RI: Tensor, second_RO: Tensor, *, turned: bool, kernels: Kernels | None, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """low [T, R] = x times the turned first factor, and `product` plus low times the second; sums stay in float32 to their end.
+
+    I and O of the factors are the inputs and the columns of this product. With kernels: both contiguous in bfloat16, R even.
+    """
+    if kernels is None:
+        low = F.linear(x, first_RI)
+        return low, product(x, stack, turned=turned, kernels=None, bias=bias).addmm_(low, second_RO)
+    x, rank = _rows(x), first_RI.shape[0]
+    low, out = x.new_empty(x.shape[0], rank), x.new_empty(x.shape[0], second_RO.shape[1])
+    sides = _sides(stack, turned)
+    kernels("adapted_product", (torch.bfloat16,), x, x.stride(0), *sides, first_RI, second_RO, rank, bias, low, out, x.shape[0])
+    return low, out
 
 
 def outer_product(left_TN: Tensor, right_TM: Tensor, *, kernels: Kernels | None, out: Tensor | None = None) -> Tensor:
@@ -93,6 +97,10 @@ def outer_product(left_TN: Tensor, right_TM: Tensor, *, kernels: Kernels | None,
     sides = left_TN, left_TN.stride(0), left_TN.shape[1], right_TM, right_TM.stride(0), right_TM.shape[1]
     kernels("outer_product", (torch.bfloat16,), *sides, out, add, left_TN.shape[0])
     return out
+
+
+def _sides(stack: Stack, turned: bool) -> tuple[Tensor, Tensor, int, int, int]:
+    return stack.addresses, stack.heights, len(stack.parts), stack.width, int(turned)
 
 
 def _rows(x: Tensor) -> Tensor:
