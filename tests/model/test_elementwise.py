@@ -70,7 +70,7 @@ def test_what_is_made_again_has_the_bits_of_the_first_time_with_and_without_a_gr
         out, kept = reading.read(*sources)
         wanted = [True] * len(sources)
         for grad in (None, torch.ones_like(out)):
-            again, gradients = reading.back(grad, *sources, *kept, wanted=wanted, again=True)
+            again, gradients = reading.back(grad, *(source.clone() for source in sources), *kept, wanted=wanted, again=True)
             assert torch.equal(again, out)
             assert [each is None for each in gradients] == [grad is None] * len(sources)
         assert reading.back(torch.ones_like(out), *sources, *kept, wanted=wanted, again=False)[0] is None

@@ -105,7 +105,11 @@ class Normed:
 
 @dataclass(frozen=True)
 class Gated:
-    """A product reads the gated [T, F] of what is kept, [T, 2F]."""
+    """A product reads the gated [T, F] of what is kept, [T, 2F].
+
+    What is made again takes the place of the gradient that comes in, and the gradient that of what was kept: memory that is read anyway
+    costs nothing to write.
+    """
 
     kind: str
     kernels: Kernels
@@ -124,7 +128,7 @@ class Gated:
         if grad is None:
             return self.read(both)[0] if again else None, (None,)
         grad, size = grad.contiguous(), both.shape[-1] // 2
-        grad_both, out = torch.empty_like(both), torch.empty_like(grad) if again else None
+        grad_both, out = (both, grad) if again else (torch.empty_like(both), None)
         sizes = grad.numel() // size, size, GATES.index(self.kind)
         self.kernels("gated_backward", (both.dtype,), grad, both, grad_both, out, *sizes)
         return out, (grad_both,)

@@ -81,7 +81,7 @@ static void gated_forward(const X *both, X *out, int64_t rows, int64_t size, int
   }
 }
 
-// `again` is null or gets what the forward pass gave.
+// `again` is null or gets what the forward pass gave; it may lie where `grad` does, and `grad_both` where `both` does.
 template <int kind, class X>
 static void gated_backward(const X *grad, const X *both, X *grad_both, X *again, int64_t rows, int64_t size, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -91,18 +91,18 @@ static void gated_backward(const X *grad, const X *both, X *grad_both, X *again,
     if (out) {
 #pragma omp simd
       for (int64_t i = 0; i < size; i++) {
-        float value, slope, up = get(g[i]);
+        float value, slope, up = get(g[i]), other = get(b[i]);
         gate(kind, get(a[i]), &value, &slope);
-        put(ga + i, up * get(b[i]) * slope);
+        put(ga + i, up * other * slope);
         put(gb + i, up * value);
-        put(out + i, value * get(b[i]));
+        put(out + i, value * other);
       }
     } else {
 #pragma omp simd
       for (int64_t i = 0; i < size; i++) {
-        float value, slope, up = get(g[i]);
+        float value, slope, up = get(g[i]), other = get(b[i]);
         gate(kind, get(a[i]), &value, &slope);
-        put(ga + i, up * get(b[i]) * slope);
+        put(ga + i, up * other * slope);
         put(gb + i, up * value);
       }
     }
