@@ -1,5 +1,6 @@
 """Ctrl-C in every phase of a run: once saves and exits 75, twice leaves with 130, and what stands under a final name is whole."""
 
+import json
 import os
 import signal
 import time
@@ -125,3 +126,50 @@ def test_a_stop_while_the_starter_is_fetched_leaves_nothing(project: Project, tm
     assert not project.runs() and not list((project.folder / "data/models/base").glob(".fetch-*"))
     answer = project.type(*words, **index).expect(4)
     assert answer.codes == ["machine.download-failed"] and "Traceback" not in answer.err
+
+
+BESIDE = (*OFTEN, "--epochs", "4", "--set", "checkpoint.keep_last=100")
+"""20 steps; a checkpoint after every second one, written while the next steps are done."""
+WRITING = ("llamahome.checkpoint.manifest:seal", "llamahome.checkpoint.together:commit", "llamahome.saving:retention.apply")
+
+
+@pytest.fixture(scope="module")
+def course(make_project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Undisturbed, and every checkpoint written in the loop."""
+    project = make_project(tmp_path_factory.mktemp("course") / "project")
+    project.type("train", *BESIDE, "--set", "checkpoint.async=false").expect(0)
+    assert project.run.checkpoints == list(range(2, 21, 2))
+    return project
+
+
+def content(checkpoint: Path) -> dict[str, bytes]:
+    """What a checkpoint holds, but for clocks, the run's name and the settings."""
+    tensors = {str(path.relative_to(checkpoint)): path.read_bytes() for path in checkpoint.rglob("*.safetensors")}
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    return {**tensors, "state": json.dumps({**state, "elapsed_s": 0}, sort_keys=True).encode()}
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_checkpoints_written_beside_the_training_are_those_written_in_the_loop(make_project, tmp_path: Path, method: str) -> None:
+    found = []
+    for written in ("true", "false"):
+        project = make_project(tmp_path / written / "project")
+        project.type("train", *BESIDE, "--method", method, "--set", f"checkpoint.async={written}").expect(0)
+        assert all(manifest.verify(project.run.root / f"checkpoint-{step}") == [] for step in project.run.checkpoints)
+        found.append({step: content(project.run.root / f"checkpoint-{step}") for step in project.run.checkpoints})
+        assert "saves-in-the-loop" not in [event["kind"] for event in project.run.lines("events")]
+    assert found[0] == found[1] and len(found[0]) == 10 and all(len(each) == 3 for each in found[0].values())
+
+
+@pytest.mark.parametrize("place", WRITING)
+@pytest.mark.parametrize("signals", [["SIGTERM"], ["SIGINT", "SIGTERM"], ["SIGKILL"]])
+def test_a_signal_while_a_checkpoint_is_written_beside_the_training_harms_nothing(
+    project: Project, course: Project, place: str, signals: list[str]
+) -> None:
+    answer = project.type("train", *BESIDE, at=[(place, 3, signals)])
+    assert answer.status == {"SIGTERM": 75, "SIGINT": 130, "SIGKILL": -signal.SIGKILL}[signals[0]] and "Traceback" not in answer.err
+    everything_is_whole(project)
+    stands = project.run.checkpoints
+    assert len(stands) >= (4 if signals == ["SIGTERM"] else 2)
+    project.type("train-resume", "latest").expect(0)
+    assert project.run.weights() == course.run.weights() and not list(project.run.root.glob("*.tmp"))

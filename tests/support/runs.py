@@ -28,6 +28,7 @@ from llamahome.monitoring.throughput import PartClock
 from llamahome.training.evaluate import Evaluation, evaluate
 from llamahome.training.loop import Limits, Run
 from llamahome.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
+from llamahome.training.saves import SaveBeside, never_beside
 from llamahome.training.schedule import Due, learning_rate
 from llamahome.training.stop import StopRequest
 from llamahome.units import parse_interval
@@ -102,6 +103,7 @@ class Plan:
     limits: dict[str, Any] = field(default_factory=dict)
     objective: Callable[[Microbatch], Tensor] | None = None
     saves: Callable[[TrainerState], Path] | None = None
+    saves_beside: SaveBeside = never_beside
     stop: StopRequest = field(default_factory=StopRequest)
     said: "Said" = field(default_factory=lambda: Said())
     evaluations: list[tuple[int, Evaluation]] = field(default_factory=list)
@@ -152,6 +154,7 @@ def make_run(learner: Learner, plan: Plan) -> Run:
         rate=lambda step: learning_rate(step, peak=plan.peak, horizon=planned, warmup=1, shape="cosine"),
         evaluate=look,
         save=plan.saves or save,
+        save_beside=plan.saves_beside,
         rows_at=lambda first, last: [f"row {position}" for position in range(first, last)],
         go_on=lambda: f"llamahome train-resume {plan.folder}",
         recorder=Recorder(
