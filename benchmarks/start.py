@@ -26,7 +26,7 @@ from benchmarks.systems import System, system
 BATCH = 2
 """Rows of a step here: start-up and not the steps are measured."""
 _STEPS = 20
-_SAVED_STEPS = 8
+_SAVED_STEPS, _SAVED_EVERY = 12, 2
 _DEFAULT_INTERVAL_S = 600.0
 """checkpoint.every is "10 min"."""
 _PREPARED_ROWS = 8000
@@ -99,13 +99,13 @@ def _resume(task: Mapping[str, Any], folder: Path, rounds: int) -> dict[str, Any
 
 def _checkpoint(task: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Seconds that the loop stands still for a checkpoint, from the run's own metrics."""
-    every = ("--set", "checkpoint.every=2 steps", "--max-steps", str(_SAVED_STEPS))
+    every = ("--set", f"checkpoint.every={_SAVED_EVERY} steps", "--max-steps", str(_SAVED_STEPS))
     try:
         _train({**task, "batch": scenario("docstrings").batch}, folder, *every)
     except SystemFailed as error:
         return {"error": str(error)}
     records = metrics_in(folder)
-    return {**stall(records), "parts": parts(records)}
+    return {**stall(records, every=_SAVED_EVERY), "parts": parts(records)}
 
 
 def metrics_in(folder: Path) -> list[dict[str, Any]]:
@@ -120,16 +120,30 @@ def parts(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {name: statistics.median(each.get(f"time/{name}", 0.0) for each in steps) for name in PARTS} if steps else {}
 
 
-def stall(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a save costs beside a step: `of_a_step` its share of one step's time, `of_training` that of all time at the default interval."""
+def stall(records: Sequence[Mapping[str, Any]], *, every: int) -> dict[str, Any]:
+    """What a save after every so many steps costs: `seconds` the loop waits, also for telling of it later on.
+
+    `of_a_step` is their share of one step's time, `of_training` that of all time at the default interval; `beside` is by how much the step
+    that begins with a save takes longer besides, because the files are written meanwhile.
+    """
     steps = [each for each in records if "time/forward" in each]
-    saves = [each["time/save"] for each in steps if each.get("time/save")]
-    if not saves:
+    saves = [each["step"] > every and each["step"] % every == 1 % every for each in steps]
+    waited = sum(each.get("time/save", 0.0) for each in steps)
+    if not any(saves) or not waited:
         return {"error": "no save stands in the metrics"}
     apart = ("time/save", "time/evaluate")
     taken = [sum(value for name, value in each.items() if name.startswith("time/") and name not in apart) for each in steps]
-    middle, step = statistics.median(saves), statistics.median(taken)
-    return {"seconds": middle, "saves": len(saves), "step": step, "of_a_step": middle / step, "of_training": middle / _DEFAULT_INTERVAL_S}
+    seconds, step = waited / sum(saves), statistics.median(taken)
+    beside = [one for one, saved in zip(taken, saves, strict=True) if saved]
+    alone = [one for one, saved in zip(taken, saves, strict=True) if not saved]
+    told = {
+        "seconds": seconds,
+        "saves": sum(saves),
+        "step": step,
+        "of_a_step": seconds / step,
+        "of_training": seconds / _DEFAULT_INTERVAL_S,
+    }
+    return told | {"beside": statistics.median(beside) - statistics.median(alone)}
 
 
 def _preparation(cache: Path, model: str) -> dict[str, Any]:

@@ -61,6 +61,8 @@ def start_lines(part: Mapping[str, Any]) -> list[str]:
             f"the loop waits {save['seconds']:.3f} s, {save['of_a_step']:.1%} of the time of one step"
             f" and {save['of_training']:.3%} of training at the default interval"
         )
+        if "beside" in save:
+            words += f"; the step beside which it is written takes {save['beside']:+.3f} s"
         told.append(f"- a checkpoint: {words}")
     preparation = part["preparation"]
     rates = preparation.get("rows_per_s", {})

@@ -26,7 +26,7 @@ def scenario(title: str, factor: float = 1.0) -> dict[str, Any]:
 def results() -> dict[str, Any]:
     rounds = [{"first": 4.0, "twentieth": 9.0, "peak": 2 * 10**9}]
     parts = {"data": 0.01, "forward": 0.8, "backward": 1.1, "exchange": 0.0, "update": 0.05}
-    checkpoint = {"seconds": 0.02, "saves": 3, "step": 2.0, "of_a_step": 0.01, "of_training": 0.02 / 600, "parts": parts}
+    checkpoint = {"seconds": 0.02, "saves": 3, "step": 2.0, "of_a_step": 0.01, "of_training": 0.02 / 600, "beside": 0.1, "parts": parts}
     start = {
         "systems": {
             "ours": {"title": "llamahome", "cold": {"first": 30.0}, "rounds": rounds},

@@ -43,7 +43,15 @@ def test_every_block_of_the_pages_can_be_made(tmp_path: Path) -> None:
 
 def test_the_page_of_the_results_tells_failures_too() -> None:
     text = page(results())
-    for told in ("cannot be installed: no network", "ended: no memory", "+0.08%", "0.003% of training", "ours 5,600", "5.0 (4.9 to 5.1) s"):
+    for told in (
+        "cannot be installed: no network",
+        "ended: no memory",
+        "+0.08%",
+        "0.003% of training",
+        "takes +0.100 s",
+        "ours 5,600",
+        "5.0 (4.9 to 5.1) s",
+    ):
         assert told in text
 
 
@@ -69,10 +77,20 @@ def test_a_smoke_run_is_no_result(tmp_path: Path) -> None:
 
 def test_a_stall_is_told_beside_a_step_and_beside_the_default_interval() -> None:
     step = {"time/data": 0.5, "time/forward": 1.0, "time/backward": 2.0, "time/update": 0.5, "train/loss": 2.0}
-    records = [{"eval/loss": 2.0}, step, {**step, "time/save": 0.08}, step, {**step, "time/save": 0.04, "time/evaluate": 9.0}]
-    assert stall(records) == pytest.approx({"seconds": 0.06, "saves": 2, "step": 4.0, "of_a_step": 0.015, "of_training": 0.0001})
-    assert parts(records) == {"data": 0.5, "forward": 1.0, "backward": 2.0, "exchange": 0.0, "update": 0.5}
-    assert "error" in stall([step])
+    longer = {**step, "time/backward": 2.2}
+    steps = [
+        step,
+        step,
+        {**longer, "time/save": 0.08},
+        {**step, "time/save": 0.001},
+        {**longer, "time/save": 0.039, "time/evaluate": 9.0},
+        step,
+    ]
+    records = [{"step": 0, "eval/loss": 2.0}, *({**each, "step": number} for number, each in enumerate(steps, start=1))]
+    told = {"seconds": 0.06, "saves": 2, "step": 4.0, "of_a_step": 0.015, "of_training": 0.0001, "beside": 0.2}
+    assert stall(records, every=2) == pytest.approx(told)
+    assert parts(records) == {"data": 0.5, "forward": 1.0, "backward": 2.1, "exchange": 0.0, "update": 0.5}
+    assert "error" in stall(records[:3], every=2)
     assert parts([]) == {}
 
 
