@@ -9,6 +9,7 @@ import pytest
 from tests.support.checkpoints import PRINTS, differences, save, save_step, state_at
 from tests.support.workers import ROOT, worker_environment
 
+from llamahome.checkpoint.background import writer_thread
 from llamahome.checkpoint.store import SaveFailed, load
 from llamahome.rundir import RunPaths
 
@@ -89,3 +90,14 @@ def test_a_disk_that_became_read_only_is_told_and_harms_nothing(tmp_path):
             save_step(run, 2)
         assert "Read-only file system" in caught.value.problems[0].message
         _only_the_first_is_left(run)
+
+
+def test_a_disk_that_fills_up_under_a_save_beside_the_training_is_told_to_who_asks_for_it(tmp_path):
+    with _small_disk(tmp_path / "disk", "12m") as run, writer_thread() as thread:
+        save_step(run, 1)
+        (run.root / "ballast").write_bytes(bytes(10 * 2**20))
+        failed = thread.submit(save_step, run, 2, size=400_000)
+        assert isinstance(failed.exception(), SaveFailed)
+        (run.root / "ballast").unlink()
+        _only_the_first_is_left(run)
+        assert thread.submit(save_step, run, 3).result() == run.checkpoint(3)
