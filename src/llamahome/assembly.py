@@ -22,7 +22,7 @@ from llamahome.model.adapter import SavedModel, fingerprint
 from llamahome.model.fuse import fuse
 from llamahome.model.load import CausalLM, attention_backend, load_model
 from llamahome.model.lora import add_lora
-from llamahome.model.native import Kernels, compiled_kernels
+from llamahome.model.native import Kernels, compiled_kernels, must_compile, wins_back
 from llamahome.model.objective import Objective
 from llamahome.model.place import activation_bytes, makes_again, needs_checkpointing, place, trained_parameters
 from llamahome.model.precision import Precision, choose_precision
@@ -91,6 +91,8 @@ class Plan:
     horizon: int
     positions: int
     steps_per_epoch: float
+    rows_ahead: int
+    """Rows that are still to be trained on."""
 
 
 def make_plan(loaded: LoadedConfig, rows: int, *, step: int = 0, consumed: int = 0) -> Plan:
@@ -100,12 +102,13 @@ def make_plan(loaded: LoadedConfig, rows: int, *, step: int = 0, consumed: int =
     """
     training = loaded.config.training
     extent = Extent(epochs=training.epochs, batch_size=training.batch_size, max_steps=training.max_steps, step=step, consumed=consumed)
-    return Plan(extent.horizon(rows), extent.positions(rows), rows / training.batch_size)
+    positions = extent.positions(rows)
+    return Plan(extent.horizon(rows), positions, rows / training.batch_size, max(0, positions - consumed))
 
 
-def load_learner(loaded: LoadedConfig, base: Path, world: World, *, say: Callable[[str], None]) -> tuple[Learner, LoadedConfig]:
+def load_learner(loaded: LoadedConfig, job: Job, plan: Plan, world: World, *, say: Callable[[str], None]) -> tuple[Learner, LoadedConfig]:
     """Load the base, add what is trained, place it; returns the settings with everything that depends on the model resolved."""
-    config = loaded.config
+    config, base = loaded.config, job.base
     precision = choose_precision(config, world.device)
     chosen = _choose_placement(loaded, base, precision, world)
     if config.distributed.strategy == "auto":
@@ -114,6 +117,8 @@ def load_learner(loaded: LoadedConfig, base: Path, world: World, *, say: Callabl
         say(f"{chosen.strategy}: {chosen.reason}" + ("; gradients are summed after every pass" if chosen.sums_each_pass else ""))
     first_place = world.device if chosen.strategy == "replicate" else torch.device("cpu")  # from where it is dealt out layer by layer
     model = load_model(base, dtype=precision.storage, device=first_place)
+    if chosen.strategy == "replicate":
+        loaded = leave_short_runs(loaded, base, world, tokens=plan.rows_ahead * job.prepared.report.tokens_per_row, say=say)
     loaded = _resolve(loaded, model, precision, world)
     if config.training.gradient_checkpointing == "auto":
         found = "on" if loaded.config.training.gradient_checkpointing else "off"
@@ -145,6 +150,21 @@ def load_learner(loaded: LoadedConfig, base: Path, world: World, *, say: Callabl
         base_fingerprint=fingerprint(base),
     )
     return learner, loaded
+
+
+def leave_short_runs(loaded: LoadedConfig, base: Path, world: World, *, tokens: float, say: Callable[[str], None]) -> LoadedConfig:
+    """Turn training.compile auto off where a process would have to compile and `tokens` are too few to win that back.
+
+    All ranks call it before anything that depends on the answer, and get the same one.
+    """
+    if loaded.config.training.compile != "auto" or world.device.type != "cpu":
+        return loaded
+    worth = wins_back(tokens, weights=count_weights(base), processes=world.size)
+    if not world.max(must_compile() and not worth):
+        return loaded
+    why = f"{round(tokens):,} tokens are too few to win back the time of compiling"
+    say(f"training.compile: {why}; it trains without")
+    return with_values(loaded, {"training.compile": False}, origin=f"auto: {why}")
 
 
 def _compile(

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from llamahome.assembly import Plan, default_micro_batch, make_plan
+from llamahome.assembly import Plan, default_micro_batch, leave_short_runs, make_plan
 from llamahome.config.load import LoadedConfig, with_values
 from llamahome.config.schema import Config
 from llamahome.data.prepare import prepare
@@ -113,6 +113,8 @@ class Expected:
     seconds: float
     """Of all steps; evaluations, checkpoints and the loading of the model come on top."""
     checkpoint_bytes: int
+    copy_bytes: int
+    """Of memory, for the copy that a checkpoint is written from; not made where it would be tight, so no part of what has to fit."""
     disk_bytes: int
     """All checkpoints that are kept at a time, one in the making, and the final model."""
 
@@ -126,6 +128,8 @@ def expect(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callabl
         prepared = prepare(config.data, data_path, tokenizer, say=say)
         prepared.close()
         plan = make_plan(loaded, prepared.order.epoch_rows)
+        loaded = leave_short_runs(loaded, base, world, tokens=plan.rows_ahead * prepared.report.tokens_per_row, say=say)
+        config = loaded.config
         precision = choose_precision(config, world.device)
         device = _this_machine(world, precision)
         wished = config.training.micro_batch_tokens
@@ -161,6 +165,7 @@ def expect(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callabl
         remedy=None if worst.fits else remedy("replicate", shape, here, layout=layout, work=full),
         seconds=step.seconds * plan.positions / rows,
         checkpoint_bytes=checkpoint,
+        copy_bytes=12 * shape.trained if keep.async_ else 0,
         disk_bytes=checkpoint * (keep.keep_last + keep.keep_best + 1) + 4 * shape.trained,
     )
 

@@ -97,7 +97,7 @@ def train(data_path: str | Sequence[str], loaded: LoadedConfig, *, command: Sequ
         job = _prepare(data_path, loaded, session)
         plan = assembly.make_plan(loaded, job.prepared.order.epoch_rows)
         with session.progress.phase("model"):
-            learner, loaded = assembly.load_learner(loaded, job.base, session.world, say=session.progress.say)
+            learner, loaded = assembly.load_learner(loaded, job, plan, session.world, say=session.progress.say)
         loaded = assembly.resolve_evaluation(loaded, job.prepared, plan)
         paths = open_run(begun) if begun is not None else _new_run(loaded, command, session)
         note_run(paths.root)
@@ -124,7 +124,7 @@ def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Coll
         done = {"step": saved.state.step, "consumed": saved.state.consumed}
         plan = assembly.make_plan(loaded, job.prepared.order.epoch_rows, **done)
         with session.progress.phase("model"):
-            learner, loaded = assembly.load_learner(loaded, job.base, session.world, say=session.progress.say)
+            learner, loaded = assembly.load_learner(loaded, job, plan, session.world, say=session.progress.say)
             now = Fingerprints(job.prepared.fingerprint, learner.base_fingerprint)
             store.compare_fingerprints(saved.fingerprints, now, allowed=allowed)
             restore_model(learner.saved, saved.model_dir, learner.placement)

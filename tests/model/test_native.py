@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llamahome.model import native
-from llamahome.model.native import Kernels, cache_folder, load_kernels
+from llamahome.model.native import Kernels, cache_folder, load_kernels, must_compile, wins_back
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +39,23 @@ def test_a_compiler_that_fails_is_a_reason_too(tmp_path: Path, monkeypatch: pyte
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
     assert fresh() == f"{broken} could not compile them: no room"
+
+
+@given(tokens=st.integers(0, 10**9), more=st.integers(0, 10**9), weights=st.integers(1, 10**11), processes=st.integers(1, 64))
+@settings(deadline=None, max_examples=50)
+def test_what_wins_back_its_compiling_does_so_with_more_tokens(tokens: int, more: int, weights: int, processes: int) -> None:
+    assert not wins_back(0, weights=weights, processes=processes)
+    if wins_back(tokens, weights=weights, processes=processes):
+        assert wins_back(tokens + more, weights=weights, processes=processes)
+
+
+@pytest.mark.skipif(native._compiler() is None, reason="no C++ compiler here")
+def test_what_is_in_the_cache_need_not_be_compiled() -> None:
+    assert must_compile()
+    assert isinstance(fresh(), Kernels)
+    assert not must_compile()
+
+
+def test_without_a_compiler_there_is_nothing_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert not must_compile()

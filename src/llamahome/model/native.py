@@ -27,6 +27,11 @@ _SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "att
 _HEADERS = tuple(Path(__file__).with_name(name) for name in ("numbers.h", "pairs.h", "tiles.h", "attention.h"))
 _FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC"]
 _PATIENCE_SECONDS = 120
+_COMPILE_SECONDS = 6.0
+"""Processor time of compiling all sources. measured: about 6 s."""
+_SAVED_SECONDS = 2.3e-12
+"""Processor time that compiled passes save per token and weight. measured (docs/log.md): 482 to 566 tokens a second, starter, LoRA, before
+products and attention were compiled; with these, where the processor multiplies pairs of bfloat16, four times as much."""
 _LETTERS = {torch.float32: "f", torch.bfloat16: "b"}
 _POINTER, _INT, _COUNT, _REAL = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, Sequence[type]] = {
@@ -111,6 +116,32 @@ def expects_pairs() -> bool:
     return has_compiler() and "avx512_bf16" in _abilities().split()
 
 
+def must_compile() -> bool:
+    """Whether `load_kernels` would have to compile here: there is a compiler and its library is not in the cache."""
+    compiler = _compiler()
+    if compiler is None:
+        return False
+    try:
+        return not _is_ours(_library(compiler))
+    except (OSError, subprocess.SubprocessError):
+        return False  # `load_kernels` says what is wrong
+
+
+def wins_back(tokens: float, *, weights: int, processes: int) -> bool:
+    """Whether passes over `tokens` by all processes save the time in which each of them compiles, in a model of so many weights."""
+    return tokens * weights * _SAVED_SECONDS > _COMPILE_SECONDS * processes
+
+
+def _library(compiler: str) -> Path:
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=True).stdout
+    words = (*(path.read_text(encoding="utf-8") for path in (*_SOURCES, *_HEADERS)), *_FLAGS, version, _abilities())
+    return cache_folder() / f"{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:24]}.so"
+
+
+def _is_ours(path: Path) -> bool:
+    return path.is_file() and path.stat().st_uid == os.getuid()
+
+
 @functools.cache
 def load_kernels() -> Kernels | str:
     """The kernels, compiled now if they are not in the cache; or one line that says why there are none."""
@@ -118,10 +149,8 @@ def load_kernels() -> Kernels | str:
     if compiler is None:
         return "there is no C++ compiler (g++ or c++)"
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=True).stdout
-        words = (*(path.read_text(encoding="utf-8") for path in (*_SOURCES, *_HEADERS)), *_FLAGS, version, _abilities())
-        path = cache_folder() / f"{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:24]}.so"
-        if not (path.is_file() and path.stat().st_uid == os.getuid()):
+        path = _library(compiler)
+        if not _is_ours(path):
             _compile(compiler, path)
         return Kernels(ctypes.CDLL(str(path)))
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
