@@ -76,7 +76,7 @@ def test_the_plan_of_rows_is_that_of_the_run(tmp_path: Path, monkeypatch: pytest
     result = CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False)
     told = json.loads(result.stdout)
     assert (told["steps"], told["rows"], told["epochs"], told["simulated"]) == (10, 40, 2, False)
-    assert told["seconds"] > 0 and told["step"]["fits"] and told["disk_bytes"] > told["checkpoint_bytes"]
+    assert told["seconds"] > 0 and told["step"]["fits"] and told["disk_bytes"] > told["checkpoint_bytes"] > told["copy_bytes"] > 0
     text = CliRunner().invoke(app, words, catch_exceptions=False).stdout
     assert "it fits; gradient checkpointing off" in text and "10 of 8 rows" in text
     few = json.loads(CliRunner().invoke(app, [*words, "--set", "training.batch_size=200", "--json"], catch_exceptions=False).stdout)

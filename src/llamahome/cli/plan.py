@@ -122,6 +122,7 @@ def _expected(found: "Expected") -> dict[str, Any]:
         "step": _figures(found.step, found.remedy),
         "seconds": found.seconds,
         "checkpoint_bytes": found.checkpoint_bytes,
+        "copy_bytes": found.copy_bytes,
         "disk_bytes": found.disk_bytes,
     }
 
@@ -141,6 +142,8 @@ def _expected_lines(found: "Expected", rows: int) -> Iterator[str]:
     yield f"            {'it fits' if step.fits else 'it does not fit'}; gradient checkpointing {'on' if step.recomputes else 'off'}"
     if not step.fits:
         yield f"            it would with {found.remedy}" if found.remedy else "            no setting of this machine makes it fit"
+    if found.copy_bytes:
+        yield f"            {show_bytes(found.copy_bytes)} more to write checkpoints from, if a quarter of what is free holds it"
     yield f"time        about {show_seconds(found.seconds)}, {step.tokens_per_s:,.0f} tokens/s; evaluations and saving come on top"
     yield f"disk        up to {show_bytes(found.disk_bytes)}; a checkpoint is {show_bytes(found.checkpoint_bytes)}"
 
