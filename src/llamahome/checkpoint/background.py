@@ -1,7 +1,7 @@
 """What lets a checkpoint be written while training goes on: a copy of what changes, and a thread that gives way to the step.
 
 The copy lies in memory that is kept from one save to the next, for memory that is touched for the first time costs several times as much as
-the copying. Cost: the copy (measured: 59 MB in 4 ms, docs/log.md), and its memory: trained weights and the moments of the optimizer.
+the copying. Cost: the copy (measured: 59 MB in 4 to 12 ms, docs/log.md), and its memory: trained weights and the moments of the optimizer.
 """
 
 import os
