@@ -121,7 +121,7 @@ def open_recorder(stack: ExitStack, session: Session, job: Job, learner: Learner
         paths.metrics_dir,
         tensorboard_dir=paths.tensorboard_dir if monitoring.tensorboard else None,
         is_main=world.is_main,
-        resume_step=state.step if state.step else None,
+        resume_step=state.step if state.step or (paths.metrics_dir / "metrics.jsonl").exists() else None,  # 0 when begun anew
         flops_per_token=flops_per_token(learner, job.prepared.report.targets / job.prepared.report.tokens),
         peak_flops=measured_peak_flops(world.device, learner.objective.precision.compute),
         warn=lambda text: session.progress.say(f"warning: {text}"),

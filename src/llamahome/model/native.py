@@ -2,7 +2,7 @@
 
 All sources make one library. It is kept in the user's cache folder under a name made of the sources, the compiler's words and the
 processor's abilities, so another machine that shares the folder makes its own. It is one file, written whole and renamed. Compiling
-takes 5 seconds.
+takes 6 seconds.
 A machine without a C++ compiler gets None and a reason; everything then runs as plain PyTorch.
 """
 
@@ -29,9 +29,9 @@ _FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp
 _PATIENCE_SECONDS = 120
 _COMPILE_SECONDS = 6.0
 """Processor time of compiling all sources. measured: about 6 s."""
-_SAVED_SECONDS = 2.3e-12
-"""Processor time that compiled passes save per token and weight. measured (docs/log.md): 482 to 566 tokens a second, starter, LoRA, before
-products and attention were compiled; with these, where the processor multiplies pairs of bfloat16, four times as much."""
+_SAVED_SECONDS, _SAVED_SECONDS_IN_PAIRS = 2.3e-12, 9.4e-12
+"""Processor time that compiled passes save per token and weight, LoRA. measured (docs/log.md): with all of them, and without products and
+attention, which need a processor that multiplies pairs of bfloat16."""
 _LETTERS = {torch.float32: "f", torch.bfloat16: "b"}
 _POINTER, _INT, _COUNT, _REAL = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, Sequence[type]] = {
@@ -129,7 +129,8 @@ def must_compile() -> bool:
 
 def wins_back(tokens: float, *, weights: int, processes: int) -> bool:
     """Whether passes over `tokens` by all processes save the time in which each of them compiles, in a model of so many weights."""
-    return tokens * weights * _SAVED_SECONDS > _COMPILE_SECONDS * processes
+    saved = _SAVED_SECONDS_IN_PAIRS if expects_pairs() else _SAVED_SECONDS
+    return tokens * weights * saved > _COMPILE_SECONDS * processes
 
 
 def _library(compiler: str) -> Path:
