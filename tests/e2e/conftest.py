@@ -8,6 +8,8 @@ import pytest
 from tests.support.models import save_tiny
 from tests.support.projects import SETTINGS, Project, Prompt, chats, write_rows
 
+from llamahome.model.native import load_kernels
+
 
 @pytest.fixture(scope="session")
 def prompt() -> Iterator[Prompt]:
@@ -24,6 +26,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def make_project(prompt: Prompt, tiny_model: Path) -> Callable[[Path], Project]:
     """Fills a folder: the model `tiny`, chats.jsonl with 24 rows, and settings for quick float32 runs of 5 steps."""
+    load_kernels()  # before the first run: short ones do not compile, and a library that comes in between would change the bits
 
     def make(folder: Path) -> Project:
         (folder / "data/models/base").mkdir(parents=True)

@@ -65,7 +65,7 @@ def test_several_processes_find_what_one_finds_in_the_same_order(monkeypatch: py
 
 def test_a_process_that_dies_ends_the_check_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llamahome.data.checks.survey._STRETCH", 16)
-    path = write(chats(64))
+    path = write(chats(3000))  # enough that work is left when the first stretch is told
 
     def told_of(done: int, rows: int) -> None:
         for child in multiprocessing.active_children():
