@@ -123,8 +123,8 @@ def parts(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def stall(records: Sequence[Mapping[str, Any]], *, every: int) -> dict[str, Any]:
     """What a save after every so many steps costs: `seconds` the loop waits, also for telling of it later on.
 
-    `of_a_step` is their share of one step's time, `of_training` that of all time at the default interval; `beside` is by how much the step
-    that begins with a save takes longer besides, because the files are written meanwhile.
+    `of_a_step` is their share of one step's time, `of_training` that of all time at the default interval; `beside` is by what share a token
+    of a step that begins with a save takes longer besides, because the files are written meanwhile.
     """
     steps = [each for each in records if "time/forward" in each]
     saves = [each["step"] > every and each["step"] % every == 1 % every for each in steps]
@@ -134,8 +134,10 @@ def stall(records: Sequence[Mapping[str, Any]], *, every: int) -> dict[str, Any]
     apart = ("time/save", "time/evaluate")
     taken = [sum(value for name, value in each.items() if name.startswith("time/") and name not in apart) for each in steps]
     seconds, step = waited / sum(saves), statistics.median(taken)
-    beside = [one for one, saved in zip(taken, saves, strict=True) if saved]
-    alone = [one for one, saved in zip(taken, saves, strict=True) if not saved]
+    totals = [0, *(each["train/tokens"] for each in steps)]
+    by_token = [one / (after - before) for one, before, after in zip(taken, totals, totals[1:], strict=False)]
+    beside = [one for one, saved in zip(by_token, saves, strict=True) if saved]
+    alone = [one for one, saved in zip(by_token, saves, strict=True) if not saved]
     told = {
         "seconds": seconds,
         "saves": sum(saves),
@@ -143,7 +145,7 @@ def stall(records: Sequence[Mapping[str, Any]], *, every: int) -> dict[str, Any]
         "of_a_step": seconds / step,
         "of_training": seconds / _DEFAULT_INTERVAL_S,
     }
-    return told | {"beside": statistics.median(beside) - statistics.median(alone)}
+    return told | {"beside": statistics.median(beside) / statistics.median(alone) - 1}
 
 
 def _preparation(cache: Path, model: str) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def start_lines(part: Mapping[str, Any]) -> list[str]:
             f" and {save['of_training']:.3%} of training at the default interval"
         )
         if "beside" in save:
-            words += f"; the step beside which it is written takes {save['beside']:+.3f} s"
+            words += f"; a token of the step beside which it is written takes {save['beside']:+.0%}"
         told.append(f"- a checkpoint: {words}")
     preparation = part["preparation"]
     rates = preparation.get("rows_per_s", {})

@@ -48,7 +48,7 @@ def test_the_page_of_the_results_tells_failures_too() -> None:
         "ended: no memory",
         "+0.08%",
         "0.003% of training",
-        "takes +0.100 s",
+        "takes +10%",
         "ours 5,600",
         "5.0 (4.9 to 5.1) s",
     ):
@@ -86,8 +86,9 @@ def test_a_stall_is_told_beside_a_step_and_beside_the_default_interval() -> None
         {**longer, "time/save": 0.039, "time/evaluate": 9.0},
         step,
     ]
-    records = [{"step": 0, "eval/loss": 2.0}, *({**each, "step": number} for number, each in enumerate(steps, start=1))]
-    told = {"seconds": 0.06, "saves": 2, "step": 4.0, "of_a_step": 0.015, "of_training": 0.0001, "beside": 0.2}
+    counted = [{**each, "step": number, "train/tokens": 100 * number} for number, each in enumerate(steps, start=1)]
+    records = [{"step": 0, "eval/loss": 2.0}, *counted]
+    told = {"seconds": 0.06, "saves": 2, "step": 4.0, "of_a_step": 0.015, "of_training": 0.0001, "beside": 0.05}
     assert stall(records, every=2) == pytest.approx(told)
     assert parts(records) == {"data": 0.5, "forward": 1.0, "backward": 2.1, "exchange": 0.0, "update": 0.5}
     assert "error" in stall(records[:3], every=2)
