@@ -25,6 +25,13 @@ def ranks_of(launcher: int) -> dict[int, psutil.Process]:
     return found
 
 
+def is_gone(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # its parent took leave of it between the two questions
+        return True
+
+
 def killed(project: Project, when: Callable[[], bool], victims: list[int], *words: str) -> tuple[int, str]:
     """Train, end the process of each number in `victims` by kill -9 when `when` says so; exit status and stderr."""
     with project.start("train-distributed", *WORDS, *words) as launcher:
@@ -33,7 +40,7 @@ def killed(project: Project, when: Callable[[], bool], victims: list[int], *word
             process = ranks_of(launcher.pid).get(victim) if launcher.poll() is None else None
             if process is not None:
                 process.kill()
-                wait_until(lambda gone=process: not gone.is_running() or gone.status() == psutil.STATUS_ZOMBIE)
+                wait_until(lambda process=process: is_gone(process))
         _, err = launcher.communicate(timeout=240)
     return launcher.returncode, err
 
@@ -42,6 +49,8 @@ def killed(project: Project, when: Callable[[], bool], victims: list[int], *word
 def test_a_killed_process_is_no_end_and_leaves_no_trace_in_the_weights(project: Project, victim: int) -> None:
     project.shell("train-distributed", *WORDS).expect(0)
     straight, weights = project.run.by_step("train/loss"), project.run.weights()
+    whys = [event["why"] for event in project.run.lines("events") if event["kind"] == "saves-in-the-loop"]
+    assert whys == ["2 processes save together"]
     before = project.run.root.resolve()
     status, err = killed(project, lambda: project.run.root.resolve() != before and 4 in project.run.checkpoints, [victim])
     assert status == 0, err
