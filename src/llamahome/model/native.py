@@ -122,7 +122,7 @@ def must_compile() -> bool:
     if compiler is None:
         return False
     try:
-        return not _is_ours(_library(compiler))
+        return not _is_ours(cache_folder() / _file_name(compiler))
     except (OSError, subprocess.SubprocessError):
         return False  # `load_kernels` says what is wrong
 
@@ -133,10 +133,12 @@ def wins_back(tokens: float, *, weights: int, processes: int) -> bool:
     return tokens * weights * saved > _COMPILE_SECONDS * processes
 
 
-def _library(compiler: str) -> Path:
+@functools.cache
+def _file_name(compiler: str) -> str:
+    """Of the library that this compiler makes of the sources for this processor."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=True).stdout
     words = (*(path.read_text(encoding="utf-8") for path in (*_SOURCES, *_HEADERS)), *_FLAGS, version, _abilities())
-    return cache_folder() / f"{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:24]}.so"
+    return f"{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:24]}.so"
 
 
 def _is_ours(path: Path) -> bool:
@@ -150,7 +152,7 @@ def load_kernels() -> Kernels | str:
     if compiler is None:
         return "there is no C++ compiler (g++ or c++)"
     try:
-        path = _library(compiler)
+        path = cache_folder() / _file_name(compiler)
         if not _is_ours(path):
             _compile(compiler, path)
         return Kernels(ctypes.CDLL(str(path)))
