@@ -154,8 +154,8 @@ def main(words: list[str]) -> int:
     if given.quick:
         given.rounds, given.warmup, given.rows, given.held = 1, 1, 8, 4
         given.part, given.scenario, given.method = given.part or "speed", given.scenario or "docstrings", given.method or "lora"
+    from llamahome.model.backends.cpu.native import load_kernels
     from llamahome.model.load import find_model
-    from llamahome.model.native import load_kernels
 
     os.chdir(ROOT)
     given.model = str(find_model(given.model, say=speed.say).resolve())

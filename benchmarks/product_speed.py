@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from llamahome.model.native import Kernels, load_kernels
-from llamahome.model.products import Stack, outer_product, product
+from llamahome.model.backends.cpu.native import Kernels, load_kernels
+from llamahome.model.backends.cpu.products import Stack, outer_product, product
 
 _WEIGHTS = 24
 

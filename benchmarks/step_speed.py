@@ -19,10 +19,10 @@ import torch
 
 from llamahome.config.schema import LoraConfig
 from llamahome.data.records import Microbatch
-from llamahome.model.fuse import fuse
+from llamahome.model.backends.cpu.fuse import fuse
+from llamahome.model.backends.cpu.native import Kernels, load_kernels
 from llamahome.model.load import load_model
 from llamahome.model.lora import add_lora
-from llamahome.model.native import Kernels, load_kernels
 from llamahome.model.objective import Objective
 from llamahome.model.place import trained_parameters
 from llamahome.model.precision import Precision

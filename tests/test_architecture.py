@@ -23,7 +23,7 @@ FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 OPEN_FLOORS = (0, 5)
 
 BORDERS = {
-    "transformers": r"data/text/tokens|model/(load|skeleton|starter|export|generate|attention|fuse)",
+    "transformers": r"data/text/tokens|model/(load|skeleton|starter|export|generate|attention|backends/cpu/fuse)",
     "peft": r"model/(lora|adapter)",
     "ruamel": r"config/\w+",
     "yaml": r"nowhere",

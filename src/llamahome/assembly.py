@@ -19,16 +19,16 @@ from llamahome.data.store.table import ExampleTable
 from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.distributed.world import World
 from llamahome.model.adapter import SavedModel, fingerprint
-from llamahome.model.fuse import fuse
+from llamahome.model.backends.cpu.fuse import fuse
+from llamahome.model.backends.cpu.native import Kernels, compiled_kernels, must_compile, wins_back
+from llamahome.model.backends.cpu.tiled import backend_in_memory
 from llamahome.model.load import CausalLM, attention_backend, load_model
 from llamahome.model.lora import add_lora
-from llamahome.model.native import Kernels, compiled_kernels, must_compile, wins_back
 from llamahome.model.objective import Objective
 from llamahome.model.place import activation_bytes, makes_again, needs_checkpointing, place, trained_parameters
 from llamahome.model.precision import Precision, choose_precision
 from llamahome.model.shard import Placement, replicated, sharded
 from llamahome.model.strategy import Chosen, choose_strategy, count_weights, weight_bytes
-from llamahome.model.tiled import backend_in_memory
 from llamahome.monitoring.progress import Progress
 from llamahome.monitoring.resources import free_memory_bytes
 from llamahome.monitoring.throughput import model_flops_per_token

@@ -21,13 +21,13 @@ from llamahome.data.report import Report
 from llamahome.data.text.tokens import load_tokenizer
 from llamahome.distributed.world import World, open_world
 from llamahome.errors import ConfigError, Problem
+from llamahome.model.backends.cpu.tiled import backend_in_memory
 from llamahome.model.load import CausalLM, find_model
 from llamahome.model.lora import add_lora
 from llamahome.model.place import LARGEST_SHARE, activation_bytes, makes_again
 from llamahome.model.precision import Precision, choose_precision
 from llamahome.model.skeleton import count_weights, read_shape, require_layers, skeleton
 from llamahome.model.strategy import Chosen, choose_strategy, weight_bytes
-from llamahome.model.tiled import backend_in_memory
 from llamahome.monitoring.resources import free_memory_bytes
 from llamahome.monitoring.throughput import measured_peak_flops
 from llamahome.planning.forecast import STRATEGIES, Cluster, Forecast, Strategy, Work, forecast, layout_of, remedy

@@ -11,15 +11,15 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from llamahome.model.attention import QUERY_BLOCK, block_attention, reference_attention, sdpa_attention
-from llamahome.model.documents import plan_documents
-from llamahome.model.native import Kernels, load_kernels
-from llamahome.model.tiled import tiled_attention
+from llamahome.model.backends.cpu.native import Kernels, load_kernels
+from llamahome.model.backends.cpu.tiled import tiled_attention
+from llamahome.model.backends.documents import plan_documents
 
 KERNELS = load_kernels()
 COMPILED = {"compiled": functools.partial(block_attention, kernels=KERNELS)} if isinstance(KERNELS, Kernels) else {}
 BACKENDS = {"blocks": block_attention, "sdpa": sdpa_attention, "reference": reference_attention, **COMPILED}
 LOW = {"blocks": block_attention, "sdpa": sdpa_attention, **COMPILED}
-"""Back ends in bfloat16; the one in tiles knows no other type, and the rest of what it promises is in tests/model/test_tiled.py."""
+"""Back ends in bfloat16; the one in tiles knows no other type, and the rest of what it promises is in cpu/test_tiled.py."""
 if isinstance(KERNELS, Kernels) and KERNELS.has("attention_forward", torch.bfloat16):
     LOW["tiled"] = functools.partial(tiled_attention, kernels=KERNELS)
 SCALE = 0.37

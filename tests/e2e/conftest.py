@@ -8,7 +8,7 @@ import pytest
 from tests.support.models import save_tiny
 from tests.support.projects import SETTINGS, Project, Prompt, chats, write_rows
 
-from llamahome.model.native import load_kernels
+from llamahome.model.backends.cpu.native import load_kernels
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from tests.support.runs import ALONE
 
 from llamahome.assembly import leave_short_runs
 from llamahome.config.load import load_config, with_values
-from llamahome.model.native import cache_folder, has_compiler, load_kernels
+from llamahome.model.backends.cpu.native import cache_folder, has_compiler, load_kernels
 
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler here")
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from llamahome.config.schema import LoraConfig
 from llamahome.errors import ConfigError
 from llamahome.model.adapter import base_of, fingerprint, is_adapter, open_trained, restore_model, save_model
-from llamahome.model.documents import plan_documents
+from llamahome.model.backends.documents import plan_documents
 from llamahome.model.load import head_of, last_hidden
 from llamahome.model.lora import add_lora, quiet_peft
 from llamahome.model.objective import Objective

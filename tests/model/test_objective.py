@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.support.models import CPU, FP32, KINDS, examples_of, microbatch_of, objective_of, our_model, plain_loss, plain_model, save_tiny
 
-from llamahome.model.documents import plan_documents
+from llamahome.model.backends.documents import plan_documents
 from llamahome.model.load import attention_backend, last_hidden
 from llamahome.model.objective import Objective
 from llamahome.model.precision import Precision

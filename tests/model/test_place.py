@@ -10,14 +10,14 @@ from torch import nn
 
 from llamahome.config.schema import LoraConfig
 from llamahome.distributed.world import World
-from llamahome.model.fuse import fuse
+from llamahome.model.backends.cpu.fuse import fuse
+from llamahome.model.backends.cpu.native import load_kernels
+from llamahome.model.backends.cpu.tiled import backend_in_memory
 from llamahome.model.load import load_model
 from llamahome.model.lora import add_lora
-from llamahome.model.native import load_kernels
 from llamahome.model.objective import Objective
 from llamahome.model.place import activation_bytes, needs_checkpointing, place, trained_parameters
 from llamahome.model.precision import Precision
-from llamahome.model.tiled import backend_in_memory
 
 ALONE = World(0, 1, 0, CPU)
 

@@ -2,7 +2,7 @@
 
 Back ends with one contract (tests/contracts/test_attention.py): `reference` is one masked product over everything, the yardstick;
 `sdpa` calls torch once per document; `blocks` is ours for processors. Where the compiled passes know the processor's products of
-bfloat16, `blocks` goes through model/tiled.py, which is faster at all lengths and keeps no probabilities; what follows is for float32
+bfloat16, `blocks` goes through cpu/tiled.py, which is faster at all lengths and keeps no probabilities; what follows is for float32
 and other processors.
 
 `blocks` sorts documents into groups of similar length and multiplies a block of queries with only the keys at or below it, so it does
@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
-from llamahome.model.documents import Documents, Group, from_group, shared_sum, to_group
-from llamahome.model.native import Kernels
-from llamahome.model.tiled import can_tile, tiled_attention
+from llamahome.model.backends.cpu.native import Kernels
+from llamahome.model.backends.cpu.tiled import can_tile, tiled_attention
+from llamahome.model.backends.documents import Documents, Group, from_group, shared_sum, to_group
 
 QUERY_BLOCK = 128
 """measured: 64, 128, 256 and 512 at lengths 100 to 2,048; 128 is first or within 5 % everywhere."""

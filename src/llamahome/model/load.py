@@ -18,9 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from llamahome.errors import ConfigError, LlamaHomeError, MachineError, Problem
 from llamahome.model.attention import ATTENTION_NAME, register_attention
-from llamahome.model.documents import Documents, plan_documents
-from llamahome.model.loss import Head
-from llamahome.model.native import Kernels
+from llamahome.model.backends.cpu.native import Kernels
+from llamahome.model.backends.documents import Documents, plan_documents
+from llamahome.model.backends.loss import Head
 from llamahome.model.starter import STARTER, fetch_starter
 from llamahome.rundir import BASE_MODELS, as_typed
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llamahome.model.beginnings import Laid, draws_lots, lay_once
-from llamahome.model.documents import Documents, plan_documents
+from llamahome.model.backends.cpu.beginnings import Laid, draws_lots, lay_once
+from llamahome.model.backends.cpu.native import Kernels
+from llamahome.model.backends.documents import Documents, plan_documents
+from llamahome.model.backends.loss import HeadStats, head_stats, summed_cross_entropy
 from llamahome.model.load import head_of, last_hidden
-from llamahome.model.loss import HeadStats, head_stats, summed_cross_entropy
-from llamahome.model.native import Kernels
 from llamahome.model.precision import Precision
 
 T = TypeVar("T")

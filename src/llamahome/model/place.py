@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from llamahome.config.schema import Config
 from llamahome.distributed.world import World
 from llamahome.model.attention import QUERY_BLOCK
-from llamahome.model.fuse import keeps_little
-from llamahome.model.native import has_compiler
+from llamahome.model.backends.cpu.fuse import keeps_little
+from llamahome.model.backends.cpu.native import has_compiler
 from llamahome.model.precision import Precision
 
 _KEPT_PER_HIDDEN, _KEPT_PER_INNER = 18, 8
@@ -24,7 +24,7 @@ LARGEST_SHARE = 0.7
 
 
 def makes_again(config: Config, precision: Precision) -> bool:
-    """Whether norms and gates will be made again in the backward pass, where model/fuse.py finds layers of its form; judged beforehand."""
+    """Whether norms and gates will be made again in the backward pass, where cpu/fuse.py finds layers of its form; judged beforehand."""
     settled = config.training.method == "full" or not (config.lora.dropout or config.lora.use_dora)
     fits = settled and precision.autocast == (config.training.method == "full")
     return fits and config.training.compile is not False and has_compiler()

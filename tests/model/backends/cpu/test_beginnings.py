@@ -12,8 +12,8 @@ from tests.support.models import KINDS, examples_of, microbatch_of, objective_of
 
 from llamahome.data.records import Example
 from llamahome.model.attention import block_attention, reference_attention
-from llamahome.model.beginnings import draws_lots, lay_once
-from llamahome.model.documents import plan_documents
+from llamahome.model.backends.cpu.beginnings import draws_lots, lay_once
+from llamahome.model.backends.documents import plan_documents
 from llamahome.model.load import attention_backend
 
 CPU = torch.device("cpu")

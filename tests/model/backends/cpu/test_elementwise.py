@@ -6,8 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from llamahome.model.elementwise import GATES, Gated, Norm, Normed, gated, norm, plain_gate, plain_norm, plain_rotation, rotated
-from llamahome.model.native import Kernels, load_kernels
+from llamahome.model.backends.cpu.elementwise import (
+    GATES,
+    Gated,
+    Norm,
+    Normed,
+    gated,
+    norm,
+    plain_gate,
+    plain_norm,
+    plain_rotation,
+    rotated,
+)
+from llamahome.model.backends.cpu.native import Kernels, load_kernels
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 5e-3}
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llamahome.model.native import Kernels, load_kernels
-from llamahome.model.products import Stack, adapted_product, multiplies, outer_product, product
+from llamahome.model.backends.cpu.native import Kernels, load_kernels
+from llamahome.model.backends.cpu.products import Stack, adapted_product, multiplies, outer_product, product
 
 _LOADED = load_kernels()
 _ROUNDED = 4e-3

@@ -1,6 +1,6 @@
 """Linear layers that read the same input, multiplied as one: q, k and v; gate and up; a single one is the simplest case.
 
-Our own products (model/products.py) read frozen weights where they are mapped; for torch's they are laid below each other in one array and
+Our own products (products.py) read frozen weights where they are mapped; for torch's they are laid below each other in one array and
 each layer's own weight becomes a view of its rows, so nothing is kept twice.
 The small matrices of their adapters become one [all ranks, I] and one block-diagonal [all ranks, O], made anew at each call: a
 thousandth of the work. Trained float32 weights under autocast are cast once per update into one array in the type of the products.
@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llamahome.model.elementwise import AsItIs, Reading
+from llamahome.model.backends.cpu.elementwise import AsItIs, Reading
+from llamahome.model.backends.cpu.native import Kernels
+from llamahome.model.backends.cpu.products import Stack, adapted_product, multiplies, outer_product, product
 from llamahome.model.lora import LeanLoraLinear, lean_factors
-from llamahome.model.native import Kernels
-from llamahome.model.products import Stack, adapted_product, multiplies, outer_product, product
 
 _AS_IT_IS = AsItIs()
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamahome.model import native
-from llamahome.model.native import Kernels, cache_folder, load_kernels, must_compile, wins_back
+from llamahome.model.backends.cpu import native
+from llamahome.model.backends.cpu.native import Kernels, cache_folder, load_kernels, must_compile, wins_back
 
 
 @pytest.fixture(autouse=True)

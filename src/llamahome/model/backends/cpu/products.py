@@ -3,7 +3,7 @@
 Where the processor has the instructions, bfloat16 products are our own (products.cpp): a tenth to a half faster than torch's for the sizes
 of small decoders on two cores (docs/log.md), whatever the number of tokens. Nothing is joined or turned beforehand, and sums stay in
 float32 to their end. Everywhere else the same words are PyTorch's.
-tests/model/test_products.py holds the two together.
+tests/model/backends/cpu/test_products.py holds the two together.
 
 Legend: T tokens, I inputs, O rows of the stack, R rank, N and M columns.
 """
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llamahome.model.native import Kernels
+from llamahome.model.backends.cpu.native import Kernels
 
 
 @dataclass(frozen=True, eq=False)

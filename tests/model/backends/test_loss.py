@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llamahome.model.loss import Head, _tile_rows, head_stats, summed_cross_entropy
-from llamahome.model.native import load_kernels
+from llamahome.model.backends.cpu.native import load_kernels
+from llamahome.model.backends.loss import Head, _tile_rows, head_stats, summed_cross_entropy
 
 FORMS = {"plain": {}, "scaled": {"scale": 0.25}, "capped": {"softcap": 2.0}, "both": {"scale": 1.7, "softcap": 3.0}}
 BIG = 49_152

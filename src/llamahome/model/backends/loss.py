@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llamahome.model.native import Kernels
-from llamahome.model.products import Stack, multiplies, outer_product, product
+from llamahome.model.backends.cpu.native import Kernels
+from llamahome.model.backends.cpu.products import Stack, multiplies, outer_product, product
 
 _TILE_LOGITS = 128 * 49_152
 """Of a tile; as float32 25 MB, within a large cache."""

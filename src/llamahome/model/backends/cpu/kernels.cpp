@@ -1,8 +1,8 @@
-// Element-wise work of a decoder layer in one pass over memory each; compiled on the user's machine by model/native.py.
+// Element-wise work of a decoder layer in one pass over memory each; compiled on the user's machine by native.py.
 //
 // Rows are independent and every sum runs over one row (or a fixed chunk of rows) in a fixed order, so results are the same bits
 // whatever the number of threads. Numbers travel as float32 or bfloat16 and are worked on as float32; a NaN stays a NaN.
-// The plain PyTorch words for each of these are in model/elementwise.py and model/attention.py; tests hold the two together.
+// The plain PyTorch words for each of these are in elementwise.py and model/attention.py; tests hold the two together.
 
 #include "numbers.h"
 

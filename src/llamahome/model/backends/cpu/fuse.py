@@ -3,7 +3,7 @@
 A part is replaced when its class computes, statement by statement, what Llama's does (norms: when its values do), and the whole model
 is then compared with itself on a few tokens; where they differ everything is put back. Anything else in the model runs as it is.
 Replacing sets `forward` on the module, so names, weights and what is saved stay the same. Equality of values and gradients:
-tests/model/test_fuse.py.
+tests/model/backends/cpu/test_fuse.py.
 """
 
 import copy
@@ -19,10 +19,10 @@ from transformers import PreTrainedModel
 from transformers.models.llama import modeling_llama
 
 from llamahome.model.attention import ATTENTION_NAME, Scoring, attend_documents
-from llamahome.model.documents import plan_documents
-from llamahome.model.elementwise import GATES, Gated, Norm, Normed, norm, plain_gate, plain_norm, rotated
-from llamahome.model.linears import Fan, can_fan
-from llamahome.model.native import Kernels
+from llamahome.model.backends.cpu.elementwise import GATES, Gated, Norm, Normed, norm, plain_gate, plain_norm, rotated
+from llamahome.model.backends.cpu.linears import Fan, can_fan
+from llamahome.model.backends.cpu.native import Kernels
+from llamahome.model.backends.documents import plan_documents
 from llamahome.model.objective import hidden_states
 from llamahome.model.precision import Precision
 

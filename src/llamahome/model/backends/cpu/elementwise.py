@@ -1,8 +1,8 @@
 """Norm, gate and rotation of a decoder layer as single passes over memory, with backward passes of their own.
 
 What is cheap to compute again is not kept: the norm keeps its input and one number per row, the gate its input, the rotation nothing.
-A linear layer that reads a norm or a gate (model/linears.py) keeps its sources in the place of what it reads, and gets this again from
-the same pass over memory that turns the gradient. All work on the compiled kernels (model/native.py); a `plain_` twin in PyTorch's words
+A linear layer that reads a norm or a gate (linears.py) keeps its sources in the place of what it reads, and gets this again from
+the same pass over memory that turns the gradient. All work on the compiled kernels (native.py); a `plain_` twin in PyTorch's words
 says what is meant and is what tests compare with.
 
 Legend: T tokens, D hidden size, F feed-forward size, H query heads, K key heads, E head size.
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llamahome.model.native import Kernels
+from llamahome.model.backends.cpu.native import Kernels
 
 _CHUNKS = 16
 """The norm's weight gradient is summed over this many parts of the rows, then over the parts: fixed, so threads do not change the bits."""

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llamahome.model.documents import Documents
-from llamahome.model.native import Kernels, expects_pairs
+from llamahome.model.backends.cpu.native import Kernels, expects_pairs
+from llamahome.model.backends.documents import Documents
 
 _UNIT = 16
 """Head sizes are multiples of it: as many float32 as a vector holds."""

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llamahome.model.attention import Scoring, attend_documents, block_attention, reference_attention, sdpa_attention
-from llamahome.model.documents import Documents, plan_documents
-from llamahome.model.native import Kernels, load_kernels
-from llamahome.model.tiled import backend_in_memory, can_tile, tiled_attention
+from llamahome.model.backends.cpu.native import Kernels, load_kernels
+from llamahome.model.backends.cpu.tiled import backend_in_memory, can_tile, tiled_attention
+from llamahome.model.backends.documents import Documents, plan_documents
 
 CPU = torch.device("cpu")
 FOUND = load_kernels()

@@ -1,4 +1,4 @@
-// Products of bfloat16 matrices for the linear layers of a decoder, summed in float32; compiled on the user's machine by model/native.py.
+// Products of bfloat16 matrices for the linear layers of a decoder, summed in float32; compiled on the user's machine by native.py.
 //
 // One operand is packed as it is needed: panels of 48 columns, two numbers of the summed direction side by side, as the processor's
 // instruction for pairs wants them. Packing takes 1 to 3 % of the time of 500 rows and spares a turned or joined copy of the weights. Tiles of

@@ -1,4 +1,4 @@
-// Causal attention inside documents for processors that multiply pairs of bfloat16 (AVX512_BF16); called by model/tiled.py.
+// Causal attention inside documents for processors that multiply pairs of bfloat16 (AVX512_BF16); called by tiled.py.
 //
 // Forward keeps the result and one logarithm (base 2) of a sum per query and head; backward makes the scores again, tile by tile, as in
 // FlashAttention-2 (Dao, 2023). Nothing above the diagonal is computed beyond 16 keys, nothing is padded but rows to a multiple of 6.
@@ -20,7 +20,7 @@ const int64_t QUERIES = 132;  // of a block, at most
 const float HIDDEN = -__builtin_inff();  // 2^HIDDEN = 0
 const float LOG2E = 1.44269504f;
 
-// As model/tiled.py writes it.
+// As tiled.py writes it.
 struct Plan {
   int64_t q_step, k_step, v_step, heads, key_heads, size, value_size, window, shared, documents;
   int64_t lengths[1];

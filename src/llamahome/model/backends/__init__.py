@@ -1,0 +1,1 @@
+"""Everything that differs by device. Reading order: backend, reference, cuda, cpu."""
