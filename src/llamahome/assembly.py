@@ -18,15 +18,14 @@ from llamahome.data.steps.loader import Extent, sequential_microbatches
 from llamahome.data.store.table import ExampleTable
 from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.distributed.world import World
+from llamahome.errors import ConfigError, Problem
 from llamahome.model.adapter import SavedModel, fingerprint
-from llamahome.model.backends.cpu.fuse import fuse
-from llamahome.model.backends.cpu.native import Kernels, compiled_kernels, must_compile, wins_back
-from llamahome.model.backends.cpu.tiled import backend_in_memory
-from llamahome.model.load import CausalLM, attention_backend, load_model
+from llamahome.model.backends.backend import Backend
+from llamahome.model.backends.choose import choose_backend
+from llamahome.model.load import CausalLM, load_model
 from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
-from llamahome.model.place import activation_bytes, makes_again, needs_checkpointing, place, trained_parameters
-from llamahome.model.precision import Precision, choose_precision
+from llamahome.model.place import needs_checkpointing, place, trained_parameters
 from llamahome.model.shard import Placement, replicated, sharded
 from llamahome.model.strategy import Chosen, choose_strategy, count_weights, weight_bytes
 from llamahome.monitoring.progress import Progress
@@ -36,10 +35,6 @@ from llamahome.training.optimizer import auto_learning_rate, make_optimizer
 from llamahome.training.schedule import evaluations_within
 from llamahome.training.stop import StopRequest
 from llamahome.units import show_bytes
-
-_CPU_MICRO_BATCH, _GPU_MICRO_BATCH = 1536, 16_384
-"""Tokens per pass when nobody says. measured on a processor (docs/log.md): 1,536 take 1 % more time than 2,048 and 200 MB less (starter);
-1,024 take 4 % more."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +104,10 @@ def make_plan(loaded: LoadedConfig, rows: int, *, step: int = 0, consumed: int =
 def load_learner(loaded: LoadedConfig, job: Job, plan: Plan, world: World, *, say: Callable[[str], None]) -> tuple[Learner, LoadedConfig]:
     """Load the base, add what is trained, place it; returns the settings with everything that depends on the model resolved."""
     config, base = loaded.config, job.base
-    precision = choose_precision(config, world.device)
-    chosen = _choose_placement(loaded, base, precision, world)
+    backend = choose_backend(config, world.device)
+    precision = backend.precision
+    say(f"{backend.name} back end, {'bf16' if precision.compute == torch.bfloat16 else 'float32'} products: {precision.reason}")
+    chosen = _choose_placement(loaded, base, backend, world)
     if config.distributed.strategy == "auto":
         loaded = with_values(loaded, {"distributed.strategy": chosen.strategy}, origin=f"auto: {chosen.reason}")
     if world.size > 1:
@@ -118,8 +115,9 @@ def load_learner(loaded: LoadedConfig, job: Job, plan: Plan, world: World, *, sa
     first_place = world.device if chosen.strategy == "replicate" else torch.device("cpu")  # from where it is dealt out layer by layer
     model = load_model(base, dtype=precision.storage, device=first_place)
     if chosen.strategy == "replicate":
-        loaded = leave_short_runs(loaded, base, world, tokens=plan.rows_ahead * job.prepared.report.tokens_per_row, say=say)
-    loaded = _resolve(loaded, model, precision, world)
+        tokens = plan.rows_ahead * job.prepared.report.tokens_per_row
+        loaded = leave_short_runs(loaded, base, backend, world, tokens=tokens, say=say)
+    loaded = _resolve(loaded, model, backend, world)
     if config.training.gradient_checkpointing == "auto":
         found = "on" if loaded.config.training.gradient_checkpointing else "off"
         say(f"gradient checkpointing {found}: {loaded.origins['training.gradient_checkpointing'].removeprefix('auto: ')}")
@@ -133,7 +131,7 @@ def load_learner(loaded: LoadedConfig, job: Job, plan: Plan, world: World, *, sa
         say(line)
     trained = sum(p.numel() for p in trained_parameters(model).values())
     strategy = chosen.strategy
-    loaded, kernels = _compile(loaded, model, precision, whole=strategy == "replicate", world=world, say=say)
+    loaded = _compile(loaded, model, backend, whole=strategy == "replicate", world=world, say=say)
     if strategy == "replicate":
         placement = replicated(model, world)
     else:
@@ -142,7 +140,7 @@ def load_learner(loaded: LoadedConfig, job: Job, plan: Plan, world: World, *, sa
         model=model,
         saved=saved,
         base=base,
-        objective=Objective(model, attention_backend(config.model.attention, model), precision, placement.within, kernels),
+        objective=Objective(model, backend, placement.within),
         placement=placement,
         parameters=placement.parameters,
         optimizer=make_optimizer(config.training.optimizer, placement.parameters, weight_decay=config.training.weight_decay),
@@ -152,15 +150,17 @@ def load_learner(loaded: LoadedConfig, job: Job, plan: Plan, world: World, *, sa
     return learner, loaded
 
 
-def leave_short_runs(loaded: LoadedConfig, base: Path, world: World, *, tokens: float, say: Callable[[str], None]) -> LoadedConfig:
+def leave_short_runs(
+    loaded: LoadedConfig, base: Path, backend: Backend, world: World, *, tokens: float, say: Callable[[str], None]
+) -> LoadedConfig:
     """Turn training.compile auto off where a process would have to compile and `tokens` are too few to win that back.
 
     All ranks call it before anything that depends on the answer, and get the same one.
     """
-    if loaded.config.training.compile != "auto" or world.device.type != "cpu":
+    if loaded.config.training.compile != "auto":
         return loaded
-    worth = wins_back(tokens, weights=count_weights(base), processes=world.size)
-    if not world.max(must_compile() and not worth):
+    worth = backend.wins_back(tokens, weights=count_weights(base), processes=world.size)
+    if not world.max(not worth):
         return loaded
     why = f"{round(tokens):,} tokens are too few to win back the time of compiling"
     say(f"training.compile: {why}; it trains without")
@@ -168,36 +168,47 @@ def leave_short_runs(loaded: LoadedConfig, base: Path, world: World, *, tokens: 
 
 
 def _compile(
-    loaded: LoadedConfig, model: CausalLM, precision: Precision, *, whole: bool, world: World, say: Callable[[str], None]
-) -> tuple[LoadedConfig, Kernels | None]:
+    loaded: LoadedConfig, model: CausalLM, backend: Backend, *, whole: bool, world: World, say: Callable[[str], None]
+) -> LoadedConfig:
     """Obey training.compile, the same on all processes; what it came to is kept, so that a resumed run computes the same bits."""
     wanted = loaded.config.training.compile
     if wanted is False:
-        return loaded, None
-    kernels = compiled_kernels(world.device, wanted=wanted, whole=whole)
-    if world.max(isinstance(kernels, str)) or isinstance(kernels, str):
-        why = kernels if isinstance(kernels, str) else "another process cannot"
-        say(f"training.compile: {why}; it trains without")
-        return with_values(loaded, {"training.compile": False}, origin=f"auto: {why}"), None
-    parts = fuse(model, kernels=kernels, precision=precision, backend=attention_backend(loaded.config.model.attention, model))
+        return loaded
+    if wanted is True and not backend.compiles:
+        message = f"the {backend.name} back end has nothing to compile"
+        hint = "--set training.compile=auto"
+        raise ConfigError(Problem(code="training.nothing-to-compile", message=message, where="training.compile", hint=hint))
+    why = backend.cannot_compile() if whole else "the weights are sharded"
+    if world.max(why is not None):
+        why = why or "another process cannot"
+        if backend.compiles:
+            say(f"training.compile: {why}; it trains without")
+        return with_values(loaded, {"training.compile": False}, origin=f"auto: {why}")
+    parts = backend.compile(model)
     if wanted == "auto":
         loaded = with_values(loaded, {"training.compile": True}, origin=f"auto: {parts} parts of the model run as compiled passes")
-    return loaded, kernels
+    return loaded
 
 
-def _choose_placement(loaded: LoadedConfig, base: Path, precision: Precision, world: World) -> Chosen:
+def _choose_placement(loaded: LoadedConfig, base: Path, backend: Backend, world: World) -> Chosen:
     """The same on all processes: what the one with the least free memory allows."""
     if world.size == 1:
         return choose_strategy("replicate", method="", needed=0, free=0, world=world)
     method = loaded.config.training.method
-    needed = weight_bytes(count_weights(base), method=method, storage=precision.storage)
-    free = torch.cuda.mem_get_info()[0] if world.device.type == "cuda" else free_memory_bytes() // world.local_size
+    needed = weight_bytes(count_weights(base), method=method, storage=backend.precision.storage)
+    free = free_bytes(backend, world)
     return choose_strategy(loaded.config.distributed.strategy, method=method, needed=needed, free=int(-world.max(-free)), world=world)
 
 
-def _resolve(loaded: LoadedConfig, model: CausalLM, precision: Precision, world: World) -> LoadedConfig:
+def free_bytes(backend: Backend, world: World) -> int:
+    """Memory that this process may fill: its device's own, or its share of the machine's."""
+    own = backend.free_bytes(world.local_size)
+    return free_memory_bytes() // world.local_size if own is None else own
+
+
+def _resolve(loaded: LoadedConfig, model: CausalLM, backend: Backend, world: World) -> LoadedConfig:
     """Replace each `auto` that depends on machine or model by its value."""
-    training = loaded.config.training
+    training, precision = loaded.config.training, backend.precision
     if training.learning_rate == "auto":
         width = model.config.get_text_config().hidden_size
         rate = auto_learning_rate(training.method, width)
@@ -205,25 +216,21 @@ def _resolve(loaded: LoadedConfig, model: CausalLM, precision: Precision, world:
     if loaded.config.model.dtype == "auto":
         stored = str(precision.storage).removeprefix("torch.")
         loaded = with_values(loaded, {"model.dtype": stored}, origin=f"auto: method {training.method}, {precision.reason}")
-    if loaded.config.model.attention == "auto":
-        chosen = "reference" if attention_backend("auto", model) == "reference" else "documents"
-        loaded = with_values(loaded, {"model.attention": chosen}, origin=f"auto: {type(model).__name__}")
+    if loaded.config.model.backend == "auto":
+        loaded = with_values(loaded, {"model.backend": backend.name}, origin=f"auto: {world.device.type}")
     if training.micro_batch_tokens == "auto":
-        loaded = with_values(loaded, {"training.micro_batch_tokens": default_micro_batch(world)}, origin=f"auto: {world.device.type}")
+        tokens = backend.micro_batch_tokens
+        loaded = with_values(loaded, {"training.micro_batch_tokens": tokens}, origin=f"auto: {backend.name} back end")
     if training.mixed_precision == "auto":
         loaded = with_values(loaded, {"training.mixed_precision": precision.name}, origin=f"auto: {precision.reason}")
     if training.gradient_checkpointing == "auto":
-        free = torch.cuda.mem_get_info()[0] if world.device.type == "cuda" else free_memory_bytes()
+        free = free_bytes(backend, world)
         longest = loaded.config.data.max_length
         tokens = max(int(loaded.config.training.micro_batch_tokens), longest)
-        free //= max(1, world.local_size)
         if training.method == "full":  # gradients and two moments are not there yet
             free -= 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        backend = attention_backend(loaded.config.model.attention, model)
         compiled = training.compile is not False and loaded.config.distributed.strategy == "replicate"
-        backend = backend_in_memory(backend, model.config.get_text_config(), compute=precision.compute, compiled=compiled)
-        again = compiled and world.device.type == "cpu" and makes_again(loaded.config, precision)
-        kept = activation_bytes(model, tokens, longest=longest, precision=precision, backend=backend, again=again)
+        kept = backend.kept_bytes(loaded.config, model, tokens, longest=longest, compiled=compiled)
         wanted = needs_checkpointing(kept, free_bytes=free)
         origin = f"auto: activations of {tokens:,} tokens take about {show_bytes(kept)}, and {show_bytes(max(0, free))} are free"
         loaded = with_values(loaded, {"training.gradient_checkpointing": bool(world.max(wanted))}, origin=origin)
@@ -254,14 +261,11 @@ def flops_per_token(learner: Learner, target_share: float) -> float:
     )
 
 
-def evaluation_batches(table: ExampleTable, loaded: LoadedConfig, world: World, *, equal_passes: bool = False) -> list[Microbatch]:
+def evaluation_batches(
+    table: ExampleTable, loaded: LoadedConfig, world: World, backend: Backend, *, equal_passes: bool = False
+) -> list[Microbatch]:
     """The share of this rank in every example of `table`."""
     tokens = loaded.config.training.micro_batch_tokens
-    budget = default_micro_batch(world) if tokens == "auto" else tokens
+    budget = backend.micro_batch_tokens if tokens == "auto" else tokens
     place = {"rank": world.rank, "world_size": world.size}
-    return sequential_microbatches(table, micro_batch_tokens=budget, equal_passes=equal_passes, device=world.device, **place)
-
-
-def default_micro_batch(world: World) -> int:
-    """Tokens per pass when nobody says."""
-    return _CPU_MICRO_BATCH if world.device.type == "cpu" else _GPU_MICRO_BATCH
+    return sequential_microbatches(table, micro_batch_tokens=budget, equal_passes=equal_passes, deliver=backend.deliver, **place)

@@ -4,17 +4,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from llamahome.checkpoint import store
 from llamahome.checkpoint.target import names_run, resolve
 from llamahome.config.load import LoadedConfig
 from llamahome.data.text.tokens import load_tokenizer
+from llamahome.distributed.world import device_here
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.adapter import base_of, is_adapter, open_trained
+from llamahome.model.backends.choose import choose_backend
 from llamahome.model.generate import generate
 from llamahome.model.load import find_model
-from llamahome.model.precision import choose_precision
 from llamahome.model.starter import STARTER
 from llamahome.rundir import BASE_MODELS
 
@@ -51,8 +50,9 @@ def open_chat(
     """A function that answers a conversation: turns and a place to write to as the answer appears -> the answer."""
     folder = model_folder(target, loaded, say=say)
     tokenizer = load_tokenizer(folder, chat_template=loaded.config.model.chat_template)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = open_trained(folder, dtype=choose_precision(loaded.config, device).storage, device=device, say=say)
+    device = device_here(processor=loaded.config.model.backend == "cpu")
+    precision = choose_backend(loaded.config, device).precision
+    model = open_trained(folder, dtype=precision.storage, device=device, say=say)
 
     def reply(turns: list[dict[str, str]], write: Callable[[str], None]) -> str:
         told: list[int] = []

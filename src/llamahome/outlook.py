@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from llamahome.assembly import Plan, default_micro_batch, leave_short_runs, make_plan
+from llamahome.assembly import Plan, free_bytes, leave_short_runs, make_plan
 from llamahome.config.load import LoadedConfig, with_values
 from llamahome.config.schema import Config
 from llamahome.data.prepare import prepare
@@ -21,14 +21,14 @@ from llamahome.data.report import Report
 from llamahome.data.text.tokens import load_tokenizer
 from llamahome.distributed.world import World, open_world
 from llamahome.errors import ConfigError, Problem
-from llamahome.model.backends.cpu.tiled import backend_in_memory
+from llamahome.model.backends.backend import Backend
+from llamahome.model.backends.choose import backend_of, choose_backend
 from llamahome.model.load import CausalLM, find_model
 from llamahome.model.lora import add_lora
-from llamahome.model.place import LARGEST_SHARE, activation_bytes, makes_again
-from llamahome.model.precision import Precision, choose_precision
+from llamahome.model.place import LARGEST_SHARE
+from llamahome.model.precision import LowPrecision, Precision, choose_precision
 from llamahome.model.skeleton import count_weights, read_shape, require_layers, skeleton
 from llamahome.model.strategy import Chosen, choose_strategy, weight_bytes
-from llamahome.monitoring.resources import free_memory_bytes
 from llamahome.monitoring.throughput import measured_peak_flops
 from llamahome.planning.forecast import STRATEGIES, Cluster, Forecast, Strategy, Work, forecast, layout_of, remedy
 from llamahome.planning.hardware import Device
@@ -41,8 +41,6 @@ _DEPTHS = (2, 3)
 _REACHED = 0.5
 """Share of the measured rate of one large product that a step reaches. measured: 635 tokens/s of LoRA on the starter, 0.34 TFLOP/s, beside
 0.6 for the product (docs/log.md)."""
-_MEMORY_GBPS = (8.0, 1000.0)
-"""For the update, on a processor (measured: a large copy) and on a GPU; it is a small part of a step."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +66,13 @@ def simulate(loaded: LoadedConfig, cluster: Cluster, *, passes: int, target_shar
     if loaded.config.training.mixed_precision == "auto":  # the device is not here to be probed
         loaded = with_values(loaded, {"training.mixed_precision": "bf16"}, origin=f"simulated {cluster.device.name}")
     config = loaded.config
-    precision = choose_precision(config, torch.device("cpu"))
+    precision = choose_precision(config, LowPrecision(True, True, f"simulated {cluster.device.name}"))
+    backend = backend_of("cuda", torch.device("cpu"), precision)
     read = require_layers(read_shape(config.model.name, CONFIGS), config.model.name)
     layers = int(read.get_text_config().num_hidden_layers)
     wished = config.training.micro_batch_tokens
-    tokens = default_micro_batch(World(0, 1, 0, torch.device("cuda"))) if wished == "auto" else wished
-    shape, kept = _measure(config, precision, read, layers, tokens)
+    tokens = backend.micro_batch_tokens if wished == "auto" else wished
+    shape, kept = _measure(config, backend, read, layers, tokens)
     length = min(config.data.max_length, tokens)
     wanted = config.training.gradient_checkpointing
     work = Work(tokens, passes, length, target_share, kept, None if wanted == "auto" else wanted, LARGEST_SHARE)
@@ -122,29 +121,28 @@ class Expected:
 def expect(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callable[[str], None]) -> Expected:
     """Tokenize `data_path` as a run would, and plan its steps on one process here. Raises what preparing a run raises."""
     config = loaded.config
-    with open_world(config.distributed, say=say) as world:
+    with open_world(config.distributed, say=say, processor=config.model.backend == "cpu") as world:
         base = find_model(config.model.name, revision=config.model.revision, say=say)
         tokenizer = load_tokenizer(base, chat_template=config.model.chat_template)
         prepared = prepare(config.data, data_path, tokenizer, say=say)
         prepared.close()
         plan = make_plan(loaded, prepared.order.epoch_rows)
-        loaded = leave_short_runs(loaded, base, world, tokens=plan.rows_ahead * prepared.report.tokens_per_row, say=say)
-        config = loaded.config
-        precision = choose_precision(config, world.device)
-        device = _this_machine(world, precision)
+        backend = choose_backend(config, world.device)
+        tokens_ahead = plan.rows_ahead * prepared.report.tokens_per_row
+        loaded = leave_short_runs(loaded, base, backend, world, tokens=tokens_ahead, say=say)
+        config, precision = loaded.config, backend.precision
+        device = _this_machine(world, backend)
         wished = config.training.micro_batch_tokens
-        most = default_micro_batch(world) if wished == "auto" else wished
+        most = backend.micro_batch_tokens if wished == "auto" else wished
     report = prepared.report
     rows = min(config.training.batch_size, plan.positions)  # fewer rows than a step may hold
     per_step = report.tokens_per_row * rows
     passes = max(1, math.ceil(per_step / most))
     tokens = max(1, math.ceil(per_step / passes))
     read = require_layers(read_shape(str(base), CONFIGS), config.model.name)
-    backend = "blocks" if device.name == "cpu" else "sdpa"
-    backend = backend_in_memory(backend, read.get_text_config(), compute=precision.compute, compiled=config.training.compile is not False)
     # A step must fit when its passes are as full as they may be, and as long as the longest row.
     fullest = max(most, config.data.max_length)
-    shape, kept = _measure(config, precision, read, int(read.get_text_config().num_hidden_layers), fullest, backend)
+    shape, kept = _measure(config, backend, read, int(read.get_text_config().num_hidden_layers), fullest)
     wanted = config.training.gradient_checkpointing
     share = report.targets / max(1, report.tokens)
     full = Work(fullest, 1, config.data.max_length, share, kept, None if wanted == "auto" else wanted, LARGEST_SHARE)
@@ -170,12 +168,10 @@ def expect(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callabl
     )
 
 
-def _this_machine(world: World, precision: Precision) -> Device:
+def _this_machine(world: World, backend: Backend) -> Device:
     """The device of this process, its rate measured."""
-    kind = world.device.type
-    free = torch.cuda.mem_get_info()[0] if kind == "cuda" else free_memory_bytes()
-    rate = measured_peak_flops(world.device, precision.compute)
-    return Device(kind, rate / 1e12, _REACHED, free, _MEMORY_GBPS[kind == "cuda"], 1.0, 1.0, 1)
+    rate = measured_peak_flops(world.device, backend.precision.compute)
+    return Device(world.device.type, rate / 1e12, _REACHED, free_bytes(backend, world), backend.memory_gbps, 1.0, 1.0, 1)
 
 
 def _possible(cluster: Cluster) -> list[Strategy]:
@@ -192,8 +188,9 @@ def _prepared(config: Config, precision: Precision, read: Any, layers: int) -> C
     return model
 
 
-def _measure(config: Config, precision: Precision, read: Any, layers: int, tokens: int, backend: str = "sdpa") -> tuple[Shape, int]:
+def _measure(config: Config, backend: Backend, read: Any, layers: int, tokens: int) -> tuple[Shape, int]:
     """Weights of a layer and of the rest, and what a pass keeps for its backward pass, from models of two depths and of all layers."""
+    precision = backend.precision
     few, many = (_prepared(config, precision, read, depth) for depth in _DEPTHS)
     heads = few.get_output_embeddings().weight, many.get_output_embeddings().weight
     first, second = count_weights(few, heads[0]), count_weights(many, heads[1])
@@ -216,8 +213,8 @@ def _measure(config: Config, precision: Precision, read: Any, layers: int, token
         message = f"the {layers} layers of {config.model.name} are not alike, so they cannot be planned from a few of them"
         raise ConfigError(Problem(code="model.unplannable", message=message, where="model.name", hint="--model llama-3-8b"))
     longest = min(config.data.max_length, tokens)
-    again = backend != "sdpa" and makes_again(config, precision)
-    return shape, activation_bytes(whole, tokens, longest=longest, precision=precision, backend=backend, again=again)
+    compiled = config.training.compile is not False
+    return shape, backend.kept_bytes(config, whole, tokens, longest=longest, compiled=compiled)
 
 
 def _counted(

@@ -31,9 +31,9 @@ from llamahome.distributed.failures import note_run, run_to_go_on
 from llamahome.distributed.world import open_world
 from llamahome.errors import ConfigError, LeftAtOnce, MachineError, Problem, Stopped
 from llamahome.model.adapter import open_trained, restore_model
-from llamahome.model.load import attention_backend, find_model
+from llamahome.model.backends.choose import choose_backend
+from llamahome.model.load import find_model
 from llamahome.model.objective import Objective
-from llamahome.model.precision import choose_precision
 from llamahome.monitoring.environment import write_environment
 from llamahome.monitoring.progress import open_progress
 from llamahome.run_parts import Answers, SampleAnswer, make_run, open_recorder, summary, tell_rows
@@ -68,7 +68,7 @@ def _session(loaded: LoadedConfig, *, phases: int = 3, saves: bool = True) -> It
     with ExitStack() as stack:
         notes: list[str] = []
         stop = stack.enter_context(StopRequest().listening()) if saves else StopRequest()
-        world = stack.enter_context(open_world(loaded.config.distributed, say=notes.append))
+        world = stack.enter_context(open_world(loaded.config.distributed, say=notes.append, processor=loaded.config.model.backend == "cpu"))
         progress = open_progress(sys.stderr, world.is_main, phases=phases)
         stack.callback(progress.close)
         for note in notes:
@@ -158,11 +158,11 @@ def evaluate(target: str, data_path: str | Sequence[str], loaded: LoadedConfig) 
             tokenizer = load_tokenizer(folder, chat_template=loaded.config.model.chat_template)
             rows = read_all(loaded.config.data, data_path, tokenizer, say=session.progress.say)
         with session.progress.phase("model"):
-            precision = choose_precision(loaded.config, session.world.device)
-            model = open_trained(folder, dtype=precision.storage, device=session.world.device, say=session.progress.say)
-        objective = Objective(model, attention_backend(loaded.config.model.attention, model), precision)
+            backend = choose_backend(loaded.config, session.world.device)
+            model = open_trained(folder, dtype=backend.precision.storage, device=session.world.device, say=session.progress.say)
+        objective = Objective(model, backend)
         with session.progress.phase("evaluation"):
-            batches = assembly.evaluation_batches(rows.table, loaded, session.world)
+            batches = assembly.evaluation_batches(rows.table, loaded, session.world, backend)
             found = evaluate_batches(objective.stats, model, batches, world=session.world)
     counts = {"rows": rows.counts.kept, "tokens": rows.counts.tokens, "targets": found.targets}
     return {"model": str(nearby(folder)), "data": data_path, **found.metrics, **counts}

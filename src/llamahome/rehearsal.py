@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llamahome.distributed.imagined import Seen, Witness, imagined_world
 from llamahome.distributed.world import World
+from llamahome.model.backends.reference import Reference
 from llamahome.model.load import CausalLM
 from llamahome.model.objective import Objective
 from llamahome.model.place import place
@@ -57,7 +58,7 @@ def _placed(model: CausalLM, precision: Precision, world: World, strategy: Strat
         placement = replicated(model, world)
     else:
         placement = sharded(model, world, strategy=strategy, precision=precision)
-    objective = Objective(model, "sdpa", precision, placement.within)
+    objective = Objective(model, Reference(world.device, precision), placement.within)
 
     def run(last: bool) -> None:
         loss = objective.loss_sum(_Document())
@@ -78,6 +79,7 @@ class _Document:
         self.lengths = (_REHEARSED_TOKENS,)
         self.rows_N = torch.arange(_REHEARSED_TOKENS - 1)
         self.labels_N = torch.zeros(_REHEARSED_TOKENS - 1, dtype=torch.int64)
+        self.documents = None
 
 
 def _exchange(seen: Seen, cluster: Cluster) -> Exchange:

@@ -75,8 +75,8 @@ class Answers:
         """`first` is what a resumed run's state remembers of the untrained model."""
         table = job.prepared.evaluation
         self._learner, self._tokenizer, self._recorder, self._world = learner, job.tokenizer, recorder, world
-        equal = learner.placement.equal_passes
-        self._batches = evaluation_batches(table, job.loaded, world, equal_passes=equal) if table is not None else []
+        backend, equal = learner.objective.backend, learner.placement.equal_passes
+        self._batches = [] if table is None else evaluation_batches(table, job.loaded, world, backend, equal_passes=equal)
         count = job.loaded.config.evaluation.sample_prompts
         self._prompts = sample_prompts(table if table is not None else job.prepared.first_examples(count), job.tokenizer, count)
         self._has_rows = table is not None
@@ -123,7 +123,7 @@ def open_recorder(stack: ExitStack, session: Session, job: Job, learner: Learner
         is_main=world.is_main,
         resume_step=state.step if state.step or (paths.metrics_dir / "metrics.jsonl").exists() else None,  # 0 when begun anew
         flops_per_token=flops_per_token(learner, job.prepared.report.targets / job.prepared.report.tokens),
-        peak_flops=measured_peak_flops(world.device, learner.objective.precision.compute),
+        peak_flops=measured_peak_flops(world.device, learner.objective.backend.precision.compute),
         warn=lambda text: session.progress.say(f"warning: {text}"),
         system=sampler.latest,
     )
@@ -151,7 +151,7 @@ def make_run(session: Session, job: Job, plan: Plan, learner: Learner, paths: Ru
         rank=world.rank,
         world_size=world.size,
         equal_passes=learner.placement.equal_passes,
-        device=world.device,
+        deliver=learner.objective.backend.deliver,
         judge=prepared.judge,
     )
 

@@ -41,7 +41,7 @@ def placed(world: World, base: str, method: str, strategy: str):
         machines = 3 if world.size == 3 else 2
         here = dataclasses.replace(world, local_size=world.size // machines) if strategy == "hybrid" else world
         placement = sharded(model, here, strategy=strategy, precision=FP32, sums_each_pass=bool(each_pass))
-    return model, Objective(model, "blocks", FP32, placement.within), placement
+    return model, Objective(model, backend_named("cpu"), placement.within), placement
 
 
 def learn(world: World, base: str, method: str, strategy: str, steps: int):

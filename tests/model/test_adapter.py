@@ -57,7 +57,7 @@ def moved(model: torch.nn.Module, seed: int):
 def our_logits(model: PreTrainedModel) -> torch.Tensor:
     model.eval()
     documents = plan_documents([len(TOKENS)], device=CPU)
-    hidden = last_hidden(model, TOKENS, torch.arange(len(TOKENS)), documents, backend="blocks")
+    hidden = last_hidden(model, TOKENS, torch.arange(len(TOKENS)), documents, attend=backend_named("cpu").attend)
     head = head_of(model)
     return torch.nn.functional.linear(hidden, head.weight_VD, head.bias_V).detach()
 
@@ -195,7 +195,7 @@ def test_an_opened_adapter_is_evaluated_under_autocast_too(llama: Path, tmp_path
     opened = open_trained(tmp_path, dtype=torch.float32, device=CPU, say=lambda _: None).eval()
     batch = microbatch_of(examples_of([20, 9, 3]))
     exact = objective_of(opened).stats(batch).loss_sum
-    low = Objective(opened, "blocks", Precision(torch.float32, torch.bfloat16, "a test")).stats(batch).loss_sum
+    low = objective_of(opened, precision=Precision(torch.float32, torch.bfloat16, "a test")).stats(batch).loss_sum
     assert abs(low - exact) < 0.02 * exact
 
 

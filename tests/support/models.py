@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from llamahome.data.records import Example, Microbatch
 from llamahome.data.steps.loader import make_microbatch
 from llamahome.model.load import load_model
+from llamahome.model.backends.backend import Backend
+from llamahome.model.backends.choose import backend_of
 from llamahome.model.objective import Objective
 from llamahome.model.precision import Precision
 
@@ -120,11 +122,16 @@ def examples_of(lengths: Sequence[int], *, seed: int = 0, target_share: float = 
 
 
 def microbatch_of(examples: Sequence[Example], *, index: int = 0) -> Microbatch:
-    return make_microbatch(examples, keys=range(len(examples)), index=index, device="cpu")
+    return make_microbatch(examples, keys=range(len(examples)), index=index)
 
 
-def objective_of(model: PreTrainedModel, backend: str = "blocks") -> Objective:
-    return Objective(model, backend, FP32)
+def backend_named(name: str, precision: Precision = FP32) -> Backend:
+    return backend_of(name, CPU, precision)
+
+
+def objective_of(model: PreTrainedModel, backend: str = "cpu", precision: Precision = FP32) -> Objective:
+    """Nothing is compiled."""
+    return Objective(model, backend_named(backend, precision))
 
 
 def plain_loss(model: PreTrainedModel, example: Example) -> torch.Tensor:

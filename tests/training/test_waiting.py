@@ -83,7 +83,7 @@ def test_a_step_on_a_gpu_never_waits_for_it(llama: Path, method: Method) -> None
     learner = make_learner(llama, method)
     model = learner.objective.model.to(cuda)
     world = World(0, 1, 0, cuda)
-    objective = Objective(model, "sdpa", FP32)
+    objective = objective_of(model, "cuda")
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, fused=True)
     examples = examples_of(LENGTHS)
     exchange = FlatExchange(world, [p for p in model.parameters() if p.requires_grad])

@@ -90,8 +90,9 @@ class ModelConfig(Section):
     """Branch, tag or commit of a hub id."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Storage of frozen weights. auto: bfloat16 where this machine multiplies it faster than float32 (probed), else float32."""
-    attention: Literal["auto", "documents", "reference"] = "auto"
-    """How attention is computed: `documents` works on each document alone, `reference` is one masked product over all. auto: documents."""
+    backend: Literal["auto", "cuda", "cpu", "reference"] = "auto"
+    """What computes: `cuda` for NVIDIA GPUs, `cpu` for processors, `reference` in plain torch on any device, slower and for checking.
+    auto: by the device that this process has, said at the start."""
     chat_template: str | None = None
     """A .jinja file that replaces the model's own chat template."""
 
@@ -156,7 +157,7 @@ class TrainingConfig(Section):
     gradient_checkpointing: Auto | bool = "auto"
     """Keep only each layer's input and compute the rest again: about a third slower, several times less memory.
     auto: only when the activations of a micro-batch would not fit into the memory that is free."""
-    mixed_precision: bool | Literal["auto", "bf16", "no"] = "auto"
+    mixed_precision: bool | Literal["auto", "bf16", "fp16", "no"] = "auto"
     """Matrix products in bfloat16 with float32 sums. auto: where the machine is fast at it (probed); true: bf16; false: no."""
     compile: Auto | bool = "auto"
     """Compile passes of a layer for this processor: 6 seconds of processor time once per machine, then kept in the user's cache folder.

@@ -98,6 +98,8 @@ class Microbatch:
     """Number of this micro-batch in its step over all ranks; seeds its dropout."""
     idle: bool = False
     """A pass for the sake of the other ranks, which need this one to take part: it holds no row and learns nothing."""
+    documents: object | None = None
+    """What the back end that took it to the device made of the boundaries, for its attention."""
 
     @property
     def num_tokens(self) -> int:

@@ -150,11 +150,12 @@ class World:
 
 
 @contextmanager
-def open_world(config: DistributedConfig, *, say: Callable[[str], None]) -> Iterator[World]:
+def open_world(config: DistributedConfig, *, say: Callable[[str], None], processor: bool = False) -> Iterator[World]:
     """Join the other processes when torchrun or `launch` started this one, else be alone; leave at the end.
 
-    `say` is told, on the main process, what was decided otherwise than configured. An error that passes through is left for the
-    launcher. Raises ConfigError (more processes than GPUs), MachineError (the others cannot be reached).
+    `say` is told, on the main process, what was decided otherwise than configured; `processor` leaves accelerators alone. An error
+    that passes through is left for the launcher.
+    Raises ConfigError (more processes than GPUs), MachineError (the others cannot be reached).
     """
     place = find_place(os.environ)
     rank, size, local_rank, local_size = place.rank, place.size, place.local_rank, place.local_size
@@ -166,7 +167,7 @@ def open_world(config: DistributedConfig, *, say: Callable[[str], None]) -> Iter
             failures.follow_launcher(done)
             stack.push(lambda kind, error, trace: _leave_word(error, rank, folder))
         speak = say if rank == 0 else lambda _: None
-        world = World(rank, size, local_rank, _device(local_rank, size, local_size), local_size)
+        world = World(rank, size, local_rank, device_here(local_rank, size, local_size, processor=processor), local_size)
         _divide_threads(stack, local_size, alone=size == 1)
         backend = _backend(config, world.device, speak)
         for name in leftovers(os.environ):
@@ -180,7 +181,10 @@ def open_world(config: DistributedConfig, *, say: Callable[[str], None]) -> Iter
         yield world
 
 
-def _device(local_rank: int, size: int, local_size: int) -> torch.device:
+def device_here(local_rank: int = 0, size: int = 1, local_size: int = 1, *, processor: bool = False) -> torch.device:
+    """The device of a process: an accelerator where the machine has one and `processor` is not asked for. Raises ConfigError."""
+    if processor:
+        return torch.device("cpu")
     if torch.cuda.is_available():
         gpus = torch.cuda.device_count()
         if local_rank >= gpus:

@@ -18,9 +18,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from llamahome.errors import ConfigError, LlamaHomeError, MachineError, Problem
 from llamahome.model.attention import ATTENTION_NAME, register_attention
-from llamahome.model.backends.cpu.native import Kernels
-from llamahome.model.backends.documents import Documents, plan_documents
+from llamahome.model.backends.backend import Attend
+from llamahome.model.backends.documents import Documents
 from llamahome.model.backends.loss import Head
+from llamahome.model.backends.reference import reference_attention
 from llamahome.model.starter import STARTER, fetch_starter
 from llamahome.rundir import BASE_MODELS, as_typed
 
@@ -141,19 +142,10 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Pre
     return model
 
 
-def last_hidden(
-    model: PreTrainedModel,
-    tokens_T: Tensor,
-    positions_T: Tensor,
-    documents: Documents,
-    *,
-    backend: str,
-    kernels: Kernels | None = None,
-) -> Tensor:
+def last_hidden(model: PreTrainedModel, tokens_T: Tensor, positions_T: Tensor, documents: Documents, *, attend: Attend) -> Tensor:
     """The decoder's last hidden states [T, D] of documents that lie end to end."""
-    output = model.get_decoder()(
-        input_ids=tokens_T[None], position_ids=positions_T[None], use_cache=False, documents=documents, backend=backend, compiled=kernels
-    )
+    inputs = {"input_ids": tokens_T[None], "position_ids": positions_T[None]}
+    output = model.get_decoder()(**inputs, use_cache=False, documents=documents, attend=attend)
     hidden_TD: Tensor = output.last_hidden_state[0]
     return hidden_TD
 
@@ -161,13 +153,11 @@ def last_hidden(
 @torch.no_grad()
 def _refuse_leaks(model: PreTrainedModel, folder: Path) -> None:
     """ConfigError unless three tokens give the same hidden states alone and behind another document; cost: eleven tokens forward."""
-    tokens, backend = torch.arange(8, device=model.device), attention_backend("auto", model)
+    tokens = torch.arange(8, device=model.device)
     positions = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2], device=model.device)
     try:
         behind, alone = (
-            last_hidden(model, tokens[start:], positions[start:], plan_documents(lengths, device=model.device), backend=backend)[
-                -3:
-            ].float()
+            last_hidden(model, tokens[start:], positions[start:], Documents(lengths), attend=reference_attention)[-3:].float()
             for start, lengths in ((0, (5, 3)), (5, (3,)))
         )
     except (TypeError, KeyError, AttributeError, ValueError, RuntimeError) as error:
@@ -192,15 +182,6 @@ def _unreadable(folder: Path, why: str) -> Problem:
 
 def _unsupported(folder: Path, why: str) -> Problem:
     return Problem(code="model.unsupported", message=f"this model cannot be trained: {why}", where=str(folder), hint=f"--model {STARTER}")
-
-
-def attention_backend(wanted: str, model: PreTrainedModel) -> str:
-    """`blocks`, `sdpa` or `reference` for model.attention: capped scores and attention dropout need the reference."""
-    config = model.config.get_text_config()
-    needs_reference = getattr(config, "attn_logit_softcapping", None) or getattr(config, "attention_dropout", 0.0)
-    if wanted == "reference" or needs_reference:
-        return "reference"
-    return "blocks" if model.device.type == "cpu" else "sdpa"
 
 
 def head_of(model: PreTrainedModel) -> Head:

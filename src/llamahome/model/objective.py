@@ -11,12 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llamahome.model.backends.cpu.beginnings import Laid, draws_lots, lay_once
-from llamahome.model.backends.cpu.native import Kernels
-from llamahome.model.backends.documents import Documents, plan_documents
-from llamahome.model.backends.loss import HeadStats, head_stats, summed_cross_entropy
+from llamahome.model.backends.backend import Backend, Batch, Pass
+from llamahome.model.backends.loss import HeadStats
 from llamahome.model.load import head_of, last_hidden
-from llamahome.model.precision import Precision
 
 T = TypeVar("T")
 
@@ -32,80 +29,32 @@ class Within(Protocol):
     def __call__(self, work: Callable[[], T], /) -> T: ...  # noqa: D102
 
 
-class LaidDocuments(Protocol):
-    """Documents end to end, as data/records.py's Microbatch holds them."""
-
-    @property
-    def tokens_T(self) -> Tensor: ...  # noqa: D102
-    @property
-    def positions_T(self) -> Tensor: ...  # noqa: D102
-    @property
-    def lengths(self) -> tuple[int, ...]: ...  # noqa: D102
-    @property
-    def rows_N(self) -> Tensor: ...  # noqa: D102
-    @property
-    def labels_N(self) -> Tensor: ...  # noqa: D102
-
-
 @dataclass(frozen=True)
 class Objective:
     """Supervised fine-tuning: sum over targets of -log p(target | what stands before it in its document)."""
 
     model: PreTrainedModel
     """The causal language model itself, adapters inside, not the wrapper around it."""
-    backend: str
-    """Attention: blocks, sdpa or reference."""
-    precision: Precision
+    backend: Backend
     within: Within = directly
-    kernels: Kernels | None = None
-    """Compiled passes for attention and the loss head."""
 
-    def loss_sum(self, batch: LaidDocuments) -> Tensor:
+    def loss_sum(self, batch: Batch) -> Tensor:
         """() float32, nats, summed over the targets of `batch`; differentiable."""
-
-        def work() -> Tensor:
-            head, dtype = head_of(self.model), self.precision.compute
-            return summed_cross_entropy(self._hidden(batch), batch.labels_N, head, dtype=dtype, kernels=self.kernels)
-
-        return self.within(work)
+        return self.within(lambda: self.backend.loss_sum(self._hidden(batch), batch.labels_N, head_of(self.model)))
 
     @torch.no_grad()
-    def stats(self, batch: LaidDocuments) -> HeadStats:
+    def stats(self, batch: Batch) -> HeadStats:
         """Summed loss and number of targets ranked first; the caller sets evaluation mode."""
+        return self.within(lambda: self.backend.stats(self._hidden(batch), batch.labels_N, head_of(self.model)))
 
-        def work() -> HeadStats:
-            return head_stats(self._hidden(batch), batch.labels_N, head_of(self.model), dtype=self.precision.compute)
-
-        return self.within(work)
-
-    def _hidden(self, batch: LaidDocuments) -> Tensor:
+    def _hidden(self, batch: Batch) -> Tensor:
         """[N, D], the states that predict the targets."""
-        laid = Laid(batch.tokens_T, batch.positions_T, batch.rows_N, 0)
-        if self.backend == "blocks" and laid.tokens_C.device.type == "cpu" and not draws_lots(self.model):
-            laid = lay_once(batch.tokens_T, batch.positions_T, batch.rows_N, batch.lengths)
-        documents = plan_documents(batch.lengths, device=batch.tokens_T.device, shared=laid.shared)
-        hidden_CD = hidden_states(
-            self.model,
-            laid.tokens_C,
-            laid.positions_C,
-            documents,
-            precision=self.precision,
-            backend=self.backend,
-            kernels=self.kernels,
-        )
-        return hidden_CD.index_select(0, laid.rows_N)
+        laid = self.backend.lay(batch, self.model)
+        return hidden_states(self.model, laid, self.backend).index_select(0, laid.rows_N)
 
 
-def hidden_states(
-    model: PreTrainedModel,
-    tokens_T: Tensor,
-    positions_T: Tensor,
-    documents: Documents,
-    *,
-    precision: Precision,
-    backend: str,
-    kernels: Kernels | None = None,
-) -> Tensor:
-    """The decoder's last hidden states [T, D], products in the types of `precision`."""
-    with torch.autocast(tokens_T.device.type, precision.compute, enabled=precision.autocast):
-        return last_hidden(model, tokens_T, positions_T, documents, backend=backend, kernels=kernels)
+def hidden_states(model: PreTrainedModel, laid: Pass, backend: Backend) -> Tensor:
+    """The decoder's last hidden states [T, D], products in the types of the back end's precision."""
+    precision = backend.precision
+    with torch.autocast(laid.tokens_T.device.type, precision.compute, enabled=precision.autocast):
+        return last_hidden(model, laid.tokens_T, laid.positions_T, laid.documents, attend=backend.attend)

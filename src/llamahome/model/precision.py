@@ -1,19 +1,37 @@
-"""Which number types a run uses: probed on this machine, never assumed from its name.
+"""Which number types a run uses: from what was asked for and what the device was measured to do, never from its name.
 
-bfloat16 products are several times faster than float32 on processors that have them and tens of times slower on those that emulate them,
-so a race of about 20 ms decides. Trained weights, their gradients and the optimizer are float32 whatever is chosen here.
+bfloat16 products are several times faster than float32 on processors that have them and tens of times slower on those that emulate them.
+Trained weights, their gradients and the optimizer are float32 whatever is chosen here.
 """
 
-import time
 from dataclasses import dataclass
 
 import torch
 
 from llamahome.config.schema import Config
+from llamahome.errors import MachineError, Problem
 
 _FAST_ENOUGH = 1.2
 """bfloat16 must win by this much to be worth its rounding."""
-_ROWS, _INNER, _RACES = 512, 576, 10
+_EMULATED = 0.75
+"""Below it the device emulates bfloat16: measured 1/44 to 1/499 on processors without the instructions, 1.8 and more on those with them."""
+
+
+@dataclass(frozen=True)
+class LowPrecision:
+    """What a device does with bfloat16 products."""
+
+    fast: bool
+    """Worth choosing when nobody says."""
+    there: bool
+    """Not emulated."""
+    reason: str
+
+    @staticmethod
+    def measured(speedup: float) -> "LowPrecision":
+        """From how many times as fast as float32 they are."""
+        told = f"bf16 products are {speedup:.1f}x as fast as float32 here" if speedup >= 0.1 else "bf16 products are emulated here"
+        return LowPrecision(speedup >= _FAST_ENOUGH, speedup >= _EMULATED, told)
 
 
 @dataclass(frozen=True)
@@ -37,35 +55,29 @@ class Precision:
         return "bf16" if self.compute == torch.bfloat16 else "no"
 
 
-def bf16_speedup(device: torch.device) -> float:
-    """How many times faster this device multiplies bfloat16 than float32 matrices: best against best of ten short races in turn."""
-    if device.type == "cuda":
-        return 2.0 if torch.cuda.is_bf16_supported(including_emulation=False) else 0.0
-    best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
-    for _ in range(_RACES):
-        for dtype in best:
-            a, b = torch.ones(_ROWS, _INNER, dtype=dtype, device=device), torch.ones(_INNER, _INNER, dtype=dtype, device=device)
-            start = time.perf_counter()
-            (a @ b)[0, 0].item()  # the read waits for an asynchronous device
-            best[dtype] = min(best[dtype], time.perf_counter() - start)
-    return best[torch.float32] / best[torch.bfloat16]
+def choose_precision(config: Config, low: LowPrecision) -> Precision:
+    """Resolve model.dtype and training.mixed_precision. Raises MachineError for what the device does not have but emulates."""
+    wanted, dtype = config.training.mixed_precision, config.model.dtype
+    full, stores_low = config.training.method == "full", dtype == "bfloat16" and config.training.method == "lora"
+    if wanted == "fp16":
+        raise MachineError(_refusal("training.mixed_precision is fp16, which needs loss scaling; llamahome trains in bf16 or float32"))
+    if (wanted == "bf16" or stores_low) and not low.there:
+        asked = "training.mixed_precision is bf16" if wanted == "bf16" else "model.dtype is bfloat16"
+        raise MachineError(_refusal(f"{asked}, but {low.reason}"))
+    if wanted in ("no", False):
+        computes_low, reason = False, "as set"
+    elif wanted == "bf16":
+        computes_low, reason = True, "as set"
+    else:
+        computes_low, reason = low.fast, low.reason
+    if stores_low and not computes_low:
+        computes_low, reason = True, "model.dtype is bfloat16"
+    compute = torch.bfloat16 if computes_low else torch.float32
+    if full or dtype == "float32":
+        return Precision(torch.float32, compute, reason)
+    return Precision(compute, compute, reason)
 
 
-def choose_precision(config: Config, device: torch.device) -> Precision:
-    """Resolve model.dtype and training.mixed_precision for this device."""
-    wanted, full = config.training.mixed_precision, config.training.method == "full"
-    if wanted in ("auto",):
-        speedup = bf16_speedup(device)
-        low, reason = speedup >= _FAST_ENOUGH, f"bf16 products are {speedup:.1f}x as fast as float32 here"
-    else:
-        low, reason = wanted in (True, "bf16"), "as set"
-    compute = torch.bfloat16 if low else torch.float32
-    if full:
-        storage = torch.float32
-    elif config.model.dtype == "auto":
-        storage = compute
-    else:
-        storage = torch.float32 if config.model.dtype == "float32" else torch.bfloat16
-        if storage == torch.bfloat16 and not low:
-            compute, reason = torch.bfloat16, "model.dtype is bfloat16"
-    return Precision(storage, compute, reason)
+def _refusal(message: str) -> Problem:
+    hint = "--set training.mixed_precision=auto --set model.dtype=auto"
+    return Problem(code="training.no-such-precision", message=message, where="training.mixed_precision", hint=hint)

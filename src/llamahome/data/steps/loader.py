@@ -64,26 +64,35 @@ class Extent:
         return self.step + -(-(self.positions(num_rows) - self.consumed) // self.batch_size)
 
 
-def make_microbatch(examples: Sequence[Example], *, keys: Sequence[int], index: int, device: torch.device | str) -> Microbatch:
-    """The examples end to end on `device`, in their order."""
+Deliver = Callable[[Microbatch], Microbatch]
+"""Takes a micro-batch to the device, on the loader's thread."""
+
+
+def stay(batch: Microbatch) -> Microbatch:
+    """The micro-batch as it was laid out, in the machine's memory."""
+    return batch
+
+
+def make_microbatch(examples: Sequence[Example], *, keys: Sequence[int], index: int) -> Microbatch:
+    """The examples end to end, in their order."""
     lengths = tuple(len(example.tokens) for example in examples)
     tokens = np.concatenate([example.tokens for example in examples]).astype(np.int64)
     targets = np.flatnonzero(np.concatenate([example.targets for example in examples]))
     positions = np.concatenate([np.arange(length, dtype=np.int64) for length in lengths])
     return Microbatch(
-        tokens_T=_move(tokens, device),
-        positions_T=_move(positions, device),
+        tokens_T=torch.from_numpy(tokens),
+        positions_T=torch.from_numpy(positions),
         lengths=lengths,
-        rows_N=_move(targets - 1, device),
-        labels_N=_move(tokens[targets], device),
+        rows_N=torch.from_numpy(targets - 1),
+        labels_N=torch.from_numpy(tokens[targets]),
         keys=tuple(keys),
         index=index,
     )
 
 
-def idle_microbatch(*, index: int, device: torch.device | str) -> Microbatch:
+def idle_microbatch(*, index: int) -> Microbatch:
     """One token of no row, from which nothing is learned."""
-    one, none = (_move(np.zeros(size, dtype=np.int64), device) for size in (1, 0))
+    one, none = (torch.from_numpy(np.zeros(size, dtype=np.int64)) for size in (1, 0))
     return Microbatch(tokens_T=one, positions_T=one, lengths=(1,), rows_N=none, labels_N=none, index=index, idle=True)
 
 
@@ -94,11 +103,11 @@ def sequential_microbatches(
     rank: int = 0,
     world_size: int = 1,
     equal_passes: bool = False,
-    device: torch.device | str = "cpu",
+    deliver: Deliver = stay,
 ) -> list[Microbatch]:
     """The part of this rank of every example of the table, once; for evaluation."""
     place = _Place(rank, world_size, equal_passes)
-    return _lay_out(table, range(len(table)), micro_batch_tokens=micro_batch_tokens, place=place, device=device)
+    return _lay_out(table, range(len(table)), micro_batch_tokens=micro_batch_tokens, place=place, deliver=deliver)
 
 
 @dataclass
@@ -118,7 +127,7 @@ class Loader:
     world_size: int = 1
     equal_passes: bool = False
     """Whether every rank gets as many micro-batches as the others, of which some may be idle."""
-    device: torch.device | str = "cpu"
+    deliver: Deliver = stay
     judge: Callable[[Counts], None] | None = None
     """Called with `seen` after each step of the first epoch; may raise DataError when too many rows were bad."""
     seen: Counts = field(init=False, default_factory=Counts)
@@ -199,7 +208,7 @@ class Loader:
         counts.count_table(table)
         place = _Place(self.rank, self.world_size, self.equal_passes)
         keys = (table.row_of + begin).tolist()
-        laid = _lay_out(table, keys, micro_batch_tokens=micro_batch_tokens, place=place, device=self.device)
+        laid = _lay_out(table, keys, micro_batch_tokens=micro_batch_tokens, place=place, deliver=self.deliver)
         return _Step(begin, end, micro_batch_tokens, laid, counts)
 
 
@@ -223,24 +232,15 @@ class _Step:
     counts: Counts
 
 
-def _lay_out(
-    table: ExampleTable, keys: Sequence[int], *, micro_batch_tokens: int, place: _Place, device: torch.device | str
-) -> list[Microbatch]:
+def _lay_out(table: ExampleTable, keys: Sequence[int], *, micro_batch_tokens: int, place: _Place, deliver: Deliver) -> list[Microbatch]:
     """Micro-batches of one rank for every example of the table; numbered over all ranks, idle ones behind all others."""
     ranks = divide(table.lengths.tolist(), world_size=place.world_size, micro_batch_tokens=micro_batch_tokens)
     first, mine = sum(len(packs) for packs in ranks[: place.rank]), ranks[place.rank]
     made = [
-        make_microbatch([table.example(i) for i in pack], keys=[keys[i] for i in pack], index=first + number, device=device)
+        deliver(make_microbatch([table.example(i) for i in pack], keys=[keys[i] for i in pack], index=first + number))
         for number, pack in enumerate(mine)
     ]
     if place.equal_passes:
         behind, most = sum(len(packs) for packs in ranks), max(len(packs) for packs in ranks)
-        made += [idle_microbatch(index=behind, device=device)] * (most - len(mine))
+        made += [deliver(idle_microbatch(index=behind))] * (most - len(mine))
     return made
-
-
-def _move(array: np.ndarray, device: torch.device | str) -> torch.Tensor:
-    tensor = torch.from_numpy(array)
-    if torch.device(device).type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)

@@ -8,19 +8,14 @@ Legend: N target positions, R rows of a tile, V vocabulary, D hidden size.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llamahome.model.backends.cpu.native import Kernels
-from llamahome.model.backends.cpu.products import Stack, multiplies, outer_product, product
-
-_TILE_LOGITS = 128 * 49_152
+TILE_LOGITS = 128 * 49_152
 """Of a tile; as float32 25 MB, within a large cache."""
-_COMPILED_TILE_LOGITS = 4 * _TILE_LOGITS
-"""bfloat16 all the way, 50 MB: more rows share the reading and packing of the head's weights, which takes longer than the cache saves."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +40,13 @@ class HeadStats:
     """() int64, targets that the model ranks first."""
 
 
-def _tile_rows(count: int, vocabulary: int, logits: int) -> int:
+def tile_rows(count: int, vocabulary: int, logits: int) -> int:
     """Rows of tiles as equal as can be, of at most so many `logits`."""
     tiles = -(-count // max(16, logits // vocabulary))
     return max(1, -(-count // max(1, tiles)))
 
 
-@dataclass(frozen=True)
-class _How:
-    dtype: torch.dtype
-    kernels: Kernels | None
-
-
-def _finished(logits: Tensor, head: Head) -> Tensor:
+def finished(logits: Tensor, head: Head) -> Tensor:
     """Scaled and capped in place, as the architecture wants it; float32."""
     if head.scale != 1.0:
         logits.mul_(head.scale)
@@ -66,28 +55,54 @@ def _finished(logits: Tensor, head: Head) -> Tensor:
     return logits
 
 
-def _in_place(head: Head) -> bool:
-    """Logits become their gradient where they lie, by the kernels that know no scale and no cap."""
-    return head.scale == 1.0 and head.softcap is None
+class PlainTiles:
+    """The work on one tile after the other in plain torch; `matrix` is the head's weight in the type of the products."""
+
+    def __init__(self, matrix_VD: Tensor, head: Head) -> None:
+        self.matrix_VD, self.head = matrix_VD, head
+        self.bias_V = None if head.bias_V is None else head.bias_V.float()
+
+    def rows(self, count: int) -> int:
+        """Of a tile, when there are `count` in all."""
+        return tile_rows(count, self.matrix_VD.shape[0], TILE_LOGITS)
+
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        """[R, V], raw, in the type of the products."""
+        return F.linear(hidden_RD, self.matrix_VD, None if self.bias_V is None else self.bias_V.to(hidden_RD.dtype))
+
+    def loss(self, low_RV: Tensor, labels_R1: Tensor) -> tuple[Tensor, Tensor]:
+        """Summed loss of a tile of raw logits and their gradient, in the type of `low_RV` and perhaps in its place."""
+        head, logits = self.head, finished(low_RV.float(), self.head)
+        capped = logits.clone() if head.softcap is not None else None
+        normalizer = torch.logsumexp(logits, -1, keepdim=True)
+        loss = (normalizer - logits.gather(1, labels_R1)).sum()
+        grad = logits.sub_(normalizer).exp_()  # the softmax, in place
+        grad.scatter_add_(1, labels_R1, torch.full_like(labels_R1, -1, dtype=grad.dtype))
+        if capped is not None and head.softcap is not None:
+            grad.mul_(1 - (capped / head.softcap).square_())
+        if head.scale != 1.0:
+            grad.mul_(head.scale)
+        return loss, grad.to(low_RV.dtype)
+
+    def hidden_gradient(self, grad_RV: Tensor) -> Tensor:
+        """[R, D]."""
+        return grad_RV @ self.matrix_VD
+
+    def add_weight_gradient(self, grad_RV: Tensor, hidden_RD: Tensor, total_VD: Tensor) -> None:
+        """Add the tile's share to `total`, float32."""
+        total_VD += grad_RV.t() @ hidden_RD
 
 
-def _tile_gradient(low_RV: Tensor, labels_R1: Tensor, head: Head, kernels: Kernels | None) -> tuple[Tensor, Tensor]:
-    """Summed loss of a tile of raw logits and their gradient, in the type of `low_RV` and perhaps in its place."""
-    if kernels is not None and _in_place(head):
-        losses = torch.empty(low_RV.shape[0], dtype=torch.float32)
-        kernels("cross_entropy", (low_RV.dtype,), low_RV, labels_R1.contiguous(), losses, *low_RV.shape)
-        return losses.sum(), low_RV
-    logits = _finished(low_RV.float(), head)
-    capped = logits.clone() if head.softcap is not None else None
-    normalizer = torch.logsumexp(logits, -1, keepdim=True)
-    loss = (normalizer - logits.gather(1, labels_R1)).sum()
-    grad = logits.sub_(normalizer).exp_()  # the softmax, in place
-    grad.scatter_add_(1, labels_R1, torch.full_like(labels_R1, -1, dtype=grad.dtype))
-    if capped is not None and head.softcap is not None:
-        grad.mul_(1 - (capped / head.softcap).square_())
-    if head.scale != 1.0:
-        grad.mul_(head.scale)
-    return loss, grad.to(low_RV.dtype)
+class MakeTiles(Protocol):
+    """How a back end works on tiles."""
+
+    def __call__(self, matrix_VD: Tensor, head: Head, /) -> PlainTiles: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class _How:
+    dtype: torch.dtype
+    tiles: MakeTiles
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -97,26 +112,24 @@ class _SummedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden_ND: Tensor, labels_N: Tensor, weight_VD: Tensor, bias_V: Tensor | None, head: Head, how: _How) -> Tensor:
         dtype = how.dtype
         matrix = weight_VD.to(dtype)
-        bias = None if bias_V is None else bias_V.float()
         inputs = hidden_ND.to(dtype)
         trains_weight, trains_bias = ctx.needs_input_grad[2], ctx.needs_input_grad[3]
         grad_hidden = torch.empty_like(inputs) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device) if trains_weight else None
         grad_bias = torch.zeros(matrix.shape[0], dtype=torch.float32, device=weight_VD.device) if trains_bias else None
         total = torch.zeros((), dtype=torch.float32, device=inputs.device)
-        stack, kernels = Stack([matrix]), how.kernels if multiplies(how.kernels, [matrix]) else None
-        compiled = how.kernels is not None and _in_place(head) and dtype == torch.bfloat16
-        rows = _tile_rows(inputs.shape[0], matrix.shape[0], _COMPILED_TILE_LOGITS if compiled else _TILE_LOGITS)
+        tiles = how.tiles(matrix, head)
+        rows = tiles.rows(inputs.shape[0])
         for start in range(0, inputs.shape[0], rows):
             tile, labels = inputs[start : start + rows], labels_N[start : start + rows, None]
-            loss, low = _tile_gradient(product(tile, stack, turned=True, kernels=kernels, bias=bias), labels, head, how.kernels)
+            loss, low = tiles.loss(tiles.logits(tile), labels)
             total += loss
             if grad_bias is not None:
                 grad_bias += low.sum(0, dtype=torch.float32)
             if grad_hidden is not None:
-                grad_hidden[start : start + rows] = product(low, stack, turned=False, kernels=kernels)
+                grad_hidden[start : start + rows] = tiles.hidden_gradient(low)
             if grad_weight is not None:
-                outer_product(low, tile, kernels=kernels, out=grad_weight)
+                tiles.add_weight_gradient(low, tile, grad_weight)
         ctx.gradients = grad_hidden, grad_weight, grad_bias
         ctx.dtypes = hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype
         return total
@@ -131,12 +144,12 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return scaled[0], None, scaled[1], scaled[2], None, None
 
 
-def summed_cross_entropy(hidden_ND: Tensor, labels_N: Tensor, head: Head, *, dtype: torch.dtype, kernels: Kernels | None = None) -> Tensor:
+def summed_cross_entropy(hidden_ND: Tensor, labels_N: Tensor, head: Head, *, dtype: torch.dtype, tiles: MakeTiles = PlainTiles) -> Tensor:
     """Sum over targets of -log p(label), () float32, differentiable in hidden states and in a trained head.
 
-    `dtype` is what the matrix products are computed in; sums are float32. `kernels` work on a processor.
+    `dtype` is what the matrix products are computed in; sums are float32.
     """
-    result: Tensor = _SummedCrossEntropy.apply(hidden_ND, labels_N, head.weight_VD, head.bias_V, head, _How(dtype, kernels))  # type: ignore[no-untyped-call]
+    result: Tensor = _SummedCrossEntropy.apply(hidden_ND, labels_N, head.weight_VD, head.bias_V, head, _How(dtype, tiles))  # type: ignore[no-untyped-call]
     return result
 
 
@@ -147,10 +160,10 @@ def head_stats(hidden_ND: Tensor, labels_N: Tensor, head: Head, *, dtype: torch.
     bias = None if head.bias_V is None else head.bias_V.to(dtype)
     loss = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
     correct = torch.zeros((), dtype=torch.int64, device=hidden_ND.device)
-    rows = _tile_rows(hidden_ND.shape[0], matrix.shape[0], _TILE_LOGITS)
+    rows = tile_rows(hidden_ND.shape[0], matrix.shape[0], TILE_LOGITS)
     for start in range(0, hidden_ND.shape[0], rows):
         labels = labels_N[start : start + rows]
-        logits = _finished(F.linear(hidden_ND[start : start + rows].to(dtype), matrix, bias).float(), head)
+        logits = finished(F.linear(hidden_ND[start : start + rows].to(dtype), matrix, bias).float(), head)
         loss += F.cross_entropy(logits, labels, reduction="sum")
         correct += (logits.argmax(-1) == labels).sum()
     return HeadStats(loss, correct)

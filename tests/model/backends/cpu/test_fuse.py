@@ -11,7 +11,7 @@ from torch import nn
 from llamahome.config.schema import LoraConfig
 from llamahome.model.backends.cpu.fuse import fuse, unfuse
 from llamahome.model.backends.cpu.native import Kernels, load_kernels
-from llamahome.model.load import attention_backend
+from llamahome.model.backends.cpu.backend import CpuBackend
 from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
 from llamahome.model.place import trained_parameters
@@ -62,7 +62,7 @@ def model_of(folder: Path, *, lora: bool, **changes) -> nn.Module:
 
 def loss_and_gradients(model: nn.Module, precision: Precision, lengths: tuple[int, ...] = (33, 20, 9, 2)) -> list[torch.Tensor]:
     model.zero_grad()
-    loss = Objective(model, attention_backend("auto", model), precision).loss_sum(microbatch_of(examples_of(lengths)))
+    loss = Objective(model, CpuBackend(precision)).loss_sum(microbatch_of(examples_of(lengths)))
     loss.backward()
     return [loss.detach(), *(parameter.grad for parameter in trained_parameters(model).values() if parameter.grad is not None)]
 
@@ -80,7 +80,7 @@ def test_loss_and_gradients_are_those_of_the_model_itself(folders: dict[str, Pat
         pytest.skip("its experts are no linear layers, of which PEFT warns")
     model = model_of(folders[kind], lora=lora)
     expected = loss_and_gradients(model, FP32)
-    parts = fuse(model, kernels=kernels, precision=FP32, backend=attention_backend("auto", model))
+    parts = fuse(model, CpuBackend(FP32, kernels=kernels), kernels=kernels)
     if lora and kind in PARTS:
         assert parts == PARTS[kind]
     assert_close(loss_and_gradients(model, FP32), expected, 1e-5)
@@ -96,7 +96,7 @@ def test_full_training_under_autocast_is_no_further_from_float32_than_before_and
 ) -> None:
     model = model_of(folders[kind], lora=False)
     fused = model_of(folders[kind], lora=False)
-    assert fuse(fused, kernels=kernels, precision=MIXED, backend="blocks") == 11
+    assert fuse(fused, CpuBackend(MIXED, kernels=kernels), kernels=kernels) == 11
     for _ in range(3):
         exact, plain, found = loss_and_gradients(model, FP32), loss_and_gradients(model, MIXED), loss_and_gradients(fused, MIXED)
         assert distance(found, exact) <= 1.5 * distance(plain, exact)
@@ -110,20 +110,20 @@ def test_full_training_under_autocast_is_no_further_from_float32_than_before_and
 def test_adapters_on_some_layers_are_honoured(folders: dict[str, Path], kernels: Kernels, changes: dict) -> None:
     model = model_of(folders["llama"], lora=True, **changes)
     expected = loss_and_gradients(model, FP32)
-    assert fuse(model, kernels=kernels, precision=FP32, backend="blocks") == 11
+    assert fuse(model, CpuBackend(FP32, kernels=kernels), kernels=kernels) == 11
     assert_close(loss_and_gradients(model, FP32), expected, 1e-5)
 
 
 def test_a_disabled_or_merged_adapter_is_left_to_peft(folders: dict[str, Path], kernels: Kernels) -> None:
     model = our_model(folders["llama"])
     adapted = add_lora(model, LoraConfig(rank=4), base="tiny", seed=1, lean=True)
-    measure = functools.partial(Objective(model, "blocks", FP32).loss_sum, microbatch_of(examples_of((20, 9))))
+    measure = functools.partial(Objective(model, CpuBackend(FP32)).loss_sum, microbatch_of(examples_of((20, 9))))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.add_(0.1)
         learned = measure()
-        fuse(model, kernels=kernels, precision=FP32, backend="blocks")
+        fuse(model, CpuBackend(FP32, kernels=kernels), kernels=kernels)
         torch.testing.assert_close(measure(), learned)
         with adapted.disable_adapter():
             bare = measure()
@@ -137,7 +137,7 @@ def test_a_disabled_or_merged_adapter_is_left_to_peft(folders: dict[str, Path], 
 def test_weights_keep_names_and_values_and_are_not_held_twice(folders: dict[str, Path], kernels: Kernels) -> None:
     model = model_of(folders["llama"], lora=True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    fuse(model, kernels=kernels, precision=FP32, backend="blocks")
+    fuse(model, CpuBackend(FP32, kernels=kernels), kernels=kernels)
     after = model.state_dict()
     assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
     layer = model.get_decoder().layers[0]
@@ -149,7 +149,7 @@ def test_a_model_that_does_not_stay_the_same_gets_its_own_code_back(folders: dic
     model = model_of(folders["llama"], lora=True)
     expected = loss_and_gradients(model, FP32)
     model.get_decoder().layers[0].mlp.register_forward_hook(lambda module, args, out: out * (1 if "forward" not in vars(module) else 2))
-    assert fuse(model, kernels=kernels, precision=FP32, backend="blocks") == 0
+    assert fuse(model, CpuBackend(FP32, kernels=kernels), kernels=kernels) == 0
     assert_close(loss_and_gradients(model, FP32), expected, 0.0)
     assert not any("forward" in vars(module) for module in model.modules())
 
@@ -157,7 +157,7 @@ def test_a_model_that_does_not_stay_the_same_gets_its_own_code_back(folders: dic
 def test_unfusing_gives_every_part_its_own_forward(folders: dict[str, Path], kernels: Kernels) -> None:
     model = model_of(folders["llama"], lora=True)
     expected = loss_and_gradients(model, FP32)
-    assert fuse(model, kernels=kernels, precision=FP32, backend="blocks") == 11
+    assert fuse(model, CpuBackend(FP32, kernels=kernels), kernels=kernels) == 11
     unfuse(model)
     assert_close(loss_and_gradients(model, FP32), expected, 0.0)
 
@@ -165,7 +165,7 @@ def test_unfusing_gives_every_part_its_own_forward(folders: dict[str, Path], ker
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 def test_recomputing_in_the_backward_pass_gives_the_same_gradients(folders: dict[str, Path], kernels: Kernels) -> None:
     model = model_of(folders["llama"], lora=True)
-    fuse(model, kernels=kernels, precision=FP32, backend="blocks")
+    fuse(model, CpuBackend(FP32, kernels=kernels), kernels=kernels)
     expected = loss_and_gradients(model, FP32)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     assert_close(loss_and_gradients(model, FP32), expected, 0.0)

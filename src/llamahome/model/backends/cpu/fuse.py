@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.llama import modeling_llama
 
-from llamahome.model.attention import ATTENTION_NAME, Scoring, attend_documents
+from llamahome.model.attention import ATTENTION_NAME
+from llamahome.model.backends.backend import Backend, Pass, Scoring
 from llamahome.model.backends.cpu.elementwise import GATES, Gated, Norm, Normed, norm, plain_gate, plain_norm, rotated
 from llamahome.model.backends.cpu.linears import Fan, can_fan
 from llamahome.model.backends.cpu.native import Kernels
-from llamahome.model.backends.documents import plan_documents
+from llamahome.model.backends.documents import Documents
 from llamahome.model.objective import hidden_states
 from llamahome.model.precision import Precision
 
@@ -50,13 +51,13 @@ class Before:
     reading: Normed
 
 
-def fuse(model: PreTrainedModel, *, kernels: Kernels, precision: Precision, backend: str) -> int:
+def fuse(model: PreTrainedModel, backend: Backend, *, kernels: Kernels) -> int:
     """Replace what can be replaced in `model`, in place; returns how many parts. Call it after adapters have been added."""
-    before = _probe(model, precision, backend)
+    precision, before = backend.precision, _probe(model, backend)
     parts = list(model.get_decoder().modules())
     replaced = [module for module in parts if _replace(module, kernels, precision)]
     replaced += [module for module in parts if _replace_layer(module, kernels, precision)]
-    after = _probe(model, precision, backend)
+    after = _probe(model, backend)
     if not (after - before).norm() <= _SAME_MODEL[precision.compute] * before.norm():
         unfuse(model)
         return 0
@@ -70,12 +71,11 @@ def unfuse(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _probe(model: PreTrainedModel, precision: Precision, backend: str) -> Tensor:
+def _probe(model: PreTrainedModel, backend: Backend) -> Tensor:
     """Hidden states of eleven tokens in two documents, [11, D] float32."""
     tokens = torch.arange(11, device=model.device) % model.config.get_text_config().vocab_size
     positions = torch.tensor([0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3], device=model.device)
-    documents = plan_documents((7, 4), device=model.device)
-    return hidden_states(model, tokens, positions, documents, precision=precision, backend=backend).float()
+    return hidden_states(model, Pass(tokens, positions, tokens, Documents((7, 4))), backend).float()
 
 
 def keeps_little(model: PreTrainedModel) -> bool:
@@ -228,6 +228,6 @@ def _attention_forward(
     heads = module.q_proj.out_features // size, module.k_proj.out_features // size
     q, k, v = rotated(all_TO, cosine_TE, sine_TE, heads=heads, kernels=kernels)
     dropout = module.attention_dropout if module.training else 0.0
-    scoring = Scoring(scale=module.scaling, window=_WINDOWS[type(module).__name__](module), dropout=dropout, kernels=kernels)
-    out = attend_documents(q, k, v, options["documents"], scoring, backend=options["backend"])
+    scoring = Scoring(scale=module.scaling, window=_WINDOWS[type(module).__name__](module), dropout=dropout)
+    out = options["attend"](q, k, v, options["documents"], scoring)
     return outer(out.reshape(1, out.shape[0], -1)), None

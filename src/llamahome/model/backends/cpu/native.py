@@ -21,8 +21,6 @@ from shutil import which
 import torch
 from torch import Tensor
 
-from llamahome.errors import ConfigError, Problem
-
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "attention.cpp", "attention_backward.cpp", "products.cpp"))
 _HEADERS = tuple(Path(__file__).with_name(name) for name in ("numbers.h", "pairs.h", "tiles.h", "attention.h"))
 _FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC"]
@@ -159,25 +157,6 @@ def load_kernels() -> Kernels | str:
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         return f"{compiler} could not compile them: {said.strip().splitlines()[0][:200] if said.strip() else type(error).__name__}"
-
-
-def compiled_kernels(device: torch.device, *, wanted: bool | str, whole: bool) -> Kernels | str:
-    """What training.compile `wanted` (true or auto) comes to on this machine: the kernels, or why it trains without them.
-
-    ConfigError when true is asked of a device that has none. `whole` is whether each process holds all weights: pieces are left alone.
-    """
-    if device.type != "cpu":
-        if wanted is True:
-            raise ConfigError(
-                Problem(
-                    code="training.nothing-to-compile",
-                    message=f"the compiled passes are for processors, and this run is on {device.type}",
-                    where="training.compile",
-                    hint="--set training.compile=auto",
-                )
-            )
-        return f"there are no compiled passes for {device.type}"
-    return load_kernels() if whole else "the weights are sharded"
 
 
 def _compile(compiler: str, path: Path) -> None:

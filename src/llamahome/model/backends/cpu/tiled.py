@@ -28,11 +28,10 @@ def can_tile(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, kernels: Kernels) -> b
     return known and len(q_THE) > 0
 
 
-def backend_in_memory(backend: str, config: Any, *, compute: torch.dtype, compiled: bool) -> str:
-    """`tiled` where `blocks` will go through tiles on this machine, judged by the text config of a model; else `backend`."""
+def will_tile(config: Any, compute: torch.dtype) -> bool:
+    """Whether compiled passes will attend in tiles on this machine, judged by the text config of a model before anything is compiled."""
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    fits = compiled and compute == torch.bfloat16 and size % _UNIT == 0
-    return "tiled" if backend == "blocks" and fits and expects_pairs() else backend
+    return compute == torch.bfloat16 and size % _UNIT == 0 and expects_pairs()
 
 
 def tiled_attention(

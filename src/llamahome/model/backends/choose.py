@@ -1,0 +1,71 @@
+"""Which back end a run takes, and in which number types it computes: from what was asked for, the device, and a short measurement."""
+
+import time
+
+import torch
+
+from llamahome.config.schema import Config
+from llamahome.errors import MachineError, Problem
+from llamahome.model.backends.backend import Backend
+from llamahome.model.backends.cpu.backend import CpuBackend
+from llamahome.model.backends.cuda import CudaBackend
+from llamahome.model.backends.reference import Reference
+from llamahome.model.precision import LowPrecision, Precision, choose_precision
+
+_ROWS, _INNER, _RACES = 512, 576, 10
+_HOPELESS = 4.0
+"""How many times slower bfloat16 must be for the races to end early: where it is emulated, one takes a tenth of a second."""
+
+
+def choose_backend(config: Config, device: torch.device) -> Backend:
+    """The back end for `device`, obeying model.backend. Raises MachineError when the machine lacks what was asked for."""
+    return backend_of(_kind(config, device), device, choose_precision(config, low_precision(device)))
+
+
+def backend_of(kind: str, device: torch.device, precision: Precision) -> Backend:
+    """The back end of that name."""
+    if kind == "cpu":
+        return CpuBackend(precision)
+    return (CudaBackend if kind == "cuda" else Reference)(device, precision)
+
+
+def _kind(config: Config, device: torch.device) -> str:
+    wanted = config.model.backend
+    if wanted == "auto":
+        return device.type if device.type in ("cpu", "cuda") else "reference"
+    if wanted == "cuda" and device.type != "cuda":
+        raise MachineError(_lacking(f"model.backend is cuda, and this run is on {device.type}: {_why_no_gpu()}"))
+    return wanted
+
+
+def _why_no_gpu() -> str:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    return "torch finds no GPU; an old driver or CUDA_VISIBLE_DEVICES can hide it"
+
+
+def _lacking(message: str) -> Problem:
+    return Problem(code="model.backend-missing", message=message, where="model.backend", hint="--set model.backend=auto")
+
+
+def low_precision(device: torch.device) -> LowPrecision:
+    """What this device does with bfloat16 products."""
+    if device.type == "cuda":
+        has = torch.cuda.is_bf16_supported(including_emulation=False)
+        return LowPrecision(has, has, "the GPU multiplies bfloat16" if has else "this GPU has no bfloat16 products")
+    speedup = bf16_speedup(device)
+    return LowPrecision.measured(speedup)
+
+
+def bf16_speedup(device: torch.device) -> float:
+    """How many times faster this device multiplies bfloat16 than float32 matrices: best against best of ten short races in turn."""
+    best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
+    for _ in range(_RACES):
+        for dtype in best:
+            a, b = torch.ones(_ROWS, _INNER, dtype=dtype, device=device), torch.ones(_INNER, _INNER, dtype=dtype, device=device)
+            start = time.perf_counter()
+            (a @ b)[0, 0].item()  # the read waits for an asynchronous device
+            best[dtype] = min(best[dtype], time.perf_counter() - start)
+        if best[torch.bfloat16] > _HOPELESS * best[torch.float32]:
+            break
+    return best[torch.float32] / best[torch.bfloat16]
