@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from llamahome.data.records import Example, Microbatch
 from llamahome.data.steps.loader import make_microbatch
-from llamahome.model.load import load_model
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import backend_of
+from llamahome.model.load import load_model
 from llamahome.model.objective import Objective
 from llamahome.model.precision import Precision
 
