@@ -99,7 +99,7 @@ train-multi-node:
 test:
 	@$(call takes,,ARGS)
 	@$(install) --if-needed
-	@$(python) -m pytest -m 'not slow' $(value ARGS)
+	@$(python) -m pytest -m 'not slow' -n auto --maxprocesses 8 $(value ARGS)
 
 test-slow:
 	@$(call takes,,ARGS)
