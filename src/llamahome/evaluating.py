@@ -20,6 +20,8 @@ from llamahome.training.schedule import plan_evaluations
 
 ANSWER_TOKENS = 64
 """The longest answer to a sample prompt."""
+_A_TENTH = 0.12
+"""Still called a tenth when it is told."""
 _TRAINED = {"lora": 2.0, "full": 3.0}
 """Forward passes that a trained token costs: a forward pass, the gradient of the input and, where all weights are trained, theirs."""
 _WRITTEN = {"cpu": 100.0, "cuda": 1000.0, "mps": 300.0}
@@ -47,12 +49,14 @@ def resolve_evaluation(loaded: LoadedConfig, prepared: Prepared, plan: Plan, wor
         loaded = with_values(loaded, {"evaluation.every": str(found.every)}, origin="auto: at most a tenth of the work")
     if config.evaluation.rows == "auto" and len(tokens):
         whole = found.rows == len(tokens)
-        share = "about a tenth" if found.share <= 0.12 else f"about {found.share:.0%}"
-        origin = "auto: all" if whole else f"auto: of {len(tokens):,}, so that evaluating takes {share} of the time of training"
+        cost = "so that evaluating takes about a tenth of the time of training"
+        if found.share > _A_TENTH:
+            cost = f"no fewer, although evaluating takes {found.share:.0%} of the time of training"
+        origin = "auto: all" if whole else f"auto: of {len(tokens):,}, {cost}"
         loaded = with_values(loaded, {"evaluation.rows": "all" if whole else found.rows}, origin=origin)
         if not whole:
             chosen = f"evaluation: {found.rows:,} of {len(tokens):,} held-out rows, chosen by content"
-            say(f"{chosen}, so that evaluating takes {share} of the time of training; --set evaluation.rows=all evaluates all")
+            say(f"{chosen}, {cost}; --set evaluation.rows=all evaluates all")
     return loaded
 
 

@@ -4,7 +4,7 @@ import pytest
 from tests.support.projects import Project, chats, write_rows
 
 FEW = ("chats.jsonl", "--set", "data.eval_split=40", "--max-steps", "3")
-SAID = "evaluation: 16 of 40 held-out rows, chosen by content, so that evaluating takes about "
+SAID = "evaluation: 16 of 40 held-out rows, chosen by content, no fewer, although evaluating takes "
 
 
 @pytest.fixture
