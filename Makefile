@@ -43,14 +43,14 @@ takes = $(if $(call missing,$(1)),$(call refuse,missing: $(call missing,$(1))),$
 data = $(if $(value DATA_PATH),$(call quote,DATA_PATH),data/training/raw)
 find_data = find -L data/training/raw -type f \( -name '*.json*' -o -name '*.ndjson' -o -name '*.parquet' -o -name '*.arrow' -o -name '*.csv' \
   -o -name '*.tsv' -o -name '*.txt' -o -name '*.gz' -o -name '*.zst' \)
-sample = $(if $(value DATA_PATH),:,[ -n "$$($(find_data) 2>/dev/null)" ] || $(llamahome) data sample data/training/raw --rows 400)
+sample = $(if $(value DATA_PATH),:,[ -n "$$($(find_data) 2>/dev/null)" ] || $(llamahome) data sample data/training/raw --rows auto)
 common = $(call option,--model,MODEL) $(call option,--output,OUTPUT) $(call option,--epochs,EPOCHS) $(value ARGS)
 
 .PHONY: help setup train train-resume train-eval train-distributed train-multi-node test test-slow check bench bench-gpu clean
 
 help:
 	@printf '%s\n' \
-	'make train             trains the starter model on sample data, or on yours' '    $(usage.train)' \
+	'make train             trains the starter model on sample data for a few minutes, or on yours' '    $(usage.train)' \
 	'make train-resume      goes on from a checkpoint, a run or latest' '    $(usage.train-resume)' \
 	'make train-eval        measures a model or a run on a data file' '    $(usage.train-eval)' \
 	'make train-distributed trains with several processes on this machine' '    $(usage.train-distributed)' \

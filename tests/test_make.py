@@ -131,11 +131,11 @@ def test_the_sample_data_is_written_only_where_there_is_no_data_file(checkout: P
     raw = checkout / "data/training/raw"
     command = _make("-n", "train", cwd=checkout).stdout.splitlines()[-2]
     test, sample = command.split(" || ")
-    assert subprocess.run(["sh", "-c", command.replace("--rows 400", "--rows 2")], cwd=checkout, check=False).returncode == 0
+    assert subprocess.run(["sh", "-c", command.replace("--rows auto", "--rows 2")], cwd=checkout, check=False).returncode == 0
     assert [len(path.read_text().splitlines()) for path in raw.iterdir()] == [2]
     assert subprocess.run(["sh", "-c", test], cwd=checkout, check=False).returncode == 0
     shutil.rmtree(raw)
-    assert sample.endswith(".venv/bin/llamahome data sample data/training/raw --rows 400")
+    assert sample.endswith(".venv/bin/llamahome data sample data/training/raw --rows auto")
     full = ["sh", "-c", test]
     assert subprocess.run(full, cwd=checkout, check=False).returncode == 1
     raw.mkdir(parents=True)

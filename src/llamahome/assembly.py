@@ -1,4 +1,4 @@
-"""The parts of a run and how each is made from the settings: learner, answers, evaluation. No numerics, no order of events.
+"""The parts of a run and how each is made from the settings: learner, plan, evaluation. No numerics, no order of events.
 
 pipeline.py says which part comes when. Every `auto` is resolved here and written back into the settings with the reason as its origin.
 """
@@ -32,7 +32,6 @@ from llamahome.monitoring.progress import Progress
 from llamahome.monitoring.resources import free_memory_bytes
 from llamahome.monitoring.throughput import model_flops_per_token
 from llamahome.training.optimizer import auto_learning_rate, make_optimizer
-from llamahome.training.schedule import evaluations_within
 from llamahome.training.stop import StopRequest
 from llamahome.units import show_bytes
 
@@ -233,16 +232,6 @@ def _resolve(loaded: LoadedConfig, model: CausalLM, backend: Backend, world: Wor
         origin = f"auto: activations of {tokens:,} tokens take about {show_bytes(kept)}, and {show_bytes(max(0, free))} are free"
         loaded = with_values(loaded, {"training.gradient_checkpointing": bool(world.max(wanted))}, origin=origin)
     return loaded
-
-
-def resolve_evaluation(loaded: LoadedConfig, prepared: Prepared, plan: Plan) -> LoadedConfig:
-    """Replace evaluation.every auto by a number of steps."""
-    if loaded.config.evaluation.every != "auto":
-        return loaded
-    eval_tokens = len(prepared.evaluation.tokens) if prepared.evaluation is not None else 1
-    train_tokens = plan.positions * prepared.report.tokens_per_row
-    every = evaluations_within(0.1, horizon=plan.horizon, train_tokens=train_tokens, eval_tokens=eval_tokens)
-    return with_values(loaded, {"evaluation.every": str(every)}, origin="auto: at most a tenth of the work")
 
 
 def flops_per_token(learner: Learner, target_share: float) -> float:

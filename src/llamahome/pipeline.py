@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from llamahome import assembly
+from llamahome import assembly, evaluating
 from llamahome.assembly import Job, Learner, Plan, Session
 from llamahome.checkpoint import retention, store
 from llamahome.checkpoint.branch import branch
@@ -98,7 +98,7 @@ def train(data_path: str | Sequence[str], loaded: LoadedConfig, *, command: Sequ
         plan = assembly.make_plan(loaded, job.prepared.order.epoch_rows)
         with session.progress.phase("model"):
             learner, loaded = assembly.load_learner(loaded, job, plan, session.world, say=session.progress.say)
-        loaded = assembly.resolve_evaluation(loaded, job.prepared, plan)
+        loaded = evaluating.resolve_evaluation(loaded, job.prepared, plan, learner.objective.backend, say=session.progress.say)
         paths = open_run(begun) if begun is not None else _new_run(loaded, command, session)
         note_run(paths.root)
         state = first_state(int(loaded.config.training.micro_batch_tokens))
@@ -129,7 +129,7 @@ def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Coll
             store.compare_fingerprints(saved.fingerprints, now, allowed=allowed)
             restore_model(learner.saved, saved.model_dir, learner.placement)
             restore_optimizer(learner.optimizer, learner.parameters, saved.optimizer_tensors, part=learner.placement.part)
-        loaded = assembly.resolve_evaluation(loaded, job.prepared, plan)
+        loaded = evaluating.resolve_evaluation(loaded, job.prepared, plan, learner.objective.backend, say=session.progress.say)
         if apart:
             paths = _new_run(loaded, command, session)
             if session.world.is_main:

@@ -14,6 +14,7 @@ from llamahome.data.steps.loader import Loader
 from llamahome.data.store.table import ExampleTable
 from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.distributed.world import World
+from llamahome.evaluating import ANSWER_TOKENS, evaluated
 from llamahome.logs import log_to_file
 from llamahome.model.generate import generate
 from llamahome.monitoring.progress import RunSummary
@@ -27,7 +28,6 @@ from llamahome.training.loop import Limits, Run
 from llamahome.training.saves import Save, SaveBeside, Tell
 from llamahome.training.schedule import Due, learning_rate, warmup_steps
 
-_ANSWER_TOKENS = 64
 _TEXT_PROMPT = 32
 """Tokens of a plain text that are given as the prompt of a sample."""
 
@@ -76,7 +76,8 @@ class Answers:
         table = job.prepared.evaluation
         self._learner, self._tokenizer, self._recorder, self._world = learner, job.tokenizer, recorder, world
         backend, equal = learner.objective.backend, learner.placement.equal_passes
-        self._batches = [] if table is None else evaluation_batches(table, job.loaded, world, backend, equal_passes=equal)
+        rows = evaluated(job.prepared, job.loaded)
+        self._batches = [] if rows is None else evaluation_batches(rows, job.loaded, world, backend, equal_passes=equal)
         count = job.loaded.config.evaluation.sample_prompts
         self._prompts = sample_prompts(table if table is not None else job.prepared.first_examples(count), job.tokenizer, count)
         self._has_rows = table is not None
@@ -99,7 +100,7 @@ class Answers:
     def _answer(self, step: int) -> None:
         tokens = [prompt.tokens for prompt in self._prompts]
         model, end_ids = self._learner.model, self._tokenizer.end_ids
-        ids = self._learner.placement.within(lambda: generate(model, tokens, end_ids=end_ids, max_new_tokens=_ANSWER_TOKENS))
+        ids = self._learner.placement.within(lambda: generate(model, tokens, end_ids=end_ids, max_new_tokens=ANSWER_TOKENS))
         said = [self._tokenizer.decode(row) for row in ids]
         self.said.append(said)
         for prompt, text in zip(self._prompts, said, strict=True):

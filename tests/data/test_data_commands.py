@@ -65,6 +65,15 @@ def test_sample_writes_where_it_is_told_and_does_not_overwrite(scratch: Path, mo
     shutil.copytree(default.parent, scratch / "folder")
     (scratch / "folder/docstrings.jsonl").unlink()
     assert "folder/docstrings.jsonl" in run("sample", "folder", "--rows", "1").stdout
+    for wrong in ("0", "-3", "many", "1.5"):
+        refused = run("sample", "other", "--rows", wrong).exception
+        assert isinstance(refused, UsageError) and "--rows auto" in str(refused) and not (scratch / "other").exists()
+    sized = run("sample", "other", "--rows", "auto").stdout.splitlines()
+    assert (
+        len(sized) == 2
+        and "GFLOP/s" in sized[0]
+        and sized[1].split()[0] == str(len((scratch / "other/docstrings.jsonl").read_text().splitlines()))
+    )
 
 
 def test_json_is_one_object_a_row_in_the_order_of_the_file(scratch: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.support.models import examples_of, plain_loss, plain_model, save_tiny
 from tests.support.runs import ALONE, Learner, make_learner, table_of
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llamahome.data.steps.loader import sequential_microbatches
 from llamahome.training.evaluate import Evaluation, evaluate
@@ -42,6 +43,32 @@ def test_mode_generator_and_gradients_are_left_as_they_were(learner: Learner, tr
     assert first == second, "dropout was on"
     assert all(module.training == training for module in learner.model.modules())
     assert torch.equal(torch.random.get_rng_state(), before) and all(p.grad is None for p in learner.model.parameters())
+
+
+def test_no_number_is_float64_while_the_model_runs(learner: Learner) -> None:
+    """MPS has no such numbers; what was added up on the host afterwards may be."""
+    wide: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            made = func(*args, **(kwargs or {}))
+            if isinstance(made, torch.Tensor) and made.dtype == torch.float64:
+                wide.append(str(func))
+            return made
+
+    batches = sequential_microbatches(table_of(EXAMPLES), micro_batch_tokens=25)
+    left = len(batches)
+
+    def stats(batch):
+        nonlocal left
+        found = learner.objective.stats(batch)
+        left -= 1
+        assert not wide, wide
+        return found
+
+    with Watch():
+        evaluate(stats, learner.model, batches, world=ALONE)
+    assert left == 0 and wide
 
 
 def test_the_mode_is_given_back_when_something_breaks(learner: Learner) -> None:

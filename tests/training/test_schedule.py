@@ -3,12 +3,13 @@
 import itertools
 import math
 from fractions import Fraction
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamahome.training.schedule import Due, evaluations_within, learning_rate, warmup_steps
+from llamahome.training.schedule import Due, learning_rate, plan_evaluations, warmup_steps
 from llamahome.units import Interval, parse_interval
 
 SHAPES = ("cosine", "linear", "constant")
@@ -74,17 +75,73 @@ def test_seconds_are_due_by_the_clock_and_count_from_the_last_time() -> None:
     assert seen == [False, False, True, False, False, True, False, False, True]
 
 
+def times_of(every: Interval, horizon: int, steps_per_epoch: float) -> int:
+    """How often a run evaluates, counted as the loop does: before, whenever it is due and another step follows, at the end."""
+    due = Due(every, steps_per_epoch=steps_per_epoch)
+    return 2 + sum(due.after(step) for step in range(1, horizon))
+
+
+intervals = st.one_of(
+    st.none(),
+    st.builds(Interval, st.integers(1, 3000).map(float), st.just("steps")),
+    st.builds(Interval, st.floats(0.1, 3), st.just("epochs")),
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    row_tokens=st.lists(st.integers(1, 2000), max_size=200),
+    work=st.floats(0, 1e8),
+    answers=st.sampled_from([0.0, 6400.0]),
+    horizon=st.integers(1, 2000),
+    steps_per_epoch=st.floats(1, 500),
+    rows=st.one_of(st.just("auto"), st.integers(1, 300)),
+    every=intervals,
+)
+def test_all_evaluations_take_a_tenth_of_the_work_or_are_the_fewest_there_can_be(
+    row_tokens: list[int],
+    work: float,
+    answers: float,
+    horizon: int,
+    steps_per_epoch: float,
+    rows: int | Literal["auto"],
+    every: Interval | None,
+) -> None:
+    given = {"work": work, "answers": answers, "horizon": horizon, "steps_per_epoch": steps_per_epoch, "rows": rows, "every": every}
+    found = plan_evaluations(row_tokens, **given)
+    times, every_step = times_of(found.every, horizon, steps_per_epoch), horizon + 1
+    cost = times * (sum(row_tokens[: found.rows]) + answers)
+    assert found.share == pytest.approx(cost / max(1.0, work), rel=1e-9)
+    fewest_rows = found.rows <= 16 if rows == "auto" else found.rows == min(rows, len(row_tokens))
+    fewest_times = times == 2 if every is None else found.every == every
+    assert cost <= 0.1 * work * (1 + 1e-9) or (fewest_rows and fewest_times)
+    assert min(16, len(row_tokens)) <= found.rows <= len(row_tokens) or rows != "auto"
+    assert times <= 12 or every is not None
+    assert times <= every_step
+
+
 @settings(deadline=None, max_examples=60)
-@given(st.floats(0.01, 0.5), st.integers(1, 5000), st.floats(1, 1e9), st.integers(1, 10**8))
-def test_evaluations_take_their_share_of_the_work_at_most(share: float, horizon: int, train_tokens: float, eval_tokens: int) -> None:
-    every = evaluations_within(share, horizon=horizon, train_tokens=train_tokens, eval_tokens=eval_tokens)
-    times = horizon // every.value
-    assert every.unit == "steps" and every.value == int(every.value) >= 1 and times <= 10
-    assert times <= 1 or times * eval_tokens / 3 <= share * train_tokens * (1 + 1e-9)
-    assert every.value <= horizon, "a run is evaluated at least once"
+@given(st.lists(st.integers(1, 2000), min_size=20, max_size=200), st.floats(1e3, 1e8), st.floats(1, 10), st.integers(1, 500))
+def test_a_longer_run_evaluates_no_fewer_rows(row_tokens: list[int], work: float, longer: float, horizon: int) -> None:
+    given = {"answers": 0.0, "horizon": horizon, "steps_per_epoch": 10.0, "rows": "auto", "every": None}
+    assert plan_evaluations(row_tokens, work=work, **given).rows <= plan_evaluations(row_tokens, work=work * longer, **given).rows
 
 
-def test_evaluations_in_numbers() -> None:
-    assert str(evaluations_within(0.1, horizon=100, train_tokens=1e6, eval_tokens=1000)) == "10 steps"
-    assert str(evaluations_within(0.1, horizon=100, train_tokens=1e6, eval_tokens=100_000)) == "34 steps"
-    assert str(evaluations_within(0.1, horizon=100, train_tokens=1e6, eval_tokens=10**7)) == "100 steps"
+@pytest.mark.parametrize(
+    ("work", "rows", "every", "share"),
+    [
+        (1e7, 1000, "12 steps", 0.1),  # ten times 100,000 tokens
+        (4e6, 1000, "34 steps", 0.1),  # four times 100,000
+        (1e6, 250, "34 steps", 0.1),
+        (6e4, 16, "50 steps", 0.08),  # 16 rows are 1,600 tokens, three times
+        (1e4, 16, "100 steps", 0.32),  # before and at the end
+    ],
+)
+def test_evaluations_in_numbers(work: float, rows: int, every: str, share: float) -> None:
+    found = plan_evaluations([100] * 1000, work=work, answers=0.0, horizon=100, steps_per_epoch=10, rows="auto", every=None)
+    assert (found.rows, str(found.every)) == (rows, every) and found.share == pytest.approx(share)
+
+
+def test_nothing_held_out_is_evaluated_never() -> None:
+    found = plan_evaluations([], work=1e6, answers=0.0, horizon=100, steps_per_epoch=10, rows="auto", every=None)
+    assert found.rows == 0 and found.share == 0

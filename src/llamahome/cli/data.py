@@ -1,6 +1,7 @@
 """The `data` commands: write the sample rows, and show rows as the tokens that are learned; more in datacheck.py, dataprepare.py.
 
-Nothing heavy is imported at the top; `data sample` needs only the standard library, `data show` a tokenizer but no torch.
+Nothing heavy is imported at the top; `data sample` needs only the standard library, unless it is to measure this machine, and `data show` a
+tokenizer but no torch.
 """
 
 import json
@@ -43,20 +44,38 @@ _MEANINGS: dict["Kind", str] = {"learned": "learned", "context": "context, read 
 @data_app.command()
 def sample(
     path: Annotated[Path | None, typer.Argument(help="File to write; without a suffix it is a folder.", metavar="[PATH]")] = None,
-    rows: Annotated[int | None, typer.Option("--rows", min=1, help="How many rows; all of about 5,500 otherwise.")] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            "--rows",
+            help="How many rows; auto: as many as this machine trains on in about 2.5 minutes, 96 to 400. All of about 5,500 otherwise.",
+            metavar="COUNT|auto",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
 ) -> None:
     """Write functions of Python's own library and their docstrings as chats, to train on."""
     from llamahome.data.sample import FILE_NAME, write_sample
 
+    if rows is not None and rows != "auto" and not (rows.isdecimal() and int(rows)):
+        message = f"{rows!r} is neither a number of rows nor auto"
+        raise UsageError(Problem(code="usage.bad-choice", message=message, where="--rows", hint="--rows auto"))
     target = path if path is not None else RAW_DATA / FILE_NAME
     if target.is_dir() or not target.suffix:
         target /= FILE_NAME
     if target.exists() and not force:
         hint = f"llamahome data sample '{target}' --force   overwrites it"
         raise UsageError(Problem(code="usage.file-exists", message="the file exists already", where=str(target), hint=hint))
-    count = write_sample(target, rows=rows)
+    count = write_sample(target, rows=_affordable() if rows == "auto" else int(rows) if rows else None)
     typer.echo(f"{many(count, 'row')} in {target}")
+
+
+def _affordable() -> int:
+    """Rows that suit the speed of this machine; says how they were found."""
+    from llamahome.config.load import load_config
+    from llamahome.samplesize import size_sample
+
+    return size_sample(load_config(), say=typer.echo).rows
 
 
 @data_app.command()

@@ -36,7 +36,7 @@ def config_warnings(config: Config, origins: Mapping[str, str]) -> list[Problem]
             ignored["data.train_on"] = "data.format is text: all tokens are learned"
     if _no_evaluation(config):
         reason = "no rows are held out (data.eval_split 0) and data.eval_path is not set"
-        ignored |= dict.fromkeys(("evaluation.every", "evaluation.sample_prompts", "checkpoint.keep_best"), reason)
+        ignored |= dict.fromkeys(("evaluation.every", "evaluation.rows", "evaluation.sample_prompts", "checkpoint.keep_best"), reason)
     if config.distributed.most_nodes == 1:
         ignored["distributed.master_port"] = "one machine picks a free port itself"
     found = [_ignored(key, settings()[key].of(config), reason, origins) for key, reason in ignored.items() if is_chosen(origins[key])]

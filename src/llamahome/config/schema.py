@@ -120,7 +120,7 @@ class DataConfig(Section):
     """Rows held out for evaluation, chosen by content: below 1 a share, from 1 on a count, 0 none.
     auto: 2 %, but at least 32 rows where there are 320 or more, and at most 1,000."""
     eval_path: str | None = None
-    """Rows to evaluate on from a file of their own; nothing is held out then."""
+    """Rows to evaluate on from a file of their own; nothing is held out then. How many of them are evaluated is evaluation.rows."""
     mixture: Annotated[dict[str, Amount], Field(examples=['{a.jsonl: 2, "b/*.jsonl": 0.5, c.jsonl: "1000 rows"}'])] = {}
     """How often rows are seen in an epoch, by file, folder or glob: a number of times, or "1000 rows" of it in all.
     Files that are not named are seen once. What is seen of a part changes from epoch to epoch."""
@@ -206,7 +206,11 @@ class EvaluationConfig(Section):
     """Looking at held-out rows before, during and after training."""
 
     every: AutoInterval = "auto"
-    """How often in between: "100 steps", "1 epoch" or "10 min". auto: up to ten times, in at most a tenth of the work."""
+    """How often in between: "100 steps", "1 epoch" or "10 min". auto: up to ten times, as often as all evaluations of the run together
+    take at most a tenth of the time of training."""
+    rows: Auto | Literal["all"] | PositiveInt = "auto"
+    """Held-out rows, or rows of data.eval_path, that are evaluated: all of them, or so many, chosen by content and always the same.
+    auto: as many as that tenth allows at the frequency of `every`, where that is auto four times in a run; at least 16."""
     sample_prompts: Annotated[int, Field(ge=0)] = 3
     """Held-out prompts that are answered at each evaluation, always the same ones."""
     early_stop_patience: PositiveInt | None = None

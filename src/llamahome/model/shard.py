@@ -22,7 +22,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGath
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from llamahome.distributed.exchange import Exchange, FlatExchange, OverlappedExchange, Summed, total_norm
+from llamahome.distributed.exchange import Exchange, FlatExchange, OverlappedExchange, Summed, sum_of_squares
 from llamahome.distributed.tensorfiles import Pieces
 from llamahome.distributed.world import World
 from llamahome.model.objective import Within, directly
@@ -144,8 +144,8 @@ class ShardedExchange:
         for name, weight in self._cut.items():
             gradient, weight.grad = weight.grad, None
             self._parts[name].grad = gradient.to_local() if isinstance(gradient, DTensor) else None
-        square = total_norm(list(self._parts.values())).double() ** 2 / self._copies
-        sums = torch.stack([loss.detach().double(), square])
+        square = sum_of_squares([part.grad for part in self._parts.values() if part.grad is not None]) / self._copies
+        sums = torch.stack([loss.detach().double(), square.to(loss.device)])
         self.world.sum_(sums)
         return Summed(sums[0].float(), sums[1].sqrt().float(), torch.zeros_like(loss))
 

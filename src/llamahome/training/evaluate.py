@@ -46,18 +46,21 @@ class Evaluation:
 def evaluate(
     stats: Callable[[Microbatch], Stats], model: torch.nn.Module, microbatches: Sequence[Microbatch], *, world: World
 ) -> Evaluation:
-    """Run `model` over this rank's micro-batches in evaluation mode; all ranks must call it. Reads the device once, at the end."""
+    """Run `model` over this rank's micro-batches in evaluation mode; all ranks must call it. Reads the device once, at the end.
+
+    What the micro-batches came to is added up in float64 behind that read: not every device has such numbers.
+    """
     was_training = model.training
     model.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=world.device)
+    found = [torch.zeros(2, device=world.device)]
     try:
         for microbatch in microbatches:
-            found = stats(microbatch)
-            sums[0] += found.loss_sum
-            sums[1] += found.correct
-            sums[2] += microbatch.num_targets
+            sums = stats(microbatch)
+            found.append(torch.stack([sums.loss_sum.float(), sums.correct.float()]))
     finally:
         model.train(was_training)
-    world.sum_(sums)
-    loss, correct, targets = sums.tolist()
+    targets = float(sum(microbatch.num_targets for microbatch in microbatches))
+    total = torch.cat([torch.stack(found).cpu().double().sum(dim=0), torch.tensor([targets], dtype=torch.float64)])
+    world.sum_(total)
+    loss, correct, targets = total.tolist()
     return Evaluation(loss / max(1.0, targets), correct / max(1.0, targets), int(targets))

@@ -80,6 +80,8 @@ class Backend(Protocol):
     """Whether it has anything to compile, on some machine."""
     memory_gbps: float
     """About how fast memory is read and written, 10^9 bytes a second; for the time of an update in a plan."""
+    pass_tokens_per_answer_token: float
+    """Tokens of a forward pass in the time in which all sample answers get one token longer; for the share that evaluating takes."""
 
     def attend(self, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, documents: Documents, scoring: Scoring, /) -> Tensor:
         """Causal attention inside each document, [T, H, E of v]."""

@@ -19,6 +19,8 @@ class CudaBackend(Reference):
     name = "cuda"
     micro_batch_tokens = 16_384
     memory_gbps = 1000.0
+    pass_tokens_per_answer_token = 1000.0
+    """An estimate: a pass of one token takes as long as its kernels take to launch, about 25 ms."""
 
     def attend(self, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, documents: Documents, scoring: Scoring, /) -> Tensor:
         """By torch's kernels, or as the reference where scores are capped or dropped."""

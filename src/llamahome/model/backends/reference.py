@@ -30,6 +30,8 @@ class Reference:
     compiles = False
     memory_gbps = 8.0
     """measured: a large copy on two cores."""
+    pass_tokens_per_answer_token = 100.0
+    """measured: 92 and 103 on a processor, in bfloat16 and in float32."""
 
     def __init__(self, device: torch.device, precision: Precision) -> None:
         self.device, self.precision = device, precision

@@ -1,0 +1,83 @@
+"""How many rows of the sample data this machine trains on in about two and a half minutes: what `data sample --rows auto` writes.
+
+A run of the starter model with the settings that are in force here is taken as the measure. Its speed comes from the rate of one large
+matrix product in the number type that the run will use, so nothing is trained to find out. Cost: importing torch, and less than a second.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from llamahome.config.load import LoadedConfig
+from llamahome.distributed.world import open_world
+from llamahome.model.backends.choose import choose_backend
+from llamahome.monitoring.throughput import measured_peak_flops, model_flops_per_token
+from llamahome.units import show_seconds
+
+_SECONDS = 150.0
+_PROBE_SECONDS = 0.5
+_MOST, _FEWEST = 400, 96
+"""400 rows are what a fast machine takes a minute for; fewer than 96, twelve steps of eight, show hardly anything that was learned."""
+_STEP = 8
+"""Rows are a multiple of this, the batch size of the shipped settings."""
+_ROW_TOKENS, _TARGET_SHARE = 220.0, 0.26
+"""measured: the first 96, 115, 200, 320 and 400 rows have 220, 213, 229, 219 and 220 tokens each with the starter's tokenizer."""
+_BODY, _ADAPTERS, _HEAD = 106_168_320, 4_884_480, 28_311_552
+"""Weights of the starter in matrix products: of its layers, of LoRA's matrices of rank 16 beside them, of the head."""
+_REACHED = 0.6
+"""Share of the rate of one large product that a step reaches. measured: LoRA on two cores with AVX2 trains 160 to 185 tokens/s in float32
+at 130 GFLOP/s, a share of 0.6 to 0.7; with AVX512_BF16 and compiled passes it is more."""
+
+
+@dataclass(frozen=True)
+class Sized:
+    """How many rows, and the estimate behind it."""
+
+    rows: int
+    seconds: float
+    """That training on them takes, without evaluations."""
+    tokens_per_s: float
+
+
+def size_sample(loaded: LoadedConfig, *, say: Callable[[str], None]) -> Sized:
+    """Measure this machine and size the sample; `say` is told in one line what was found."""
+    config = loaded.config
+    with open_world(config.distributed, say=lambda _: None, processor=config.model.backend == "cpu") as world:
+        compute = _compute_type(loaded, world.device)
+        rate = _best_rate(world.device, compute)
+    sized = rows_within(_SECONDS, rate=rate, full=config.training.method == "full", epochs=config.training.epochs)
+    name = str(compute).removeprefix("torch.")
+    found = f"about {sized.tokens_per_s:,.0f} tokens/s here ({name} products at {rate / 1e9:,.0f} GFLOP/s)"
+    takes = f"training on {sized.rows} rows takes about {show_seconds(sized.seconds)}"
+    say(f"{found}: {takes}" + ("" if sized.rows == _MOST else f"; --rows {_MOST} writes more"))
+    return sized
+
+
+def rows_within(seconds: float, *, rate: float, full: bool, epochs: float) -> Sized:
+    """The most rows, from 96 to 400, on which training takes at most `seconds` at `rate` operations per second; 96 may take longer."""
+    per_token = model_flops_per_token(
+        matmul_weights=_BODY if full else _BODY + _ADAPTERS,
+        trained_matmul_weights=_BODY if full else _ADAPTERS,
+        head_weights=_HEAD,
+        head_is_trained=full,
+        target_share=_TARGET_SHARE,
+    )
+    tokens_per_s = _REACHED * rate / per_token
+    each = _ROW_TOKENS * epochs / tokens_per_s
+    rows = min(_MOST, max(_FEWEST, int(seconds / each) // _STEP * _STEP))
+    return Sized(rows, rows * each, tokens_per_s)
+
+
+def _best_rate(device: torch.device, compute: torch.dtype) -> float:
+    """Operations per second, the best of half a second: one turn that other programs interrupt is several times too slow."""
+    ends, best = time.monotonic() + _PROBE_SECONDS, 0.0
+    while not best or time.monotonic() < ends:
+        best = max(best, measured_peak_flops(device, compute))
+    return best
+
+
+def _compute_type(loaded: LoadedConfig, device: torch.device) -> torch.dtype:
+    """Of the products of a run: what the run itself would choose."""
+    return choose_backend(loaded.config, device).precision.compute

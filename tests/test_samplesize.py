@@ -1,0 +1,52 @@
+"""The sample takes as long as it may, whatever the machine; what a run would compute in is what is measured."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llamahome.config.load import load_config
+from llamahome.distributed.world import open_world
+from llamahome.model.backends.choose import choose_backend
+from llamahome.samplesize import rows_within, size_sample
+
+given_machine = {"rate": st.floats(1e9, 1e15), "full": st.booleans(), "epochs": st.floats(0.1, 20)}
+
+
+@settings(deadline=None)
+@given(**given_machine, seconds=st.floats(1, 1000))
+def test_it_takes_at_most_that_long_or_is_the_smallest(seconds: float, rate: float, full: bool, epochs: float) -> None:
+    sized = rows_within(seconds, rate=rate, full=full, epochs=epochs)
+    assert 96 <= sized.rows <= 400 and sized.rows % 8 == 0
+    assert sized.seconds <= seconds * (1 + 1e-9) or sized.rows == 96
+    assert sized.rows == 400 or sized.seconds / sized.rows * (sized.rows + 8) >= seconds * (1 - 1e-9), "it could be larger"
+
+
+@settings(deadline=None)
+@given(**given_machine, faster=st.floats(1, 10))
+def test_a_faster_machine_gets_no_fewer_rows(rate: float, full: bool, epochs: float, faster: float) -> None:
+    slow, fast = (rows_within(150, rate=each, full=full, epochs=epochs).rows for each in (rate, rate * faster))
+    assert slow <= fast
+
+
+@pytest.mark.parametrize(
+    ("rate", "rows", "tokens_per_s"),
+    [(130e9, 104, (150, 190)), (0.6e12, 400, (600, 1400)), (20e9, 96, (20, 30)), (400e12, 400, (1e5, 1e6))],
+)
+def test_the_machines_that_were_measured(rate: float, rows: int, tokens_per_s: tuple[float, float]) -> None:
+    sized = rows_within(150, rate=rate, full=False, epochs=1)
+    assert sized.rows == rows and tokens_per_s[0] < sized.tokens_per_s < tokens_per_s[1]
+
+
+@pytest.mark.parametrize("wanted", ["auto", "no"])
+def test_the_type_of_a_run_is_measured_and_the_estimate_is_said(tmp_path: Path, wanted: str) -> None:
+    loaded = load_config(assignments=[f"training.mixed_precision={wanted}", "training.epochs=1"], environment={}, folder=tmp_path)
+    said: list[str] = []
+    sized = size_sample(loaded, say=said.append)
+    with open_world(loaded.config.distributed, say=said.append) as world:
+        compute = choose_backend(loaded.config, world.device).precision.compute if wanted == "auto" else torch.float32
+    (line,) = said
+    assert f"{str(compute).removeprefix('torch.')} products at " in line and f"training on {sized.rows} rows takes about " in line
+    assert ("--rows 400 writes more" in line) == (sized.rows < 400)
