@@ -108,5 +108,11 @@ class Backend(Protocol):
     def kept_bytes(self, config: Config, model: PreTrainedModel, tokens: int, *, longest: int, compiled: bool) -> int:
         """Estimated memory that a forward pass over `tokens` in documents of up to `longest` keeps for the backward pass."""
 
+    def tile_bytes(self, vocabulary: int) -> int:
+        """Memory of the loss head's tile of logits and of what is made of it."""
+
+    def remarks(self, model: PreTrainedModel) -> list[str]:
+        """Lines that tell what of `model` is computed in a slower way, what is used instead, and why."""
+
     def free_bytes(self, local_size: int) -> int | None:
         """Memory of the device that this process may fill; None where the device uses the machine's memory."""

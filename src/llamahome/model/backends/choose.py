@@ -8,7 +8,7 @@ from llamahome.config.schema import Config
 from llamahome.errors import MachineError, Problem
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.cpu.backend import CpuBackend
-from llamahome.model.backends.cuda import CudaBackend
+from llamahome.model.backends.cuda.backend import CudaBackend
 from llamahome.model.backends.reference import Reference
 from llamahome.model.precision import LowPrecision, Precision, choose_precision
 
