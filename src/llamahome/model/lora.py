@@ -121,7 +121,7 @@ class LeanLoraLinear(PeftLinear):  # type: ignore[misc]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output: x [..., I] -> [..., O]."""
-        foreign = args or kwargs or torch.is_autocast_enabled(x.device.type)
+        foreign = args or kwargs or (not x.is_meta and torch.is_autocast_enabled(x.device.type))
         factors = None if foreign else lean_factors(self)
         if factors is None:
             result: Tensor = super().forward(x, *args, **kwargs)

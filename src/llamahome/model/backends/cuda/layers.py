@@ -52,8 +52,13 @@ class Switch:
     def turn_off(self, error: BaseException) -> None:
         """Said once, on the screen."""
         self.on = False
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        _LOG.error("torch.compile failed, the run goes on without it and is slower: %s", first[:300])
+        _LOG.error("torch.compile failed, the run goes on without it and is slower: %s", _first_words(error))
+
+
+def _first_words(error: BaseException) -> str:
+    """The first two lines that say something: the first often says only which compiler raised."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:300] or type(error).__name__
 
 
 def compile_layers(model: PreTrainedModel, switch: Switch) -> int:
@@ -77,7 +82,7 @@ def why_not_compiled(device: torch.device) -> str | None:
     try:
         torch.compile(lambda x: torch.sin(x) + 1, backend=COMPILER)(torch.ones(16, device=device))
     except (torch._dynamo.exc.TorchDynamoException, OSError, ImportError) as error:
-        return f"torch.compile does not work here: {str(error).strip().splitlines()[0][:200]}"
+        return f"torch.compile does not work here: {_first_words(error)}"
     return None
 
 
