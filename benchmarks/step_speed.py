@@ -19,8 +19,7 @@ import torch
 
 from llamahome.config.schema import LoraConfig
 from llamahome.data.records import Microbatch
-from llamahome.model.backends.cpu.fuse import fuse
-from llamahome.model.backends.cpu.native import Kernels, load_kernels
+from llamahome.model.backends.cpu.backend import CpuBackend
 from llamahome.model.load import load_model
 from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
@@ -40,10 +39,9 @@ def main() -> None:
     words.add_argument("--threads", type=int, default=torch.get_num_threads())
     asked = words.parse_args()
     torch.set_num_threads(asked.threads)
-    kernels = load_kernels()
-    if isinstance(kernels, str):
-        raise SystemExit(kernels)
-    variants = {name: _learner(asked.model, asked.method, each) for name, each in (("plain", None), ("compiled", kernels))}
+    if reason := CpuBackend(Precision(torch.float32, torch.float32, "a benchmark")).cannot_compile():
+        raise SystemExit(reason)
+    variants = {name: _learner(asked.model, asked.method, each) for name, each in (("plain", False), ("compiled", True))}
     random = torch.Generator().manual_seed(0)
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
     peaks = []
@@ -58,16 +56,17 @@ def main() -> None:
     print(json.dumps({"method": asked.method, "peak_gflops": round(peak), **{name: _sum_up(each, peak) for name, each in figures.items()}}))
 
 
-def _learner(folder: Path, method: str, kernels: Kernels | None) -> tuple[Objective, torch.optim.Optimizer]:
+def _learner(folder: Path, method: str, compiled: bool) -> tuple[Objective, torch.optim.Optimizer]:
     precision = Precision(torch.bfloat16 if method == "lora" else torch.float32, torch.bfloat16, "a benchmark")
     model = load_model(folder, dtype=precision.storage, device=torch.device("cpu"))
     if method == "lora":
         add_lora(model, LoraConfig(), base="benchmark", seed=0, lean=True)
     model.train()
-    if kernels is not None:
-        fuse(model, kernels=kernels, precision=precision, backend="blocks")
+    backend = CpuBackend(precision)
+    if compiled:
+        backend.compile(model)
     optimizer = torch.optim.AdamW(trained_parameters(model).values(), lr=1e-4, fused=True)
-    return Objective(model, "blocks", precision, kernels=kernels), optimizer
+    return Objective(model, backend), optimizer
 
 
 def _batch(random: torch.Generator) -> Microbatch:

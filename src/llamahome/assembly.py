@@ -216,8 +216,6 @@ def _resolve(loaded: LoadedConfig, model: CausalLM, backend: Backend, world: Wor
     if loaded.config.model.dtype == "auto":
         stored = str(precision.storage).removeprefix("torch.")
         loaded = with_values(loaded, {"model.dtype": stored}, origin=f"auto: method {training.method}, {precision.reason}")
-    if loaded.config.model.backend == "auto":
-        loaded = with_values(loaded, {"model.backend": backend.name}, origin=f"auto: {world.device.type}")
     if training.micro_batch_tokens == "auto":
         tokens = backend.micro_batch_tokens
         loaded = with_values(loaded, {"training.micro_batch_tokens": tokens}, origin=f"auto: {backend.name} back end")

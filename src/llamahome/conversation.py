@@ -8,7 +8,7 @@ from llamahome.checkpoint import store
 from llamahome.checkpoint.target import names_run, resolve
 from llamahome.config.load import LoadedConfig
 from llamahome.data.text.tokens import load_tokenizer
-from llamahome.distributed.world import device_here
+from llamahome.distributed.devices import device_here
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.adapter import base_of, is_adapter, open_trained
 from llamahome.model.backends.choose import choose_backend

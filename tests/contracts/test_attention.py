@@ -10,20 +10,32 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
-from llamahome.model.attention import QUERY_BLOCK, block_attention, reference_attention, sdpa_attention
+from llamahome.model.backends.backend import Scoring
+from llamahome.model.backends.choose import backend_of
+from llamahome.model.backends.cpu.blocks import QUERY_BLOCK, block_attention
+from llamahome.model.backends.cpu.groups import plan_groups
 from llamahome.model.backends.cpu.native import Kernels, load_kernels
 from llamahome.model.backends.cpu.tiled import tiled_attention
-from llamahome.model.backends.documents import plan_documents
+from llamahome.model.backends.documents import Documents
+from llamahome.model.precision import Precision
 
+CPU = torch.device("cpu")
 KERNELS = load_kernels()
 COMPILED = {"compiled": functools.partial(block_attention, kernels=KERNELS)} if isinstance(KERNELS, Kernels) else {}
-BACKENDS = {"blocks": block_attention, "sdpa": sdpa_attention, "reference": reference_attention, **COMPILED}
-LOW = {"blocks": block_attention, "sdpa": sdpa_attention, **COMPILED}
+PLAIN = Precision(torch.float32, torch.float32, "a test")
+
+
+def of_backend(name: str, q: Tensor, k: Tensor, v: Tensor, documents: Documents, *, scale: float, window: int | None) -> Tensor:
+    return backend_of(name, CPU, PLAIN).attend(q, k, v, documents, Scoring(scale, window))
+
+
+WHOLE = {name: functools.partial(of_backend, name) for name in ("cuda", "reference")}
+BACKENDS = {"blocks": block_attention, **WHOLE, **COMPILED}
+LOW = {"blocks": block_attention, "cuda": WHOLE["cuda"], **COMPILED}
 """Back ends in bfloat16; the one in tiles knows no other type, and the rest of what it promises is in cpu/test_tiled.py."""
 if isinstance(KERNELS, Kernels) and KERNELS.has("attention_forward", torch.bfloat16):
     LOW["tiled"] = functools.partial(tiled_attention, kernels=KERNELS)
 SCALE = 0.37
-CPU = torch.device("cpu")
 
 
 def eager_alone(q: Tensor, k: Tensor, v: Tensor, *, window: int | None) -> Tensor:
@@ -59,7 +71,7 @@ def assert_equal_to_each_document_alone(
 
 
 def compare(backend: str, lengths: list[int], qkv: list[Tensor], incoming: Tensor, window: int | None) -> None:
-    ours = BACKENDS[backend](*qkv, plan_documents(lengths, device=CPU), scale=SCALE, window=window)
+    ours = BACKENDS[backend](*qkv, Documents(tuple(lengths)), scale=SCALE, window=window)
     parts = zip(*(x.split(lengths) for x in qkv), strict=True)
     theirs = torch.cat([eager_alone(*part, window=window) for part in parts])
     for found, expected in zip(value_and_gradients(ours, qkv, incoming), value_and_gradients(theirs, qkv, incoming), strict=True):
@@ -115,7 +127,7 @@ def test_values_may_be_narrower_or_wider_than_keys(backend: str) -> None:
 def test_a_document_never_feels_its_neighbour(backend: str, lengths: list[int], changed: int, window: int | None) -> None:
     changed %= len(lengths)
     qkv, incoming = tensors(lengths, heads=4, key_heads=2, size=8, value_size=8, seed=5)
-    documents = plan_documents(lengths, device=CPU)
+    documents = Documents(tuple(lengths))
     others = torch.cat([torch.full((length,), number != changed) for number, length in enumerate(lengths)])
     replaced = [torch.where(others[:, None, None], x, 1e3 * torch.ones_like(x)).detach().requires_grad_() for x in qkv]
     before, after = (
@@ -129,7 +141,7 @@ def test_a_document_never_feels_its_neighbour(backend: str, lengths: list[int], 
 def test_a_token_never_sees_what_comes_after_it(backend: str) -> None:
     lengths = [QUERY_BLOCK + 40, 33]
     qkv, _ = tensors(lengths, heads=4, key_heads=2, size=8, value_size=8, seed=6)
-    documents = plan_documents(lengths, device=CPU)
+    documents = Documents(tuple(lengths))
     late = torch.arange(sum(lengths)) >= QUERY_BLOCK - 3
     late[lengths[0] :] = False
     replaced = [torch.where(late[:, None, None], -x, x) for x in qkv]
@@ -144,7 +156,7 @@ def test_bfloat16_stays_as_close_to_float32_as_its_inputs_allow(backend: str) ->
     qkv, incoming = tensors(lengths, heads=4, key_heads=2, size=16, value_size=16, seed=7)
     low = [x.detach().bfloat16().requires_grad_() for x in qkv]
     exact = [x.detach().float().requires_grad_() for x in low]
-    documents = plan_documents(lengths, device=CPU)
+    documents = Documents(tuple(lengths))
     found = value_and_gradients(LOW[backend](*low, documents, scale=SCALE, window=None), low, incoming.bfloat16())
     expected = value_and_gradients(BACKENDS["reference"](*exact, documents, scale=SCALE, window=None), exact, incoming.bfloat16().float())
     for ours, wanted in zip(found, expected, strict=True):
@@ -159,7 +171,7 @@ def test_under_autocast_blocks_keep_nothing_in_float32() -> None:
     kept: list[torch.dtype] = []
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.dtype) or x, lambda x: x)
     with torch.autocast("cpu", torch.bfloat16), hooks:
-        out = block_attention(*low, plan_documents([140, 30], device=CPU), scale=SCALE, window=None)
+        out = block_attention(*low, Documents((140, 30)), scale=SCALE, window=None)
     assert set(kept) == {out.dtype} == {torch.bfloat16}
     assert [gradient.dtype for gradient in torch.autograd.grad(out, low, incoming.bfloat16())] == [x.dtype for x in low]
 
@@ -167,14 +179,11 @@ def test_under_autocast_blocks_keep_nothing_in_float32() -> None:
 def test_groups_cover_every_token_once_and_pad_little() -> None:
     random = torch.Generator().manual_seed(0)
     for _ in range(30):
-        lengths = (
-            torch.randint(1, 400, (int(torch.randint(1, 40, (), generator=random)),), generator=random).sort(descending=True)[0].tolist()
-        )
-        documents = plan_documents(lengths, device=CPU)
-        assert documents.lengths == tuple(lengths)
-        assert [length for group in documents.groups for length in group.lengths] == lengths
+        lengths = torch.randint(1, 400, (int(torch.randint(1, 40, (), generator=random)),), generator=random).sort(descending=True)[0]
+        groups = plan_groups(tuple(lengths.tolist()))
+        assert [length for group in groups for length in group.lengths] == lengths.tolist()
         start = 0
-        for group in documents.groups:
+        for group in groups:
             assert group.start == start and group.tokens == sum(group.lengths)
             assert group.longest * len(group.lengths) <= 1.25 * group.tokens
             start += group.tokens

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from tests.support.models import FP32, examples_of, our_model
+from tests.support.models import FP32, backend_named, examples_of, our_model
 from tests.support.runs import table_of
 
 from llamahome.config.schema import LoraConfig

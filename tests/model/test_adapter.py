@@ -9,16 +9,15 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from peft.utils.warning import PeftWarning
-from tests.support.models import CPU, examples_of, microbatch_of, objective_of, our_model, save_tiny
+from tests.support.models import CPU, backend_named, examples_of, microbatch_of, objective_of, our_model, save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from llamahome.config.schema import LoraConfig
 from llamahome.errors import ConfigError
 from llamahome.model.adapter import base_of, fingerprint, is_adapter, open_trained, restore_model, save_model
-from llamahome.model.backends.documents import plan_documents
+from llamahome.model.backends.documents import Documents
 from llamahome.model.load import head_of, last_hidden
 from llamahome.model.lora import add_lora, quiet_peft
-from llamahome.model.objective import Objective
 from llamahome.model.place import trained_parameters
 from llamahome.model.precision import Precision
 
@@ -56,7 +55,7 @@ def moved(model: torch.nn.Module, seed: int):
 
 def our_logits(model: PreTrainedModel) -> torch.Tensor:
     model.eval()
-    documents = plan_documents([len(TOKENS)], device=CPU)
+    documents = Documents((len(TOKENS),))
     hidden = last_hidden(model, TOKENS, torch.arange(len(TOKENS)), documents, attend=backend_named("cpu").attend)
     head = head_of(model)
     return torch.nn.functional.linear(hidden, head.weight_VD, head.bias_V).detach()

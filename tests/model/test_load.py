@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from llamahome.errors import ConfigError, LlamaHomeError, MachineError
 from llamahome.model.attention import ATTENTION_NAME, register_attention
-from llamahome.model.load import _refuse_leaks, attention_backend, find_model, head_of, load_model
+from llamahome.model.load import _refuse_leaks, find_model, head_of, load_model
 
 REASONS = {
     "convolution": "not all plain or sliding attention: conv",
@@ -140,14 +140,6 @@ def test_every_weight_is_the_saved_one_in_one_type(tmp_path: Path, dtype: torch.
     ours, theirs = load_model(tmp_path, dtype=dtype, device=CPU), AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
     for (name, found), (_, expected) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
         assert found.dtype == dtype and torch.equal(found, expected), name
-
-
-def test_the_back_end_follows_the_wish_the_device_and_what_the_model_needs(tmp_path: Path) -> None:
-    plain = our_model(save_tiny(tmp_path / "llama"))
-    assert attention_backend("auto", plain) == attention_backend("documents", plain) == "blocks"
-    assert attention_backend("reference", plain) == "reference"
-    with_dropout = our_model(save_tiny(tmp_path / "dropout", attention_dropout=0.1))
-    assert attention_backend("auto", with_dropout) == "reference"
 
 
 def test_the_head_carries_scale_cap_and_bias(tmp_path: Path) -> None:

@@ -5,7 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.support.models import FP32, KINDS, backend_named, examples_of, microbatch_of, objective_of, our_model, plain_loss, plain_model, save_tiny
+from tests.support.models import (
+    FP32,
+    KINDS,
+    backend_named,
+    examples_of,
+    microbatch_of,
+    objective_of,
+    our_model,
+    plain_loss,
+    plain_model,
+    save_tiny,
+)
 
 from llamahome.model.backends.documents import Documents
 from llamahome.model.load import last_hidden

@@ -5,18 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.models import CPU, FP32, examples_of, microbatch_of, objective_of, our_model, save_tiny
+from tests.support.models import CPU, backend_named, examples_of, microbatch_of, objective_of, our_model, save_tiny
 from torch import nn
 
-from llamahome.config.schema import LoraConfig
+from llamahome.config.schema import Config, LoraConfig
 from llamahome.distributed.world import World
-from llamahome.model.backends.cpu.fuse import fuse
-from llamahome.model.backends.cpu.native import load_kernels
-from llamahome.model.backends.cpu.tiled import backend_in_memory
+from llamahome.model.backends.cpu.backend import CpuBackend
 from llamahome.model.load import load_model
 from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
-from llamahome.model.place import activation_bytes, needs_checkpointing, place, trained_parameters
+from llamahome.model.place import needs_checkpointing, place, trained_parameters
 from llamahome.model.precision import Precision
 
 ALONE = World(0, 1, 0, CPU)
@@ -78,10 +76,14 @@ def test_trained_parameters_are_each_once(llama: Path) -> None:
 
 def test_checkpointing_is_chosen_when_activations_would_not_fit(llama: Path) -> None:
     model = our_model(llama)
-    needed = activation_bytes(model, 1000, longest=200, precision=FP32)
-    assert activation_bytes(model, 2000, longest=200, precision=FP32) == pytest.approx(2 * needed, rel=1e-6)
-    assert activation_bytes(model, 1000, longest=400, precision=FP32) > needed
-    assert activation_bytes(model, 1000, longest=200, precision=FP32, backend="sdpa") < needed, "torch's kernel keeps no probabilities"
+
+    def estimate(backend: str, tokens: int, longest: int) -> int:
+        return backend_named(backend).kept_bytes(Config(), model, tokens, longest=longest, compiled=False)
+
+    needed = estimate("cpu", 1000, 200)
+    assert estimate("cpu", 2000, 200) == pytest.approx(2 * needed, rel=1e-6)
+    assert estimate("cpu", 1000, 400) > needed
+    assert estimate("cuda", 1000, 200) < needed < estimate("reference", 1000, 200), "who keeps how many probabilities"
     for free, expected in ((needed, True), (2 * needed, False)):
         assert needs_checkpointing(needed, free_bytes=free) is expected
 
@@ -105,20 +107,18 @@ def kept_bytes(objective: Objective, batch: Any) -> int:
 @pytest.mark.parametrize("kind", ["llama", "llama-mha", "qwen2"])
 @pytest.mark.parametrize("method", ["lora", "lora float32", "full"])
 def test_the_estimate_for_compiled_passes_is_what_they_keep(tmp_path: Path, kind: str, method: str) -> None:
-    kernels = load_kernels()
-    if isinstance(kernels, str):
-        pytest.skip(kernels)
     storage = torch.bfloat16 if method == "lora" else torch.float32
-    precision = Precision(storage, torch.float32 if method == "lora float32" else torch.bfloat16, "a test")
+    backend = CpuBackend(Precision(storage, torch.float32 if method == "lora float32" else torch.bfloat16, "a test"))
+    if reason := backend.cannot_compile():
+        pytest.skip(reason)
     folder = save_tiny(tmp_path / kind, kind, hidden_size=128, intermediate_size=320, head_dim=32, num_hidden_layers=8)
     model = load_model(folder, dtype=storage, device=CPU)
     if method != "full":
         add_lora(model, LoraConfig(rank=2), base="tiny", seed=0, lean=True)
     model.train()
-    fuse(model, kernels=kernels, precision=precision, backend="blocks")
+    backend.compile(model)
     lengths = [200] * 5
-    objective, batch = Objective(model, "blocks", precision, kernels=kernels), microbatch_of(examples_of(lengths))
-    backend = backend_in_memory("blocks", model.config, compute=precision.compute, compiled=True)
-    estimate = activation_bytes(model, sum(lengths), longest=200, precision=precision, backend=backend, again=True)
-    plain = activation_bytes(model, sum(lengths), longest=200, precision=precision, backend=backend)
-    assert 0.85 * estimate <= kept_bytes(objective, batch) <= 1.05 * estimate < plain
+    config = Config.model_validate({"training": {"method": method.split()[0]}})
+    estimate, plain = (backend.kept_bytes(config, model, sum(lengths), longest=200, compiled=compiled) for compiled in (True, False))
+    kept = kept_bytes(Objective(model, backend), microbatch_of(examples_of(lengths)))
+    assert 0.85 * estimate <= kept <= 1.05 * estimate < plain

@@ -5,9 +5,19 @@ import torch
 from tests.support.models import CPU
 
 from llamahome.config.schema import Config
-from llamahome.model.precision import bf16_speedup, choose_precision
+from llamahome.errors import MachineError
+from llamahome.model.backends.choose import bf16_speedup, low_precision
+from llamahome.model.precision import LowPrecision, Precision, choose_precision
 
 F, B = torch.float32, torch.bfloat16
+
+
+FAST, SLOW, EMULATED = (LowPrecision.measured(speedup) for speedup in (3.0, 0.9, 0.02))
+
+
+def chosen(low: LowPrecision, method: str = "lora", mixed: bool | str = "auto", dtype: str = "auto") -> Precision:
+    config = Config.model_validate({"training": {"method": method, "mixed_precision": mixed}, "model": {"dtype": dtype}})
+    return choose_precision(config, low)
 
 
 @pytest.mark.parametrize(
@@ -26,14 +36,31 @@ F, B = torch.float32, torch.bfloat16
     ],
 )
 def test_what_was_asked_for_is_what_is_used(method: str, mixed: bool | str, dtype: str, storage: torch.dtype, compute: torch.dtype) -> None:
-    config = Config.model_validate({"training": {"method": method, "mixed_precision": mixed}, "model": {"dtype": dtype}})
-    chosen = choose_precision(config, CPU)
-    assert (chosen.storage, chosen.compute) == (storage, compute) and chosen.reason
-    assert chosen.autocast == (storage != compute) and chosen.name == ("bf16" if compute == B else "no")
+    found = chosen(FAST, method, mixed, dtype)
+    assert (found.storage, found.compute) == (storage, compute) and found.reason
+    assert found.autocast == (storage != compute) and found.name == ("bf16" if compute == B else "no")
+
+
+@pytest.mark.parametrize("low", [SLOW, EMULATED])
+@pytest.mark.parametrize("mixed", [True, "auto"])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_true_and_auto_are_float32_where_bfloat16_is_not_fast(method: str, mixed: bool | str, low: LowPrecision) -> None:
+    found = chosen(low, method, mixed)
+    assert (found.storage, found.compute) == (F, F) and "bf16" in found.reason
+
+
+@pytest.mark.parametrize(("mixed", "dtype"), [("bf16", "auto"), ("auto", "bfloat16"), (True, "bfloat16"), ("fp16", "auto")])
+def test_what_the_device_emulates_is_refused_when_it_is_asked_for_by_name(mixed: bool | str, dtype: str) -> None:
+    with pytest.raises(MachineError) as caught:
+        chosen(EMULATED, mixed=mixed, dtype=dtype)
+    (problem,) = caught.value.problems
+    assert problem.code == "training.no-such-precision" and "auto" in problem.hint
+    if mixed != "fp16":
+        assert chosen(SLOW, mixed=mixed, dtype=dtype).compute == B, "slow is the user's choice"
 
 
 def test_auto_is_decided_by_what_this_machine_measures() -> None:
-    speedup, chosen = bf16_speedup(CPU), choose_precision(Config(), CPU)
-    assert speedup > 0 and chosen.storage == chosen.compute in (F, B) and "as fast as float32 here" in chosen.reason
+    speedup, found = bf16_speedup(CPU), choose_precision(Config(), low_precision(CPU))
+    assert speedup > 0 and found.storage == found.compute in (F, B) and "here" in found.reason
     if not 0.8 < speedup < 1.8:  # nearer to the border two races may differ
-        assert (chosen.compute == B) == (speedup >= 1.2)
+        assert (found.compute == B) == (speedup >= 1.2)

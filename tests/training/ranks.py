@@ -25,7 +25,7 @@ LENGTHS = (31, 18, 18, 9, 40, 2, 1, 13)
 
 def share_of(examples, rank: int, size: int):
     packs = divide([len(example.tokens) for example in examples], world_size=size, micro_batch_tokens=30)
-    return [make_microbatch([examples[i] for i in pack], keys=pack, index=n, device="cpu") for n, pack in enumerate(packs[rank])]
+    return [make_microbatch([examples[i] for i in pack], keys=pack, index=n) for n, pack in enumerate(packs[rank])]
 
 
 def three_steps(world: World, payload):

@@ -34,7 +34,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def cut(examples: list[Example], budget: int) -> list[Microbatch]:
     (packs,) = divide([len(example.tokens) for example in examples], world_size=1, micro_batch_tokens=budget)
-    return [make_microbatch([examples[i] for i in pack], keys=pack, index=n, device="cpu") for n, pack in enumerate(packs)]
+    return [make_microbatch([examples[i] for i in pack], keys=pack, index=n) for n, pack in enumerate(packs)]
 
 
 def step(learner: Learner, microbatches: list[Microbatch], *, rate: float = 1e-3, clip: float | None = 1.0, **changes) -> StepResult:

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llamahome.data.steps.loader import make_microbatch
 from llamahome.distributed.exchange import FlatExchange
 from llamahome.distributed.world import World
+from llamahome.model.backends.choose import backend_of
 from llamahome.model.objective import Objective
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.loop import train
@@ -83,11 +84,12 @@ def test_a_step_on_a_gpu_never_waits_for_it(llama: Path, method: Method) -> None
     learner = make_learner(llama, method)
     model = learner.objective.model.to(cuda)
     world = World(0, 1, 0, cuda)
-    objective = objective_of(model, "cuda")
+    backend = backend_of("cuda", cuda, FP32)
+    objective = Objective(model, backend)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, fused=True)
     examples = examples_of(LENGTHS)
     exchange = FlatExchange(world, [p for p in model.parameters() if p.requires_grad])
-    microbatches = [make_microbatch(examples, keys=range(len(examples)), index=0, device=cuda)]
+    microbatches = [backend.deliver(make_microbatch(examples, keys=range(len(examples)), index=0))]
 
     def step() -> None:
         targets = sum(each.num_targets for each in microbatches)
@@ -105,5 +107,5 @@ def test_micro_batches_reach_a_gpu_through_pinned_memory(monkeypatch: pytest.Mon
     plain = torch.Tensor.pin_memory
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(plain(tensor)) or pinned[-1])
     with no_waiting():
-        batch = make_microbatch(examples_of([5, 3]), keys=(0, 1), index=0, device="cuda")
+        batch = backend_of("cuda", torch.device("cuda", 0), FP32).deliver(make_microbatch(examples_of([5, 3]), keys=(0, 1), index=0))
     assert pinned and all(each.is_pinned() for each in pinned) and batch.tokens_T.is_cuda

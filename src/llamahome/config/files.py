@@ -1,6 +1,6 @@
 """The lowest layers: settings in YAML files. Every mistake of a file is found in one reading, in the order of its lines."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ class _Sheet:
 
     path: Path
     text: str
+    retired: Collection[tuple[str, str]] = ()
     found: list[tuple[Place, Problem]] = field(default_factory=list)
 
     def report(self, at: Place, *, code: str, message: str, hint: str) -> None:
@@ -59,12 +60,12 @@ def _other_file(path: Path) -> str:
     return f"did you mean {path.parent / close}?" if close else "llamahome config init writes two commented files that are always read"
 
 
-def file_entries(path: Path, problems: list[Problem]) -> list[Entry]:
-    """What one YAML file sets."""
+def file_entries(path: Path, problems: list[Problem], *, retired: Collection[tuple[str, str]] = ()) -> list[Entry]:
+    """What one YAML file sets; keys that are `retired` are passed over."""
     text = read_text(path, problems)
     if text is None:
         return []
-    sheet = _Sheet(path, text)
+    sheet = _Sheet(path, text, retired)
     entries = _sheet_entries(sheet)
     problems += sheet.problems()
     return entries
@@ -98,6 +99,8 @@ def _sheet_entries(sheet: _Sheet) -> list[Entry]:
 
 def _entry(sheet: _Sheet, section: str, item: Item) -> Entry | None:
     setting = settings().get(f"{section}.{item.name}")
+    if setting is None and (section, item.name) in sheet.retired:
+        return None
     if setting is None:
         message, hint = unknown_key(section, item.name)
         sheet.report(item.name_at, code="config.unknown-key", message=message, hint=hint)

@@ -24,6 +24,8 @@ __all__ = ["LoadedConfig", "Origin", "dump_config", "load_config", "read_saved_c
 DEFAULT = "default"
 _COMMENT = "  # "
 _SAVED = "saved: "
+_RETIRED = (("model", "attention"),)
+"""Keys of earlier versions, which stand in the config.yaml of older runs and decide nothing any more."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def read_saved_config(path: Path) -> LoadedConfig:
     """
     problems: list[Problem] = []
     text = read_text(path, [])
-    entries = file_entries(path, problems)
+    entries = file_entries(path, problems, retired=_RETIRED)
     if problems or text is None:
         raise ConfigError(problems)
     lines = lines_of(text)

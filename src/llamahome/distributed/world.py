@@ -25,11 +25,12 @@ from torch._C._distributed_c10d import FileStore, PrefixStore, Store
 
 from llamahome.config.schema import DistributedConfig, interval
 from llamahome.distributed import failures, meeting
+from llamahome.distributed.devices import device_here
 from llamahome.distributed.place import Place, find_place, leftovers
 from llamahome.distributed.processors import usable_cores
 from llamahome.distributed.roll import Roll, arrive, processes
 from llamahome.distributed.traffic import Traffic
-from llamahome.errors import ConfigError, MachineError, Problem, Stopped
+from llamahome.errors import MachineError, Problem, Stopped
 
 _joined = threading.Event()
 """Set once this process has met others."""
@@ -179,25 +180,6 @@ def open_world(config: DistributedConfig, *, say: Callable[[str], None], process
             stack.callback(dist.destroy_process_group)
             stack.push(lambda kind, error, trace: _leave_together(error, world))
         yield world
-
-
-def device_here(local_rank: int = 0, size: int = 1, local_size: int = 1, *, processor: bool = False) -> torch.device:
-    """The device of a process: an accelerator where the machine has one and `processor` is not asked for. Raises ConfigError."""
-    if processor:
-        return torch.device("cpu")
-    if torch.cuda.is_available():
-        gpus = torch.cuda.device_count()
-        if local_rank >= gpus:
-            message = f"{local_size} processes on this machine, which has {gpus} GPUs"
-            hint = f"--world-size {size // local_size * gpus}"
-            raise ConfigError(
-                Problem(code="distributed.more-processes-than-gpus", message=message, where="distributed.world_size", hint=hint)
-            )
-        torch.cuda.set_device(local_rank)
-        return torch.device("cuda", local_rank)
-    if size == 1 and torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
 
 
 def _backend(config: DistributedConfig, device: torch.device, say: Callable[[str], None]) -> str:

@@ -177,14 +177,14 @@ def test_a_run_resumed_with_another_batch_size_ends_where_it_was_to_end() -> Non
 
 def test_evaluation_sees_every_example_once() -> None:
     table = table_of(LENGTHS)
-    ranks = [sequential_microbatches(table, micro_batch_tokens=40, rank=rank, world_size=2, device="cpu") for rank in range(2)]
+    ranks = [sequential_microbatches(table, micro_batch_tokens=40, rank=rank, world_size=2) for rank in range(2)]
     seen = merged([documents([rank]) for rank in ranks])
     assert seen == [{number: table.example(number).tokens.tolist() for number in range(len(table))}]
 
 
 def test_a_micro_batch_without_targets_is_possible() -> None:
     example = Example("rows.jsonl", 0, 1, np.arange(3, dtype=np.int32), np.zeros(3, np.bool_))
-    batch = make_microbatch([example], keys=[0], index=0, device="cpu")
+    batch = make_microbatch([example], keys=[0], index=0)
     assert batch.num_targets == 0 and batch.num_tokens == 3
 
 

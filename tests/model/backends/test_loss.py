@@ -1,5 +1,7 @@
 """The loss head equals cross entropy on full logits, in value and gradients, and never holds them."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,8 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from llamahome.model.backends.cpu.head import CompiledTiles
 from llamahome.model.backends.cpu.native import load_kernels
-from llamahome.model.backends.loss import Head, _tile_rows, head_stats, summed_cross_entropy
+from llamahome.model.backends.loss import Head, PlainTiles, head_stats, summed_cross_entropy, tile_rows
 
 FORMS = {"plain": {}, "scaled": {"scale": 0.25}, "capped": {"softcap": 2.0}, "both": {"scale": 1.7, "softcap": 3.0}}
 BIG = 49_152
@@ -49,7 +52,7 @@ def test_it_equals_cross_entropy_on_full_logits(rows: int, vocabulary: int, form
 
 @pytest.mark.parametrize("form", FORMS)
 def test_it_holds_over_several_tiles(form: str) -> None:
-    assert _tile_rows(2 * 128 + 3, BIG, 128 * BIG) == 87  # three alike
+    assert tile_rows(2 * 128 + 3, BIG, 128 * BIG) == 87  # three alike
     assert_equal(2 * 128 + 3, BIG, FORMS[form], biased=form != "plain")
 
 
@@ -147,10 +150,10 @@ def test_the_compiled_pass_gives_the_same_loss_and_gradients(dtype: torch.dtype,
     random = torch.Generator().manual_seed(4)
     labels, results = torch.randint(0, 301, (37,), generator=random), []
     hidden_values, weight_values = torch.randn(37, 16, generator=random), torch.randn(301, 16, generator=random)
-    for each in (kernels, None):
+    for tiles in (functools.partial(CompiledTiles, kernels=kernels), PlainTiles):
         hidden, weight = hidden_values.to(dtype).requires_grad_(), weight_values.to(dtype).requires_grad_(trained)
         bias = torch.linspace(-1, 1, 301).to(dtype).requires_grad_(trained)
-        loss = summed_cross_entropy(hidden, labels, Head(weight, bias), dtype=dtype, kernels=each)
+        loss = summed_cross_entropy(hidden, labels, Head(weight, bias), dtype=dtype, tiles=tiles)
         loss.backward()
         results.append([loss.detach(), hidden.grad, *([weight.grad, bias.grad] if trained else [])])
     tolerance = 1e-6 if dtype == torch.float32 else 5e-3
@@ -165,5 +168,6 @@ def test_the_compiled_pass_hands_a_nan_on() -> None:
         pytest.skip(kernels)
     hidden = torch.ones(3, 4)
     hidden[1, 2] = float("nan")
-    loss = summed_cross_entropy(hidden, torch.tensor([0, 1, 2]), Head(torch.ones(5, 4), None), dtype=torch.float32, kernels=kernels)
+    tiles = functools.partial(CompiledTiles, kernels=kernels)
+    loss = summed_cross_entropy(hidden, torch.tensor([0, 1, 2]), Head(torch.ones(5, 4), None), dtype=torch.float32, tiles=tiles)
     assert loss.isnan()

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from tests.support.models import KINDS, examples_of, microbatch_of, objective_of, our_model, plain_loss, plain_model, save_tiny
 
 from llamahome.data.records import Example
-from llamahome.model.attention import block_attention, reference_attention
+from llamahome.model.backends.backend import Scoring
 from llamahome.model.backends.cpu.beginnings import draws_lots, lay_once
-from llamahome.model.backends.documents import plan_documents
+from llamahome.model.backends.cpu.blocks import block_attention
+from llamahome.model.backends.documents import Documents
+from llamahome.model.backends.reference import reference_attention
 
 CPU = torch.device("cpu")
 SHARING = [kind for kind in KINDS if kind != "gemma2"]
@@ -61,9 +63,9 @@ def test_attention_over_shared_tokens_equals_attention_over_copies(lengths: list
     )
     names, place = torch.unique(laid, return_inverse=True)  # in this order they lie in the pass
     once = [torch.randn(len(names), heads, 8, generator=random).requires_grad_() for heads in (4, 2, 2)]
-    found = block_attention(*once, plan_documents(lengths, device=CPU, shared=shared), scale=0.4, window=window)[place]
+    found = block_attention(*once, Documents(tuple(lengths), shared), scale=0.4, window=window)[place]
     copies = (x[place] for x in once)
-    expected = reference_attention(*copies, plan_documents(lengths, device=CPU), scale=0.4, window=window)
+    expected = reference_attention(*copies, Documents(tuple(lengths)), Scoring(0.4, window))
     incoming = torch.randn(expected.shape, generator=random)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     for one, other in zip(torch.autograd.grad(found, once, incoming), torch.autograd.grad(expected, once, incoming), strict=True):

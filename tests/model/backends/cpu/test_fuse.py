@@ -9,9 +9,9 @@ from tests.support.models import FP32, KINDS, examples_of, microbatch_of, our_mo
 from torch import nn
 
 from llamahome.config.schema import LoraConfig
+from llamahome.model.backends.cpu.backend import CpuBackend
 from llamahome.model.backends.cpu.fuse import fuse, unfuse
 from llamahome.model.backends.cpu.native import Kernels, load_kernels
-from llamahome.model.backends.cpu.backend import CpuBackend
 from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
 from llamahome.model.place import trained_parameters

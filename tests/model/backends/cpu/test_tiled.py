@@ -7,12 +7,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.models import FP32
 from torch import Tensor
 
-from llamahome.model.attention import Scoring, attend_documents, block_attention, reference_attention, sdpa_attention
+from llamahome.model.backends.backend import Scoring
+from llamahome.model.backends.cpu.backend import CpuBackend
+from llamahome.model.backends.cpu.blocks import block_attention
 from llamahome.model.backends.cpu.native import Kernels, load_kernels
-from llamahome.model.backends.cpu.tiled import backend_in_memory, can_tile, tiled_attention
-from llamahome.model.backends.documents import Documents, plan_documents
+from llamahome.model.backends.cpu.tiled import can_tile, tiled_attention, will_tile
+from llamahome.model.backends.cuda import CudaBackend
+from llamahome.model.backends.documents import Documents
+from llamahome.model.backends.reference import reference_attention
+from llamahome.model.precision import Precision
 
 CPU = torch.device("cpu")
 FOUND = load_kernels()
@@ -62,7 +68,7 @@ def expected(qkv: list[Tensor], incoming: Tensor, lengths: list[int], window: in
         results.append(sum(lengths[:number]) + torch.arange(shared, length))
         start += length - shared
     whole = [x[torch.cat(places)] for x in exact]
-    out = reference_attention(*whole, plan_documents(lengths, device=CPU), scale=exact[0].shape[2] ** -0.5, window=window)
+    out = reference_attention(*whole, Documents(tuple(lengths)), Scoring(exact[0].shape[2] ** -0.5, window))
     out = out[torch.cat(results)]
     return [out.detach(), *torch.autograd.grad(out, exact, incoming.float())]
 
@@ -85,7 +91,7 @@ BORDERS = [1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 131, 132, 133]
 )
 def test_it_equals_float32_but_for_rounding(lengths: list[int], window: int | None, heads: tuple[int, int], sizes: tuple[int, int]) -> None:
     qkv, incoming = tensors(sum(lengths), heads=heads, size=sizes[0], value_size=sizes[1], seed=sum(lengths))
-    assert_close(tiled(qkv, incoming, plan_documents(lengths, device=CPU), window), expected(qkv, incoming, lengths, window))
+    assert_close(tiled(qkv, incoming, Documents(tuple(lengths)), window), expected(qkv, incoming, lengths, window))
 
 
 @settings(deadline=None, max_examples=40)
@@ -97,7 +103,7 @@ def test_it_equals_float32_but_for_rounding(lengths: list[int], window: int | No
 def test_a_shared_beginning_equals_a_copy_in_each_document(shared: int, own: list[int], window: int | None) -> None:
     lengths = [shared + each for each in sorted(own, reverse=True)]
     qkv, incoming = tensors(shared + sum(own), seed=shared)
-    documents = plan_documents(lengths, device=CPU, shared=shared)
+    documents = Documents(tuple(lengths), shared)
     assert_close(tiled(qkv, incoming, documents, window), expected(qkv, incoming, lengths, window, shared))
 
 
@@ -105,7 +111,7 @@ def test_a_shared_beginning_equals_a_copy_in_each_document(shared: int, own: lis
 @pytest.mark.parametrize(("lengths", "shared"), [([513, 512, 511], 0), ([1200, 40], 0), ([1100, 700], 600), ([560], 40)], ids=str)
 def test_keys_in_several_segments_add_up(lengths: list[int], shared: int, window: int | None) -> None:
     qkv, incoming = tensors(sum(lengths) - shared * (len(lengths) - 1), heads=(2, 1))
-    documents = plan_documents(lengths, device=CPU, shared=shared)
+    documents = Documents(tuple(lengths), shared)
     assert_close(tiled(qkv, incoming, documents, window), expected(qkv, incoming, lengths, window, shared))
 
 
@@ -113,8 +119,8 @@ def test_a_very_long_document_has_longer_segments() -> None:
     """At most sixteen, or the parts of the queries' gradient would grow with the square of the length; beside torch's kernel in float32."""
     qkv, incoming = tensors(8300, heads=(1, 1), size=16)
     exact = [x.detach().float().requires_grad_() for x in qkv]
-    documents = plan_documents([8300], device=CPU)
-    out = sdpa_attention(exact[0], exact[1], exact[2], documents, scale=0.25, window=None)
+    documents = Documents((8300,))
+    out = CudaBackend(CPU, FP32).attend(exact[0], exact[1], exact[2], documents, Scoring(0.25))
     wanted = [out.detach(), *torch.autograd.grad(out, exact, incoming.float())]
     assert_close(tiled(qkv, incoming, documents, None), wanted)
 
@@ -123,7 +129,7 @@ def test_a_very_long_document_has_longer_segments() -> None:
 @pytest.mark.parametrize(("lengths", "shared"), [([1300], 0), ([130, 120, 16, 15, 1], 0), ([640, 630, 600], 550)], ids=str)
 def test_the_number_of_threads_changes_no_bit(lengths: list[int], shared: int) -> None:
     qkv, incoming = tensors(sum(lengths) - shared * (len(lengths) - 1), heads=(6, 2))
-    documents = plan_documents(lengths, device=CPU, shared=shared)
+    documents = Documents(tuple(lengths), shared)
     results = []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
@@ -135,7 +141,7 @@ def test_the_number_of_threads_changes_no_bit(lengths: list[int], shared: int) -
 def test_it_is_closer_to_float32_than_blocks_are() -> None:
     lengths = [400, 130]
     qkv, incoming = tensors(sum(lengths), size=64)
-    documents = plan_documents(lengths, device=CPU)
+    documents = Documents(tuple(lengths))
     out = block_attention(qkv[0], qkv[1], qkv[2], documents, scale=64**-0.5, window=None, kernels=kernels())
     others = [out.detach(), *torch.autograd.grad(out, qkv, incoming)]
     for ours, theirs, right in zip(tiled(qkv, incoming, documents, None), others, expected(qkv, incoming, lengths, None), strict=True):
@@ -146,14 +152,14 @@ def test_scores_of_any_size_and_sign_are_weighed() -> None:
     qkv, incoming = tensors(200)
     for factor in (0.0, 100.0, -100.0):
         large = [(qkv[0] * factor).detach().requires_grad_(), *qkv[1:]]
-        found, right = tiled(large, incoming, plan_documents([150, 50], device=CPU), None), expected(large, incoming, [150, 50], None)
+        found, right = tiled(large, incoming, Documents((150, 50)), None), expected(large, incoming, [150, 50], None)
         assert_close(found[:1], right[:1])
         assert all(each.isfinite().all() for each in found)
 
 
 def test_rows_of_the_inputs_may_lie_apart() -> None:
     qkv, incoming = tensors(90)
-    documents = plan_documents([60, 30], device=CPU)
+    documents = Documents((60, 30))
     joined = torch.cat([x.detach().flatten(1) for x in qkv], 1)
     apart = [part.view(90, -1, 32).requires_grad_() for part in joined.split([128, 64, 64], 1)]
     assert not any(x.is_contiguous() for x in apart)
@@ -167,14 +173,14 @@ def test_not_a_number_stays_one() -> None:
     qkv, incoming = tensors(80)
     broken = [qkv[0].detach().clone().requires_grad_(), *qkv[1:]]
     broken[0].data[37, 2, 5] = float("nan")
-    out, grad_q, *_ = tiled(broken, incoming, plan_documents([50, 30], device=CPU), None)
+    out, grad_q, *_ = tiled(broken, incoming, Documents((50, 30)), None)
     assert out[37, 2].isnan().all() and grad_q[37, 2].isnan().all()
     assert out[:37].isfinite().all() and out[38:].isfinite().all()
 
 
 def test_a_document_never_feels_its_neighbour() -> None:
     lengths, (qkv, incoming) = [70, 33, 140], tensors(243)
-    documents = plan_documents(lengths, device=CPU)
+    documents = Documents(tuple(lengths))
     others = torch.ones(243, dtype=torch.bool)
     others[70:103] = False
     replaced = [torch.where(others[:, None, None], x, torch.nan).detach().requires_grad_() for x in qkv]
@@ -193,7 +199,7 @@ def test_what_is_kept_grows_with_tokens_alone() -> None:
             return x
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-            tiled_attention(qkv[0], qkv[1], qkv[2], plan_documents([length], device=CPU), scale=0.1, window=None, kernels=kernels())
+            tiled_attention(qkv[0], qkv[1], qkv[2], Documents((length,)), scale=0.1, window=None, kernels=kernels())
         kept.append(sum(saved.values()))
     assert kept[1] < 2.01 * kept[0]
 
@@ -203,16 +209,14 @@ def test_other_tensors_are_left_to_blocks() -> None:
     assert not can_tile(qkv[0], qkv[1], qkv[2], kernels())
     wide = [x.detach().float().requires_grad_() for x in tensors(40)[0]]
     assert not can_tile(wide[0], wide[1], wide[2], kernels())
-    out = attend_documents(*qkv, plan_documents([40], device=CPU), Scoring(24**-0.5, None, kernels=kernels()), backend="blocks")
+    low = Precision(torch.bfloat16, torch.bfloat16, "a test")
+    out = CpuBackend(low, kernels=kernels()).attend(*qkv, Documents((40,)), Scoring(24**-0.5))
     assert_close([out.detach(), *torch.autograd.grad(out, qkv, incoming)], expected(qkv, incoming, [40], None))
 
 
 def test_memory_is_planned_for_the_back_end_that_will_run() -> None:
     config = SimpleNamespace(hidden_size=576, num_attention_heads=9)
     narrow = SimpleNamespace(hidden_size=576, num_attention_heads=9, head_dim=24)
-    low = {"compute": torch.bfloat16}
-    assert backend_in_memory("blocks", config, compiled=True, **low) == "tiled"
-    assert backend_in_memory("blocks", config, compiled=False, **low) == "blocks"
-    assert backend_in_memory("blocks", narrow, compiled=True, **low) == "blocks"
-    assert backend_in_memory("blocks", config, compiled=True, compute=torch.float32) == "blocks"
-    assert backend_in_memory("reference", config, compiled=True, **low) == "reference"
+    assert will_tile(config, torch.bfloat16)
+    assert not will_tile(narrow, torch.bfloat16)
+    assert not will_tile(config, torch.float32)

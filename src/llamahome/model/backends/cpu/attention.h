@@ -5,7 +5,7 @@
 // Every sum has one owner and a fixed order, so results are the same bits whatever the number of threads. Where all documents begin with
 // the same `shared` tokens, these lie once before everything else, and a row of Rows finds them.
 //
-// On machines without the instructions nothing of this is compiled, and model/attention.py attends by blocks.
+// On machines without the instructions nothing of this is compiled, and blocks.py attends.
 
 #pragma once
 

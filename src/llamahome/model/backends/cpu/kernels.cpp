@@ -2,7 +2,7 @@
 //
 // Rows are independent and every sum runs over one row (or a fixed chunk of rows) in a fixed order, so results are the same bits
 // whatever the number of threads. Numbers travel as float32 or bfloat16 and are worked on as float32; a NaN stays a NaN.
-// The plain PyTorch words for each of these are in elementwise.py and model/attention.py; tests hold the two together.
+// The plain PyTorch words for each of these are in elementwise.py and blocks.py; tests hold the two together.
 
 #include "numbers.h"
 
