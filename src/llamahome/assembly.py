@@ -114,6 +114,8 @@ def load_learner(loaded: LoadedConfig, job: Job, plan: Plan, world: World, *, sa
         say(f"{chosen.strategy}: {chosen.reason}" + ("; gradients are summed after every pass" if chosen.sums_each_pass else ""))
     first_place = world.device if chosen.strategy == "replicate" else torch.device("cpu")  # from where it is dealt out layer by layer
     model = load_model(base, dtype=precision.storage, device=first_place)
+    for line in backend.remarks(model):
+        say(line)
     if chosen.strategy == "replicate":
         tokens = plan.rows_ahead * job.prepared.report.tokens_per_row
         loaded = leave_short_runs(loaded, base, backend, world, tokens=tokens, say=say)

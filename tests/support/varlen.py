@@ -51,6 +51,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, *, compiler: str = "aot_eager") ->
     """Use it, also for float32, in this test. `compiler` "aot_eager" traces the same graphs and differentiates them, without C++."""
     monkeypatch.setattr(attention, "varlen_attn", plain_varlen_attn)
     monkeypatch.setattr(attention, "VARLEN_TYPES", {torch.float32, torch.bfloat16})
+    monkeypatch.setattr(attention, "VARLEN_DEVICES", {"cpu"})
     monkeypatch.setattr(layers, "COMPILER", compiler)
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")  # torch hides it, but not where warnings are errors
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # the compiler uses parts of torch that torch deprecates

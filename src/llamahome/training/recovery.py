@@ -56,7 +56,7 @@ class BadSteps:
             )
 
 
-_SIGNS = ("can't allocate memory", "not enough memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_SIGNS = ("can't allocate memory", "not enough memory", "error: out of memory", "_STATUS_ALLOC_FAILED")
 """What torch's plain RuntimeErrors say: on Linux and macOS, on Windows, of a GPU whose memory others have, of its libraries."""
 
 

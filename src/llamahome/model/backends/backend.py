@@ -6,7 +6,7 @@ Legend: T tokens, N targets, D hidden size, H query heads, K key heads, E head s
 """
 
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -113,6 +113,12 @@ class Backend(Protocol):
 
     def remarks(self, model: PreTrainedModel) -> list[str]:
         """Lines that tell what of `model` is computed in a slower way, what is used instead, and why."""
+
+    def mark(self) -> object:
+        """The moment at which the device has done what was asked of it so far; nobody waits for it."""
+
+    def seconds_between(self, earlier: Any, later: Any) -> float:
+        """From one mark to a later one; waits until the device has come there."""
 
     def free_bytes(self, local_size: int) -> int | None:
         """Memory of the device that this process may fill; None where the device uses the machine's memory."""

@@ -29,6 +29,11 @@ def backend_of(kind: str, device: torch.device, precision: Precision) -> Backend
     return (CudaBackend if kind == "cuda" else Reference)(device, precision)
 
 
+def planned_backend(precision: Precision) -> Backend:
+    """The back end of the accelerators that a plan is made for, which are not here; it is only asked for its figures."""
+    return CudaBackend(torch.device("cpu"), precision)
+
+
 def _kind(config: Config, device: torch.device) -> str:
     wanted = config.model.backend
     if wanted == "auto":

@@ -3,6 +3,7 @@
 Attention is one masked product over all tokens of a pass: memory grows with their square.
 """
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -83,6 +84,14 @@ class Reference:
     def remarks(self, model: PreTrainedModel) -> list[str]:
         """Nothing: this is as slow as it gets."""
         return []
+
+    def mark(self) -> object:
+        """Now."""
+        return time.perf_counter()
+
+    def seconds_between(self, earlier: Any, later: Any) -> float:
+        """By the wall clock."""
+        return float(later - earlier)
 
     def free_bytes(self, local_size: int) -> int | None:
         """The machine's memory is the device's."""

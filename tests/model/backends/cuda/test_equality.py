@@ -18,7 +18,10 @@ from llamahome.model.objective import Objective
 from llamahome.model.place import place
 
 EXAMPLES = examples_of([9, 25, 14, 3, 30, 7])
-COMPILERS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+CASES = [
+    *((kind, "aot_eager") for kind in DEVICE_KINDS),
+    *(pytest.param(kind, "inductor", marks=[] if kind == "llama" else pytest.mark.slow) for kind in DEVICE_KINDS),
+]
 
 
 def gradients(model: nn.Module) -> Tensor:
@@ -47,8 +50,7 @@ def assert_alike(model: CausalLM, loss: Tensor, kind: str) -> None:
     assert torch.cosine_similarity(gradients(model), gradients(plain), 0) > 0.9999
 
 
-@pytest.mark.parametrize("compiler", COMPILERS)
-@pytest.mark.parametrize("kind", DEVICE_KINDS)
+@pytest.mark.parametrize(("kind", "compiler"), CASES)
 def test_compiled_layers_learn_what_transformers_would(
     kind: str, compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

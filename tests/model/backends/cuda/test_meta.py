@@ -110,5 +110,5 @@ def test_a_step_of_eight_billion_weights_reads_nothing_back() -> None:
 
 def test_the_device_without_values_sees_what_waits() -> None:
     for read in (lambda x: x.item(), lambda x: bool(x > 0), lambda x: x.cpu()):
-        with pytest.raises((RuntimeError, NotImplementedError)):
+        with pytest.raises(RuntimeError):
             read(torch.zeros((), device=META))

@@ -18,6 +18,7 @@ from llamahome.model.backends.backend import Scoring
 from llamahome.model.backends.cuda.passes import Packed
 from llamahome.model.backends.reference import attend_masked
 
+VARLEN_DEVICES = {"cuda", "meta"}
 VARLEN_TYPES = {torch.bfloat16, torch.float16}
 _LARGEST_HEAD, _GAP = 256, range(193, 225)
 """Head sizes are multiples of 8 up to 256; torch refuses the backward pass of those in the gap on some GPUs (sm86, sm89, sm120):
@@ -28,7 +29,7 @@ def attend_documents(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, documents: Pac
     """[T, H, E of v]; what torch has no kernel for is computed as the reference does."""
     if scoring.softcap is not None or scoring.dropout:
         return attend_masked(q_THE, k_TKE, v_TKE, _unseen(documents, scoring.window, q_THE), scoring)
-    if why_masked(q_THE.shape[-1], v_TKE.shape[-1], v_TKE.dtype) is not None:
+    if v_TKE.device.type not in VARLEN_DEVICES or why_masked(q_THE.shape[-1], v_TKE.shape[-1], v_TKE.dtype) is not None:
         return _masked(q_THE, k_TKE, v_TKE, ~_unseen(documents, scoring.window, q_THE), scoring.scale)
     back = -1 if scoring.window is None else scoring.window - 1
     grouped = q_THE.shape[1] != k_TKE.shape[1]

@@ -115,6 +115,21 @@ class CudaBackend(Reference):
             return []
         return [f"attention: {why}, which torch's varlen_attn does not take; a masked product is used, which is slower"]
 
+    def mark(self) -> object:
+        """An event in the queue of the device."""
+        if self.device.type != "cuda":
+            return super().mark()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def seconds_between(self, earlier: Any, later: Any) -> float:
+        """By the clock of the device."""
+        if self.device.type != "cuda":
+            return super().seconds_between(earlier, later)
+        later.synchronize()
+        return float(earlier.elapsed_time(later)) / 1000
+
     def free_bytes(self, local_size: int) -> int | None:
         """Of this process's own device; processes of one machine have one each."""
         return int(torch.cuda.mem_get_info(self.device)[0])
