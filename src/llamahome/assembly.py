@@ -21,7 +21,7 @@ from llamahome.distributed.world import World
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.adapter import SavedModel, fingerprint
 from llamahome.model.backends.backend import Backend
-from llamahome.model.backends.choose import choose_backend
+from llamahome.model.backends.choose import choose_backend, overlooked
 from llamahome.model.load import CausalLM, load_model
 from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
@@ -114,8 +114,9 @@ def load_learner(loaded: LoadedConfig, job: Job, plan: Plan, world: World, *, sa
         say(f"{chosen.strategy}: {chosen.reason}" + ("; gradients are summed after every pass" if chosen.sums_each_pass else ""))
     first_place = world.device if chosen.strategy == "replicate" else torch.device("cpu")  # from where it is dealt out layer by layer
     model = load_model(base, dtype=precision.storage, device=first_place)
-    for line in backend.remarks(model):
-        say(line)
+    for line in (overlooked(config, world.device), *backend.remarks(model)):
+        if line is not None:
+            say(line)
     if chosen.strategy == "replicate":
         tokens = plan.rows_ahead * job.prepared.report.tokens_per_row
         loaded = leave_short_runs(loaded, base, backend, world, tokens=tokens, say=say)
@@ -187,6 +188,8 @@ def _compile(
             say(f"training.compile: {why}; it trains without")
         return with_values(loaded, {"training.compile": False}, origin=f"auto: {why}")
     parts = backend.compile(model)
+    if backend.compile_costs:
+        say(f"training.compile: {parts} parts of the model; {backend.compile_costs}")
     if wanted == "auto":
         loaded = with_values(loaded, {"training.compile": True}, origin=f"auto: {parts} parts of the model run as compiled passes")
     return loaded

@@ -65,6 +65,12 @@ def exhausted(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in _SIGNS)
 
 
+def give_back_memory() -> None:
+    """Give back what an accelerator's allocator keeps for blocks of the sizes that did not fit; done before a step is done again."""
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+
+
 @dataclass(frozen=True)
 class Smaller:
     """With what a step is done again."""

@@ -78,6 +78,8 @@ class Backend(Protocol):
     """Tokens of a pass when nobody says."""
     compiles: bool
     """Whether it has anything to compile, on some machine."""
+    compile_costs: str
+    """What compiling takes during the run, for people; empty where it is done before the first step."""
     memory_gbps: float
     """About how fast memory is read and written, 10^9 bytes a second; for the time of an update in a plan."""
 

@@ -29,6 +29,7 @@ class Reference:
     name = "reference"
     micro_batch_tokens = 1536
     compiles = False
+    compile_costs = ""
     memory_gbps = 8.0
     """measured: a large copy on two cores."""
 
