@@ -23,6 +23,7 @@ usage.test             := make test [ARGS="-k packing"]
 usage.test-slow        := make test-slow [ARGS=]
 usage.check            := make check
 usage.bench            := make bench [ARGS="--quick"]
+usage.bench-gpu        := make bench-gpu [ARGS="--device cpu --toy"]
 usage.clean            := make clean
 
 # 'it'\''s' is how a shell reads it's. $(call option,--model,MODEL) is empty when MODEL is.
@@ -45,7 +46,7 @@ find_data = find -L data/training/raw -type f \( -name '*.json*' -o -name '*.ndj
 sample = $(if $(value DATA_PATH),:,[ -n "$$($(find_data) 2>/dev/null)" ] || $(llamahome) data sample data/training/raw --rows 400)
 common = $(call option,--model,MODEL) $(call option,--output,OUTPUT) $(call option,--epochs,EPOCHS) $(value ARGS)
 
-.PHONY: help setup train train-resume train-eval train-distributed train-multi-node test test-slow check bench clean
+.PHONY: help setup train train-resume train-eval train-distributed train-multi-node test test-slow check bench bench-gpu clean
 
 help:
 	@printf '%s\n' \
@@ -59,6 +60,7 @@ help:
 	'make test-slow         runs the other tests' '    $(usage.test-slow)' \
 	'make check             checks format, style, types and architecture' \
 	'make bench             measures speed and memory beside other trainers: an hour' '    $(usage.bench)' \
+	'make bench-gpu         measures one GPU: correctness, speed, memory; ten minutes' '    $(usage.bench-gpu)' \
 	'make clean             removes caches; data/, output/ and .venv stay'
 
 setup:
@@ -97,7 +99,7 @@ train-multi-node:
 test:
 	@$(call takes,,ARGS)
 	@$(install) --if-needed
-	@$(python) -m pytest -m 'not slow' $(value ARGS)
+	@$(python) -m pytest -m 'not slow' -n auto --maxprocesses 8 $(value ARGS)
 
 test-slow:
 	@$(call takes,,ARGS)
@@ -116,6 +118,11 @@ bench:
 	@$(call takes,,ARGS)
 	@$(install) --if-needed
 	@$(python) -m benchmarks $(value ARGS)
+
+bench-gpu:
+	@$(call takes,,ARGS)
+	@$(install) --if-needed
+	@$(python) -m benchmarks.gpu $(value ARGS)
 
 clean:
 	@$(call takes,,)

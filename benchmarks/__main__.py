@@ -2,6 +2,7 @@
 
     make bench                                            everything, about an hour on two cores
     make bench ARGS="--quick"                             a smoke run: one scenario, one round
+    make bench ARGS="--level avx2 --scenario docstrings"  every system held to AVX2, in float32
     make bench ARGS="--part speed --scenario docstrings --method lora --systems ours,trl"
 
 A part that is measured again on the same day replaces itself in that day's results file; the others stay.
@@ -25,8 +26,9 @@ from benchmarks import duration, pages, quality, results, speed, start
 from benchmarks.client import ROOT, environment
 from benchmarks.environments import NotInstalled, python_of
 from benchmarks.figures import Shape, compared
+from benchmarks.levels import LEVELS, has_fast_bf16, hold_to
 from benchmarks.rows import LENGTHS, SCENARIOS, Scenario, scenario
-from benchmarks.systems import SYSTEMS, System, chosen, system
+from benchmarks.systems import SYSTEMS, System, chosen, precise, system
 from benchmarks.table import page
 
 PARTS = ("speed", "length", "start", "quality")
@@ -45,6 +47,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--scenario", choices=[each.name for each in SCENARIOS], help="one instead of all")
     parser.add_argument("--method", choices=("lora", "full"), help="one instead of both")
     parser.add_argument("--systems", help="names apart by commas: ours,plain,trl,trl-padding-free,trl-batch,litgpt,trl-default")
+    parser.add_argument("--level", choices=LEVELS, default="native", help="hold every system to this instruction set")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1, help="of each round")
     parser.add_argument("--warmup", type=int, default=2, help="steps before the first round")
@@ -54,6 +57,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=ROOT / ".bench", help="environments of the peers, rows, logs")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results")
     parser.add_argument("--quick", action="store_true", help="docstrings with LoRA, one round")
+    parser.set_defaults(bf16=True)  # found out before anything is measured
     given = parser.parse_args(words)
     for option, known in (("part", PARTS), ("systems", [each.name for each in SYSTEMS])):
         words_given = getattr(given, option)
@@ -108,21 +112,29 @@ def parts(given: argparse.Namespace) -> list[Part]:
     if "speed" in asked:
         for one in [scenario(given.scenario)] if given.scenario else SCENARIOS:
             for method in [given.method] if given.method else ["lora", "full"]:
-                found.append(_side_by_side(given, "speed", one, method, chosen(given.systems, one.name, method), given.rounds))
+                found.append(
+                    _side_by_side(given, "speed", one, method, _precise(given, chosen(given.systems, one.name, method)), given.rounds)
+                )
     if "length" in asked and not given.scenario and not given.quick:
-        both = [system(name) for name in _LENGTH_SYSTEMS]
+        both = _precise(given, [system(name) for name in _LENGTH_SYSTEMS])
         found += [_side_by_side(given, "length", one, "lora", both, min(given.rounds, _LENGTH_ROUNDS)) for one in LENGTHS]
     alone = given.part or not given.scenario
     if "start" in asked and alone:
         names, rounds = given.systems.split(",") if given.systems else _STARTED, min(given.rounds, 3)
-        wanted = [system(name) for name in names if name in _STARTED]
+        wanted = _precise(given, [system(name) for name in names if name in _STARTED])
         starts = functools.partial(start.measure, wanted, rounds=rounds, cache=given.cache, model=given.model)
         found.append(Part(duration.start_s(len(wanted), rounds), [*names, "trl"], lambda: {"start": starts()}))
     if "quality" in asked and alone:
         method = given.method or "lora"
-        judge = functools.partial(quality.measure, method, rows=given.rows, held=given.held, cache=given.cache, model=given.model)
+        judge = functools.partial(
+            quality.measure, method, rows=given.rows, held=given.held, cache=given.cache, model=given.model, bf16=given.bf16
+        )
         found.append(Part(duration.quality_s(given), ["trl"], lambda: {"quality": {method: judge()}}))
     return found
+
+
+def _precise(given: argparse.Namespace, systems: list[System]) -> list[System]:
+    return [precise(each, bf16=given.bf16) for each in systems]
 
 
 def _side_by_side(given: argparse.Namespace, part: str, one: Scenario, method: str, systems: list[System], rounds: int) -> Part:
@@ -135,6 +147,10 @@ def _side_by_side(given: argparse.Namespace, part: str, one: Scenario, method: s
 
     pairs = max(1, sum(each.name != "ours" for each in systems))
     return Part(duration.pairs_s(given, pairs, rounds), [each.peer for each in systems], measure)
+
+
+def _endings(given: argparse.Namespace) -> str:
+    return ("" if given.level == "native" else f"-{given.level}") + ("-quick" if given.quick else "")
 
 
 def draw(given: argparse.Namespace, path: Path) -> None:
@@ -154,6 +170,8 @@ def main(words: list[str]) -> int:
     if given.quick:
         given.rounds, given.warmup, given.rows, given.held = 1, 1, 8, 4
         given.part, given.scenario, given.method = given.part or "speed", given.scenario or "docstrings", given.method or "lora"
+    hold_to(given.level)
+    given.bf16 = has_fast_bf16()
     from llamahome.model.backends.cpu.native import load_kernels
     from llamahome.model.load import find_model
 
@@ -164,8 +182,8 @@ def main(words: list[str]) -> int:
     if not asked:
         speed.say("nothing to measure: with --scenario or --quick only the part speed is there unless --part names another")
         return 2
-    told: dict[str, Any] = {"date": datetime.date.today().isoformat(), "commands": [command], "machine": machine()}
-    path = given.out / f"{told['date']}-{told['machine']['cores']}cores{'-quick' if given.quick else ''}.json"
+    told: dict[str, Any] = {"date": datetime.date.today().isoformat(), "commands": [command], "machine": machine(), "level": given.level}
+    path = given.out / f"{told['date']}-{told['machine']['cores']}cores{_endings(given)}.json"
     peers = dict.fromkeys([*(peer for part in asked for peer in part.peers), "pictures"])
     speed.say(duration.told(sum(part.seconds for part in asked), list(peers), given.cache))
     load_kernels()  # compiled before anything is timed; the runs here are shorter than those that would pay for it

@@ -13,6 +13,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 _LOAD_S = 900.0
 _STEP_S = 900.0
+_LEVEL = "LLAMAHOME_CPU_LEVEL"
 _QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
 
 
@@ -22,7 +23,7 @@ class SystemFailed(RuntimeError):
 
 def environment() -> dict[str, str]:
     """Of every process of the benchmark: no hub, and the modules of this checkout."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LLAMAHOME_", "PYTHONPATH"))}
+    kept = {name: value for name, value in os.environ.items() if name == _LEVEL or not name.startswith(("LLAMAHOME_", "PYTHONPATH"))}
     return {**kept, **_QUIET, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))}
 
 

@@ -8,7 +8,6 @@ In a page they stand between `<!-- bench:NAME -->` and `<!-- /bench -->`.
 
 import argparse
 import json
-import os
 import re
 import statistics
 import sys
@@ -17,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.client import ROOT
+from benchmarks.levels import LEVELS
 from benchmarks.results import newest
 from benchmarks.table import markdown, quality_line, speed_table, speed_words, start_lines
 
 PAGES = ("README.md", "docs/Performance.md")
-_BLOCK = re.compile(r"(<!-- bench:([a-z-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- bench:([a-z]+)(?:-(avx2|avx512))? -->\n).*?(<!-- /bench -->)", re.DOTALL)
 _NOTHING = "No results are kept here yet: `make bench` writes them.\n"
 
 
@@ -37,7 +37,8 @@ def ratios(results: Mapping[str, Any]) -> str:
             title = label or each["title"]
             rows.append([part["title"], title, f"{each['times_as_fast']['median']:.1f}x", f"{each['memory_ratio']:.2f}x"])
     machine = results["machine"]
-    said = f"`make bench` on {machine['cores']} cores ({machine['processor']}, no GPU), {results['date']}; the same rows for all:"
+    held = f", held to {results['level']}" if results.get("level", "native") != "native" else ""
+    said = f"`make bench` on {machine['cores']} cores ({machine['processor']}{held}, no GPU), {results['date']}; the same rows for all:"
     return f"{said}\n\n{markdown(['work', 'against', 'speed', 'peak memory'], rows)}\n"
 
 
@@ -66,7 +67,7 @@ def peak(results: Mapping[str, Any]) -> str:
         for part in results["speed"].values()
         if "share_of_peak" in part["systems"].get("ours", {})
     ]
-    return markdown(["work", "share of the bf16 peak"], found) + "\n"
+    return markdown(["work", "share of the product peak"], found) + "\n"
 
 
 def parts(results: Mapping[str, Any]) -> str:
@@ -92,7 +93,7 @@ def machine(results: Mapping[str, Any]) -> str:
     commands = ", ".join(f"`{one}`" for one in results["commands"])
     middle = [each["systems"]["ours"].get("peak_gflops") for each in results["speed"].values() if "ours" in each["systems"]]
     rates = [rate for rate in middle if rate]
-    peak_words = f"; a large bf16 product reaches {statistics.median(rates):,.0f} GFLOP/s" if rates else ""
+    peak_words = f"; a large matrix product reaches {statistics.median(rates):,.0f} GFLOP/s" if rates else ""
     return f"{words}{peak_words}; {load}. {commands}\n"
 
 
@@ -106,9 +107,20 @@ def block(name: str, results: Mapping[str, Any] | None, path: Path | None) -> st
     return made[name](results)
 
 
-def filled(text: str, results: Mapping[str, Any] | None, path: Path | None) -> str:
-    """The page with every block as the results have it."""
-    return _BLOCK.sub(lambda found: found[1] + block(found[2], results, path) + found[3], text)
+def filled(text: str, paths: Mapping[str, Path | None]) -> str:
+    """The page with every block as the results file of its level has it."""
+    told = {level: json.loads(path.read_text(encoding="utf-8")) if path else None for level, path in paths.items()}
+
+    def fill(found: re.Match[str]) -> str:
+        level = found[3] or "native"
+        return found[1] + block(found[2], told[level], paths[level]) + found[4]
+
+    return _BLOCK.sub(fill, text)
+
+
+def paths_of(folder: Path) -> dict[str, Path | None]:
+    """The newest results file of each level."""
+    return {level: newest(folder, level) for level in LEVELS}
 
 
 def main(words: list[str]) -> int:
@@ -116,19 +128,18 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args(words)
-    path = newest(ROOT / "benchmarks/results")
-    results = json.loads(path.read_text(encoding="utf-8")) if path else None
+    paths = paths_of(ROOT / "benchmarks/results")
     other = []
     for name in PAGES:
         page = ROOT / name
         text = page.read_text(encoding="utf-8")
-        wanted = filled(text, results, path)
+        wanted = filled(text, paths)
         if wanted != text:
             other.append(name)
             if not given.check:
                 page.write_text(wanted, encoding="utf-8")
     for name in other:
-        print(f"{name}: {'differs from' if given.check else 'filled from'} {os.path.relpath(path, ROOT) if path else 'nothing'}")
+        print(f"{name}: {'differs from' if given.check else 'filled from'} the newest results")
     return 1 if given.check and other else 0
 
 

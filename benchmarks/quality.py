@@ -13,14 +13,14 @@ from benchmarks.client import SystemFailed, Trainer, environment
 from benchmarks.environments import NotInstalled, python_of
 from benchmarks.rows import scenario
 from benchmarks.speed import make_rows, say, task_of
-from benchmarks.systems import System, system
+from benchmarks.systems import System, precise, system
 
 REFERENCE = System("trl-fp32", "TRL 1.16, float32", "trl", {"micro_batch": 1, "bf16": False, "checkpointing": False, "padding_free": False})
 BAND = 0.005
 """Relative difference of the held-out loss beyond which a faster run does not count."""
 
 
-def measure(method: str, *, rows: int, held: int, cache: Path, model: str) -> dict[str, Any]:
+def measure(method: str, *, rows: int, held: int, cache: Path, model: str, bf16: bool) -> dict[str, Any]:
     """Held-out loss before, after llamahome, after TRL; or why there is none."""
     folder, one = cache / "work" / f"quality-{method}", scenario("docstrings")
     shutil.rmtree(folder, ignore_errors=True)
@@ -29,7 +29,7 @@ def measure(method: str, *, rows: int, held: int, cache: Path, model: str) -> di
     make_rows(one, folder / "held", rows=held, model=model, skip=steps * one.batch)
     told: dict[str, Any] = {"method": method, **counted, "held_out": held, "steps": steps, "systems": {}}
     try:
-        for each in (system("ours"), REFERENCE):
+        for each in (precise(system("ours"), bf16=bf16), REFERENCE):
             say(f"quality {method}: {each.title}, {steps} steps")
             task = task_of(each, one, method, data=folder / "data", model=model)
             trainer = Trainer(python_of(each.peer, cache), each.peer, task, folder / each.name)

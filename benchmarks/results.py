@@ -8,7 +8,7 @@ from typing import Any
 
 PARTS = ("data", "forward", "backward", "exchange", "update")
 """Of every step; saving and evaluating come now and then."""
-_NAME = re.compile(r"\d{4}-\d\d-\d\d-\d+cores\.json")
+_NAME = re.compile(r"\d{4}-\d\d-\d\d-\d+cores(?:-(avx2|avx512))?\.json")
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -36,6 +36,7 @@ def store(path: Path, new: Mapping[str, Any]) -> dict[str, Any]:
     return told
 
 
-def newest(folder: Path) -> Path | None:
-    """The last whole results file of a folder by its date; smoke runs do not count."""
-    return max((path for path in folder.glob("*.json") if _NAME.fullmatch(path.name)), default=None)
+def newest(folder: Path, level: str = "native") -> Path | None:
+    """The last whole results file of a level by its date; smoke runs do not count."""
+    names = ((path, _NAME.fullmatch(path.name)) for path in folder.glob("*.json"))
+    return max((path for path, found in names if found and (found[1] or "native") == level), default=None)

@@ -21,7 +21,7 @@ from benchmarks.peers import ours
 from benchmarks.results import PARTS
 from benchmarks.rows import scenario
 from benchmarks.speed import make_rows, rotated, say, task_of
-from benchmarks.systems import System, system
+from benchmarks.systems import System
 
 BATCH = 2
 """Rows of a step here: start-up and not the steps are measured."""
@@ -38,13 +38,14 @@ def measure(systems: Sequence[System], *, rounds: int, cache: Path, model: str) 
     shutil.rmtree(folder, ignore_errors=True)
     make_rows(one, folder / "data", rows=_STEPS * BATCH, model=model)
     tasks = {each.name: task_of(each, one, "lora", data=folder / "data", model=model, batch=BATCH) for each in systems}
+    peers = {each.name: each for each in systems}
     found: dict[str, Any] = {each.name: {"title": each.title, "cold": None, "rounds": []} for each in systems}
     for number in range(rounds + 1):
         for name in rotated(list(found), number):
             if "error" in found[name]:
                 continue
             try:
-                taken = _once(system(name), tasks[name], folder / name, cache)
+                taken = _once(peers[name], tasks[name], folder / name, cache)
             except (SystemFailed, NotInstalled) as error:
                 found[name]["error"] = str(error)
                 say(f"  start: {name}: {error}")

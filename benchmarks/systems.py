@@ -1,7 +1,7 @@
 """Who takes part, with which settings, in which scenarios."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 _ALL = ("docstrings", "rows-256", "rows-2048")
@@ -46,6 +46,12 @@ SYSTEMS = (
         tuned=False,
     ),
 )
+
+
+def precise(one: System, *, bf16: bool) -> System:
+    """The same system in the type that is fast on the machine: bfloat16, or float32 where that is emulated."""
+    title = one.title if bf16 else one.title.replace("bf16-true", "32-true").replace("bf16", "float32")
+    return replace(one, title=title, settings={**one.settings, "bf16": bf16})
 
 
 def system(name: str) -> System:

@@ -36,7 +36,7 @@ def speed_words(part: Mapping[str, Any]) -> list[str]:
     ours = part["systems"].get("ours", {})
     if "share_of_peak" in ours:
         share = ours["share_of_peak"]
-        told.append(f"llamahome uses {share['median']:.0%} of the {ours['peak_gflops']:,.0f} GFLOP/s of a large bf16 matrix product.")
+        told.append(f"llamahome uses {share['median']:.0%} of the {ours['peak_gflops']:,.0f} GFLOP/s of a large matrix product.")
     told.append("Every system was fed the same ids and targets." if part["same_rows"] else "The systems were NOT fed the same rows.")
     return told
 

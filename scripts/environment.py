@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -59,14 +59,17 @@ class Clock:
         print(line, end=end, flush=True)
 
 
-def install(root_text: str, stamp_text: str) -> int:
-    """Bring .venv to what `stamp_text` stands for and return the exit status; errors are told on stderr."""
+def install(root_text: str, stamp_text: str, more: Sequence[str] = ()) -> int:
+    """Bring .venv to what `stamp_text` stands for, from requirements.lock and `more` such files; returns the exit status.
+
+    Errors are told on stderr.
+    """
     root = Path(root_text)
     clock = Clock()
     try:
         with _alone(root / "requirements.lock") as lock:
             if _read(root / ".venv/.llamahome-installed") != stamp_text:
-                _install(root, stamp_text, clock, lock)
+                _install(root, stamp_text, ["requirements.lock", *more], clock, lock)
     except MachineError as error:
         print(f"\n{error}" if clock.live else error, file=sys.stderr)
         return error.exit_status
@@ -79,7 +82,7 @@ def install(root_text: str, stamp_text: str) -> int:
     return 0
 
 
-def _install(root: Path, stamp_text: str, clock: Clock, lock: IO[bytes]) -> None:
+def _install(root: Path, stamp_text: str, locks: Sequence[str], clock: Clock, lock: IO[bytes]) -> None:
     venv, stamp = root / ".venv", root / ".venv/.llamahome-installed"
     earlier = _read(stamp)
     stamp.unlink(missing_ok=True)
@@ -89,8 +92,8 @@ def _install(root: Path, stamp_text: str, clock: Clock, lock: IO[bytes]) -> None
             earlier = ""
             _make_venv(root, clock, lock)
         pip = [str(venv / "bin/python"), "-m", "pip", "install", "--no-input", "--progress-bar", "off"]
-        pinned = sum("==" in line for line in (root / "requirements.lock").read_text(encoding="utf-8").splitlines())
-        _run([*pip, "-r", "requirements.lock"], f"installing {pinned} packages", root, clock, lock)
+        pinned = sum("==" in line for name in locks for line in (root / name).read_text(encoding="utf-8").splitlines())
+        _run([*pip, *(word for name in locks for word in ("-r", name))], f"installing {pinned} packages", root, clock, lock)
         _run([*pip, "--no-deps", "--no-build-isolation", "-e", "."], "installing llamahome", root, clock, lock)
     except (MachineError, KeyboardInterrupt):
         if earlier and "Installing collected packages" not in _read(venv / "install.log"):

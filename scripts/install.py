@@ -20,10 +20,17 @@ def wanted_stamp(root):
     A folder that was moved or copied needs a new .venv, for the scripts in it name their interpreter by its full path.
     """
     digest = hashlib.sha256()
-    for name in ("requirements.lock", "pyproject.toml"):
+    for name in ("requirements.lock", "pyproject.toml", *gpu_lock(root)):
         with open(os.path.join(root, name), "rb") as file:
             digest.update(file.read() + b"\0")
     return f"{digest.hexdigest()}\n{root}\n"
+
+
+def gpu_lock(root):
+    """The lock file for machines with an NVIDIA driver, in a tuple; empty elsewhere."""
+    has_driver = os.path.exists("/proc/driver/nvidia/version") or shutil.which("nvidia-smi") is not None
+    name = "requirements-gpu.lock"
+    return (name,) if has_driver and os.path.exists(os.path.join(root, name)) else ()
 
 
 def is_ready(root):
@@ -85,7 +92,7 @@ def main(words):
     sys.path.append(os.path.join(ROOT, "src"))
     from environment import install
 
-    return install(ROOT, wanted_stamp(ROOT))
+    return install(ROOT, wanted_stamp(ROOT), gpu_lock(ROOT))
 
 
 if __name__ == "__main__":

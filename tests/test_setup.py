@@ -242,3 +242,16 @@ def test_the_lock_is_exact_and_holds_what_the_project_asks_for() -> None:
     for requirement in map(Requirement, asked):
         assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), requirement
     assert locked["torch"] == "2.13.0"
+
+
+def test_a_machine_with_a_driver_gets_what_its_gpu_needs_and_another_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "requirements.lock").write_text("brick==1.0\n")
+    (tmp_path / "pyproject.toml").write_text("")
+    (tmp_path / "requirements-gpu.lock").write_text("meter==1.0\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    plain = install.wanted_stamp(str(tmp_path))
+    assert os.path.exists("/proc/driver/nvidia/version") or install.gpu_lock(str(tmp_path)) == ()
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    assert install.gpu_lock(str(tmp_path)) == ("requirements-gpu.lock",)
+    assert install.wanted_stamp(str(tmp_path)) != plain or os.path.exists("/proc/driver/nvidia/version")

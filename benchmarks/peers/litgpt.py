@@ -1,4 +1,4 @@
-"""litgpt's own finetune_lora and finetune_full, bf16-true, micro-batch 1; its data loader waits for the turn where a step begins.
+"""litgpt's own finetune_lora and finetune_full, micro-batch 1; its data loader waits for the turn where a step begins.
 
 litgpt takes the mean loss of each micro-batch and then the mean of those, so a short row counts as much as a long one: its losses are not
 comparable with those of the others, its work per token is.
@@ -22,7 +22,7 @@ from benchmarks.peers.turn import IGNORED, Turn, read_rows, task
 _NAME = "of-the-benchmark"
 
 
-def convert(source: Path, folder: Path) -> None:
+def convert(source: Path, folder: Path, *, dtype: str) -> None:
     """Write litgpt's form of a Llama folder into `folder`, by litgpt's own converter."""
     folder.mkdir(exist_ok=True)
     for file in source.iterdir():
@@ -50,7 +50,7 @@ def convert(source: Path, folder: Path) -> None:
     }
     configs.append(config)
     name_to_config[_NAME] = config
-    convert_hf_checkpoint(folder, model_name=_NAME, dtype="bfloat16")
+    convert_hf_checkpoint(folder, model_name=_NAME, dtype=dtype)
 
 
 class Rows(DataModule):
@@ -92,7 +92,7 @@ def run() -> None:
     given = task()
     turn = Turn()
     folder = Path("model")
-    convert(Path(given["model"]), folder)
+    convert(Path(given["model"]), folder, dtype="bfloat16" if given["bf16"] else "float32")
     layers = {f"lora_{name}": True for name in ("query", "key", "value", "projection", "mlp")}
     adapters = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0, **layers}
     train = TrainArgs(
@@ -106,7 +106,7 @@ def run() -> None:
     (lora if given["method"] == "lora" else full).setup(
         checkpoint_dir=folder,
         out_dir=Path("litgpt-output"),
-        precision="bf16-true",
+        precision="bf16-true" if given["bf16"] else "32-true",
         data=Rows(given, turn),
         train=train,
         eval=EvalArgs(interval=1 << 40, max_iters=1, max_new_tokens=1, final_validation=False),

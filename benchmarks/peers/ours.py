@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.levels import product_rate
 from benchmarks.peers.turn import Turn, task
 from llamahome.cli.app import main
 from llamahome.cli.train import importing_torch
@@ -41,7 +42,10 @@ def _last_loss() -> float | None:
     return float(found[-1]["train/loss"]) if found else None
 
 
-def _peak() -> dict[str, Any]:
+def _peak(bf16: bool) -> dict[str, Any]:
+    """The machine's own rate: torch's bfloat16 product, or in float32 OpenBLAS's, because torch's own is slower on some processors."""
+    if not bf16:
+        return {"peak_flops": max(product_rate() for _ in range(3))}
     import torch
 
     from llamahome.monitoring.throughput import measured_peak_flops
@@ -64,7 +68,7 @@ def run() -> None:
     """Train in turns."""
     given = task()
     turn = Turn()
-    turn.command("peak", _peak)
+    turn.command("peak", lambda: _peak(given["bf16"]))
     with importing_torch():
         from llamahome import pipeline  # noqa: F401
         from llamahome.data.steps.loader import Loader

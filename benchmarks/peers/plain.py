@@ -1,6 +1,6 @@
-"""A loop that somebody writes by hand in an hour and does well: bf16 weights, one document at a time, logits of targets alone.
+"""A loop that somebody writes by hand in an hour and does well: weights in the fast type, one document at a time, logits of targets alone.
 
-No padding, no autocast, no gradient checkpointing, AdamW fused, PEFT's LoRA in bf16. It is the strongest simple rival.
+No padding, no autocast, no gradient checkpointing, AdamW fused, PEFT's LoRA in the same type. It is the strongest simple rival.
 """
 
 import torch
@@ -15,7 +15,7 @@ def run() -> None:
     """Train in turns."""
     given = task()
     turn = Turn()
-    model = AutoModelForCausalLM.from_pretrained(given["model"], dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(given["model"], dtype=torch.bfloat16 if given["bf16"] else torch.float32)
     if given["method"] == "lora":
         model = PeftModel.from_pretrained(model, given["adapter"], is_trainable=True, autocast_adapter_dtype=False).base_model.model
     model.train()

@@ -4,9 +4,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from benchmarks.pages import PAGES, block, filled
+from benchmarks.pages import PAGES, block, filled, paths_of
 from benchmarks.pictures import cost_lines, draw, part_shares, speed_bars
-from benchmarks.results import load, merged, newest, store
+from benchmarks.results import merged, newest, store
 from benchmarks.start import parts, stall
 from benchmarks.table import page
 from tests.benchmarks.results_example import results
@@ -15,27 +15,33 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_figures_of_the_pages_are_those_of_the_newest_results_file() -> None:
-    path = newest(ROOT / "benchmarks/results")
-    found = load(path) if path else None
+    paths = paths_of(ROOT / "benchmarks/results")
     for name in PAGES:
         text = (ROOT / name).read_text(encoding="utf-8")
         assert "<!-- bench:" in text
-        assert filled(text, found, path) == text, "python -m benchmarks.pages fills them"
+        assert filled(text, paths) == text, "python -m benchmarks.pages fills them"
 
 
-def test_a_page_is_filled_between_its_marks_alone_and_again_without_change() -> None:
+def test_a_page_is_filled_between_its_marks_alone_and_again_without_change(tmp_path: Path) -> None:
+    paths: dict[str, Path | None] = {"native": tmp_path / "2026-11-22-2cores.json", "avx2": tmp_path / "2026-11-23-2cores-avx2.json"}
+    store(tmp_path / "2026-11-22-2cores.json", results())
+    store(tmp_path / "2026-11-23-2cores-avx2.json", {**results(), "level": "avx2"})
+    assert {**paths_of(tmp_path)} == {**paths, "avx512": None}
     text = "before\n<!-- bench:ratios -->\nold\n<!-- /bench -->\nafter\n<!-- bench:quality -->\n<!-- /bench -->\n"
-    once = filled(text, results(), Path("x/2026-11-22-2cores.json"))
+    once = filled(text, paths)
     assert once.startswith("before\n<!-- bench:ratios -->\n") and "\nafter\n" in once
     assert "old" not in once
     assert "| LoRA, docstrings | TRL, micro-batch 1 | 4.0x | 0.25x |" in once
     assert "| LoRA, docstrings | TRL with its default batching | 10.0x | 0.10x |" in once
-    assert filled(once, results(), Path("x/2026-11-22-2cores.json")) == once
-    assert "make bench" in filled(text, None, None)
+    assert filled(once, paths) == once
+    assert "make bench" in filled(text, {"native": None})
+    assert "held to avx2" in filled("<!-- bench:ratios-avx2 -->\n<!-- /bench -->\n", paths)
 
 
 def test_every_block_of_the_pages_can_be_made(tmp_path: Path) -> None:
-    names = {name for page in PAGES for name in re.findall(r"<!-- bench:([a-z-]+) -->", (ROOT / page).read_text(encoding="utf-8"))}
+    names = {
+        name for page in PAGES for name in re.findall(r"<!-- bench:([a-z]+)(?:-avx\\d+)? -->", (ROOT / page).read_text(encoding="utf-8"))
+    }
     assert names
     for name in names:
         assert block(name, results(), tmp_path / "2026-11-22-2cores.json").endswith("\n")

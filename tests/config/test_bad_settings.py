@@ -43,7 +43,7 @@ FILES = {
                 "bad-choice",
                 2,
                 20,
-                "training.mixed_precision: expected one of auto, true, false, bf16, no; got 'fp32'",
+                "training.mixed_precision: expected one of auto, true, false, bf16, fp16, no; got 'fp32'",
                 "explain training.mixed_precision",
             )
         ],

@@ -158,12 +158,14 @@ class TrainingConfig(Section):
     """Keep only each layer's input and compute the rest again: about a third slower, several times less memory.
     auto: only when the activations of a micro-batch would not fit into the memory that is free."""
     mixed_precision: bool | Literal["auto", "bf16", "fp16", "no"] = "auto"
-    """Matrix products in bfloat16 with float32 sums. auto: where the machine is fast at it (probed); true: bf16; false: no."""
+    """Type of matrix products; sums, trained weights and the optimizer stay float32. auto and true: bfloat16 where the device is measured
+    to be faster at it, else float32. bf16: bfloat16, refused where the device only emulates it. no and false: float32.
+    fp16: refused, because it needs loss scaling."""
     compile: Auto | bool = "auto"
-    """Compile passes of a layer for this processor: 6 seconds of processor time once per machine, then kept in the user's cache folder.
-    auto: on a processor, where they are kept already, or where there is a C++ compiler and the run is long enough to win the time back;
-    with the starter that is 5,000 to 20,000 tokens per process. On a GPU: torch.compile, where the run has
-    tokens enough to win back a minute."""
+    """Run parts of the model compiled for this device. On a processor: C++ passes, compiled in 6 seconds once per machine and kept in the
+    user's cache folder. auto: where that is done already, or where the run is long enough to win the time back; with the starter
+    that is 5,000 to 20,000 tokens per process. On a GPU: torch.compile, for each size of pass in the step that first meets it.
+    true is refused where there is nothing to compile."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Source of all randomness: order of rows, initial adapter, dropout."""
     max_bad_steps: PositiveInt = 3

@@ -3,20 +3,31 @@
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamahome.model.backends.cpu import native
-from llamahome.model.backends.cpu.native import Kernels, cache_folder, load_kernels, must_compile, wins_back
+from llamahome.model.backends.cpu.native import (
+    Kernels,
+    asked_level,
+    cache_folder,
+    expects_pairs,
+    load_kernels,
+    make_kernels,
+    must_compile,
+    wins_back,
+)
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("LLAMAHOME_CPU_LEVEL", raising=False)
 
 
 def fresh() -> Kernels | str:
-    return load_kernels.__wrapped__()
+    return make_kernels(asked_level())
 
 
 @pytest.mark.skipif(native._compiler() is None, reason="no C++ compiler here")
@@ -59,3 +70,27 @@ def test_what_is_in_the_cache_need_not_be_compiled() -> None:
 def test_without_a_compiler_there_is_nothing_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert not must_compile()
+
+
+def test_an_unknown_level_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMAHOME_CPU_LEVEL", "sse2")
+    assert load_kernels() == fresh() == "LLAMAHOME_CPU_LEVEL is 'sse2'; it may be native, avx2, avx512"
+    assert not must_compile() and not expects_pairs()
+
+
+def test_a_level_that_the_processor_lacks_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMAHOME_CPU_LEVEL", "avx512")
+    monkeypatch.setattr(native, "_abilities", lambda: "flags : avx2 bmi1 bmi2 f16c fma movbe avx512f avx512bw avx512cd avx512dq")
+    assert fresh() == "LLAMAHOME_CPU_LEVEL is avx512, but this processor has no avx512vl; it has native, avx2"
+    assert not must_compile() and not expects_pairs()
+
+
+@pytest.mark.skipif(native._compiler() is None or native.lacking("avx2") is not None, reason="no C++ compiler or no AVX2 here")
+def test_each_level_has_a_library_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fresh()
+    monkeypatch.setenv("LLAMAHOME_CPU_LEVEL", "avx2")
+    assert must_compile() and not expects_pairs()
+    small = fresh()
+    assert isinstance(whole, Kernels) and isinstance(small, Kernels) and whole.name != small.name
+    assert small.has("product", torch.float32) and not small.has("product", torch.bfloat16)
+    assert {path.stem for path in cache_folder().iterdir()} == {whole.name, small.name}

@@ -3,7 +3,8 @@
 Our own products (products.py) read frozen weights where they are mapped; for torch's they are laid below each other in one array and
 each layer's own weight becomes a view of its rows, so nothing is kept twice.
 The small matrices of their adapters become one [all ranks, I] and one block-diagonal [all ranks, O], made anew at each call: a
-thousandth of the work. Trained float32 weights under autocast are cast once per update into one array in the type of the products.
+thousandth of the work. Trained float32 weights under autocast are cast once per update into one array in the type of the products;
+those that are in this type already are read where they lie.
 
 Legend: T tokens, I inputs, O outputs of all layers of the fan together, S their ranks together.
 """
@@ -92,7 +93,7 @@ class _AdaptedProduct(torch.autograd.Function):
 
 
 class _TrainedProduct(torch.autograd.Function):
-    """x W' + bias with a cast copy of trained weights; gradients go to the weights themselves."""
+    """x W' + bias with trained weights or a cast copy of them; gradients go to the weights themselves."""
 
     @staticmethod
     def forward(ctx: Any, source: _Source, weights: _Weights, rows: tuple[int, ...], *tensors: Tensor) -> Tensor:
@@ -126,6 +127,7 @@ class Fan:
         self._rows = tuple(linear.out_features for linear in self._linears)
         self._compute = compute
         self._trained = any(linear.weight.requires_grad for linear in self._linears)
+        self._autocast = self._trained and self._linears[0].weight.dtype != compute
         self._biased = self._linears[0].bias is not None
         self._kernels = kernels
         self._cast_from: tuple[tuple[int, int], ...] = ()
@@ -147,7 +149,7 @@ class Fan:
     @property
     def usable(self) -> bool:
         """No adapter is switched off, merged or another one, and types are as they were when the fan was made."""
-        if torch.is_autocast_enabled("cpu") != self._trained:
+        if torch.is_autocast_enabled("cpu") != self._autocast:
             return False
         return all(not isinstance(layer, LeanLoraLinear) or lean_factors(layer) is not None for layer in self._layers)
 
@@ -173,22 +175,25 @@ class Fan:
 
     @torch.no_grad()
     def _cast(self) -> _Weights:
-        """The weights in the type of the products, cast anew when one has changed since."""
-        now = tuple((linear.weight.data_ptr(), linear.weight._version) for linear in self._linears)
+        """The weights in the type of the products, cast or looked up anew when one has changed since; a bias is copied in any case."""
+        tensors = [tensor for linear in self._linears for tensor in (linear.weight, linear.bias) if tensor is not None]
+        now = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
         if now != self._cast_from:
-            whole = torch.cat([linear.weight.to(self._compute) for linear in self._linears])
-            self._low = _Weights(Stack([whole]), self._biases(), self._kernels if multiplies(self._kernels, [whole]) else None)
+            parts = [linear.weight.detach() for linear in self._linears]
+            if self._autocast:
+                parts = [torch.cat([part.to(self._compute) for part in parts])]
+            self._low = _Weights(Stack(parts), self._biases(), self._kernels if multiplies(self._kernels, parts) else None)
             self._cast_from = now
         return self._low
 
 
 def can_fan(layers: Sequence[nn.Module], *, autocast: bool) -> bool:
-    """Plain linear layers, all frozen (perhaps with a lean adapter) in one type, or all trained under autocast; biases on all or none."""
+    """Plain linear layers in one type, all frozen (perhaps with a lean adapter; no autocast) or all trained; biases on all or none."""
     linears = [_linear(layer) for layer in layers]
     if any(type(linear) is not nn.Linear for linear in linears):
         return False
     alike = len({(linear.bias is None, linear.weight.dtype, linear.weight.requires_grad, linear.in_features) for linear in linears}) == 1
-    return alike and linears[0].weight.device.type == "cpu" and linears[0].weight.requires_grad == autocast
+    return alike and linears[0].weight.device.type == "cpu" and (linears[0].weight.requires_grad or not autocast)
 
 
 def _linear(layer: nn.Module) -> Any:

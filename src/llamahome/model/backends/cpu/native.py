@@ -2,7 +2,7 @@
 
 All sources make one library. It is kept in the user's cache folder under a name made of the sources, the compiler's words and the
 processor's abilities, so another machine that shares the folder makes its own. It is one file, written whole and renamed. Compiling
-takes 6 seconds.
+takes 6 seconds. LLAMAHOME_CPU_LEVEL asks for the instructions of a lesser processor: avx2, avx512 (without bfloat16), or native.
 A machine without a C++ compiler gets None and a reason; everything then runs as plain PyTorch.
 """
 
@@ -22,8 +22,16 @@ import torch
 from torch import Tensor
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "attention.cpp", "attention_backward.cpp", "products.cpp"))
-_HEADERS = tuple(Path(__file__).with_name(name) for name in ("numbers.h", "pairs.h", "tiles.h", "attention.h"))
-_FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC"]
+_HEADERS = tuple(Path(__file__).with_name(name) for name in ("numbers.h", "vectors.h", "formats.h", "pairs.h", "tiles.h", "attention.h"))
+_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC"]
+_VARIABLE = "LLAMAHOME_CPU_LEVEL"
+_AVX2 = frozenset({"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"})
+LEVELS: dict[str, tuple[str, frozenset[str]]] = {
+    "native": ("-march=native", frozenset()),
+    "avx2": ("-march=x86-64-v3", _AVX2),
+    "avx512": ("-march=x86-64-v4", _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
+}
+"""What the compiler is told for each level, and what the processor must be able to do."""
 _PATIENCE_SECONDS = 120
 _COMPILE_SECONDS = 6.0
 """Processor time of compiling all sources. measured: about 6 s."""
@@ -53,9 +61,6 @@ _TYPES = {
     "rotate": ("ff", "bb", "bf"),
     "attention_forward": ("b",),
     "attention_backward": ("b",),
-    "product": ("b",),
-    "adapted_product": ("b",),
-    "outer_product": ("b",),
 }
 """Letters of the types that a function is compiled for, where these are not f and b."""
 _OPTIONAL = frozenset({"attention_forward", "attention_backward", "product", "adapted_product", "outer_product"})
@@ -65,7 +70,9 @@ _OPTIONAL = frozenset({"attention_forward", "attention_backward", "product", "ad
 class Kernels:
     """The compiled functions. Tensors must lie as the function reads them, on the processor, and stay alive during the call."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    def __init__(self, library: ctypes.CDLL, name: str) -> None:
+        self.name = name
+        """Of the library: made of sources, compiler, processor and level."""
         self._functions = {}
         for name, signature in _SIGNATURES.items():
             for letters in _TYPES.get(name, ("f", "b")):
@@ -104,23 +111,39 @@ def _abilities() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
+def asked_level() -> str:
+    """The level that the environment asks for; `native` when it asks for none."""
+    return os.environ.get(_VARIABLE) or "native"
+
+
+def lacking(level: str | None = None) -> str | None:
+    """Why the level (by default the one that is asked for) cannot be had here, in one line; None when it can."""
+    level, able = level or asked_level(), set(_abilities().split())
+    if level not in LEVELS:
+        return f"{_VARIABLE} is {level!r}; it may be {', '.join(LEVELS)}"
+    if missing := sorted(LEVELS[level][1] - able):
+        had = [name for name, (_, needed) in LEVELS.items() if needed <= able]
+        return f"{_VARIABLE} is {level}, but this processor has no {', '.join(missing)}; it has {', '.join(had)}"
+    return None
+
+
 def has_compiler() -> bool:
     """Whether this machine could compile the passes; asked before anything is compiled."""
-    return _compiler() is not None
+    return _compiler() is not None and lacking() is None
 
 
 def expects_pairs() -> bool:
     """Whether this machine could compile passes that multiply pairs of bfloat16; asked before anything is compiled."""
-    return has_compiler() and "avx512_bf16" in _abilities().split()
+    return has_compiler() and asked_level() == "native" and "avx512_bf16" in _abilities().split()
 
 
 def must_compile() -> bool:
     """Whether `load_kernels` would have to compile here: there is a compiler and its library is not in the cache."""
     compiler = _compiler()
-    if compiler is None:
+    if compiler is None or lacking():
         return False
     try:
-        return not _is_ours(cache_folder() / _file_name(compiler))
+        return not _is_ours(cache_folder() / _file_name(compiler, asked_level()))
     except (OSError, subprocess.SubprocessError):
         return False  # `load_kernels` says what is wrong
 
@@ -131,11 +154,15 @@ def wins_back(tokens: float, *, weights: int, processes: int) -> bool:
     return tokens * weights * saved > _COMPILE_SECONDS * processes
 
 
+def _flags(level: str) -> list[str]:
+    return [*_FLAGS, LEVELS[level][0]]
+
+
 @functools.cache
-def _file_name(compiler: str) -> str:
-    """Of the library that this compiler makes of the sources for this processor."""
+def _file_name(compiler: str, level: str) -> str:
+    """Of the library that this compiler makes of the sources for this processor at this level."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=True).stdout
-    words = (*(path.read_text(encoding="utf-8") for path in (*_SOURCES, *_HEADERS)), *_FLAGS, version, _abilities())
+    words = (*(path.read_text(encoding="utf-8") for path in (*_SOURCES, *_HEADERS)), *_flags(level), version, _abilities())
     return f"{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:24]}.so"
 
 
@@ -143,30 +170,42 @@ def _is_ours(path: Path) -> bool:
     return path.is_file() and path.stat().st_uid == os.getuid()
 
 
+def load_kernels(level: str | None = None) -> Kernels | str:
+    """The kernels, compiled now if they are not in the cache; or one line that says why there are none. Loaded once per process and level.
+
+    `level` is by default the one that is asked for.
+    """
+    return _kept_kernels(level or asked_level())
+
+
 @functools.cache
-def load_kernels() -> Kernels | str:
-    """The kernels, compiled now if they are not in the cache; or one line that says why there are none."""
-    compiler = _compiler()
-    if compiler is None:
-        return "there is no C++ compiler (g++ or c++)"
+def _kept_kernels(level: str) -> Kernels | str:
+    return make_kernels(level)
+
+
+def make_kernels(level: str) -> Kernels | str:
+    """What `load_kernels` keeps, made anew."""
+    compiler, reason = _compiler(), lacking(level)
+    if compiler is None or reason:
+        return reason or "there is no C++ compiler (g++ or c++)"
     try:
-        path = cache_folder() / _file_name(compiler)
+        path = cache_folder() / _file_name(compiler, level)
         if not _is_ours(path):
-            _compile(compiler, path)
-        return Kernels(ctypes.CDLL(str(path)))
+            _compile(compiler, _flags(level), path)
+        return Kernels(ctypes.CDLL(str(path)), path.stem)
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         return f"{compiler} could not compile them: {said.strip().splitlines()[0][:200] if said.strip() else type(error).__name__}"
 
 
-def _compile(compiler: str, path: Path) -> None:
+def _compile(compiler: str, flags: Sequence[str], path: Path) -> None:
     """All sources at once, then one library of them."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, ThreadPoolExecutor(len(_SOURCES)) as threads:
 
         def run(name: str, *asked: str) -> str:
             made = str(Path(folder) / name)
-            command = [compiler, *_FLAGS, *asked, "-o", made]
+            command = [compiler, *flags, *asked, "-o", made]
             subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=True)
             return made
 

@@ -1,8 +1,8 @@
 """Products of the linear layers: a stack of matrices read where it lies, the low-rank path of adapters in the same sums.
 
-Where the processor has the instructions, bfloat16 products are our own (products.cpp): a tenth to a half faster than torch's for the sizes
-of small decoders on two cores (docs/log.md), whatever the number of tokens. Nothing is joined or turned beforehand, and sums stay in
-float32 to their end. Everywhere else the same words are PyTorch's.
+Products are our own (products.cpp) in float32 and, where the processor multiplies pairs of bfloat16, in that: a tenth to a half faster
+than torch's for the sizes of small decoders on two cores (docs/log.md), whatever the number of tokens and however the matrices lie.
+Nothing is joined or turned beforehand, and sums stay in float32 to their end. Everywhere else the same words are PyTorch's.
 tests/model/backends/cpu/test_products.py holds the two together.
 
 Legend: T tokens, I inputs, O rows of the stack, R rank, N and M columns.
@@ -47,23 +47,23 @@ class Stack:
 
 
 def multiplies(kernels: Kernels | None, parts: Sequence[Tensor]) -> bool:
-    """Whether our own products take these matrices: bfloat16, contiguous, an even number of inputs and of rows."""
+    """Whether our own products take these matrices: one type that this processor multiplies, contiguous; bfloat16 in whole pairs."""
+    dtype = parts[0].dtype
+    alike = all(part.is_contiguous() and part.dtype == dtype and part.device.type == "cpu" for part in parts)
     even = all(part.shape[1] % 2 == 0 for part in parts) and sum(part.shape[0] for part in parts) % 2 == 0
-    alike = all(part.is_contiguous() and part.dtype == torch.bfloat16 and part.device.type == "cpu" for part in parts)
-    return kernels is not None and even and alike and kernels.has("product", torch.bfloat16)
+    return kernels is not None and alike and kernels.has("product", dtype) and (even or dtype != torch.bfloat16)
 
 
 def product(x: Tensor, stack: Stack, *, turned: bool, kernels: Kernels | None, bias: Tensor | None = None) -> Tensor:
     """x [T, I] times the turned stack -> [T, O], or x [T, O] times the stack -> [T, I]; plus bias [columns].
 
-    With kernels: what `multiplies` allows, and x in bfloat16; bias in float32. Without: one matrix in the stack.
+    With kernels: what `multiplies` allows, and x in its type; bias in float32.
     """
     if kernels is None:
-        (whole,) = stack.parts
-        return F.linear(x, whole if turned else whole.t(), None if bias is None else bias.to(x.dtype))
+        return _plain_product(x, stack, turned, None if bias is None else bias.to(x.dtype))
     x = _rows(x)
     out = x.new_empty(x.shape[0], stack.rows if turned else stack.width)
-    kernels("product", (torch.bfloat16,), x, x.stride(0), *_sides(stack, turned), bias, out, x.shape[0])
+    kernels("product", (x.dtype,), x, x.stride(0), *_sides(stack, turned), bias, out, x.shape[0])
     return out
 
 
@@ -72,7 +72,7 @@ def adapted_product(
 ) -> tuple[Tensor, Tensor]:
     """low [T, R] = x times the turned first factor, and `product` plus low times the second; sums stay in float32 to their end.
 
-    I and O of the factors are the inputs and the columns of this product. With kernels: both contiguous in bfloat16, R even.
+    I and O of the factors are the inputs and the columns of this product. With kernels: both contiguous in the type of x, R even.
     """
     if kernels is None:
         low = F.linear(x, first_RI)
@@ -80,7 +80,7 @@ def adapted_product(
     x, rank = _rows(x), first_RI.shape[0]
     low, out = x.new_empty(x.shape[0], rank), x.new_empty(x.shape[0], second_RO.shape[1])
     sides = _sides(stack, turned)
-    kernels("adapted_product", (torch.bfloat16,), x, x.stride(0), *sides, first_RI, second_RO, rank, bias, low, out, x.shape[0])
+    kernels("adapted_product", (x.dtype,), x, x.stride(0), *sides, first_RI, second_RO, rank, bias, low, out, x.shape[0])
     return low, out
 
 
@@ -95,8 +95,21 @@ def outer_product(left_TN: Tensor, right_TM: Tensor, *, kernels: Kernels | None,
     left_TN, right_TM = _rows(left_TN), _rows(right_TM)
     add, out = (0, torch.empty(left_TN.shape[1], right_TM.shape[1])) if out is None else (1, out)
     sides = left_TN, left_TN.stride(0), left_TN.shape[1], right_TM, right_TM.stride(0), right_TM.shape[1]
-    kernels("outer_product", (torch.bfloat16,), *sides, out, add, left_TN.shape[0])
+    kernels("outer_product", (left_TN.dtype,), *sides, out, add, left_TN.shape[0])
     return out
+
+
+def _plain_product(x: Tensor, stack: Stack, turned: bool, bias: Tensor | None) -> Tensor:
+    if len(stack.parts) == 1:
+        return F.linear(x, stack.parts[0] if turned else stack.parts[0].t(), bias)
+    if turned:
+        out = torch.cat([F.linear(x, part) for part in stack.parts], 1)
+    else:
+        sides = torch.split(x, [part.shape[0] for part in stack.parts], 1)
+        out = sides[0] @ stack.parts[0]
+        for side, part in zip(sides[1:], stack.parts[1:], strict=True):
+            out.addmm_(side, part)
+    return out if bias is None else out.add_(bias)
 
 
 def _sides(stack: Stack, turned: bool) -> tuple[Tensor, Tensor, int, int, int]:
@@ -104,5 +117,6 @@ def _sides(stack: Stack, turned: bool) -> tuple[Tensor, Tensor, int, int, int]:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """Rows without gaps inside, an even distance apart."""
-    return x if x.stride(1) == 1 and x.stride(0) % 2 == 0 and x.stride(0) >= x.shape[1] else x.contiguous()
+    """Rows without gaps inside, whole pairs of bfloat16 apart."""
+    whole = x.dtype != torch.bfloat16 or x.stride(0) % 2 == 0
+    return x if x.stride(1) == 1 and whole and x.stride(0) >= x.shape[1] else x.contiguous()

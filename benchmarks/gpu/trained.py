@@ -1,0 +1,84 @@
+"""A model of random weights that is trained as llamahome trains: adapters, back end, optimizer and step are the program's own."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from benchmarks.gpu.shapes import Shape, random_model
+from llamahome.config.schema import Config, LoraConfig
+from llamahome.data.records import Microbatch
+from llamahome.distributed.exchange import FlatExchange
+from llamahome.distributed.world import World
+from llamahome.model.attention import ATTENTION_NAME, register_attention
+from llamahome.model.backends.choose import backend_of
+from llamahome.model.lora import add_lora
+from llamahome.model.objective import Objective
+from llamahome.model.place import trained_parameters
+from llamahome.model.precision import Precision
+from llamahome.monitoring.throughput import PartClock
+from llamahome.training.optimizer import make_optimizer, set_learning_rate
+from llamahome.training.step import StepResult, train_step
+
+_RATE = 1e-3
+
+
+class Trained:
+    """Model, adapters, optimizer."""
+
+    def __init__(self, shape: Shape, device: torch.device, *, compiled: bool, dtype: torch.dtype = torch.bfloat16) -> None:
+        register_attention()
+        self.device, self.config = device, Config()
+        self.backend = backend_of(device.type, device, Precision(dtype, dtype, "a benchmark"))
+        self.model = random_model(shape, device, dtype=dtype, attention=ATTENTION_NAME)
+        self.saved = add_lora(self.model, LoraConfig(), base="random", seed=0, lean=True)
+        self.model.train()
+        self.compiled = compiled and self.backend.cannot_compile() is None
+        if self.compiled:
+            self.backend.compile(self.model)
+        self.parameters = trained_parameters(self.model)
+        for parameter in self.parameters.values():
+            parameter.data = parameter.data.to(device)
+        self.optimizer = make_optimizer("adamw", self.parameters, weight_decay=0.0)
+        set_learning_rate(self.optimizer, _RATE)
+        self._objective = Objective(self.model, self.backend)
+        self._exchange = FlatExchange(World(0, 1, 0, device), list(self.parameters.values()))
+        self._clock, self._steps = PartClock(), 0
+        self.waits = self.recompiles = 0
+
+    def step(self, batches: Sequence[Microbatch]) -> StepResult:
+        """One optimizer update over `batches`, which are taken to the device first."""
+        delivered = [self.backend.deliver(batch) for batch in batches]
+        self._steps += 1
+        settings = {"max_grad_norm": 1.0, "exchange": self._exchange, "clock": self._clock}
+        targets, seeds = sum(batch.num_targets for batch in batches), [self._steps] * len(batches)
+        found = train_step(self._objective.loss_sum, self.optimizer, delivered, num_targets=targets, seeds=seeds, **settings)
+        if not isinstance(found, StepResult):
+            raise torch.OutOfMemoryError(found.told or "")
+        return found
+
+    @contextmanager
+    def watched(self, *, warm: bool) -> Iterator[None]:
+        """Count what waits for the device and what is compiled again; `warm` steps may do both."""
+        if warm:
+            yield
+            return
+        before = _compiled_graphs()
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            if self.device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("warn")
+            try:
+                yield
+            finally:
+                if self.device.type == "cuda":
+                    torch.cuda.set_sync_debug_mode("default")
+        self.waits += sum("synchroniz" in str(each.message) for each in heard)
+        self.recompiles += _compiled_graphs() - before
+
+
+def _compiled_graphs() -> int:
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
