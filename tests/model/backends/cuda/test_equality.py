@@ -16,6 +16,7 @@ from llamahome.model.load import CausalLM
 from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
 from llamahome.model.place import place
+from llamahome.model.precision import Precision
 
 EXAMPLES = examples_of([9, 25, 14, 3, 30, 7])
 CASES = [
@@ -97,6 +98,22 @@ def test_adapters_learn_the_same_in_compiled_layers(tmp_path: Path, monkeypatch:
     assert graphs() == 8, "four for the first layer, whose input needs no gradient, three others for the rest, one for the tile"
     assert abs(compiled_loss - plain) <= 1e-5 * plain
     assert torch.cosine_similarity(grad, grad_plain, 0) > 0.9999
+
+
+def test_full_fine_tuning_in_bfloat16_is_compiled_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stand_in(monkeypatch)
+    found, mixed = [], Precision(torch.float32, torch.bfloat16, "a test")
+    for compiled in (False, True):
+        model, backend = our_model(save_tiny(tmp_path / "llama")).train(), backend_of("cuda", CPU, mixed)
+        if compiled:
+            backend.compile(model)
+        found.append((learned(model, backend), gradients(model)))
+    (plain, grad_plain), (loss, grad) = found
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == [] and graphs() >= 5
+    assert abs(loss - plain) <= 1e-3 * plain and grad.dtype == torch.float32
+    assert torch.cosine_similarity(grad, grad_plain, 0) > 0.999
 
 
 def test_a_failing_compiler_is_told_and_the_step_goes_on(

@@ -55,6 +55,8 @@ def test_real_tokens_are_counted_padding_is_not() -> None:
     assert torch.equal(there.tokens_T[:120], laid_out.tokens_T) and torch.equal(there.labels_N, laid_out.labels_N)
     assert not there.tokens_T[120:].any() and there.positions_T[120:].tolist() == list(range(136))
     assert there.documents.starts.tolist() == [0, 40, 49, 120, 256]
+    parts = (there.tokens_T, there.positions_T, there.rows_N, there.labels_N, there.documents.starts)
+    assert len({each.untyped_storage().data_ptr() for each in parts}) == 1, "one copy for all"
 
 
 def test_a_pass_without_targets_has_a_loss_of_zero_and_gradients(tmp_path: Path) -> None:

@@ -137,8 +137,10 @@ class CudaBackend(Reference):
 
 
 def _set_up() -> None:
-    """What is float32 by choice is multiplied in TF32; memory is taken in segments that grow, so that passes do not fragment it."""
+    """TF32 for what is float32 by choice, memory in segments that grow, never cuDNN's attention, which plans for each length anew."""
+    settings: Any = torch._C
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined]
     if not any(name in os.environ for name in _ALLOCATOR_SETTINGS):
-        torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+        settings._accelerator_setAllocatorSettings("expandable_segments:True")
+    torch.backends.cuda.enable_cudnn_sdp(False)
