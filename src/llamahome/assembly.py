@@ -25,7 +25,7 @@ from llamahome.model.backends.choose import choose_backend, overlooked
 from llamahome.model.load import CausalLM, load_model
 from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
-from llamahome.model.place import needs_checkpointing, place, trained_parameters
+from llamahome.model.place import largest_pass, needs_checkpointing, place, trained_parameters
 from llamahome.model.shard import Placement, replicated, sharded
 from llamahome.model.strategy import Chosen, choose_strategy, count_weights, weight_bytes
 from llamahome.monitoring.progress import Progress
@@ -221,19 +221,25 @@ def _resolve(loaded: LoadedConfig, model: CausalLM, backend: Backend, world: Wor
     if loaded.config.model.dtype == "auto":
         stored = str(precision.storage).removeprefix("torch.")
         loaded = with_values(loaded, {"model.dtype": stored}, origin=f"auto: method {training.method}, {precision.reason}")
+    free, longest = free_bytes(backend, world), loaded.config.data.max_length
+    if training.method == "full":  # gradients and two moments are not there yet
+        free -= 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    compiled = training.compile is not False and loaded.config.distributed.strategy == "replicate"
+
+    def keeps(tokens: int) -> int:
+        return backend.kept_bytes(loaded.config, model, tokens, longest=longest, compiled=compiled)
+
     if training.micro_batch_tokens == "auto":
         tokens = backend.micro_batch_tokens
+        if training.gradient_checkpointing is not True:
+            tokens = largest_pass(tokens, fewest=max(backend.fewest_tokens, longest), keeps=keeps, free_bytes=free)
+        tokens = int(-world.max(-tokens))
         loaded = with_values(loaded, {"training.micro_batch_tokens": tokens}, origin=f"auto: {backend.name} back end")
     if training.mixed_precision == "auto":
         loaded = with_values(loaded, {"training.mixed_precision": precision.name}, origin=f"auto: {precision.reason}")
     if training.gradient_checkpointing == "auto":
-        free = free_bytes(backend, world)
-        longest = loaded.config.data.max_length
         tokens = max(int(loaded.config.training.micro_batch_tokens), longest)
-        if training.method == "full":  # gradients and two moments are not there yet
-            free -= 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        compiled = training.compile is not False and loaded.config.distributed.strategy == "replicate"
-        kept = backend.kept_bytes(loaded.config, model, tokens, longest=longest, compiled=compiled)
+        kept = keeps(tokens)
         wanted = needs_checkpointing(kept, free_bytes=free)
         origin = f"auto: activations of {tokens:,} tokens take about {show_bytes(kept)}, and {show_bytes(max(0, free))} are free"
         loaded = with_values(loaded, {"training.gradient_checkpointing": bool(world.max(wanted))}, origin=origin)

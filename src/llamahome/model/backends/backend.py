@@ -76,6 +76,8 @@ class Backend(Protocol):
     precision: Precision
     micro_batch_tokens: int
     """Tokens of a pass when nobody says."""
+    fewest_tokens: int
+    """To which passes shrink, when nobody says, before activations are recomputed."""
     compiles: bool
     """Whether it has anything to compile, on some machine."""
     compile_costs: str

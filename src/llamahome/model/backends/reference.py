@@ -27,7 +27,7 @@ class Reference:
     """Plain torch."""
 
     name = "reference"
-    micro_batch_tokens = 1536
+    micro_batch_tokens = fewest_tokens = 1536
     compiles = False
     compile_costs = ""
     memory_gbps = 8.0

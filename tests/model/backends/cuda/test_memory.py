@@ -7,6 +7,7 @@ from transformers import LlamaConfig
 from llamahome.config.schema import Config, LoraConfig
 from llamahome.model.backends.choose import planned_backend
 from llamahome.model.lora import add_lora
+from llamahome.model.place import largest_pass
 from llamahome.model.precision import Precision
 from llamahome.model.skeleton import skeleton
 from llamahome.planning.memory import Layout, Pass, memory_of
@@ -40,6 +41,18 @@ def test_the_estimate_is_within_a_tenth_of_what_an_h100_took(read: LlamaConfig, 
     work = Pass(tokens, tokens, kept, recomputes=False, tile_bytes=backend.tile_bytes(read.vocab_size))
     found = memory_of(shape, Layout(1, 1, 2, 2, apart=True), work)
     assert 0.9 * gigabytes < found.total / 1e9 < 1.1 * gigabytes
+
+
+@pytest.mark.parametrize(("read", "gigabytes", "tokens"), [(ONE_B, 80, 16_384), (EIGHT_B, 80, 8_192), (EIGHT_B, 24, 16_384)])
+def test_passes_shrink_before_activations_are_recomputed(read: LlamaConfig, gigabytes: int, tokens: int) -> None:
+    backend = planned_backend(BF16)
+    model = skeleton(read, layers=read.num_hidden_layers, dtype=torch.bfloat16)
+    free = gigabytes * 10**9 - sum(2 * each.numel() for each in model.parameters())
+
+    def keeps(tokens: int) -> int:
+        return backend.kept_bytes(Config(), model, tokens, longest=2048, compiled=True)
+
+    assert largest_pass(backend.micro_batch_tokens, fewest=backend.fewest_tokens, keeps=keeps, free_bytes=free) == tokens
 
 
 def test_uncompiled_layers_and_capped_scores_keep_more() -> None:

@@ -17,7 +17,7 @@ from llamahome.model.backends.cuda.attention import attend_documents, why_masked
 from llamahome.model.backends.cuda.head import TILE_ROWS, CompiledDeviceTiles, PlainDeviceTiles, filled_up, turn_into_gradient
 from llamahome.model.backends.cuda.layers import Compiled, Switch, compile_layers, why_not_compiled
 from llamahome.model.backends.cuda.memory import keeps_probabilities, pass_bytes, tile_bytes
-from llamahome.model.backends.cuda.passes import Courier, Packed, packed
+from llamahome.model.backends.cuda.passes import Courier, Packed, packed, padded_size
 from llamahome.model.backends.documents import Documents
 from llamahome.model.backends.loss import Head, HeadStats, PlainTiles, head_stats, summed_cross_entropy
 from llamahome.model.backends.reference import Reference
@@ -35,7 +35,8 @@ class CudaBackend(Reference):
 
     name = "cuda"
     micro_batch_tokens = 16_384
-    """measured on an H100 with the 1B shape; gradient checkpointing and what follows out-of-memory make room for larger models."""
+    fewest_tokens = 4096
+    """measured on an H100 (docs/log.md): the 1B shape with the first, the 8B shape with a half of it; fewer were not tried."""
     compiles = True
     compile_costs = "a step that meets a new size of pass compiles it first; on an H100 such a step takes 12 to 19 s"
     memory_gbps = 1000.0
@@ -99,7 +100,7 @@ class CudaBackend(Reference):
         """From the shapes of a layer where it is compiled; torch's kernels make the probabilities again."""
         text: Any = model.config.get_text_config()
         lean = compiled and not (config.training.method == "lora" and (config.lora.dropout or config.lora.use_dora))
-        return pass_bytes(text, tokens, precision=self.precision, compiled=lean)
+        return pass_bytes(text, padded_size(tokens), precision=self.precision, compiled=lean)
 
     def tile_bytes(self, vocabulary: int) -> int:
         """Of the loss head's tile of logits."""
