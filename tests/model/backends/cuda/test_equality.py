@@ -7,6 +7,8 @@ import torch
 from tests.support.models import CPU, DEVICE_KINDS, FP32, examples_of, microbatch_of, our_model, plain_loss, plain_model, save_tiny
 from tests.support.varlen import stand_in
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 
 from llamahome.config.schema import LoraConfig
 from llamahome.distributed.world import World
@@ -116,17 +118,21 @@ def test_full_fine_tuning_in_bfloat16_is_compiled_too(
     assert torch.cosine_similarity(grad, grad_plain, 0) > 0.999
 
 
+def broken(graph: object, inputs: object) -> None:
+    raise RuntimeError("no compiler in sight")
+
+
+HALF_BROKEN = aot_autograd(fw_compiler=lambda graph, inputs: make_boxed_func(graph.forward), bw_compiler=broken)
+
+
+@pytest.mark.parametrize("compiler", [broken, HALF_BROKEN], ids=["both directions", "backward"])
 def test_a_failing_compiler_is_told_and_the_step_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    compiler: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     stand_in(monkeypatch)
     model, backend = our_model(save_tiny(tmp_path / "llama")).train(), backend_of("cuda", CPU, FP32)
-
-    def broken(graph: object, inputs: object) -> None:
-        raise RuntimeError("no compiler in sight")
-
-    monkeypatch.setattr("llamahome.model.backends.cuda.layers.COMPILER", broken)
-    assert "no compiler in sight" in str(backend.cannot_compile())
+    monkeypatch.setattr("llamahome.model.backends.cuda.layers.COMPILER", compiler)
+    assert compiler is HALF_BROKEN or "no compiler in sight" in str(backend.cannot_compile())
     backend.compile(model)
     assert_alike(model, learned(model, backend), "llama")
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]

@@ -75,6 +75,8 @@ def _prepare_compiler() -> None:
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, _GRAPHS)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 8 * _GRAPHS)
+    # Both directions in the forward pass: what fails in the backward pass could not be done again without compiling.
+    torch._functorch.config.force_non_lazy_backward_lowering = True
 
 
 def why_not_compiled(device: torch.device) -> str | None:
