@@ -60,10 +60,10 @@ def choose_precision(config: Config, low: LowPrecision) -> Precision:
     wanted, dtype = config.training.mixed_precision, config.model.dtype
     full, stores_low = config.training.method == "full", dtype == "bfloat16" and config.training.method == "lora"
     if wanted == "fp16":
-        raise MachineError(_refusal("training.mixed_precision is fp16, which needs loss scaling; llamahome trains in bf16 or float32"))
+        raise MachineError(_refusal("training.mixed_precision", "fp16 needs loss scaling; llamahome trains in bf16 or float32"))
     if (wanted == "bf16" or stores_low) and not low.there:
-        asked = "training.mixed_precision is bf16" if wanted == "bf16" else "model.dtype is bfloat16"
-        raise MachineError(_refusal(f"{asked}, but {low.reason}"))
+        where, asked = ("training.mixed_precision", "bf16") if wanted == "bf16" else ("model.dtype", "bfloat16")
+        raise MachineError(_refusal(where, f"{asked} is asked for by name, but {low.reason}"))
     if wanted in ("no", False):
         computes_low, reason = False, "as set"
     elif wanted == "bf16":
@@ -78,6 +78,6 @@ def choose_precision(config: Config, low: LowPrecision) -> Precision:
     return Precision(compute, compute, reason)
 
 
-def _refusal(message: str) -> Problem:
+def _refusal(where: str, message: str) -> Problem:
     hint = "--set training.mixed_precision=auto --set model.dtype=auto"
-    return Problem(code="training.no-such-precision", message=message, where="training.mixed_precision", hint=hint)
+    return Problem(code="training.no-such-precision", message=message, where=where, hint=hint)
