@@ -190,6 +190,18 @@ def _unsafe(name: str, node: ast.AST) -> str | None:
     return None
 
 
+def test_only_back_ends_launching_and_settings_know_devices_by_name() -> None:
+    """What differs by device is a question to the back end; settings may name one, and launching gives each process its own."""
+    wrong = []
+    for name in SOURCES:
+        if name.startswith(("model/backends/", "distributed/", "config/")):
+            continue
+        for number, line in enumerate((ROOT / "src/llamahome" / name).read_text(encoding="utf-8").splitlines(), 1):
+            if re.search(r"(?i)cuda|\bavx|\bmps\b|\bkernels?\b", line):
+                wrong.append(f"{name}:{number} {line.strip()}")
+    assert_none(wrong)
+
+
 def test_nothing_is_left_for_later() -> None:
     wrong = []
     for path in WRITTEN:

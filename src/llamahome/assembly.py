@@ -21,11 +21,11 @@ from llamahome.distributed.world import World
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.adapter import SavedModel, fingerprint
 from llamahome.model.backends.backend import Backend
-from llamahome.model.backends.choose import choose_backend
+from llamahome.model.backends.choose import choose_backend, overlooked
 from llamahome.model.load import CausalLM, load_model
 from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
-from llamahome.model.place import needs_checkpointing, place, trained_parameters
+from llamahome.model.place import largest_pass, needs_checkpointing, place, trained_parameters
 from llamahome.model.shard import Placement, replicated, sharded
 from llamahome.model.strategy import Chosen, choose_strategy, count_weights, weight_bytes
 from llamahome.monitoring.progress import Progress
@@ -113,6 +113,9 @@ def load_learner(loaded: LoadedConfig, job: Job, plan: Plan, world: World, *, sa
         say(f"{chosen.strategy}: {chosen.reason}" + ("; gradients are summed after every pass" if chosen.sums_each_pass else ""))
     first_place = world.device if chosen.strategy == "replicate" else torch.device("cpu")  # from where it is dealt out layer by layer
     model = load_model(base, dtype=precision.storage, device=first_place)
+    for line in (overlooked(config, world.device), *backend.remarks(model)):
+        if line is not None:
+            say(line)
     if chosen.strategy == "replicate":
         tokens = plan.rows_ahead * job.prepared.report.tokens_per_row
         loaded = leave_short_runs(loaded, base, backend, world, tokens=tokens, say=say)
@@ -184,6 +187,8 @@ def _compile(
             say(f"training.compile: {why}; it trains without")
         return with_values(loaded, {"training.compile": False}, origin=f"auto: {why}")
     parts = backend.compile(model)
+    if backend.compile_costs:
+        say(f"training.compile: {parts} parts of the model; {backend.compile_costs}")
     if wanted == "auto":
         loaded = with_values(loaded, {"training.compile": True}, origin=f"auto: {parts} parts of the model run as compiled passes")
     return loaded
@@ -215,19 +220,25 @@ def _resolve(loaded: LoadedConfig, model: CausalLM, backend: Backend, world: Wor
     if loaded.config.model.dtype == "auto":
         stored = str(precision.storage).removeprefix("torch.")
         loaded = with_values(loaded, {"model.dtype": stored}, origin=f"auto: method {training.method}, {precision.reason}")
+    free, longest = free_bytes(backend, world), loaded.config.data.max_length
+    if training.method == "full":  # gradients and two moments are not there yet
+        free -= 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    compiled = training.compile is not False and loaded.config.distributed.strategy == "replicate"
+
+    def keeps(tokens: int) -> int:
+        return backend.kept_bytes(loaded.config, model, tokens, longest=longest, compiled=compiled)
+
     if training.micro_batch_tokens == "auto":
         tokens = backend.micro_batch_tokens
+        if training.gradient_checkpointing is not True:
+            tokens = largest_pass(tokens, fewest=max(backend.fewest_tokens, longest), keeps=keeps, free_bytes=free)
+        tokens = int(-world.max(-tokens))
         loaded = with_values(loaded, {"training.micro_batch_tokens": tokens}, origin=f"auto: {backend.name} back end")
     if training.mixed_precision == "auto":
         loaded = with_values(loaded, {"training.mixed_precision": precision.name}, origin=f"auto: {precision.reason}")
     if training.gradient_checkpointing == "auto":
-        free = free_bytes(backend, world)
-        longest = loaded.config.data.max_length
         tokens = max(int(loaded.config.training.micro_batch_tokens), longest)
-        if training.method == "full":  # gradients and two moments are not there yet
-            free -= 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        compiled = training.compile is not False and loaded.config.distributed.strategy == "replicate"
-        kept = backend.kept_bytes(loaded.config, model, tokens, longest=longest, compiled=compiled)
+        kept = keeps(tokens)
         wanted = needs_checkpointing(kept, free_bytes=free)
         origin = f"auto: activations of {tokens:,} tokens take about {show_bytes(kept)}, and {show_bytes(max(0, free))} are free"
         loaded = with_values(loaded, {"training.gradient_checkpointing": bool(world.max(wanted))}, origin=origin)

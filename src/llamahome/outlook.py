@@ -22,7 +22,7 @@ from llamahome.data.text.tokens import load_tokenizer
 from llamahome.distributed.world import World, open_world
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.backends.backend import Backend
-from llamahome.model.backends.choose import backend_of, choose_backend
+from llamahome.model.backends.choose import choose_backend, planned_backend
 from llamahome.model.load import CausalLM, find_model
 from llamahome.model.lora import add_lora
 from llamahome.model.place import LARGEST_SHARE
@@ -67,7 +67,7 @@ def simulate(loaded: LoadedConfig, cluster: Cluster, *, passes: int, target_shar
         loaded = with_values(loaded, {"training.mixed_precision": "bf16"}, origin=f"simulated {cluster.device.name}")
     config = loaded.config
     precision = choose_precision(config, LowPrecision(True, True, f"simulated {cluster.device.name}"))
-    backend = backend_of("cuda", torch.device("cpu"), precision)
+    backend = planned_backend(precision)
     read = require_layers(read_shape(config.model.name, CONFIGS), config.model.name)
     layers = int(read.get_text_config().num_hidden_layers)
     wished = config.training.micro_batch_tokens
@@ -75,7 +75,8 @@ def simulate(loaded: LoadedConfig, cluster: Cluster, *, passes: int, target_shar
     shape, kept = _measure(config, backend, read, layers, tokens)
     length = min(config.data.max_length, tokens)
     wanted = config.training.gradient_checkpointing
-    work = Work(tokens, passes, length, target_share, kept, None if wanted == "auto" else wanted, LARGEST_SHARE)
+    tile = backend.tile_bytes(int(read.get_text_config().vocab_size))
+    work = Work(tokens, passes, length, target_share, kept, None if wanted == "auto" else wanted, LARGEST_SHARE, tile)
     apart, stored, computed = config.training.method == "lora", precision.storage.itemsize, precision.compute.itemsize
     forecasts: dict[Strategy, Forecast] = {}
     for strategy in _possible(cluster):
@@ -145,7 +146,8 @@ def expect(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callabl
     shape, kept = _measure(config, backend, read, int(read.get_text_config().num_hidden_layers), fullest)
     wanted = config.training.gradient_checkpointing
     share = report.targets / max(1, report.tokens)
-    full = Work(fullest, 1, config.data.max_length, share, kept, None if wanted == "auto" else wanted, LARGEST_SHARE)
+    tile = backend.tile_bytes(int(read.get_text_config().vocab_size))
+    full = Work(fullest, 1, config.data.max_length, share, kept, None if wanted == "auto" else wanted, LARGEST_SHARE, tile)
     here = Cluster(device, 1, 1)
     apart = config.training.method == "lora"
     layout = layout_of("replicate", here, stored=precision.storage.itemsize, computed=precision.compute.itemsize, apart=apart)

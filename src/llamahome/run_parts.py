@@ -139,7 +139,7 @@ def open_recorder(stack: ExitStack, session: Session, job: Job, learner: Learner
 def make_run(session: Session, job: Job, plan: Plan, learner: Learner, paths: RunPaths, recorder: Recorder, answers: Answers) -> Run:
     """Everything the loop gets. The caller closes the loader."""
     config, world, prepared = job.loaded.config, session.world, job.prepared
-    training, peak = config.training, float(config.training.learning_rate)
+    training, peak, backend = config.training, float(config.training.learning_rate), learner.objective.backend
     warmup = warmup_steps(training.warmup, plan.horizon)
     loader = Loader(
         prepared.examples,
@@ -152,7 +152,7 @@ def make_run(session: Session, job: Job, plan: Plan, learner: Learner, paths: Ru
         rank=world.rank,
         world_size=world.size,
         equal_passes=learner.placement.equal_passes,
-        deliver=learner.objective.backend.deliver,
+        deliver=backend.deliver,
         judge=prepared.judge,
     )
 
@@ -173,7 +173,7 @@ def make_run(session: Session, job: Job, plan: Plan, learner: Learner, paths: Ru
         go_on=lambda: _more_gently(paths, peak),
         recorder=recorder,
         progress=session.progress,
-        clock=PartClock(),
+        clock=PartClock(backend.mark, backend.seconds_between),
         world=world,
         exchange=learner.placement.exchange,
         stop=session.stop,

@@ -84,6 +84,7 @@ class Beside:
     def __init__(self, session: Session, job: Job, learner: Learner, paths: RunPaths, recorder: Recorder) -> None:
         self._parts = (session, job, learner, paths, recorder)
         self._copies = Snapshot(), Snapshot()
+        learner.optimizer.register_step_pre_hook(lambda *_: self._hold_updates_back())
         self._thread = writer_thread()
         self._why_not: str | None = "" if job.loaded.config.checkpoint.async_ else "checkpoint.async is false"
 
@@ -98,7 +99,16 @@ class Beside:
             return None
         weights, moments = self._copies
         content = _Content(moments.take(_optimizer_tensors(learner)), weights.take(changing(learner.saved)))
-        return self._thread.submit(_commit, state, *self._parts, content)
+        return self._thread.submit(self._write, state, content)
+
+    def _write(self, state: TrainerState, content: "_Content") -> Tell:
+        for copy in self._copies:
+            copy.wait()
+        return _commit(state, *self._parts, content)
+
+    def _hold_updates_back(self) -> None:
+        for copy in self._copies:
+            copy.hold_back()
 
     def close(self) -> None:
         """End the thread; a save that is under way is waited for."""

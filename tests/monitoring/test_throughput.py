@@ -73,3 +73,22 @@ def test_the_measured_peak_is_a_rate_that_this_machine_reached() -> None:
     started = time.perf_counter()
     peak = measured_peak_flops(torch.device("cpu"), torch.float32)
     assert peak >= 3 * 2 * 1024**3 / (time.perf_counter() - started)
+
+
+def test_moments_of_a_device_are_read_when_the_sums_are_taken_or_there_are_many() -> None:
+    watch, read = Watch(), []
+
+    def between(earlier: float, later: float) -> float:
+        read.append((earlier, later))
+        return later - earlier
+
+    clock = PartClock(watch, between)
+    with clock.part("forward"):
+        watch.seconds += 2.0
+    assert not read
+    assert clock.take() == {"forward": 2.0} and read == [(0.0, 2.0)]
+    for _ in range(3000):
+        with clock.part("forward"):
+            watch.seconds += 1.0
+    assert 2000 <= len(read) < 3000
+    assert clock.take() == {"forward": 3000.0}

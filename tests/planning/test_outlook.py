@@ -61,7 +61,7 @@ def test_the_plan_of_a_thousand_ranks_has_stable_keys(shape: Path) -> None:
 
 
 def test_people_see_what_does_not_fit_and_what_would_mend_it(shape: Path) -> None:
-    tight = ["--device-memory", "150 MB", "--set", "training.micro_batch_tokens=8192", "--set", "data.max_length=512"]
+    tight = ["--device-memory", "20 MB", "--set", "training.micro_batch_tokens=8192", "--set", "data.max_length=512"]
     text = run("--model", str(shape), "--world-size", "1", *tight)
     assert "does not fit; it would with --set" in text
     hint = text.split("it would with ")[1].splitlines()[0].split()

@@ -69,6 +69,15 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 """Grouped queries and a tied head; biases everywhere; biases on queries; norms of heads; a window shorter than the documents; a norm's
 weight stored less one and another gate; q, k, v in one matrix; caps on scores and logits; scaled logits; a head with a bias;
 learned positions and fused matrices; values narrower than keys, with experts."""
+DEVICE_KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{kind: KINDS[kind] for kind in ("llama", "qwen3", "phi3")},
+    "gemma3": (
+        "Gemma3TextConfig",
+        {"head_dim": 8, "sliding_window": 5, "query_pre_attn_scalar": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+}
+"""What the CUDA back end is compared with transformers on: also sliding and global layers in turn, and experts."""
 UNFIT: dict[str, tuple[str, dict[str, Any]]] = {
     "convolution": ("Lfm2Config", {"layer_types": ["conv", "full_attention"]}),
     "recurrent": ("RecurrentGemmaConfig", {"lru_width": 32, "attention_window_size": 5}),
@@ -85,7 +94,7 @@ UNFIT: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def tiny_config(kind: str, **changes: Any) -> PreTrainedConfig:
-    name, own = (KINDS | UNFIT)[kind]
+    name, own = (KINDS | DEVICE_KINDS | UNFIT)[kind]
     return getattr(transformers, name)(**{**_SHAPE, **own, **changes})
 
 

@@ -6,7 +6,7 @@ from tests.support.runs import ALONE
 
 from llamahome.distributed.world import World
 from llamahome.errors import Diverged, OutOfMemory
-from llamahome.training.recovery import BadSteps, exhausted, smaller_budget, update_does_not_fit
+from llamahome.training.recovery import BadSteps, exhausted, give_back_memory, smaller_budget, update_does_not_fit
 
 
 def too_much() -> None:
@@ -23,6 +23,14 @@ def of_a_gpu() -> None:
 
 def on_windows() -> None:
     raise RuntimeError("[enforce fail at alloc_cpu.cpp:115] data. DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.")
+
+
+def test_an_accelerator_gives_its_spare_blocks_back_before_a_step_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: given.append(1))
+    give_back_memory()
+    assert given == [1]
 
 
 TROUBLES = pytest.mark.parametrize("trouble", [too_much, of_python, of_a_gpu, on_windows])

@@ -164,7 +164,8 @@ class TrainingConfig(Section):
     compile: Auto | bool = "auto"
     """Run parts of the model compiled for this device. On a processor: C++ passes, compiled in 6 seconds once per machine and kept in the
     user's cache folder. auto: where that is done already, or where the run is long enough to win the time back; with the starter
-    that is 5,000 to 20,000 tokens per process. true is refused where there is nothing to compile."""
+    that is 5,000 to 20,000 tokens per process. On a GPU: torch.compile, for each size of pass in the step that first meets it.
+    true is refused where there is nothing to compile."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Source of all randomness: order of rows, initial adapter, dropout."""
     max_bad_steps: PositiveInt = 3

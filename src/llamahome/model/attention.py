@@ -12,12 +12,16 @@ ATTENTION_NAME = "llamahome_documents"
 """What a model's config names while it trains; generation uses torch's own."""
 
 
-def register_attention() -> None:
-    """Make `ATTENTION_NAME` known to transformers; may be called again.
+def register_attention(*, outside_graphs: bool = False) -> None:
+    """Make `ATTENTION_NAME` known to transformers; may be called again. With `outside_graphs` torch.compile does not look into it.
 
     It has no entry among the mask functions, so transformers builds no mask: the boundaries travel as numbers.
     """
-    AttentionInterface.register(ATTENTION_NAME, _documents_forward)
+    disable: Any = torch.compiler.disable
+    if outside_graphs:
+        AttentionInterface.register(ATTENTION_NAME, disable(_documents_forward))
+    elif ATTENTION_NAME not in AttentionInterface().valid_keys():
+        AttentionInterface.register(ATTENTION_NAME, _documents_forward)
 
 
 def _documents_forward(

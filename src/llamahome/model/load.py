@@ -124,9 +124,10 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Pre
     try:
         config = AutoConfig.from_pretrained(folder)
         _refuse_unsupported(config, folder)
-        model, found = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
+        settings: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+        if device.type != "cpu":  # tensor by tensor to where they stay, so that the whole model never lies in the machine's memory
+            settings["device_map"] = {"": device}
+        model, found = AutoModelForCausalLM.from_pretrained(folder, **settings)
     except LlamaHomeError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:

@@ -100,19 +100,18 @@ class _LeanLora(torch.autograd.Function):
         a, b = a_RI.to(x_TI.dtype), (b_OR * scale).to(x_TI.dtype)
         low_TR = x_TI @ a.t()
         out = F.linear(x_TI, weight_OI, bias_O).addmm_(low_TR, b.t())
-        ctx.save_for_backward(x_TI, weight_OI, low_TR, a_RI, b_OR)
-        ctx.scale = scale
+        ctx.save_for_backward(x_TI, weight_OI, low_TR, a, b)  # cast once for both directions
+        ctx.scale, ctx.types = scale, (a_RI.dtype, b_OR.dtype)
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         grad_TO = gradients[0]
-        x_TI, weight_OI, low_TR, a_RI, b_OR = ctx.saved_tensors
-        a, b = a_RI.to(x_TI.dtype), (b_OR * ctx.scale).to(x_TI.dtype)
+        x_TI, weight_OI, low_TR, a, b = ctx.saved_tensors
         grad_low_TR = grad_TO @ b
         grad_x = (grad_TO @ weight_OI).addmm_(grad_low_TR, a) if ctx.needs_input_grad[0] else None
-        grad_a = (grad_low_TR.t() @ x_TI).to(a_RI.dtype)
-        grad_b = (grad_TO.t() @ low_TR).to(b_OR.dtype).mul_(ctx.scale)
+        grad_a = (grad_low_TR.t() @ x_TI).to(ctx.types[0])
+        grad_b = (grad_TO.t() @ low_TR).to(ctx.types[1]).mul_(ctx.scale)
         return grad_x, None, None, grad_a, grad_b, None
 
 
@@ -121,7 +120,7 @@ class LeanLoraLinear(PeftLinear):  # type: ignore[misc]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output: x [..., I] -> [..., O]."""
-        foreign = args or kwargs or torch.is_autocast_enabled(x.device.type)
+        foreign = args or kwargs or (not x.is_meta and torch.is_autocast_enabled(x.device.type))
         factors = None if foreign else lean_factors(self)
         if factors is None:
             result: Tensor = super().forward(x, *args, **kwargs)

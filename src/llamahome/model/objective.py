@@ -4,6 +4,7 @@ The loop calls the objective and knows nothing of adapters, precision or attenti
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -56,5 +57,6 @@ class Objective:
 def hidden_states(model: PreTrainedModel, laid: Pass, backend: Backend) -> Tensor:
     """The decoder's last hidden states [T, D], products in the types of the back end's precision."""
     precision = backend.precision
-    with torch.autocast(laid.tokens_T.device.type, precision.compute, enabled=precision.autocast):
+    casts = torch.autocast(laid.tokens_T.device.type, precision.compute) if precision.autocast else nullcontext()
+    with casts:
         return last_hidden(model, laid.tokens_T, laid.positions_T, laid.documents, attend=backend.attend)

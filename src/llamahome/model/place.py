@@ -4,6 +4,7 @@ Called once before the loop, in this order; the loop does not know. Gradients ar
 """
 
 import warnings
+from collections.abc import Callable
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -17,6 +18,18 @@ LARGEST_SHARE = 0.7
 def needs_checkpointing(kept_bytes: int, *, free_bytes: int) -> bool:
     """What training.gradient_checkpointing auto comes to for micro-batches that keep so much; nothing else will take `free_bytes`."""
     return kept_bytes > LARGEST_SHARE * free_bytes
+
+
+def largest_pass(most: int, *, fewest: int, keeps: Callable[[int], int], free_bytes: int) -> int:
+    """Tokens of a pass when nobody says: `most`, or a half or a quarter of it, as long as at least `fewest`, if only then nothing has to be
+    recomputed. `keeps` gives the bytes that a pass of so many tokens keeps. Recomputing costs a third more, smaller passes a few percent.
+    """
+    tokens = most
+    while needs_checkpointing(keeps(tokens), free_bytes=free_bytes):
+        if tokens // 2 < fewest:
+            return most
+        tokens //= 2
+    return tokens
 
 
 def place(model: PreTrainedModel, *, world: World, checkpointing: bool, sync_batch_norm: bool) -> list[str]:

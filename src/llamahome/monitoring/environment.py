@@ -7,6 +7,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -24,11 +25,20 @@ def write_environment(path: Path, command: Sequence[str]) -> None:
         "cpus": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "gpus": _accelerators(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _accelerators() -> list[str]:
+    """Names of this machine's accelerators, as far as torch knows them."""
+    if not torch.accelerator.is_available():
+        return []
+    module: Any = torch.get_device_module(torch.accelerator.current_accelerator())
+    found = torch.accelerator.device_count()
+    return [module.get_device_name(i) for i in range(found)] if hasattr(module, "get_device_name") else [module.__name__] * found
 
 
 def _processor() -> str:

@@ -172,7 +172,8 @@ def _product(value: float, weight: int) -> float:
 def _memory(device: torch.device) -> dict[str, float]:
     resident, peak = process_memory()
     memory: dict[str, float] = {"memory/rss": resident, "memory/peak": peak}
-    if device.type == "cuda":  # the most so far: at the end of a step little is left of what it needed
-        memory["memory/gpu_allocated"] = torch.cuda.max_memory_allocated(device)
-        memory["memory/gpu_reserved"] = torch.cuda.max_memory_reserved(device)
+    own: Any = torch.get_device_module(device)
+    if hasattr(own, "max_memory_allocated"):  # the most so far: at the end of a step little is left of what it needed
+        memory["memory/gpu_allocated"] = own.max_memory_allocated(device)
+        memory["memory/gpu_reserved"] = own.max_memory_reserved(device)
     return memory

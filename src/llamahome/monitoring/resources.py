@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -154,9 +155,12 @@ class ResourceSampler:
 
 
 def _gpu_readings() -> dict[str, Callable[[], float | None]]:
-    """What this process's GPU tells of itself: empty without CUDA, and without what the driver's library cannot read."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
+    """What this process's GPU tells of itself: empty without one, and without what the driver's library cannot read."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.accelerator.is_available():
+        return {}
+    gpu: Any = torch.get_device_module(torch.accelerator.current_accelerator())
+    if not hasattr(gpu, "utilization"):
         return {}
     try:
         driver_error = importlib.import_module("pynvml").NVMLError
@@ -173,7 +177,7 @@ def _gpu_readings() -> dict[str, Callable[[], float | None]]:
         return reading
 
     return {
-        "system/gpu_util": guarded(lambda: torch.cuda.utilization() / 100),
-        "system/gpu_power": guarded(lambda: torch.cuda.power_draw() / 1000),
-        "system/gpu_temperature": guarded(lambda: float(torch.cuda.temperature())),
+        "system/gpu_util": guarded(lambda: gpu.utilization() / 100),
+        "system/gpu_power": guarded(lambda: gpu.power_draw() / 1000),
+        "system/gpu_temperature": guarded(lambda: float(gpu.temperature())),
     }

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from llamahome.planning.hardware import Device
-from llamahome.planning.memory import Layout, Memory, Pass, memory_of
+from llamahome.planning.memory import TILE_BYTES, Layout, Memory, Pass, memory_of
 from llamahome.planning.shapes import Shape, flops_per_token
 from llamahome.planning.traffic import Exchange, counts, exchanges, seconds_of, sent_bytes
 
@@ -39,6 +39,8 @@ class Work:
     """Gradient checkpointing; None decides by `largest_share`, as a run does."""
     largest_share: float
     """Of the memory that weights, gradients and optimizer leave, which activations may take before they are recomputed."""
+    tile_bytes: int = TILE_BYTES
+    """Of the loss head's tile of logits."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,9 @@ def forecast(
 
 def _memory(shape: Shape, layout: Layout, work: Work, device: Device) -> tuple[Memory, bool]:
     """What one rank holds, and whether it recomputes."""
-    one = Pass(work.tokens, round(work.tokens * work.target_share), work.kept_bytes, bool(work.recomputes), work.passes > 1)
+    one = Pass(
+        work.tokens, round(work.tokens * work.target_share), work.kept_bytes, bool(work.recomputes), work.passes > 1, work.tile_bytes
+    )
     memory = memory_of(shape, layout, one)
     free = device.memory_bytes - memory.weights - memory.gradients - memory.optimizer
     if work.recomputes is None and work.kept_bytes > work.largest_share * free:

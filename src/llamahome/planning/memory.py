@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 from llamahome.planning.shapes import Part, Shape
 
 FLOAT32 = 4
-_TILE_BYTES = 2 * 4 * 128 * 49_152
-"""Of the loss head: a tile of float32 logits and as much for what is made of it."""
+TILE_BYTES = 2 * 4 * 128 * 49_152
+"""Of the loss head: a tile of float32 logits and as much for what is made of it, where the back end does not say."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class Pass:
     recomputes: bool
     several: bool = False
     """A step has more than one of them."""
+    tile_bytes: int = TILE_BYTES
+    """Of the loss head's tile."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def activations(shape: Shape, layout: Layout, work: Pass) -> int:
 def _loss(shape: Shape, layout: Layout, work: Pass) -> int:
     grad_hidden = work.targets * shape.hidden * layout.computed
     cast_head = shape.head * layout.computed if layout.computed != layout.stored else 0
-    return _TILE_BYTES + grad_hidden + cast_head + (shape.head * FLOAT32 if shape.head_trained else 0)
+    return work.tile_bytes + grad_hidden + cast_head + (shape.head * FLOAT32 if shape.head_trained else 0)
 
 
 def _buffers(shape: Shape, layout: Layout, work: Pass) -> int:

@@ -23,7 +23,7 @@ from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.evaluate import Evaluation
 from llamahome.training.optimizer import set_learning_rate
-from llamahome.training.recovery import BadSteps, exhausted, smaller_budget, update_does_not_fit
+from llamahome.training.recovery import BadSteps, exhausted, give_back_memory, smaller_budget, update_does_not_fit
 from llamahome.training.saves import Save, SaveBeside, Saves, never_beside
 from llamahome.training.schedule import Due
 from llamahome.training.state import after_evaluation, after_update
@@ -161,6 +161,7 @@ def _step(run: Run, state: TrainerState, microbatches: Sequence[Microbatch], *, 
         lengths, wait = [microbatch.lengths for microbatch in microbatches], run.exchange.passes_wait
         smaller = smaller_budget(found.told, state.micro_batch_tokens, lengths, world=run.world, others_wait=wait)
         budget = smaller.micro_batch_tokens
+        give_back_memory()
         run.loader.set_micro_batch_tokens(budget)
         microbatches = run.loader.again()
         run.recorder.event("out-of-memory", step=state.step + 1, micro_batch_tokens=budget, processes=smaller.ran_out)

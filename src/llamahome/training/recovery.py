@@ -56,13 +56,19 @@ class BadSteps:
             )
 
 
-_SIGNS = ("can't allocate memory", "not enough memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_SIGNS = ("can't allocate memory", "not enough memory", "error: out of memory", "_STATUS_ALLOC_FAILED")
 """What torch's plain RuntimeErrors say: on Linux and macOS, on Windows, of a GPU whose memory others have, of its libraries."""
 
 
 def exhausted(error: BaseException) -> bool:
     """Whether `error` says that memory ran out."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in _SIGNS)
+
+
+def give_back_memory() -> None:
+    """Give back what an accelerator's allocator keeps for blocks of the sizes that did not fit; done before a step is done again."""
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
 
 
 @dataclass(frozen=True)

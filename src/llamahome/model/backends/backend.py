@@ -6,7 +6,7 @@ Legend: T tokens, N targets, D hidden size, H query heads, K key heads, E head s
 """
 
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -76,8 +76,12 @@ class Backend(Protocol):
     precision: Precision
     micro_batch_tokens: int
     """Tokens of a pass when nobody says."""
+    fewest_tokens: int
+    """To which passes shrink, when nobody says, before activations are recomputed."""
     compiles: bool
     """Whether it has anything to compile, on some machine."""
+    compile_costs: str
+    """What compiling takes during the run, for people; empty where it is done before the first step."""
     memory_gbps: float
     """About how fast memory is read and written, 10^9 bytes a second; for the time of an update in a plan."""
     pass_tokens_per_answer_token: float
@@ -109,6 +113,18 @@ class Backend(Protocol):
 
     def kept_bytes(self, config: Config, model: PreTrainedModel, tokens: int, *, longest: int, compiled: bool) -> int:
         """Estimated memory that a forward pass over `tokens` in documents of up to `longest` keeps for the backward pass."""
+
+    def tile_bytes(self, vocabulary: int) -> int:
+        """Memory of the loss head's tile of logits and of what is made of it."""
+
+    def remarks(self, model: PreTrainedModel) -> list[str]:
+        """Lines that tell what of `model` is computed in a slower way, what is used instead, and why."""
+
+    def mark(self) -> object:
+        """The moment at which the device has done what was asked of it so far; nobody waits for it."""
+
+    def seconds_between(self, earlier: Any, later: Any) -> float:
+        """From one mark to a later one; waits until the device has come there."""
 
     def free_bytes(self, local_size: int) -> int | None:
         """Memory of the device that this process may fill; None where the device uses the machine's memory."""

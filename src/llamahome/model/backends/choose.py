@@ -8,11 +8,12 @@ from llamahome.config.schema import Config
 from llamahome.errors import MachineError, Problem
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.cpu.backend import CpuBackend
-from llamahome.model.backends.cuda import CudaBackend
+from llamahome.model.backends.cuda.backend import CudaBackend
 from llamahome.model.backends.reference import Reference
 from llamahome.model.precision import LowPrecision, Precision, choose_precision
 
 _ROWS, _INNER, _RACES = 512, 576, 10
+_HIDDEN = "torch finds no GPU; CUDA_VISIBLE_DEVICES can hide it"
 _HOPELESS = 4.0
 """How many times slower bfloat16 must be for the races to end early: where it is emulated, one takes a tenth of a second."""
 
@@ -29,6 +30,11 @@ def backend_of(kind: str, device: torch.device, precision: Precision) -> Backend
     return (CudaBackend if kind == "cuda" else Reference)(device, precision)
 
 
+def planned_backend(precision: Precision) -> Backend:
+    """The back end of the accelerators that a plan is made for, which are not here; it is only asked for its figures."""
+    return CudaBackend(torch.device("cpu"), precision)
+
+
 def _kind(config: Config, device: torch.device) -> str:
     wanted = config.model.backend
     if wanted == "auto":
@@ -38,10 +44,28 @@ def _kind(config: Config, device: torch.device) -> str:
     return wanted
 
 
+def overlooked(config: Config, device: torch.device) -> str | None:
+    """A line about a GPU that this machine has and that is not used, because torch cannot; None when there is none or it was not wanted."""
+    if config.model.backend != "auto" or device.type != "cpu" or torch.version.cuda is None:
+        return None
+    why = _why_no_gpu()
+    if any(sign in why for sign in _NO_GPU):
+        return None
+    return f"the GPU is not used, the processor is: {why}"
+
+
+_NO_GPU = ("no NVIDIA driver", "No CUDA GPUs", _HIDDEN)
+"""What torch says where there is no GPU or none is to be seen, which nobody has to be told."""
+
+
 def _why_no_gpu() -> str:
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
-    return "torch finds no GPU; an old driver or CUDA_VISIBLE_DEVICES can hide it"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:  # a driver that is older than this torch needs, for one
+        return str(error).strip().splitlines()[0][:200]
+    return _HIDDEN
 
 
 def _lacking(message: str) -> Problem:

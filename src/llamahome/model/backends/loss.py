@@ -7,6 +7,7 @@ of the inputs. The result is a *sum* in float32: dividing by the global number o
 Legend: N target positions, R rows of a tile, V vocabulary, D hidden size.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -66,6 +67,11 @@ class PlainTiles:
         """Of a tile, when there are `count` in all."""
         return tile_rows(count, self.matrix_VD.shape[0], TILE_LOGITS)
 
+    def cuts(self, count: int) -> Iterator[tuple[int, int]]:
+        """First row and number of rows of each tile, in order, when there are `count` rows in all."""
+        rows = self.rows(count)
+        return ((start, min(rows, count - start)) for start in range(0, count, rows))
+
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """[R, V], raw, in the type of the products."""
         return F.linear(hidden_RD, self.matrix_VD, None if self.bias_V is None else self.bias_V.to(hidden_RD.dtype))
@@ -119,8 +125,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         grad_bias = torch.zeros(matrix.shape[0], dtype=torch.float32, device=weight_VD.device) if trains_bias else None
         total = torch.zeros((), dtype=torch.float32, device=inputs.device)
         tiles = how.tiles(matrix, head)
-        rows = tiles.rows(inputs.shape[0])
-        for start in range(0, inputs.shape[0], rows):
+        for start, rows in tiles.cuts(inputs.shape[0]):
             tile, labels = inputs[start : start + rows], labels_N[start : start + rows, None]
             loss, low = tiles.loss(tiles.logits(tile), labels)
             total += loss
@@ -154,16 +159,16 @@ def summed_cross_entropy(hidden_ND: Tensor, labels_N: Tensor, head: Head, *, dty
 
 
 @torch.no_grad()
-def head_stats(hidden_ND: Tensor, labels_N: Tensor, head: Head, *, dtype: torch.dtype) -> HeadStats:
-    """Summed loss and number of targets ranked first, without gradients."""
+def head_stats(hidden_ND: Tensor, labels_N: Tensor, head: Head, *, dtype: torch.dtype, logits: int = TILE_LOGITS) -> HeadStats:
+    """Summed loss and number of targets ranked first, without gradients, in tiles of `logits`."""
     matrix = head.weight_VD.to(dtype)
     bias = None if head.bias_V is None else head.bias_V.to(dtype)
     loss = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
     correct = torch.zeros((), dtype=torch.int64, device=hidden_ND.device)
-    rows = tile_rows(hidden_ND.shape[0], matrix.shape[0], TILE_LOGITS)
+    rows = tile_rows(hidden_ND.shape[0], matrix.shape[0], logits)
     for start in range(0, hidden_ND.shape[0], rows):
         labels = labels_N[start : start + rows]
-        logits = finished(F.linear(hidden_ND[start : start + rows].to(dtype), matrix, bias).float(), head)
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-        correct += (logits.argmax(-1) == labels).sum()
+        tile = finished(F.linear(hidden_ND[start : start + rows].to(dtype), matrix, bias).float(), head)
+        loss += F.cross_entropy(tile, labels, reduction="sum")
+        correct += (tile.argmax(-1) == labels).sum()
     return HeadStats(loss, correct)

@@ -3,6 +3,7 @@
 Attention is one masked product over all tokens of a pass: memory grows with their square.
 """
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 from llamahome.config.schema import Config
 from llamahome.model.backends.backend import B, Batch, Pass, Scoring
 from llamahome.model.backends.documents import Documents
-from llamahome.model.backends.loss import Head, HeadStats, PlainTiles, head_stats, summed_cross_entropy
+from llamahome.model.backends.loss import TILE_LOGITS, Head, HeadStats, PlainTiles, head_stats, summed_cross_entropy
 from llamahome.model.precision import Precision
 
 _KEPT_PER_HIDDEN, _KEPT_PER_INNER = 18, 8
@@ -26,8 +27,9 @@ class Reference:
     """Plain torch."""
 
     name = "reference"
-    micro_batch_tokens = 1536
+    micro_batch_tokens = fewest_tokens = 1536
     compiles = False
+    compile_costs = ""
     memory_gbps = 8.0
     """measured: a large copy on two cores."""
     pass_tokens_per_answer_token = 100.0
@@ -78,6 +80,22 @@ class Reference:
         """States of every layer, and the probabilities of all tokens with all others."""
         return plain_bytes(model.config.get_text_config(), tokens, precision=self.precision, keys=tokens)
 
+    def tile_bytes(self, vocabulary: int) -> int:
+        """Of the loss head's tile of logits, and as much for what is made of it."""
+        return 2 * 4 * max(16 * vocabulary, TILE_LOGITS)
+
+    def remarks(self, model: PreTrainedModel) -> list[str]:
+        """Nothing: this is as slow as it gets."""
+        return []
+
+    def mark(self) -> object:
+        """Now."""
+        return time.perf_counter()
+
+    def seconds_between(self, earlier: Any, later: Any) -> float:
+        """By the wall clock."""
+        return float(later - earlier)
+
     def free_bytes(self, local_size: int) -> int | None:
         """The machine's memory is the device's."""
         return None
@@ -94,15 +112,21 @@ def plain_bytes(config: Any, tokens: int, *, precision: Precision, keys: float) 
 
 def reference_attention(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, documents: Documents, scoring: Scoring) -> Tensor:
     """Causal attention inside documents as one masked product over all tokens, [T, H, E of v]: T * T memory."""
-    heads, device = q_THE.shape[1], q_THE.device
+    device = q_THE.device
     owner = torch.tensor([number for number, length in enumerate(documents.lengths) for _ in range(length)], device=device)
     place = torch.arange(len(owner), device=device)
-    hidden = (place[None, :] > place[:, None]) | (owner[:, None] != owner[None, :])
+    unseen = (place[None, :] > place[:, None]) | (owner[:, None] != owner[None, :])
     if scoring.window is not None:
-        hidden |= place[None, :] <= place[:, None] - scoring.window
+        unseen |= place[None, :] <= place[:, None] - scoring.window
+    return attend_masked(q_THE, k_TKE, v_TKE, unseen, scoring)
+
+
+def attend_masked(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, unseen_TT: Tensor, scoring: Scoring) -> Tensor:
+    """One product over all tokens, of which a query does not see the keys that `unseen` says."""
+    heads = q_THE.shape[1]
     k, v = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (k_TKE, v_TKE))
     scores = torch.einsum("qhe,khe->hqk", q_THE, k).float() * scoring.scale
     if scoring.softcap is not None:
         scores = torch.tanh(scores / scoring.softcap) * scoring.softcap
-    probabilities = F.dropout(torch.softmax(scores.masked_fill(hidden, float("-inf")), -1), scoring.dropout).to(v.dtype)
+    probabilities = F.dropout(torch.softmax(scores.masked_fill(unseen_TT, float("-inf")), -1), scoring.dropout).to(v.dtype)
     return torch.einsum("hqk,khe->qhe", probabilities, v)

@@ -15,7 +15,7 @@ from llamahome.model.backends.cpu.backend import CpuBackend
 from llamahome.model.backends.cpu.blocks import block_attention
 from llamahome.model.backends.cpu.native import Kernels, load_kernels
 from llamahome.model.backends.cpu.tiled import can_tile, tiled_attention, will_tile
-from llamahome.model.backends.cuda import CudaBackend
+from llamahome.model.backends.cuda.backend import CudaBackend
 from llamahome.model.backends.documents import Documents
 from llamahome.model.backends.reference import reference_attention
 from llamahome.model.precision import Precision

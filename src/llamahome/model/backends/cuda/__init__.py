@@ -1,0 +1,1 @@
+"""The back end for CUDA devices, made of torch's own parts."""
