@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tests.support.models import save_tiny
+from tests.support.models import backend_named, save_tiny
 from tests.support.projects import Project
 from tests.support.runs import ALONE
 
@@ -30,7 +30,7 @@ def test_a_long_run_a_kept_library_and_a_clear_wish_are_left_to_compile(tmp_path
     wished = with_values(loaded, {"training.compile": True}, origin="test")
 
     def left(asked, tokens: float) -> bool | str:
-        return leave_short_runs(asked, base, ALONE, tokens=tokens, say=said.append).config.training.compile
+        return leave_short_runs(asked, base, backend_named("cpu"), ALONE, tokens=tokens, say=said.append).config.training.compile
 
     assert left(loaded, 100) is False and len(said) == 1
     assert left(loaded, 1e12) == "auto" and left(wished, 100) is True and len(said) == 1
