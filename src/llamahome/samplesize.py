@@ -27,8 +27,8 @@ _ROW_TOKENS, _TARGET_SHARE = 220.0, 0.26
 _BODY, _ADAPTERS, _HEAD = 106_168_320, 4_884_480, 28_311_552
 """Weights of the starter in matrix products: of its layers, of LoRA's matrices of rank 16 beside them, of the head."""
 _REACHED = 0.6
-"""Share of the rate of one large product that a step reaches. measured: LoRA on two cores that have no bf16 trains 160 to 185 tokens/s in float32
-at 130 GFLOP/s, a share of 0.6 to 0.7; with bf16 and compiled passes it is more."""
+"""Share of the rate of one large product that a step reaches. measured: LoRA on two cores without bf16 trained 160 to 185 tokens/s in
+float32 at 130 GFLOP/s, a share of 0.6 to 0.7; with bf16 and compiled passes it is more."""
 
 
 @dataclass(frozen=True)
