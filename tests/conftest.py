@@ -3,6 +3,8 @@
 import os
 import signal
 
+import pytest
+
 _FOREIGN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")
 
 # At import, not in a fixture: llamahome, torch and the hub library read some of these once, when they are imported.
@@ -16,3 +18,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1" if int(os.environ.get("PYTEST_XDIST
 # What runs in the background of a shell script ignores SIGINT, and so would every process that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with a `device` runs on the processor, and on a GPU where there is one."""
+    if "device" in metafunc.fixturenames:
+        import torch
+
+        metafunc.parametrize("device", [torch.device("cpu"), *([torch.device("cuda", 0)] if torch.cuda.is_available() else [])], ids=str)

@@ -21,7 +21,7 @@ from llamahome.distributed.world import World
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.adapter import SavedModel, fingerprint
 from llamahome.model.backends.backend import Backend
-from llamahome.model.backends.choose import choose_backend, overlooked
+from llamahome.model.backends.choose import overlooked
 from llamahome.model.load import CausalLM, load_model
 from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
@@ -56,6 +56,8 @@ class Job:
     prepared: Prepared
     tokenizer: ChatTokenizer
     base: Path
+    backend: Backend
+    """What computes."""
     start: int = 0
     """Position in the data at which this process begins."""
 
@@ -102,8 +104,7 @@ def make_plan(loaded: LoadedConfig, rows: int, *, step: int = 0, consumed: int =
 
 def load_learner(loaded: LoadedConfig, job: Job, plan: Plan, world: World, *, say: Callable[[str], None]) -> tuple[Learner, LoadedConfig]:
     """Load the base, add what is trained, place it; returns the settings with everything that depends on the model resolved."""
-    config, base = loaded.config, job.base
-    backend = choose_backend(config, world.device)
+    config, base, backend = loaded.config, job.base, job.backend
     precision = backend.precision
     say(f"{backend.name} back end, {'bf16' if precision.compute == torch.bfloat16 else 'float32'} products: {precision.reason}")
     chosen = _choose_placement(loaded, base, backend, world)

@@ -171,6 +171,7 @@ def evaluate(target: str, data_path: str | Sequence[str], loaded: LoadedConfig) 
 def _prepare(data_path: str | Sequence[str], loaded: LoadedConfig, session: Session) -> Job:
     """Fetch the base's folder and make the examples; process 0 first, so that the others find everything in the caches."""
     world, progress, model = session.world, session.progress, loaded.config.model
+    backend = choose_backend(loaded.config, world.device)  # refuses before anything is read what this machine cannot do
     world.roll.enter("while reading the data")
     with progress.phase("data"):
         if not world.is_main:
@@ -184,7 +185,7 @@ def _prepare(data_path: str | Sequence[str], loaded: LoadedConfig, session: Sess
         for line in prepared.report.lines()[1:]:  # the first was said while reading
             progress.say(line)
     world.roll.enter("while loading the model")
-    return Job(prepared.reading.opened, loaded, prepared, tokenizer, base)
+    return Job(prepared.reading.opened, loaded, prepared, tokenizer, base, backend)
 
 
 def _find_base(loaded: LoadedConfig, session: Session) -> Path:

@@ -40,7 +40,7 @@ def _kind(config: Config, device: torch.device) -> str:
     if wanted == "auto":
         return device.type if device.type in ("cpu", "cuda") else "reference"
     if wanted == "cuda" and device.type != "cuda":
-        raise MachineError(_lacking(f"model.backend is cuda, and this run is on {device.type}: {_why_no_gpu()}"))
+        raise MachineError(_lacking(f"cuda is asked for, and this run is on {device.type}: {_why_no_gpu()}"))
     return wanted
 
 
