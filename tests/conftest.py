@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-_FOREIGN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")
+_FOREIGN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "ARGS")
 
 # At import, not in a fixture: llamahome, torch and the hub library read some of these once, when they are imported.
 for _name in [name for name in os.environ if name in _FOREIGN or name.startswith("LLAMAHOME_")]:
