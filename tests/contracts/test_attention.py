@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.levels import HERE
 from torch import Tensor
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
@@ -30,9 +31,10 @@ def of_backend(name: str, q: Tensor, k: Tensor, v: Tensor, documents: Documents,
 
 
 WHOLE = {name: functools.partial(of_backend, name) for name in ("cuda", "reference")}
-BACKENDS = {"blocks": block_attention, **WHOLE, **COMPILED}
+TILED = {f"tiled-{level}": functools.partial(tiled_attention, kernels=load_kernels(level)) for level in HERE}
+BACKENDS = {"blocks": block_attention, **WHOLE, **COMPILED, **TILED}
 LOW = {"blocks": block_attention, "cuda": WHOLE["cuda"], **COMPILED}
-"""Back ends in bfloat16; the one in tiles knows no other type, and the rest of what it promises is in cpu/test_tiled.py."""
+"""Back ends in bfloat16; the rest of what the one in tiles promises is in cpu/test_tiled.py."""
 if isinstance(KERNELS, Kernels) and KERNELS.has("attention_forward", torch.bfloat16):
     LOW["tiled"] = functools.partial(tiled_attention, kernels=KERNELS)
 SCALE = 0.37
@@ -66,7 +68,7 @@ def value_and_gradients(out: Tensor, qkv: list[Tensor], incoming: Tensor) -> lis
 def assert_equal_to_each_document_alone(
     backend: str, lengths: list[int], *, window: int | None = None, heads: tuple[int, int] = (4, 2)
 ) -> None:
-    qkv, incoming = tensors(lengths, heads=heads[0], key_heads=heads[1], size=8, value_size=8, seed=len(lengths))
+    qkv, incoming = tensors(lengths, heads=heads[0], key_heads=heads[1], size=16, value_size=16, seed=len(lengths))
     compare(backend, lengths, qkv, incoming, window)
 
 
@@ -116,8 +118,8 @@ def test_it_holds_at_the_borders_of_blocks_and_windows(backend: str, lengths: li
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_values_may_be_narrower_or_wider_than_keys(backend: str) -> None:
     lengths = [QUERY_BLOCK + 5, 30, 29, 3]
-    for value_size in (6, 12):
-        qkv, incoming = tensors(lengths, heads=4, key_heads=2, size=8, value_size=value_size, seed=1)
+    for value_size in (16, 48):
+        qkv, incoming = tensors(lengths, heads=4, key_heads=2, size=32, value_size=value_size, seed=1)
         compare(backend, lengths, qkv, incoming, None)
 
 
@@ -126,7 +128,7 @@ def test_values_may_be_narrower_or_wider_than_keys(backend: str) -> None:
 @given(lengths=st.lists(st.integers(1, 60), min_size=2, max_size=8), changed=st.integers(0, 7), window=st.none() | st.integers(1, 30))
 def test_a_document_never_feels_its_neighbour(backend: str, lengths: list[int], changed: int, window: int | None) -> None:
     changed %= len(lengths)
-    qkv, incoming = tensors(lengths, heads=4, key_heads=2, size=8, value_size=8, seed=5)
+    qkv, incoming = tensors(lengths, heads=4, key_heads=2, size=16, value_size=16, seed=5)
     documents = Documents(tuple(lengths))
     others = torch.cat([torch.full((length,), number != changed) for number, length in enumerate(lengths)])
     replaced = [torch.where(others[:, None, None], x, 1e3 * torch.ones_like(x)).detach().requires_grad_() for x in qkv]
@@ -140,7 +142,7 @@ def test_a_document_never_feels_its_neighbour(backend: str, lengths: list[int], 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_token_never_sees_what_comes_after_it(backend: str) -> None:
     lengths = [QUERY_BLOCK + 40, 33]
-    qkv, _ = tensors(lengths, heads=4, key_heads=2, size=8, value_size=8, seed=6)
+    qkv, _ = tensors(lengths, heads=4, key_heads=2, size=16, value_size=16, seed=6)
     documents = Documents(tuple(lengths))
     late = torch.arange(sum(lengths)) >= QUERY_BLOCK - 3
     late[lengths[0] :] = False
@@ -166,7 +168,7 @@ def test_bfloat16_stays_as_close_to_float32_as_its_inputs_allow(backend: str) ->
 
 def test_under_autocast_blocks_keep_nothing_in_float32() -> None:
     """Rotation leaves q and k in float32; kept there they would double the memory of a long document, and break the backward pass."""
-    qkv, incoming = tensors([140, 30], heads=4, key_heads=2, size=8, value_size=8, seed=8)
+    qkv, incoming = tensors([140, 30], heads=4, key_heads=2, size=16, value_size=16, seed=8)
     low = [qkv[0], qkv[1], qkv[2].detach().bfloat16().requires_grad_()]
     kept: list[torch.dtype] = []
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.dtype) or x, lambda x: x)

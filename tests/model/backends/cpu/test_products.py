@@ -45,8 +45,10 @@ def bordered(x: Tensor) -> Tensor:
     return whole[1:-1, 2:-2]
 
 
-def assert_near(found: Tensor, exact: Tensor, limit: float) -> None:
-    assert found.shape == exact.shape and (found.double() - exact).norm() <= limit * exact.norm()
+def assert_near(found: Tensor, exact: Tensor, limit: float, *, summed: int = 1) -> None:
+    """`summed` normal numbers make a result that is as large as their root; a few results may be smaller by chance, their error is not."""
+    assert found.shape == exact.shape
+    assert (found.double() - exact).norm() <= limit * max(float(exact.norm()), (summed * exact.numel()) ** 0.5)
 
 
 @settings(deadline=None, max_examples=40)
@@ -79,9 +81,9 @@ def test_outer_products_equal_exact_ones(ours: Ours, tokens: int, wide: int, col
     left, right = bordered(ours.some(tokens, wide, seed=seed)), bordered(ours.some(tokens, columns, seed=seed + 1))
     exact = left.double().t() @ right.double()
     found = outer_product(left, right, kernels=ours.kernels)
-    assert_near(found, exact, 1e-6)
+    assert_near(found, exact, 1e-6, summed=tokens)
     assert outer_product(left, right, kernels=ours.kernels, out=found) is found
-    assert_near(found, 2 * exact, 1e-6)
+    assert_near(found, 2 * exact, 1e-6, summed=4 * tokens)
 
 
 @pytest.mark.parametrize(("tokens", "rows", "width"), [(2100, 100, 3300), (5, 3300, 100), (33, 6400, 48), (4500, 50, 1700)])

@@ -1,11 +1,9 @@
-// Causal attention inside documents for processors that multiply pairs of bfloat16 (AVX512_BF16); called by tiled.py.
+// Causal attention inside documents, in float32 and, where the processor multiplies pairs of it, in bfloat16; called by tiled.py.
 //
 // Forward keeps the result and one logarithm (base 2) of a sum per query and head; backward makes the scores again, tile by tile, as in
-// FlashAttention-2 (Dao, 2023). Nothing above the diagonal is computed beyond 16 keys, nothing is padded but rows to a multiple of 6.
+// FlashAttention-2 (Dao, 2023). Nothing above the diagonal is computed beyond one vector of keys, nothing is padded but rows to a multiple of 6.
 // Every sum has one owner and a fixed order, so results are the same bits whatever the number of threads. Where all documents begin with
 // the same `shared` tokens, these lie once before everything else, and a row of Rows finds them.
-//
-// On machines without the instructions nothing of this is compiled, and blocks.py attends.
 
 #pragma once
 
@@ -15,7 +13,7 @@
 
 namespace {
 
-const int ROWS = 6;           // of a register tile: 6 * 4 vectors of sums leave 8 registers for operands
+const int ROWS = 6;           // of a register tile: 6 * 4 vectors of sums leave 8 of 32 registers for operands, 6 * 2 leave 4 of 16
 const int64_t QUERIES = 132;  // of a block, at most
 const float HIDDEN = -__builtin_inff();  // 2^HIDDEN = 0
 const float LOG2E = 1.44269504f;
@@ -27,23 +25,23 @@ struct Plan {
   int64_t group() const { return heads / key_heads; }
 };
 
-// Which of the 16 keys from `key` on the query at `position` sees.
-inline __mmask16 seen(int64_t position, int64_t key, int64_t window) {
-  const __m512i keys = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  __m512i last = _mm512_set1_epi32(int(position - key)), before = _mm512_set1_epi32(int(position - key - window));
-  return _mm512_cmple_epi32_mask(keys, last) & _mm512_cmpgt_epi32_mask(keys, before);
+// Which of the keys from `key` on the query at `position` sees, a vector of them.
+inline ints seen(int64_t position, int64_t key, int64_t window) {
+  ints keys = numbers() + int32_t(key - position);
+  return (keys <= 0) & (keys > -int32_t(window));
 }
 
-// Of the vectors of 16 keys from `key` on: those in [low, high) are seen whole by all rows from `position` on.
+// Of the vectors of keys from `key` on: those in [low, high) are seen whole by all rows from `position` on.
 struct Whole {
   int64_t low, high;
   Whole(int64_t position, int64_t key, int64_t window)
-      : low(parts(std::max<int64_t>(0, position + ROWS - window - key), 16)), high(std::max<int64_t>(0, position + 1 - key) / 16) {}
+      : low(parts(std::max<int64_t>(0, position + ROWS - window - key), LANES)), high(std::max<int64_t>(0, position + 1 - key) / LANES) {}
   bool has(int64_t vector) const { return vector >= low && vector < high; }
 };
 
-inline Rows rows_of(const void *base, int64_t step, int64_t head, int64_t size, const Plan &plan, int64_t start) {
-  return {(const bf16 *)base + head * size, step, start, plan.shared};
+template <class F>
+Rows<F> rows_of(const Element<F> *base, int64_t step, int64_t head, int64_t size, const Plan &plan, int64_t start) {
+  return {base + head * size, step, start, plan.shared};
 }
 
 // Where each document's own tokens begin.

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "attention.cpp", "attention_backward.cpp", "products.cpp"))
-_HEADERS = tuple(Path(__file__).with_name(name) for name in ("numbers.h", "vectors.h", "formats.h", "pairs.h", "tiles.h", "attention.h"))
+_HEADERS = tuple(Path(__file__).with_name(name) for name in ("numbers.h", "vectors.h", "formats.h", "panels.h", "tiles.h", "attention.h"))
 _FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC"]
 _VARIABLE = "LLAMAHOME_CPU_LEVEL"
 _AVX2 = frozenset({"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"})
@@ -59,8 +59,6 @@ _TYPES = {
     "norm_forward": ("ff", "bb", "fb"),
     "norm_backward": ("ff", "bb", "fb"),
     "rotate": ("ff", "bb", "bf"),
-    "attention_forward": ("b",),
-    "attention_backward": ("b",),
 }
 """Letters of the types that a function is compiled for, where these are not f and b."""
 _OPTIONAL = frozenset({"attention_forward", "attention_backward", "product", "adapted_product", "outer_product"})

@@ -1,7 +1,7 @@
 """Attention in tiles that keeps no probabilities: the compiled passes of attention.cpp as one autograd function.
 
-For processors that multiply pairs of bfloat16 (AVX512_BF16), tensors in bfloat16 and heads whose sizes are multiples of 16. It keeps its
-inputs, its result and one number per query and head; the backward pass makes the scores again. Documents lie end to end and are never
+For heads whose sizes are multiples of 16, in float32 and, on processors that multiply pairs of it (AVX512_BF16), in bfloat16. It keeps
+its inputs, its result and one number per query and head; the backward pass makes the scores again. Documents lie end to end and are never
 padded, heads that share keys read the same ones, and tokens that all documents begin with are read where they lie.
 
 Legend: T tokens, H query heads, K key heads, E head size (that of v may differ).
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llamahome.model.backends.cpu.native import Kernels, expects_pairs
+from llamahome.model.backends.cpu.native import Kernels, expects_pairs, has_compiler
 from llamahome.model.backends.documents import Documents
 
 _UNIT = 16
-"""Head sizes are multiples of it: as many float32 as a vector holds."""
+"""Head sizes are multiples of it: as many float32 as the widest vector holds."""
 _NO_WINDOW = 1 << 30
 
 
@@ -31,7 +31,8 @@ def can_tile(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, kernels: Kernels) -> b
 def will_tile(config: Any, compute: torch.dtype) -> bool:
     """Whether compiled passes will attend in tiles on this machine, judged by the text config of a model before anything is compiled."""
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return compute == torch.bfloat16 and size % _UNIT == 0 and expects_pairs()
+    able = {torch.float32: has_compiler, torch.bfloat16: expects_pairs}.get(compute)
+    return able is not None and able() and size % _UNIT == 0
 
 
 def tiled_attention(

@@ -36,7 +36,7 @@ inline ints all(int32_t x) { return x - ints{}; }
 // The first numbers of a vector: how many, or the mask that says it. Loads fill up with zeros; nothing else is read or written.
 #if defined(__AVX512F__)
 typedef __mmask16 Some;
-inline Some first(int64_t count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1; }
+inline Some some_of(int64_t count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1; }
 inline floats load(const float *from, Some some) { return _mm512_maskz_loadu_ps(some, from); }
 inline void store(float *to, Some some, floats x) {
   if (some == 0xffff) return store(to, x);  // measured: masks cost 5 % of a head's product, whose every page is new
@@ -44,7 +44,7 @@ inline void store(float *to, Some some, floats x) {
 }
 #else
 enum class Some : int64_t {};
-inline Some first(int64_t count) { return Some(count); }
+inline Some some_of(int64_t count) { return Some(count); }
 inline floats load(const float *from, Some some) {
   if (int64_t(some) >= LANES) return load(from);
   float each[LANES] = {};
@@ -83,6 +83,41 @@ inline void turn(V (&rows)[LANES]) {
   for (int i = 0; i < LANES; i++)
     if (!(i & D)) exchange<D>(rows[i], rows[i + D], std::make_index_sequence<LANES>());
   if constexpr (D > 1) turn<D / 2>(rows);
+}
+
+// One number of all: halves are put together by `both` until one is left.
+template <int D = LANES / 2, class Both, size_t... I>
+inline float fold(floats x, Both both, std::index_sequence<I...> lanes) {
+  x = both(x, pick(x, x, std::index_sequence<(I + D) % LANES...>()));
+  if constexpr (D > 1) return fold<D / 2>(x, both, lanes);
+  return x[0];
+}
+inline floats larger(floats a, floats b) { return a > b ? a : b; }
+inline float largest(floats x) { return fold(x, larger, std::make_index_sequence<LANES>()); }
+inline float sum(floats x) {
+  return fold(x, [](floats a, floats b) { return a + b; }, std::make_index_sequence<LANES>());
+}
+
+template <size_t... I>
+inline ints numbered(std::index_sequence<I...>) {
+  return ints{int32_t(I)...};
+}
+// 0, 1, 2, ...
+inline ints numbers() { return numbered(std::make_index_sequence<LANES>()); }
+
+// 2^x for x below 127; relative error 2e-7, and 0 below 2^-125. The polynomial is Cephes'; a NaN stays one.
+inline floats power(floats x) {
+  constexpr float ROUND = 12582912;  // 1.5 * 2^23: what is added to it is rounded to a whole number, which its last bits then hold
+  floats shifted = x + ROUND, f = x - (shifted - ROUND);
+  floats p = all(1.535336188e-4f);
+  p = p * f + 1.339887440e-3f;
+  p = p * f + 9.618437357e-3f;
+  p = p * f + 5.550332471e-2f;
+  p = p * f + 2.402264791e-1f;
+  p = p * f + 6.931472028e-1f;
+  p = p * f + 1;
+  floats result = (floats)((ints)p + ((ints)shifted << 23));
+  return x < -125.0f ? floats{} : x == x ? result : x;
 }
 
 }  // namespace
