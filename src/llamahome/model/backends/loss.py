@@ -80,9 +80,12 @@ class PlainTiles:
         """Summed loss of a tile of raw logits and their gradient, in the type of `low_RV` and perhaps in its place."""
         head, logits = self.head, finished(low_RV.float(), self.head)
         capped = logits.clone() if head.softcap is not None else None
-        normalizer = torch.logsumexp(logits, -1, keepdim=True)
-        loss = (normalizer - logits.gather(1, labels_R1)).sum()
-        grad = logits.sub_(normalizer).exp_()  # the softmax, in place
+        top = logits.amax(-1, keepdim=True)
+        wanted = logits.gather(1, labels_R1) - top
+        grad = logits.sub_(top).exp_()  # the softmax, in place; exp(logits - log of the sum) would round a whole row to one side
+        total = grad.sum(-1, keepdim=True)
+        loss = (total.log() - wanted).sum()
+        grad.div_(total)
         grad.scatter_add_(1, labels_R1, torch.full_like(labels_R1, -1, dtype=grad.dtype))
         if capped is not None and head.softcap is not None:
             grad.mul_(1 - (capped / head.softcap).square_())
