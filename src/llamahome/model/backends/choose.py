@@ -86,8 +86,8 @@ def low_precision(device: torch.device) -> LowPrecision:
 def bf16_speedup(device: torch.device) -> float:
     """How many times faster this device multiplies bfloat16 than float32 matrices: best against best of short races in turn.
 
-    Other work on the machine can spoil a race, so there are more of them while the answer is near the border. Where bfloat16 is emulated the
-    second race ends it. Takes 20 to 300 ms.
+    Other work on the machine can spoil a race, so there are more of them while the answer is near the border. Where bfloat16 is emulated
+    the second race ends it. Takes 20 to 300 ms.
     """
     best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
     for number in range(_MOST_RACES):
