@@ -4,8 +4,10 @@ Without a compiler, or where compiling would not win its time back, attention wo
 the reference back end.
 """
 
+import logging
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llamahome.config.schema import Config
@@ -15,7 +17,9 @@ from llamahome.model.backends.cpu.beginnings import draws_lots, lay_once
 from llamahome.model.backends.cpu.blocks import QUERY_BLOCK, block_attention
 from llamahome.model.backends.cpu.fuse import fuse, keeps_little
 from llamahome.model.backends.cpu.head import CompiledTiles
+from llamahome.model.backends.cpu.linears import fan_shape
 from llamahome.model.backends.cpu.native import Kernels
+from llamahome.model.backends.cpu.race import Shape, Speeds, race, summary, told
 from llamahome.model.backends.cpu.tiled import can_tile, tiled_attention, will_tile
 from llamahome.model.backends.documents import Documents
 from llamahome.model.backends.loss import Head, PlainTiles
@@ -34,6 +38,7 @@ class CpuBackend(Reference):
     def __init__(self, precision: Precision, *, kernels: Kernels | None = None) -> None:
         super().__init__(torch.device("cpu"), precision)
         self.kernels = kernels
+        self._head_speeds: Speeds | None = None
 
     def attend(self, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, documents: Documents, scoring: Scoring, /) -> Tensor:
         """In compiled tiles, in blocks, or as the reference where scores are capped or dropped."""
@@ -53,7 +58,7 @@ class CpuBackend(Reference):
         return Pass(laid.tokens_C, laid.positions_C, laid.rows_N, Documents(batch.lengths, laid.shared))
 
     def _tiles(self, matrix_VD: Tensor, head: Head) -> PlainTiles:
-        return PlainTiles(matrix_VD, head) if self.kernels is None else CompiledTiles(matrix_VD, head, self.kernels)
+        return PlainTiles(matrix_VD, head) if self.kernels is None else CompiledTiles(matrix_VD, head, self.kernels, self._head_speeds)
 
     def wins_back(self, tokens: float, *, weights: int, processes: int) -> bool:
         """Whether the run is long enough for compiling, or the library is there already."""
@@ -70,7 +75,17 @@ class CpuBackend(Reference):
         if isinstance(kernels, str):
             raise RuntimeError(kernels)
         self.kernels = kernels
-        return fuse(model, self, kernels=kernels)
+        speeds: dict[Shape, Speeds] = {}
+        parts = fuse(model, self, kernels=kernels, speeds=speeds)
+        head = model.get_output_embeddings()
+        if isinstance(head, nn.Linear):
+            shape = fan_shape([head], tokens=self.micro_batch_tokens, compute=self.precision.compute)
+            speeds |= race([shape], kernels)
+            self._head_speeds = speeds.get(shape)
+        if speeds:
+            logging.getLogger(__name__).info("products: %s", told(speeds))
+            self.compile_costs = summary(speeds)
+        return parts
 
     def kept_bytes(self, config: Config, model: PreTrainedModel, tokens: int, *, longest: int, compiled: bool) -> int:
         """Tiles make the probabilities again, blocks keep those below the diagonal; compiled norms and gates are made again as well."""

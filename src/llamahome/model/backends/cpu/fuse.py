@@ -21,8 +21,9 @@ from transformers.models.llama import modeling_llama
 from llamahome.model.attention import ATTENTION_NAME
 from llamahome.model.backends.backend import Backend, Pass, Scoring
 from llamahome.model.backends.cpu.elementwise import GATES, Gated, Norm, Normed, norm, plain_gate, plain_norm, rotated
-from llamahome.model.backends.cpu.linears import Fan, can_fan
+from llamahome.model.backends.cpu.linears import Fan, can_fan, fan_shape
 from llamahome.model.backends.cpu.native import Kernels
+from llamahome.model.backends.cpu.race import Shape, Speeds, race
 from llamahome.model.backends.documents import Documents
 from llamahome.model.objective import hidden_states
 from llamahome.model.precision import Precision
@@ -51,11 +52,31 @@ class Before:
     reading: Normed
 
 
-def fuse(model: PreTrainedModel, backend: Backend, *, kernels: Kernels) -> int:
-    """Replace what can be replaced in `model`, in place; returns how many parts. Call it after adapters have been added."""
+@dataclasses.dataclass(frozen=True)
+class _Maker:
+    """Makes fans whose products were raced; without `speeds` ours are taken wherever they are there."""
+
+    kernels: Kernels
+    precision: Precision
+    tokens: int
+    speeds: dict[Shape, Speeds] | None
+
+    def fan(self, *layers: nn.Module) -> Fan:
+        shape = fan_shape(layers, tokens=self.tokens, compute=self.precision.compute)
+        if self.speeds is not None and shape not in self.speeds:
+            self.speeds.update(race([shape], self.kernels))
+        return Fan(layers, compute=self.precision.compute, kernels=self.kernels, speeds=(self.speeds or {}).get(shape))
+
+
+def fuse(model: PreTrainedModel, backend: Backend, *, kernels: Kernels, speeds: dict[Shape, Speeds] | None = None) -> int:
+    """Replace what can be replaced in `model`, in place; returns how many parts. Call it after adapters have been added.
+
+    `speeds` are filled with what the products of each shape were raced to.
+    """
     precision, before = backend.precision, _probe(model, backend)
     parts = list(model.get_decoder().modules())
-    replaced = [module for module in parts if _replace(module, kernels, precision)]
+    make = _Maker(kernels, precision, backend.micro_batch_tokens, speeds)
+    replaced = [module for module in parts if _replace(module, make)]
     replaced += [module for module in parts if _replace_layer(module, kernels, precision)]
     after = _probe(model, backend)
     if not (after - before).norm() <= _SAME_MODEL[precision.compute] * before.norm():
@@ -84,16 +105,17 @@ def keeps_little(model: PreTrainedModel) -> bool:
     return layer is not None and _is_attention(layer.self_attn) and _gate_of(layer.mlp) is not None
 
 
-def _replace(module: Any, kernels: Kernels, precision: Precision) -> bool:
+def _replace(module: Any, make: _Maker) -> bool:
+    kernels, precision = make.kernels, make.precision
     if (how := _norm_of(module)) is not None:
         module.forward = functools.partial(_norm_forward, module, how, kernels)
     elif (kind := _gate_of(module)) is not None and _can(precision, [module.gate_proj, module.up_proj], [module.down_proj]):
-        inner = Fan([module.gate_proj, module.up_proj], compute=precision.compute, kernels=kernels)
-        outer = Fan([module.down_proj], compute=precision.compute, kernels=kernels)
+        inner = make.fan(module.gate_proj, module.up_proj)
+        outer = make.fan(module.down_proj)
         module.forward = functools.partial(_feed_forward, module, (inner, outer), kind, kernels)
     elif _is_attention(module) and _can(precision, [module.q_proj, module.k_proj, module.v_proj], [module.o_proj]):
-        inner = Fan([module.q_proj, module.k_proj, module.v_proj], compute=precision.compute, kernels=kernels)
-        outer = Fan([module.o_proj], compute=precision.compute, kernels=kernels)
+        inner = make.fan(module.q_proj, module.k_proj, module.v_proj)
+        outer = make.fan(module.o_proj)
         module.forward = functools.partial(_attention_forward, module, (inner, outer), kernels)
     else:
         return False

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from llamahome.model.backends.cpu.elementwise import AsItIs, Reading
 from llamahome.model.backends.cpu.native import Kernels
 from llamahome.model.backends.cpu.products import Stack, adapted_product, multiplies, outer_product, product
+from llamahome.model.backends.cpu.race import Multipliers, Shape, Speeds
 from llamahome.model.lora import LeanLoraLinear, lean_factors
 
 _AS_IT_IS = AsItIs()
@@ -30,7 +31,7 @@ class _Weights:
 
     stack: Stack
     bias_O: Tensor | None
-    kernels: Kernels | None
+    by: Multipliers
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class _AdaptedProduct(torch.autograd.Function):
         sources, factors = tensors[: source.count], tensors[source.count :]
         x_TI, kept = source.reading.read(*sources)
         ctx.weights, ctx.blocks, ctx.source = weights, blocks, source
-        stack, kernels, bias_O = weights.stack, weights.kernels, weights.bias_O
+        stack, kernels, bias_O = weights.stack, weights.by.forward, weights.bias_O
         if not blocks:
             ctx.save_for_backward(*sources, *kept)
             return product(x_TI, stack, turned=True, kernels=kernels, bias=bias_O)
@@ -70,18 +71,18 @@ class _AdaptedProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         grad_TO, wanted = gradients[0], ctx.needs_input_grad[3 : 3 + ctx.source.count]
-        stack, kernels, reading = ctx.weights.stack, ctx.weights.kernels, ctx.source.reading
+        stack, by, reading = ctx.weights.stack, ctx.weights.by, ctx.source.reading
         if not ctx.blocks:
-            grad_x = product(grad_TO, stack, turned=False, kernels=kernels) if any(wanted) else None
+            grad_x = product(grad_TO, stack, turned=False, kernels=by.inputs) if any(wanted) else None
             return None, None, None, *reading.back(grad_x, *ctx.saved_tensors, wanted=wanted, again=False)[1]
         low_TS, a_SI, b_SO, *kept = ctx.saved_tensors
         if any(wanted):
-            grad_low_TS, grad_x = adapted_product(grad_TO, stack, b_SO, a_SI, turned=False, kernels=kernels)
+            grad_low_TS, grad_x = adapted_product(grad_TO, stack, b_SO, a_SI, turned=False, kernels=by.inputs)
         else:
-            grad_low_TS, grad_x = product(grad_TO, Stack([b_SO]), turned=True, kernels=kernels), None
+            grad_low_TS, grad_x = product(grad_TO, Stack([b_SO]), turned=True, kernels=by.inputs), None
         x_TI, grads = reading.back(grad_x, *kept, wanted=wanted, again=True)
-        grad_a_SI = outer_product(grad_low_TS, x_TI, kernels=kernels)
-        grad_b_SO = outer_product(low_TS, grad_TO, kernels=kernels)
+        grad_a_SI = outer_product(grad_low_TS, x_TI, kernels=by.weights)
+        grad_b_SO = outer_product(low_TS, grad_TO, kernels=by.weights)
         found: list[Tensor] = []
         first = 0
         for index, ((start, stop, scale), rank) in enumerate(zip(ctx.blocks, ctx.ranks, strict=True)):
@@ -104,15 +105,15 @@ class _TrainedProduct(torch.autograd.Function):
             sources = (x_TI,)
         ctx.save_for_backward(*sources, *kept)
         ctx.rows, ctx.dtypes, ctx.weights, ctx.source = rows, [each.dtype for each in trained], weights, source
-        return product(x_TI, weights.stack, turned=True, kernels=weights.kernels, bias=weights.bias_O)
+        return product(x_TI, weights.stack, turned=True, kernels=weights.by.forward, bias=weights.bias_O)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        grad_TO, stack, kernels = gradients[0], ctx.weights.stack, ctx.weights.kernels
+        grad_TO, stack, by = gradients[0], ctx.weights.stack, ctx.weights.by
         wanted = ctx.needs_input_grad[3 : 3 + ctx.source.count]
-        grad_x = product(grad_TO, stack, turned=False, kernels=kernels) if any(wanted) else None
+        grad_x = product(grad_TO, stack, turned=False, kernels=by.inputs) if any(wanted) else None
         x_TI, grads = ctx.source.reading.back(grad_x, *ctx.saved_tensors, wanted=wanted, again=True)
-        found = list(torch.split(outer_product(grad_TO, x_TI, kernels=kernels), list(ctx.rows)))
+        found = list(torch.split(outer_product(grad_TO, x_TI, kernels=by.weights), list(ctx.rows)))
         if len(ctx.dtypes) > len(ctx.rows):
             found += torch.split(grad_TO.sum(0, dtype=torch.float32), list(ctx.rows))
         return None, None, None, *grads, *(grad.to(dtype) for grad, dtype in zip(found, ctx.dtypes, strict=True))
@@ -121,7 +122,8 @@ class _TrainedProduct(torch.autograd.Function):
 class Fan:
     """One product for several linear layers; `usable` says whether it stands for them now."""
 
-    def __init__(self, layers: Sequence[nn.Module], *, compute: torch.dtype, kernels: Kernels | None) -> None:
+    def __init__(self, layers: Sequence[nn.Module], *, compute: torch.dtype, kernels: Kernels | None, speeds: Speeds | None = None) -> None:
+        """`speeds` (race.py, for `fan_shape`) say who multiplies; without them our products do, where they can."""
         self._layers = list(layers)
         self._linears = [_linear(layer) for layer in layers]
         self._rows = tuple(linear.out_features for linear in self._linears)
@@ -129,19 +131,22 @@ class Fan:
         self._trained = any(linear.weight.requires_grad for linear in self._linears)
         self._autocast = self._trained and self._linears[0].weight.dtype != compute
         self._biased = self._linears[0].bias is not None
-        self._kernels = kernels
+        self._kernels, self._speeds = kernels, speeds
         self._cast_from: tuple[tuple[int, int], ...] = ()
         self._frozen = None if self._trained else self._lay_together()
 
     @torch.no_grad()
     def _lay_together(self) -> _Weights:
         parts = [linear.weight.detach() for linear in self._linears]
-        kernels = self._kernels if multiplies(self._kernels, parts) else None
-        if kernels is None and len(parts) > 1:
+        by = self._by(parts)
+        if (by.forward is None or by.inputs is None) and len(parts) > 1:
             parts = [torch.cat(parts)]
             for linear, part in zip(self._linears, torch.split(parts[0], list(self._rows)), strict=True):
                 linear.weight.data = part
-        return _Weights(Stack(parts), self._biases(), kernels)
+        return _Weights(Stack(parts), self._biases(), by)
+
+    def _by(self, parts: Sequence[Tensor]) -> Multipliers:
+        return Multipliers.of(self._kernels if multiplies(self._kernels, parts) else None, self._speeds)
 
     def _biases(self) -> Tensor | None:
         return torch.cat([linear.bias.detach().float() for linear in self._linears]) if self._biased else None
@@ -182,9 +187,15 @@ class Fan:
             parts = [linear.weight.detach() for linear in self._linears]
             if self._autocast:
                 parts = [torch.cat([part.to(self._compute) for part in parts])]
-            self._low = _Weights(Stack(parts), self._biases(), self._kernels if multiplies(self._kernels, parts) else None)
+            self._low = _Weights(Stack(parts), self._biases(), self._by(parts))
             self._cast_from = now
         return self._low
+
+
+def fan_shape(layers: Sequence[nn.Module], *, tokens: int, compute: torch.dtype) -> Shape:
+    """What products of a fan of these layers look like, for the race that decides who makes them."""
+    linears = [_linear(layer) for layer in layers]
+    return Shape(tokens, linears[0].in_features, sum(linear.out_features for linear in linears), compute)
 
 
 def can_fan(layers: Sequence[nn.Module], *, autocast: bool) -> bool:
