@@ -1,12 +1,16 @@
 """Number types are what was asked for; trained weights stay float32 whatever is asked for; auto is decided by a race."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tests.support.models import CPU
 
 from llamahome.config.schema import Config
 from llamahome.errors import MachineError
+from llamahome.model.backends import choose
 from llamahome.model.backends.choose import bf16_speedup, low_precision
+from llamahome.model.backends.cpu.native import cache_folder
 from llamahome.model.precision import LowPrecision, Precision, choose_precision
 
 F, B = torch.float32, torch.bfloat16
@@ -64,3 +68,16 @@ def test_auto_is_decided_by_what_this_machine_measures() -> None:
     assert speedup > 0 and found.storage == found.compute in (F, B) and "here" in found.reason
     if not 0.8 < speedup < 1.8:  # nearer to the border two races may differ
         assert (found.compute == B) == (speedup >= 1.2)
+
+
+def test_a_clear_answer_is_kept_and_a_damaged_file_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    answers = iter((5.0, 1.0, 0.1, 3.0))
+    monkeypatch.setattr(choose, "bf16_speedup", lambda device: next(answers))
+    kept = cache_folder() / "number-types.json"
+    assert low_precision(CPU) == low_precision(CPU) == LowPrecision.measured(5.0)
+    kept.write_text("{")
+    assert low_precision(CPU) == LowPrecision.measured(1.0) and kept.read_text() == "{", "what decides nothing is not kept"
+    assert low_precision(CPU) == low_precision(CPU) == LowPrecision.measured(0.1)
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    assert low_precision(CPU) == LowPrecision.measured(3.0), "a processor that is held to less is another one"

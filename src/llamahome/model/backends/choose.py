@@ -1,5 +1,9 @@
 """Which back end a run takes, and in which number types it computes: from what was asked for, the device, and a short measurement."""
 
+import contextlib
+import json
+import math
+import os
 import time
 
 import torch
@@ -8,6 +12,7 @@ from llamahome.config.schema import Config
 from llamahome.errors import MachineError, Problem
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.cpu.backend import CpuBackend
+from llamahome.model.backends.cpu.native import cache_folder, processor
 from llamahome.model.backends.cuda.backend import CudaBackend
 from llamahome.model.backends.reference import Reference
 from llamahome.model.precision import LowPrecision, Precision, choose_precision
@@ -15,6 +20,8 @@ from llamahome.model.precision import LowPrecision, Precision, choose_precision
 _ROWS, _INNER, _RACES, _MOST_RACES = 512, 576, 10, 30
 _BORDER = (0.6, 1.6)
 """Speed-ups between these decide nothing after ten races."""
+_LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+"""Variables that hold torch and its libraries to a lower instruction set."""
 _HIDDEN = "torch finds no GPU; CUDA_VISIBLE_DEVICES can hide it"
 _HOPELESS = 4.0
 """How many times slower bfloat16 must be after two races to be given up: where it is emulated, one takes a tenth of a second or more."""
@@ -79,8 +86,29 @@ def low_precision(device: torch.device) -> LowPrecision:
     if device.type == "cuda":
         has = torch.cuda.is_bf16_supported(including_emulation=False)
         return LowPrecision(has, has, "the GPU multiplies bfloat16" if has else "this GPU has no bfloat16 products")
-    speedup = bf16_speedup(device)
-    return LowPrecision.measured(speedup)
+    return LowPrecision.measured(_kept_speedup() if device.type == "cpu" else bf16_speedup(device))
+
+
+def _kept_speedup() -> float:
+    """Of this processor: as an earlier start found it, else raced now and kept if the answer is clear."""
+    path = cache_folder() / "number-types.json"
+    limits = [f"{name}={os.environ.get(name, '')}" for name in _LIMITS]
+    key = " ".join([f"torch {torch.__version__}", f"{torch.get_num_threads()} threads", processor(), *limits])
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        found = float(known[key])
+        if math.isfinite(found) and found > 0:
+            return found
+    except (OSError, ValueError, TypeError, KeyError):
+        known = {}
+    speedup = bf16_speedup(torch.device("cpu"))
+    if not _BORDER[0] < speedup < _BORDER[1]:
+        with contextlib.suppress(OSError):  # the answer holds for this start alone
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            part = path.with_name(f"number-types-{os.getpid()}.part")
+            part.write_text(json.dumps({**known, key: speedup} if isinstance(known, dict) else {key: speedup}, indent=1), encoding="utf-8")
+            part.replace(path)
+    return speedup
 
 
 def bf16_speedup(device: torch.device) -> float:

@@ -125,6 +125,11 @@ def lacking(level: str | None = None) -> str | None:
     return None
 
 
+def processor() -> str:
+    """A name for what this processor can do."""
+    return hashlib.sha256(_abilities().encode()).hexdigest()[:16]
+
+
 def has_compiler() -> bool:
     """Whether this machine could compile the passes; asked before anything is compiled."""
     return _compiler() is not None and lacking() is None
