@@ -159,9 +159,9 @@ class TrainingConfig(Section):
     mixed_precision: bool | Literal["auto", "bf16", "no"] = "auto"
     """Matrix products in bfloat16 with float32 sums. auto: where the machine is fast at it (probed); true: bf16; false: no."""
     compile: Auto | bool = "auto"
-    """Compile passes of a layer for this processor: 6 seconds of processor time once per machine, then kept in the user's cache folder.
+    """Compile passes of a layer for this processor: 9 seconds of processor time once per machine, then kept in the user's cache folder.
     auto: on a processor, where they are kept already, or where there is a C++ compiler and the run is long enough to win the time back;
-    with the starter that is 5,000 to 20,000 tokens per process. On a GPU there is nothing to compile, and true is refused."""
+    with the starter that is 3,000 to 7,000 tokens per process. On a GPU there is nothing to compile, and true is refused."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Source of all randomness: order of rows, initial adapter, dropout."""
     max_bad_steps: PositiveInt = 3
