@@ -162,9 +162,9 @@ class TrainingConfig(Section):
     to be faster at it, else float32. bf16: bfloat16, refused where the device only emulates it. no and false: float32.
     fp16: refused, because it needs loss scaling."""
     compile: Auto | bool = "auto"
-    """Run parts of the model compiled for this device. On a processor: C++ passes, compiled in 6 seconds once per machine and kept in the
+    """Run parts of the model compiled for this device. On a processor: C++ passes, compiled in 9 seconds once per machine and kept in the
     user's cache folder. auto: where that is done already, or where the run is long enough to win the time back; with the starter
-    that is 5,000 to 20,000 tokens per process. On a GPU: torch.compile, for each size of pass in the step that first meets it.
+    that is 3,000 to 7,000 tokens per process. On a GPU: torch.compile, for each size of pass in the step that first meets it.
     true is refused where there is nothing to compile."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Source of all randomness: order of rows, initial adapter, dropout."""

@@ -1,8 +1,8 @@
 // Causal attention inside documents, in float32 and, where the processor multiplies pairs of it, in bfloat16; called by tiled.py.
 //
 // Forward keeps the result and one logarithm (base 2) of a sum per query and head; backward makes the scores again, tile by tile, as in
-// FlashAttention-2 (Dao, 2023). Nothing above the diagonal is computed beyond one vector of keys, nothing is padded but rows to a multiple of 6.
-// Every sum has one owner and a fixed order, so results are the same bits whatever the number of threads. Where all documents begin with
+// FlashAttention-2 (Dao, 2023). Nothing above the diagonal is computed beyond one vector of keys, nothing is padded but rows to a multiple
+// of 6. Every sum has one owner and a fixed order, so results are the same bits whatever the number of threads. Where all documents begin with
 // the same `shared` tokens, these lie once before everything else, and a row of Rows finds them.
 
 #pragma once

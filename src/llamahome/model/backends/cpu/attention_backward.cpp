@@ -167,7 +167,8 @@ void backward_segment(Backward<F> &my, const Plan &plan, const Tensors<F> &all, 
   }
 }
 
-// Which queries see which keys: per segment (of at most `most` keys, if SEGMENTS are enough) its visits, in the order of the documents. Documents that one visit covers have no parts.
+// Which queries see which keys: per segment (of at most `most` keys, if SEGMENTS are enough) its visits, in the order of the documents.
+// Documents that one visit covers have no parts.
 int64_t plan_visits(const Plan &plan, int64_t most, std::vector<Segment> &segments, std::vector<std::vector<Visit>> &visits) {
   auto cut = [&](int64_t document, int64_t first, int64_t stop) {
     int64_t count = std::min(SEGMENTS, parts(stop - first, most)), step = count ? up(parts(stop - first, count), TILE) : 1;

@@ -19,9 +19,10 @@ struct Singles {
 
   // A register tile: 6 by 2 vectors of sums and 3 operands fill 16 registers, 8 by 3 fit 32.
   static constexpr int TILE = REGISTERS == 32 ? 8 : 6, VECTORS = REGISTERS == 32 ? 3 : 2;
-  static constexpr int64_t DEPTH = 384, OUTER_DEPTH = 384;  // numbers summed before a tile's sums are put aside: a panel fits the first cache
+  static constexpr int64_t DEPTH = 384, OUTER_DEPTH = 384;  // numbers summed before sums are put aside: a panel fits the first cache
   static constexpr int64_t BLOCK = 8, STRIP = 8;            // tiles of rows that one panel is multiplied with before the next
   static constexpr int64_t PACKED_BYTES = 500'000;          // of panels for one thread; measured: 250,000 and 500,000 are equally fast
+  static constexpr int64_t OUTER_BYTES = 2'000'000;         // the same for outer products, whose tiles are packed anew for each such group
   static constexpr int64_t SLAB = 0;                        // sums are put aside where the result will be
   static constexpr int VECTORS_AT_ONCE = REGISTERS == 32 ? 4 : 2;  // of attention's tiles of 6 rows
   static constexpr int64_t KEYS = 64, SEGMENT = 256;               // attention's blocks
@@ -54,7 +55,7 @@ struct Pairs {
   static constexpr int TILE = 8, VECTORS = 3;
   static constexpr int64_t DEPTH = 1536, OUTER_DEPTH = 768;  // 8 rows fit the first cache
   static constexpr int64_t BLOCK = 1, STRIP = 4;
-  static constexpr int64_t PACKED_BYTES = 500'000;  // half of a second cache of 1 MB
+  static constexpr int64_t PACKED_BYTES = 500'000, OUTER_BYTES = 1'000'000;  // half of a second cache of 1 MB
   static constexpr int64_t SLAB = 2048;             // rows whose sums may lie aside at once
   static constexpr int VECTORS_AT_ONCE = 4;
   static constexpr int64_t KEYS = 128, SEGMENT = 512;

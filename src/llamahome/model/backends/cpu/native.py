@@ -2,7 +2,7 @@
 
 All sources make one library. It is kept in the user's cache folder under a name made of the sources, the compiler's words and the
 processor's abilities, so another machine that shares the folder makes its own. It is one file, written whole and renamed. Compiling
-takes 6 seconds. LLAMAHOME_CPU_LEVEL asks for the instructions of a lesser processor: avx2, avx512 (without bfloat16), or native.
+takes 9 seconds. LLAMAHOME_CPU_LEVEL asks for the instructions of a lesser processor: avx2, avx512 (without bfloat16), or native.
 A machine without a C++ compiler gets None and a reason; everything then runs as plain PyTorch.
 """
 
@@ -33,11 +33,11 @@ LEVELS: dict[str, tuple[str, frozenset[str]]] = {
 }
 """What the compiler is told for each level, and what the processor must be able to do."""
 _PATIENCE_SECONDS = 120
-_COMPILE_SECONDS = 6.0
-"""Processor time of compiling all sources. measured: about 6 s."""
-_SAVED_SECONDS, _SAVED_SECONDS_IN_PAIRS = 2.3e-12, 9.4e-12
-"""Processor time that compiled passes save per token and weight, LoRA. measured (docs/log.md): with all of them, and without products and
-attention, which need a processor that multiplies pairs of bfloat16."""
+_COMPILE_SECONDS = 8.6
+"""Processor time of compiling all sources. measured on a Zen 4: 8.6 s, and 6.7 s without the passes for pairs of bfloat16."""
+_SAVED_SECONDS, _SAVED_SECONDS_IN_PAIRS = 2.2e-11, 9.4e-12
+"""Processor time that compiled passes save per token and weight, LoRA. measured: in float32 with instructions for AVX2 on a Zen 4, beside
+torch at the same level (104 and 152 tokens of the starter per processor second); in bfloat16 where pairs are multiplied (docs/log.md)."""
 _LETTERS = {torch.float32: "f", torch.bfloat16: "b"}
 _POINTER, _INT, _COUNT, _REAL = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, Sequence[type]] = {

@@ -135,8 +135,9 @@ struct Product {
 // out = x * w + low * factor + bias, where w consists of `count` matrices below each other, each [heights[i], width], turned (S = width,
 // N = all heights) or not (S = all heights, N = width). S and R are whole units; low and bias may be null.
 template <class F>
-void multiply(const Element<F> *x, int64_t x_step, const Element<F> *const *parts, const int64_t *heights, int64_t count, int64_t width, int turned,
-              const Element<F> *low, const Element<F> *factor, int64_t rank, const float *bias, Element<F> *out, int64_t tokens, int threads) {
+void multiply(const Element<F> *x, int64_t x_step, const Element<F> *const *parts, const int64_t *heights, int64_t count, int64_t width,
+              int turned, const Element<F> *low, const Element<F> *factor, int64_t rank, const float *bias, Element<F> *out, int64_t tokens,
+              int threads) {
   std::vector<const Element<F> *> rows, factor_rows;
   for (int64_t i = 0; i < count; i++)
     for (int64_t r = 0; r < heights[i]; r++) rows.push_back(parts[i] + r * width);
@@ -153,8 +154,9 @@ void multiply(const Element<F> *x, int64_t x_step, const Element<F> *const *part
 
 // low [T, R] = x * first turned, with first [R, S], and out = x * w + low * second [R, N] + bias.
 template <class F>
-void adapted(const Element<F> *x, int64_t x_step, const Element<F> *const *parts, const int64_t *heights, int64_t count, int64_t width, int turned,
-             const Element<F> *first, const Element<F> *second, int64_t rank, const float *bias, Element<F> *low, Element<F> *out, int64_t tokens, int threads) {
+void adapted(const Element<F> *x, int64_t x_step, const Element<F> *const *parts, const int64_t *heights, int64_t count, int64_t width,
+             int turned, const Element<F> *first, const Element<F> *second, int64_t rank, const float *bias, Element<F> *low,
+             Element<F> *out, int64_t tokens, int threads) {
   int64_t size = turned ? width : std::accumulate(heights, heights + count, int64_t(0));
   multiply<F>(x, x_step, &first, &rank, 1, size, 1, nullptr, nullptr, 0, nullptr, low, tokens, threads);
   multiply<F>(x, x_step, parts, heights, count, width, turned, low, second, rank, bias, out, tokens, threads);
@@ -162,12 +164,12 @@ void adapted(const Element<F> *x, int64_t x_step, const Element<F> *const *parts
 
 // out [N, M] float32 = (add ? out : 0) + sum over tokens of left [T, N] by right [T, M]: gradients of weights.
 template <class F>
-void outer(const Element<F> *left, int64_t left_step, int64_t wide, const Element<F> *right, int64_t right_step, int64_t columns, float *out, int add,
-           int64_t tokens, int threads) {
+void outer(const Element<F> *left, int64_t left_step, int64_t wide, const Element<F> *right, int64_t right_step, int64_t columns,
+           float *out, int add, int64_t tokens, int threads) {
   constexpr int64_t STRIP = F::STRIP * F::TILE;
   int64_t depth, chunks = chunks_of(tokens, F::OUTER_DEPTH, &depth), units = depth / F::PER, panel_units = units * PANEL<F>;
   int64_t panels = ceil(columns, PANEL<F>), strips = ceil(wide, STRIP);
-  int64_t group = std::max<int64_t>(1, F::PACKED_BYTES / (panel_units * sizeof(Unit<F>)));
+  int64_t group = std::max<int64_t>(1, F::OUTER_BYTES / (panel_units * sizeof(Unit<F>)));
 #pragma omp parallel num_threads(threads)
   {
     Share mine = share(F::STRIP * strips, panels, omp_get_thread_num(), omp_get_num_threads());
@@ -180,7 +182,8 @@ void outer(const Element<F> *left, int64_t left_step, int64_t wide, const Elemen
           left_rows[t] = left + (from + t) * left_step;
           right_rows[t] = right + (from + t) * right_step;
         }
-        pack_columns<F>(right_rows.data(), here, first * PANEL<F>, std::min(last * PANEL<F>, columns) - first * PANEL<F>, packed, panel_units);
+        int64_t column = first * PANEL<F>;
+        pack_columns<F>(right_rows.data(), here, column, std::min(last * PANEL<F>, columns) - column, packed, panel_units);
         for (int64_t n = mine.row * F::TILE, end = std::min(mine.row_stop * F::TILE, wide); n < end; n += STRIP) {
           int64_t stop = std::min(n + STRIP, end);
           pack_tiles<F>(left_rows.data(), here, n, std::min(STRIP, wide - n), tiles, units * F::TILE);
