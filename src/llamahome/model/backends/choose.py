@@ -17,14 +17,14 @@ from llamahome.model.backends.cuda.backend import CudaBackend
 from llamahome.model.backends.reference import Reference
 from llamahome.model.precision import LowPrecision, Precision, choose_precision
 
-_ROWS, _INNER, _RACES, _MOST_RACES = 512, 576, 10, 30
+_ROWS, _INNER, _FEWEST_RACES, _RACES, _MOST_RACES = 512, 576, 3, 10, 30
 _BORDER = (0.6, 1.6)
 """Speed-ups between these decide nothing after ten races."""
 _LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 """Variables that hold torch and its libraries to a lower instruction set."""
 _HIDDEN = "torch finds no GPU; CUDA_VISIBLE_DEVICES can hide it"
-_HOPELESS = 4.0
-"""How many times slower bfloat16 must be after two races to be given up: where it is emulated, one takes a tenth of a second or more."""
+_HOPELESS = 6.0
+"""How many times slower bfloat16 must be after a few races to be given up: where it is emulated, one takes a tenth of a second or more."""
 
 
 def choose_backend(config: Config, device: torch.device) -> Backend:
@@ -115,7 +115,7 @@ def bf16_speedup(device: torch.device) -> float:
     """How many times faster this device multiplies bfloat16 than float32 matrices: best against best of short races in turn.
 
     Other work on the machine can spoil a race, so there are more of them while the answer is near the border. Where bfloat16 is emulated
-    the second race ends it. Takes 20 to 300 ms.
+    a few races end it, of which the first prepares the product. Takes 20 to 600 ms.
     """
     best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
     for number in range(_MOST_RACES):
@@ -126,6 +126,6 @@ def bf16_speedup(device: torch.device) -> float:
             best[dtype] = min(best[dtype], time.perf_counter() - start)
         speedup = best[torch.float32] / best[torch.bfloat16]
         clear = not _BORDER[0] < speedup < _BORDER[1]
-        if (number and speedup < 1 / _HOPELESS) or (number >= _RACES and clear):
+        if (number >= _FEWEST_RACES and speedup < 1 / _HOPELESS) or (number >= _RACES and clear):
             break
     return speedup
