@@ -1,5 +1,6 @@
 """One part of the benchmark in a process of its own: `python -m benchmarks.gpu.worker PART DEVICE [toy]` prints JSON lines."""
 
+import gc
 import importlib.metadata
 import json
 import sys
@@ -51,19 +52,20 @@ def eight_b(device: torch.device, toy: bool) -> Found:
 
 
 def _side_by_side(shape: Shape, device: torch.device, works: list[tuple[int, int]]) -> Found:
-    for tokens, length in works:
-        for measure in (speed.ours, speed.plain, speed.plain_with_liger):
+    for measure in (speed.ours, speed.plain, speed.plain_with_liger):  # Liger last: it changes the classes of transformers for good
+        for tokens, length in works:
             yield _or_why_not(lambda: measure(shape, device, tokens=tokens, length=length))  # noqa: B023  # called at once
 
 
 def _or_why_not(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What was measured; running out of memory is a result."""
+    """What was measured; running out of memory is a result. The model before has left the device."""
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
     try:
         return measure()
     except torch.OutOfMemoryError as error:
-        found = {"error": f"out of memory: {str(error).splitlines()[0][:160]}"}
-    torch.cuda.empty_cache()
-    return found
+        return {"error": f"out of memory: {str(error).splitlines()[0][:160]}"}
 
 
 def memory(device: torch.device, toy: bool) -> Found:

@@ -81,3 +81,5 @@ def test_a_clear_answer_is_kept_and_a_damaged_file_is_made_anew(tmp_path: Path, 
     assert low_precision(CPU) == low_precision(CPU) == LowPrecision.measured(0.1)
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
     assert low_precision(CPU) == LowPrecision.measured(3.0), "a processor that is held to less is another one"
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY")
+    assert low_precision(CPU) == LowPrecision.measured(0.1), "what was known stays"

@@ -193,3 +193,9 @@ def head_of(model: PreTrainedModel) -> Head:
         raise ConfigError(_unsupported(Path(model.name_or_path), f"its output head is a {type(head).__name__}"))
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     return Head(head.weight, head.bias, scale, getattr(config, "final_logit_softcapping", None))
+
+
+def decoder_layers(model: PreTrainedModel) -> list[Any]:
+    """The layers of the decoder: children of its longest list of modules."""
+    lists = [module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=lambda modules: sum(1 for _ in modules)))

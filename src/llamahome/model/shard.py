@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from llamahome.distributed.exchange import Exchange, FlatExchange, OverlappedExchange, Summed, sum_of_squares
 from llamahome.distributed.tensorfiles import Pieces
 from llamahome.distributed.world import World
+from llamahome.model.load import decoder_layers
 from llamahome.model.objective import Within, directly
 from llamahome.model.place import trained_parameters
 from llamahome.model.precision import Precision
@@ -95,7 +96,7 @@ def sharded(
     mesh = _make_mesh(world, strategy)
     low = MixedPrecisionPolicy(param_dtype=precision.compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     settings: dict[str, Any] = {"mesh": mesh, "ignored_params": apart}
-    layers = _layers_of(model)
+    layers = decoder_layers(model)
     for layer in layers:
         fully_shard(layer, mp_policy=low if precision.autocast else MixedPrecisionPolicy(), **settings)
     root: Any = fully_shard(_Whole(model), mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False), **settings)
@@ -199,12 +200,6 @@ def _make_mesh(world: World, strategy: Literal["shard", "hybrid"]) -> DeviceMesh
         return init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
     shape = (world.size // world.local_size, world.local_size)
     return init_device_mesh(world.device.type, shape, mesh_dim_names=("replicate", "shard"))
-
-
-def _layers_of(model: PreTrainedModel) -> list[Any]:
-    """The layers of the decoder: children of its longest list of modules."""
-    lists = [module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList)]
-    return list(max(lists, key=lambda modules: sum(1 for _ in modules)))
 
 
 def _rows_of(weight: DTensor) -> tuple[int, int]:

@@ -1,8 +1,5 @@
 """Which back end a run takes, and in which number types it computes: from what was asked for, the device, and a short measurement."""
 
-import contextlib
-import json
-import math
 import os
 import time
 
@@ -14,6 +11,7 @@ from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.cpu.backend import CpuBackend
 from llamahome.model.backends.cpu.native import cache_folder, processor
 from llamahome.model.backends.cuda.backend import CudaBackend
+from llamahome.model.backends.measured import measured
 from llamahome.model.backends.reference import Reference
 from llamahome.model.precision import LowPrecision, Precision, choose_precision
 
@@ -91,24 +89,15 @@ def low_precision(device: torch.device) -> LowPrecision:
 
 def _kept_speedup() -> float:
     """Of this processor: as an earlier start found it, else raced now and kept if the answer is clear."""
-    path = cache_folder() / "number-types.json"
     limits = [f"{name}={os.environ.get(name, '')}" for name in _LIMITS]
     key = " ".join([f"torch {torch.__version__}", f"{torch.get_num_threads()} threads", processor(), *limits])
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        found = float(known[key])
-        if math.isfinite(found) and found > 0:
-            return found
-    except (OSError, ValueError, TypeError, KeyError):
-        known = {}
-    speedup = bf16_speedup(torch.device("cpu"))
-    if not _BORDER[0] < speedup < _BORDER[1]:
-        with contextlib.suppress(OSError):  # the answer holds for this start alone
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            part = path.with_name(f"number-types-{os.getpid()}.part")
-            part.write_text(json.dumps({**known, key: speedup} if isinstance(known, dict) else {key: speedup}, indent=1), encoding="utf-8")
-            part.replace(path)
-    return speedup
+    path = cache_folder() / "number-types.json"
+    found = measured(path, [key], lambda _: (bf16_speedup(torch.device("cpu")),), count=1, keeps=lambda numbers: _is_clear(numbers[0]))
+    return found[key][0]
+
+
+def _is_clear(speedup: float) -> bool:
+    return not _BORDER[0] < speedup < _BORDER[1]
 
 
 def bf16_speedup(device: torch.device) -> float:
@@ -125,7 +114,6 @@ def bf16_speedup(device: torch.device) -> float:
             (a @ b)[0, 0].item()  # the read waits for an asynchronous device
             best[dtype] = min(best[dtype], time.perf_counter() - start)
         speedup = best[torch.float32] / best[torch.bfloat16]
-        clear = not _BORDER[0] < speedup < _BORDER[1]
-        if (number >= _FEWEST_RACES and speedup < 1 / _HOPELESS) or (number >= _RACES and clear):
+        if (number >= _FEWEST_RACES and speedup < 1 / _HOPELESS) or (number >= _RACES and _is_clear(speedup)):
             break
     return speedup

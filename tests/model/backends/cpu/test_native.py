@@ -74,7 +74,9 @@ def test_without_a_compiler_there_is_nothing_to_compile(monkeypatch: pytest.Monk
 
 def test_an_unknown_level_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMAHOME_CPU_LEVEL", "sse2")
-    assert load_kernels() == fresh() == "LLAMAHOME_CPU_LEVEL is 'sse2'; it may be native, avx2, avx512"
+    assert load_kernels() == fresh() == "LLAMAHOME_CPU_LEVEL is 'sse2'; it may be native, avx2, avx512, none"
+    monkeypatch.setenv("LLAMAHOME_CPU_LEVEL", "none")
+    assert load_kernels() == "LLAMAHOME_CPU_LEVEL is none" and not must_compile()
     assert not must_compile() and not expects_pairs()
 
 

@@ -24,7 +24,8 @@ from torch import Tensor
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "attention.cpp", "attention_backward.cpp", "products.cpp"))
 _HEADERS = tuple(Path(__file__).with_name(name) for name in ("numbers.h", "vectors.h", "formats.h", "panels.h", "tiles.h", "attention.h"))
 _FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC"]
-_VARIABLE = "LLAMAHOME_CPU_LEVEL"
+_VARIABLE, _NOTHING = "LLAMAHOME_CPU_LEVEL", "none"
+"""What asks for a level, and the word for compiling nothing."""
 _AVX2 = frozenset({"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"})
 LEVELS: dict[str, tuple[str, frozenset[str]]] = {
     "native": ("-march=native", frozenset()),
@@ -117,8 +118,10 @@ def asked_level() -> str:
 def lacking(level: str | None = None) -> str | None:
     """Why the level (by default the one that is asked for) cannot be had here, in one line; None when it can."""
     level, able = level or asked_level(), set(_abilities().split())
+    if level == _NOTHING:
+        return f"{_VARIABLE} is {level}"
     if level not in LEVELS:
-        return f"{_VARIABLE} is {level!r}; it may be {', '.join(LEVELS)}"
+        return f"{_VARIABLE} is {level!r}; it may be {', '.join([*LEVELS, _NOTHING])}"
     if missing := sorted(LEVELS[level][1] - able):
         had = [name for name, (_, needed) in LEVELS.items() if needed <= able]
         return f"{_VARIABLE} is {level}, but this processor has no {', '.join(missing)}; it has {', '.join(had)}"

@@ -1,28 +1,21 @@
 """Our products against torch's on this machine, a short race for each shape: who multiplies is measured, not guessed from processor flags.
 
 Forward, gradient of inputs and gradient of weights race separately, in turns, about a tenth of a second for a shape. What was found is
-kept beside the compiled library, so a later run on this machine decides alike and gives the same bits. Processes of one machine race
-one after the other; the first decides for all.
+kept beside the compiled library, so a later run on this machine decides alike and gives the same bits.
 
 Legend: T tokens, I inputs, O outputs of all layers of a fan together.
 """
 
-import contextlib
-import fcntl
-import json
-import math
-import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from llamahome.model.backends.cpu.native import Kernels, cache_folder
 from llamahome.model.backends.cpu.products import Stack, outer_product, product
+from llamahome.model.backends.measured import measured
 
 _WORK = 5e8
 """Operations of one product in the race, about at most: 5 ms at the 100 GFLOP/s of two cores with AVX2."""
@@ -78,14 +71,9 @@ class Multipliers:
 def race(shapes: Sequence[Shape], kernels: Kernels) -> dict[Shape, Speeds]:
     """How fast our products are beside torch's for each shape that they take; measured once per machine, then looked up."""
     raced = {shape: _raced(shape) for shape in shapes if kernels.has("product", shape.dtype)}
-    path = cache_folder() / f"{kernels.name}.json"
-    with _alone(path):
-        known = _read(path)
-        missing = [small for small in dict.fromkeys(raced.values()) if _key(small) not in known]
-        known |= {_key(small): _measured(small, kernels) for small in missing}
-        if missing:
-            _write(path, known)
-    return {shape: known[_key(small)] for shape, small in raced.items()}
+    small = {_key(each): each for each in raced.values()}
+    found = measured(cache_folder() / f"{kernels.name}.json", list(small), lambda key: astuple(_measured(small[key], kernels)), count=3)
+    return {shape: Speeds(*found[_key(each)]) for shape, each in raced.items()}
 
 
 def told(found: dict[Shape, Speeds]) -> str:
@@ -161,38 +149,3 @@ def _ratio(ours: Callable[[int], Tensor], theirs: Callable[[int], Tensor]) -> fl
             found.append(time.perf_counter() - begin)
     mine, other = (min(each[1:]) for each in taken)
     return other / mine
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process of this user at a time; where no lock can be made each races for itself."""
-    with contextlib.ExitStack() as stack:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            lock = stack.enter_context(path.with_suffix(".lock").open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:
-            pass  # the decision holds for this run alone
-        yield
-
-
-def _read(path: Path) -> dict[str, Speeds]:
-    """What was found before; nothing when the file is missing, damaged or another user's."""
-    try:
-        if path.stat().st_uid != os.getuid():
-            return {}
-        found = {key: Speeds(*map(float, ratios)) for key, ratios in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
-    whole = all(math.isfinite(ratio) and ratio > 0 for speeds in found.values() for ratio in astuple(speeds))
-    return found if whole else {}
-
-
-def _write(path: Path, known: dict[str, Speeds]) -> None:
-    """Whole or not at all."""
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False, encoding="utf-8") as file:
-            json.dump({key: astuple(speeds) for key, speeds in known.items()}, file, indent=1)
-        Path(file.name).replace(path)
-    except OSError:
-        pass  # the decision holds for this run alone

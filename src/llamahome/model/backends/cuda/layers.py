@@ -12,10 +12,10 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from llamahome.model.attention import register_attention
+from llamahome.model.load import decoder_layers
 
 _LOG = logging.getLogger(__name__)
 COMPILER = "inductor"
@@ -65,7 +65,7 @@ def compile_layers(model: PreTrainedModel, switch: Switch) -> int:
     """Let every decoder layer of `model` run compiled while it learns; returns how many."""
     _prepare_compiler()
     register_attention(outside_graphs=True)
-    layers = _layers_of(model)
+    layers = decoder_layers(model)
     for layer in layers:
         _compile_layer(layer, switch)
     return len(layers)
@@ -102,9 +102,3 @@ def _compile_layer(layer: Any, switch: Switch) -> None:
         return run(*args, **kwargs)
 
     layer.forward = forward
-
-
-def _layers_of(model: PreTrainedModel) -> list[Any]:
-    """The layers of the decoder: children of its longest list of modules."""
-    lists = [module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList)]
-    return list(max(lists, key=lambda modules: sum(1 for _ in modules)))

@@ -3,7 +3,7 @@
 A compiled layer of the form of Llama keeps, per token: its input and the state after attention (for the norms), both normed (inputs of
 linear layers), queries, keys and values as attention takes them, its output, gate, up and their product. Nothing else is kept: attention
 makes its probabilities again, and element-wise parts are made again inside of the passes that need them. Against the three rows that were
-measured on an H100 (docs/log.md) the totals are within 4 %: tests/model/backends/test_device_memory.py.
+measured on an H100 (docs/log.md) the totals are within 4 %: tests/model/backends/cuda/test_memory.py.
 """
 
 from typing import Any
