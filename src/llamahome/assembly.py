@@ -19,6 +19,7 @@ from llamahome.data.store.table import ExampleTable
 from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.distributed.world import World
 from llamahome.errors import ConfigError, Problem
+from llamahome.model.adapted import account
 from llamahome.model.adapter import SavedModel, fingerprint
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import overlooked
@@ -129,6 +130,8 @@ def load_learner(loaded: LoadedConfig, job: Job, plan: Plan, world: World, *, sa
     if config.training.method == "lora":
         name = str(base.resolve()) if Path(config.model.name).is_dir() or base.parts[:1] == ("data",) else config.model.name
         saved = add_lora(model, config.lora, base=name, seed=config.training.seed, lean=not precision.autocast)
+        for line in account(model):
+            say(line)
     checkpointing = config.training.gradient_checkpointing is True
     for line in place(model, world=world, checkpointing=checkpointing, sync_batch_norm=config.distributed.sync_batch_norm):
         say(line)
