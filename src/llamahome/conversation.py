@@ -54,10 +54,11 @@ def base_of_run(loaded: LoadedConfig, *, say: Callable[[str], None]) -> Path:
 
 def _as_argument(problem: Problem) -> Problem:
     """What is told of the setting model.name, told of a model that stands alone on the command line."""
+    hint = problem.hint
+    if hint is not None and hint.startswith("--model "):
+        hint = f"{hint.removeprefix('--model ')}, or what `llamahome models list` and `llamahome runs list` show"
     if problem.code != "model.not-found":
-        return problem
-    near = (problem.hint or "").removeprefix("--model ")
-    hint = f"{near}, or what `llamahome models list` and `llamahome runs list` show"
+        return replace(problem, hint=hint)
     return replace(problem, message=problem.message.replace("no model", "no run and no model"), where="MODEL", hint=hint)
 
 

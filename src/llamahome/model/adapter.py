@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -155,9 +156,13 @@ def open_trained(
 
     `base` stands in the place of the base that an adapter's folder records.
     """
+    found = find_base(folder, typed=base, say=say) if is_adapter(folder) else find_model(str(folder), say=say)
+    try:
+        model = load_model(found, dtype=dtype, device=device)
+    except ConfigError as error:  # another model is no remedy for who asks for this one
+        raise ConfigError([replace(problem, hint=None) for problem in error.problems]) from error
     if not is_adapter(folder):
-        return load_model(find_model(str(folder), say=say), dtype=dtype, device=device)
-    model = load_model(find_base(folder, typed=base, say=say), dtype=dtype, device=device)
+        return model
     try:
         with quiet_peft():
             adapted = PeftModel.from_pretrained(model, str(folder))
