@@ -8,18 +8,15 @@ from collections.abc import Iterable
 
 from transformers import PreTrainedModel
 
-from llamahome.model.targets import ALL, Matrix, kind, matrices
+from llamahome.model.targets import ALL, OTHER_SENSES, Matrix, kind, matrices
 
 _FORMS = {"stacked": "fused experts", "router": "router", "head": "output head", "fixed": "PEFT has no adapter for its form"}
 _FEW = 0.005
 """Kinds below this share are told together; the weights of a router are usually fewer, but it is always named."""
 
 
-def account(model: PreTrainedModel, *, layers: int | None = None) -> list[str]:
-    """Lines on the adapters of `model`, the model inside PEFT's wrapper.
-
-    `layers` scales the counts of a model that was built with fewer, all alike.
-    """
+def account(model: PreTrainedModel) -> list[str]:
+    """Lines on the adapters of `model`, the model inside PEFT's wrapper."""
     every = list(matrices(model))
     adapted, left = [each for each in every if each.adapted], [each for each in every if not each.adapted]
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -34,6 +31,7 @@ def account(model: PreTrainedModel, *, layers: int | None = None) -> list[str]:
     if left:
         share = sum(each.weights * each.share for each in left) / passed
         lines.append(f"without adapters: {', '.join(_left(left, passed))}; {share:.1%} of the weights that a token passes")
+    lines += _elsewhere(model, total)
     stacked = sorted({kind(each) for each in left if each.form == "stacked"})
     if stacked:
         names = ", ".join(stacked)
@@ -41,6 +39,17 @@ def account(model: PreTrainedModel, *, layers: int | None = None) -> list[str]:
             f"the fused experts learn too with --set 'lora.target_modules=[{ALL}, {names}]'; a pass then makes a copy of their weights"
         )
     return lines
+
+
+def _elsewhere(model: PreTrainedModel, total: int) -> list[str]:
+    """A line on parts that text does not pass, such as those that read images."""
+    weights = [each for part in (model.get_decoder(), model.get_output_embeddings()) for each in part.parameters()]
+    passed = {id(weight) for weight in weights}
+    outside = {name: weight.numel() for name, weight in model.named_parameters() if id(weight) not in passed and OTHER_SENSES.search(name)}
+    if not outside:
+        return []
+    parts = sorted({next(part for part in name.split(".") if OTHER_SENSES.search(part)) for name in outside})
+    return [f"{', '.join(parts)} reads no text and stays as it is: {sum(outside.values()) / total:.1%} of the weights"]
 
 
 def _left(left: Iterable[Matrix], passed: float) -> list[str]:

@@ -20,7 +20,8 @@ from llamahome.errors import ConfigError, Problem
 ALL = "all-linear"
 _GATES = re.compile(r"(.*_)?(gate|router)s?|wg")
 """Names of what weighs experts, beside them: mlp.gate, mlp.gate.wg, router.layer, shared_expert_gate."""
-_OTHER_SENSES = re.compile(r"(^|[._])(vision|visual|image|img|audio|speech|video)")
+OTHER_SENSES = re.compile(r"(^|[._])(vision|visual|image|img|audio|speech|video)")
+"""In the path of a part that reads no text."""
 _STACKED_FROM = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj"}
 """What the layers of single experts were called before they were stacked; PEFT takes these names too."""
 _TAKEN = ("top_k", "num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "moe_k", "top_k_experts")
@@ -101,7 +102,7 @@ def matrices(model: PreTrainedModel) -> Iterator[Matrix]:
             continue
         if module is head:
             yield Matrix(path, "head", head.weight.numel(), 1.0, adapters.get(path, 0))
-        elif id(module) not in reached or _OTHER_SENSES.search(path) or isinstance(module, nn.Embedding | nn.modules.conv._ConvNd):
+        elif id(module) not in reached or OTHER_SENSES.search(path) or isinstance(module, nn.Embedding | nn.modules.conv._ConvNd):
             continue
         elif isinstance(module, nn.Linear) or _is_conv1d(module):
             form = "router" if _is_router(path, module, homes) else "linear" if _acts_linear(module) else "fixed"
@@ -273,7 +274,7 @@ def _reason(model: PreTrainedModel, name: str, every: Sequence[Matrix]) -> str |
         module = dict(model.named_modules())[outside]
         if isinstance(module, nn.Embedding):
             return f"{name} is an embedding"
-        return f"{name} is only in {outside.rpartition('.')[0]}, which reads no text" if _OTHER_SENSES.search(outside) else None
+        return f"{name} is only in {outside.rpartition('.')[0]}, which reads no text" if OTHER_SENSES.search(outside) else None
     return None
 
 
