@@ -21,6 +21,7 @@ from llamahome.data.report import Report
 from llamahome.data.text.tokens import load_tokenizer
 from llamahome.distributed.world import World, open_world
 from llamahome.errors import ConfigError, Problem
+from llamahome.model.adapted import account
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import choose_backend, planned_backend
 from llamahome.model.load import CausalLM, find_model
@@ -108,6 +109,8 @@ class Expected:
     precision: Precision
     tokens_per_step: float
     shape: Shape
+    adapters: list[str]
+    """What gets adapters and what does not, in lines; none without LoRA."""
     step: Forecast
     remedy: str | None
     seconds: float
@@ -161,6 +164,7 @@ def expect(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callabl
         precision=precision,
         tokens_per_step=per_step,
         shape=shape,
+        adapters=account(_prepared(config, precision, read, shape.layers)) if apart else [],
         step=step,
         remedy=None if worst.fits else remedy("replicate", shape, here, layout=layout, work=full),
         seconds=step.seconds * plan.positions / rows,
