@@ -29,6 +29,7 @@ from llamahome.model.objective import Objective
 from llamahome.model.place import largest_pass, needs_checkpointing, place, trained_parameters
 from llamahome.model.shard import Placement, replicated, sharded
 from llamahome.model.strategy import Chosen, choose_strategy, count_weights, weight_bytes
+from llamahome.model.targets import copied_bytes
 from llamahome.monitoring.progress import Progress
 from llamahome.monitoring.resources import free_memory_bytes
 from llamahome.monitoring.throughput import model_flops_per_token
@@ -229,8 +230,10 @@ def _resolve(loaded: LoadedConfig, model: CausalLM, backend: Backend, world: Wor
         free -= 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     compiled = training.compile is not False and loaded.config.distributed.strategy == "replicate"
 
+    copied = copied_bytes(model, loaded.config.lora.target_modules) if training.method == "lora" else 0
+
     def keeps(tokens: int) -> int:
-        return backend.kept_bytes(loaded.config, model, tokens, longest=longest, compiled=compiled)
+        return copied + backend.kept_bytes(loaded.config, model, tokens, longest=longest, compiled=compiled)
 
     if training.micro_batch_tokens == "auto":
         tokens = backend.micro_batch_tokens

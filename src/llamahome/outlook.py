@@ -30,6 +30,7 @@ from llamahome.model.place import LARGEST_SHARE
 from llamahome.model.precision import LowPrecision, Precision, choose_precision
 from llamahome.model.skeleton import count_weights, read_shape, require_layers, skeleton
 from llamahome.model.strategy import Chosen, choose_strategy, weight_bytes
+from llamahome.model.targets import copied_bytes
 from llamahome.monitoring.throughput import measured_peak_flops
 from llamahome.planning.forecast import STRATEGIES, Cluster, Forecast, Strategy, Work, forecast, layout_of, remedy
 from llamahome.planning.hardware import Device
@@ -220,7 +221,8 @@ def _measure(config: Config, backend: Backend, read: Any, layers: int, tokens: i
         raise ConfigError(Problem(code="model.unplannable", message=message, where="model.name", hint="--model llama-3-8b"))
     longest = min(config.data.max_length, tokens)
     compiled = config.training.compile is not False
-    return shape, backend.kept_bytes(config, whole, tokens, longest=longest, compiled=compiled)
+    copied = copied_bytes(whole, config.lora.target_modules) if config.training.method == "lora" else 0
+    return shape, copied + backend.kept_bytes(config, whole, tokens, longest=longest, compiled=compiled)
 
 
 def _counted(

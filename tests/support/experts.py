@@ -49,10 +49,10 @@ ROUTERS = r"\.(gate|router)(\.wg|\.layer|\.weight)?\.lora_|shared_expert_gate"
 """In the names of parameters: an adapter on a router of any of these families."""
 
 
-def tiny_experts(family: str, *, seed: int = 0) -> PreTrainedModel:
+def tiny_experts(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """Random and strong enough that every expert is hit by a few tokens; float32, not in training."""
     name, own = FAMILIES[family]
-    config = getattr(transformers, name)(**{**_SHAPE, **own})
+    config = getattr(transformers, name)(**{**_SHAPE, **own, **changes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()

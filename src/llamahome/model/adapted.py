@@ -35,9 +35,8 @@ def account(model: PreTrainedModel) -> list[str]:
     stacked = sorted({kind(each) for each in left if each.form == "stacked"})
     if stacked:
         names = ", ".join(stacked)
-        lines.append(
-            f"the fused experts learn too with --set 'lora.target_modules=[{ALL}, {names}]'; a pass then makes a copy of their weights"
-        )
+        setting = f"--set 'lora.target_modules=[{ALL}, {names}]'"
+        lines.append(f"the fused experts learn too with {setting}; each pass then keeps a second copy of their weights")
     return lines
 
 

@@ -78,6 +78,13 @@ def choose(model: PreTrainedModel, wanted: str | Sequence[str]) -> Chosen:
     return Chosen([path for path in chosen if path in plain], others)
 
 
+def copied_bytes(model: PreTrainedModel, wanted: str | Sequence[str]) -> int:
+    """Memory of the stacked weights among `wanted`: PEFT adds the adapter to a copy of each, which the backward pass needs again."""
+    weights = dict(model.named_parameters())
+    stacked = [weights[path] for path in choose(model, wanted).parameters if weights[path].ndim == 3]
+    return sum(weight.numel() * weight.element_size() for weight in stacked)
+
+
 def shortened(paths: Sequence[str], every: Sequence[str], *, least: int = 1) -> list[str]:
     """The shortest ends of at least `least` names that name `paths` and nothing else of `every`."""
     wanted, made = set(paths), set()

@@ -1,7 +1,7 @@
 """The files of a model's weights: whether they are whole, and which weight holds a number that is none.
 
 Headers alone are read before a model is loaded. After that one pass over the weights in memory finds NaN and infinities: a sum carries
-both. measured: 0.06 s for the starter, 135 M weights, on one core; far less than loading them.
+both. measured: 0.08 s for the starter, 135 M weights in float32, on one core; loading them takes 2.1 s.
 """
 
 import json
