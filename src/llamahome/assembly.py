@@ -19,6 +19,7 @@ from llamahome.data.store.table import ExampleTable
 from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.distributed.world import World
 from llamahome.errors import ConfigError, Problem
+from llamahome.model.adapted import account
 from llamahome.model.adapter import SavedModel, fingerprint
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import overlooked
@@ -28,6 +29,7 @@ from llamahome.model.objective import Objective
 from llamahome.model.place import largest_pass, needs_checkpointing, place, trained_parameters
 from llamahome.model.shard import Placement, replicated, sharded
 from llamahome.model.strategy import Chosen, choose_strategy, count_weights, weight_bytes
+from llamahome.model.targets import copied_bytes
 from llamahome.monitoring.progress import Progress
 from llamahome.monitoring.resources import free_memory_bytes
 from llamahome.monitoring.throughput import model_flops_per_token
@@ -129,6 +131,8 @@ def load_learner(loaded: LoadedConfig, job: Job, plan: Plan, world: World, *, sa
     if config.training.method == "lora":
         name = str(base.resolve()) if Path(config.model.name).is_dir() or base.parts[:1] == ("data",) else config.model.name
         saved = add_lora(model, config.lora, base=name, seed=config.training.seed, lean=not precision.autocast)
+        for line in account(model):
+            say(line)
     checkpointing = config.training.gradient_checkpointing is True
     for line in place(model, world=world, checkpointing=checkpointing, sync_batch_norm=config.distributed.sync_batch_norm):
         say(line)
@@ -226,8 +230,10 @@ def _resolve(loaded: LoadedConfig, model: CausalLM, backend: Backend, world: Wor
         free -= 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     compiled = training.compile is not False and loaded.config.distributed.strategy == "replicate"
 
+    copied = copied_bytes(model, loaded.config.lora.target_modules) if training.method == "lora" else 0
+
     def keeps(tokens: int) -> int:
-        return backend.kept_bytes(loaded.config, model, tokens, longest=longest, compiled=compiled)
+        return copied + backend.kept_bytes(loaded.config, model, tokens, longest=longest, compiled=compiled)
 
     if training.micro_batch_tokens == "auto":
         tokens = backend.micro_batch_tokens
