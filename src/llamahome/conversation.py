@@ -7,10 +7,11 @@ from pathlib import Path
 from llamahome.checkpoint import store
 from llamahome.checkpoint.target import names_run, resolve
 from llamahome.config.load import LoadedConfig
-from llamahome.data.text.tokens import load_tokenizer
+from llamahome.data.text.tokens import ChatTokenizer, load_tokenizer
 from llamahome.distributed.devices import device_here
 from llamahome.errors import ConfigError, MachineError, Problem
-from llamahome.model.adapter import find_base, is_adapter, open_trained
+from llamahome.fitting import fit_to_model
+from llamahome.model.adapter import find_base, is_adapter, open_trained, trained_rows
 from llamahome.model.backends.choose import choose_backend
 from llamahome.model.bases import base_is_gone
 from llamahome.model.generate import generate
@@ -50,6 +51,14 @@ def base_of_run(loaded: LoadedConfig, *, say: Callable[[str], None]) -> Path:
         if origin.startswith("saved: ") and error.problems[0].code in ("model.not-found", "model.hub-failed"):
             raise ConfigError(base_is_gone(name, "model.name in the run's config.yaml")) from error
         raise
+
+
+def fit_to_trained(
+    loaded: LoadedConfig, folder: Path, tokenizer: ChatTokenizer, *, say: Callable[[str], None]
+) -> tuple[LoadedConfig, Path]:
+    """The settings as far as the model in `folder` goes, which may be an adapter, and the folder of the weights whose limits these are."""
+    weights = find_base(folder, typed=typed_base(loaded), say=say) if is_adapter(folder) else folder
+    return fit_to_model(loaded, weights, tokenizer, rows=trained_rows(folder), say=say), weights
 
 
 def _as_argument(problem: Problem) -> Problem:

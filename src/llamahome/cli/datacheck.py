@@ -65,11 +65,15 @@ def check(
     if fix is not None:
         refuse_output(fix, paths, force=force)
     tokenizer = None if no_tokens else tokenizer_of(loaded.config.model)
+    if tokenizer is not None:
+        loaded = fitted(loaded, tokenizer)
     near, languages = near_known() and not no_quality, languages_known() and not no_quality
     request = Request(tuple(paths), loaded.config.data, tokenizer, near=near, languages=languages, processes=processes)
     started = time.monotonic()
     with _watching() as watch:
         checked = look(request, _print_json if as_json else lambda found: None, watch=watch)
+    if tokenizer is not None:
+        _warn_of_length(loaded, tokenizer, [side for side in (checked.main, checked.evaluation) if side is not None])
     if not as_json:
         for block in _blocks(checked):
             print(block, file=sys.stderr)
@@ -111,6 +115,7 @@ def stats(
 
     languages = languages_known() and not no_quality
     tokenizer = tokenizer_of(loaded.config.model)
+    loaded = fitted(loaded, tokenizer)
     side = _looked_over(Request(tuple(paths), loaded.config.data, tokenizer, languages=languages, processes=processes))
     figures = stats_of(side, loaded.config.data, languages=languages)
     if png is not None and figures.histogram:
@@ -149,6 +154,27 @@ def tokenizer_of(model: "ModelConfig") -> tuple[str, str | None]:
     from llamahome.model.load import find_model
 
     return str(find_model(model.name, revision=model.revision, say=lambda text: typer.echo(text, err=True))), model.chat_template
+
+
+def fitted(loaded: "LoadedConfig", tokenizer: tuple[str, str | None]) -> "LoadedConfig":
+    """The settings as far as the model goes whose folder and template these are; a folder of a tokenizer alone has no limits."""
+    from llamahome.data.text.tokens import load_tokenizer
+    from llamahome.fitting import fit_to_model
+
+    folder = Path(tokenizer[0])
+    if not (folder / "config.json").is_file():
+        return loaded
+    read = load_tokenizer(folder, chat_template=tokenizer[1])
+    return fit_to_model(loaded, folder, read, say=lambda line: print(line, file=sys.stderr))
+
+
+def _warn_of_length(loaded: "LoadedConfig", tokenizer: tuple[str, str | None], sides: list["Side"]) -> None:
+    from llamahome.fitting import warn_of_length
+
+    folder = Path(tokenizer[0])
+    longest = max((int(side.facts.tokens[side.facts.usable].max()) for side in sides if side.facts.usable.any()), default=0)
+    if (folder / "config.json").is_file():
+        warn_of_length(loaded, folder, longest, warn=lambda message, why: print(f"warning: {message}: {why}", file=sys.stderr))
 
 
 def _settings(config: list[Path] | None, assignments: list[str] | None, flags: dict[str, tuple[str, str | None]]) -> "LoadedConfig":

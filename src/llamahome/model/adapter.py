@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from peft import PeftModel
@@ -25,7 +25,8 @@ from llamahome.model.bases import base_is_gone
 from llamahome.model.load import find_model, load_model
 from llamahome.model.lora import quiet_peft, use_own_forward
 from llamahome.model.shard import Placement
-from llamahome.model.weightfiles import refuse_broken, refuse_not_finite
+from llamahome.model.vocabulary import grow_embeddings, in_float32, rows_needed
+from llamahome.model.weightfiles import refuse_not_finite
 
 SavedModel: TypeAlias = PeftModel | PreTrainedModel
 """What is written to disk: an adapter's wrapper, or the model itself."""
@@ -129,12 +130,21 @@ def is_adapter(folder: Path) -> bool:
 
 def base_of(folder: Path) -> str:
     """The name of the base model that an adapter's folder records."""
-    refuse_broken(folder, ["adapter_config.json"])
+    return str(_adapter_config(folder)["base_model_name_or_path"])
+
+
+def trained_rows(folder: Path) -> int:
+    """Rows that the embedding of the base needs for the adapter in `folder`; 0 where it trains none of them, or is no adapter."""
+    return rows_needed(_adapter_config(folder)) if is_adapter(folder) else 0
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
     try:
-        recorded = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        found: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        found["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(Problem(code="model.unreadable", message="adapter_config.json cannot be read", where=str(folder))) from error
-    return str(recorded)
+    return found
 
 
 def find_base(folder: Path, *, typed: str | None = None, say: Callable[[str], None]) -> Path:
@@ -163,12 +173,14 @@ def open_trained(
         raise ConfigError([replace(problem, hint=None) for problem in error.problems]) from error
     if not is_adapter(folder):
         return model
+    grow_embeddings(model, trained_rows(folder))
     try:
         with quiet_peft():
             adapted = PeftModel.from_pretrained(model, str(folder))
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0][:300]
         raise ConfigError(Problem(code="model.unreadable", message=f"PEFT cannot load it: {first}", where=str(folder))) from error
+    in_float32(adapted)
     refuse_not_finite(adapted, folder)
     use_own_forward(adapted)
     return adapted.get_base_model()

@@ -196,11 +196,12 @@ def _unsupported(folder: Path, why: str) -> Problem:
 def head_of(model: PreTrainedModel) -> Head:
     """The output head with the scale and cap that this architecture gives its logits."""
     config = model.config.get_text_config()
-    head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
-        raise ConfigError(_unsupported(Path(model.name_or_path), f"its output head is a {type(head).__name__}"))
+    head: Any = model.get_output_embeddings()
+    layer = head.token_adapter.base_layer if hasattr(head, "token_adapter") else head  # PEFT's wrapper puts trained rows into `weight`
+    if not isinstance(layer, nn.Linear):
+        raise ConfigError(_unsupported(Path(model.name_or_path), f"its output head is a {type(layer).__name__}"))
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    return Head(head.weight, head.bias, scale, getattr(config, "final_logit_softcapping", None))
+    return Head(head.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
 
 
 def decoder_layers(model: PreTrainedModel) -> list[Any]:
