@@ -4,12 +4,14 @@ A table of positions caps data.max_length, so that what is cut is counted like a
 the embedding is refused; rows longer than a rotary model was trained on are warned of once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from llamahome.config.load import LoadedConfig, with_values
+from llamahome.data.checks.losses import within_positions
 from llamahome.data.text.tokens import ChatTokenizer
-from llamahome.errors import ConfigError, Problem
+from llamahome.errors import ConfigError, DataError, Problem
 from llamahome.model.limits import ModelLimits, limits_of
 
 
@@ -49,3 +51,13 @@ def warn_of_length(loaded: LoadedConfig, folder: Path, longest: int, *, warn: Ca
     if limits.trained_length is not None and read > limits.trained_length:
         message = f"rows of up to {read:,} tokens, but this model was trained on at most {limits.trained_length:,}"
         warn(message, f"what stands beyond may be learned badly; --set data.max_length={limits.trained_length} cuts it")
+
+
+@contextmanager
+def within_reach(folder: Path) -> Iterator[None]:
+    """Data errors of this block without help that the model in `folder` cannot follow."""
+    try:
+        yield
+    except DataError as error:
+        positions = limits_of(folder).positions
+        raise DataError([within_positions(problem, positions) for problem in error.problems]) from error

@@ -21,7 +21,7 @@ from llamahome.data.report import Report
 from llamahome.data.text.tokens import load_tokenizer
 from llamahome.distributed.world import World, open_world
 from llamahome.errors import ConfigError, Problem
-from llamahome.fitting import fit_to_model, warn_of_length
+from llamahome.fitting import fit_to_model, warn_of_length, within_reach
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import choose_backend, planned_backend
 from llamahome.model.load import CausalLM, find_model
@@ -127,7 +127,8 @@ def expect(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callabl
         base = find_model(config.model.name, revision=config.model.revision, say=say)
         tokenizer = load_tokenizer(base, chat_template=config.model.chat_template)
         loaded = fit_to_model(loaded, base, tokenizer, say=say)
-        prepared = prepare(loaded.config.data, data_path, tokenizer, say=say)
+        with within_reach(base):
+            prepared = prepare(loaded.config.data, data_path, tokenizer, say=say)
         prepared.close()
         longest = prepared.report.longest_tokens
         warn_of_length(loaded, base, longest, warn=lambda message, consequence: say(f"warning: {message}: {consequence}"))

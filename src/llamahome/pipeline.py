@@ -30,7 +30,7 @@ from llamahome.distributed.agreement import require_agreement, settings_and_vers
 from llamahome.distributed.failures import note_run, run_to_go_on
 from llamahome.distributed.world import open_world
 from llamahome.errors import ConfigError, LeftAtOnce, MachineError, Problem, Stopped
-from llamahome.fitting import fit_to_model, warn_of_length
+from llamahome.fitting import fit_to_model, warn_of_length, within_reach
 from llamahome.model.adapter import open_trained, restore_model
 from llamahome.model.backends.choose import choose_backend
 from llamahome.model.objective import Objective
@@ -159,7 +159,8 @@ def evaluate(target: str, data_path: str | Sequence[str], loaded: LoadedConfig) 
         with session.progress.phase("data"):
             tokenizer = load_tokenizer(folder, chat_template=loaded.config.model.chat_template)
             loaded, weights = fit_to_trained(loaded, folder, tokenizer, say=session.progress.say)
-            rows = read_all(loaded.config.data, data_path, tokenizer, say=session.progress.say)
+            with within_reach(weights):
+                rows = read_all(loaded.config.data, data_path, tokenizer, say=session.progress.say)
             warn_of_length(loaded, weights, report_of(rows).longest_tokens, warn=session.progress.warn)
         with session.progress.phase("model"):
             backend = choose_backend(loaded.config, session.world.device)
@@ -186,7 +187,8 @@ def _prepare(data_path: str | Sequence[str], loaded: LoadedConfig, session: Sess
             world.barrier()
         tokenizer = load_tokenizer(base, chat_template=model.chat_template)
         loaded = fit_to_model(loaded, base, tokenizer, say=progress.say)
-        prepared = prepare(loaded.config.data, data_path, tokenizer, say=progress.say)
+        with within_reach(base):
+            prepared = prepare(loaded.config.data, data_path, tokenizer, say=progress.say)
         session.closing.callback(prepared.close)
         for line in prepared.report.lines()[1:]:  # the first was said while reading
             progress.say(line)

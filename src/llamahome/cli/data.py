@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llamahome.cli import datacheck, dataprepare
+from llamahome.cli.modelfit import fitted
 from llamahome.errors import DataError, Problem, UsageError
 from llamahome.rundir import RAW_DATA
 from llamahome.units import many
@@ -110,7 +111,7 @@ def show(
     from llamahome.data.view import view
 
     place = datacheck.tokenizer_of(loaded.config.model)
-    settings = datacheck.fitted(loaded, place).config
+    settings = fitted(loaded, place).config
     tokenizer = load_tokenizer(place[0], chat_template=place[1])
     only: Only | None = "cut" if cut else "no-target" if no_target else None
     if longest:

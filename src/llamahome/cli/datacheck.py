@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llamahome.cli.modelfit import fitted, positions_of, warn_of_length
 from llamahome.errors import ConfigError, DataError, Problem
 from llamahome.rundir import BASE_MODELS
 from llamahome.units import many
@@ -68,12 +69,14 @@ def check(
     if tokenizer is not None:
         loaded = fitted(loaded, tokenizer)
     near, languages = near_known() and not no_quality, languages_known() and not no_quality
-    request = Request(tuple(paths), loaded.config.data, tokenizer, near=near, languages=languages, processes=processes)
+    request = Request(
+        tuple(paths), loaded.config.data, tokenizer, near=near, languages=languages, processes=processes, positions=positions_of(tokenizer)
+    )
     started = time.monotonic()
     with _watching() as watch:
         checked = look(request, _print_json if as_json else lambda found: None, watch=watch)
     if tokenizer is not None:
-        _warn_of_length(loaded, tokenizer, [side for side in (checked.main, checked.evaluation) if side is not None])
+        warn_of_length(loaded, tokenizer, [side for side in (checked.main, checked.evaluation) if side is not None])
     if not as_json:
         for block in _blocks(checked):
             print(block, file=sys.stderr)
@@ -154,27 +157,6 @@ def tokenizer_of(model: "ModelConfig") -> tuple[str, str | None]:
     from llamahome.model.load import find_model
 
     return str(find_model(model.name, revision=model.revision, say=lambda text: typer.echo(text, err=True))), model.chat_template
-
-
-def fitted(loaded: "LoadedConfig", tokenizer: tuple[str, str | None]) -> "LoadedConfig":
-    """The settings as far as the model goes whose folder and template these are; a folder of a tokenizer alone has no limits."""
-    from llamahome.data.text.tokens import load_tokenizer
-    from llamahome.fitting import fit_to_model
-
-    folder = Path(tokenizer[0])
-    if not (folder / "config.json").is_file():
-        return loaded
-    read = load_tokenizer(folder, chat_template=tokenizer[1])
-    return fit_to_model(loaded, folder, read, say=lambda line: print(line, file=sys.stderr))
-
-
-def _warn_of_length(loaded: "LoadedConfig", tokenizer: tuple[str, str | None], sides: list["Side"]) -> None:
-    from llamahome.fitting import warn_of_length
-
-    folder = Path(tokenizer[0])
-    longest = max((int(side.facts.tokens[side.facts.usable].max()) for side in sides if side.facts.usable.any()), default=0)
-    if (folder / "config.json").is_file():
-        warn_of_length(loaded, folder, longest, warn=lambda message, why: print(f"warning: {message}: {why}", file=sys.stderr))
 
 
 def _settings(config: list[Path] | None, assignments: list[str] | None, flags: dict[str, tuple[str, str | None]]) -> "LoadedConfig":

@@ -1,12 +1,11 @@
 """What is saved and loaded again: a PEFT folder for an adapter, a Hugging Face folder for a fully trained model. Safetensors only.
 
-The folder also holds the tokenizer and generation config of the base, so that any tool loads it as it is.
+The folder also holds what belongs to the base beside its weights (companions.py), so that any tool loads it as it is.
 """
 
 import copy
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from transformers import PreTrainedModel
 from llamahome.distributed.tensorfiles import Part, Pieces, write_files
 from llamahome.errors import ConfigError, MachineError, Problem
 from llamahome.model.bases import base_is_gone
+from llamahome.model.companions import copy_companions
 from llamahome.model.load import find_model, load_model
 from llamahome.model.lora import quiet_peft, use_own_forward
 from llamahome.model.shard import Placement
@@ -30,17 +30,6 @@ from llamahome.model.weightfiles import refuse_not_finite
 
 SavedModel: TypeAlias = PeftModel | PreTrainedModel
 """What is written to disk: an adapter's wrapper, or the model itself."""
-_COMPANIONS = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-]
 _SAMPLE = 1 << 20
 
 
@@ -67,13 +56,6 @@ def save_model(model: SavedModel, folder: Path, *, base: Path, weights: Mapping[
     else:
         model.save_pretrained(folder, save_original_format=False, state_dict=dict(weights) if weights is not None else None)
     copy_companions(base, folder)
-
-
-def copy_companions(base: Path, folder: Path) -> None:
-    """Copy tokenizer and generation config; last, for transformers would put its own reading of the latter in the place of the base's."""
-    for name in _COMPANIONS:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, folder / name)
 
 
 def save_in_parts(model: PreTrainedModel, folder: Path, *, base: Path, weights: Mapping[str, Tensor | Pieces], part: Part) -> list[Path]:

@@ -30,7 +30,7 @@ from llamahome.rundir import BASE_MODELS, as_typed
 
 CausalLM = PreTrainedModel
 """What the rest of llamahome calls a model: a causal language model of transformers."""
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.spm", "*.vocab", "*.tiktoken", "LICENSE*", "NOTICE*"]
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _TOO_FAR_APART = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 """Relative distance of hidden states that rounding does not explain: bfloat16 differs by up to a few percent after 30 layers."""
