@@ -30,6 +30,7 @@ from llamahome.model.place import largest_pass, needs_checkpointing, place, trai
 from llamahome.model.shard import Placement, replicated, sharded
 from llamahome.model.strategy import Chosen, choose_strategy, count_weights, weight_bytes
 from llamahome.model.targets import copied_bytes
+from llamahome.model.vocabulary import grow_embeddings
 from llamahome.monitoring.progress import Progress
 from llamahome.monitoring.resources import free_memory_bytes
 from llamahome.monitoring.throughput import model_flops_per_token
@@ -116,6 +117,10 @@ def load_learner(loaded: LoadedConfig, job: Job, plan: Plan, world: World, *, sa
         say(f"{chosen.strategy}: {chosen.reason}" + ("; gradients are summed after every pass" if chosen.sums_each_pass else ""))
     first_place = world.device if chosen.strategy == "replicate" else torch.device("cpu")  # from where it is dealt out layer by layer
     model = load_model(base, dtype=precision.storage, device=first_place)
+    new_rows = grow_embeddings(model, job.tokenizer.size) if config.model.resize_embeddings else range(0)
+    if new_rows:
+        _refuse_sharded_rows(chosen, base)
+        say(f"the embedding grows by {len(new_rows):,} rows to {new_rows.stop:,}; they begin as the mean of the others and are trained")
     for line in (overlooked(config, world.device), *backend.remarks(model)):
         if line is not None:
             say(line)
@@ -130,7 +135,7 @@ def load_learner(loaded: LoadedConfig, job: Job, plan: Plan, world: World, *, sa
     saved: SavedModel = model
     if config.training.method == "lora":
         name = str(base.resolve()) if Path(config.model.name).is_dir() or base.parts[:1] == ("data",) else config.model.name
-        saved = add_lora(model, config.lora, base=name, seed=config.training.seed, lean=not precision.autocast)
+        saved = add_lora(model, config.lora, base=name, seed=config.training.seed, lean=not precision.autocast, new_rows=new_rows)
         for line in account(model):
             say(line)
     checkpointing = config.training.gradient_checkpointing is True
@@ -207,6 +212,14 @@ def _choose_placement(loaded: LoadedConfig, base: Path, backend: Backend, world:
     needed = weight_bytes(count_weights(base), method=method, storage=backend.precision.storage)
     free = free_bytes(backend, world)
     return choose_strategy(loaded.config.distributed.strategy, method=method, needed=needed, free=int(-world.max(-free)), world=world)
+
+
+def _refuse_sharded_rows(chosen: Chosen, base: Path) -> None:
+    """ConfigError: rows that are trained lie in a weight of which each process would hold a part."""
+    if chosen.strategy != "replicate":
+        hint = "--set distributed.strategy=replicate"
+        message = "new rows of the embedding are trained, so its weights cannot be sharded"
+        raise ConfigError(Problem(code="model.cannot-be-sharded", message=message, where=str(base), hint=hint))
 
 
 def free_bytes(backend: Backend, world: World) -> int:

@@ -7,13 +7,14 @@ from pathlib import Path
 from llamahome.checkpoint import store
 from llamahome.checkpoint.target import names_run, resolve
 from llamahome.config.load import LoadedConfig
-from llamahome.data.text.tokens import load_tokenizer
+from llamahome.data.text.tokens import ChatTokenizer, load_tokenizer
 from llamahome.distributed.devices import device_here
 from llamahome.errors import ConfigError, MachineError, Problem
-from llamahome.model.adapter import find_base, is_adapter, open_trained
+from llamahome.fitting import fit_to_model
+from llamahome.model.adapter import find_base, is_adapter, open_trained, trained_rows
 from llamahome.model.backends.choose import choose_backend
 from llamahome.model.bases import base_is_gone
-from llamahome.model.generate import generate
+from llamahome.model.generate import generate, positions_of
 from llamahome.model.load import find_model
 from llamahome.model.starter import STARTER
 from llamahome.rundir import BASE_MODELS
@@ -52,6 +53,14 @@ def base_of_run(loaded: LoadedConfig, *, say: Callable[[str], None]) -> Path:
         raise
 
 
+def fit_to_trained(
+    loaded: LoadedConfig, folder: Path, tokenizer: ChatTokenizer, *, say: Callable[[str], None]
+) -> tuple[LoadedConfig, Path]:
+    """The settings as far as the model in `folder` goes, which may be an adapter, and the folder of the weights whose limits these are."""
+    weights = find_base(folder, typed=typed_base(loaded), say=say) if is_adapter(folder) else folder
+    return fit_to_model(loaded, weights, tokenizer, rows=trained_rows(folder), say=say), weights
+
+
 def _as_argument(problem: Problem) -> Problem:
     """What is told of the setting model.name, told of a model that stands alone on the command line."""
     hint = problem.hint
@@ -62,15 +71,23 @@ def _as_argument(problem: Problem) -> Problem:
     return replace(problem, message=problem.message.replace("no model", "no run and no model"), where="MODEL", hint=hint)
 
 
+def _no_room(tokens: int, positions: int) -> Problem:
+    message = f"the conversation has {tokens:,} tokens, and this model {positions:,} positions: none is left for an answer"
+    return Problem(code="model.too-long", message=message, where="MODEL", hint="a shorter question, in a new conversation")
+
+
 def open_chat(
     target: str, loaded: LoadedConfig, *, say: Callable[[str], None], max_new_tokens: int, temperature: float
 ) -> Callable[[list[dict[str, str]], Callable[[str], None]], str]:
     """A function that answers a conversation: turns and a place to write to as the answer appears -> the answer."""
     folder = model_folder(target, loaded, say=say)
     tokenizer = load_tokenizer(folder, chat_template=loaded.config.model.chat_template)
+    fit_to_trained(loaded, folder, tokenizer, say=lambda _: None)  # for what it refuses: a chat has no max_length
     device = device_here(processor=loaded.config.model.backend == "cpu")
     precision = choose_backend(loaded.config, device).precision
     model = open_trained(folder, dtype=precision.storage, device=device, say=say, base=typed_base(loaded))
+
+    positions = positions_of(model)
 
     def reply(turns: list[dict[str, str]], write: Callable[[str], None]) -> str:
         told: list[int] = []
@@ -84,9 +101,12 @@ def open_chat(
                 write(text[written:])
                 written = len(text)
 
+        prompt = tokenizer.encode_prompt(turns)
+        if positions is not None and len(prompt) >= positions:
+            raise ConfigError(_no_room(len(prompt), positions))
         ids = generate(
             model,
-            [tokenizer.encode_prompt(turns)],
+            [prompt],
             end_ids=tokenizer.end_ids,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
@@ -94,6 +114,8 @@ def open_chat(
         )
         answer = tokenizer.decode(ids[0])
         write(answer[written:])
+        if positions is not None and len(prompt) + len(ids[0]) >= positions:
+            say(f"the answer ends here because this model has {positions:,} positions")
         return answer
 
     return reply

@@ -21,6 +21,7 @@ from llamahome.data.report import Report
 from llamahome.data.text.tokens import load_tokenizer
 from llamahome.distributed.world import World, open_world
 from llamahome.errors import ConfigError, Problem
+from llamahome.fitting import fit_to_model, warn_of_length, within_reach
 from llamahome.model.adapted import account
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import choose_backend, planned_backend
@@ -129,8 +130,12 @@ def expect(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callabl
     with open_world(config.distributed, say=say, processor=config.model.backend == "cpu") as world:
         base = find_model(config.model.name, revision=config.model.revision, say=say)
         tokenizer = load_tokenizer(base, chat_template=config.model.chat_template)
-        prepared = prepare(config.data, data_path, tokenizer, say=say)
+        loaded = fit_to_model(loaded, base, tokenizer, say=say)
+        with within_reach(base):
+            prepared = prepare(loaded.config.data, data_path, tokenizer, say=say)
         prepared.close()
+        longest = prepared.report.longest_tokens
+        warn_of_length(loaded, base, longest, warn=lambda message, consequence: say(f"warning: {message}: {consequence}"))
         plan = make_plan(loaded, prepared.order.epoch_rows)
         backend = choose_backend(config, world.device)
         tokens_ahead = plan.rows_ahead * prepared.report.tokens_per_row

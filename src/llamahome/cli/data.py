@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llamahome.cli import datacheck, dataprepare
+from llamahome.cli.modelfit import fitted
 from llamahome.errors import DataError, Problem, UsageError
 from llamahome.rundir import RAW_DATA
 from llamahome.units import many
@@ -100,7 +101,7 @@ def show(
         message = f"{' and '.join(chosen)} cannot be given together"
         raise UsageError(Problem(code="usage.two-filters", message=message, hint=f"only {chosen[0]}, or only {chosen[1]}"))
     flags = {"model.name": ("--model", model)} if model is not None else None
-    settings = load_config(config or (), assignments=assignments or (), flags=flags).config
+    loaded = load_config(config or (), assignments=assignments or (), flags=flags)
     source = open_source(path)
     if row is not None and row >= len(source):
         message = f"there is no row {row}; the rows are 0 to {len(source) - 1}"
@@ -109,7 +110,8 @@ def show(
     from llamahome.data.text.tokens import load_tokenizer
     from llamahome.data.view import view
 
-    place = datacheck.tokenizer_of(settings.model)
+    place = datacheck.tokenizer_of(loaded.config.model)
+    settings = fitted(loaded, place).config
     tokenizer = load_tokenizer(place[0], chat_template=place[1])
     only: Only | None = "cut" if cut else "no-target" if no_target else None
     if longest:

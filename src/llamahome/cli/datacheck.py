@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llamahome.cli.modelfit import fitted, positions_of, warn_of_length
 from llamahome.errors import ConfigError, DataError, Problem
 from llamahome.rundir import BASE_MODELS
 from llamahome.units import many
@@ -65,11 +66,17 @@ def check(
     if fix is not None:
         refuse_output(fix, paths, force=force)
     tokenizer = None if no_tokens else tokenizer_of(loaded.config.model)
+    if tokenizer is not None:
+        loaded = fitted(loaded, tokenizer)
     near, languages = near_known() and not no_quality, languages_known() and not no_quality
-    request = Request(tuple(paths), loaded.config.data, tokenizer, near=near, languages=languages, processes=processes)
+    request = Request(
+        tuple(paths), loaded.config.data, tokenizer, near=near, languages=languages, processes=processes, positions=positions_of(tokenizer)
+    )
     started = time.monotonic()
     with _watching() as watch:
         checked = look(request, _print_json if as_json else lambda found: None, watch=watch)
+    if tokenizer is not None:
+        warn_of_length(loaded, tokenizer, [side for side in (checked.main, checked.evaluation) if side is not None])
     if not as_json:
         for block in _blocks(checked):
             print(block, file=sys.stderr)
@@ -111,6 +118,7 @@ def stats(
 
     languages = languages_known() and not no_quality
     tokenizer = tokenizer_of(loaded.config.model)
+    loaded = fitted(loaded, tokenizer)
     side = _looked_over(Request(tuple(paths), loaded.config.data, tokenizer, languages=languages, processes=processes))
     figures = stats_of(side, loaded.config.data, languages=languages)
     if png is not None and figures.histogram:

@@ -95,6 +95,8 @@ class ModelConfig(Section):
     auto: by the device that this process has, said at the start."""
     chat_template: str | None = None
     """A .jinja file that replaces the model's own chat template."""
+    resize_embeddings: bool = False
+    """Where the tokenizer has more tokens than the embedding has rows: add rows, train them (with adapters these alone) and save them."""
 
 
 class DataConfig(Section):

@@ -1,16 +1,15 @@
 """What is saved and loaded again: a PEFT folder for an adapter, a Hugging Face folder for a fully trained model. Safetensors only.
 
-The folder also holds the tokenizer and generation config of the base, so that any tool loads it as it is.
+The folder also holds what belongs to the base beside its weights (companions.py), so that any tool loads it as it is.
 """
 
 import copy
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from peft import PeftModel
@@ -22,24 +21,15 @@ from transformers import PreTrainedModel
 from llamahome.distributed.tensorfiles import Part, Pieces, write_files
 from llamahome.errors import ConfigError, MachineError, Problem
 from llamahome.model.bases import base_is_gone
+from llamahome.model.companions import copy_companions
 from llamahome.model.load import find_model, load_model
 from llamahome.model.lora import quiet_peft, use_own_forward
 from llamahome.model.shard import Placement
-from llamahome.model.weightfiles import refuse_broken, refuse_not_finite
+from llamahome.model.vocabulary import grow_embeddings, in_float32, rows_needed
+from llamahome.model.weightfiles import refuse_not_finite
 
 SavedModel: TypeAlias = PeftModel | PreTrainedModel
 """What is written to disk: an adapter's wrapper, or the model itself."""
-_COMPANIONS = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-]
 _SAMPLE = 1 << 20
 
 
@@ -66,13 +56,6 @@ def save_model(model: SavedModel, folder: Path, *, base: Path, weights: Mapping[
     else:
         model.save_pretrained(folder, save_original_format=False, state_dict=dict(weights) if weights is not None else None)
     copy_companions(base, folder)
-
-
-def copy_companions(base: Path, folder: Path) -> None:
-    """Copy tokenizer and generation config; last, for transformers would put its own reading of the latter in the place of the base's."""
-    for name in _COMPANIONS:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, folder / name)
 
 
 def save_in_parts(model: PreTrainedModel, folder: Path, *, base: Path, weights: Mapping[str, Tensor | Pieces], part: Part) -> list[Path]:
@@ -129,12 +112,21 @@ def is_adapter(folder: Path) -> bool:
 
 def base_of(folder: Path) -> str:
     """The name of the base model that an adapter's folder records."""
-    refuse_broken(folder, ["adapter_config.json"])
+    return str(_adapter_config(folder)["base_model_name_or_path"])
+
+
+def trained_rows(folder: Path) -> int:
+    """Rows that the embedding of the base needs for the adapter in `folder`; 0 where it trains none of them, or is no adapter."""
+    return rows_needed(_adapter_config(folder)) if is_adapter(folder) else 0
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
     try:
-        recorded = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        found: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        found["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(Problem(code="model.unreadable", message="adapter_config.json cannot be read", where=str(folder))) from error
-    return str(recorded)
+    return found
 
 
 def find_base(folder: Path, *, typed: str | None = None, say: Callable[[str], None]) -> Path:
@@ -163,12 +155,14 @@ def open_trained(
         raise ConfigError([replace(problem, hint=None) for problem in error.problems]) from error
     if not is_adapter(folder):
         return model
+    grow_embeddings(model, trained_rows(folder))
     try:
         with quiet_peft():
             adapted = PeftModel.from_pretrained(model, str(folder))
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0][:300]
         raise ConfigError(Problem(code="model.unreadable", message=f"PEFT cannot load it: {first}", where=str(folder))) from error
+    in_float32(adapted)
     refuse_not_finite(adapted, folder)
     use_own_forward(adapted)
     return adapted.get_base_model()

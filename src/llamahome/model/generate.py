@@ -9,6 +9,8 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
+from llamahome.model.limits import limits_from
+
 
 @contextmanager
 def _ready_to_generate(model: PreTrainedModel) -> Iterator[None]:
@@ -41,6 +43,12 @@ class _Relay(BaseStreamer):  # type: ignore[misc]
         """Nothing is held back."""
 
 
+def positions_of(model: PreTrainedModel) -> int | None:
+    """Tokens that a model with a table of positions can take; None where it has none."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return limits_from(model.config.get_text_config().to_dict(), shapes).positions
+
+
 @torch.no_grad()
 def generate(
     model: PreTrainedModel,
@@ -53,9 +61,15 @@ def generate(
 ) -> list[list[int]]:
     """Continue each prompt until one of `end_ids` or `max_new_tokens`; the end token is not part of the answer.
 
-    Prompts are padded on the left to one batch. Greedy at temperature 0. `tell` gets new ids as they appear (one prompt only).
+    It ends where a model with a table of positions has no more of them. Prompts are padded on the left to one batch. Greedy at
+    temperature 0. `tell` gets new ids as they appear (one prompt only).
     """
     width = max(len(prompt) for prompt in prompts)
+    positions = positions_of(model)
+    if positions is not None and width + max_new_tokens > positions:
+        max_new_tokens = positions - width
+        if max_new_tokens < 1:
+            return [[] for _ in prompts]
     filler = end_ids[0] if end_ids else 0
     tokens = torch.tensor([[filler] * (width - len(p)) + list(p) for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)

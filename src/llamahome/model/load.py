@@ -30,7 +30,7 @@ from llamahome.rundir import BASE_MODELS, as_typed
 
 CausalLM = PreTrainedModel
 """What the rest of llamahome calls a model: a causal language model of transformers."""
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.spm", "*.vocab", "*.tiktoken", "LICENSE*", "NOTICE*"]
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _TOO_FAR_APART = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 """Relative distance of hidden states that rounding does not explain: bfloat16 differs by up to a few percent after 30 layers."""
@@ -196,11 +196,12 @@ def _unsupported(folder: Path, why: str) -> Problem:
 def head_of(model: PreTrainedModel) -> Head:
     """The output head with the scale and cap that this architecture gives its logits."""
     config = model.config.get_text_config()
-    head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
-        raise ConfigError(_unsupported(Path(model.name_or_path), f"its output head is a {type(head).__name__}"))
+    head: Any = model.get_output_embeddings()
+    layer = head.token_adapter.base_layer if hasattr(head, "token_adapter") else head  # PEFT's wrapper puts trained rows into `weight`
+    if not isinstance(layer, nn.Linear):
+        raise ConfigError(_unsupported(Path(model.name_or_path), f"its output head is a {type(layer).__name__}"))
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    return Head(head.weight, head.bias, scale, getattr(config, "final_logit_softcapping", None))
+    return Head(head.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
 
 
 def decoder_layers(model: PreTrainedModel) -> list[Any]:

@@ -29,17 +29,18 @@ from transformers import PreTrainedModel
 from llamahome.config.schema import LoraConfig
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.targets import Chosen, choose, shortened
+from llamahome.model.vocabulary import in_float32, trained_tokens
 
 ADAPTER = "default"
 """PEFT's own name for the only adapter; it does not appear in saved files."""
 
 
-def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: str, seed: int, lean: bool) -> PeftModel:
+def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: str, seed: int, lean: bool, new_rows: Sequence[int] = ()) -> PeftModel:
     """Freeze `model`, add float32 adapters to what `config.target_modules` names, and return the PEFT model around it.
 
     `base` is what the saved adapter names as its base model. The first values come from `seed` alone. `lean` uses our forward where it
-    applies (products in the stored type, no autocast). Raises ConfigError when nothing carries one of the wanted names, or when PEFT
-    cannot adapt with dropout or DoRA what does.
+    applies (products in the stored type, no autocast). `new_rows` of embedding and head are trained, too. Raises ConfigError when
+    nothing carries one of the wanted names, or when PEFT cannot adapt with dropout or DoRA what does.
     """
     chosen = choose(model, config.target_modules)
     modules, parameters = _spelled(model, chosen, config)
@@ -50,6 +51,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: str, seed: int
         lora_dropout=config.dropout,
         target_modules=modules,
         target_parameters=parameters or None,
+        trainable_token_indices=trained_tokens(model, new_rows),
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2's matrix lies the other way round,
@@ -58,6 +60,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: str, seed: int
     with torch.random.fork_rng(devices=[]), quiet_peft():
         torch.manual_seed(seed)
         adapted = get_peft_model(model, settings)
+    in_float32(adapted)
     if lean:
         use_own_forward(adapted)
     return adapted

@@ -17,7 +17,7 @@ from llamahome.data.checks.duplicates import MOST_ROWS, near_known
 from llamahome.data.checks.facts import join_facts
 from llamahome.data.checks.findings import Found, Tally
 from llamahome.data.checks.languages import languages_known
-from llamahome.data.checks.losses import Losses
+from llamahome.data.checks.losses import Losses, within_positions
 from llamahome.data.checks.rowcheck import Scope
 from llamahome.data.checks.survey import processes_for, survey
 from llamahome.data.files.sources import Source, open_source
@@ -52,6 +52,8 @@ class Request:
     """Whether languages are told; needs py3langid."""
     processes: int | None = None
     """None: as many as pay."""
+    positions: int | None = None
+    """Of a model with a table of them, which no max_length can exceed."""
 
 
 @dataclass
@@ -82,6 +84,7 @@ def check(request: Request, tell: Tell, *, watch: Watch = lambda done, rows: Non
     checked = Checked()
 
     def told(found: Found) -> None:
+        found = replace(found, problem=within_positions(found.problem, request.positions))
         checked.tally.add(found)
         tell(found)
 

@@ -3,12 +3,15 @@
 Exact to the next 64 tokens; memory is one count for each 64 tokens of the longest row.
 """
 
-from dataclasses import asdict, dataclass, field
+import re
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from llamahome.config.schema import DataConfig
 from llamahome.data.text.targets import Encoded
 from llamahome.errors import Problem
+
+_LENGTH = re.compile(r"data\.max_length=(\d+)")
 
 
 @dataclass
@@ -73,8 +76,9 @@ class Losses:
             f"the longest row has {self.longest_tokens:,} tokens ({self.longest_where})"
         )
         fitting = self.length_that_loses(data.max_lost_share)
-        enough = f"--set data.max_length={fitting} is enough, {self.longest_tokens} keeps all" if fitting < self.longest_tokens else ""
-        hint = f"{enough or f'--set data.max_length={self.longest_tokens} keeps all'}; --set data.max_lost_share={self._accepted()} goes on"
+        whole = f"--set data.max_length={self.longest_tokens} keeps all"
+        enough = f"--set data.max_length={fitting} is enough; {whole}" if fitting < self.longest_tokens else whole
+        hint = f"{enough}; --set data.max_lost_share={self._accepted()} goes on"
         return Problem(code="data.too-much-lost", message=message, where=path, hint=hint)
 
     def as_json(self) -> dict[str, Any]:
@@ -93,3 +97,11 @@ class Losses:
 
 def _percent(share: float) -> str:
     return f"{share:.1%}" if share >= 0.001 or share == 0 else "less than 0.1%"
+
+
+def within_positions(problem: Problem, positions: int | None) -> Problem:
+    """The same without help that asks for a max_length beyond the positions of the model."""
+    if positions is None or problem.hint is None:
+        return problem
+    parts = [part for part in problem.hint.split("; ") if all(int(length) <= positions for length in _LENGTH.findall(part))]
+    return replace(problem, hint="; ".join(parts) or None)

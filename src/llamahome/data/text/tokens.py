@@ -99,6 +99,18 @@ class ChatTokenizer:
         return tuple(found) if self.eos_id is None or self.eos_id in found else (*found, self.eos_id)
 
     @cached_property
+    def size(self) -> int:
+        """Rows that an embedding needs for every token: the greatest id and one."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    @cached_property
+    def greatest_id(self) -> int:
+        """The greatest id that a row can hold: of ordinary tokens, of the template's and of the ends; other control tokens are refused."""
+        written = (self.chat_template or "", self.eos_token or "", self.bos_token or "")
+        unused = {text for text in self.control_tokens if not any(text in used for used in written)}
+        return max((number for text, number in self._backend.get_vocab(with_added_tokens=True).items() if text not in unused), default=-1)
+
+    @cached_property
     def spelling(self) -> Spelling | None:
         """The bytes of every token, None when the kind of tokenizer is not known well enough."""
         return read_spelling(self._backend)

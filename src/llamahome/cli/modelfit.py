@@ -1,0 +1,42 @@
+"""What commands that look at rows ask of the model whose tokenizer they use: its positions, and the length it was trained on."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llamahome.config.load import LoadedConfig
+    from llamahome.data.checks.compare import Side
+
+Tokenizer = tuple[str, str | None]
+"""Folder and chat template."""
+
+
+def fitted(loaded: "LoadedConfig", tokenizer: Tokenizer) -> "LoadedConfig":
+    """The settings as far as the model goes whose folder and template these are; a folder of a tokenizer alone has no limits."""
+    from llamahome.data.text.tokens import load_tokenizer
+    from llamahome.fitting import fit_to_model
+
+    folder = Path(tokenizer[0])
+    if not (folder / "config.json").is_file():
+        return loaded
+    read = load_tokenizer(folder, chat_template=tokenizer[1])
+    return fit_to_model(loaded, folder, read, say=lambda line: print(line, file=sys.stderr))
+
+
+def warn_of_length(loaded: "LoadedConfig", tokenizer: Tokenizer, sides: list["Side"]) -> None:
+    """Warn of usable rows that are longer than the model was trained on."""
+    from llamahome import fitting
+
+    folder = Path(tokenizer[0])
+    longest = max((int(side.facts.tokens[side.facts.usable].max()) for side in sides if side.facts.usable.any()), default=0)
+    if (folder / "config.json").is_file():
+        fitting.warn_of_length(loaded, folder, longest, warn=lambda message, why: print(f"warning: {message}: {why}", file=sys.stderr))
+
+
+def positions_of(tokenizer: Tokenizer | None) -> int | None:
+    """Positions of the model, None where it has no table of them or is not known."""
+    from llamahome.model.limits import limits_of
+
+    known = tokenizer is not None and (Path(tokenizer[0]) / "config.json").is_file()
+    return limits_of(Path(tokenizer[0])).positions if known and tokenizer is not None else None

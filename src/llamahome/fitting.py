@@ -1,0 +1,63 @@
+"""Holds the limits of a model against the settings and the rows, in every command that reads rows for a model.
+
+A table of positions caps data.max_length, so that what is cut is counted like any other cut; a tokenizer with tokens that have no row in
+the embedding is refused; rows longer than a rotary model was trained on are warned of once.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llamahome.config.load import LoadedConfig, with_values
+from llamahome.data.checks.losses import within_positions
+from llamahome.data.text.tokens import ChatTokenizer
+from llamahome.errors import ConfigError, DataError, Problem
+from llamahome.model.limits import ModelLimits, limits_of
+
+
+def fit_to_model(
+    loaded: LoadedConfig, folder: Path, tokenizer: ChatTokenizer, *, rows: int = 0, say: Callable[[str], None]
+) -> LoadedConfig:
+    """The settings with data.max_length as far as the model in `folder` goes; what changes is said.
+
+    `rows` of its embedding come with an adapter, if it has fewer. Raises ConfigError when rows can hold tokens without a row there.
+    """
+    limits = limits_of(folder)
+    if not loaded.config.model.resize_embeddings and rows < tokenizer.greatest_id + 1:
+        refuse_unknown_tokens(limits, tokenizer, folder)
+    wanted = loaded.config.data.max_length
+    if limits.positions is None or limits.positions >= wanted:
+        return loaded
+    told = f"this model has {limits.positions:,} positions; rows are cut there, and counted"
+    say(f"data.max_length {wanted:,} -> {limits.positions:,}: {told}")
+    return with_values(loaded, {"data.max_length": limits.positions}, origin=f"the model has {limits.positions:,} positions")
+
+
+def refuse_unknown_tokens(limits: ModelLimits, tokenizer: ChatTokenizer, folder: Path) -> None:
+    """ConfigError when a row can become a token that has no row in the embedding."""
+    needed = tokenizer.greatest_id + 1
+    if limits.vocabulary is None or needed <= limits.vocabulary:
+        return
+    message = (
+        f"the tokenizer has {needed:,} tokens, the embedding {limits.vocabulary:,} rows: the last {needed - limits.vocabulary:,} have none"
+    )
+    hint = "--set model.resize_embeddings=true gives them rows and trains these; or take the tokenizer that belongs to this model"
+    raise ConfigError(Problem(code="model.tokenizer-too-large", message=message, where=str(folder), hint=hint))
+
+
+def warn_of_length(loaded: LoadedConfig, folder: Path, longest: int, *, warn: Callable[[str, str], None]) -> None:
+    """Warn once when the longest row that is read has more tokens than the model in `folder` was trained on."""
+    limits, read = limits_of(folder), min(longest, loaded.config.data.max_length)
+    if limits.trained_length is not None and read > limits.trained_length:
+        message = f"rows of up to {read:,} tokens, but this model was trained on at most {limits.trained_length:,}"
+        warn(message, f"what stands beyond may be learned badly; --set data.max_length={limits.trained_length} cuts it")
+
+
+@contextmanager
+def within_reach(folder: Path) -> Iterator[None]:
+    """Data errors of this block without help that the model in `folder` cannot follow."""
+    try:
+        yield
+    except DataError as error:
+        positions = limits_of(folder).positions
+        raise DataError([within_positions(problem, positions) for problem in error.problems]) from error
