@@ -219,6 +219,8 @@ def _summary(checked: "Checked", seconds: float) -> Iterator[str]:
             if side.source.ignored:
                 yield f"{many(len(side.source.ignored), 'data file')} not read: {', '.join(side.source.ignored[:3])}"
             yield f"{many(len(side.facts), 'row')}{name} in {files}, format {side.format or 'not known'}, {bad:,} cannot be used"
+            if side.reason:
+                yield f"{side.format}{name}: {side.reason}"
     errors, warnings = checked.tally.total("error"), checked.tally.total("warning")
     yield (
         f"{many(errors, 'error')} and {many(warnings, 'warning')} in {seconds:.1f} s"

@@ -57,8 +57,8 @@ def content_of(value: Mapping[Any, Any], key: Any, *, path: str, may_be_empty: b
     return content
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that `word` is most likely a misspelling of."""
+def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.75) -> str | None:
+    """The known word that `word` is most likely a misspelling of; "context" and "text" share 0.73 of their letters and are two words."""
     lowered = {str(name).lower(): str(name) for name in known}
-    found = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.7)
+    found = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=cutoff)
     return lowered[found[0]] if found else None
