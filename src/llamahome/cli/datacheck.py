@@ -112,6 +112,8 @@ def stats(
     languages = languages_known() and not no_quality
     tokenizer = tokenizer_of(loaded.config.model)
     side = _looked_over(Request(tuple(paths), loaded.config.data, tokenizer, languages=languages, processes=processes))
+    for note in side.source.notes:
+        typer.echo(note, err=True)
     figures = stats_of(side, loaded.config.data, languages=languages)
     if png is not None and figures.histogram:
         write_histogram(figures.histogram, png, max_length=figures.max_length, title=" ".join(paths))

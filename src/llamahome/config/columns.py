@@ -27,6 +27,7 @@ def check_columns(names: dict[str, str]) -> dict[str, str]:
             raise ValueError(f"{ours!r} is not a key that a format reads{guess}; those are {', '.join(known)}")
         if not theirs:
             raise ValueError(f"{ours} has no name")
-        if ours not in texts and any(column for _, column in template_pieces(theirs)):
+        pieces = template_pieces(theirs)
+        if ours not in texts and any(column for _, column in pieces):
             raise ValueError(f"{ours} is a list and takes the name of a column; templates make {', '.join(texts)}")
     return names

@@ -63,6 +63,7 @@ def lay_out(folder: str, files: Sequence[str]) -> tuple[Layout | None, tuple[str
 
     Raises DataError when a file that the data set names is not there.
     """
+    _require_whole({Path(path).parent for path in files})
     files = [path for path in files if _is_row_file(path)]
     saved = _saved(folder, files)
     if saved is not None:
@@ -108,7 +109,6 @@ def _saved(folder: str, files: Sequence[str]) -> Layout | None:
             filed.append(Filed(path, split.name, _subset(Path(_inside(split.parent, folder)).parts)))
         else:
             rest.append(path)
-    _require_whole({Path(path).parent for path in files})
     return Layout("dataset_dict.json", tuple(filed), tuple(rest)) if filed else None
 
 

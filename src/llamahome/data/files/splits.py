@@ -8,6 +8,7 @@ import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from llamahome.config.schema import DataConfig
 from llamahome.data.files.layout import TEST, TRAIN, VALIDATION, Filed, Layout, by_split, role_of
@@ -103,7 +104,8 @@ def _with_implied_train(layout: Layout) -> Layout:
         return layout
     if not all(each.alone for each in layout.filed):
         return Layout(layout.by, (), layout.rest, declared=False)
-    return Layout(layout.by, (*(Filed(path, TRAIN) for path in layout.rest), *layout.filed))
+    by = f"{layout.by} (what names none is train)"
+    return Layout(by, (*(Filed(path, TRAIN) for path in layout.rest), *layout.filed))
 
 
 def _of_subset(path: str, layout: Layout, wanted: Wanted) -> list[Filed]:
@@ -167,7 +169,7 @@ def _note(path: str, layout: Layout, filed: Sequence[Filed], name: str, validati
     if validation is not None:
         told = f"{validation} is there to evaluate on ({_files(splits[validation], path)})"
         words = [told if word.startswith(f"{validation} is left") else word for word in words]
-    words.sort(key=lambda word: not word.startswith(f"{name} is read"))
+    words.sort(key=lambda word: (not word.startswith(f"{name} is read"), " is left alone (" in word))
     subset = filed[0].subset if len({each.subset for each in filed}) == 1 else ""
     others = sorted({each.subset for each in layout.filed} - {each.subset for each in filed})
     if others:
@@ -179,11 +181,14 @@ def _note(path: str, layout: Layout, filed: Sequence[Filed], name: str, validati
 
 
 def _files(paths: Sequence[str], folder: str) -> str:
-    return os.path.relpath(paths[0], folder) if len(paths) == 1 else f"{len(paths):,} files"
+    if len(paths) > 1:
+        return f"{len(paths):,} files"
+    return os.path.relpath(paths[0], folder) if Path(folder).is_dir() else Path(paths[0]).name
 
 
 def _unknown(what: str, asked: str, there: Sequence[str], path: str) -> DataError:
-    near = next(iter([*difflib.get_close_matches(asked, there, n=1), *there]), None)
+    usual = [name for name in there if name == TRAIN]
+    near = next(iter([*difflib.get_close_matches(asked, there, n=1), *usual, *there]), None)
     message = f"there is no {what} {asked}; there {'is' if len(there) == 1 else 'are'} {', '.join(there) or 'none'}"
     hint = f"--set data.{what}={near}" if near else f"--set data.{what}=null"
     code = "data.unknown-split" if what == "split" else "data.unknown-subset"

@@ -11,8 +11,8 @@ from llamahome.data.rows.parts import plain_name
 
 TURN_LISTS = ("messages", "conversations")
 """Keys under which a list of turns is found, whichever way its turns are written."""
-_OTHER_LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "turns", "data", "chosen")
-_TEXT_LISTS = ("conversations", "conversation", "dialog", "dialogue", "turns", "data")
+_OTHER_LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "data", "chosen")
+_TEXT_LISTS = ("conversations", "conversation", "dialog", "dialogue", "data")
 """Names under which a list of texts is a chat, user and assistant in turn (UltraChat)."""
 _SPEAKER = ("role", "from", "speaker", "author", "sender")
 _TEXT = ("content", "value", "text", "message", "utterance")
