@@ -14,7 +14,7 @@ from llamahome.data.files.jsonrow import excerpt
 from llamahome.data.files.kinds import ending, list_within, take_out
 from llamahome.data.records import Row
 from llamahome.data.rows.fault import nearest
-from llamahome.data.rows.parts import CHOICES, COMPLETION, PROMPT, WEAK_PROMPT, Unclear, find_parts, plain_name
+from llamahome.data.rows.parts import CHOICES, COMPLETION, PROMPT, WEAK_PROMPT, Unclear, find_parts, first_answer, plain_name
 from llamahome.errors import Problem
 
 _HOLE = "COLUMN"
@@ -56,14 +56,15 @@ def _mapping(rows: Sequence[Row], found: Unclear) -> str | None:
         return "write each question with its choices as one text, in a column of its own, and name it in data.columns"
     if not rows[0].value:
         return None
-    ask, answers = list(found.found["prompt"]), list(found.found["completion"])
+    ask, answers, about = (list(found.found[part]) for part in ("prompt", "completion", "context"))
     asked = ask or _misspelt(texts, (*PROMPT, *WEAK_PROMPT[0]))
     answers = answers or _misspelt([key for key in texts if key not in asked], COMPLETION)
-    if not asked and not answers and len(texts) == 1 and not ask:
+    if not (asked or answers or about) and len(texts) == len(rows[0].value) == 1:
         return setting(text=texts[0])
-    about = [*asked, *found.found["context"]]
-    if found.text_is_context:
-        about.append("text")
+    alone = len(about) == 1 and {*about, *answers} == {*texts} and len(texts) == 2
+    about = [*asked, *about, *(["text"] if found.text_is_context else [])] if asked or alone else []
+    if any(key not in texts for key in about) or any(not isinstance(first_answer(rows[0].value[key]), str) for key in answers):
+        return None
     if any(re.search(r"[{}]", key) for key in about):
         return None
     prompt = _HOLE if not about else about[0] if len(about) == 1 else "\n\n".join(f"{{{key}}}" for key in about)
@@ -79,8 +80,9 @@ def _mapping(rows: Sequence[Row], found: Unclear) -> str | None:
 
 
 def _text_columns(rows: Sequence[Row]) -> list[str]:
-    """The keys that hold a text in every row."""
-    return [key for key in rows[0].value if all(isinstance(row.value.get(key), str) for row in rows)]
+    """The keys that hold a text, or nothing, in every row."""
+    cells = {key: [row.value.get(key) for row in rows] for key in rows[0].value}
+    return [key for key, texts in cells.items() if any(texts) and all(text is None or isinstance(text, str) for text in texts)]
 
 
 def _misspelt(columns: Sequence[str], known: Sequence[str]) -> list[str]:

@@ -47,7 +47,7 @@ def rendered(written: str, value: Mapping[str, Any]) -> str:
             continue
         for line in paragraph:
             if not _left_out((line,), there):
-                text = "".join(cells[column] if column is not None else literal for literal, column in line.pieces)
+                text = "".join(literal if column is None else cells[column] if column in there else "" for literal, column in line.pieces)
                 blanks = any(column is not None and column not in there for _, column in line.pieces)
                 texts += [line.before if texts else "", text.strip(" \t") if blanks else text]
     return "".join(texts)

@@ -10,7 +10,7 @@ What a row lacks is said with its JSON path and the nearest name. Nothing is gue
 data.columns) says under which key of theirs a key of ours is found, or how a text is made of their keys (columns.py).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +19,7 @@ from llamahome.data.files.jsonrow import kind
 from llamahome.data.records import Conversation, Row
 from llamahome.data.rows.columns import with_templates
 from llamahome.data.rows.fault import Finding, content_of, problem_at, required
-from llamahome.data.rows.parts import Parts, Unclear, answer_of, find_parts, plain_name
+from llamahome.data.rows.parts import Parts, Unclear, about_of, answer_of, find_parts, plain_name, system_of
 from llamahome.data.rows.toolcalls import as_calls, read_calls, read_definitions
 from llamahome.data.rows.turnlists import TURN_LISTS, are_texts, as_turns, from_text, spelled, turn_list
 from llamahome.data.rows.turns import CALLING_ROLES, check_order, read_turns
@@ -110,19 +110,26 @@ def _tools(value: Mapping[str, Any], names: Names) -> tuple[dict[str, Any], ...]
 
 def _alpaca(row: Row, names: Names) -> Conversation:
     value = row.value
-    turns = list(_system(value, names))
+    turns = list(_system(value, names or {"system": system_of(value) or "system"}))
     for number, pair in enumerate(_history(value, names)):
         if not isinstance(pair, list) or len(pair) != 2:
             raise Finding("data.wrong-type", f"history[{number}] is {kind(pair)}, not a list of a question and an answer")
         for side, role in enumerate(("user", "assistant")):
             turns.append({"role": role, "content": content_of({side: pair[side]}, side, path=f"history[{number}]")})
     question = content_of(value, names.get("instruction", "instruction"), path="")
-    more = names.get("input", "input")
-    if value.get(more) not in (None, ""):
-        question = f"{question}\n\n{content_of(value, more, path='')}"
-    turns.append({"role": "user", "content": question})
+    about = dict.fromkeys((names.get("input", "input"), *(() if names else about_of(value))))
+    turns.append({"role": "user", "content": _with_context(question, value, about)})
     turns.append({"role": "assistant", "content": content_of(value, names.get("output", "output"), path="")})
     return _conversation(row, tuple(turns), path="")
+
+
+def _with_context(question: str, value: Mapping[str, Any], columns: Iterable[str]) -> str:
+    """The question and, after a blank line each, what it is about; a question that was made of its context has it already."""
+    for column in columns:
+        more = "" if value.get(column) in (None, "") else content_of(value, column, path="", may_be_empty=True)
+        if more.strip() and more not in question:
+            question = f"{question}\n\n{more}"
+    return question
 
 
 def _history(value: dict[str, Any], names: Names) -> list[Any]:
@@ -149,6 +156,9 @@ def _prompt_completion(row: Row, names: Names) -> Conversation:
     required(row.value, theirs, path="")
     completion = answer_of(row.value, theirs)
     tools, first = _tools(row.value, names), _system(row.value, {**names, "system": parts.system or "system"})
+    if theirs != "completion" and isinstance(prompt, list) != isinstance(completion, list):
+        prompt = prompt if isinstance(prompt, list) else [{"role": "user", "content": content_of(row.value, ours, path="")}]
+        completion = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
     if isinstance(prompt, list) and isinstance(completion, list):
         before, _ = read_turns(prompt, path=ours, keys=("role", "content"), roles=MESSAGE_ROLES)
         after, silent = read_turns(completion, path=theirs, keys=("role", "content"), roles=MESSAGE_ROLES)
@@ -160,11 +170,7 @@ def _prompt_completion(row: Row, names: Names) -> Conversation:
         return _conversation(row, before + after, path="", context_only=context, tools=tools)
     if isinstance(prompt, list) != isinstance(completion, list):
         raise Finding("data.wrong-type", f"{ours} is {kind(prompt)} but {theirs} is {kind(completion)}; both must be strings or both lists")
-    question = content_of(row.value, ours, path="")
-    for about in parts.context:
-        more = row.value[about] if row.value.get(about) in (None, "") else content_of(row.value, about, path="", may_be_empty=True)
-        if more and more.strip() and more not in question:  # a prompt that was made of its context has it already
-            question = f"{question}\n\n{more}"
+    question = _with_context(content_of(row.value, ours, path=""), row.value, parts.context)
     turns = ({"role": "user", "content": question}, _answer({**row.value, theirs: completion}, theirs, tools=tools))
     return _conversation(row, first + turns, path="", tools=tools)
 

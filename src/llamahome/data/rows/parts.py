@@ -78,6 +78,18 @@ def find_parts(value: Mapping[str, Any], *, taken: Mapping[str, str]) -> Parts |
     return Parts(found["prompt"][0], found["completion"][0], next(iter(found["system"]), None), found["context"])
 
 
+def about_of(value: Mapping[str, Any]) -> tuple[str, ...]:
+    """The columns that say what a question is about, in the order in which they are read."""
+    names = {key: plain_name(key) for key in value if isinstance(key, str)}
+    return tuple(sorted((key for key in names if names[key] in CONTEXT), key=lambda key: CONTEXT.index(names[key])))
+
+
+def system_of(value: Mapping[str, Any]) -> str | None:
+    """The one column that is the system text; None where there is none, or several."""
+    found = _strongest({key: plain_name(key) for key in value if isinstance(key, str)}, (SYSTEM,), exact="system")
+    return found[0] if len(found) == 1 else None
+
+
 def _strongest(free: Mapping[str, str], ranks: tuple[tuple[str, ...], ...], *, exact: str) -> tuple[str, ...]:
     """The columns of the first rank that has any; the one that is spelled as our own is alone."""
     if exact in free:
@@ -115,9 +127,9 @@ def answer_of(value: Mapping[str, Any], key: str) -> Any:
 
 
 def first_answer(value: object) -> object:
-    """The first of several answers to one question: of a list of texts, or of `{"text": [...]}` as in SQuAD; other values as they are."""
-    if isinstance(value, dict) and isinstance(value.get("text"), list | str):
-        value = value["text"]
+    """The first of several answers to one question: of a list of texts, or of `{"text": [...]}` or `{"value": ...}`; others as they are."""
+    if isinstance(value, dict):
+        value = next((value[key] for key in ("text", "value") if isinstance(value.get(key), list | str)), value)
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return value[0] if value else ""
     return value

@@ -6,7 +6,7 @@ from typing import Any
 from llamahome.data.rows.advice import setting
 from llamahome.data.rows.columns import columns_of
 from llamahome.data.rows.formats import KEYS, Names, parts_of, text_column
-from llamahome.data.rows.parts import COMPLETION, Parts, answer_of, plain_name
+from llamahome.data.rows.parts import COMPLETION, Parts, about_of, answer_of, plain_name, system_of
 from llamahome.data.rows.turnlists import TURN_LISTS, are_texts, from_text, spelled, turn_list
 
 _SHOWN_UNREAD = 6
@@ -32,6 +32,12 @@ def reason(value: Mapping[str, Any], name: str, names: Names) -> str:
     else:
         shown = {key: names.get(key, key) for key in KEYS[name]}
         told, read = "`{instruction}` and `{output}`".format(**shown), read | {*shown.values()}
+        before = () if names else (system_of(value), *about_of(value))
+        also_read = [key for key in before if key is not None and key not in shown.values()]
+        if also_read:
+            about = tuple(key for key in (*about_of(value), "input") if key in value and key not in ("instruction", "output"))
+            told = _told_parts(value, Parts("instruction", "output", system_of(value), tuple(dict.fromkeys(about))), names)
+            read |= {*also_read}
     unread = [key for key in value if key not in read]
     more = f" and {len(unread) - _SHOWN_UNREAD} more" if len(unread) > _SHOWN_UNREAD else ""
     return told + (f"; not read: {', '.join(unread[:_SHOWN_UNREAD])}{more}" if unread else "")
