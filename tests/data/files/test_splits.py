@@ -93,6 +93,9 @@ SPLIT = [
     ([f"data/{TRAIN}", f"data/{DEV}"], [f"data/{TRAIN}"], [f"data/{DEV}"], []),
     ([f"snapshots/0a/{TRAIN}", f"snapshots/0a/{TEST}"], [f"snapshots/0a/{TRAIN}"], [], [f"snapshots/0a/{TEST}"]),
     (["rows.jsonl", "test.jsonl"], ["rows.jsonl"], [], ["test.jsonl"]),
+    (["my_train/a.jsonl", "my_test/a.jsonl"], ["my_train/a.jsonl"], [], ["my_test/a.jsonl"]),
+    (["train_times/train.jsonl", "train_times/test.jsonl"], ["train_times/train.jsonl"], [], ["train_times/test.jsonl"]),
+    (["all/partial-train/0.parquet", "all/test/0.parquet"], ["all/partial-train/0.parquet"], [], ["all/test/0.parquet"]),
 ]
 
 

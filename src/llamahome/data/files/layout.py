@@ -21,7 +21,7 @@ _WORDS = {
     **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), VALIDATION),
     **dict.fromkeys(("test", "testing"), TEST),
 }
-_FILLERS = {"data", "dataset", "set", "split"}
+_FILLERS = {"data", "dataset", "set", "split", "partial"}
 _SHARD = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}(-[0-9a-f]{8,})?")
 DESCRIBING = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
 
@@ -64,7 +64,7 @@ def lay_out(folder: str, files: Sequence[str]) -> tuple[Layout | None, tuple[str
     Raises DataError when a file that the data set names is not there.
     """
     _require_whole({Path(path).parent for path in files})
-    files = [path for path in files if _is_row_file(path)]
+    files = _without_leftovers(files)
     saved = _saved(folder, files)
     if saved is not None:
         return saved, tuple(files)
@@ -76,12 +76,19 @@ def _words(name: str) -> list[str]:
     return [word.rstrip("0123456789") or word for word in words if word]
 
 
-def _is_row_file(path: str) -> bool:
-    """Whether the file is no leftover: beside a state.json (`save_to_disk`) only the files that it names are rows."""
-    listed = _read_json(Path(path).parent / "state.json").get("_data_files")
-    if not isinstance(listed, list) or ending(path) != ".arrow":
-        return True
-    return Path(path).name in _file_names(listed)
+def _without_leftovers(files: Sequence[str]) -> list[str]:
+    """The files without what an earlier `map` left: beside a state.json (`save_to_disk`) only the Arrow files that it names are rows."""
+    named: dict[Path, list[str] | None] = {}
+    kept = []
+    for path in files:
+        folder = Path(path).parent
+        if ending(path) == ".arrow" and folder not in named:
+            listed = _read_json(folder / "state.json").get("_data_files")
+            named[folder] = _file_names(listed) if isinstance(listed, list) else None
+        names = named.get(folder) if ending(path) == ".arrow" else None
+        if names is None or Path(path).name in names:
+            kept.append(path)
+    return kept
 
 
 def _file_names(listed: Iterable[object]) -> list[str]:
@@ -197,17 +204,25 @@ def _named(folder: str, files: Sequence[str]) -> Layout | None:
 
 
 def _by_name(path: str, parts: Sequence[str]) -> Filed | None:
-    for number, part in enumerate(parts[:-1]):
-        words = _words(part)
-        if role_of(part) and all(word in _WORDS or word in _FILLERS or word.isdigit() for word in words):
-            return Filed(path, _canonical(words), _subset(parts[:number]))
+    """What a folder of this very name says, or else the file's name, or else a folder that has a split as one of its words."""
+    folders = [(number, _words(part), _alone(part)) for number, part in enumerate(parts[:-1]) if role_of(part) is not None]
+    whole = next(((number, words) for number, words, alone in folders if alone), None)
+    if whole is not None:
+        return Filed(path, _canonical(whole[1]), _subset(parts[: whole[0]]))
     subset, stem = _subset(parts[:-1]), _stem(path)
     shard = _SHARD.fullmatch(stem)
-    words = _words(shard["split"] if shard else stem)
-    if role_of(shard["split"] if shard else stem) is None:
-        return None
-    alone = len([word for word in words if not word.isdigit() and word not in _FILLERS]) == 1
-    return Filed(path, shard["split"] if shard and not alone else _canonical(words), subset, alone)
+    name = shard["split"] if shard else stem
+    if role_of(name) is not None:
+        return Filed(path, name if shard and not _alone(name) else _canonical(_words(name)), subset, _alone(name))
+    if folders:
+        number, words, _ = folders[0]
+        return Filed(path, _canonical(words), _subset(parts[:number]), alone=False)
+    return None
+
+
+def _alone(name: str) -> bool:
+    """Whether the name says nothing but a split."""
+    return len([word for word in _words(name) if not word.isdigit() and word not in _FILLERS]) == 1
 
 
 def _canonical(words: Sequence[str]) -> str:
