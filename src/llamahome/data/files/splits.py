@@ -142,7 +142,7 @@ def _split(path: str, splits: Mapping[str, list[str]], wanted: Wanted) -> str | 
     for role in wanted.prefer:
         names = [name for name in splits if role_of(name) == role]
         if names:
-            message = f"there are {len(names)} splits for it: {', '.join(names)}"
+            message = f"{len(names)} splits are called {role}: {', '.join(names)}"
             hint = f"--set data.split={names[0]}   reads one"
             raise DataError(Problem(code="data.several-splits", message=message, where=path, hint=hint))
     return None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamahome.data.files.jsonrow import excerpt
-from llamahome.data.files.kinds import list_within
+from llamahome.data.files.kinds import ending, list_within
 from llamahome.data.records import Row
 from llamahome.data.rows.advice import good_answers, setting, unknown
 from llamahome.data.rows.columns import columns_of, with_templates
@@ -145,7 +145,8 @@ def _preference(row: Row, names: Names) -> Problem | None:
         hint = f"{good}   learns the better answers alone" if good else None
     elif "completion" in value and isinstance(value.get("label"), bool):
         what = "answers labelled good or bad (completion, label)"
-        hint = f"jq -c 'select(.label)' '{row.source}' > good.jsonl   learns the good answers"
+        lines = ending(row.source) in (".jsonl", ".ndjson")
+        hint = f"jq -c 'select(.label)' '{row.source}' > good.jsonl   learns the good answers" if lines else None
     elif "completions" in value and "labels" in value:
         what = "steps labelled good or bad (completions, labels)"
     else:
