@@ -72,6 +72,7 @@ def test_a_template_reads_a_row_in_every_format_that_takes_texts() -> None:
         (columns('{text: "{a} {b}"}'), ["one two"]),
     ):
         found = detect([row_of(value)], "auto", names)
+        assert "\n" not in found.reason
         read = understand(row_of(value), found.name, names)
         assert isinstance(read, Conversation), read
         assert [read.text] * (read.text is not None) + [turn["content"] for turn in read.turns] == texts

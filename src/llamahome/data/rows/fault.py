@@ -28,7 +28,8 @@ def problem_at(row: Row, finding: Finding) -> Problem:
         shown = excerpt(json.dumps(part, ensure_ascii=False), row.line)
     except RecursionError:
         shown = None
-    return Problem(code=finding.code, message=finding.message, where=row.where, excerpt=shown, hint=finding.hint)
+    message = finding.message.replace("\n", "\\n")  # a template of data.columns may have line ends
+    return Problem(code=finding.code, message=message, where=row.where, excerpt=shown, hint=finding.hint)
 
 
 def required(value: Mapping[Any, Any], key: Any, *, path: str) -> Any:

@@ -40,6 +40,7 @@ def reason(value: Mapping[str, Any], name: str, names: Names) -> str:
             read |= {*also_read}
     unread = [key for key in value if key not in read]
     more = f" and {len(unread) - _SHOWN_UNREAD} more" if len(unread) > _SHOWN_UNREAD else ""
+    told = told.replace("\n", "\\n")  # of a template
     return told + (f"; not read: {', '.join(unread[:_SHOWN_UNREAD])}{more}" if unread else "")
 
 
