@@ -71,6 +71,8 @@ READ: list[tuple[dict[str, Any], list[str]]] = [
     ({"conversation": [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]}, [Q, A]),
     ({"dialog": [{"speaker": "User", "text": Q}, {"speaker": "Assistant", "text": A}]}, [Q, A]),
     ({"Messages": ASKED}, [Q, A]),
+    ({"conversation": [{"human": Q, "assistant": A}, {"human": C, "assistant": S}]}, [Q, A, C, S]),
+    ({"inputs": Q, "targets": A, "task": "colours"}, [Q, A]),
     ({"messages": [{"role": "user", "text": Q}, {"role": "assistant", "text": A}]}, [Q, A]),
 ]
 
@@ -122,6 +124,11 @@ UNCLEAR: list[dict[str, Any]] = [
 @pytest.mark.parametrize("value", UNCLEAR)
 def test_doubt_is_refused(value: dict[str, Any]) -> None:
     assert refused(value).code == "data.unclear-columns"
+
+
+def test_pairs_under_data_are_rows_and_no_chat() -> None:
+    problem = refused({"data": [{"question": Q, "answer": A}] * 2})
+    assert problem.code == "data.unknown-format" and 'stand in the list "data"' in str(problem.hint)
 
 
 HELPED: list[tuple[dict[str, Any], list[str] | None]] = [

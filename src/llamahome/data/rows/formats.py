@@ -21,7 +21,7 @@ from llamahome.data.rows.columns import with_templates
 from llamahome.data.rows.fault import Finding, content_of, problem_at, required
 from llamahome.data.rows.parts import Parts, Unclear, about_of, answer_of, find_parts, plain_name, system_of
 from llamahome.data.rows.toolcalls import as_calls, read_calls, read_definitions
-from llamahome.data.rows.turnlists import TURN_LISTS, are_texts, as_turns, from_text, spelled, turn_list
+from llamahome.data.rows.turnlists import TURN_LISTS, are_pairs, are_texts, as_turns, from_text, spelled, turn_list
 from llamahome.data.rows.turns import CALLING_ROLES, check_order, read_turns
 from llamahome.errors import Problem
 
@@ -78,8 +78,8 @@ def _listed(row: Row, names: Names, *, keys: tuple[str, str], roles: dict[str, s
     path = turn_list(row.value, names) or (TURN_LISTS[0] if keys[0] == "role" else TURN_LISTS[1])
     listed = required(row.value, path, path="")
     opened = from_text(listed)
-    if isinstance(opened, list) and are_texts(path, opened):
-        listed, keys, roles = as_turns(opened), ("role", "content"), MESSAGE_ROLES
+    if isinstance(opened, list) and (are_texts(path, opened) or are_pairs(path, opened)):
+        listed, keys, roles = as_turns(opened, path=path), ("role", "content"), MESSAGE_ROLES
     else:
         keys = spelled(opened, keys)
     turns, silent = read_turns(listed, path=path, keys=keys, roles=roles)

@@ -15,7 +15,7 @@ Part = Literal["system", "prompt", "context", "completion"]
 SYSTEM = ("system", "system_prompt", "system_message", "system_instruction", "system_instructions", "sys_prompt")
 PROMPT = (
     *("prompt", "question", "query", "instruction", "instructions", "problem", "request"),
-    *("user", "human", "user_prompt", "user_message", "user_input", "user_query"),
+    *("user", "human", "ask", "user_prompt", "user_message", "user_input", "user_query", "prompt_text", "question_text"),
 )
 WEAK_PROMPT = (("input", "inputs", "input_text"), ("source", "source_text", "src"))
 """What is a question where nothing else is: beside an instruction `input` is what it is about, and `source` says where the row is from."""
@@ -23,7 +23,8 @@ CONTEXT = ("context", "passage", "background", "document", "article", "paragraph
 COMPLETION = (
     *("completion", "response", "output", "answer", "answers", "solution", "reply", "target", "chosen"),
     *("assistant", "gpt", "bot", "model_response", "assistant_response", "model_output", "output_text", "target_text"),
-    *("outputs", "responses", "correct_answer", "best_answer", "final_answer"),
+    *("outputs", "responses", "targets", "tgt", "response_text", "answer_text", "completion_text"),
+    *("correct_answer", "best_answer", "final_answer", "expected_answer", "expected_output", "reference_answer"),
 )
 CHOICES = ("choices", "options", "endings", "candidates", "alternatives")
 _ABOUT_TEXT = "text may be what the question is about"

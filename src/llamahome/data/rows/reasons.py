@@ -7,7 +7,7 @@ from llamahome.data.rows.advice import setting
 from llamahome.data.rows.columns import columns_of
 from llamahome.data.rows.formats import KEYS, Names, parts_of, text_column
 from llamahome.data.rows.parts import COMPLETION, Parts, about_of, answer_of, plain_name, system_of
-from llamahome.data.rows.turnlists import TURN_LISTS, are_texts, from_text, spelled, turn_list
+from llamahome.data.rows.turnlists import TURN_LISTS, are_pairs, are_texts, from_text, spelled, turn_list
 
 _SHOWN_UNREAD = 6
 _LABELS = ("label", "labels", "class", "category", "sentiment", "rating", "score", "intent")
@@ -21,8 +21,8 @@ def reason(value: Mapping[str, Any], name: str, names: Names) -> str:
         listed = from_text(value.get(key))
         speaker, text = spelled(listed, ("role", "content") if name == "messages" else ("from", "value"))
         told = f"a list `{key}` of objects with {speaker} and {text}"
-        if are_texts(key, listed):
-            told = f"a list `{key}` of texts, read as user and assistant in turn"
+        if are_texts(key, listed) or are_pairs(key, listed):
+            told = f"a list `{key}` of {'pairs' if are_pairs(key, listed) else 'texts'}, read as user and assistant in turn"
         read.add(key)
     elif name == "prompt_completion" and isinstance(parts := parts_of(value, names), Parts):
         told, read = _told_parts(value, parts, names), read | {*parts.columns()}

@@ -7,13 +7,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from llamahome.data.rows.parts import plain_name
+from llamahome.data.rows.fault import Finding
+from llamahome.data.rows.parts import Parts, find_parts, plain_name
 
 TURN_LISTS = ("messages", "conversations")
 """Keys under which a list of turns is found, whichever way its turns are written."""
 _OTHER_LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "data", "chosen")
 _TEXT_LISTS = ("conversations", "conversation", "dialog", "dialogue", "data")
 """Names under which a list of texts is a chat, user and assistant in turn (UltraChat)."""
+_PAIR_LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
 _SPEAKER = ("role", "from", "speaker", "author", "sender")
 _TEXT = ("content", "value", "text", "message", "utterance")
 
@@ -56,16 +58,32 @@ def spelled(listed: object, otherwise: tuple[str, str]) -> tuple[str, str]:
     return speaker, text
 
 
-def as_turns(texts: list[str]) -> list[dict[str, str]]:
-    """The texts as turns of user and assistant."""
-    return [{"role": "assistant" if number % 2 else "user", "content": text} for number, text in enumerate(texts)]
+def are_pairs(key: str, listed: object) -> bool:
+    """Whether the list is a chat written as pairs of a question and an answer; under `data` such pairs are rows of their own."""
+    first = listed[0] if isinstance(listed, list) and listed else None
+    if not isinstance(first, dict) or plain_name(key) not in _PAIR_LISTS or any(name in first for name in _SPEAKER):
+        return False
+    return isinstance(find_parts(first, taken={}), Parts)
+
+
+def as_turns(listed: list[Any], *, path: str) -> list[dict[str, Any]]:
+    """Texts, or pairs of a question and an answer, as turns of user and assistant; raises Finding for a pair that is none."""
+    if not are_pairs(path, listed):
+        return [{"role": "assistant" if number % 2 else "user", "content": text} for number, text in enumerate(listed)]
+    turns = []
+    for number, pair in enumerate(listed):
+        parts = find_parts(pair, taken={}) if isinstance(pair, dict) else None
+        if not isinstance(parts, Parts):
+            raise Finding("data.unclear-columns", f"{path}[{number}] is no pair of a question and an answer as {path}[0] is", part=pair)
+        turns += [{"role": "user", "content": pair[parts.prompt]}, {"role": "assistant", "content": pair[parts.completion]}]
+    return turns
 
 
 def _looks_like_turns(key: str, listed: object) -> bool:
     listed = from_text(listed)
     if not isinstance(listed, list) or not listed:
         return False
-    if are_texts(key, listed):
+    if are_texts(key, listed) or are_pairs(key, listed):
         return True
     first = listed[0]
     if not isinstance(first, dict) or not any(name in first for name in _SPEAKER):
