@@ -84,9 +84,11 @@ def _format_of(value: Mapping[str, Any], names: Names) -> str | None:
         own = {key: part for key, part in value.items() if key not in names and key not in names.values()}
         likely = [name for name in FORMATS if all(ours in KEYS[name] for ours in names)]
         found = _by_keys({key: part for key, part in (own | theirs).items() if any(key in KEYS[name] for name in likely)})
-        if found is None and "prompt_completion" in likely and isinstance(parts_of(value, names), Parts):
-            return "prompt_completion"
-        return found if found is not None else _by_keys(own | theirs)
+        asked = "prompt_completion" if isinstance(parts_of(value, names), Parts) else None
+        if found is None and "prompt_completion" in likely:
+            found = asked
+        found = found or _by_keys(own | theirs)
+        return asked if found == "prompt_completion" else found
     return _by_keys(value)
 
 

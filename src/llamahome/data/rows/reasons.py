@@ -29,6 +29,8 @@ def reason(value: Mapping[str, Any], name: str, names: Names) -> str:
     elif name == "text":
         key = text_column(value, names)
         told, read = f"`{key}`, and no other key that a format knows", read | {key}
+    elif name == "prompt_completion":
+        told = f"`{names.get('prompt', 'prompt')}` and `{names.get('completion', 'completion')}`"
     else:
         shown = {key: names.get(key, key) for key in KEYS[name]}
         told, read = "`{instruction}` and `{output}`".format(**shown), read | {*shown.values()}

@@ -138,7 +138,7 @@ def _role(turn: dict[str, Any], *, key: str, path: str, roles: Mapping[str, str]
         raise Finding("data.wrong-type", f"{path}.{key} is {kind(role)}, not a string", part=turn)
     if role in roles:
         return roles[role]
-    if role.lower() in roles and role.lower() not in CALLING_ROLES:
+    if key not in ("role", "from") and role.lower() in roles and role.lower() not in CALLING_ROLES:
         return roles[role.lower()]
     near = nearest(role, roles)
     hint = f'write "{near}" instead of "{role}"' if near else None
