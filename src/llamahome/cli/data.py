@@ -95,6 +95,7 @@ def show(
     """Show rows as tokens: which are learned, which are context, which are cut off."""
     from llamahome.config.load import load_config
     from llamahome.data.files.sources import open_source
+    from llamahome.data.files.splits import to_train
 
     chosen = [name for name, given in zip(_FILTERS, (row is not None, longest, no_target, cut), strict=True) if given]
     if len(chosen) > 1:
@@ -102,7 +103,7 @@ def show(
         raise UsageError(Problem(code="usage.two-filters", message=message, hint=f"only {chosen[0]}, or only {chosen[1]}"))
     flags = {"model.name": ("--model", model)} if model is not None else None
     loaded = load_config(config or (), assignments=assignments or (), flags=flags)
-    source = open_source(path)
+    source = open_source(path, say=lambda note: typer.echo(note, err=True), wanted=to_train(loaded.config.data))
     if row is not None and row >= len(source):
         message = f"there is no row {row}; the rows are 0 to {len(source) - 1}"
         raise UsageError(Problem(code="usage.no-such-row", message=message, where="--row", hint=f"--row {len(source) - 1} is the last"))

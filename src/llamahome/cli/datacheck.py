@@ -120,6 +120,8 @@ def stats(
     tokenizer = tokenizer_of(loaded.config.model)
     loaded = fitted(loaded, tokenizer)
     side = _looked_over(Request(tuple(paths), loaded.config.data, tokenizer, languages=languages, processes=processes))
+    for note in side.source.notes:
+        typer.echo(note, err=True)
     figures = stats_of(side, loaded.config.data, languages=languages)
     if png is not None and figures.histogram:
         write_histogram(figures.histogram, png, max_length=figures.max_length, title=" ".join(paths))
@@ -227,6 +229,8 @@ def _summary(checked: "Checked", seconds: float) -> Iterator[str]:
             if side.source.ignored:
                 yield f"{many(len(side.source.ignored), 'data file')} not read: {', '.join(side.source.ignored[:3])}"
             yield f"{many(len(side.facts), 'row')}{name} in {files}, format {side.format or 'not known'}, {bad:,} cannot be used"
+            if side.reason:
+                yield f"{side.format}{name}: {side.reason}"
     errors, warnings = checked.tally.total("error"), checked.tally.total("warning")
     yield (
         f"{many(errors, 'error')} and {many(warnings, 'warning')} in {seconds:.1f} s"

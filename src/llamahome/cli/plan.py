@@ -93,6 +93,7 @@ def _show_expected(loaded: "LoadedConfig", data_path: list[str], as_json: bool) 
     from llamahome.cli.train import importing_torch
     from llamahome.config.check import check_config
     from llamahome.data.files.locate import locate
+    from llamahome.data.files.splits import to_train
     from llamahome.errors import ConfigError, Problem, UsageError
 
     if problems := check_config(loaded.config, loaded.origins):
@@ -102,7 +103,7 @@ def _show_expected(loaded: "LoadedConfig", data_path: list[str], as_json: bool) 
         size = loaded.config.distributed.world_size
         hint = f"llamahome plan --simulate --world-size {8 if size == 'auto' else size}"
         raise UsageError(Problem(code="usage.plan-simulates", message=message, where="distributed.world_size", hint=hint))
-    locate(data_path)
+    locate(data_path, wanted=to_train(loaded.config.data))
     with importing_torch():
         from llamahome import outlook
 

@@ -169,11 +169,12 @@ def train_eval(
     """
     from llamahome.config.load import load_config
     from llamahome.data.files.locate import locate
+    from llamahome.data.files.splits import to_measure
     from llamahome.logs import log_to_stderr
 
     log_to_stderr(debug=debug)
     loaded = load_config(config or [], assignments=assignments or [])
-    locate(data)
+    locate(data, wanted=to_measure(loaded.config.data))
     with importing_torch():
         from llamahome import pipeline
     from llamahome.units import many
@@ -191,15 +192,16 @@ def train_eval(
 def _refuse_early(loaded: "LoadedConfig", data_path: list[str]) -> None:
     """What needs no torch to be refused: data that is not there, an output that holds something or cannot be written."""
     from llamahome.data.files.locate import locate
+    from llamahome.data.files.splits import to_evaluate, to_train
     from llamahome.rundir import refuse_unwritable, refuse_used
 
     output = Path(loaded.config.output.dir) if loaded.config.output.dir else None
     if output is not None and loaded.config.distributed.node_rank == 0:  # the others come to a run that machine 0 may have begun
         refuse_used(output)
     refuse_unwritable(output)
-    locate(data_path)
+    locate(data_path, wanted=to_train(loaded.config.data))
     if loaded.config.data.eval_path is not None:
-        locate(loaded.config.data.eval_path)
+        locate(loaded.config.data.eval_path, wanted=to_evaluate(loaded.config.data))
 
 
 @contextmanager

@@ -5,11 +5,11 @@ Values are frozen after loading. "auto" is resolved by pipeline.py and shown bef
 only when the program obeys it: tests/test_architecture.py fails for one that nothing reads.
 """
 
-from difflib import get_close_matches
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from llamahome.config.columns import check_columns
 from llamahome.units import Interval, parse_interval, parse_nodes, parse_rows
 
 Auto = Literal["auto"]
@@ -30,18 +30,6 @@ def _seconds_text(text: str) -> str:
     if parse_interval(text).unit != "seconds":
         raise ValueError(f"{text!r} is not a time; use s, min or h")
     return text
-
-
-def _columns(names: dict[str, str]) -> dict[str, str]:
-    known = ["messages", "conversations", "system", "tools", "instruction", "input", "output", "history", "prompt", "completion", "text"]
-    for ours, theirs in names.items():
-        if ours not in known:
-            near = get_close_matches(ours, known, n=1)
-            guess = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{ours!r} is not a key that a format reads{guess}; those are {', '.join(known)}")
-        if not theirs:
-            raise ValueError(f"{ours} has no name")
-    return names
 
 
 IntervalText = Annotated[str, AfterValidator(_interval_text), Field(examples=["500 steps", "1 epoch", "10 min"])]
@@ -104,8 +92,9 @@ class DataConfig(Section):
 
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"] = "auto"
     """How a row is understood. auto: found from the first rows, with the reason shown."""
-    columns: Annotated[dict[str, str], AfterValidator(_columns)] = {}
-    """Keys of the rows that have other names, as {prompt: question, completion: answer}: ours, then theirs."""
+    columns: Annotated[dict[str, str], AfterValidator(check_columns)] = {}
+    """Keys of the rows that have other names, as {prompt: question, completion: answer}: ours, then theirs; or a template over columns, as
+    {prompt: "{question}\\n\\n{passage}", completion: answer}. A line of it whose columns are all empty in a row is left out."""
     train_on: Literal["assistant", "all", "last"] = "assistant"
     """Which tokens are learned: every assistant turn with its end-of-turn token, all tokens, or the last assistant turn alone."""
     max_length: Annotated[int, Field(ge=8)] = 2048
@@ -121,8 +110,13 @@ class DataConfig(Section):
     eval_split: Auto | Annotated[float, Field(ge=0)] = "auto"
     """Rows held out for evaluation, chosen by content: below 1 a share, from 1 on a count, 0 none.
     auto: 2 %, but at least 32 rows where there are 320 or more, and at most 1,000."""
+    split: str | None = None
+    """Which split of a folder or hub data set is read, `all` for every one. null: train, or test or validation of what is evaluated."""
+    subset: str | None = None
+    """Which subset (configuration) of a folder or hub data set is read, `all` for every one."""
     eval_path: str | None = None
-    """Rows to evaluate on from a file of their own; nothing is held out then. How many of them are evaluated is evaluation.rows."""
+    """Rows to evaluate on from a file of their own; nothing is held out then. How many of them are evaluated is evaluation.rows.
+    null: the validation split where there is one and eval_split is auto."""
     mixture: Annotated[dict[str, Amount], Field(examples=['{a.jsonl: 2, "b/*.jsonl": 0.5, c.jsonl: "1000 rows"}'])] = {}
     """How often rows are seen in an epoch, by file, folder or glob: a number of times, or "1000 rows" of it in all.
     Files that are not named are seen once. What is seen of a part changes from epoch to epoch."""

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from llamahome.config.schema import DataConfig
 from llamahome.data.files.sources import Source, open_source
+from llamahome.data.files.splits import Wanted, to_evaluate, to_measure, to_train
+from llamahome.data.overlap import overlap, overlaps_apart
 from llamahome.data.records import Row
 from llamahome.data.report import Report
 from llamahome.data.rows.detect import SAMPLE, DetectedFormat, detect
 from llamahome.data.rows.formats import OWN_NAMES, Names
-from llamahome.data.steps.holdout import count_duplicates, count_shared, held_out
+from llamahome.data.steps.holdout import count_duplicates, held_out
 from llamahome.data.steps.mixture import RowOrder, order_of
 from llamahome.data.store.counts import SHOWN, Counts
 from llamahome.data.store.judging import allowed_bad, judge_all, require_targets
@@ -106,12 +108,15 @@ def prepare(
     data: DataConfig, paths: str | Sequence[str], tokenizer: ChatTokenizer, *, say: Say, processed: Path = PROCESSED_DATA
 ) -> Prepared:
     """Read `paths`, and data.eval_path when there is one; raises DataError with all bad rows when they are too many."""
-    task, detected = _task(data, paths, tokenizer, processed, say=say)
+    task, detected = _task(data, paths, tokenizer, processed, wanted=to_train(data), say=say)
     reading = task.reading
     store = _store(task, say=say)
     if store is not None:
         _judge(data, reading, store.counts)
-    other = read_all(data, data.eval_path, tokenizer, say=say, processed=processed) if data.eval_path is not None else None
+    apart, why = evaluation_paths(data, reading.source)
+    if why:
+        say(why)
+    other = None if apart is None else read_all(data, apart, tokenizer, say=say, processed=processed, wanted=to_evaluate(data))
     hashes = reading.source.hashes()
     held = np.flatnonzero(held_out(hashes, data.eval_split if other is None else 0))
     order = order_of(reading.source, held, data.mixture)
@@ -130,29 +135,40 @@ def prepare(
         report = replace(report, sampled_rows=counts.rows, train_examples=order.epoch_rows)
     report = replace(report, epoch_rows=order.epoch_rows, mixture=order.told())
     if other is not None:
-        shared = count_shared(hashes, other.reading.source.hashes())
-        report = replace(report.with_other(_report(other.reading, other.detected, other.counts)), shared_with_eval=shared)
+        both = overlap(reading.source, hashes, other.reading.source)
+        report = report.with_other(_report(other.reading, other.detected, other.counts))
+        report = replace(report, shared_with_eval=both.count, shared_example=both.example)
     elif len(evaluation):
         report = report.with_held_out(len(evaluation), rows=int(np.count_nonzero(np.diff(evaluation.firsts))))
         if not report.train_examples:
             require_targets(data, reading.opened[0], replace(counts, kept=0))
+    report = replace(report, shared_apart=tuple(told for _, told in overlaps_apart(reading.source, hashes)))
     return Prepared(
         examples=examples,
         order=order,
         evaluation=evaluation if len(evaluation) else None,
         evaluation_hashes=hashes[held] if other is None else other.reading.source.hashes(),
         report=report,
-        fingerprint=_fingerprint(reading, hashes),
+        fingerprint=_fingerprint(reading, hashes, data.eval_split if other is None else 0),
         reading=reading,
         folder=store.folder if store is not None else None,
     )
 
 
 def read_all(
-    data: DataConfig, paths: str | Sequence[str], tokenizer: ChatTokenizer, *, say: Say, processed: Path = PROCESSED_DATA
+    data: DataConfig,
+    paths: str | Sequence[str],
+    tokenizer: ChatTokenizer,
+    *,
+    say: Say,
+    processed: Path = PROCESSED_DATA,
+    wanted: Wanted | None = None,
 ) -> Whole:
-    """Every row of `paths`, none held out; from the store, which is made when it is not there yet. Raises DataError."""
-    task, detected = _task(data, paths, tokenizer, processed, say=say)
+    """Every row of `paths`, none held out; from the store, which is made when it is not there yet. Raises DataError.
+
+    Without `wanted`, of data with splits those are read that a finished model is measured on.
+    """
+    task, detected = _task(data, paths, tokenizer, processed, wanted=wanted or to_measure(data), say=say)
     try:
         store = make_store(task, say=say)
         table, counts, folder = store.table, store.counts, store.folder
@@ -163,6 +179,16 @@ def read_all(
         (table, counts), folder = read_rows(task.reading, range(len(task.reading.source))), None
     _judge(data, task.reading, counts)
     return Whole(task.reading, detected, table, counts, folder)
+
+
+def evaluation_paths(data: DataConfig, source: Source) -> tuple[tuple[str, ...] | None, str]:
+    """Where the rows to evaluate on are, None when they are held out; and why a validation split is not used."""
+    split = source.located.evaluation
+    if data.eval_path is not None:
+        return (data.eval_path,), f"data.eval_path is {data.eval_path}, so the validation split is left alone" if split else ""
+    if split and data.eval_split != "auto":
+        return None, f"data.eval_split is {data.eval_split:g}, so the validation split is left alone"
+    return split or None, ""
 
 
 def report_of(whole: Whole) -> Report:
@@ -180,11 +206,11 @@ def first_format(source: Source, wanted: str, names: Names = OWN_NAMES) -> Detec
 
 
 def _task(
-    data: DataConfig, paths: str | Sequence[str], tokenizer: ChatTokenizer, processed: Path, *, say: Say
+    data: DataConfig, paths: str | Sequence[str], tokenizer: ChatTokenizer, processed: Path, *, wanted: Wanted, say: Say
 ) -> tuple[Task, DetectedFormat]:
     """Open and look at the first rows, and at some from everywhere to know how much text there is."""
     opened = (paths,) if isinstance(paths, str) else tuple(paths)
-    source = open_source(opened, say=say)
+    source = open_source(opened, say=say, wanted=wanted)
     detected = first_format(source, data.format, data.columns)
     if detected.name != "text":
         require_chat_template(tokenizer, what=f"the rows are chats ({detected.name})")
@@ -234,12 +260,11 @@ def _sampled(data: DataConfig, stream: ExampleTable | Streamed, order: RowOrder)
     return counts
 
 
-def _fingerprint(reading: Reading, hashes: NDArray[np.uint64]) -> str:
+def _fingerprint(reading: Reading, hashes: NDArray[np.uint64], held: float | str) -> str:
     data = reading.data
     digest = hashlib.sha256()
     for begin in range(0, len(hashes), 1 << 20):
         digest.update(hashes[begin : begin + (1 << 20)].astype("<u8", copy=False).tobytes())
-    held = data.eval_split if data.eval_path is None else 0
     told: dict[str, Any] = {**what_decides(reading), "held": held, "mixture": data.mixture, "rows": digest.hexdigest()}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 

@@ -41,7 +41,11 @@ class Report:
     duplicates: int = 0
     """Rows whose content another row has too."""
     shared_with_eval: int = 0
-    """Training rows that are also in data.eval_path."""
+    """Training rows that are also among the rows to evaluate on."""
+    shared_example: str = ""
+    """Places of one of them."""
+    shared_apart: tuple[str, ...] = ()
+    """Training rows that are also in splits that are left alone, in sentences."""
     ignored_files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     """What else should be known, in sentences."""
@@ -100,7 +104,7 @@ class Report:
             held = f"{many(self.train_examples, 'example')} to train on, {self.eval_examples:,} held out"
             lines.append(f"{held}; {show_count(self.tokens)} tokens, {each}")
         lines += self.mixture
-        return [*lines, *lost_lines(self), *self.notes]
+        return [*lines, *lost_lines(self), *self.shared_apart, *self.notes]
 
 
 def lost_lines(counts: Report | Counts) -> list[str]:
@@ -118,9 +122,13 @@ def lost_lines(counts: Report | Counts) -> list[str]:
     lost.append((counts.without_targets, "rows left out because nothing in them is learned"))
     if isinstance(counts, Report):
         lost.append((counts.duplicates, "rows with the content of an earlier one"))
-        lost.append((counts.shared_with_eval, "rows to train on that are in the evaluation file too"))
+        lost.append((counts.shared_with_eval, "rows to train on that are in the evaluation file too" + _for_example(counts)))
         lost.append((len(counts.ignored_files), f"data files not read: {', '.join(counts.ignored_files[:3])}"))
     return [f"{count:,} {what if count > 1 else _singular(what)}" for count, what in lost if count]
+
+
+def _for_example(report: Report) -> str:
+    return f", for example {report.shared_example}" if report.shared_example else ""
 
 
 def _singular(what: str) -> str:

@@ -204,3 +204,24 @@ def test_a_key_that_stands_twice_with_one_value_is_mended_and_no_other() -> None
         ("mended", "data.repeated-key", 3),
         ("dropped", "data.repeated-key", 4),
     ]
+
+
+def test_splits_and_columns_are_told_and_rows_in_two_splits_are_warned_about() -> None:
+    rows = [{"question": f"What is {number}?", "answer": f"It is {number}.", "id": number} for number in range(12)]
+    Path("d").mkdir()
+    for name, some in (("train", rows[:8]), ("dev", rows[7:10]), ("test", rows[5:6])):
+        write(some, f"d/{name}.jsonl")
+    result = run("check", "d", *MODEL, "--no-quality")
+    assert result.exit_code == 0
+    assert (
+        "d: splits by the names of its files: train is read (train.jsonl); validation is there to evaluate on (dev.jsonl);" in result.stdout
+    )
+    assert "8 rows in 1 file" in result.stdout and "3 rows to evaluate on in 1 file" in result.stdout
+    assert "prompt_completion: every row has `question` (the prompt) and `answer` (learned); not read: id" in result.stdout
+    assert "warning[data.shared-with-eval]: d/train.jsonl:8: stands in the evaluation data too, d/dev.jsonl:1" in result.stderr
+    assert "warning[data.shared-with-split]: d/train.jsonl: 1 row to train on in the split test too" in result.stderr
+    assert "1 rows" not in result.stdout and run("check", "d", *MODEL, "--set", "data.split=test").stdout.count("1 row in 1 file") == 1
+    assert "test is read (test.jsonl)" in run("stats", "d", *MODEL, "--set", "data.split=test").stderr
+    shown = run("show", "d", *MODEL, "-n", "1")
+    assert "row 0, d/train.jsonl:1" in shown.stdout and "test is left alone" in shown.stderr
+    assert run("check", "d", *MODEL, "--set", "data.split=tost").exit_code == 3

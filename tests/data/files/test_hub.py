@@ -8,6 +8,7 @@ import pytest
 
 from llamahome.data.files.hub import fetch, is_hub_id
 from llamahome.data.files.sources import open_source
+from llamahome.data.files.splits import Wanted
 from llamahome.errors import DataError, MachineError
 
 
@@ -61,9 +62,11 @@ def test_a_data_set_is_read_from_the_arrow_files_of_the_library(scratch: Path, m
         (scratch / f"org/name/{split}.jsonl").write_text("".join(json.dumps({"text": f"{split} {number}"}) + "\n" for number in range(3)))
     said: list[str] = []
     for words, split in (("org/name", "train"), ("org/name:default:test", "test"), ("org/name::test", "test")):
-        source = open_source(fetch(words, said.append))
+        source = open_source(fetch(words, said.append).files)
         assert source.row(2).value == {"text": f"{split} 2"} and source.row(2).where.endswith(".arrow:row 3")
     assert "org/name: fetching the split train from the hub" in said
+    assert fetch("org/name", said.append).apart == (("test", fetch("org/name::test", said.append).files),)
+    assert fetch("org/name", said.append, Wanted("test")).files == fetch("org/name::test", said.append).files
     for words in ("org/name::valid", "org/name:other"):
         with pytest.raises(DataError) as caught:
             fetch(words, said.append)

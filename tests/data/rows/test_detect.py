@@ -31,10 +31,10 @@ def test_mixed_formats_are_named_by_line() -> None:
 @pytest.mark.parametrize(
     ("value", "hint"),
     [
-        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "{prompt, completion: .chosen}"),
-        ({"prompt": "a", "chosen": ASKED, "rejected": ASKED}, "{messages: .chosen}"),
-        ({"conversations": ASKED, "chosen": "b", "rejected": "c"}, ".chosen"),
-        ({"prompt": "a", "chosen_response": "b", "rejected_response": "c"}, ".chosen_response"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "{prompt: prompt, completion: chosen}"),
+        ({"prompt": "a", "chosen": ASKED, "rejected": ASKED}, "{messages: chosen}"),
+        ({"conversations": ASKED, "chosen": "b", "rejected": "c"}, ""),
+        ({"prompt": "a", "chosen_response": "b", "rejected_response": "c"}, "{prompt: prompt, completion: chosen_response}"),
         ({"prompt": "a", "completion": "b", "label": False}, "select(.label)"),
         ({"prompt": "a", "completions": ["b"], "labels": [True]}, ""),
     ],
@@ -47,7 +47,7 @@ def test_preference_data_is_refused_with_words(value: dict[str, Any], hint: str)
 
 def test_unknown_keys_are_answered_with_the_nearest_known() -> None:
     problem = detect_fails({"promt": "a", "completion": "b"})
-    assert problem.code == "data.unknown-format" and problem.hint == 'rename "promt" to "prompt"'
+    assert problem.code == "data.unknown-format" and problem.hint == "--set 'data.columns={prompt: promt, completion: completion}'"
     assert detect_fails({}).code == "data.unknown-format"
 
 
@@ -92,7 +92,7 @@ def test_a_column_that_is_not_there_or_not_read_is_refused() -> None:
     with pytest.raises(DataError) as caught:
         detect([row], "auto", {"prompt": "qestion", "completion": "answer", "tools": "gone"})
     near, gone = caught.value.problems
-    assert near.code == gone.code == "data.unknown-column" and near.hint == "--set 'data.columns={prompt: question}'"
+    assert near.code == gone.code == "data.unknown-column" and near.hint == "--set 'data.columns={prompt: question, completion: answer}'"
     assert "question, answer" in str(gone.hint)
     with pytest.raises(DataError) as unread:
         detect([row_of({"messages": ASKED, "q": "a"})], "messages", {"prompt": "q"})

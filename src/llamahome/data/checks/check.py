@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from llamahome.config.schema import DataConfig
-from llamahome.data.checks.compare import Side, compared, shared
+from llamahome.data.checks.compare import Side, compared, shared, shared_apart
 from llamahome.data.checks.duplicates import MOST_ROWS, near_known
 from llamahome.data.checks.facts import join_facts
 from llamahome.data.checks.findings import Found, Tally
@@ -21,8 +21,9 @@ from llamahome.data.checks.losses import Losses, within_positions
 from llamahome.data.checks.rowcheck import Scope
 from llamahome.data.checks.survey import processes_for, survey
 from llamahome.data.files.sources import Source, open_source
-from llamahome.data.prepare import first_format
-from llamahome.data.rows.detect import SAMPLE
+from llamahome.data.files.splits import Wanted, to_evaluate, to_train
+from llamahome.data.prepare import evaluation_paths, first_format
+from llamahome.data.rows.detect import SAMPLE, DetectedFormat
 from llamahome.data.steps.holdout import held_out
 from llamahome.data.steps.mixture import order_of
 from llamahome.data.text.tokens import load_tokenizer, require_chat_template
@@ -54,6 +55,8 @@ class Request:
     """None: as many as pay."""
     positions: int | None = None
     """Of a model with a table of them, which no max_length can exceed."""
+    wanted: Wanted | None = None
+    """None: what the settings train on."""
 
 
 @dataclass
@@ -90,14 +93,19 @@ def check(request: Request, tell: Tell, *, watch: Watch = lambda done, rows: Non
 
     checked.unsought = _unsought(request)
     checked.main = look_over(request, told, watch=watch)
-    if request.data.eval_path is not None:
-        other = replace(request, paths=(request.data.eval_path,), near=False, languages=False)
+    apart, why = (None, "") if checked.main is None else evaluation_paths(request.data, checked.main.source)
+    if checked.main is None and request.data.eval_path is not None:
+        apart = (request.data.eval_path,)
+    if why and checked.main is not None:
+        checked.main.source.tell(why)
+    if apart is not None:
+        other = replace(request, paths=apart, wanted=to_evaluate(request.data), near=False, languages=False)
         checked.evaluation = look_over(other, told, watch=watch)
     for side in (checked.main, checked.evaluation):
         if side is not None:
             for found in compared(side):
                 told(found)
-            where = ", ".join(request.paths) if side is checked.main else str(request.data.eval_path)
+            where = ", ".join(request.paths) if side is checked.main else ", ".join(apart or ())
             for problem in _judged(side, where):
                 told(Found("error", problem))
     if checked.main is not None:
@@ -108,6 +116,8 @@ def check(request: Request, tell: Tell, *, watch: Watch = lambda done, rows: Non
         if checked.evaluation is not None:
             for found in shared(checked.main, checked.evaluation):
                 told(found)
+        for found in shared_apart(checked.main):
+            told(found)
     return checked
 
 
@@ -125,12 +135,13 @@ def _unsought(request: Request) -> list[str]:
 def look_over(request: Request, told: Tell, *, watch: Watch = lambda done, rows: None) -> Side | None:
     """One pass over the rows of `request.paths`; None when there is nothing to pass over."""
     tokenizer = None if request.tokenizer is None else load_tokenizer(request.tokenizer[0], chat_template=request.tokenizer[1])
-    source = open_all(request.paths, told)
+    source = open_all(request.paths, told, wanted=request.wanted or to_train(request.data))
     if source is None:
         return None
     for found in _marks(source):
         told(found)
-    name = the_format(source, request.data, told)
+    detected = the_format(source, request.data, told)
+    name = detected.name if detected is not None else None
     if tokenizer is not None and name != "text":
         try:
             require_chat_template(tokenizer, what="the rows are chats" + (f" ({name})" if name else ""))
@@ -150,32 +161,41 @@ def look_over(request: Request, told: Tell, *, watch: Watch = lambda done, rows:
         watch(done, len(source))
         for found in looked.findings:
             told(found)
-    return Side(source, request.data, name, join_facts(parts), losses, tokens=place is not None, mendable=mendable)
+    return Side(
+        source,
+        request.data,
+        name,
+        join_facts(parts),
+        losses,
+        tokens=place is not None,
+        mendable=mendable,
+        reason=detected.reason if detected else "",
+    )
 
 
-def open_all(paths: tuple[str, ...], told: Tell) -> Source | None:
+def open_all(paths: tuple[str, ...], told: Tell, *, wanted: Wanted) -> Source | None:
     """The source of all these paths; what cannot be opened is told, and the rest is read without it."""
     try:
-        return open_source(paths[0] if len(paths) == 1 else paths)
+        return open_source(paths[0] if len(paths) == 1 else paths, wanted=wanted)
     except DataError as error:
         problems = list(error.problems)
     good = []
     for path in paths if len(paths) > 1 else ():
         try:
-            open_source(path).close()
+            open_source(path, wanted=wanted).close()
         except DataError as error:
             problems += [problem for problem in error.problems if problem not in problems]
         else:
             good.append(path)
     for problem in problems:
         told(Found("error", problem))
-    return open_source(good) if good and len(good) < len(paths) else None
+    return open_source(good, wanted=wanted) if good and len(good) < len(paths) else None
 
 
-def the_format(source: Source, data: DataConfig, told: Tell) -> str | None:
+def the_format(source: Source, data: DataConfig, told: Tell) -> DetectedFormat | None:
     """The format that a run would find; None when it would find none, which is told unless single rows are to blame."""
     try:
-        return first_format(source, data.format, data.columns).name
+        return first_format(source, data.format, data.columns)
     except DataError as error:
         rows = set(_first_problems(source))
         problems = [problem for problem in error.problems if problem not in rows]
@@ -214,7 +234,7 @@ def _left_out(side: Side) -> Iterator[Problem]:
     """Why data.mixture leaves nothing to train on; raises ConfigError for names that mean none of the files, as a run does."""
     if not side.data.mixture:
         return
-    share = side.data.eval_split if side.data.eval_path is None else 0
+    share = side.data.eval_split if evaluation_paths(side.data, side.source)[0] is None else 0
     try:
         order_of(side.source, np.flatnonzero(held_out(side.source.hashes(), share)), side.data.mixture)
     except DataError as error:

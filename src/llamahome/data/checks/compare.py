@@ -3,7 +3,7 @@
 import shlex
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +17,7 @@ from llamahome.data.checks.losses import Losses
 from llamahome.data.checks.rowcheck import format_of
 from llamahome.data.files.jsonrow import excerpt
 from llamahome.data.files.sources import Source
+from llamahome.data.overlap import overlaps_apart
 from llamahome.data.records import Conversation, Row
 from llamahome.data.rows.formats import understand
 from llamahome.errors import Problem
@@ -39,6 +40,8 @@ class Side:
     """Whether tokens were counted."""
     mendable: int = 0
     """Rows that are refused as they are and could be mended."""
+    reason: str = ""
+    """Why they are believed to be in this format."""
 
     def place(self, number: int) -> Place:
         """Where row `number`, counted over all files, is."""
@@ -79,6 +82,14 @@ def shared(main: Side, evaluation: Side) -> Iterator[Found]:
         other = int(where[first[np.searchsorted(hashes, main.facts.hashes[number])]])
         message = f"stands in the evaluation data too, {evaluation.place(other).where}: what is measured there was learned by heart"
         yield _warn(main, number, "data.shared-with-eval", message, "remove it from one of the two")
+
+
+def shared_apart(main: Side) -> Iterator[Found]:
+    """Rows to train on that are in splits that are left alone, which may be meant to measure on."""
+    for name, told in overlaps_apart(main.source, main.source.hashes()):
+        message = f"{told}: what is measured there was learned by heart" if "for example" in told else told
+        problem = Problem(code="data.shared-with-split", message=message, where=main.source.paths[0], hint=f"remove them from {name}")
+        yield Found("warning", problem if "for example" in told else replace(problem, hint=None))
 
 
 def _far_too_long(side: Side) -> Iterator[Found]:

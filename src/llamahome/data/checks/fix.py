@@ -22,6 +22,7 @@ from llamahome.data.checks.rowcheck import raw_of
 from llamahome.data.files.jsonrow import parse_row
 from llamahome.data.files.kinds import CHANGES
 from llamahome.data.files.sources import Source, open_source
+from llamahome.data.files.splits import to_train
 from llamahome.data.prepare import first_format
 from llamahome.data.records import Conversation, Row
 from llamahome.data.rows.detect import SAMPLE, detect
@@ -82,7 +83,7 @@ def fix(request: Request, out: Path, *, force: bool = False) -> Fixed:
 
     Raises DataError when the rows have no one format or not one of them can be used; then nothing is written.
     """
-    source = open_source(request.paths[0] if len(request.paths) == 1 else request.paths)
+    source = open_source(request.paths[0] if len(request.paths) == 1 else request.paths, wanted=to_train(request.data))
     refuse_output(out, (*request.paths, *source.paths), force=force)
     name = first_format(source, request.data.format, request.data.columns).name
     tokenizer = None if request.tokenizer is None else load_tokenizer(request.tokenizer[0], chat_template=request.tokenizer[1])

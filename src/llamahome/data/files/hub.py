@@ -1,13 +1,17 @@
 """Data sets of the Hugging Face hub: fetched by the `datasets` library into its own cache, then read from there like other Arrow files.
 
-An id is org/name, and org/name:config or org/name:config:split (org/name::split) where there are several. Without a split it is `train`.
+An id is org/name, and org/name:config or org/name:config:split (org/name::split) where there are several; what it leaves out are the
+settings data.subset and data.split. Without a split it is train, and validation is there to evaluate on, as in a folder with splits.
 Code of a data set is never run: the library has no way to.
 """
 
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from llamahome.data.files.layout import Filed, Layout
+from llamahome.data.files.splits import TO_TRAIN, Choice, Wanted, choose
 from llamahome.errors import DataError, MachineError, Problem
 
 _ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?::(?P<config>[\w.-]*))?(?::(?P<split>[\w.-]+))?", re.ASCII)
@@ -19,7 +23,7 @@ def is_hub_id(path: str) -> bool:
     return bool(_ID.fullmatch(path)) and not _FILE.fullmatch(path) and not Path(path.split("/")[0]).exists()
 
 
-def fetch(path: str, tell: Callable[[str], None]) -> tuple[str, ...]:
+def fetch(path: str, tell: Callable[[str], None], wanted: Wanted = TO_TRAIN) -> Choice:
     """The Arrow files of the data set, downloaded when they are not yet; raises MachineError, or DataError when there is none."""
     try:
         import datasets
@@ -29,8 +33,8 @@ def fetch(path: str, tell: Callable[[str], None]) -> tuple[str, ...]:
         raise MachineError(Problem(code="machine.extra-missing", message=message, where=path, hint=hint)) from error
     match = _ID.fullmatch(path)
     assert match is not None, "asked only for what is_hub_id"
-    name, config, split = match["name"], match["config"] or None, match["split"] or "train"
-    tell(f"{path}: fetching the split {split} from the hub")
+    name, config, split = match["name"], match["config"] or wanted.subset, match["split"] or wanted.split
+    tell(f"{path}: fetching the split {split or wanted.prefer[0]} from the hub")
     datasets.disable_progress_bars()
     try:
         loaded = datasets.load_dataset(name, config, split=split)
@@ -45,6 +49,14 @@ def fetch(path: str, tell: Callable[[str], None]) -> tuple[str, ...]:
     except (ValueError, datasets.exceptions.DatasetsError) as error:
         hint = f"{name}:CONFIG:SPLIT names another configuration or split"
         raise DataError(_problem("data.hub-refused", path, _first(error), hint)) from error
+    if split is not None:
+        return Choice(_files(loaded))
+    filed = tuple(Filed(file, each) for each, part in loaded.items() for file in _files(part))
+    everything = tuple(each.path for each in filed)
+    return choose(path, Layout("the hub", filed), everything, Wanted(prefer=wanted.prefer)) or Choice(everything)
+
+
+def _files(loaded: Any) -> tuple[str, ...]:
     return tuple(str(file["filename"]) for file in loaded.cache_files)
 
 

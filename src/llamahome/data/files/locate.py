@@ -14,6 +14,8 @@ from pathlib import Path
 
 from llamahome.data.files.hub import fetch, is_hub_id
 from llamahome.data.files.kinds import ENDINGS, ending, holds_rows, is_read, is_text
+from llamahome.data.files.layout import DESCRIBING, lay_out
+from llamahome.data.files.splits import TO_TRAIN, Choice, Wanted, choose, require_splits
 from llamahome.data.files.watch import unreadable
 from llamahome.data.sample import FILE_NAME
 from llamahome.errors import DataError, Problem
@@ -27,33 +29,46 @@ class Located:
     files: tuple[str, ...]
     ignored: tuple[str, ...] = ()
     """Files that lie among them and are not read."""
+    evaluation: tuple[str, ...] = ()
+    """Files of a validation split beside the one that is read."""
+    apart: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Other splits with their files, which are left alone."""
+    has_splits: bool = False
 
 
-def locate(paths: str | Sequence[str], *, say: Callable[[str], None] | None = None) -> Located:
+def locate(paths: str | Sequence[str], *, say: Callable[[str], None] | None = None, wanted: Wanted = TO_TRAIN) -> Located:
     """The files that the path or paths mean, in their order, those of a folder or glob sorted; raises DataError with all that is wrong."""
     tell = say or (lambda _: None)
-    files: list[str] = []
-    ignored: list[str] = []
+    located: list[Located] = []
     problems: list[Problem] = []
-    for path in (paths,) if isinstance(paths, str) else paths:
+    typed = (paths,) if isinstance(paths, str) else tuple(paths)
+    for path in typed:
         try:
-            found = _one(path, tell)
+            located.append(_one(path, tell, wanted))
         except DataError as error:
             problems += error.problems
-            continue
-        files += found.files
-        ignored += found.ignored
     if problems:
         raise DataError(problems)
-    return Located(tuple(_once(files, tell)), tuple(dict.fromkeys(ignored)))
+    if not any(found.has_splits for found in located):
+        require_splits(wanted, typed)
+    return _joined(located, tell)
 
 
-def _one(path: str, tell: Callable[[str], None]) -> Located:
+def _joined(located: Sequence[Located], tell: Callable[[str], None]) -> Located:
+    """What all of them mean, each file once."""
+    files = tuple(_once([path for found in located for path in found.files], tell))
+    evaluation = tuple(path for path in dict.fromkeys(path for found in located for path in found.evaluation) if path not in files)
+    ignored = tuple(dict.fromkeys(path for found in located for path in found.ignored))
+    apart = tuple(split for found in located for split in found.apart)
+    return Located(files, ignored, evaluation, apart, any(found.has_splits for found in located))
+
+
+def _one(path: str, tell: Callable[[str], None], wanted: Wanted) -> Located:
     place = Path(path)
     if not path.strip():
         raise DataError(Problem(code="data.not-found", message="the path of the data is empty", hint=_sample()))
     if place.is_dir():
-        return _folder(path)
+        return _folder(path, tell, wanted)
     if place.is_symlink() and not place.exists():
         target = Path(os.path.realpath(path))
         message, hint = f"the link leads to {target}, which is not there", _neighbours(target.parent, target.name)
@@ -65,12 +80,19 @@ def _one(path: str, tell: Callable[[str], None]) -> Located:
         found = sorted(str(p) for p in Path(place.anchor).glob(str(place.relative_to(place.anchor))))
         files = [name for name in found if not Path(name).is_dir()]
         _refuse_unsupported(files)
-        below = [_folder(name) for name in found if Path(name).is_dir()] if not files else []
+        below = [_folder(name, tell, wanted) for name in found if Path(name).is_dir()] if not files else []
         if files or below:
-            return Located((*files, *(name for one in below for name in one.files)), tuple(name for one in below for name in one.ignored))
+            return _joined([Located(tuple(files)), *below], tell)
     elif is_hub_id(path):
-        return Located(fetch(path, tell))
+        return _fetched(path, tell, wanted)
     raise DataError(_not_found(path))
+
+
+def _fetched(path: str, tell: Callable[[str], None], wanted: Wanted) -> Located:
+    found = fetch(path, tell, wanted)
+    if found.note:
+        tell(found.note)
+    return Located(found.files, (), found.evaluation, found.apart, has_splits=True)
 
 
 def _once(files: list[str], tell: Callable[[str], None]) -> Iterator[str]:
@@ -85,15 +107,23 @@ def _once(files: list[str], tell: Callable[[str], None]) -> Iterator[str]:
         yield path
 
 
-def _folder(path: str) -> Located:
-    """All files below that hold rows; text only where there is nothing else, for a README beside data is not a row of it."""
+def _folder(path: str, tell: Callable[[str], None], wanted: Wanted) -> Located:
+    """The files below that hold rows, of the split that is wanted; text only where there is nothing else, for a README is not a row."""
     below = sorted(_below(path))
     seen = [name for name in below if not _is_hidden(name, path)]
     rows = [name for name in seen if ending(name) and is_read(name) and Path(name).is_file() and holds_rows(name)]
     files = [name for name in rows if not is_text(name)] or rows
     if files:
-        chosen = set(files)
-        return Located(tuple(files), tuple(name for name in below if name not in chosen and (name in seen or _looks_like_data(name))))
+        layout, files_of_rows = lay_out(path, files)
+        choice = choose(path, layout, files_of_rows, wanted)
+        found = choice or Choice(files_of_rows)
+        if found.note:
+            tell(found.note)
+        known = {*found.files, *found.evaluation, *(name for _, names in found.apart for name in names)}
+        ignored = [name for name in below if name not in known and (name in seen or _looks_like_data(name))]
+        if choice is not None:
+            ignored = [name for name in ignored if Path(name).name not in DESCRIBING]
+        return Located(found.files, tuple(ignored), found.evaluation, found.apart, choice is not None)
     if not seen:
         message, hint = "the folder is empty", f"llamahome data sample {shlex.quote(path)}"
     else:

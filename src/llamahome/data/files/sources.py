@@ -24,9 +24,10 @@ from llamahome.data.files.index import Tell
 from llamahome.data.files.jsonarray import array_layout
 from llamahome.data.files.jsonl import lines_layout
 from llamahome.data.files.kinds import ending, kind_of
-from llamahome.data.files.locate import locate
+from llamahome.data.files.locate import Located, locate
 from llamahome.data.files.parquet import Decoded, ParquetGroups
 from llamahome.data.files.plaintext import text_layout
+from llamahome.data.files.splits import TO_TRAIN, Wanted
 from llamahome.data.files.spool import PACKED, unpacked
 from llamahome.data.files.stretches import StretchRows
 from llamahome.data.files.tabular import TableRows
@@ -69,10 +70,10 @@ class FileRows(Protocol):
 class Source:
     """The rows of one or more files, in the order of the files and of their rows. May be read from several threads."""
 
-    def __init__(self, paths: tuple[str, ...], *, ignored: tuple[str, ...] = (), say: Callable[[str], None] | None = None) -> None:
+    def __init__(self, paths: tuple[str, ...], *, located: Located | None = None, say: Callable[[str], None] | None = None) -> None:
         self.paths = paths
-        self.ignored = ignored
-        """Data files beside them that are not read."""
+        self.located = located or Located(paths)
+        """What else there is: data files that are not read, rows to evaluate on, splits that are left alone."""
         self.notes: list[str] = []
         """What people should know about how the files are read; `say` was told each at once."""
         self._say = say
@@ -144,6 +145,11 @@ class Source:
         """Which of `paths` holds row `number`."""
         return bisect.bisect_right(self._ends, number)
 
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Data files beside them that are not read."""
+        return self.located.ignored
+
     def close(self) -> None:
         """Give all files back; a later read opens them again."""
         with self._lock:
@@ -173,14 +179,14 @@ class Source:
             self._open.popitem(last=False)[1].close()
 
 
-def open_source(path: str | Sequence[str], *, say: Callable[[str], None] | None = None) -> Source:
-    """Index the files, folders, globs or hub data sets that `path` names; `say` takes sentences for people.
+def open_source(path: str | Sequence[str], *, say: Callable[[str], None] | None = None, wanted: Wanted = TO_TRAIN) -> Source:
+    """Index the files, folders, globs or hub data sets that `path` names; `say` takes sentences for people, `wanted` chooses a split.
 
     Raises DataError when there is nothing to read, or a file is not what its name says.
     """
     notes: list[str] = []
-    found = locate(path, say=notes.append)
-    source = Source(found.files, ignored=found.ignored, say=say)
+    found = locate(path, say=notes.append, wanted=wanted)
+    source = Source(found.files, located=found, say=say)
     for note in notes:
         source.tell(note)
     if len(source) == 0:

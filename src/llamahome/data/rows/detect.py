@@ -6,22 +6,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamahome.data.files.jsonrow import excerpt
-from llamahome.data.files.kinds import ending, list_within, take_out
+from llamahome.data.files.kinds import ending, list_within
 from llamahome.data.records import Row
-from llamahome.data.rows.fault import nearest
-from llamahome.data.rows.formats import FORMATS, KEYS, OWN_NAMES, TURN_LISTS, Names, turn_list
+from llamahome.data.rows.advice import good_answers, setting, unknown
+from llamahome.data.rows.columns import columns_of, with_templates
+from llamahome.data.rows.fault import Finding, nearest, problem_at
+from llamahome.data.rows.formats import FORMATS, KEYS, OWN_NAMES, Names, parts_of, text_column
+from llamahome.data.rows.parts import Parts
+from llamahome.data.rows.reasons import also, reason, without_turns
+from llamahome.data.rows.turnlists import from_text, spelled, turn_list
 from llamahome.errors import DataError, Problem
 
 SAMPLE = 64
 """Rows that are looked at."""
 
-_REASONS = {
-    "messages": "a list `{key}` of objects with role and content",
-    "sharegpt": "a list `{key}` of objects with from and value",
-    "alpaca": "`{instruction}` and `{output}`",
-    "prompt_completion": "`{prompt}` and `{completion}`",
-    "text": "`{text}`, and no other key that a format knows",
-}
 _PAIRS = (("chosen", "rejected"), ("accepted", "rejected"), ("chosen_response", "rejected_response"), ("preferred", "dispreferred"))
 """Keys of a better and a worse answer."""
 
@@ -53,94 +51,104 @@ def detect(rows: Sequence[Row], wanted: str, names: Names = OWN_NAMES) -> Detect
 
 
 def _detect(rows: Sequence[Row], names: Names) -> DetectedFormat:
-    for row in rows:
-        problem = _preference(row)
-        if problem is not None:
-            raise DataError(problem)
     firsts: dict[str, Row] = {}
     count = 0
+    refused: list[Problem] = []
     for row in rows:
-        name = _format_of(row.value, names)
+        problem = _preference(row, names)
+        if problem is not None:
+            raise DataError(problem)
+        try:
+            name = _format_of(with_templates(row.value, names), names)
+        except Finding as finding:
+            refused.append(problem_at(row, finding))
+            continue
         if name is not None:
             firsts.setdefault(name, row)
             count += 1
     if not firsts:
-        raise DataError(_unknown(rows))
+        raise DataError(refused or _unknown(rows))
     if len(firsts) > 1:
         raise DataError(_mixed(firsts))
     name, row = next(iter(firsts.items()))
-    shown = {key: names.get(key, key) for key in KEYS[name]} | {"key": turn_list(row.value, names) or ""}
     many = "every row" if count == len(rows) else f"{count} of the first {len(rows)} rows"
-    return DetectedFormat(name, f"{many} has {_REASONS[name].format(**shown)}" + _also(row.value, name, names))
+    other = _by_keys(without_turns(row.value)) if name in ("messages", "sharegpt") else None
+    value = with_templates(row.value, names)
+    return DetectedFormat(name, f"{many} has {reason(value, name, names)}" + also(row.value, name, names, other))
 
 
 def _format_of(value: Mapping[str, Any], names: Names) -> str | None:
-    """The format that the row's keys speak for; keys that data.columns names speak first."""
+    """The format that the row's keys speak for; keys that data.columns names speak first. `value` has what templates made."""
     theirs = {ours: value[key] for ours, key in names.items() if key in value}
     if theirs:
         own = {key: part for key, part in value.items() if key not in names and key not in names.values()}
         likely = [name for name in FORMATS if all(ours in KEYS[name] for ours in names)]
         found = _by_keys({key: part for key, part in (own | theirs).items() if any(key in KEYS[name] for name in likely)})
-        return found if found is not None else _by_keys(own | theirs)
+        asked = "prompt_completion" if isinstance(parts_of(value, names), Parts) else None
+        if found is None and "prompt_completion" in likely:
+            found = asked
+        found = found or _by_keys(own | theirs)
+        return asked if found == "prompt_completion" else found
     return _by_keys(value)
 
 
 def _by_keys(value: Mapping[str, Any]) -> str | None:
-    for key in TURN_LISTS:
-        turns = value.get(key)
-        if isinstance(turns, str) and turns.lstrip().startswith("["):
-            turns = _from_json(turns)
-        if isinstance(turns, list):
-            first = next((turn for turn in turns if isinstance(turn, dict)), {})
-            return "sharegpt" if "from" in first or "value" in first else "messages"
+    key = turn_list(value, OWN_NAMES)
+    turns = from_text(value[key]) if key is not None else None
+    if isinstance(turns, list):
+        first = next((turn for turn in turns if isinstance(turn, dict)), {})
+        speaker, _ = spelled(turns, ("role", "content"))
+        return "sharegpt" if "from" in first or "value" in first or speaker != "role" else "messages"
     if "instruction" in value and "output" in value:
         return "alpaca"
-    if "prompt" in value and "completion" in value:
+    parts = parts_of(value)
+    if isinstance(parts, Parts):
         return "prompt_completion"
-    return "text" if "text" in value else None
-
-
-def _from_json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+    if parts.text_is_context:
         return None
+    return "text" if text_column(value) in value else None
 
 
 def _check_columns(rows: Sequence[Row], names: Names) -> None:
     """DataError for each column of data.columns that no row has."""
     there = {key: None for row in rows for key in row.value}
+    wrong = {ours: [column for column in columns_of(theirs) if column not in there] for ours, theirs in names.items() if rows}
+    mended = {ours: _mended(theirs, wrong[ours], there) for ours, theirs in names.items() if rows}
+    whole = {ours: theirs for ours, theirs in mended.items() if theirs is not None}
     problems = []
-    for ours, theirs in names.items():
-        if rows and theirs not in there:
-            near = nearest(theirs, there)
-            hint = f"--set 'data.columns={{{ours}: {near}}}'" if near else f"the rows have {', '.join(list(there)[:12]) or 'no keys'}"
-            message = f'no row has the key "{theirs}", which data.columns.{ours} names'
+    for ours, columns in wrong.items():
+        for column in columns:
+            hint = setting(**whole) if ours in whole else f"the rows have {', '.join(list(there)[:12]) or 'no keys'}"
+            message = f'no row has the key "{column}", which data.columns.{ours} names'
             problems.append(Problem(code="data.unknown-column", message=message, where=rows[0].where, hint=hint))
     if problems:
         raise DataError(problems)
 
 
-def _also(value: Mapping[str, Any], name: str, names: Names) -> str:
-    """What else the rows could have been read as, for nothing is chosen in silence."""
-    if names:
-        return ""
-    rest = {key: part for key, part in value.items() if key not in TURN_LISTS}
-    other = _by_keys(rest) if name in ("messages", "sharegpt") else ("text" if name != "text" and "text" in value else None)
-    return f" (--set data.format={other} would read its other keys instead)" if other else ""
+def _mended(theirs: str, wrong: Sequence[str], there: Mapping[str, Any]) -> str | None:
+    """The value of data.columns with the nearest column for each that is not there; None where there is none near."""
+    for column in wrong:
+        near = nearest(column, there)
+        if near is None:
+            return None
+        theirs = near if theirs == column else theirs.replace(f"{{{column}}}", f"{{{near}}}")
+    return theirs
 
 
-def _preference(row: Row) -> Problem | None:
-    """The problem of a row that holds answers to be avoided; to learn those would teach the wrong thing."""
+def _preference(row: Row, names: Names) -> Problem | None:
+    """The problem of a row that holds answers to be avoided; those would teach the wrong thing, and data.columns names the good."""
+    if names.keys() & {"completion", "messages", "conversations", "output", "text"}:
+        return None
     value, hint = row.value, None
     pair = next((pair for pair in _PAIRS if set(pair) <= value.keys()), None)
     if pair is not None:
         what = f"preference pairs ({pair[0]}, {pair[1]})"
-        chosen = f"messages: .{pair[0]}" if isinstance(value[pair[0]], list) else f"prompt, completion: .{pair[0]}"
-        hint = f"jq -c '{{{chosen}}}' '{row.source}' > chosen.jsonl   learns the chosen answers"
+        good = good_answers(value, pair[0])
+        hint = f"{good}   learns the better answers alone" if good else None
     elif "completion" in value and isinstance(value.get("label"), bool):
         what = "answers labelled good or bad (completion, label)"
-        hint = f"jq -c 'select(.label)' '{row.source}' > good.jsonl   learns the good answers"
+        lines = ending(row.source) in (".jsonl", ".ndjson")
+        hint = f"jq -c 'select(.label)' '{row.source}' > good.jsonl   learns the good answers" if lines else None
     elif "completions" in value and "labels" in value:
         what = "steps labelled good or bad (completions, labels)"
     else:
@@ -167,21 +175,8 @@ def _mixed(firsts: dict[str, Row]) -> Problem:
 
 
 def _unknown(rows: Sequence[Row]) -> Problem:
-    row = rows[0]
-    known = ("messages", "conversations", "instruction", "output", "prompt", "completion", "text")
-    renames = [f'"{key}" to "{near}"' for key in row.value if (near := nearest(key, known)) and near not in row.value]
-    keys = ", ".join(f'"{key}"' for key in list(row.value)[:8]) or "none"
-    hint = f"rename {', '.join(renames)}" if renames else 'rename the keys, for example to "prompt" and "completion"'
-    within = list_within(row.value)
-    if within is not None and (found := _by_keys(row.value[within][0])):
-        alone = len(rows) == 1 and ending(row.source) == ".json"
-        hint = take_out(row.source, within) if alone else f'the rows ({found}) stand in the list "{within}": write each of them in a line'
-    elif within is not None and _by_keys({"messages": row.value[within]}) and {"role", "from"} & row.value[within][0].keys():
-        hint = f"--set 'data.columns={{messages: {within}}}'"
-    return Problem(
-        code="data.unknown-format",
-        message=f"the rows are in none of the formats {', '.join(FORMATS)}; the keys here are {keys}",
-        where=row.where,
-        excerpt=excerpt(json.dumps(row.value, ensure_ascii=False), row.line),
-        hint=hint,
-    )
+    value = rows[0].value
+    within = list_within(value)
+    inner = value[within] if within is not None else [{}]
+    turns = _by_keys({"messages": inner}) is not None and bool({"role", "from"} & inner[0].keys())
+    return unknown(rows, _by_keys(inner[0]), turns_within=turns)

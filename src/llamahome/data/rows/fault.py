@@ -28,7 +28,8 @@ def problem_at(row: Row, finding: Finding) -> Problem:
         shown = excerpt(json.dumps(part, ensure_ascii=False), row.line)
     except RecursionError:
         shown = None
-    return Problem(code=finding.code, message=finding.message, where=row.where, excerpt=shown, hint=finding.hint)
+    message = finding.message.replace("\n", "\\n")  # a template of data.columns may have line ends
+    return Problem(code=finding.code, message=message, where=row.where, excerpt=shown, hint=finding.hint)
 
 
 def required(value: Mapping[Any, Any], key: Any, *, path: str) -> Any:
@@ -57,8 +58,8 @@ def content_of(value: Mapping[Any, Any], key: Any, *, path: str, may_be_empty: b
     return content
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that `word` is most likely a misspelling of."""
+def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.75) -> str | None:
+    """The known word that `word` is most likely a misspelling of; "context" and "text" share 0.73 of their letters and are two words."""
     lowered = {str(name).lower(): str(name) for name in known}
-    found = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.7)
+    found = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=cutoff)
     return lowered[found[0]] if found else None

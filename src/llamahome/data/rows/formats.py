@@ -3,22 +3,26 @@
     messages           {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
     sharegpt           {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}
     alpaca             {"instruction": "...", "input": "...", "output": "..."}
-    prompt_completion  {"prompt": "...", "completion": "..."}, or both as lists of messages
+    prompt_completion  {"prompt": "...", "completion": "..."}, or both as lists of messages; and the other usual names (parts.py)
     text               {"text": "..."}
 
 What a row lacks is said with its JSON path and the nearest name. Nothing is guessed that could teach the wrong thing. `names` (the setting
-data.columns) says under which key of theirs a key of ours is found.
+data.columns) says under which key of theirs a key of ours is found, or how a text is made of their keys (columns.py).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 from llamahome.data.files.jsonrow import kind
 from llamahome.data.records import Conversation, Row
+from llamahome.data.rows.columns import with_templates
 from llamahome.data.rows.fault import Finding, content_of, problem_at, required
-from llamahome.data.rows.toolcalls import read_definitions
-from llamahome.data.rows.turns import CALLING_ROLE, check_order, read_turns
+from llamahome.data.rows.parts import Parts, Unclear, about_of, answer_of, find_parts, plain_name, system_of
+from llamahome.data.rows.toolcalls import as_calls, read_calls, read_definitions
+from llamahome.data.rows.turnlists import TURN_LISTS, are_pairs, are_texts, as_turns, from_text, spelled, turn_list
+from llamahome.data.rows.turns import CALLING_ROLES, check_order, read_turns
 from llamahome.errors import Problem
 
 SHAREGPT_ROLES = {
@@ -26,16 +30,17 @@ SHAREGPT_ROLES = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
+    "chatgpt": "assistant",
     "assistant": "assistant",
     "model": "assistant",
-    CALLING_ROLE: "assistant",
+    "bot": "assistant",
+    **dict.fromkeys(CALLING_ROLES, "assistant"),
     "tool": "tool",
     "observation": "tool",
     "function_response": "tool",
+    "tool_response": "tool",
 }
 MESSAGE_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool", "function": "tool"}
-TURN_LISTS = ("messages", "conversations")
-"""Keys under which a list of turns is found, whichever way its turns are written."""
 KEYS: Mapping[str, tuple[str, ...]] = {
     "messages": (*TURN_LISTS, "system", "tools"),
     "sharegpt": (*TURN_LISTS, "system", "tools"),
@@ -53,20 +58,12 @@ Turns = tuple[dict[str, Any], ...]
 def understand(row: Row, format_name: str, names: Names = OWN_NAMES) -> Conversation | Problem:
     """The conversation that the row holds, or what is wrong with it; never raises on data."""
     try:
-        return _READERS[format_name](row, names)
+        value = with_templates(row.value, names) if names else row.value
+        read = row if value is row.value else replace(row, value=value)
+        found = _READERS[format_name](read, names)
+        return found if read is row else replace(found, row=row)
     except Finding as finding:
         return problem_at(row, finding)
-
-
-def turn_list(value: Mapping[str, Any], names: Names = OWN_NAMES) -> str | None:
-    """The key under which the row has a list of turns."""
-    for ours in TURN_LISTS if names else ():
-        if ours in names:
-            return names[ours]
-    for key in TURN_LISTS:
-        if key in value:
-            return key
-    return None
 
 
 def _messages(row: Row, names: Names) -> Conversation:
@@ -79,7 +76,13 @@ def _sharegpt(row: Row, names: Names) -> Conversation:
 
 def _listed(row: Row, names: Names, *, keys: tuple[str, str], roles: dict[str, str]) -> Conversation:
     path = turn_list(row.value, names) or (TURN_LISTS[0] if keys[0] == "role" else TURN_LISTS[1])
-    turns, silent = read_turns(required(row.value, path, path=""), path=path, keys=keys, roles=roles)
+    listed = required(row.value, path, path="")
+    opened = from_text(listed)
+    if isinstance(opened, list) and (are_texts(path, opened) or are_pairs(path, opened)):
+        listed, keys, roles = as_turns(opened, path=path), ("role", "content"), MESSAGE_ROLES
+    else:
+        keys = spelled(opened, keys)
+    turns, silent = read_turns(listed, path=path, keys=keys, roles=roles)
     first = _system(row.value, names)
     if first and turns[0]["role"] == "system":
         if turns[0] != first[0]:
@@ -107,19 +110,26 @@ def _tools(value: Mapping[str, Any], names: Names) -> tuple[dict[str, Any], ...]
 
 def _alpaca(row: Row, names: Names) -> Conversation:
     value = row.value
-    turns = list(_system(value, names))
+    turns = list(_system(value, names or {"system": system_of(value) or "system"}))
     for number, pair in enumerate(_history(value, names)):
         if not isinstance(pair, list) or len(pair) != 2:
             raise Finding("data.wrong-type", f"history[{number}] is {kind(pair)}, not a list of a question and an answer")
         for side, role in enumerate(("user", "assistant")):
             turns.append({"role": role, "content": content_of({side: pair[side]}, side, path=f"history[{number}]")})
     question = content_of(value, names.get("instruction", "instruction"), path="")
-    more = names.get("input", "input")
-    if value.get(more) not in (None, ""):
-        question = f"{question}\n\n{content_of(value, more, path='')}"
-    turns.append({"role": "user", "content": question})
+    about = dict.fromkeys((names.get("input", "input"), *(() if names else about_of(value))))
+    turns.append({"role": "user", "content": _with_context(question, value, about)})
     turns.append({"role": "assistant", "content": content_of(value, names.get("output", "output"), path="")})
     return _conversation(row, tuple(turns), path="")
+
+
+def _with_context(question: str, value: Mapping[str, Any], columns: Iterable[str]) -> str:
+    """The question and, after a blank line each, what it is about; a question that was made of its context has it already."""
+    for column in columns:
+        more = "" if value.get(column) in (None, "") else content_of(value, column, path="", may_be_empty=True)
+        if more.strip() and more not in question:
+            question = f"{question}\n\n{more}"
+    return question
 
 
 def _history(value: dict[str, Any], names: Names) -> list[Any]:
@@ -129,10 +139,26 @@ def _history(value: dict[str, Any], names: Names) -> list[Any]:
     return history
 
 
+def parts_of(value: Mapping[str, Any], names: Names = OWN_NAMES) -> Parts | Unclear:
+    """Which columns of the row are its question, answer, system text and context, data.columns first."""
+    return find_parts(value, taken=names)
+
+
 def _prompt_completion(row: Row, names: Names) -> Conversation:
-    ours, theirs = names.get("prompt", "prompt"), names.get("completion", "completion")
-    prompt, completion = required(row.value, ours, path=""), required(row.value, theirs, path="")
-    tools, first = _tools(row.value, names), _system(row.value, names)
+    parts = parts_of(row.value, names)
+    if isinstance(parts, Unclear):
+        if parts.why:
+            raise Finding("data.unclear-columns", f"{parts.why}; the setting data.columns tells")
+        ask, answer = (next(iter(parts.found[part]), names.get(part, part)) for part in ("prompt", "completion"))
+        parts = Parts(ask, answer, next(iter(parts.found["system"]), None))
+    ours, theirs = parts.prompt, parts.completion
+    prompt = required(row.value, ours, path="")
+    required(row.value, theirs, path="")
+    completion = answer_of(row.value, theirs)
+    tools, first = _tools(row.value, names), _system(row.value, {**names, "system": parts.system or "system"})
+    if theirs != "completion" and isinstance(prompt, list) != isinstance(completion, list):
+        prompt = prompt if isinstance(prompt, list) else [{"role": "user", "content": content_of(row.value, ours, path="")}]
+        completion = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
     if isinstance(prompt, list) and isinstance(completion, list):
         before, _ = read_turns(prompt, path=ours, keys=("role", "content"), roles=MESSAGE_ROLES)
         after, silent = read_turns(completion, path=theirs, keys=("role", "content"), roles=MESSAGE_ROLES)
@@ -144,15 +170,30 @@ def _prompt_completion(row: Row, names: Names) -> Conversation:
         return _conversation(row, before + after, path="", context_only=context, tools=tools)
     if isinstance(prompt, list) != isinstance(completion, list):
         raise Finding("data.wrong-type", f"{ours} is {kind(prompt)} but {theirs} is {kind(completion)}; both must be strings or both lists")
-    turns = (
-        {"role": "user", "content": content_of(row.value, ours, path="")},
-        {"role": "assistant", "content": content_of(row.value, theirs, path="")},
-    )
+    question = _with_context(content_of(row.value, ours, path=""), row.value, parts.context)
+    turns = ({"role": "user", "content": question}, _answer({**row.value, theirs: completion}, theirs, tools=tools))
     return _conversation(row, first + turns, path="", tools=tools)
 
 
+def _answer(value: Mapping[str, Any], key: str, *, tools: Turns) -> dict[str, Any]:
+    """The assistant's turn: the text, or the calls where it is a list of calls in JSON of tools that the row defines."""
+    if isinstance(value[key], int | float) and not isinstance(value[key], bool) and key != "completion":
+        hint = f'name it in data.columns as a template, completion: "{{{key}}}", which writes it as text'
+        raise Finding("data.wrong-type", f"{key} is {kind(value[key])}, not a string", hint=hint)
+    text = content_of(value, key, path="")
+    calls = as_calls(text) if tools and key != "completion" else None
+    return {"role": "assistant", "content": text} if calls is None else {"role": "assistant", "tool_calls": read_calls(calls, path=key)}
+
+
 def _text(row: Row, names: Names) -> Conversation:
-    return Conversation(row=row, text=content_of(row.value, names.get("text", "text"), path=""))
+    return Conversation(row=row, text=content_of(row.value, text_column(row.value, names), path=""))
+
+
+def text_column(value: Mapping[str, Any], names: Names = OWN_NAMES) -> str:
+    """The key of a plain text: `text`, however it is capitalized."""
+    if "text" in names or "text" in value:
+        return names.get("text", "text")
+    return next((key for key in value if isinstance(key, str) and plain_name(key) == "text"), "text")
 
 
 def _conversation(

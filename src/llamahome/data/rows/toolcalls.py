@@ -27,6 +27,18 @@ def read_calls(value: object, *, path: str) -> list[dict[str, Any]]:
     return [_call(call, path=f"{path}[{number}]") for number, call in enumerate(listed)]
 
 
+def as_calls(text: str) -> list[Any] | None:
+    """The list of calls that a text is, each with a name and arguments; None for any other text."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        listed = from_json(text)
+    except ValueError:
+        return None
+    calls = isinstance(listed, list) and listed and all(isinstance(call, dict) and {"name", "arguments"} <= call.keys() for call in listed)
+    return listed if calls else None
+
+
 def read_definitions(value: object, *, path: str) -> tuple[dict[str, Any], ...]:
     """The tool definitions at `path`, each as {"type": "function", "function": {"name": ...}}; raises Finding."""
     listed = _from_text(value, path=path)

@@ -21,8 +21,8 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 _WEIGHTS = ("weight", "train")
 
 
-CALLING_ROLE = "function_call"
-"""The role of a sharegpt turn whose value is a tool call as JSON text."""
+CALLING_ROLES = ("function_call", "tool_call")
+"""Roles of a sharegpt turn whose value is a tool call as JSON text."""
 
 
 def read_turns(
@@ -54,7 +54,7 @@ def read_turns(
 def _plain(turn: dict[str, Any], keys: tuple[str, str], roles: Mapping[str, str]) -> dict[str, Any] | None:
     """The turn when it is a known role and a text and nothing else, as nearly all are: the same as `_turn`, five times as fast."""
     role, content = turn.get(keys[0]), turn.get(keys[1])
-    if type(role) is not str or role == CALLING_ROLE or role not in roles or type(content) is not str or not content or content.isspace():
+    if type(role) is not str or role in CALLING_ROLES or role not in roles or type(content) is not str or not content or content.isspace():
         return None
     return {"role": roles[role], "content": content}
 
@@ -81,12 +81,12 @@ def _joined(parts: list[Any], *, path: str) -> str:
 def _turn(turn: dict[str, Any], *, path: str, keys: tuple[str, str], roles: Mapping[str, str]) -> dict[str, Any]:
     """One turn: role and content, and of an assistant its calls and thoughts, of a tool its name and the call that it answers."""
     role = _role(turn, key=keys[0], path=path, roles=roles)
-    if len(turn) == 2 and keys[1] in turn and turn[keys[0]] != CALLING_ROLE:
+    if len(turn) == 2 and keys[1] in turn and turn[keys[0]] not in CALLING_ROLES:
         return {"role": role, "content": content_of(turn, keys[1], path=path, may_be_empty=role in ("system", "tool"))}
     for key in _UNREAD:
         if turn.get(key):
             raise Finding("data.not-rendered", f"{path}.{key} is there; texts alone are learned from", part=turn, hint=f'remove "{key}"')
-    if turn[keys[0]] == CALLING_ROLE:
+    if turn[keys[0]] in CALLING_ROLES:
         return {"role": role, "tool_calls": read_calls(required(turn, keys[1], path=path), path=f"{path}.{keys[1]}")}
     called = next((key for key in ("tool_calls", "function_call") if turn.get(key)), None)
     if called is not None and role != "assistant":
@@ -138,6 +138,8 @@ def _role(turn: dict[str, Any], *, key: str, path: str, roles: Mapping[str, str]
         raise Finding("data.wrong-type", f"{path}.{key} is {kind(role)}, not a string", part=turn)
     if role in roles:
         return roles[role]
+    if key not in ("role", "from") and role.lower() in roles and role.lower() not in CALLING_ROLES:
+        return roles[role.lower()]
     near = nearest(role, roles)
     hint = f'write "{near}" instead of "{role}"' if near else None
     raise Finding("data.unknown-role", f'{path}.{key} is "{role}", not one of {", ".join(roles)}', part=turn, hint=hint)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from llamahome.data.files.locate import locate
 from llamahome.data.files.sources import Source
+from llamahome.data.files.splits import EVERYTHING
 from llamahome.data.steps.order import mixed_seed, rows_at
 from llamahome.errors import ConfigError, DataError, Problem
 from llamahome.units import many, parse_rows
@@ -123,7 +124,9 @@ def _files_by_name(paths: Sequence[str], amounts: Mapping[str, float | str]) -> 
     owner: dict[int, str] = {}
     for name in amounts:
         try:
-            files = sorted({number_of[real] for path in locate(name).files if (real := os.path.realpath(path)) in number_of})
+            files = sorted(
+                {number_of[real] for path in locate(name, wanted=EVERYTHING).files if (real := os.path.realpath(path)) in number_of}
+            )
         except DataError:
             files = []
         twice = next((file for file in files if file in owner), None)

@@ -35,8 +35,13 @@ _WORTH_A_PROCESS = 1 << 22
 """Text (4 MiB) from which on another process is quicker than this one alone: starting one takes about a second."""
 _TELL_EVERY_S = 10.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_JUDGING = {"format", "on_bad_row", "max_bad_share", "max_lost_share", "eval_split", "eval_path", "streaming", "mixture"}
+_JUDGING = {"format", "on_bad_row", "max_bad_share", "max_lost_share", "eval_split", "eval_path", "split", "subset"}
+_JUDGING |= {"streaming", "mixture"}
 """Settings that do not change what becomes of a row; `format` counts as what it was found to be."""
+
+
+_UNDERSTOOD = 2
+"""Changes when the same row becomes another conversation, so that no store of before is taken for one of now."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Task:
             "format": FORMAT,
             "versions": [importlib.metadata.version(name) for name in ("llamahome", "tokenizers", "transformers")],
             "source": self.reading.source.fingerprint,
+            "understood": _UNDERSTOOD,
             **what_decides(self.reading),
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
@@ -62,7 +68,9 @@ class Task:
     @property
     def about(self) -> dict[str, Any]:
         """Which data it is of, and in which state."""
-        opened = [os.path.abspath(path) for path in self.reading.opened]  # noqa: PTH100 (a glob or a hub id is no path)
+        typed, source = self.reading.opened, self.reading.source
+        typed = source.paths if source.located.has_splits else typed  # or the store of one split would outdate that of another
+        opened = [os.path.abspath(path) for path in typed]  # noqa: PTH100 (a glob or a hub id is no path)
         return {"opened": opened, "source": self.reading.source.fingerprint}
 
     @property

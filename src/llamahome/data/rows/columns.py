@@ -1,0 +1,110 @@
+"""The setting data.columns applied to a row: columns of other names, and templates that make a text of several columns.
+
+A value with `{column}` in it is a template, `{{` and `}}` are braces; any other value is the name of a column. A line or paragraph of a
+template whose columns are all empty in a row (missing, null or white space) is left out with the line ends before it, so that nothing
+dangles; a template whose columns are all empty makes no text.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from llamahome.config.columns import template_pieces
+from llamahome.data.files.jsonrow import kind
+from llamahome.data.rows.fault import Finding
+
+Names = Mapping[str, str]
+_ENDS = re.compile(r"(\n+)")
+
+
+@lru_cache(maxsize=256)
+def columns_of(written: str) -> tuple[str, ...]:
+    """The columns that a value of data.columns reads, in their order."""
+    return tuple(column for _, column in template_pieces(written) if column is not None) or (written,)
+
+
+@lru_cache(maxsize=256)
+def is_template(written: str) -> bool:
+    """Whether the value of data.columns is more than the name of a column."""
+    return any(column is not None for _, column in template_pieces(written))
+
+
+def with_templates(value: dict[str, Any], names: Names) -> dict[str, Any]:
+    """The row with one more key for each template, which is the template itself; raises Finding for a column that is no text."""
+    made = {written: rendered(written, value) for written in names.values() if is_template(written)}
+    return {**value, **made} if made else value
+
+
+def rendered(written: str, value: Mapping[str, Any]) -> str:
+    """The template's text for this row; raises Finding."""
+    cells = {column: _text(value.get(column), column) for column in columns_of(written)}
+    there = {column for column, cell in cells.items() if cell.strip()}
+    texts: list[str] = []
+    for paragraph in _paragraphs(written) if there else ():
+        if _left_out(paragraph, there):
+            continue
+        for line in paragraph:
+            if not _left_out((line,), there):
+                text = "".join(literal if column is None else cells[column] if column in there else "" for literal, column in line.pieces)
+                blanks = any(column is not None and column not in there for _, column in line.pieces)
+                texts += [line.before if texts else "", text.strip(" \t") if blanks else text]
+    return "".join(texts)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One line of a template."""
+
+    before: str
+    """The line ends before it; two and more begin a paragraph."""
+    pieces: tuple[tuple[str, str | None], ...]
+
+    @property
+    def columns(self) -> list[str]:
+        return [column for _, column in self.pieces if column is not None]
+
+
+def _left_out(lines: tuple[_Line, ...], there: set[str]) -> bool:
+    """Whether the lines have columns, and none that is there."""
+    columns = [column for line in lines for column in line.columns]
+    return bool(columns) and not there & {*columns}
+
+
+@lru_cache(maxsize=256)
+def _paragraphs(written: str) -> tuple[tuple[_Line, ...], ...]:
+    """The lines of the template, those between empty lines together."""
+    lines: list[_Line] = []
+    pieces: list[tuple[str, str | None]] = []
+    before = ""
+    for text, column in template_pieces(written):
+        if column is not None:
+            pieces.append((text, column))
+            continue
+        for part in _ENDS.split(text):
+            if part.startswith("\n"):
+                lines.append(_Line(before, tuple(pieces)))
+                pieces, before = [], part
+            elif part:
+                pieces.append((part, None))
+    lines.append(_Line(before, tuple(pieces)))
+    paragraphs: list[list[_Line]] = [[]]
+    for line in lines:
+        if len(line.before) > 1:
+            paragraphs.append([])
+        paragraphs[-1].append(line)
+    return tuple(map(tuple, paragraphs))
+
+
+def _text(cell: object, column: str) -> str:
+    """A cell as text: numbers as JSON writes them, nothing for null; a Finding for lists and objects."""
+    if cell is None:
+        return ""
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    if isinstance(cell, int | float):
+        return str(cell)
+    raise Finding("data.wrong-type", f"{column} is {kind(cell)}; a template of data.columns takes texts and numbers")

@@ -1,0 +1,213 @@
+"""Columns are read as what their usual names say, whatever their case; doubt is refused, and a help line never trains the wrong column."""
+
+import json
+import re
+import shlex
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llamahome.config.load import load_config
+from llamahome.data.records import Conversation, Row
+from llamahome.data.rows.detect import DetectedFormat, detect
+from llamahome.data.rows.formats import understand
+from llamahome.data.rows.parts import COMPLETION, CONTEXT, PROMPT, SYSTEM, Parts, find_parts, plain_name
+from llamahome.errors import DataError, Problem
+
+Q, C, A, S = "What is it?", "It is red.", "Red.", "Be brief."
+ASKED = [{"role": "user", "content": Q}, {"role": "assistant", "content": A}]
+CALL = '[{"name": "clock", "arguments": {"zone": "UTC"}}]'
+
+
+def row_of(value: dict[str, Any]) -> Row:
+    return Row(0, "mine.jsonl", 1, value)
+
+
+def read(value: dict[str, Any], names: dict[str, str] | None = None) -> tuple[DetectedFormat, Conversation]:
+    found = detect([row_of(value)] * 3, "auto", names or {})
+    conversation = understand(row_of(value), found.name, names or {})
+    assert isinstance(conversation, Conversation), conversation
+    return found, conversation
+
+
+def said(conversation: Conversation) -> list[str]:
+    return [turn.get("content") or json.dumps(turn["tool_calls"]) for turn in conversation.turns]
+
+
+def refused(value: dict[str, Any]) -> Problem:
+    with pytest.raises(DataError) as caught:
+        detect([row_of(value)] * 3, "auto")
+    return caught.value.problems[0]
+
+
+READ: list[tuple[dict[str, Any], list[str]]] = [
+    ({"instruction": Q, "context": C, "response": A, "category": "x"}, [f"{Q}\n\n{C}", A]),
+    ({"instruction": Q, "context": " ", "response": A}, [Q, A]),
+    ({"instruction": Q, "context": None, "output": A}, [Q, A]),
+    ({"instruction": Q, "context": C, "output": A}, [f"{Q}\n\n{C}", A]),
+    ({"instruction": Q, "input": C, "response": A}, [f"{Q}\n\n{C}", A]),
+    ({"system_prompt": S, "instruction": Q, "output": A}, [S, Q, A]),
+    ({"id": 1, "context": C, "question": Q, "answers": {"text": [A, "red"], "answer_start": [0, 1]}}, [f"{Q}\n\n{C}", A]),
+    ({"question": Q, "answers": [A, "red"]}, [Q, A]),
+    ({"question": Q, "answer": {"value": A, "aliases": ["red"]}}, [Q, A]),
+    ({"system_prompt": S, "question": Q, "response": A}, [S, Q, A]),
+    ({"system_prompt": "", "question": Q, "response": A}, [Q, A]),
+    ({"problem": Q, "solution": A}, [Q, A]),
+    ({"input": Q, "target": A}, [Q, A]),
+    ({"source": Q, "target": A}, [Q, A]),
+    ({"question": Q, "answer": A, "source": "a book"}, [Q, A]),
+    ({"prompt": Q, "chosen": A}, [Q, A]),
+    ({"prompt": Q, "chosen": ASKED}, [Q, A]),
+    ({"prompt": Q, "chosen": ASKED[1:]}, [Q, A]),
+    ({"prompt": ASKED[:1], "response": A}, [Q, A]),
+    ({"prompt": f"{C} {Q}", "context": C, "completion": A}, [f"{C} {Q}", A]),
+    ({"Question": Q, "ANSWER": A}, [Q, A]),
+    ({"System Prompt": S, "userPrompt": Q, "model-response": A}, [S, Q, A]),
+    ({"question": Q, "answer": A, "text": f"{Q} {A}"}, [Q, A]),
+    ({"data": [Q, A], "id": "0"}, [Q, A]),
+    ({"dialogue": json.dumps([Q, A])}, [Q, A]),
+    ({"conversation": [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]}, [Q, A]),
+    ({"dialog": [{"speaker": "User", "text": Q}, {"speaker": "Assistant", "text": A}]}, [Q, A]),
+    ({"Messages": ASKED}, [Q, A]),
+    ({"conversation": [{"human": Q, "assistant": A}, {"human": C, "assistant": S}]}, [Q, A, C, S]),
+    ({"inputs": Q, "targets": A, "task": "colours"}, [Q, A]),
+    ({"messages": [{"role": "user", "text": Q}, {"role": "assistant", "text": A}]}, [Q, A]),
+]
+
+
+@pytest.mark.parametrize(("value", "texts"), READ)
+def test_rows_are_read_as_their_names_say(value: dict[str, Any], texts: list[str]) -> None:
+    found, conversation = read(value)
+    assert said(conversation) == texts
+    for key in value.keys() & {"id", "category", "text"}:
+        assert key in found.reason.partition("not read: ")[2]
+
+
+def test_calls_of_tools_in_a_column_are_calls() -> None:
+    definitions = '[{"name": "clock", "parameters": {"type": "object"}}]'
+    for key in ("answers", "response"):
+        _, conversation = read({"id": 1, "query": Q, key: CALL, "tools": definitions})
+        assert conversation.turns[-1]["tool_calls"][0]["function"] == {"name": "clock", "arguments": {"zone": "UTC"}}
+    assert said(read({"query": Q, "response": CALL})[1]) == [Q, CALL], "without tools it is a text"
+    turns = [{"from": "human", "value": Q}, {"from": "tool_call", "value": CALL}, {"from": "tool_response", "value": "12"}]
+    _, conversation = read({"conversations": [*turns, {"from": "gpt", "value": A}], "tools": definitions})
+    assert [turn["role"] for turn in conversation.turns] == ["user", "assistant", "tool", "assistant"]
+
+
+def test_the_reason_says_which_column_is_what() -> None:
+    found, _ = read({"instruction": Q, "context": C, "response": A, "category": "x"})
+    assert found.reason == "every row has `instruction` and `context` (the prompt) and `response` (learned); not read: category"
+    found, _ = read({"system_prompt": S, "question": Q, "answers": [A]})
+    assert found.reason == "every row has `system_prompt` (the system text), `question` (the prompt) and the first of `answers` (learned)"
+
+
+def test_labels_beside_a_text_are_not_learned_in_silence() -> None:
+    for label, written in ((1, '"{label}"'), ("good", "label")):
+        found = detect([row_of({"text": Q, "label": label})], "auto")
+        assert found.name == "text" and "not read: label" in found.reason
+        assert f"--set 'data.columns={{prompt: text, completion: {written}}}'" in found.reason
+        names = load_config(assignments=[f"data.columns={{prompt: text, completion: {written}}}"]).config.data.columns
+        assert said(read({"text": Q, "label": label}, names)[1]) == [Q, str(label)]
+
+
+UNCLEAR: list[dict[str, Any]] = [
+    {"problem": Q, "solution": A, "answer": "red"},
+    {"instruction": "Answer.", "question": Q, "answer": A},
+    {"question": Q, "choices": ["red", "blue"], "answer": 0},
+    {"article": C, "question": Q, "options": "red, blue", "answer": A},
+    {"text": "The ball is blue.", "question": Q, "answer": A},
+]
+
+
+@pytest.mark.parametrize("value", UNCLEAR)
+def test_doubt_is_refused(value: dict[str, Any]) -> None:
+    assert refused(value).code == "data.unclear-columns"
+
+
+def test_pairs_under_data_are_rows_and_no_chat() -> None:
+    problem = refused({"data": [{"question": Q, "answer": A}] * 2})
+    assert problem.code == "data.unknown-format" and 'stand in the list "data"' in str(problem.hint)
+
+
+HELPED: list[tuple[dict[str, Any], list[str] | None]] = [
+    ({"instruction": "Answer.", "question": Q, "answer": A}, [f"Answer.\n\n{Q}", A]),
+    ({"text": "The ball is blue.", "question": Q, "answer": A}, [f"{Q}\n\nThe ball is blue.", A]),
+    ({"promt": Q, "completion": A}, [Q, A]),
+    ({"qestion": Q, "my respons": A, "respone": A}, [Q, A]),
+    ({"Context": Q, "Response": A}, [Q, A]),
+    ({"prompt": Q, "chosen": A, "rejected": "Blue."}, [Q, A]),
+    ({"question": Q, "context": C, "chosen": A, "rejected": "Blue."}, [f"{Q}\n\n{C}", A]),
+    ({"prompt": Q, "chosen": ASKED, "rejected": ASKED}, [Q, A]),
+    ({"prompt": ASKED[:1], "chosen": ASKED[1:], "rejected": ASKED[1:]}, [Q, A]),
+    ({"exchange": ASKED}, [Q, A]),
+    ({"problem": Q, "solution": A, "answer": "red"}, None),
+    ({"english": Q, "french": A}, None),
+    ({"prompt": Q, "code": A}, None),
+    ({"document": C, "summary": A}, None),
+    ({"tweet": Q, "label": 0}, None),
+    ({"prompt_id": Q, "completion": A}, None),
+    ({"chosen": Q, "rejected": A}, None),
+    ({"story": C, "questions": [Q], "answers": {"input_text": [A]}}, None),
+]
+
+
+@pytest.mark.parametrize(("value", "texts"), HELPED)
+def test_a_help_line_reads_the_rows_rightly_or_cannot_be_typed_as_it_stands(value: dict[str, Any], texts: list[str] | None) -> None:
+    hint = refused(value).hint
+    if texts is None:
+        assert hint is None or "COLUMN" in hint
+        if hint is not None:
+            with pytest.raises(DataError, match=r'no row has the key "COLUMN"'):
+                detect([row_of(value)], "auto", typed(hint))
+        return
+    assert hint is not None and said(read(value, typed(hint))[1]) == texts
+
+
+def typed(hint: str) -> dict[str, str]:
+    """What a shell and the settings make of the help line."""
+    flag, assignment = shlex.split(hint.split("   ")[0])
+    assert flag == "--set"
+    return load_config(assignments=[assignment]).config.data.columns
+
+
+ANSWERS = {*COMPLETION, "rejected"}
+some_names = st.sampled_from(
+    sorted({*PROMPT, *CONTEXT, *COMPLETION, *SYSTEM, "text", "label", "title", "summary", "context_id", "answers_raw"})
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(some_names, min_size=1, max_size=5, unique=True), st.booleans())
+def test_what_is_learned_is_always_a_column_with_the_name_of_an_answer(names: list[str], loud: bool) -> None:
+    value = {name.upper() if loud else name: f"The {name}." for name in names}
+    try:
+        found, columns = detect([row_of(value)], "auto"), {}
+    except DataError as error:
+        hint = error.problems[0].hint
+        if hint is None or "COLUMN" in hint or not hint.startswith("--set"):
+            return
+        columns = typed(hint)
+        found = detect([row_of(value)], "auto", columns)
+    conversation = understand(row_of(value), found.name, columns)
+    assert isinstance(conversation, Conversation), conversation
+    learned = conversation.text or conversation.turns[-1]["content"]
+    name = re.sub(r"^The |\.$", "", learned)
+    assert name in ANSWERS if conversation.turns else name == "text" or len(value) == 1
+
+
+@given(st.sampled_from(sorted({*PROMPT, *COMPLETION, *SYSTEM})))
+def test_one_name_in_any_writing_is_one_name(name: str) -> None:
+    words = name.split("_")
+    camel = words[0] + "".join(word.capitalize() for word in words[1:])
+    assert {plain_name(way) for way in (name, name.upper(), camel, " ".join(words).title(), "-".join(words))} == {name}
+
+
+def test_a_column_that_the_settings_name_is_not_read_twice() -> None:
+    value = {"question": Q, "context": C, "answer": A, "system_prompt": S}
+    assert said(read(value, {"prompt": "question", "completion": "answer"})[1]) == [Q, A]
+    assert said(read(value, {"prompt": "question"})[1]) == [Q, A]
+    assert said(read(value, {"completion": "answer"})[1])[-2:] == [f"{Q}\n\n{C}", A]
+    parts = find_parts(value, taken={"prompt": "context"})
+    assert isinstance(parts, Parts) and (parts.prompt, parts.completion, parts.context) == ("context", "answer", ())
