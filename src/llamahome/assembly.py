@@ -19,11 +19,12 @@ from llamahome.data.store.table import ExampleTable
 from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.distributed.world import World
 from llamahome.errors import ConfigError, Problem
-from llamahome.model.adapter import SavedModel, fingerprint
+from llamahome.model.adapter import SavedModel, fingerprint, open_trained
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import overlooked
 from llamahome.model.load import CausalLM, load_model
 from llamahome.model.lora import add_lora
+from llamahome.model.manner import manner_of
 from llamahome.model.objective import Objective
 from llamahome.model.place import largest_pass, needs_checkpointing, place, trained_parameters
 from llamahome.model.shard import Placement, replicated, sharded
@@ -114,9 +115,13 @@ def load_learner(loaded: LoadedConfig, job: Job, plan: Plan, world: World, *, sa
         say(f"{chosen.strategy}: {chosen.reason}" + ("; gradients are summed after every pass" if chosen.sums_each_pass else ""))
     first_place = world.device if chosen.strategy == "replicate" else torch.device("cpu")  # from where it is dealt out layer by layer
     model = load_model(base, dtype=precision.storage, device=first_place)
-    for line in (overlooked(config, world.device), *backend.remarks(model)):
+    passes = plan.rows_ahead * job.prepared.report.tokens_per_row / backend.micro_batch_tokens
+    remarks = manner_of(model).remarks(documents=plan.rows_ahead, passes=passes)
+    for line in (overlooked(config, world.device), *backend.remarks(model), *remarks):
         if line is not None:
             say(line)
+    if chosen.strategy != "replicate":
+        _refuse_alone(model)
     if chosen.strategy == "replicate":
         tokens = plan.rows_ahead * job.prepared.report.tokens_per_row
         loaded = leave_short_runs(loaded, base, backend, world, tokens=tokens, say=say)
@@ -153,6 +158,23 @@ def load_learner(loaded: LoadedConfig, job: Job, plan: Plan, world: World, *, sa
     return learner, loaded
 
 
+def _refuse_alone(model: CausalLM) -> None:
+    """ConfigError where a pass is as many as it has documents: sharded weights come together equally often on all processes."""
+    if (why := manner_of(model).why_alone) is None:
+        return
+    message = f"weights cannot be sharded, because documents of this model run one at a time: {why}"
+    raise ConfigError(Problem(code="distributed.cannot-shard", message=message, where="distributed.strategy"))
+
+
+def open_to_evaluate(folder: Path, backend: Backend, session: Session) -> CausalLM:
+    """What train-eval measures, on the device."""
+    say = session.progress.say
+    model = open_trained(folder, dtype=backend.precision.storage, device=session.world.device, say=say)
+    for line in manner_of(model).remarks():
+        say(line)
+    return model
+
+
 def leave_short_runs(
     loaded: LoadedConfig, base: Path, backend: Backend, world: World, *, tokens: float, say: Callable[[str], None]
 ) -> LoadedConfig:
@@ -181,7 +203,8 @@ def _compile(
         message = f"the {backend.name} back end has nothing to compile"
         hint = "--set training.compile=auto"
         raise ConfigError(Problem(code="training.nothing-to-compile", message=message, where="training.compile", hint=hint))
-    why = backend.cannot_compile() if whole else "the weights are sharded"
+    alone = "documents run one at a time" if manner_of(model).why_alone is not None else None
+    why = alone or (backend.cannot_compile() if whole else "the weights are sharded")
     if world.max(why is not None):
         why = why or "another process cannot"
         if backend.compiles:
@@ -215,7 +238,7 @@ def _resolve(loaded: LoadedConfig, model: CausalLM, backend: Backend, world: Wor
     """Replace each `auto` that depends on machine or model by its value."""
     training, precision = loaded.config.training, backend.precision
     if training.learning_rate == "auto":
-        width = model.config.get_text_config().hidden_size
+        width = model.get_output_embeddings().weight.shape[1]
         rate = auto_learning_rate(training.method, width)
         loaded = with_values(loaded, {"training.learning_rate": rate}, origin=f"auto: {training.method} at hidden size {width}")
     if loaded.config.model.dtype == "auto":
@@ -224,7 +247,8 @@ def _resolve(loaded: LoadedConfig, model: CausalLM, backend: Backend, world: Wor
     free, longest = free_bytes(backend, world), loaded.config.data.max_length
     if training.method == "full":  # gradients and two moments are not there yet
         free -= 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    compiled = training.compile is not False and loaded.config.distributed.strategy == "replicate"
+    whole = loaded.config.distributed.strategy == "replicate"
+    compiled = training.compile is not False and whole and manner_of(model).why_alone is None
 
     def keeps(tokens: int) -> int:
         return backend.kept_bytes(loaded.config, model, tokens, longest=longest, compiled=compiled)

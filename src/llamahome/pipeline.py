@@ -30,7 +30,7 @@ from llamahome.distributed.agreement import require_agreement, settings_and_vers
 from llamahome.distributed.failures import note_run, run_to_go_on
 from llamahome.distributed.world import open_world
 from llamahome.errors import ConfigError, LeftAtOnce, MachineError, Problem, Stopped
-from llamahome.model.adapter import open_trained, restore_model
+from llamahome.model.adapter import restore_model
 from llamahome.model.backends.choose import choose_backend
 from llamahome.model.load import find_model
 from llamahome.model.objective import Objective
@@ -159,7 +159,7 @@ def evaluate(target: str, data_path: str | Sequence[str], loaded: LoadedConfig) 
             rows = read_all(loaded.config.data, data_path, tokenizer, say=session.progress.say)
         with session.progress.phase("model"):
             backend = choose_backend(loaded.config, session.world.device)
-            model = open_trained(folder, dtype=backend.precision.storage, device=session.world.device, say=session.progress.say)
+            model = assembly.open_to_evaluate(folder, backend, session)
         objective = Objective(model, backend)
         with session.progress.phase("evaluation"):
             batches = assembly.evaluation_batches(rows.table, loaded, session.world, backend)
