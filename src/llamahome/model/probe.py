@@ -87,7 +87,8 @@ def _differs(model: PreTrainedModel, manner: Manner, head: Head, wanted: dict[tu
     limit, name = _TOO_FAR_APART[model.dtype], type(model).__name__
     apart = [_apart(logits, wanted[tokens].logits) for tokens, (logits, _) in zip(documents, found, strict=True)]
     if not apart[0] <= limit:
-        return f"the output head of {name} does more than a product with its matrix"
+        other = f"attention inside documents gives other values than {name}'s own"
+        return other if manner.why_alone is None else f"the output head of {name} does more than a product with its matrix"
     if not max(apart) <= limit:
         return f"in {name} a document changes what follows it in the same pass"
     if not max(_apart(gradient, wanted[tokens].gradient) for tokens, (_, gradient) in zip(documents, found, strict=True)) <= 2 * limit:
