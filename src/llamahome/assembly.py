@@ -19,7 +19,8 @@ from llamahome.data.store.table import ExampleTable
 from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.distributed.world import World
 from llamahome.errors import ConfigError, Problem
-from llamahome.model.adapter import SavedModel, fingerprint, open_trained
+from llamahome.model.adapted import account
+from llamahome.model.adapter import SavedModel, fingerprint
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import overlooked
 from llamahome.model.load import CausalLM, load_model
@@ -29,6 +30,7 @@ from llamahome.model.objective import Objective
 from llamahome.model.place import largest_pass, needs_checkpointing, place, trained_parameters
 from llamahome.model.shard import Placement, replicated, sharded
 from llamahome.model.strategy import Chosen, choose_strategy, count_weights, weight_bytes
+from llamahome.model.targets import copied_bytes
 from llamahome.monitoring.progress import Progress
 from llamahome.monitoring.resources import free_memory_bytes
 from llamahome.monitoring.throughput import model_flops_per_token
@@ -115,15 +117,14 @@ def load_learner(loaded: LoadedConfig, job: Job, plan: Plan, world: World, *, sa
         say(f"{chosen.strategy}: {chosen.reason}" + ("; gradients are summed after every pass" if chosen.sums_each_pass else ""))
     first_place = world.device if chosen.strategy == "replicate" else torch.device("cpu")  # from where it is dealt out layer by layer
     model = load_model(base, dtype=precision.storage, device=first_place)
-    passes = plan.rows_ahead * job.prepared.report.tokens_per_row / backend.micro_batch_tokens
-    remarks = manner_of(model).remarks(documents=plan.rows_ahead, passes=passes)
-    for line in (overlooked(config, world.device), *backend.remarks(model), *remarks):
+    tokens = plan.rows_ahead * job.prepared.report.tokens_per_row
+    manner = manner_of(model).remarks(documents=plan.rows_ahead, passes=tokens / backend.micro_batch_tokens)
+    for line in (overlooked(config, world.device), *backend.remarks(model), *manner):
         if line is not None:
             say(line)
     if chosen.strategy != "replicate":
         _refuse_alone(model)
-    if chosen.strategy == "replicate":
-        tokens = plan.rows_ahead * job.prepared.report.tokens_per_row
+    else:
         loaded = leave_short_runs(loaded, base, backend, world, tokens=tokens, say=say)
     loaded = _resolve(loaded, model, backend, world)
     if config.training.gradient_checkpointing == "auto":
@@ -134,6 +135,8 @@ def load_learner(loaded: LoadedConfig, job: Job, plan: Plan, world: World, *, sa
     if config.training.method == "lora":
         name = str(base.resolve()) if Path(config.model.name).is_dir() or base.parts[:1] == ("data",) else config.model.name
         saved = add_lora(model, config.lora, base=name, seed=config.training.seed, lean=not precision.autocast)
+        for line in account(model):
+            say(line)
     checkpointing = config.training.gradient_checkpointing is True
     for line in place(model, world=world, checkpointing=checkpointing, sync_batch_norm=config.distributed.sync_batch_norm):
         say(line)
@@ -164,15 +167,6 @@ def _refuse_alone(model: CausalLM) -> None:
         return
     message = f"weights cannot be sharded, because documents of this model run one at a time: {why}"
     raise ConfigError(Problem(code="distributed.cannot-shard", message=message, where="distributed.strategy"))
-
-
-def open_to_evaluate(folder: Path, backend: Backend, session: Session) -> CausalLM:
-    """What train-eval measures, on the device."""
-    say = session.progress.say
-    model = open_trained(folder, dtype=backend.precision.storage, device=session.world.device, say=say)
-    for line in manner_of(model).remarks():
-        say(line)
-    return model
 
 
 def leave_short_runs(
@@ -250,8 +244,10 @@ def _resolve(loaded: LoadedConfig, model: CausalLM, backend: Backend, world: Wor
     whole = loaded.config.distributed.strategy == "replicate"
     compiled = training.compile is not False and whole and manner_of(model).why_alone is None
 
+    copied = copied_bytes(model, loaded.config.lora.target_modules) if training.method == "lora" else 0
+
     def keeps(tokens: int) -> int:
-        return backend.kept_bytes(loaded.config, model, tokens, longest=longest, compiled=compiled)
+        return copied + backend.kept_bytes(loaded.config, model, tokens, longest=longest, compiled=compiled)
 
     if training.micro_batch_tokens == "auto":
         tokens = backend.micro_batch_tokens

@@ -4,16 +4,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from llamahome.checkpoint import store
 from llamahome.checkpoint.target import names_run, resolve
 from llamahome.config.load import LoadedConfig
 from llamahome.data.text.tokens import load_tokenizer
 from llamahome.distributed.devices import device_here
-from llamahome.errors import ConfigError, Problem
-from llamahome.model.adapter import base_of, is_adapter, open_trained
+from llamahome.errors import ConfigError, MachineError, Problem
+from llamahome.model.adapter import find_base, is_adapter, open_trained
+from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import choose_backend
+from llamahome.model.bases import base_is_gone
 from llamahome.model.generate import generate
-from llamahome.model.load import find_model
+from llamahome.model.load import CausalLM, find_model
+from llamahome.model.manner import manner_of
 from llamahome.model.starter import STARTER
 from llamahome.rundir import BASE_MODELS
 
@@ -23,7 +28,7 @@ def model_folder(target: str, loaded: LoadedConfig, *, say: Callable[[str], None
     for folder in (Path(target), Path(target) / "final", Path(target) / "model"):
         if is_adapter(folder) or (folder / "config.json").is_file():
             if is_adapter(folder):
-                find_model(base_of(folder), say=say)
+                find_base(folder, typed=typed_base(loaded), say=say)
             return folder
     is_base = target == STARTER or (BASE_MODELS / target).is_dir()
     if not is_base and names_run(target):
@@ -35,13 +40,38 @@ def model_folder(target: str, loaded: LoadedConfig, *, say: Callable[[str], None
         raise ConfigError([_as_argument(problem) for problem in error.problems]) from error
 
 
+def typed_base(loaded: LoadedConfig) -> str | None:
+    """model.name where it was typed with this very command: the base of an adapter, in the place of the one that its folder records."""
+    return loaded.config.model.name if loaded.origins["model.name"] in ("--set", "--model") else None
+
+
+def base_of_run(loaded: LoadedConfig, *, say: Callable[[str], None]) -> Path:
+    """The folder of the base that a run trains. Raises what find_model raises; of a resumed run, that its base is gone."""
+    name, origin = loaded.config.model.name, loaded.origins["model.name"]
+    try:
+        return find_model(name, revision=loaded.config.model.revision, say=say)
+    except (ConfigError, MachineError) as error:
+        if origin.startswith("saved: ") and error.problems[0].code in ("model.not-found", "model.hub-failed"):
+            raise ConfigError(base_is_gone(name, "model.name in the run's config.yaml")) from error
+        raise
+
+
 def _as_argument(problem: Problem) -> Problem:
     """What is told of the setting model.name, told of a model that stands alone on the command line."""
+    hint = problem.hint
+    if hint is not None and hint.startswith("--model "):
+        hint = f"{hint.removeprefix('--model ')}, or what `llamahome models list` and `llamahome runs list` show"
     if problem.code != "model.not-found":
-        return problem
-    near = (problem.hint or "").removeprefix("--model ")
-    hint = f"{near}, or what `llamahome models list` and `llamahome runs list` show"
+        return replace(problem, hint=hint)
     return replace(problem, message=problem.message.replace("no model", "no run and no model"), where="MODEL", hint=hint)
+
+
+def open_to_measure(folder: Path, loaded: LoadedConfig, backend: Backend, device: torch.device, *, say: Callable[[str], None]) -> CausalLM:
+    """The model in `folder` on `device`; how it computes documents is said where it is not in the usual way."""
+    model = open_trained(folder, dtype=backend.precision.storage, device=device, say=say, base=typed_base(loaded))
+    for line in manner_of(model).remarks():
+        say(line)
+    return model
 
 
 def open_chat(
@@ -52,7 +82,7 @@ def open_chat(
     tokenizer = load_tokenizer(folder, chat_template=loaded.config.model.chat_template)
     device = device_here(processor=loaded.config.model.backend == "cpu")
     precision = choose_backend(loaded.config, device).precision
-    model = open_trained(folder, dtype=precision.storage, device=device, say=say)
+    model = open_trained(folder, dtype=precision.storage, device=device, say=say, base=typed_base(loaded))
 
     def reply(turns: list[dict[str, str]], write: Callable[[str], None]) -> str:
         told: list[int] = []

@@ -21,6 +21,7 @@ from llamahome.data.report import Report
 from llamahome.data.text.tokens import load_tokenizer
 from llamahome.distributed.world import World, open_world
 from llamahome.errors import ConfigError, Problem
+from llamahome.model.adapted import account
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import choose_backend, planned_backend
 from llamahome.model.load import CausalLM, find_model
@@ -29,6 +30,7 @@ from llamahome.model.place import LARGEST_SHARE
 from llamahome.model.precision import LowPrecision, Precision, choose_precision
 from llamahome.model.skeleton import count_weights, read_shape, require_layers, skeleton
 from llamahome.model.strategy import Chosen, choose_strategy, weight_bytes
+from llamahome.model.targets import copied_bytes
 from llamahome.monitoring.throughput import measured_peak_flops
 from llamahome.planning.forecast import STRATEGIES, Cluster, Forecast, Strategy, Work, forecast, layout_of, remedy
 from llamahome.planning.hardware import Device
@@ -108,6 +110,8 @@ class Expected:
     precision: Precision
     tokens_per_step: float
     shape: Shape
+    adapters: list[str]
+    """What gets adapters and what does not, in lines; none without LoRA."""
     step: Forecast
     remedy: str | None
     seconds: float
@@ -161,6 +165,7 @@ def expect(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callabl
         precision=precision,
         tokens_per_step=per_step,
         shape=shape,
+        adapters=account(_prepared(config, precision, read, shape.layers)) if apart else [],
         step=step,
         remedy=None if worst.fits else remedy("replicate", shape, here, layout=layout, work=full),
         seconds=step.seconds * plan.positions / rows,
@@ -216,7 +221,8 @@ def _measure(config: Config, backend: Backend, read: Any, layers: int, tokens: i
         raise ConfigError(Problem(code="model.unplannable", message=message, where="model.name", hint="--model llama-3-8b"))
     longest = min(config.data.max_length, tokens)
     compiled = config.training.compile is not False
-    return shape, backend.kept_bytes(config, whole, tokens, longest=longest, compiled=compiled)
+    copied = copied_bytes(whole, config.lora.target_modules) if config.training.method == "lora" else 0
+    return shape, copied + backend.kept_bytes(config, whole, tokens, longest=longest, compiled=compiled)
 
 
 def _counted(

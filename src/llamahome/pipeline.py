@@ -23,7 +23,7 @@ from llamahome.checkpoint.state import TrainerState
 from llamahome.checkpoint.target import resolve
 from llamahome.config.check import check_config, config_warnings
 from llamahome.config.load import LoadedConfig, dump_config, read_saved_config, with_values
-from llamahome.conversation import model_folder
+from llamahome.conversation import base_of_run, model_folder, open_to_measure
 from llamahome.data.prepare import prepare, read_all
 from llamahome.data.text.tokens import load_tokenizer
 from llamahome.distributed.agreement import require_agreement, settings_and_versions
@@ -32,7 +32,6 @@ from llamahome.distributed.world import open_world
 from llamahome.errors import ConfigError, LeftAtOnce, MachineError, Problem, Stopped
 from llamahome.model.adapter import restore_model
 from llamahome.model.backends.choose import choose_backend
-from llamahome.model.load import find_model
 from llamahome.model.objective import Objective
 from llamahome.monitoring.environment import write_environment
 from llamahome.monitoring.progress import open_progress
@@ -159,7 +158,7 @@ def evaluate(target: str, data_path: str | Sequence[str], loaded: LoadedConfig) 
             rows = read_all(loaded.config.data, data_path, tokenizer, say=session.progress.say)
         with session.progress.phase("model"):
             backend = choose_backend(loaded.config, session.world.device)
-            model = assembly.open_to_evaluate(folder, backend, session)
+            model = open_to_measure(folder, loaded, backend, session.world.device, say=session.progress.say)
         objective = Objective(model, backend)
         with session.progress.phase("evaluation"):
             batches = assembly.evaluation_batches(rows.table, loaded, session.world, backend)
@@ -191,7 +190,7 @@ def _prepare(data_path: str | Sequence[str], loaded: LoadedConfig, session: Sess
 def _find_base(loaded: LoadedConfig, session: Session) -> Path:
     """The folder of the base. A Ctrl-C while it is fetched reaches pip as well, which then fails: nothing is saved yet."""
     try:
-        return find_model(loaded.config.model.name, revision=loaded.config.model.revision, say=session.progress.say)
+        return base_of_run(loaded, say=session.progress.say)
     except MachineError as error:
         if session.stop.asked:
             raise LeftAtOnce(Problem(code="run.left-at-once", message="left while fetching the model; nothing was to be saved")) from error

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from llamahome.data.records import Microbatch
 from llamahome.errors import CheckpointError, Diverged, OutOfMemory, Problem
+from llamahome.monitoring.recorder import Recorder, Window
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.evaluate import Evaluation
 from llamahome.training.loop import Outcome, train
@@ -126,6 +128,47 @@ def test_bad_steps_are_refused_counted_and_written_down_with_their_rows(llama: P
     assert [event["step"] for event in events] == [2, 3, 5]
     assert events[0]["rows"] == ["row 4", "row 5", "row 6", "row 7"]
     assert [text for text in plan.said.warnings if "not finite" in text and "not applied" in text] == plan.said.warnings != []
+
+
+class Behind(Recorder):
+    """As on a device that works behind the host: the values of a step are not there when the step has been given to it."""
+
+    def cut(self, step: int, sent: Mapping[str, float] = MappingProxyType({})) -> Window | None:
+        window = super().cut(step, sent)
+        if window is not None:
+            window.values.late = True
+        return window
+
+
+def test_what_a_device_has_not_computed_yet_is_read_one_step_late_and_all_of_it_before_an_evaluation_and_the_end(
+    llama: Path, tmp_path: Path
+) -> None:
+    written: dict[str, list[int]] = {"prompt": [], "late": []}
+    found = {}
+    for name, seen in written.items():
+        learner = make_learner(llama, "lora")
+        plan = plan_in(tmp_path / name, steps=7, evaluation=HELD_OUT, evaluate="4 steps")
+        bad = bad_at(learner, 3)
+
+        def objective(batch: Microbatch, plan: Plan = plan, seen: list[int] = seen, bad: Callable = bad) -> Tensor:
+            if batch.index == 0:
+                seen.append(len(lines(plan, "metrics.jsonl")))
+            return bad(batch)
+
+        plan.objective = objective
+        made = make_run(learner, plan)
+        if name == "late":
+            made.recorder.close()
+            options = {"tensorboard_dir": None, "is_main": True, "resume_step": None, "flops_per_token": 1.0, "peak_flops": None}
+            made = dataclasses.replace(made, recorder=Behind(plan.folder / "metrics", warn=pytest.fail, **options))
+        outcome = train(made, first_state(plan.micro_batch_tokens))
+        close_run(made)
+        assert outcome.state.bad_steps == 1 and [event["step"] for event in lines(plan, "events.jsonl")][:1] == [3]
+        found[name] = [
+            (line["step"], line["train/loss"], line["train/grad_norm"], line["train/tokens"]) for line in lines(plan, "metrics.jsonl")
+        ]
+    assert written == {"prompt": [0, 1, 2, 3, 4, 5, 6], "late": [0, 0, 1, 2, 4, 4, 5]}
+    assert str(found["late"]) == str(found["prompt"])  # also where a value is not a number
 
 
 def test_the_rows_of_a_bad_step_are_its_own_after_a_resume_with_another_batch_size(llama: Path, tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def test_rows_of_bad_steps_are_found_wherever_they_are_read(flags: str, diverged
     bad, found = BadSteps(most_in_row=3, total=10), {}
     for begin in range(0, len(flags), cut):
         note(bad, flags[begin : begin + cut], begin + 1)
+        bad.cut()
         found |= bad.read()
     expected = {number: (4 * number, 4 * number + 4) for number, flag in enumerate(flags, 1) if flag == "x"}
     assert found == expected and bad.total == 10 + len(found)

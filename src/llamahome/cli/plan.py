@@ -119,6 +119,7 @@ def _expected(found: "Expected") -> dict[str, Any]:
         "tokens_per_step": found.tokens_per_step,
         "steps": found.plan.horizon,
         "epochs": found.plan.positions / found.report.epoch_rows,
+        "adapters": found.adapters,
         "step": _figures(found.step, found.remedy),
         "seconds": found.seconds,
         "checkpoint_bytes": found.checkpoint_bytes,
@@ -134,6 +135,7 @@ def _expected_lines(found: "Expected", rows: int) -> Iterator[str]:
     yield from found.report.lines()[1:]
     trained = f"{show_count(found.shape.trained)} of {show_count(found.shape.weights)} weights are trained"
     yield f"model       {trained}, products in {found.precision.name if found.precision.name == 'bf16' else 'float32'}"
+    yield from (f"            {line}" for line in found.adapters)
     each = f"{many(rows, 'row')}, about {found.tokens_per_step:,.0f} tokens each"
     yield f"steps       {plan_.horizon:,} of {each}; {plan_.steps_per_epoch:,.1f} an epoch"
     parts = ("weights", "gradients", "optimizer", "activations", "loss", "buffers")

@@ -182,7 +182,9 @@ class LoraConfig(Section):
     dropout: Share = 0.0
     """Share of the adapter's inputs that is dropped in training."""
     target_modules: str | list[str] = "all-linear"
-    """Which linear layers get an adapter: all-linear (all but the output head), or names like [q_proj, v_proj]."""
+    """Which weights get an adapter: all-linear (all linear layers but the output head and routers), ends of names like [q_proj, v_proj],
+    or one regular expression over whole paths. Experts that are fused in one parameter are adapted when they are named:
+    [all-linear, experts.gate_up_proj, experts.down_proj]; routers too, by theirs."""
     use_rslora: bool = False
     """Rank-stabilized scale (arXiv 2312.03732)."""
     use_dora: bool = False

@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -19,10 +20,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llamahome.distributed.tensorfiles import Part, Pieces, write_files
-from llamahome.errors import ConfigError, Problem
+from llamahome.errors import ConfigError, MachineError, Problem
+from llamahome.model.bases import base_is_gone
 from llamahome.model.load import find_model, load_model
 from llamahome.model.lora import quiet_peft, use_own_forward
 from llamahome.model.shard import Placement
+from llamahome.model.weightfiles import refuse_broken, refuse_not_finite
 
 SavedModel: TypeAlias = PeftModel | PreTrainedModel
 """What is written to disk: an adapter's wrapper, or the model itself."""
@@ -126,6 +129,7 @@ def is_adapter(folder: Path) -> bool:
 
 def base_of(folder: Path) -> str:
     """The name of the base model that an adapter's folder records."""
+    refuse_broken(folder, ["adapter_config.json"])
     try:
         recorded = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -133,17 +137,39 @@ def base_of(folder: Path) -> str:
     return str(recorded)
 
 
-def open_trained(folder: Path, *, dtype: torch.dtype, device: torch.device, say: Callable[[str], None]) -> PreTrainedModel:
-    """A model to talk to or to evaluate: a base, a fully trained model, or an adapter with its base (adapter kept apart, float32)."""
+def find_base(folder: Path, *, typed: str | None = None, say: Callable[[str], None]) -> Path:
+    """The folder of the base of an adapter: what was `typed`, or what its folder records. Raises what find_model raises."""
+    recorded = base_of(folder)
+    try:
+        return find_model(typed or recorded, say=say)
+    except (ConfigError, MachineError) as error:
+        if typed is None and error.problems[0].code in ("model.not-found", "model.hub-failed"):
+            gone = base_is_gone(recorded, f"{folder / 'adapter_config.json'}: base_model_name_or_path", adapter=folder)
+            raise ConfigError(gone) from error
+        raise
+
+
+def open_trained(
+    folder: Path, *, dtype: torch.dtype, device: torch.device, say: Callable[[str], None], base: str | None = None
+) -> PreTrainedModel:
+    """A model to talk to or to evaluate: a base, a fully trained model, or an adapter with its base (adapter kept apart, float32).
+
+    `base` stands in the place of the base that an adapter's folder records.
+    """
+    found = find_base(folder, typed=base, say=say) if is_adapter(folder) else find_model(str(folder), say=say)
+    try:
+        model = load_model(found, dtype=dtype, device=device)
+    except ConfigError as error:  # another model is no remedy for who asks for this one
+        raise ConfigError([replace(problem, hint=None) for problem in error.problems]) from error
     if not is_adapter(folder):
-        return load_model(find_model(str(folder), say=say), dtype=dtype, device=device)
-    model = load_model(find_model(base_of(folder), say=say), dtype=dtype, device=device)
+        return model
     try:
         with quiet_peft():
             adapted = PeftModel.from_pretrained(model, str(folder))
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0][:300]
         raise ConfigError(Problem(code="model.unreadable", message=f"PEFT cannot load it: {first}", where=str(folder))) from error
+    refuse_not_finite(adapted, folder)
     use_own_forward(adapted)
     return adapted.get_base_model()
 

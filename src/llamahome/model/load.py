@@ -14,13 +14,16 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from llamahome.errors import ConfigError, LlamaHomeError, MachineError, Problem
 from llamahome.model.attention import register_attention
 from llamahome.model.backends.loss import Head
+from llamahome.model.kinds import missing_weights, why_no_decoder, why_unknown
 from llamahome.model.probe import Unfit, settle
 from llamahome.model.starter import STARTER, fetch_starter
+from llamahome.model.weightfiles import INDEX, refuse_broken, refuse_not_finite
 from llamahome.rundir import BASE_MODELS, as_typed
 
 CausalLM = PreTrainedModel
@@ -71,7 +74,8 @@ def _check_folder(folder: Path) -> None:
             "it has no config.json, so it is not a model folder",
             f"--model {_inside(folder) or STARTER}",
         )
-    elif any(folder.glob("*.safetensors")):
+    elif any(folder.glob("*.safetensors")) or (folder / INDEX).is_file():
+        refuse_broken(folder)
         return
     elif any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
         code, problem = "model.pickled-weights", "its weights are pickled; they could run code when they are opened, so they are not"
@@ -117,6 +121,8 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Pre
     register_attention()
     quiet_transformers()
     try:
+        if (why := why_unknown(folder, CONFIG_MAPPING)) is not None:
+            raise ConfigError(_unsupported(folder, why))
         config = AutoConfig.from_pretrained(folder)
         _refuse_unsupported(config, folder)
         settings: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
@@ -129,8 +135,9 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Pre
         first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise ConfigError(_unreadable(folder, f"transformers cannot load it: {first}")) from error
     if missing := sorted(found["missing_keys"]):
-        raise ConfigError(_unreadable(folder, f"{len(missing)} of its weights are in no file, {missing[0]} for one"))
+        raise ConfigError(_unreadable(folder, missing_weights(config, missing)))
     model.to(device)
+    refuse_not_finite(model, folder)
     try:
         settle(model, head_of(model))
     except Unfit as error:
@@ -141,12 +148,13 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Pre
 def _refuse_unsupported(config: Any, folder: Path) -> None:
     if getattr(config, "quantization_config", None):
         raise ConfigError(_unsupported(folder, "its weights are quantized"))
-    if getattr(config, "is_encoder_decoder", False):
-        raise ConfigError(_unsupported(folder, "it is an encoder-decoder, not a decoder"))
+    masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if (why := why_no_decoder(config, known=config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, masked=masked)) is not None:
+        raise ConfigError(_unsupported(folder, why))
 
 
 def _unreadable(folder: Path, why: str) -> Problem:
-    return Problem(code="model.unreadable", message=why, where=str(folder), hint=f"--model {STARTER}, or a whole copy of this folder")
+    return Problem(code="model.unreadable", message=why, where=str(folder), hint=f"--model {STARTER}")
 
 
 def _unsupported(folder: Path, why: str) -> Problem:

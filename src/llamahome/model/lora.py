@@ -1,5 +1,7 @@
 """LoRA through PEFT, with a forward and backward of our own for the plain case (no dropout, no DoRA, one adapter).
 
+PEFT is handed exact names (model/targets.py): what it makes of `all-linear` takes routers and leaves shared experts out, by architecture.
+
 PEFT makes the modules, their initial values and their names, so what is saved is a PEFT adapter. For the plain case the layer's class is
 replaced by one whose forward needs no input cast to float32 and no separate passes for scaling and adding; the frozen weight is
 never given a gradient and the layer's input is kept once for both paths. Its forward and gradients equal PEFT's own, see
@@ -10,7 +12,7 @@ Legend: T tokens, I inputs, O outputs, R rank.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,45 +21,38 @@ import torch.nn.functional as F
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora.layer import Linear as PeftLinear
+from peft.tuners.lora.layer import ParamWrapper
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llamahome.config.schema import LoraConfig
 from llamahome.errors import ConfigError, Problem
+from llamahome.model.targets import Chosen, choose, shortened
 
 ADAPTER = "default"
 """PEFT's own name for the only adapter; it does not appear in saved files."""
 
 
 def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: str, seed: int, lean: bool) -> PeftModel:
-    """Freeze `model`, add float32 adapters to its linear layers, and return the PEFT model around it.
+    """Freeze `model`, add float32 adapters to what `config.target_modules` names, and return the PEFT model around it.
 
-    `base` is what the saved adapter names as its base model. The first values come from `seed` alone. `lean` uses our forward
-    where it applies (products in the stored type, no autocast). Raises ConfigError when no layer carries one of the wanted names.
+    `base` is what the saved adapter names as its base model. The first values come from `seed` alone. `lean` uses our forward where it
+    applies (products in the stored type, no autocast). Raises ConfigError when nothing carries one of the wanted names, or when PEFT
+    cannot adapt with dropout or DoRA what does.
     """
-    wanted = config.target_modules
-    if isinstance(wanted, str) and wanted != "all-linear":
-        wanted = [wanted]
-    missing = [] if wanted == "all-linear" else [name for name in wanted if not any(_ends_with(path, name) for path in _linears(model))]
-    if missing:
-        names = sorted({path.rsplit(".", 1)[-1] for path in _linears(model)})
-        raise ConfigError(
-            Problem(
-                code="lora.no-such-module",
-                message=f"no linear layer below the output head is called {', '.join(missing)}; there are {', '.join(names)}",
-                where="lora.target_modules",
-                hint=f"--set lora.target_modules=[{', '.join(names)}]",
-            )
-        )
+    chosen = choose(model, config.target_modules)
+    modules, parameters = _spelled(model, chosen, config)
     settings = PeftLoraConfig(
         task_type="CAUSAL_LM",
         r=config.rank,
         lora_alpha=config.alpha,  # PEFT divides it, so a fraction works
         lora_dropout=config.dropout,
-        target_modules=wanted,
+        target_modules=modules,
+        target_parameters=parameters or None,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
-        fan_in_fan_out=any(_is_conv1d(module) for module in model.modules()),
+        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2's matrix lies the other way round,
     )
     model.name_or_path = base  # PEFT writes it into the adapter's config
     with torch.random.fork_rng(devices=[]), quiet_peft():
@@ -66,6 +61,41 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: str, seed: int
     if lean:
         use_own_forward(adapted)
     return adapted
+
+
+def _spelled(model: PreTrainedModel, chosen: Chosen, config: LoraConfig) -> tuple[list[str], list[str]]:
+    """What is chosen, in names for PEFT's target_modules and target_parameters that mean nothing else here and wherever it is loaded."""
+    every = [path for path, _ in model.named_modules()]
+    modules = shortened(chosen.modules, every)
+    renamed = {name for name in modules if _is_renamed(model, name)}
+    modules = [name for name in modules if name not in renamed]
+    as_weights = [f"{path}.weight" for path in chosen.modules if any(path == name or path.endswith("." + name) for name in renamed)]
+    weights = [path for path, _ in model.named_parameters()]
+    parameters = shortened([*chosen.parameters, *as_weights], weights, least=2)
+    if parameters and (config.dropout or config.use_dora):
+        raise ConfigError(_not_plain(model, parameters, config))
+    return modules, parameters
+
+
+def _is_renamed(model: PreTrainedModel, name: str) -> bool:
+    """Whether PEFT takes a name for that of single experts of an older transformers, and would adapt stacked ones in its place.
+
+    It does so when an adapter is made and again when one is loaded. The weight of the layer, named as a parameter, is left as it is.
+    """
+    settings = PeftLoraConfig(target_modules=[name])
+    try:
+        convert_peft_config_for_transformers(settings, model=model, conversions=None)
+    except ValueError:  # one of two names that belong together
+        return True
+    return set(settings.target_modules) != {name}
+
+
+def _not_plain(model: PreTrainedModel, parameters: Sequence[str], config: LoraConfig) -> Problem:
+    what, setting = ("dropout", "lora.dropout=0") if config.dropout else ("DoRA", "lora.use_dora=false")
+    names = ", ".join(name.removesuffix(".weight") for name in parameters)
+    message = f"in {type(model).__name__} PEFT adapts {names} as parameters, where {what} does not work"
+    hint = "--set lora.dropout=0 --set lora.use_dora=false" if config.dropout and config.use_dora else f"--set {setting}"
+    return Problem(code="lora.not-plain", message=message, where=f"lora.{'dropout' if config.dropout else 'use_dora'}", hint=hint)
 
 
 @contextmanager
@@ -80,13 +110,15 @@ def use_own_forward(model: nn.Module) -> int:
     """Give every plain LoRA layer on a floating-point matrix our forward; returns how many."""
     plain = [module for module in model.modules() if _is_plain(module)]
     for module in plain:
-        module.__class__ = LeanLoraLinear
+        module.__class__ = LeanLoraLinear if type(module) is PeftLinear else LeanLoraWeight
     return len(plain)
 
 
 def _is_plain(module: Any) -> bool:
     """One adapter of two matrices on a Linear: no DoRA or other variant, no bias of its own, no dropout."""
-    if type(module) is not PeftLinear or type(module.base_layer) is not nn.Linear or list(module.lora_A) != [ADAPTER]:
+    if type(module) not in (PeftLinear, ParamWrapper) or type(module.base_layer) is not nn.Linear or list(module.lora_A) != [ADAPTER]:
+        return False
+    if type(module) is ParamWrapper and module.parameter_name != "weight":
         return False
     drops = any(not isinstance(dropout, nn.Identity) for dropout in module.lora_dropout.values())
     return not (module.lora_variant or any(module.lora_bias.values()) or drops)
@@ -120,34 +152,37 @@ class LeanLoraLinear(PeftLinear):  # type: ignore[misc]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output: x [..., I] -> [..., O]."""
-        foreign = args or kwargs or (not x.is_meta and torch.is_autocast_enabled(x.device.type))
-        factors = None if foreign else lean_factors(self)
-        if factors is None:
-            result: Tensor = super().forward(x, *args, **kwargs)
-            return result
-        base = self.get_base_layer()
-        x = x.to(base.weight.dtype)
-        out: Tensor = _LeanLora.apply(x.reshape(-1, x.shape[-1]), base.weight, base.bias, *factors)  # type: ignore[no-untyped-call]
-        return out.view(*x.shape[:-1], out.shape[-1])
+        factors = _factors(self, x, args, kwargs)
+        return _lean(self, x, factors) if factors is not None else super().forward(x, *args, **kwargs)
 
 
-def lean_factors(layer: LeanLoraLinear) -> tuple[Tensor, Tensor, float] | None:
+class LeanLoraWeight(ParamWrapper):  # type: ignore[misc]
+    """The same for a Linear whose weight PEFT adapts as a parameter; its own forward adds B A to the whole weight in every pass."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output: x [..., I] -> [..., O]."""
+        factors = _factors(self, x, args, kwargs)
+        return _lean(self, x, factors) if factors is not None else super().forward(x, *args, **kwargs)
+
+
+LEAN = (LeanLoraLinear, LeanLoraWeight)
+"""Layers with the lean forward."""
+
+
+def _factors(layer: Any, x: Tensor, args: Any, kwargs: Any) -> tuple[Tensor, Tensor, float] | None:
+    foreign = args or kwargs or (not x.is_meta and torch.is_autocast_enabled(x.device.type))
+    return None if foreign else lean_factors(layer)
+
+
+def _lean(layer: Any, x: Tensor, factors: tuple[Tensor, Tensor, float]) -> Tensor:
+    base = layer.get_base_layer()
+    x = x.to(base.weight.dtype)
+    out: Tensor = _LeanLora.apply(x.reshape(-1, x.shape[-1]), base.weight, base.bias, *factors)  # type: ignore[no-untyped-call]
+    return out.view(*x.shape[:-1], out.shape[-1])
+
+
+def lean_factors(layer: LeanLoraLinear | LeanLoraWeight) -> tuple[Tensor, Tensor, float] | None:
     """A [R, I], B [O, R] and the scale; None while the adapter is switched off, merged or not the only active one."""
     if layer.disable_adapters or layer.merged or layer.active_adapters != [ADAPTER]:
         return None
     return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, layer.scaling[ADAPTER]
-
-
-def _linears(model: PreTrainedModel) -> list[str]:
-    """Paths of what an adapter can sit on."""
-    head = model.get_output_embeddings()
-    return [path for path, module in model.named_modules() if (isinstance(module, nn.Linear) or _is_conv1d(module)) and module is not head]
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    """GPT-2's Linear, whose matrix lies the other way round."""
-    return type(module).__name__ == "Conv1D"
-
-
-def _ends_with(path: str, name: str) -> bool:
-    return path == name or path.endswith("." + name)

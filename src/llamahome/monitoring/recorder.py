@@ -1,18 +1,20 @@
 """Writes down what a run does: metrics.jsonl, events.jsonl, samples.jsonl, status.json and TensorBoard's event files.
 
-Between flushes nothing is read from the device: `record` keeps device scalars, `flush` reads all of them in one transfer and is
-the only place in a step that waits for the device. Counts of tokens and targets run from the start of the run, over resumes. Every rank
-may hold a Recorder; only the main one writes. `system` gives the newest sample of the machine, which TensorBoard shows by step.
+Nothing is read from the device in a step: `record` keeps device scalars, `cut` sends those of some steps to the host in one transfer,
+and `write` reads them; only `write` waits for the device. Counts of tokens and targets run from the start of the run, over resumes.
+Every rank may hold a Recorder; only the main one writes. `system` gives the newest sample of the machine, which TensorBoard shows by step.
 """
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
 
+from llamahome.distributed.devices import HostCopy
 from llamahome.monitoring.resources import process_memory
 from llamahome.monitoring.sinks import AppendFile, DiskTrouble, JsonlSink, Sink, TensorBoardSink, json_line
 from llamahome.monitoring.status import RunState, StatusFile
@@ -20,6 +22,23 @@ from llamahome.monitoring.supersede import supersede_after
 
 _NOT_TRAINING = ("evaluate", "save")
 """Parts that do not count as training time in tokens per second."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """The steps of one line of metrics, whose losses may still be on their way from the device."""
+
+    step: int
+    """The last one."""
+    values: HostCopy
+    """Loss of each step in nats per target, then the gradient norm of the last."""
+    targets: list[int]
+    """Of each step, over all ranks."""
+    tokens: int
+    told: dict[str, float]
+    """Metrics that were known when the window was closed."""
+    sent: Mapping[str, float]
+    device: torch.device
 
 
 class Recorder:
@@ -90,38 +109,45 @@ class Recorder:
         self._total_targets += targets
         self._status.step(step)
 
-    def flush(self, step: int, parts: Mapping[str, float], sent: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
-        """Write and return the metrics of the steps since the last flush, whose seconds per part are `parts`.
+    def cut(self, step: int, sent: Mapping[str, float] = MappingProxyType({})) -> Window | None:
+        """Close the line of metrics of the steps since the last cut, up to `step`; waits for nothing. None without such a step.
 
         `sent` are sums over these steps of what this process sent to others, by metric.
-
-        Waits for the device, once. Without a step since the last flush nothing is written and the dictionary is empty.
         """
         if not self._losses or self._grad_norm is None:
-            return {}
-        steps, targets = len(self._losses), sum(self._targets)
-        device = self._losses[-1].device
-        *losses, grad_norm = torch.stack([value.to(device) for value in (*self._losses, self._grad_norm)]).tolist()
-        weights = self._targets if targets else [1] * steps
+            return None
+        told = {"train/learning_rate": self._learning_rate, "train/tokens": self._total_tokens, "train/targets": self._total_targets}
+        values = HostCopy((*self._losses, self._grad_norm))
+        window = Window(step, values, self._targets, self._window_tokens, told, sent, self._losses[-1].device)
+        self._losses, self._targets, self._window_tokens = [], [], 0
+        return window
+
+    def write(self, window: Window, parts: Mapping[str, float]) -> dict[str, float]:
+        """Write and return the metrics of `window`, whose seconds per part are `parts`. Waits for the device, once."""
+        steps, targets = len(window.targets), sum(window.targets)
+        *losses, grad_norm = window.values.read()
+        weights = window.targets if targets else [1] * steps
         metrics = {
             "train/loss": losses[0] if steps == 1 else sum(map(_product, losses, weights)) / sum(weights),
             "train/grad_norm": grad_norm,
-            "train/learning_rate": self._learning_rate,
-            "train/tokens": self._total_tokens,
-            "train/targets": self._total_targets,
-            **self._speed(parts, targets),
+            **window.told,
+            **self._speed(parts, window.tokens, targets),
             **{f"time/{part}": seconds / steps for part, seconds in parts.items()},
-            **{name: total / steps for name, total in sent.items()},
-            **_memory(device),
+            **{name: total / steps for name, total in window.sent.items()},
+            **_memory(window.device),
         }
-        self._losses, self._targets, self._window_tokens = [], [], 0
-        self.log(step, metrics)
+        self.log(window.step, metrics)
         if self._tensorboard is not None and self._system is not None:
             machine = {name: value for name, value in self._system().items() if name.startswith("system/")}
-            self._tensorboard.log(step, time.time(), machine)
+            self._tensorboard.log(window.step, time.time(), machine)
         return metrics
 
-    def _speed(self, parts: Mapping[str, float], targets: int) -> dict[str, float]:
+    def flush(self, step: int, parts: Mapping[str, float], sent: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
+        """Cut and write at once; empty without a step since the last cut."""
+        window = self.cut(step, sent)
+        return {} if window is None else self.write(window, parts)
+
+    def _speed(self, parts: Mapping[str, float], tokens: int, targets: int) -> dict[str, float]:
         now = time.perf_counter()
         # before the first flush there is no earlier moment that does not include loading the model
         wall = sum(parts.values()) if self._last_flush is None else now - self._last_flush
@@ -129,7 +155,7 @@ class Recorder:
         seconds = wall - sum(parts.get(part, 0.0) for part in _NOT_TRAINING)
         if seconds <= 0:
             return {}
-        speed = {"speed/tokens_per_s": self._window_tokens / seconds, "speed/targets_per_s": targets / seconds}
+        speed = {"speed/tokens_per_s": tokens / seconds, "speed/targets_per_s": targets / seconds}
         if self._peak_flops is not None:
             speed["speed/mfu"] = self._flops_per_token * speed["speed/tokens_per_s"] / self._peak_flops
         return speed

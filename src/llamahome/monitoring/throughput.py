@@ -20,6 +20,20 @@ _UNREAD = 1024
 """Spans that are kept before the older half is read, which by then has long passed: two events each."""
 
 
+class Parts:
+    """What a PartClock has measured between two cuts; reading it waits for what the device still does for these parts."""
+
+    def __init__(self, seconds: dict[str, float], spans: list[tuple[str, Any, Any]], between: Callable[[Any, Any], float]) -> None:
+        self._seconds, self._spans, self._between = seconds, spans, between
+
+    def read(self) -> dict[str, float]:
+        """Seconds per part."""
+        for name, start, end in self._spans:
+            self._seconds[name] = self._seconds.get(name, 0.0) + self._between(start, end)
+        self._spans = []
+        return self._seconds
+
+
 class PartClock:
     """Adds up the time of named parts until someone takes the sums."""
 
@@ -41,8 +55,7 @@ class PartClock:
 
     def _read(self, count: int) -> None:
         """Add up the oldest spans."""
-        for name, start, end in self._spans[:count]:
-            self._seconds[name] = self._seconds.get(name, 0.0) + self._between(start, end)
+        self._seconds = Parts(self._seconds, self._spans[:count], self._between).read()
         del self._spans[:count]
 
     @contextmanager
@@ -56,15 +69,16 @@ class PartClock:
             self._charge()
             self._open.pop()
 
-    def take(self) -> dict[str, float]:
-        """Seconds per part since the last call; starts again from zero. A part that is still open is counted up to now.
-
-        Waits for what the device still does for these parts.
-        """
+    def cut(self) -> Parts:
+        """What was measured since the last cut; starts again from zero and waits for nothing. A part still open is counted up to now."""
         self._charge()
-        self._read(len(self._spans))
-        taken, self._seconds = self._seconds, {}
+        taken = Parts(self._seconds, self._spans, self._between)
+        self._seconds, self._spans = {}, []
         return taken
+
+    def take(self) -> dict[str, float]:
+        """Seconds per part since the last cut, read at once."""
+        return self.cut().read()
 
 
 def model_flops_per_token(

@@ -19,8 +19,8 @@ from llamahome.distributed.exchange import Exchange
 from llamahome.distributed.roll import processes
 from llamahome.distributed.world import World
 from llamahome.monitoring.progress import Progress
-from llamahome.monitoring.recorder import Recorder
-from llamahome.monitoring.throughput import PartClock
+from llamahome.monitoring.recorder import Recorder, Window
+from llamahome.monitoring.throughput import PartClock, Parts
 from llamahome.training.evaluate import Evaluation
 from llamahome.training.optimizer import set_learning_rate
 from llamahome.training.recovery import BadSteps, exhausted, give_back_memory, smaller_budget, update_does_not_fit
@@ -106,16 +106,16 @@ def train(run: Run, state: TrainerState) -> Outcome:
 
 
 def _train(run: Run, state: TrainerState, saves: Saves) -> Outcome:
-    limits, bad = run.limits, BadSteps(run.limits.max_bad_steps, state.bad_steps)
+    limits, notes = run.limits, _Notes(run, BadSteps(run.limits.max_bad_steps, state.bad_steps))
     reason: Reason = "finished"
     for microbatches in _timed(run.loader, run.clock):
         started = time.perf_counter()
         saves.hear()
         agreed = _agree(run, state, microbatches)
         if agreed.evaluate:
-            state = _evaluate(run, state)
+            state = _evaluate(run, notes.write_closed(state))
         if agreed.save or (limits.keeps_best and agreed.evaluate and state.best_step == state.step):
-            state = _flush(run, state, bad)  # what a resumed run does not repeat must be on disk before the checkpoint
+            state = notes.write_all(state)  # what a resumed run does not repeat must be on disk before the checkpoint
             saves.begin(state)
         if found := _reason_to_stop(state, agreed, limits.patience):
             reason = found
@@ -129,10 +129,10 @@ def _train(run: Run, state: TrainerState, saves: Saves) -> Outcome:
         run.recorder.record(
             state.step, loss=result.loss, grad_norm=result.grad_norm, learning_rate=rate, tokens=agreed.tokens, targets=agreed.targets
         )
-        bad.note(state.step, (begin, consumed), result.refused)
+        notes.bad.note(state.step, (begin, consumed), result.refused)
         if run.log_due.after(state.step) or state.step in (1, limits.horizon):
-            state = _flush(run, state, bad)
-    state = _flush(run, state, bad)
+            state = notes.write_known(state)
+    state = notes.write_all(state)
     if reason == "finished" and state.eval_loss is None:
         state = _evaluate(run, state)
     return Outcome(state, reason, saves.last(state))
@@ -212,18 +212,51 @@ def _evaluate(run: Run, state: TrainerState) -> TrainerState:
     return state if found is None else after_evaluation(state, found)
 
 
-def _flush(run: Run, state: TrainerState, bad: BadSteps) -> TrainerState:
-    """The one place in the loop that waits for the device."""
-    if not run.recorder.waits:
-        return state  # and the clock keeps what the next step has spent on its data
-    metrics = run.recorder.flush(state.step, run.clock.take(), run.world.traffic.take())
-    run.progress.update(state.step, metrics)
-    refused = bad.read()
-    rows: list[str] = []
-    for step, positions in refused.items():
-        rows = run.rows_at(*positions)
-        run.recorder.event("bad-step", step=step, rows=rows)
-        run.progress.warn(f"step {step}: loss or gradient is not finite", "the update was not applied; its rows are in events.jsonl")
-    if refused:
-        bad.raise_if_diverged(rows, run.go_on())
-    return replace(state, bad_steps=bad.total)
+class _Notes:
+    """What was measured of the steps, written down when it is known: the one place in the loop that waits for the device.
+
+    Where the device works behind the host, that is one line of metrics late, after the next step was given to the device. All ranks
+    write after the same steps, for all of them stop when a run has diverged.
+    """
+
+    def __init__(self, run: Run, bad: BadSteps) -> None:
+        self._run, self.bad = run, bad
+        self._unwritten: list[tuple[Window, Parts]] = []
+
+    def write_known(self, state: TrainerState) -> TrainerState:
+        """Close the line of metrics of the steps up to this one; write those whose values are on the host."""
+        self._cut(state)
+        while self._unwritten and (len(self._unwritten) > 1 or not self._unwritten[0][0].values.late):
+            state = self._write(state)
+        return state
+
+    def write_all(self, state: TrainerState) -> TrainerState:
+        """Write all that was recorded."""
+        if self._run.recorder.waits:  # else the clock keeps what the next step has spent on its data
+            self._cut(state)
+        return self.write_closed(state)
+
+    def write_closed(self, state: TrainerState) -> TrainerState:
+        """Write each line that is closed; waits for the device."""
+        while self._unwritten:
+            state = self._write(state)
+        return state
+
+    def _cut(self, state: TrainerState) -> None:
+        window = self._run.recorder.cut(state.step, self._run.world.traffic.take())
+        if window is not None:
+            self.bad.cut()
+            self._unwritten.append((window, self._run.clock.cut()))
+
+    def _write(self, state: TrainerState) -> TrainerState:
+        run, (window, parts) = self._run, self._unwritten.pop(0)
+        run.progress.update(window.step, run.recorder.write(window, parts.read()))
+        refused = self.bad.read()
+        rows: list[str] = []
+        for step, positions in refused.items():
+            rows = run.rows_at(*positions)
+            run.recorder.event("bad-step", step=step, rows=rows)
+            run.progress.warn(f"step {step}: loss or gradient is not finite", "the update was not applied; its rows are in events.jsonl")
+        if refused:
+            self.bad.raise_if_diverged(rows, run.go_on())
+        return replace(state, bad_steps=self.bad.total)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llamahome.distributed.devices import HostCopy
 from llamahome.distributed.world import World
 from llamahome.errors import Diverged, OutOfMemory, Problem
 
@@ -21,24 +22,29 @@ class BadSteps:
     in_row: int = 0
     longest: int = 0
     """The most in a row so far: good steps may follow before anybody reads."""
-    _unread: list[tuple[int, tuple[int, int], Tensor]] = field(default_factory=list)
+    _noted: list[tuple[int, tuple[int, int], Tensor]] = field(default_factory=list)
+    _unread: list[tuple[list[tuple[int, tuple[int, int]]], HostCopy]] = field(default_factory=list)
 
     def note(self, step: int, positions: tuple[int, int], refused: Tensor) -> None:
         """Keep the flag of `step`, which consumed the positions from, to, for later."""
-        self._unread.append((step, positions, refused))
+        self._noted.append((step, positions, refused))
+
+    def cut(self) -> None:
+        """Send the flags noted since the last cut on their way to the host; waits for nothing."""
+        steps = [(step, positions) for step, positions, _ in self._noted]
+        if steps:
+            self._unread.append((steps, HostCopy([flag for _, _, flag in self._noted])))
+        self._noted.clear()
 
     def read(self) -> dict[int, tuple[int, int]]:
-        """The steps since the last reading whose updates were refused, and the positions of each. Waits for the device."""
-        if not self._unread:
-            return {}
-        flags = torch.stack([flag for _, _, flag in self._unread]).tolist()
+        """The steps of the oldest cut not read yet whose updates were refused, and the positions of each. Waits for the device."""
+        steps, flags = self._unread.pop(0) if self._unread else ([], None)
         bad = {}
-        for (step, positions, _), flag in zip(self._unread, flags, strict=True):
+        for (step, positions), flag in zip(steps, flags.read() if flags is not None else [], strict=True):
             self.in_row = self.in_row + 1 if flag else 0
             self.longest = max(self.longest, self.in_row)
             if flag:
                 bad[step] = positions
-        self._unread.clear()
         self.total += len(bad)
         return bad
 

@@ -23,6 +23,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 from llamahome.data.rows.fault import Finding
 from llamahome.data.text.spelling import Spelling, read_spelling
 from llamahome.data.text.template import TEMPLATE_DATE, ChatTemplate
+from llamahome.data.text.vocabulary import why_no_tokenizer
 from llamahome.errors import ConfigError, DataError, Problem
 
 _GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
@@ -222,12 +223,10 @@ def load_tokenizer(folder: str | Path, *, chat_template: str | None = None) -> C
     template = _read_template(chat_template) if chat_template is not None else None
     try:
         tokenizer = _open(place)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            _no_tokenizer(place, str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
-        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise ConfigError(why_no_tokenizer(place, error)) from error
     if not tokenizer.is_fast:
-        raise ConfigError(_no_tokenizer(place, "it has only a slow tokenizer, without tokenizer.json"))
+        raise ConfigError(why_no_tokenizer(place, None, slow=type(tokenizer).__name__))
     if template is not None:
         tokenizer.chat_template = template
     wrapped = ChatTokenizer(tokenizer)
@@ -280,15 +279,6 @@ def _check_template(tokenizer: ChatTokenizer, where: str) -> None:
             message = f"the chat template is not valid Jinja: {error.message}"
             problem = Problem(code="model.bad-chat-template", message=message, where=f"{where}:{error.lineno}", hint="mend that line")
             raise ConfigError(problem) from error
-
-
-def _no_tokenizer(place: Path, reason: str) -> Problem:
-    return Problem(
-        code="model.no-tokenizer",
-        message=f"no tokenizer can be loaded from the model folder: {reason}",
-        where=str(place),
-        hint="--model with a folder that holds tokenizer.json, or --model smollm2-135m-instruct",
-    )
 
 
 def _any_of(words: Any) -> re.Pattern[str]:

@@ -67,12 +67,12 @@ def test_products_both_ways_equal_exact_ones(ours: Ours, tokens: int, heights: l
     for turned in (True, False):
         matrix = whole.t() if turned else whole
         x, bias = bordered(ours.some(tokens, matrix.shape[0], seed=seed + 7)), torch.linspace(-1, 1, matrix.shape[1])
-        exact = x.double() @ matrix + bias.double()
-        assert_near(product(x, stack, turned=turned, kernels=ours.kernels, bias=bias), exact, ours.rounded)
+        exact, summed = x.double() @ matrix + bias.double(), matrix.shape[0]
+        assert_near(product(x, stack, turned=turned, kernels=ours.kernels, bias=bias), exact, ours.rounded, summed=summed)
         first, second = ours.some(2 * rank, matrix.shape[0], seed=seed + 8), ours.some(2 * rank, matrix.shape[1], seed=seed + 9)
         low, out = adapted_product(x, stack, first, second, turned=turned, kernels=ours.kernels, bias=bias)
-        assert_near(low, x.double() @ first.double().t(), ours.rounded)
-        assert_near(out, exact + low.double() @ second.double(), ours.rounded)
+        assert_near(low, x.double() @ first.double().t(), ours.rounded, summed=summed)
+        assert_near(out, exact + low.double() @ second.double(), ours.rounded, summed=summed)
 
 
 @settings(deadline=None, max_examples=40)

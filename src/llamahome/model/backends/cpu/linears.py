@@ -20,7 +20,7 @@ from llamahome.model.backends.cpu.elementwise import AsItIs, Reading
 from llamahome.model.backends.cpu.native import Kernels
 from llamahome.model.backends.cpu.products import Stack, adapted_product, multiplies, outer_product, product
 from llamahome.model.backends.cpu.race import Multipliers, Shape, Speeds
-from llamahome.model.lora import LeanLoraLinear, lean_factors
+from llamahome.model.lora import LEAN, lean_factors
 
 _AS_IT_IS = AsItIs()
 
@@ -156,7 +156,7 @@ class Fan:
         """No adapter is switched off, merged or another one, and types are as they were when the fan was made."""
         if torch.is_autocast_enabled("cpu") != self._autocast:
             return False
-        return all(not isinstance(layer, LeanLoraLinear) or lean_factors(layer) is not None for layer in self._layers)
+        return all(not isinstance(layer, LEAN) or lean_factors(layer) is not None for layer in self._layers)
 
     def __call__(self, x: Tensor, *more: Tensor, reading: Reading = _AS_IT_IS) -> Tensor:
         """[..., I] -> [..., O], the layers' outputs side by side; what `reading` makes of x and more is read."""
@@ -171,7 +171,7 @@ class Fan:
             factors: list[Tensor] = []
             start = 0
             for layer, rows in zip(self._layers, self._rows, strict=True):
-                if isinstance(layer, LeanLoraLinear) and (found := lean_factors(layer)):
+                if isinstance(layer, LEAN) and (found := lean_factors(layer)):
                     blocks.append((start, start + rows, found[2]))
                     factors += found[:2]
                 start += rows
@@ -208,4 +208,4 @@ def can_fan(layers: Sequence[nn.Module], *, autocast: bool) -> bool:
 
 
 def _linear(layer: nn.Module) -> Any:
-    return layer.base_layer if isinstance(layer, LeanLoraLinear) else layer
+    return layer.base_layer if isinstance(layer, LEAN) else layer
