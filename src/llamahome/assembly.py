@@ -19,12 +19,14 @@ from llamahome.data.store.table import ExampleTable
 from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.distributed.world import World
 from llamahome.errors import ConfigError, Problem
+from llamahome.fitting import refuse_sharded
 from llamahome.model.adapted import account
 from llamahome.model.adapter import SavedModel, fingerprint
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import overlooked
 from llamahome.model.load import CausalLM, load_model
 from llamahome.model.lora import add_lora
+from llamahome.model.manner import manner_of
 from llamahome.model.objective import Objective
 from llamahome.model.place import largest_pass, needs_checkpointing, place, trained_parameters
 from llamahome.model.shard import Placement, replicated, sharded
@@ -119,13 +121,15 @@ def load_learner(loaded: LoadedConfig, job: Job, plan: Plan, world: World, *, sa
     model = load_model(base, dtype=precision.storage, device=first_place)
     new_rows = grow_embeddings(model, job.tokenizer.size) if config.model.resize_embeddings else range(0)
     if new_rows:
-        _refuse_sharded_rows(chosen, base)
         say(f"the embedding grows by {len(new_rows):,} rows to {new_rows.stop:,}; they begin as the mean of the others and are trained")
-    for line in (overlooked(config, world.device), *backend.remarks(model)):
+    tokens = plan.rows_ahead * job.prepared.report.tokens_per_row
+    manner = manner_of(model).remarks(documents=plan.rows_ahead, passes=tokens / backend.micro_batch_tokens)
+    for line in (overlooked(config, world.device), *backend.remarks(model), *manner):
         if line is not None:
             say(line)
-    if chosen.strategy == "replicate":
-        tokens = plan.rows_ahead * job.prepared.report.tokens_per_row
+    if chosen.strategy != "replicate":
+        refuse_sharded(manner_of(model).why_alone, new_rows)
+    else:
         loaded = leave_short_runs(loaded, base, backend, world, tokens=tokens, say=say)
     loaded = _resolve(loaded, model, backend, world)
     if config.training.gradient_checkpointing == "auto":
@@ -190,7 +194,8 @@ def _compile(
         message = f"the {backend.name} back end has nothing to compile"
         hint = "--set training.compile=auto"
         raise ConfigError(Problem(code="training.nothing-to-compile", message=message, where="training.compile", hint=hint))
-    why = backend.cannot_compile() if whole else "the weights are sharded"
+    alone = "documents run one at a time" if manner_of(model).why_alone is not None else None
+    why = alone or (backend.cannot_compile() if whole else "the weights are sharded")
     if world.max(why is not None):
         why = why or "another process cannot"
         if backend.compiles:
@@ -214,14 +219,6 @@ def _choose_placement(loaded: LoadedConfig, base: Path, backend: Backend, world:
     return choose_strategy(loaded.config.distributed.strategy, method=method, needed=needed, free=int(-world.max(-free)), world=world)
 
 
-def _refuse_sharded_rows(chosen: Chosen, base: Path) -> None:
-    """ConfigError: rows that are trained lie in a weight of which each process would hold a part."""
-    if chosen.strategy != "replicate":
-        hint = "--set distributed.strategy=replicate"
-        message = "new rows of the embedding are trained, so its weights cannot be sharded"
-        raise ConfigError(Problem(code="model.cannot-be-sharded", message=message, where=str(base), hint=hint))
-
-
 def free_bytes(backend: Backend, world: World) -> int:
     """Memory that this process may fill: its device's own, or its share of the machine's."""
     own = backend.free_bytes(world.local_size)
@@ -232,7 +229,7 @@ def _resolve(loaded: LoadedConfig, model: CausalLM, backend: Backend, world: Wor
     """Replace each `auto` that depends on machine or model by its value."""
     training, precision = loaded.config.training, backend.precision
     if training.learning_rate == "auto":
-        width = model.config.get_text_config().hidden_size
+        width = model.get_output_embeddings().weight.shape[1]
         rate = auto_learning_rate(training.method, width)
         loaded = with_values(loaded, {"training.learning_rate": rate}, origin=f"auto: {training.method} at hidden size {width}")
     if loaded.config.model.dtype == "auto":
@@ -241,7 +238,8 @@ def _resolve(loaded: LoadedConfig, model: CausalLM, backend: Backend, world: Wor
     free, longest = free_bytes(backend, world), loaded.config.data.max_length
     if training.method == "full":  # gradients and two moments are not there yet
         free -= 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    compiled = training.compile is not False and loaded.config.distributed.strategy == "replicate"
+    whole = loaded.config.distributed.strategy == "replicate"
+    compiled = training.compile is not False and whole and manner_of(model).why_alone is None
 
     copied = copied_bytes(model, loaded.config.lora.target_modules) if training.method == "lora" else 0
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from llamahome.checkpoint import store
 from llamahome.checkpoint.target import names_run, resolve
 from llamahome.config.load import LoadedConfig
@@ -12,10 +14,12 @@ from llamahome.distributed.devices import device_here
 from llamahome.errors import ConfigError, MachineError, Problem
 from llamahome.fitting import fit_to_model
 from llamahome.model.adapter import find_base, is_adapter, open_trained, trained_rows
+from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import choose_backend
 from llamahome.model.bases import base_is_gone
 from llamahome.model.generate import generate, positions_of
-from llamahome.model.load import find_model
+from llamahome.model.load import CausalLM, find_model
+from llamahome.model.manner import manner_of
 from llamahome.model.starter import STARTER
 from llamahome.rundir import BASE_MODELS
 
@@ -74,6 +78,14 @@ def _as_argument(problem: Problem) -> Problem:
 def _no_room(tokens: int, positions: int) -> Problem:
     message = f"the conversation has {tokens:,} tokens, and this model {positions:,} positions: none is left for an answer"
     return Problem(code="model.too-long", message=message, where="MODEL", hint="a shorter question, in a new conversation")
+
+
+def open_to_measure(folder: Path, loaded: LoadedConfig, backend: Backend, device: torch.device, *, say: Callable[[str], None]) -> CausalLM:
+    """The model in `folder` on `device`; how it computes documents is said where it is not in the usual way."""
+    model = open_trained(folder, dtype=backend.precision.storage, device=device, say=say, base=typed_base(loaded))
+    for line in manner_of(model).remarks():
+        say(line)
+    return model
 
 
 def open_chat(

@@ -4,7 +4,7 @@ A table of positions caps data.max_length, so that what is cut is counted like a
 the embedding is refused; rows longer than a rotary model was trained on are warned of once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,3 +61,18 @@ def within_reach(folder: Path) -> Iterator[None]:
     except DataError as error:
         positions = limits_of(folder).positions
         raise DataError([within_positions(problem, positions) for problem in error.problems]) from error
+
+
+def refuse_sharded(why_alone: str | None, new_rows: Sequence[int]) -> None:
+    """ConfigError where processes cannot hold the weights of a model together.
+
+    Sharded weights come together equally often on all processes, so each must have as many passes; and trained rows would lie in a weight
+    of which each process holds a part.
+    """
+    why = f"documents of this model run one at a time: {why_alone}" if why_alone is not None else None
+    if new_rows:
+        why = "new rows of the embedding are trained"
+    if why is not None:
+        hint = "--set distributed.strategy=replicate"
+        message = f"weights cannot be sharded, because {why}"
+        raise ConfigError(Problem(code="distributed.cannot-shard", message=message, where="distributed.strategy", hint=hint))

@@ -23,7 +23,7 @@ from llamahome.checkpoint.state import TrainerState
 from llamahome.checkpoint.target import resolve
 from llamahome.config.check import check_config, config_warnings
 from llamahome.config.load import LoadedConfig, dump_config, read_saved_config, with_values
-from llamahome.conversation import base_of_run, fit_to_trained, model_folder, typed_base
+from llamahome.conversation import base_of_run, fit_to_trained, model_folder, open_to_measure
 from llamahome.data.prepare import prepare, read_all, report_of
 from llamahome.data.text.tokens import load_tokenizer
 from llamahome.distributed.agreement import require_agreement, settings_and_versions
@@ -31,7 +31,7 @@ from llamahome.distributed.failures import note_run, run_to_go_on
 from llamahome.distributed.world import open_world
 from llamahome.errors import ConfigError, LeftAtOnce, MachineError, Problem, Stopped
 from llamahome.fitting import fit_to_model, warn_of_length, within_reach
-from llamahome.model.adapter import open_trained, restore_model
+from llamahome.model.adapter import restore_model
 from llamahome.model.backends.choose import choose_backend
 from llamahome.model.objective import Objective
 from llamahome.monitoring.environment import write_environment
@@ -164,8 +164,7 @@ def evaluate(target: str, data_path: str | Sequence[str], loaded: LoadedConfig) 
             warn_of_length(loaded, weights, report_of(rows).longest_tokens, warn=session.progress.warn)
         with session.progress.phase("model"):
             backend = choose_backend(loaded.config, session.world.device)
-            precision, device = backend.precision, session.world.device
-            model = open_trained(folder, dtype=precision.storage, device=device, say=session.progress.say, base=typed_base(loaded))
+            model = open_to_measure(folder, loaded, backend, session.world.device, say=session.progress.say)
         objective = Objective(model, backend)
         with session.progress.phase("evaluation"):
             batches = assembly.evaluation_batches(rows.table, loaded, session.world, backend)

@@ -16,8 +16,9 @@ from llamahome.config.schema import LoraConfig
 from llamahome.errors import ConfigError
 from llamahome.model.adapter import base_of, fingerprint, is_adapter, open_trained, restore_model, save_model
 from llamahome.model.backends.documents import Documents
-from llamahome.model.load import head_of, last_hidden
+from llamahome.model.load import head_of
 from llamahome.model.lora import add_lora, quiet_peft
+from llamahome.model.manner import last_hidden
 from llamahome.model.place import trained_parameters
 from llamahome.model.precision import Precision
 

@@ -37,4 +37,5 @@ def _documents_forward(
         softcap=options.get("softcap"),
         dropout=options.get("dropout", 0.0) if module.training else 0.0,
     )
-    return options["attend"](q, k, v, options["documents"], scoring).unsqueeze(0), None
+    attended_THE: Tensor = options["attend"](q, k, v, options["documents"], scoring)
+    return attended_THE.unsqueeze(0).contiguous(), None  # some models flatten heads by a view

@@ -13,17 +13,15 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from llamahome.errors import ConfigError, LlamaHomeError, MachineError, Problem
-from llamahome.model.attention import ATTENTION_NAME, register_attention
-from llamahome.model.backends.backend import Attend
-from llamahome.model.backends.documents import Documents
+from llamahome.model.attention import register_attention
 from llamahome.model.backends.loss import Head
-from llamahome.model.backends.reference import reference_attention
 from llamahome.model.kinds import missing_weights, why_no_decoder, why_unknown
+from llamahome.model.probe import Unfit, settle
 from llamahome.model.starter import STARTER, fetch_starter
 from llamahome.model.weightfiles import INDEX, refuse_broken, refuse_not_finite
 from llamahome.rundir import BASE_MODELS, as_typed
@@ -31,9 +29,6 @@ from llamahome.rundir import BASE_MODELS, as_typed
 CausalLM = PreTrainedModel
 """What the rest of llamahome calls a model: a causal language model of transformers."""
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.spm", "*.vocab", "*.tiktoken", "LICENSE*", "NOTICE*"]
-_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
-_TOO_FAR_APART = {torch.float32: 1e-3, torch.bfloat16: 0.3}
-"""Relative distance of hidden states that rounding does not explain: bfloat16 differs by up to a few percent after 30 layers."""
 
 
 def quiet_transformers() -> None:
@@ -122,7 +117,7 @@ def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Pa
 
 
 def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The causal language model in `folder` with all weights in `dtype` on `device`, set up for attention inside documents."""
+    """The causal language model in `folder` with all weights in `dtype` on `device`, set up for its documents (manner.py)."""
     register_attention()
     quiet_transformers()
     try:
@@ -141,38 +136,13 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Pre
         raise ConfigError(_unreadable(folder, f"transformers cannot load it: {first}")) from error
     if missing := sorted(found["missing_keys"]):
         raise ConfigError(_unreadable(folder, missing_weights(config, missing)))
-    if not model._supports_attention_backend:
-        raise ConfigError(_unsupported(folder, f"{type(model).__name__} has attention code of its own that cannot keep documents apart"))
-    model.set_attn_implementation(ATTENTION_NAME)
     model.to(device)
     refuse_not_finite(model, folder)
-    _refuse_leaks(model, folder)
-    return model
-
-
-def last_hidden(model: PreTrainedModel, tokens_T: Tensor, positions_T: Tensor, documents: Documents, *, attend: Attend) -> Tensor:
-    """The decoder's last hidden states [T, D] of documents that lie end to end."""
-    inputs = {"input_ids": tokens_T[None], "position_ids": positions_T[None]}
-    output = model.get_decoder()(**inputs, use_cache=False, documents=documents, attend=attend)
-    hidden_TD: Tensor = output.last_hidden_state[0]
-    return hidden_TD
-
-
-@torch.no_grad()
-def _refuse_leaks(model: PreTrainedModel, folder: Path) -> None:
-    """ConfigError unless three tokens give the same hidden states alone and behind another document; cost: eleven tokens forward."""
-    tokens = torch.arange(8, device=model.device)
-    positions = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2], device=model.device)
     try:
-        behind, alone = (
-            last_hidden(model, tokens[start:], positions[start:], Documents(lengths), attend=reference_attention)[-3:].float()
-            for start, lengths in ((0, (5, 3)), (5, (3,)))
-        )
-    except (TypeError, KeyError, AttributeError, ValueError, RuntimeError) as error:
-        why = f"{type(model).__name__} does not work with attention inside documents: {str(error).splitlines()[0][:200]}"
-        raise ConfigError(_unsupported(folder, why)) from error
-    if not (behind - alone).norm() <= _TOO_FAR_APART[model.dtype] * alone.norm():
-        raise ConfigError(_unsupported(folder, f"in {type(model).__name__} a document changes what follows it in the same pass"))
+        settle(model, head_of(model))
+    except Unfit as error:
+        raise ConfigError(_unsupported(folder, str(error))) from error
+    return model
 
 
 def _refuse_unsupported(config: Any, folder: Path) -> None:
@@ -181,8 +151,6 @@ def _refuse_unsupported(config: Any, folder: Path) -> None:
     masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if (why := why_no_decoder(config, known=config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, masked=masked)) is not None:
         raise ConfigError(_unsupported(folder, why))
-    if strange := sorted(set(getattr(config.get_text_config(), "layer_types", None) or ()) - _KNOWN_LAYERS):
-        raise ConfigError(_unsupported(folder, f"its layers are not all plain or sliding attention: {', '.join(strange)}"))
 
 
 def _unreadable(folder: Path, why: str) -> Problem:

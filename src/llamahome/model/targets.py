@@ -27,6 +27,9 @@ _STACKED_FROM = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "w1": "
 _TAKEN = ("top_k", "num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "moe_k", "top_k_experts")
 _COUNTED = ("num_experts", "moe_num_experts", "num_local_experts", "n_routed_experts")
 
+_MAMBAS = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+"""Types of models whose fast paths read out_proj past its layer; PEFT refuses an adapter there."""
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -112,7 +115,8 @@ def matrices(model: PreTrainedModel) -> Iterator[Matrix]:
         elif id(module) not in reached or OTHER_SENSES.search(path) or isinstance(module, nn.Embedding | nn.modules.conv._ConvNd):
             continue
         elif isinstance(module, nn.Linear) or _is_conv1d(module):
-            form = "router" if _is_router(path, module, homes) else "linear" if _acts_linear(module) else "fixed"
+            plain = _acts_linear(module) and not (path.endswith("out_proj") and model.config.model_type in _MAMBAS)
+            form = "router" if _is_router(path, module, homes) else "linear" if plain else "fixed"
             yield Matrix(path, form, module.weight.numel(), 1.0, adapters.get(path, 0) + adapters.get(f"{path}.weight", 0))
         else:
             yield from _own(path, module, homes, adapters)

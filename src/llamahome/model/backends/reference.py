@@ -22,6 +22,10 @@ _KEPT_PER_HIDDEN, _KEPT_PER_INNER = 18, 8
 """Bytes that one token keeps per layer, per unit of hidden and of feed-forward size. measured on a processor: 22.3 KB a token and layer at
 576 and 1,536 in bfloat16 (docs/log.md); 1.6 times that under autocast and 1.8 times in float32."""
 
+_STATES = ("state_size", "mamba_d_state", "ssm_state_size")
+_STATES_KEPT = 4
+"""An estimate: the state of a token, what it was made from, and the product with it; twice the hidden size is the usual width."""
+
 
 class Reference:
     """Plain torch."""
@@ -105,9 +109,16 @@ def plain_bytes(config: Any, tokens: int, *, precision: Precision, keys: float) 
     """Memory that uncompiled layers keep for the backward pass; attention keeps the probabilities of each token with `keys` others."""
     hidden, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     low = precision.compute == torch.bfloat16
-    probabilities = config.num_attention_heads * keys * (2 if low else 4)
+    probabilities = (getattr(config, "num_attention_heads", None) or 0) * keys * (2 if low else 4)
     width = (1.6 if precision.autocast else 1.0) if low else 1.8
-    return int(tokens * config.num_hidden_layers * (width * (_KEPT_PER_HIDDEN * hidden + _KEPT_PER_INNER * inner) + probabilities))
+    layer = width * (_KEPT_PER_HIDDEN * hidden + _KEPT_PER_INNER * inner) + probabilities + _state_bytes(config)
+    return int(tokens * config.num_hidden_layers * layer)
+
+
+def _state_bytes(config: Any) -> int:
+    """What a layer with a state of its own (Mamba) keeps of each token: in plain torch the whole state, in float32, a few times."""
+    size = next((value for name in _STATES if isinstance(value := getattr(config, name, None), int)), 0)
+    return _STATES_KEPT * 4 * 2 * int(config.hidden_size) * size
 
 
 def reference_attention(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, documents: Documents, scoring: Scoring) -> Tensor:
