@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from llamahome import assembly, evaluating
+from llamahome import assembly, continuing, evaluating
 from llamahome.assembly import Job, Learner, Plan, Session
 from llamahome.checkpoint import retention, store
 from llamahome.checkpoint.branch import branch
@@ -101,8 +101,8 @@ def train(data_path: str | Sequence[str], loaded: LoadedConfig, *, command: Sequ
         loaded = evaluating.resolve_evaluation(loaded, job.prepared, plan, learner.objective.backend, say=session.progress.say)
         paths = open_run(begun) if begun is not None else _new_run(loaded, command, session)
         note_run(paths.root)
-        state = first_state(int(loaded.config.training.micro_batch_tokens))
-        return _run(session, replace(job, loaded=loaded), plan, learner, paths, replace(state, extra={"data_path": [*job.data_paths]}))
+        state = replace(first_state(int(loaded.config.training.micro_batch_tokens)), extra={"data_path": [*job.data_paths]})
+        return _run(session, replace(job, loaded=loaded), plan, learner, paths, continuing.with_plan(state, loaded, plan))
 
 
 def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Collection[str] = (), command: Sequence[str] = ()) -> Result:
@@ -115,11 +115,15 @@ def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Coll
     damaged: list[Problem] = []
     folder = folder or store.choose(paths, warn=damaged.append)
     saved = store.load(folder)
+    begun_with = read_saved_config(saved.config_path)
     loaded, apart = _apart(change(saved.config_path))
+    changed = continuing.changed_settings(begun_with, loaded)
     check(loaded)
     with _session(loaded, phases=3 if saved.state.eval_loss is None and not saved.state.step else 2) as session:
         for problem in damaged:
             session.progress.warn(problem.message, "an older checkpoint is used")
+        if changed is not None:
+            session.progress.say(changed)
         job = _prepare(saved.state.extra["data_path"], loaded, session)
         done = {"step": saved.state.step, "consumed": saved.state.consumed}
         plan = assembly.make_plan(loaded, job.prepared.order.epoch_rows, **done)
@@ -143,8 +147,9 @@ def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Coll
         note_run(paths.root)  # not before: what is to be set aside must not look like the newest checkpoint
         state = replace(saved.state, micro_batch_tokens=int(loaded.config.training.micro_batch_tokens))
         session.progress.say(f"resuming {paths.run_id} after step {state.step:,}, at row {state.consumed:,}")
+        state = continuing.with_changes(state, begun_with, loaded, plan, job.prepared.order.epoch_rows, session.progress)
         if state.step >= plan.horizon:
-            session.progress.say(f"nothing is left to do; to go on: {_further(paths, loaded, state)}")
+            session.progress.say(f"nothing is left to do; to go on: {continuing.further(paths, loaded, state)}")
         return _run(session, replace(job, loaded=loaded, start=state.consumed), plan, learner, paths, state)
 
 
@@ -250,7 +255,7 @@ def _run(session: Session, job: Job, plan: Plan, learner: Learner, paths: RunPat
         recorder = open_recorder(stack, session, job, learner, paths, state)
         recorder.event("resumed" if state.step else "started", step=state.step, horizon=plan.horizon)
         answers = Answers(job, learner, recorder, world, first=state.extra.get("first"))
-        run = make_run(session, job, plan, learner, paths, recorder, answers)
+        run = make_run(session, job, plan, learner, paths, recorder, answers, state)
         stack.callback(run.loader.close)
         recorder.status("running", state.step, plan.horizon, **told)
         try:
@@ -271,7 +276,7 @@ def _run(session: Session, job: Job, plan: Plan, learner: Learner, paths: RunPat
         recorder.event(ending, step=outcome.state.step, reason=outcome.reason)
         world.barrier()
         if asked:
-            raise Stopped(_stopped(outcome, plan, paths))
+            raise Stopped(continuing.stopped(outcome, plan, paths))
     return Result(paths, outcome, answers.first, answers.last, answers.samples(), job.loaded)
 
 
@@ -284,17 +289,3 @@ def _evaluate_first(session: Session, answers: Answers, state: TrainerState) -> 
     first = {"evaluation": asdict(found) if found is not None else None, "answers": answers.said[0] if answers.said else []}
     state = replace(state, extra={**state.extra, "first": first})
     return state if found is None else after_evaluation(state, found)
-
-
-def _further(paths: RunPaths, loaded: LoadedConfig, state: TrainerState) -> str:
-    """The command that goes on with a run that has reached its end."""
-    more = f"--epochs {2 * loaded.config.training.epochs:g}"
-    if loaded.config.training.max_steps is not None:
-        more = f"--max-steps {2 * state.step}"
-    return f"llamahome train-resume {as_typed(paths.root)} {more}"
-
-
-def _stopped(outcome: Outcome, plan: Plan, paths: RunPaths) -> Problem:
-    saved = as_typed(outcome.checkpoint or paths.root)
-    message = f"stopped after step {outcome.state.step:,} of {plan.horizon:,}; {saved} is complete"
-    return Problem(code="run.stopped", message=message, hint=f"llamahome train-resume {as_typed(paths.root)}")
