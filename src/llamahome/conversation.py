@@ -7,7 +7,8 @@ from pathlib import Path
 from llamahome.checkpoint import store
 from llamahome.checkpoint.target import names_run, resolve
 from llamahome.config.load import LoadedConfig
-from llamahome.data.text.tokens import load_tokenizer
+from llamahome.data.text.place import tokenizer_place
+from llamahome.data.text.tokens import open_tokenizer
 from llamahome.distributed.devices import device_here
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.adapter import base_of, is_adapter, open_trained
@@ -49,7 +50,7 @@ def open_chat(
 ) -> Callable[[list[dict[str, str]], Callable[[str], None]], str]:
     """A function that answers a conversation: turns and a place to write to as the answer appears -> the answer."""
     folder = model_folder(target, loaded, say=say)
-    tokenizer = load_tokenizer(folder, chat_template=loaded.config.model.chat_template)
+    tokenizer = open_tokenizer(tokenizer_place(folder, loaded.config.model))
     device = device_here(processor=loaded.config.model.backend == "cpu")
     precision = choose_backend(loaded.config, device).precision
     model = open_trained(folder, dtype=precision.storage, device=device, say=say)
@@ -60,7 +61,7 @@ def open_chat(
 
         def tell(ids: list[int]) -> None:
             nonlocal written
-            told.extend(token for token in ids if token not in tokenizer.end_ids)
+            told.extend(token for token in ids if token not in tokenizer.all_ends)
             text = tokenizer.decode(told)
             if not text.endswith("\ufffd"):  # half a character: the rest comes with the next token
                 write(text[written:])
@@ -69,7 +70,7 @@ def open_chat(
         ids = generate(
             model,
             [tokenizer.encode_prompt(turns)],
-            end_ids=tokenizer.end_ids,
+            end_ids=tokenizer.all_ends,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             tell=tell,

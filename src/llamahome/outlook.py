@@ -18,7 +18,8 @@ from llamahome.config.load import LoadedConfig, with_values
 from llamahome.config.schema import Config
 from llamahome.data.prepare import prepare
 from llamahome.data.report import Report
-from llamahome.data.text.tokens import load_tokenizer
+from llamahome.data.text.place import tokenizer_place
+from llamahome.data.text.tokens import open_tokenizer
 from llamahome.distributed.world import World, open_world
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.backends.backend import Backend
@@ -124,7 +125,7 @@ def expect(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callabl
     config = loaded.config
     with open_world(config.distributed, say=say, processor=config.model.backend == "cpu") as world:
         base = find_model(config.model.name, revision=config.model.revision, say=say)
-        tokenizer = load_tokenizer(base, chat_template=config.model.chat_template)
+        tokenizer = open_tokenizer(tokenizer_place(base, config.model))
         prepared = prepare(config.data, data_path, tokenizer, say=say)
         prepared.close()
         plan = make_plan(loaded, prepared.order.epoch_rows)

@@ -25,7 +25,8 @@ from llamahome.config.check import check_config, config_warnings
 from llamahome.config.load import LoadedConfig, dump_config, read_saved_config, with_values
 from llamahome.conversation import model_folder
 from llamahome.data.prepare import prepare, read_all
-from llamahome.data.text.tokens import load_tokenizer
+from llamahome.data.text.place import tokenizer_place
+from llamahome.data.text.tokens import open_tokenizer
 from llamahome.distributed.agreement import require_agreement, settings_and_versions
 from llamahome.distributed.failures import note_run, run_to_go_on
 from llamahome.distributed.world import open_world
@@ -160,7 +161,7 @@ def evaluate(target: str, data_path: str | Sequence[str], loaded: LoadedConfig) 
     with _session(loaded, saves=False) as session:
         folder = model_folder(target, loaded, say=session.progress.say)
         with session.progress.phase("data"):
-            tokenizer = load_tokenizer(folder, chat_template=loaded.config.model.chat_template)
+            tokenizer = open_tokenizer(tokenizer_place(folder, loaded.config.model))
             rows = read_all(loaded.config.data, data_path, tokenizer, say=session.progress.say)
         with session.progress.phase("model"):
             backend = choose_backend(loaded.config, session.world.device)
@@ -184,7 +185,7 @@ def _prepare(data_path: str | Sequence[str], loaded: LoadedConfig, session: Sess
         base = _find_base(loaded, session)
         if world.is_main:
             world.barrier()
-        tokenizer = load_tokenizer(base, chat_template=model.chat_template)
+        tokenizer = open_tokenizer(tokenizer_place(base, model))
         prepared = prepare(loaded.config.data, data_path, tokenizer, say=progress.say)
         session.closing.callback(prepared.close)
         for line in prepared.report.lines()[1:]:  # the first was said while reading

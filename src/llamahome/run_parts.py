@@ -100,7 +100,7 @@ class Answers:
 
     def _answer(self, step: int) -> None:
         tokens = [prompt.tokens for prompt in self._prompts]
-        model, end_ids = self._learner.model, self._tokenizer.end_ids
+        model, end_ids = self._learner.model, self._tokenizer.all_ends
         ids = self._learner.placement.within(lambda: generate(model, tokens, end_ids=end_ids, max_new_tokens=ANSWER_TOKENS))
         said = [self._tokenizer.decode(row) for row in ids]
         self.said.append(said)

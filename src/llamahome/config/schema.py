@@ -57,6 +57,11 @@ class ModelConfig(Section):
     auto: by the device that this process has, said at the start."""
     chat_template: str | None = None
     """A .jinja file that replaces the model's own chat template."""
+    eos_token: str | None = None
+    """A token of the vocabulary that ends a text, where the tokenizer names none or another one; it is learned and saved with the model."""
+    system_role: Literal["auto", "turn", "merge"] = "auto"
+    """What becomes of system texts: a turn of their own, or merged into the first question, in rows and in the template that is saved.
+    auto: merged where the template is of Gemma's or Mistral's kind and takes no system turn."""
 
 
 class DataConfig(Section):

@@ -39,6 +39,8 @@ class Side:
     """Whether tokens were counted."""
     mendable: int = 0
     """Rows that are refused as they are and could be mended."""
+    notes: tuple[str, ...] = ()
+    """What should be known of how rows are written and end."""
 
     def place(self, number: int) -> Place:
         """Where row `number`, counted over all files, is."""

@@ -201,6 +201,7 @@ class _Worker:
 def _description(reading: Reading) -> bytes:
     told = {
         "tokenizer": reading.tokenizer.describe(),
+        "system_role": reading.tokenizer.system_role,
         "opened": reading.opened,
         "data": reading.data.model_dump(),
         "format": reading.format_name,
