@@ -81,7 +81,8 @@ def _said(step: int, old: Curve, new: Curve, fresh: Curve, loaded: LoadedConfig)
     other = f"; replan would make it {fresh.rate(step):.2e}" if how == "keep" and new != fresh else ""
     towards = "" if new.shape == "constant" else f", falling to zero at step {new.horizon:,}"
     why = " and ".join(causes) or "the rest is planned anew"
-    return [f"{rates} (it was to be {old.rate(step):.2e}): {why}", f"schedule.on_extend {how}{towards}{other}"]
+    meant = f" (it was to be {old.rate(step):.2e})" if step < old.horizon else ""
+    return [f"{rates}{meant}: {why}", f"schedule.on_extend {how}{towards}{other}"]
 
 
 def further(paths: RunPaths, loaded: LoadedConfig, state: TrainerState) -> str:

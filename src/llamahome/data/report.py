@@ -119,7 +119,7 @@ def lost_lines(counts: Report | Counts) -> list[str]:
     lost.append((counts.split, "rows longer than max_length split"))
     lost.append((counts.without_targets, "rows left out because nothing in them is learned"))
     lost.append(
-        (counts.system_merged, "rows with the system text before the first question, because the chat template takes no system turn")
+        (counts.system_merged, "rows with the system text before the first question, in the saved chat template too (model.system_role)")
     )
     if isinstance(counts, Report):
         lost.append((counts.duplicates, "rows with the content of an earlier one"))
