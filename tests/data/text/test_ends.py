@@ -32,7 +32,7 @@ def folder_of(folder: Path, *, eos: str | None = "<|im_end|>", template: str = C
 
 def last_token(tokenizer: ChatTokenizer, *, text: str | None = None) -> int:
     turns = () if text else ({"role": "user", "content": "what"}, {"role": "assistant", "content": "that"})
-    (whole,) = tokenize([Conversation(Row("x", 0, 1, {}), turns=turns, text=text)], tokenizer, train_on="assistant")
+    (whole,) = tokenize([Conversation(Row(0, "x.jsonl", 1, {}), turns=turns, text=text)], tokenizer, train_on="assistant")
     assert isinstance(whole, Tokenized) and whole.targets.any()
     return int(whole.tokens[whole.targets.nonzero()[0][-1]])
 

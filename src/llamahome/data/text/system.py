@@ -45,11 +45,19 @@ def way_out(finding: Finding, turns: Sequence[Mapping[str, Any]], template: Chat
     """The finding with a help line that mends it, where the template refused the chat or left the system turn out."""
     if finding.code not in ("data.template-refused", "data.turn-left-out"):
         return finding
-    if len(turns) > 1 and (turns[0]["role"], turns[1]["role"]) == ("system", "user") and takes_system(template) is False:
+    if turns[0]["role"] == "system" and takes_system(template) is False and _merging_helps(turns, template):
         hint = "--set model.system_role=merge puts the system text before the first question"
     else:
         hint = finding.hint or "--set model.chat_template=FILE.jinja with a template that takes such chats"
     return Finding(finding.code, finding.message, hint=hint, part=finding.part)
+
+
+def _merging_helps(turns: Sequence[Mapping[str, Any]], template: ChatTemplate) -> bool:
+    """Whether the template writes this very chat, its system text too, once that stands before the first question."""
+    try:
+        return str(turns[0]["content"]).strip() in _written(template.preceded_by(MERGING), [dict(turn) for turn in turns])
+    except Finding:
+        return False
 
 
 def _written(template: ChatTemplate, turns: Sequence[dict[str, Any]]) -> str:

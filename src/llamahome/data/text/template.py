@@ -33,6 +33,7 @@ class ChatTemplate:
 
     def __init__(self, plain: str, with_tools: str, *, compiler: Callable[[str], Any], variables: dict[str, Any]) -> None:
         self._texts = {False: plain, True: with_tools}
+        self._preceded: ChatTemplate | None = None
         self.text = plain
         self.merges_system = False
         """Whether it was made to write a system text before the first question."""
@@ -46,10 +47,12 @@ class ChatTemplate:
         """Whether it says itself what the assistant writes, with `{% generation %}`."""
 
     def preceded_by(self, words: str) -> "ChatTemplate":
-        """The same template with some words before it that move a system text."""
-        made = ChatTemplate(words + self._texts[False], words + self._texts[True], compiler=self._compiler, variables=self._variables)
-        made.merges_system = True
-        return made
+        """The same template with the words before it that move a system text; made once, and always with the same words."""
+        if self._preceded is None:
+            texts = words + self._texts[False], words + self._texts[True]
+            self._preceded = ChatTemplate(*texts, compiler=self._compiler, variables=self._variables)
+            self._preceded.merges_system = True
+        return self._preceded
 
     def render(self, turns: Sequence[dict[str, Any]], *, tools: Sequence[dict[str, Any]], prompt: bool, date: datetime.date) -> str:
         """The chat as one text, with the beginning of an answer when `prompt`; raises Finding when the template refuses it."""
