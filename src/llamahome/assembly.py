@@ -119,7 +119,8 @@ def load_learner(loaded: LoadedConfig, job: Job, plan: Plan, world: World, *, sa
         say(f"{chosen.strategy}: {chosen.reason}" + ("; gradients are summed after every pass" if chosen.sums_each_pass else ""))
     first_place = world.device if chosen.strategy == "replicate" else torch.device("cpu")  # from where it is dealt out layer by layer
     model = load_model(base, dtype=precision.storage, device=first_place)
-    new_rows = grow_embeddings(model, job.tokenizer.size) if config.model.resize_embeddings else range(0)
+    grown = max(job.tokenizer.vocabulary.values()) + 1 if config.model.resize_embeddings else 0
+    new_rows = grow_embeddings(model, grown)
     if new_rows:
         say(f"the embedding grows by {len(new_rows):,} rows to {new_rows.stop:,}; they begin as the mean of the others and are trained")
     tokens = plan.rows_ahead * job.prepared.report.tokens_per_row

@@ -9,7 +9,8 @@ import torch
 from llamahome.checkpoint import store
 from llamahome.checkpoint.target import names_run, resolve
 from llamahome.config.load import LoadedConfig
-from llamahome.data.text.tokens import ChatTokenizer, load_tokenizer
+from llamahome.data.text.place import tokenizer_place
+from llamahome.data.text.tokens import ChatTokenizer, open_tokenizer
 from llamahome.distributed.devices import device_here
 from llamahome.errors import ConfigError, MachineError, Problem
 from llamahome.fitting import fit_to_model
@@ -93,7 +94,7 @@ def open_chat(
 ) -> Callable[[list[dict[str, str]], Callable[[str], None]], str]:
     """A function that answers a conversation: turns and a place to write to as the answer appears -> the answer."""
     folder = model_folder(target, loaded, say=say)
-    tokenizer = load_tokenizer(folder, chat_template=loaded.config.model.chat_template)
+    tokenizer = open_tokenizer(tokenizer_place(folder, loaded.config.model))
     fit_to_trained(loaded, folder, tokenizer, say=lambda _: None)  # for what it refuses: a chat has no max_length
     device = device_here(processor=loaded.config.model.backend == "cpu")
     precision = choose_backend(loaded.config, device).precision
@@ -107,7 +108,7 @@ def open_chat(
 
         def tell(ids: list[int]) -> None:
             nonlocal written
-            told.extend(token for token in ids if token not in tokenizer.end_ids)
+            told.extend(token for token in ids if token not in tokenizer.all_ends)
             text = tokenizer.decode(told)
             if not text.endswith("\ufffd"):  # half a character: the rest comes with the next token
                 write(text[written:])
@@ -119,7 +120,7 @@ def open_chat(
         ids = generate(
             model,
             [prompt],
-            end_ids=tokenizer.end_ids,
+            end_ids=tokenizer.all_ends,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             tell=tell,

@@ -23,7 +23,7 @@ def fit_to_model(
     `rows` of its embedding come with an adapter, if it has fewer. Raises ConfigError when rows can hold tokens without a row there.
     """
     limits = limits_of(folder)
-    if not loaded.config.model.resize_embeddings and rows < tokenizer.greatest_id + 1:
+    if not loaded.config.model.resize_embeddings and rows < rows_needed(tokenizer):
         refuse_unknown_tokens(limits, tokenizer, folder)
     wanted = loaded.config.data.max_length
     if limits.positions is None or limits.positions >= wanted:
@@ -33,9 +33,16 @@ def fit_to_model(
     return with_values(loaded, {"data.max_length": limits.positions}, origin=f"the model has {limits.positions:,} positions")
 
 
+def rows_needed(tokenizer: ChatTokenizer) -> int:
+    """Rows of an embedding for every token that a row can hold; control tokens that neither template nor ends use are refused in rows."""
+    written = (tokenizer.chat_template or "", tokenizer.eos_token or "", tokenizer.bos_token or "")
+    unused = {text for text in tokenizer.control_tokens if not any(text in used for used in written)}
+    return max((number for text, number in tokenizer.vocabulary.items() if text not in unused), default=-1) + 1
+
+
 def refuse_unknown_tokens(limits: ModelLimits, tokenizer: ChatTokenizer, folder: Path) -> None:
     """ConfigError when a row can become a token that has no row in the embedding."""
-    needed = tokenizer.greatest_id + 1
+    needed = rows_needed(tokenizer)
     if limits.vocabulary is None or needed <= limits.vocabulary:
         return
     message = (

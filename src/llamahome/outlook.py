@@ -18,7 +18,8 @@ from llamahome.config.load import LoadedConfig, with_values
 from llamahome.config.schema import Config
 from llamahome.data.prepare import prepare
 from llamahome.data.report import Report
-from llamahome.data.text.tokens import load_tokenizer
+from llamahome.data.text.place import tokenizer_place
+from llamahome.data.text.tokens import open_tokenizer
 from llamahome.distributed.world import World, open_world
 from llamahome.errors import ConfigError, Problem
 from llamahome.fitting import fit_to_model, warn_of_length, within_reach
@@ -129,7 +130,7 @@ def expect(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callabl
     config = loaded.config
     with open_world(config.distributed, say=say, processor=config.model.backend == "cpu") as world:
         base = find_model(config.model.name, revision=config.model.revision, say=say)
-        tokenizer = load_tokenizer(base, chat_template=config.model.chat_template)
+        tokenizer = open_tokenizer(tokenizer_place(base, config.model))
         loaded = fit_to_model(loaded, base, tokenizer, say=say)
         with within_reach(base):
             prepared = prepare(loaded.config.data, data_path, tokenizer, say=say)

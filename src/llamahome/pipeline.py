@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from llamahome import assembly, evaluating
+from llamahome import assembly, continuing, evaluating
 from llamahome.assembly import Job, Learner, Plan, Session
 from llamahome.checkpoint import retention, store
 from llamahome.checkpoint.branch import branch
@@ -25,7 +25,8 @@ from llamahome.config.check import check_config, config_warnings
 from llamahome.config.load import LoadedConfig, dump_config, read_saved_config, with_values
 from llamahome.conversation import base_of_run, fit_to_trained, model_folder, open_to_measure
 from llamahome.data.prepare import prepare, read_all, report_of
-from llamahome.data.text.tokens import load_tokenizer
+from llamahome.data.text.place import tokenizer_place
+from llamahome.data.text.tokens import open_tokenizer
 from llamahome.distributed.agreement import require_agreement, settings_and_versions
 from llamahome.distributed.failures import note_run, run_to_go_on
 from llamahome.distributed.world import open_world
@@ -102,8 +103,8 @@ def train(data_path: str | Sequence[str], loaded: LoadedConfig, *, command: Sequ
         loaded = evaluating.resolve_evaluation(loaded, job.prepared, plan, learner.objective.backend, say=session.progress.say)
         paths = open_run(begun) if begun is not None else _new_run(loaded, command, session)
         note_run(paths.root)
-        state = first_state(int(loaded.config.training.micro_batch_tokens))
-        return _run(session, replace(job, loaded=loaded), plan, learner, paths, replace(state, extra={"data_path": [*job.data_paths]}))
+        state = replace(first_state(int(loaded.config.training.micro_batch_tokens)), extra={"data_path": [*job.data_paths]})
+        return _run(session, replace(job, loaded=loaded), plan, learner, paths, continuing.with_plan(state, loaded, plan))
 
 
 def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Collection[str] = (), command: Sequence[str] = ()) -> Result:
@@ -116,11 +117,15 @@ def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Coll
     damaged: list[Problem] = []
     folder = folder or store.choose(paths, warn=damaged.append)
     saved = store.load(folder)
+    begun_with = read_saved_config(saved.config_path)
     loaded, apart = _apart(change(saved.config_path))
+    changed = continuing.changed_settings(begun_with, loaded)
     check(loaded)
     with _session(loaded, phases=3 if saved.state.eval_loss is None and not saved.state.step else 2) as session:
         for problem in damaged:
             session.progress.warn(problem.message, "an older checkpoint is used")
+        if changed is not None:
+            session.progress.say(changed)
         job = _prepare(saved.state.extra["data_path"], loaded, session)
         loaded = job.loaded
         done = {"step": saved.state.step, "consumed": saved.state.consumed}
@@ -145,8 +150,9 @@ def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Coll
         note_run(paths.root)  # not before: what is to be set aside must not look like the newest checkpoint
         state = replace(saved.state, micro_batch_tokens=int(loaded.config.training.micro_batch_tokens))
         session.progress.say(f"resuming {paths.run_id} after step {state.step:,}, at row {state.consumed:,}")
+        state = continuing.with_changes(state, begun_with, loaded, plan, job.prepared.order.epoch_rows, session.progress)
         if state.step >= plan.horizon:
-            session.progress.say(f"nothing is left to do; to go on: {_further(paths, loaded, state)}")
+            session.progress.say(f"nothing is left to do; to go on: {continuing.further(paths, loaded, state)}")
         return _run(session, replace(job, loaded=loaded, start=state.consumed), plan, learner, paths, state)
 
 
@@ -157,7 +163,7 @@ def evaluate(target: str, data_path: str | Sequence[str], loaded: LoadedConfig) 
     with _session(loaded, saves=False) as session:
         folder = model_folder(target, loaded, say=session.progress.say)
         with session.progress.phase("data"):
-            tokenizer = load_tokenizer(folder, chat_template=loaded.config.model.chat_template)
+            tokenizer = open_tokenizer(tokenizer_place(folder, loaded.config.model))
             loaded, weights = fit_to_trained(loaded, folder, tokenizer, say=session.progress.say)
             with within_reach(weights):
                 rows = read_all(loaded.config.data, data_path, tokenizer, say=session.progress.say)
@@ -184,7 +190,7 @@ def _prepare(data_path: str | Sequence[str], loaded: LoadedConfig, session: Sess
         base = _find_base(loaded, session)
         if world.is_main:
             world.barrier()
-        tokenizer = load_tokenizer(base, chat_template=model.chat_template)
+        tokenizer = open_tokenizer(tokenizer_place(base, model))
         loaded = fit_to_model(loaded, base, tokenizer, say=progress.say)
         with within_reach(base):
             prepared = prepare(loaded.config.data, data_path, tokenizer, say=progress.say)
@@ -258,7 +264,7 @@ def _run(session: Session, job: Job, plan: Plan, learner: Learner, paths: RunPat
         recorder = open_recorder(stack, session, job, learner, paths, state)
         recorder.event("resumed" if state.step else "started", step=state.step, horizon=plan.horizon)
         answers = Answers(job, learner, recorder, world, first=state.extra.get("first"))
-        run = make_run(session, job, plan, learner, paths, recorder, answers)
+        run = make_run(session, job, plan, learner, paths, recorder, answers, state)
         stack.callback(run.loader.close)
         recorder.status("running", state.step, plan.horizon, **told)
         try:
@@ -279,7 +285,7 @@ def _run(session: Session, job: Job, plan: Plan, learner: Learner, paths: RunPat
         recorder.event(ending, step=outcome.state.step, reason=outcome.reason)
         world.barrier()
         if asked:
-            raise Stopped(_stopped(outcome, plan, paths))
+            raise Stopped(continuing.stopped(outcome, plan, paths))
     return Result(paths, outcome, answers.first, answers.last, answers.samples(), job.loaded)
 
 
@@ -292,17 +298,3 @@ def _evaluate_first(session: Session, answers: Answers, state: TrainerState) -> 
     first = {"evaluation": asdict(found) if found is not None else None, "answers": answers.said[0] if answers.said else []}
     state = replace(state, extra={**state.extra, "first": first})
     return state if found is None else after_evaluation(state, found)
-
-
-def _further(paths: RunPaths, loaded: LoadedConfig, state: TrainerState) -> str:
-    """The command that goes on with a run that has reached its end."""
-    more = f"--epochs {2 * loaded.config.training.epochs:g}"
-    if loaded.config.training.max_steps is not None:
-        more = f"--max-steps {2 * state.step}"
-    return f"llamahome train-resume {as_typed(paths.root)} {more}"
-
-
-def _stopped(outcome: Outcome, plan: Plan, paths: RunPaths) -> Problem:
-    saved = as_typed(outcome.checkpoint or paths.root)
-    message = f"stopped after step {outcome.state.step:,} of {plan.horizon:,}; {saved} is complete"
-    return Problem(code="run.stopped", message=message, hint=f"llamahome train-resume {as_typed(paths.root)}")

@@ -9,6 +9,7 @@ from typing import Any
 from llamahome.assembly import Job, Learner, Plan, Session, evaluation_batches, flops_per_token
 from llamahome.checkpoint.state import TrainerState
 from llamahome.config.schema import interval
+from llamahome.continuing import rate_of
 from llamahome.data.report import lost_lines
 from llamahome.data.steps.loader import Loader
 from llamahome.data.store.table import ExampleTable
@@ -26,7 +27,7 @@ from llamahome.saving import Beside, save_checkpoint
 from llamahome.training.evaluate import Evaluation, evaluate
 from llamahome.training.loop import Limits, Run
 from llamahome.training.saves import Save, SaveBeside, Tell
-from llamahome.training.schedule import Due, learning_rate, warmup_steps
+from llamahome.training.schedule import Due
 
 _TEXT_PROMPT = 32
 """Tokens of a plain text that are given as the prompt of a sample."""
@@ -99,7 +100,7 @@ class Answers:
 
     def _answer(self, step: int) -> None:
         tokens = [prompt.tokens for prompt in self._prompts]
-        model, end_ids = self._learner.model, self._tokenizer.end_ids
+        model, end_ids = self._learner.model, self._tokenizer.all_ends
         ids = self._learner.placement.within(lambda: generate(model, tokens, end_ids=end_ids, max_new_tokens=ANSWER_TOKENS))
         said = [self._tokenizer.decode(row) for row in ids]
         self.said.append(said)
@@ -136,11 +137,12 @@ def open_recorder(stack: ExitStack, session: Session, job: Job, learner: Learner
     return recorder
 
 
-def make_run(session: Session, job: Job, plan: Plan, learner: Learner, paths: RunPaths, recorder: Recorder, answers: Answers) -> Run:
-    """Everything the loop gets. The caller closes the loader."""
+def make_run(
+    session: Session, job: Job, plan: Plan, learner: Learner, paths: RunPaths, recorder: Recorder, answers: Answers, state: TrainerState
+) -> Run:
+    """Everything the loop gets; `state` is where it begins. The caller closes the loader."""
     config, world, prepared = job.loaded.config, session.world, job.prepared
     training, peak, backend = config.training, float(config.training.learning_rate), learner.objective.backend
-    warmup = warmup_steps(training.warmup, plan.horizon)
     loader = Loader(
         prepared.examples,
         prepared.order,
@@ -165,7 +167,7 @@ def make_run(session: Session, job: Job, plan: Plan, learner: Learner, paths: Ru
         objective=learner.objective.loss_sum,
         optimizer=learner.optimizer,
         loader=loader,
-        rate=lambda step: learning_rate(step, peak=peak, horizon=plan.horizon, warmup=warmup, shape=training.schedule),
+        rate=rate_of(state),
         evaluate=answers.evaluate,
         save=save,
         save_beside=save_beside,

@@ -15,10 +15,12 @@ from llamahome.checkpoint.manifest import Fingerprints
 from llamahome.checkpoint.state import TrainerState
 from llamahome.checkpoint.together import save_together
 from llamahome.config.load import dump_config
+from llamahome.data.text.ends import learned_ends
 from llamahome.distributed.tensorfiles import TAKES_PART, WRITES_ALL, Part, Pieces, write_files
 from llamahome.distributed.world import World
 from llamahome.errors import Problem
 from llamahome.model.adapter import changing, save_in_parts, save_model
+from llamahome.model.ends import name_ends, name_eos
 from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.resources import free_memory_bytes
 from llamahome.rundir import RunPaths
@@ -44,9 +46,21 @@ def write_model(
         files = save_in_parts(learner.model, folder, base=learner.base, weights=weights, part=part)
     elif part.number == 0:
         save_model(learner.saved, folder, base=learner.base, weights=taken)
-    if job.loaded.config.model.chat_template is not None and part.number == 0:
-        shutil.copyfile(job.loaded.config.model.chat_template, folder / "chat_template.jinja")
+    if part.number == 0:
+        _write_ways(job, learner, folder)
     return files
+
+
+def _write_ways(job: Job, learner: Learner, folder: Path) -> None:
+    """The chat template with which the rows were written, and the tokens that were learned as ends."""
+    model, tokenizer, report = job.loaded.config.model, job.tokenizer, job.prepared.report
+    if model.chat_template is not None:
+        shutil.copyfile(model.chat_template, folder / "chat_template.jinja")
+    if report.system_merged or (model.system_role == "merge" and report.format != "text"):
+        (folder / "chat_template.jinja").write_text(tokenizer.template.text, encoding="utf-8")
+    if model.eos_token is not None:
+        name_eos(folder, model.eos_token)
+    name_ends(folder, learner.base, learned_ends(tokenizer, chats=report.format != "text"))
 
 
 def write_final(job: Job, learner: Learner, paths: RunPaths, world: World) -> None:

@@ -144,6 +144,31 @@ def test_more_epochs_can_be_asked_for_at_resume(project: Project) -> None:
     assert shown["settings"]["training.epochs"] == 2 and shown["horizon"] == 10
 
 
+def test_a_longer_run_goes_on_from_its_rate_and_shows_both_rates_also_after_a_kill(project: Project) -> None:
+    project.type("train", "chats.jsonl", "--set", "checkpoint.every=1 step", "--set", "checkpoint.keep_last=9").expect(0)
+    longer = ("train-resume", "latest", "--epochs", "2")
+    said = project.type(*longer).expect(0).err
+    rates = project.run.by_step("train/learning_rate")
+    assert "changed: training.epochs 1 -> 2" in said and "the run ends at step 10 instead of 5" in said
+    assert f"learning rate {rates[5]:.2e} in step 5, {rates[6]:.2e} in step 6" in said and "replan would make it" in said
+    assert rates[5] > rates[6] > rates[10] > 0
+    course = Course.of(project.run)
+    again = project.type("train-resume", "output/training/checkpoint-7").expect(0)
+    assert "learning rate" not in again.err and Course.of(project.run) == course
+    assert project.type("train-resume", "output/training/checkpoint-5", "--epochs", "2", at=after_step(3, "SIGKILL")).status < 0
+    project.type("train-resume", "latest").expect(0)
+    assert Course.of(project.run) == course and project.run.by_step("train/learning_rate") == rates
+
+
+def test_a_finished_run_is_told_a_command_that_teaches_it_more(project: Project) -> None:
+    project.type("train", "chats.jsonl").expect(0)
+    told = project.type("train-resume", "latest").expect(0).err
+    command = told.partition("to go on: llamahome ")[2].splitlines()[0]
+    assert "warning" not in project.type(*command.split()).expect(0).err
+    rates = project.run.by_step("train/learning_rate")
+    assert rates[6] > 3 * rates[5]
+
+
 def test_a_run_resumed_with_another_batch_size_still_ends_at_max_steps(project: Project) -> None:
     project.type("train", "chats.jsonl", "--max-steps", "2").expect(0)
     project.type("train-resume", "latest", "--set", "training.max_steps=4", "--set", "training.batch_size=3").expect(0)

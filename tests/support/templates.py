@@ -38,7 +38,9 @@ class Family:
     swallow: bool = False
     """Whether special tokens take the white space behind them."""
     system: bool = True
-    """Whether a system turn is rendered."""
+    """Whether the template writes a system turn."""
+    merges: bool = False
+    """Whether, if not, a system text belongs before the first question."""
 
     def tokenizer(self, template: str | None = None) -> PreTrainedTokenizerFast:
         """A tokenizer trained in this session, with the family's template or another one."""
@@ -143,8 +145,11 @@ def _qwen3(turns: list[Turn]) -> Pieces:
 
 
 def _gemma(turns: list[Turn]) -> Pieces:
+    system, rest = _split_system(turns)
+    if system is not None:
+        rest = [("user", f"{system}\n\n{rest[0][1]}"), *rest[1:]]
     pieces: Pieces = [("<bos>", False)]
-    for role, text in turns:
+    for role, text in rest:
         name = "model" if role == "assistant" else role
         pieces += [(f"<start_of_turn>{name}\n", False), (f"{text.strip()}<end_of_turn>", role == "assistant"), ("\n", False)]
     return pieces
@@ -237,6 +242,7 @@ QWEN3 = """
 {{ '<|im_end|>\\n' }}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"""
+NO_SYSTEM = "{%- if messages[0].role == 'system' -%}{{ raise_exception('there is no system role') }}{%- endif -%}" + CHATML
 GEMMA = """
 {{- bos_token -}}
 {%- if messages[0].role == 'system' -%}{{ raise_exception('there is no system role') }}{%- endif -%}
@@ -262,7 +268,10 @@ FAMILIES = {
     "Mistral": Family(MISTRAL, _mistral, ("<s>", "</s>", "[INST]", "[/INST]"), eos="</s>", bos="<s>", sentencepiece=True),
     "Qwen 2.5": Family(QWEN25, lambda turns: _chatml(turns, "You are kind."), _IM, eos="<|im_end|>", plain_added=_CALLS),
     "Qwen 3": Family(QWEN3, _qwen3, _IM, eos="<|im_end|>", plain_added=_THINK),
-    "Gemma": Family(GEMMA, _gemma, ("<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"), eos="<eos>", bos="<bos>", system=False),
+    "Gemma": Family(
+        GEMMA, _gemma, ("<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"), eos="<eos>", bos="<bos>", system=False, merges=True
+    ),
+    "No system": Family(NO_SYSTEM, _chatml, ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), eos="<|im_end|>", system=False),
     "Phi": Family(PHI, _phi, ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"), eos="<|endoftext|>", swallow=True),
     "ChatML": Family(CHATML, _chatml, _IM, eos="<|im_end|>"),
     "Zephyr": Family(ZEPHYR, _zephyr, ("<s>", "</s>"), eos="</s>", bos="<s>", sentencepiece=True),

@@ -22,6 +22,9 @@ from llamahome.units import many
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from llamahome.config.schema import DataConfig
+    from llamahome.data.files.sources import Source
+    from llamahome.data.text.tokens import ChatTokenizer
     from llamahome.data.view import Kind, Only, ShownRow
 
 data_app = typer.Typer(
@@ -108,12 +111,12 @@ def show(
         message = f"there is no row {row}; the rows are 0 to {len(source) - 1}"
         raise UsageError(Problem(code="usage.no-such-row", message=message, where="--row", hint=f"--row {len(source) - 1} is the last"))
 
-    from llamahome.data.text.tokens import load_tokenizer
+    from llamahome.data.text.tokens import open_tokenizer
     from llamahome.data.view import view
 
     place = datacheck.tokenizer_of(loaded.config.model)
     settings = fitted(loaded, place).config
-    tokenizer = load_tokenizer(place[0], chat_template=place[1])
+    tokenizer = open_tokenizer(place)
     only: Only | None = "cut" if cut else "no-target" if no_target else None
     if longest:
         numbers: Sequence[int] = datacheck.longest_rows(path, settings.data, place, rows)
@@ -135,11 +138,21 @@ def show(
         left -= 1
         if not left:
             break
+    _tell_ends(source, settings.data, tokenizer)
     if only and problems:
         bad = many(len(problems), "row")
         typer.echo(f"{bad} that cannot be used not shown: llamahome data check {shlex.quote(path)}", err=True)
     elif problems:
         raise DataError(problems)
+
+
+def _tell_ends(source: "Source", data: "DataConfig", tokenizer: "ChatTokenizer") -> None:
+    """What should be known of how such rows are written and end, on stderr."""
+    from llamahome.data.prepare import first_format
+    from llamahome.data.text.ends import notes_of
+
+    for note in notes_of(tokenizer, chats=first_format(source, data.format, data.columns).name != "text"):
+        typer.echo(note, err=True)
 
 
 def print_row(shown: "ShownRow", console: "Console") -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from llamahome.data.checks.findings import Found
     from llamahome.data.checks.fix import Fixed
     from llamahome.data.checks.stats import Stats
+    from llamahome.data.text.place import TokenizerPlace
 
 Paths = Annotated[list[str], typer.Argument(help="Files, folders or globs.", metavar="PATH...")]
 Model = Annotated[str | None, typer.Option("--model", help="Whose tokenizer and chat template to use.")]
@@ -140,7 +141,7 @@ def _free_name() -> str:
     return next(name for name in names if not Path(name).exists())
 
 
-def longest_rows(path: str, data: "DataConfig", tokenizer: tuple[str, str | None], count: int) -> list[int]:
+def longest_rows(path: str, data: "DataConfig", tokenizer: "TokenizerPlace", count: int) -> list[int]:
     """Numbers of the rows with the most tokens, the longest first; raises DataError when the rows cannot be read."""
     import numpy as np
 
@@ -151,14 +152,16 @@ def longest_rows(path: str, data: "DataConfig", tokenizer: tuple[str, str | None
     return [int(number) for number in usable[np.argsort(-facts.tokens[usable], kind="stable")[:count]]]
 
 
-def tokenizer_of(model: "ModelConfig") -> tuple[str, str | None]:
-    """The folder that holds the tokenizer, and the chat template; model/ (and torch) is imported only when the model is not there yet."""
+def tokenizer_of(model: "ModelConfig") -> "TokenizerPlace":
+    """The folder that holds the tokenizer, with its settings; model/ (and torch) is imported only when the model is not there yet."""
+    from llamahome.data.text.place import tokenizer_place
+
     for folder in (Path(model.name).expanduser(), BASE_MODELS / model.name):
         if (folder / "tokenizer.json").is_file():
-            return str(folder), model.chat_template
+            return tokenizer_place(folder, model)
     from llamahome.model.load import find_model
 
-    return str(find_model(model.name, revision=model.revision, say=lambda text: typer.echo(text, err=True))), model.chat_template
+    return tokenizer_place(find_model(model.name, revision=model.revision, say=lambda text: typer.echo(text, err=True)), model)
 
 
 def _settings(config: list[Path] | None, assignments: list[str] | None, flags: dict[str, tuple[str, str | None]]) -> "LoadedConfig":
@@ -225,7 +228,7 @@ def _summary(checked: "Checked", seconds: float) -> Iterator[str]:
         if side is not None:
             files = many(len(side.source.paths), "file")
             bad = len(side.facts) - int(side.facts.usable.sum())
-            yield from side.source.notes
+            yield from (*side.source.notes, *(side.notes if side is checked.main else ()))
             if side.source.ignored:
                 yield f"{many(len(side.source.ignored), 'data file')} not read: {', '.join(side.source.ignored[:3])}"
             yield f"{many(len(side.facts), 'row')}{name} in {files}, format {side.format or 'not known'}, {bad:,} cannot be used"

@@ -28,11 +28,10 @@ def prepare(
     settings = load_config(config or (), assignments=assignments or (), flags=flags).config
 
     from llamahome.data.prepare import prepare as make
-    from llamahome.data.text.tokens import load_tokenizer
+    from llamahome.data.text.tokens import open_tokenizer
     from llamahome.units import show_bytes, show_seconds
 
-    folder, template = datacheck.tokenizer_of(settings.model)
-    tokenizer = load_tokenizer(folder, chat_template=template)
+    tokenizer = open_tokenizer(datacheck.tokenizer_of(settings.model))
     started = time.monotonic()
     data = settings.data.model_copy(update={"streaming": False})
     found = make(data, paths, tokenizer, say=lambda text: print(text, file=sys.stderr, flush=True))

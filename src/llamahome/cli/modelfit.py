@@ -7,24 +7,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llamahome.config.load import LoadedConfig
     from llamahome.data.checks.compare import Side
-
-Tokenizer = tuple[str, str | None]
-"""Folder and chat template."""
+    from llamahome.data.text.place import TokenizerPlace
 
 
-def fitted(loaded: "LoadedConfig", tokenizer: Tokenizer) -> "LoadedConfig":
+def fitted(loaded: "LoadedConfig", tokenizer: "TokenizerPlace") -> "LoadedConfig":
     """The settings as far as the model goes whose folder and template these are; a folder of a tokenizer alone has no limits."""
-    from llamahome.data.text.tokens import load_tokenizer
+    from llamahome.data.text.tokens import open_tokenizer
     from llamahome.fitting import fit_to_model
 
     folder = Path(tokenizer[0])
     if not (folder / "config.json").is_file():
         return loaded
-    read = load_tokenizer(folder, chat_template=tokenizer[1])
+    read = open_tokenizer(tokenizer)
     return fit_to_model(loaded, folder, read, say=lambda line: print(line, file=sys.stderr))
 
 
-def warn_of_length(loaded: "LoadedConfig", tokenizer: Tokenizer, sides: list["Side"]) -> None:
+def warn_of_length(loaded: "LoadedConfig", tokenizer: "TokenizerPlace", sides: list["Side"]) -> None:
     """Warn of usable rows that are longer than the model was trained on."""
     from llamahome import fitting
 
@@ -34,7 +32,7 @@ def warn_of_length(loaded: "LoadedConfig", tokenizer: Tokenizer, sides: list["Si
         fitting.warn_of_length(loaded, folder, longest, warn=lambda message, why: print(f"warning: {message}: {why}", file=sys.stderr))
 
 
-def positions_of(tokenizer: Tokenizer | None) -> int | None:
+def positions_of(tokenizer: "TokenizerPlace | None") -> int | None:
     """Positions of the model, None where it has no table of them or is not known."""
     from llamahome.model.limits import limits_of
 

@@ -7,52 +7,14 @@ only when the program obeys it: tests/test_architecture.py fails for one that no
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from llamahome.config.columns import check_columns
-from llamahome.units import Interval, parse_interval, parse_nodes, parse_rows
+from llamahome.config.written import Amount, AutoInterval, IntervalText, Nodes, PositiveInt, SecondsText
+from llamahome.units import Interval, parse_interval, parse_nodes
 
 Auto = Literal["auto"]
-PositiveInt = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-def _interval_text(text: str) -> str:
-    parse_interval(text)
-    return text
-
-
-def _interval_or_auto(text: str) -> str:
-    return text if text == "auto" else _interval_text(text)
-
-
-def _seconds_text(text: str) -> str:
-    if parse_interval(text).unit != "seconds":
-        raise ValueError(f"{text!r} is not a time; use s, min or h")
-    return text
-
-
-IntervalText = Annotated[str, AfterValidator(_interval_text), Field(examples=["500 steps", "1 epoch", "10 min"])]
-AutoInterval = Annotated[str, AfterValidator(_interval_or_auto), Field(examples=["auto", "500 steps", "1 epoch", "10 min"])]
-SecondsText = Annotated[str, AfterValidator(_seconds_text), Field(examples=["2 s", "10 min", "1 h"])]
-
-
-def _rows_text(text: str) -> str:
-    parse_rows(text)
-    return text
-
-
-def _nodes_text(text: str) -> str:
-    parse_nodes(text)
-    return text
-
-
-def _counted(value: object) -> object:
-    return int(value) if isinstance(value, str) and value.isdecimal() else value
-
-
-Nodes = Annotated[PositiveInt | Annotated[str, AfterValidator(_nodes_text)], BeforeValidator(_counted), Field(examples=["2", "1:2"])]
-Amount = Annotated[float, Field(ge=0)] | Annotated[str, AfterValidator(_rows_text)]
 
 
 class Section(BaseModel):
@@ -85,6 +47,11 @@ class ModelConfig(Section):
     """A .jinja file that replaces the model's own chat template."""
     resize_embeddings: bool = False
     """Where the tokenizer has more tokens than the embedding has rows: add rows, train them (with adapters these alone) and save them."""
+    eos_token: str | None = None
+    """A token of the vocabulary that ends a text, where the tokenizer names none or another one; it is learned and saved with the model."""
+    system_role: Literal["auto", "turn", "merge"] = "auto"
+    """What becomes of system texts: a turn of their own, or merged into the first question, in rows and in the template that is saved.
+    auto: merged where the template is of Gemma's or Mistral's kind and takes no system turn."""
 
 
 class DataConfig(Section):
@@ -166,6 +133,14 @@ class TrainingConfig(Section):
     """Source of all randomness: order of rows, initial adapter, dropout."""
     max_bad_steps: PositiveInt = 3
     """Steps in a row with a loss or gradient that is not finite (their updates are refused) before the run ends as diverged."""
+
+
+class ScheduleConfig(Section):
+    """The learning rate of a run that goes on with another end."""
+
+    on_extend: Literal["keep", "replan"] = "keep"
+    """What the learning rate does when a resumed run becomes longer or shorter. keep: it goes on from that of the last step and falls to
+    zero at the new end. replan: it becomes that of a run planned to the new end from the beginning, which may be a jump."""
 
 
 class LoraConfig(Section):
@@ -280,6 +255,7 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
     lora: LoraConfig = LoraConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

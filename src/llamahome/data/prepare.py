@@ -27,10 +27,11 @@ from llamahome.data.steps.mixture import RowOrder, order_of
 from llamahome.data.store.counts import SHOWN, Counts
 from llamahome.data.store.judging import allowed_bad, judge_all, require_targets
 from llamahome.data.store.reading import Reading, read_rows
-from llamahome.data.store.shards import Task, make_store, ready_store, what_decides
+from llamahome.data.store.shards import MERGED, Task, make_store, ready_store, what_decides
 from llamahome.data.store.store import Store
 from llamahome.data.store.streaming import Streamed
 from llamahome.data.store.table import ExampleTable, join
+from llamahome.data.text.ends import notes_of
 from llamahome.data.text.tokens import ChatTokenizer, require_chat_template
 from llamahome.distributed.processors import usable_cpus
 from llamahome.errors import DataError, MachineError, Problem
@@ -265,7 +266,8 @@ def _fingerprint(reading: Reading, hashes: NDArray[np.uint64], held: float | str
     digest = hashlib.sha256()
     for begin in range(0, len(hashes), 1 << 20):
         digest.update(hashes[begin : begin + (1 << 20)].astype("<u8", copy=False).tobytes())
-    told: dict[str, Any] = {**what_decides(reading), "held": held, "mixture": data.mixture, "rows": digest.hexdigest()}
+    decides = {key: value for key, value in what_decides(reading).items() if key != MERGED}  # rows without a system text are as before
+    told: dict[str, Any] = {**decides, "held": held, "mixture": data.mixture, "rows": digest.hexdigest()}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
@@ -293,5 +295,6 @@ def _report(reading: Reading, detected: DetectedFormat, counts: Counts, *, dupli
         longest_where=counts.losses.longest_where,
         duplicates=duplicates,
         ignored_files=reading.source.ignored,
-        notes=reading.tokenizer.notes if detected.name != "text" else (),
+        system_merged=counts.system_merged,
+        notes=notes_of(reading.tokenizer, chats=detected.name != "text"),
     )

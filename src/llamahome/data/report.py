@@ -46,6 +46,8 @@ class Report:
     """Places of one of them."""
     shared_apart: tuple[str, ...] = ()
     """Training rows that are also in splits that are left alone, in sentences."""
+    system_merged: int = 0
+    """Rows whose system text was written before the first question."""
     ignored_files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     """What else should be known, in sentences."""
@@ -120,6 +122,9 @@ def lost_lines(counts: Report | Counts) -> list[str]:
         lost.append((counts.dropped, f"rows longer than max_length left out: {cut}"))
     lost.append((counts.split, "rows longer than max_length split"))
     lost.append((counts.without_targets, "rows left out because nothing in them is learned"))
+    lost.append(
+        (counts.system_merged, "rows with the system text before the first question, in the saved chat template too (model.system_role)")
+    )
     if isinstance(counts, Report):
         lost.append((counts.duplicates, "rows with the content of an earlier one"))
         lost.append((counts.shared_with_eval, "rows to train on that are in the evaluation file too" + _for_example(counts)))
@@ -140,5 +145,5 @@ _ONE = {"bad rows": "bad row", "rows": "row", "data files": "data file"}
 
 _SUMMED = (
     *("files", "rows", "kept", "examples", "bad", "overlong_truncated", "overlong_dropped", "split", "without_targets"),
-    *("tokens", "targets", "cut_tokens", "cut_targets", "ignored_files"),
+    *("tokens", "targets", "cut_tokens", "cut_targets", "system_merged", "ignored_files"),
 )

@@ -26,7 +26,9 @@ from llamahome.data.prepare import evaluation_paths, first_format
 from llamahome.data.rows.detect import SAMPLE, DetectedFormat
 from llamahome.data.steps.holdout import held_out
 from llamahome.data.steps.mixture import order_of
-from llamahome.data.text.tokens import load_tokenizer, require_chat_template
+from llamahome.data.text.ends import notes_of
+from llamahome.data.text.place import TokenizerPlace
+from llamahome.data.text.tokens import open_tokenizer, require_chat_template
 from llamahome.errors import DataError, Problem
 from llamahome.units import many
 
@@ -45,8 +47,8 @@ class Request:
 
     paths: tuple[str, ...]
     data: DataConfig
-    tokenizer: tuple[str, str | None] | None = None
-    """Model folder and chat template; None: tokens are not looked at."""
+    tokenizer: TokenizerPlace | None = None
+    """None: tokens are not looked at."""
     near: bool = False
     """Whether near duplicates are looked for; needs datasketch."""
     languages: bool = False
@@ -134,7 +136,7 @@ def _unsought(request: Request) -> list[str]:
 
 def look_over(request: Request, told: Tell, *, watch: Watch = lambda done, rows: None) -> Side | None:
     """One pass over the rows of `request.paths`; None when there is nothing to pass over."""
-    tokenizer = None if request.tokenizer is None else load_tokenizer(request.tokenizer[0], chat_template=request.tokenizer[1])
+    tokenizer = None if request.tokenizer is None else open_tokenizer(request.tokenizer)
     source = open_all(request.paths, told, wanted=request.wanted or to_train(request.data))
     if source is None:
         return None
@@ -161,6 +163,7 @@ def look_over(request: Request, told: Tell, *, watch: Watch = lambda done, rows:
         watch(done, len(source))
         for found in looked.findings:
             told(found)
+    notes = () if tokenizer is None or name is None else notes_of(tokenizer, chats=name != "text")
     return Side(
         source,
         request.data,
@@ -169,6 +172,7 @@ def look_over(request: Request, told: Tell, *, watch: Watch = lambda done, rows:
         losses,
         tokens=place is not None,
         mendable=mendable,
+        notes=notes,
         reason=detected.reason if detected else "",
     )
 

@@ -42,6 +42,8 @@ class Side:
     """Rows that are refused as they are and could be mended."""
     reason: str = ""
     """Why they are believed to be in this format."""
+    notes: tuple[str, ...] = ()
+    """What should be known of how rows are written and end."""
 
     def place(self, number: int) -> Place:
         """Where row `number`, counted over all files, is."""

@@ -28,7 +28,7 @@ from llamahome.data.records import Conversation, Row
 from llamahome.data.rows.detect import SAMPLE, detect
 from llamahome.data.rows.formats import understand
 from llamahome.data.text.targets import encode
-from llamahome.data.text.tokens import ChatTokenizer, load_tokenizer
+from llamahome.data.text.tokens import ChatTokenizer, open_tokenizer
 from llamahome.errors import DataError, MachineError, Problem, UsageError
 
 _STRETCH = 512
@@ -86,7 +86,7 @@ def fix(request: Request, out: Path, *, force: bool = False) -> Fixed:
     source = open_source(request.paths[0] if len(request.paths) == 1 else request.paths, wanted=to_train(request.data))
     refuse_output(out, (*request.paths, *source.paths), force=force)
     name = first_format(source, request.data.format, request.data.columns).name
-    tokenizer = None if request.tokenizer is None else load_tokenizer(request.tokenizer[0], chat_template=request.tokenizer[1])
+    tokenizer = None if request.tokenizer is None else open_tokenizer(request.tokenizer)
     fixed = Fixed()
     record = out.with_name(out.name + CHANGES)
     with _replacing(out, record) as (rows, log):

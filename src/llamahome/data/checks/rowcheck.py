@@ -26,8 +26,10 @@ from llamahome.data.records import Conversation, Row
 from llamahome.data.rows.detect import detect
 from llamahome.data.rows.formats import understand
 from llamahome.data.rows.jsonpath import path_in, show_path, strings
+from llamahome.data.text.ends import end_setting
+from llamahome.data.text.place import TokenizerPlace
 from llamahome.data.text.targets import Encoded, Tokenized, fit, tokenize
-from llamahome.data.text.tokens import ChatTokenizer, load_tokenizer
+from llamahome.data.text.tokens import ChatTokenizer, open_tokenizer
 from llamahome.errors import DataError, Problem
 
 _JSON = (".jsonl", ".ndjson", ".json", "")
@@ -41,8 +43,8 @@ class Scope:
     data: DataConfig
     format: str | None = None
     """None: there is no one format; each row is taken in its own."""
-    tokenizer: tuple[str, str | None] | None = None
-    """Model folder and chat template; None: tokens are not looked at."""
+    tokenizer: TokenizerPlace | None = None
+    """None: tokens are not looked at."""
     near: bool = False
     languages: bool = False
 
@@ -82,7 +84,7 @@ class Looker:
 
     def __init__(self, scope: Scope, *, source: Source | None = None, tokenizer: ChatTokenizer | None = None) -> None:
         if tokenizer is None and scope.tokenizer is not None:
-            tokenizer = load_tokenizer(scope.tokenizer[0], chat_template=scope.tokenizer[1])
+            tokenizer = open_tokenizer(scope.tokenizer)
         self.scope = scope
         self.source = source if source is not None else open_source(scope.paths[0] if len(scope.paths) == 1 else scope.paths)
         self.tokenizer = tokenizer
@@ -256,7 +258,10 @@ def _teaching(whole: Tokenized, encoded: Encoded, tokenizer: ChatTokenizer, data
         reason = longer if encoded.outcome == "truncated" else "write a longer text, or remove the row"
         yield warn("data.nothing-learned", "no token of the row is learned, so it is left out", reason)
     elif not any(len(part) and (int(part[-1]) in tokenizer.end_ids or np.isin(part, tokenizer.end_ids).any()) for part in learned):
-        hint = longer if encoded.outcome == "truncated" else "--set model.chat_template=FILE.jinja with a template that ends each turn"
+        ends = end_setting(tokenizer) if tokenizer.eos_id is None else None
+        hint = (
+            longer if encoded.outcome == "truncated" else ends or "--set model.chat_template=FILE.jinja with a template that ends each turn"
+        )
         yield warn("data.end-not-learned", "the model never learns to end here: no end-of-turn token is learned", hint)
 
 

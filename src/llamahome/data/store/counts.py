@@ -35,6 +35,8 @@ class Counts:
     targets: int = 0
     cut_tokens: int = 0
     cut_targets: int = 0
+    system_merged: int = 0
+    """Rows whose system text was written before the first question."""
     losses: Losses = field(default_factory=Losses)
     """What max_length takes away."""
     longest_needed: int = 0

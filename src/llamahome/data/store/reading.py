@@ -38,6 +38,7 @@ def read_rows(reading: Reading, numbers: Iterable[int]) -> tuple[ExampleTable, C
     """The examples of these rows of the source, in this order, and the counts. Never raises on what a row holds."""
     data, counts = reading.data, Counts()
     rows: list[RowRead] = []
+    merges_system = reading.format_name != "text" and reading.tokenizer.template.merges_system
     for batch in _batches(reading, numbers):
         conversations = [found for found in batch if isinstance(found, Conversation)]
         encoded = iter(
@@ -51,6 +52,7 @@ def read_rows(reading: Reading, numbers: Iterable[int]) -> tuple[ExampleTable, C
             else:
                 assert isinstance(found, Conversation)
                 rows.append(_kept(result))
+                counts.system_merged += merges_system and found.text is None and found.turns[0]["role"] == "system"
                 counts.note_length(result, found.row.where, kept=bool(rows[-1].examples))
     table = build_table(rows, reading.source.paths)
     counts.count_table(table)

@@ -35,6 +35,7 @@ _WORTH_A_PROCESS = 1 << 22
 """Text (4 MiB) from which on another process is quicker than this one alone: starting one takes about a second."""
 _TELL_EVERY_S = 10.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MERGED = "system texts merged"
 _JUDGING = {"format", "on_bad_row", "max_bad_share", "max_lost_share", "eval_split", "eval_path", "split", "subset"}
 _JUDGING |= {"streaming", "mixture"}
 """Settings that do not change what becomes of a row; `format` counts as what it was found to be."""
@@ -98,7 +99,9 @@ class Task:
 def what_decides(reading: Reading) -> dict[str, Any]:
     """What decides about the examples of a row besides the row: tokenizer, template, settings."""
     settings = reading.data.model_dump(exclude=_JUDGING)
-    return {"tokenizer": reading.tokenizer.fingerprint, "format": reading.format_name, "settings": settings}
+    merged = reading.format_name != "text" and reading.tokenizer.template.merges_system
+    told = {"tokenizer": reading.tokenizer.fingerprint, "format": reading.format_name, "settings": settings}
+    return {**told, MERGED: True} if merged else told  # a new key only where it matters: what lies there stays right
 
 
 def ready_store(task: Task) -> Store | None:

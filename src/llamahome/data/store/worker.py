@@ -24,6 +24,7 @@ from llamahome.data.files.sources import open_source
 from llamahome.data.store.messages import FAILED, PROBLEMS, READY, ROWS, receive, send
 from llamahome.data.store.packed import pack
 from llamahome.data.store.reading import Reading, read_rows
+from llamahome.data.text.place import SystemRole
 from llamahome.data.text.tokens import ChatTokenizer, load_tokenizer
 from llamahome.errors import LlamaHomeError
 
@@ -73,17 +74,17 @@ def _listen(requests: Requests, parent: int) -> None:
 
 def _open(message: bytes) -> Reading:
     told = json.loads(message)
-    tokenizer = _tokenizer(told["tokenizer"])
+    tokenizer = _tokenizer(told["tokenizer"], told["system_role"])
     source = open_source(told["opened"])
     return Reading(tuple(told["opened"]), source, DataConfig.model_validate(told["data"]), told["format"], tokenizer)
 
 
-def _tokenizer(files: dict[str, str]) -> ChatTokenizer:
+def _tokenizer(files: dict[str, str], system_role: SystemRole) -> ChatTokenizer:
     """The tokenizer that its files describe; the parent compares fingerprints before it believes that it is the same."""
     with tempfile.TemporaryDirectory(prefix="llamahome-") as folder:
         for name, text in files.items():
             Path(folder, name).write_text(text, encoding="utf-8")
-        return load_tokenizer(folder)
+        return load_tokenizer(folder, system_role=system_role)
 
 
 def answer(reading: Reading, numbers: Sequence[int]) -> bytes:

@@ -201,6 +201,7 @@ class _Worker:
 def _description(reading: Reading) -> bytes:
     told = {
         "tokenizer": reading.tokenizer.describe(),
+        "system_role": reading.tokenizer.system_role,
         "opened": reading.source.paths,  # and not what was typed: which split of it is read was decided
         "data": reading.data.model_dump(),
         "format": reading.format_name,

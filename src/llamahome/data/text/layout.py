@@ -9,6 +9,7 @@ from llamahome.data.rows.fault import Finding
 from llamahome.data.rows.toolcalls import shown_definitions, texts_of
 from llamahome.data.text.frames import find_frame
 from llamahome.data.text.spans import Span, check_shown, find_span, marked_spans
+from llamahome.data.text.system import way_out
 from llamahome.data.text.tokens import ChatTokenizer
 
 TrainOn = Literal["assistant", "all", "last"]
@@ -29,6 +30,13 @@ def lay_out(conversation: Conversation, tokenizer: ChatTokenizer, *, train_on: T
     """The layout of one conversation; raises Finding when it cannot be shown what would be learned of it."""
     if conversation.text is not None:
         return _plain(conversation.text, tokenizer)
+    try:
+        return _chat(conversation, tokenizer, train_on=train_on)
+    except Finding as finding:
+        raise way_out(finding, conversation.turns, tokenizer.template) from finding
+
+
+def _chat(conversation: Conversation, tokenizer: ChatTokenizer, *, train_on: TrainOn) -> Layout:
     _refuse_control_tokens(conversation, tokenizer)
     turns = conversation.turns
     if train_on == "all":

@@ -33,6 +33,10 @@ class ChatTemplate:
 
     def __init__(self, plain: str, with_tools: str, *, compiler: Callable[[str], Any], variables: dict[str, Any]) -> None:
         self._texts = {False: plain, True: with_tools}
+        self._preceded: ChatTemplate | None = None
+        self.text = plain
+        self.merges_system = False
+        """Whether it was made to write a system text before the first question."""
         self._compiler = compiler
         self._variables = variables
         self._compiled: dict[str, Any] = {}
@@ -41,6 +45,14 @@ class ChatTemplate:
         """Whether it asks for the day it is rendered on."""
         self.has_marks = _GENERATION.search(plain) is not None
         """Whether it says itself what the assistant writes, with `{% generation %}`."""
+
+    def preceded_by(self, words: str) -> "ChatTemplate":
+        """The same template with the words before it that move a system text; made once, and always with the same words."""
+        if self._preceded is None:
+            texts = words + self._texts[False], words + self._texts[True]
+            self._preceded = ChatTemplate(*texts, compiler=self._compiler, variables=self._variables)
+            self._preceded.merges_system = True
+        return self._preceded
 
     def render(self, turns: Sequence[dict[str, Any]], *, tools: Sequence[dict[str, Any]], prompt: bool, date: datetime.date) -> str:
         """The chat as one text, with the beginning of an answer when `prompt`; raises Finding when the template refuses it."""

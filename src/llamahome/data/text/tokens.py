@@ -14,14 +14,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from llamahome.data.rows.fault import Finding
+from llamahome.data.text.opening import check_template, read_stops, read_template, set_eos
+from llamahome.data.text.place import SystemRole, TokenizerPlace
 from llamahome.data.text.spelling import Spelling, read_spelling
+from llamahome.data.text.system import for_system_turns, way_out
 from llamahome.data.text.template import TEMPLATE_DATE, ChatTemplate
 from llamahome.data.text.vocabulary import why_no_tokenizer
 from llamahome.errors import ConfigError, DataError, Problem
@@ -46,8 +48,9 @@ class Pieces:
 class ChatTokenizer:
     """A fast tokenizer with its chat template."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, system_role: SystemRole = "auto", stop_ids: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
+        self.system_role: SystemRole = system_role
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -63,6 +66,8 @@ class ChatTokenizer:
         self.eos_id: int | None = tokenizer.eos_token_id
         self.bos_token: str | None = tokenizer.bos_token
         self.bos_id: int | None = tokenizer.bos_token_id
+        self.stop_ids = tuple(number for number in stop_ids if 0 <= number < len(tokenizer))
+        """What the files of the model call an end; tokens alone, although a model may name others."""
         self.frames: dict[Any, Any] = {}
         """What data/text/frames.py has learned of the template."""
         self._control = _any_of(special)
@@ -98,17 +103,15 @@ class ChatTokenizer:
         found = [] if self.turn_end is None else [self.added_tokens[self.turn_end]]
         return tuple(found) if self.eos_id is None or self.eos_id in found else (*found, self.eos_id)
 
-    @cached_property
-    def size(self) -> int:
-        """Rows that an embedding needs for every token: the greatest id and one."""
-        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    @property
+    def all_ends(self) -> tuple[int, ...]:
+        """Tokens at which the model is not asked to go on: `end_ids`, and what its files name."""
+        return tuple(dict.fromkeys((*self.end_ids, *self.stop_ids)))
 
     @cached_property
-    def greatest_id(self) -> int:
-        """The greatest id that a row can hold: of ordinary tokens, of the template's and of the ends; other control tokens are refused."""
-        written = (self.chat_template or "", self.eos_token or "", self.bos_token or "")
-        unused = {text for text in self.control_tokens if not any(text in used for used in written)}
-        return max((number for text, number in self._backend.get_vocab(with_added_tokens=True).items() if text not in unused), default=-1)
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token, by its own spelling."""
+        return dict(self._backend.get_vocab(with_added_tokens=True))
 
     @cached_property
     def spelling(self) -> Spelling | None:
@@ -134,7 +137,9 @@ class ChatTokenizer:
         """The chat template, ready to render; raises DataError when the model has none."""
         require_chat_template(self, what="a chat is to be rendered")
         plain, with_tools = self._tokenizer.get_chat_template(), self._tokenizer.get_chat_template(tools=[{}])
-        return ChatTemplate(plain, with_tools, compiler=_compile_jinja_template, variables=dict(self._tokenizer.special_tokens_map))
+        variables = dict(self._tokenizer.special_tokens_map)
+        own = ChatTemplate(plain, with_tools, compiler=_compile_jinja_template, variables=variables)
+        return for_system_turns(own, self.system_role)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -182,8 +187,11 @@ class ChatTokenizer:
         require_chat_template(self, what="this is a chat")
         try:
             text = self.template.render(turns, tools=(), prompt=True, date=datetime.date.today())
+            if turns[0]["role"] == "system" and turns[0]["content"].strip() not in text:
+                raise Finding("data.turn-left-out", "the model's chat template leaves out the system message")
         except Finding as finding:
-            raise DataError(Problem(code=finding.code, message=finding.message, hint=finding.hint)) from finding
+            told = way_out(finding, turns, self.template)
+            raise DataError(Problem(code=told.code, message=told.message, hint=told.hint)) from finding
         return [int(number) for number in self.encode([text])[0].ids]
 
     def decode(self, ids: Sequence[int] | NDArray[np.int32]) -> str:
@@ -226,13 +234,25 @@ class ChatTokenizer:
         return texts
 
 
-def load_tokenizer(folder: str | Path, *, chat_template: str | None = None) -> ChatTokenizer:
-    """The tokenizer of a model folder, with its own chat template or the one in the file `chat_template`.
+def open_tokenizer(place: TokenizerPlace) -> ChatTokenizer:
+    """What `load_tokenizer` gives."""
+    folder, template, eos, role = TokenizerPlace(*place)
+    return load_tokenizer(folder, chat_template=template, eos_token=eos, system_role=role)
 
-    Raises ConfigError when the folder has no fast tokenizer or the template is no Jinja.
+
+def load_tokenizer(
+    folder: str | Path,
+    *,
+    chat_template: str | None = None,
+    eos_token: str | None = None,
+    system_role: SystemRole = "auto",
+) -> ChatTokenizer:
+    """The tokenizer of a model folder, with its own chat template and end token or those that are given.
+
+    Raises ConfigError when the folder has no fast tokenizer, the template is no Jinja, or the vocabulary has no such end token.
     """
     place = Path(folder)
-    template = _read_template(chat_template) if chat_template is not None else None
+    template = read_template(chat_template) if chat_template is not None else None
     try:
         tokenizer = _open(place)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
@@ -241,9 +261,11 @@ def load_tokenizer(folder: str | Path, *, chat_template: str | None = None) -> C
         raise ConfigError(why_no_tokenizer(place, None, slow=type(tokenizer).__name__))
     if template is not None:
         tokenizer.chat_template = template
-    wrapped = ChatTokenizer(tokenizer)
+    if eos_token is not None:
+        set_eos(tokenizer, eos_token)
+    wrapped = ChatTokenizer(tokenizer, system_role=system_role, stop_ids=read_stops(place))
     if wrapped.chat_template is not None:
-        _check_template(wrapped, chat_template or str(place))
+        check_template(wrapped.render, chat_template or str(place))
     return wrapped
 
 
@@ -269,28 +291,6 @@ def _open(place: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
-
-
-def _read_template(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        hint = "--set model.chat_template=FILE.jinja with a file that exists"
-        message = f"cannot read the chat template: {reason}"
-        raise ConfigError(Problem(code="model.bad-chat-template", message=message, where=path, hint=hint)) from error
-
-
-def _check_template(tokenizer: ChatTokenizer, where: str) -> None:
-    """ConfigError when the template cannot be compiled; what it refuses of single chats is a matter of those rows."""
-    try:
-        tokenizer.render([{"role": "user", "content": "a"}])
-    except Finding as finding:
-        error = finding.__cause__
-        if isinstance(error, jinja2.TemplateSyntaxError):
-            message = f"the chat template is not valid Jinja: {error.message}"
-            problem = Problem(code="model.bad-chat-template", message=message, where=f"{where}:{error.lineno}", hint="mend that line")
-            raise ConfigError(problem) from error
 
 
 def _any_of(words: Any) -> re.Pattern[str]:
