@@ -104,8 +104,7 @@ def show(
     if len(chosen) > 1:
         message = f"{' and '.join(chosen)} cannot be given together"
         raise UsageError(Problem(code="usage.two-filters", message=message, hint=f"only {chosen[0]}, or only {chosen[1]}"))
-    flags = {"model.name": ("--model", model)} if model is not None else None
-    loaded = load_config(config or (), assignments=assignments or (), flags=flags)
+    loaded = load_config(config or (), assignments=assignments or (), flags={"model.name": ("--model", model)} if model else None)
     source = open_source(path, say=lambda note: typer.echo(note, err=True), wanted=to_train(loaded.config.data))
     if row is not None and row >= len(source):
         message = f"there is no row {row}; the rows are 0 to {len(source) - 1}"
