@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from llamahome.amounts import resolve_amount
 from llamahome.assembly import Plan, free_bytes, leave_short_runs, make_plan
 from llamahome.config.load import LoadedConfig, with_values
 from llamahome.config.schema import Config
@@ -105,6 +106,7 @@ class Expected:
 
     report: Report
     plan: Plan
+    batch_size: int
     precision: Precision
     tokens_per_step: float
     shape: Shape
@@ -127,6 +129,7 @@ def expect(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callabl
         tokenizer = load_tokenizer(base, chat_template=config.model.chat_template)
         prepared = prepare(config.data, data_path, tokenizer, say=say)
         prepared.close()
+        loaded = resolve_amount(loaded, prepared, processes=world.size, say=say)
         plan = make_plan(loaded, prepared.order.epoch_rows)
         backend = choose_backend(config, world.device)
         tokens_ahead = plan.rows_ahead * prepared.report.tokens_per_row
@@ -136,7 +139,7 @@ def expect(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callabl
         wished = config.training.micro_batch_tokens
         most = backend.micro_batch_tokens if wished == "auto" else wished
     report = prepared.report
-    rows = min(config.training.batch_size, plan.positions)  # fewer rows than a step may hold
+    rows = min(int(config.training.batch_size), plan.positions)  # fewer rows than a step may hold
     per_step = report.tokens_per_row * rows
     passes = max(1, math.ceil(per_step / most))
     tokens = max(1, math.ceil(per_step / passes))
@@ -158,6 +161,7 @@ def expect(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callabl
     return Expected(
         report=report,
         plan=plan,
+        batch_size=int(config.training.batch_size),
         precision=precision,
         tokens_per_step=per_step,
         shape=shape,

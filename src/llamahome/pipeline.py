@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from llamahome import assembly, evaluating
+from llamahome import amounts, assembly, evaluating
 from llamahome.assembly import Job, Learner, Plan, Session
 from llamahome.checkpoint import retention, store
 from llamahome.checkpoint.branch import branch
@@ -95,9 +95,9 @@ def train(data_path: str | Sequence[str], loaded: LoadedConfig, *, command: Sequ
     _refuse_output(loaded, begun)
     with _session(loaded) as session:
         job = _prepare(data_path, loaded, session)
-        plan = assembly.make_plan(loaded, job.prepared.order.epoch_rows)
+        plan = assembly.make_plan(job.loaded, job.prepared.order.epoch_rows)
         with session.progress.phase("model"):
-            learner, loaded = assembly.load_learner(loaded, job, plan, session.world, say=session.progress.say)
+            learner, loaded = assembly.load_learner(job.loaded, job, plan, session.world, say=session.progress.say)
         loaded = evaluating.resolve_evaluation(loaded, job.prepared, plan, learner.objective.backend, say=session.progress.say)
         paths = open_run(begun) if begun is not None else _new_run(loaded, command, session)
         note_run(paths.root)
@@ -122,9 +122,9 @@ def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Coll
             session.progress.warn(problem.message, "an older checkpoint is used")
         job = _prepare(saved.state.extra["data_path"], loaded, session)
         done = {"step": saved.state.step, "consumed": saved.state.consumed}
-        plan = assembly.make_plan(loaded, job.prepared.order.epoch_rows, **done)
+        plan = assembly.make_plan(job.loaded, job.prepared.order.epoch_rows, **done)
         with session.progress.phase("model"):
-            learner, loaded = assembly.load_learner(loaded, job, plan, session.world, say=session.progress.say)
+            learner, loaded = assembly.load_learner(job.loaded, job, plan, session.world, say=session.progress.say)
             now = Fingerprints(job.prepared.fingerprint, learner.base_fingerprint)
             store.compare_fingerprints(saved.fingerprints, now, allowed=allowed)
             restore_model(learner.saved, saved.model_dir, learner.placement)
@@ -184,6 +184,7 @@ def _prepare(data_path: str | Sequence[str], loaded: LoadedConfig, session: Sess
         session.closing.callback(prepared.close)
         for line in prepared.report.lines()[1:]:  # the first was said while reading
             progress.say(line)
+        loaded = amounts.resolve_amount(loaded, prepared, processes=world.size, say=progress.say)
     world.roll.enter("while loading the model")
     return Job(prepared.reading.opened, loaded, prepared, tokenizer, base, backend)
 
@@ -288,9 +289,8 @@ def _evaluate_first(session: Session, answers: Answers, state: TrainerState) -> 
 
 def _further(paths: RunPaths, loaded: LoadedConfig, state: TrainerState) -> str:
     """The command that goes on with a run that has reached its end."""
-    more = f"--epochs {2 * loaded.config.training.epochs:g}"
-    if loaded.config.training.max_steps is not None:
-        more = f"--max-steps {2 * state.step}"
+    training = loaded.config.training
+    more = f"--epochs {2 * float(training.epochs):g}" if training.max_steps is None else f"--max-steps {2 * state.step}"
     return f"llamahome train-resume {as_typed(paths.root)} {more}"
 
 
