@@ -20,8 +20,7 @@ def resolve_amount(loaded: LoadedConfig, prepared: Prepared, *, processes: int =
     training, rows = loaded.config.training, prepared.order.epoch_rows
     if training.epochs != "auto" and training.batch_size != "auto":
         return loaded
-    targets = rows * prepared.targets_per_row()
-    epochs, batch, why = _amount(training, rows, targets)
+    epochs, batch, why = _amount(training, rows, prepared.targets_per_row())
     found: dict[str, Any] = {"training.epochs": epochs, "training.batch_size": batch}
     free = {key: value for key, value in found.items() if getattr(training, key.partition(".")[2]) == "auto"}
     say(f"{_told(rows, epochs, batch, training.max_steps)}, because {why}" + ("" if len(free) == 2 else f" ({next(iter(free))} is auto)"))
@@ -31,17 +30,17 @@ def resolve_amount(loaded: LoadedConfig, prepared: Prepared, *, processes: int =
     return with_values(loaded, free, origin=f"auto: {why}")
 
 
-def _amount(training: TrainingConfig, rows: int, targets: float) -> tuple[float, int, str]:
+def _amount(training: TrainingConfig, rows: int, targets_per_row: float) -> tuple[float, int, str]:
     """Passes, rows per step, and why: what somebody set stays, and the other adapts to it."""
     wished = training.batch_size
-    learned = f"a pass learns about {targets:,.0f} tokens"
+    learned = f"a row has about {targets_per_row:,.0f} tokens to learn"
     if training.epochs != "auto":
         batch = auto_batch_size(rows, epochs=training.epochs) if training.max_steps is None else auto_batch_size(rows)
         return training.epochs, batch if wished == "auto" else wished, f"there are {many(rows, 'row')}"
     batch = auto_batch_size(rows) if wished == "auto" else wished
     if training.max_steps is not None:
         return training.max_steps * batch / rows, batch, f"training.max_steps is {training.max_steps:,}"
-    return auto_epochs(targets, rows=rows, batch_size=batch), batch, learned
+    return auto_epochs(rows, targets_per_row, batch_size=batch), batch, learned
 
 
 def _told(rows: int, epochs: float, batch: int, max_steps: int | None) -> str:

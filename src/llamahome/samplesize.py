@@ -79,7 +79,7 @@ def _passes(training: TrainingConfig, rows: int) -> float:
     if training.epochs != "auto":
         return training.epochs
     batch = auto_batch_size(rows) if training.batch_size == "auto" else training.batch_size
-    return auto_epochs(rows * _ROW_TOKENS * _TARGET_SHARE, rows=rows, batch_size=batch)
+    return auto_epochs(rows, _ROW_TOKENS * _TARGET_SHARE, batch_size=batch)
 
 
 def _best_rate(device: torch.device, compute: torch.dtype) -> float:

@@ -143,7 +143,7 @@ class TrainingConfig(Section):
     """Peak learning rate. auto: a rule of method and model size, docs/decisions/0004-learning-rate.md."""
     epochs: Auto | Annotated[float, Field(gt=0)] = "auto"
     """Passes over the training rows; 0.5 is half a pass.
-    auto: 1 to 16, fewer the more there is to learn in a pass, docs/decisions/0018-passes.md."""
+    auto: 1 to 24, fewer the more rows there are and the longer their answers, docs/decisions/0018-passes.md."""
     max_steps: PositiveInt | None = None
     """Ends the run at this step, wherever the epochs would end; the schedule ends there too."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
