@@ -39,10 +39,18 @@ def test_the_machines_that_were_measured(rate: float, rows: int, tokens_per_s: t
 
 @pytest.mark.parametrize("wanted", ["auto", "no"])
 def test_the_type_of_a_run_is_measured_and_the_estimate_is_said(tmp_path: Path, wanted: str) -> None:
-    loaded = load_config(assignments=[f"training.mixed_precision={wanted}", "training.epochs=1"], environment={}, folder=tmp_path)
+    loaded = load_config(assignments=[f"training.mixed_precision={wanted}"], environment={}, folder=tmp_path)
     said: list[str] = []
     sized = size_sample(loaded, say=said.append)
     (line,) = said
     types = ("float32", "bfloat16") if wanted == "auto" else ("float32",)  # two races on a busy machine may differ
     assert any(f"({name} products at " in line for name in types) and f"training on {sized.rows} rows takes about " in line
     assert ("--rows 400 writes more" in line) == (sized.rows < 400)
+
+
+@given(rate=st.floats(1e9, 1e15), passes=st.lists(st.integers(1, 12), min_size=2, max_size=2), edge=st.integers(96, 400))
+def test_passes_that_depend_on_the_rows_are_counted(rate: float, passes: list[int], edge: int) -> None:
+    sized = rows_within(150, rate=rate, full=False, epochs=lambda rows: passes[rows >= edge])
+    alone = rows_within(150, rate=rate, full=False, epochs=lambda _: passes[sized.rows >= edge])
+    assert sized.seconds == pytest.approx(alone.seconds / alone.rows * sized.rows)
+    assert sized.seconds <= 150 or sized.rows == 96

@@ -44,6 +44,9 @@ def test_streams_plans_and_several_processes_come_to_the_same_numbers(project: P
     two = project.shell(*words, "--world-size", "2").expect(0)
     assert numbers(two.err) == first
     assert len(project.run.by_step("train/loss")) == int(first[2])
+    few = project.shell("train", "chats.jsonl", "--set", "training.batch_size=auto", "--epochs", "1", "--world-size", "2").expect(0)
+    assert numbers(few.err) == ("20", "1", "20", "1")
+    assert "1 of 2 processes have nothing to do in each step; --set training.batch_size=2 gives each of them a row" in few.err
 
 
 def test_the_plan_holds_the_numbers(project: Project) -> None:
