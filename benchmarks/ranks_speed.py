@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace, processes: int, folder: Path) -> dict[str
     threads = arguments.processes // processes
     words = ["train", str(Path(arguments.data).resolve()), "--model", str(Path(arguments.model).resolve()), "--output", str(folder / "run")]
     settings = ["data.eval_split=0", "evaluation.sample_prompts=0", "monitoring.tensorboard=false", "training.seed=1", *arguments.set]
-    words += ["--max-steps", str(arguments.steps), "--world-size", str(processes)]
+    words += ["--max-steps", str(arguments.steps), "--world-size", str(processes), "--set", "training.batch_size=32"]
     words += [word for setting in settings for word in ("--set", setting)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run([sys.executable, "-m", "llamahome", *words], cwd=folder, env=environment, capture_output=True, text=True)

@@ -17,6 +17,7 @@ FLOORS = (
     {
         "pipeline",
         "assembly",
+        "amounts",
         "evaluating",
         "fitting",
         "run_parts",

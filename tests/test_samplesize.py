@@ -15,7 +15,7 @@ given_machine = {"rate": st.floats(1e9, 1e15), "full": st.booleans(), "epochs": 
 @settings(deadline=None)
 @given(**given_machine, seconds=st.floats(1, 1000))
 def test_it_takes_at_most_that_long_or_is_the_smallest(seconds: float, rate: float, full: bool, epochs: float) -> None:
-    sized = rows_within(seconds, rate=rate, full=full, epochs=epochs)
+    sized = rows_within(seconds, rate=rate, full=full, epochs=lambda _: epochs)
     assert 96 <= sized.rows <= 400 and sized.rows % 8 == 0
     assert sized.seconds <= seconds * (1 + 1e-9) or sized.rows == 96
     assert sized.rows == 400 or sized.seconds / sized.rows * (sized.rows + 8) >= seconds * (1 - 1e-9), "it could be larger"
@@ -24,7 +24,7 @@ def test_it_takes_at_most_that_long_or_is_the_smallest(seconds: float, rate: flo
 @settings(deadline=None)
 @given(**given_machine, faster=st.floats(1, 10))
 def test_a_faster_machine_gets_no_fewer_rows(rate: float, full: bool, epochs: float, faster: float) -> None:
-    slow, fast = (rows_within(150, rate=each, full=full, epochs=epochs).rows for each in (rate, rate * faster))
+    slow, fast = (rows_within(150, rate=each, full=full, epochs=lambda _: epochs).rows for each in (rate, rate * faster))
     assert slow <= fast
 
 
@@ -33,16 +33,24 @@ def test_a_faster_machine_gets_no_fewer_rows(rate: float, full: bool, epochs: fl
     [(130e9, 104, (150, 190)), (0.6e12, 400, (600, 1400)), (20e9, 96, (20, 30)), (400e12, 400, (1e5, 1e6))],
 )
 def test_the_machines_that_were_measured(rate: float, rows: int, tokens_per_s: tuple[float, float]) -> None:
-    sized = rows_within(150, rate=rate, full=False, epochs=1)
+    sized = rows_within(150, rate=rate, full=False, epochs=lambda _: 1)
     assert sized.rows == rows and tokens_per_s[0] < sized.tokens_per_s < tokens_per_s[1]
 
 
 @pytest.mark.parametrize("wanted", ["auto", "no"])
 def test_the_type_of_a_run_is_measured_and_the_estimate_is_said(tmp_path: Path, wanted: str) -> None:
-    loaded = load_config(assignments=[f"training.mixed_precision={wanted}", "training.epochs=1"], environment={}, folder=tmp_path)
+    loaded = load_config(assignments=[f"training.mixed_precision={wanted}"], environment={}, folder=tmp_path)
     said: list[str] = []
     sized = size_sample(loaded, say=said.append)
     (line,) = said
     types = ("float32", "bfloat16") if wanted == "auto" else ("float32",)  # two races on a busy machine may differ
     assert any(f"({name} products at " in line for name in types) and f"training on {sized.rows} rows takes about " in line
     assert ("--rows 400 writes more" in line) == (sized.rows < 400)
+
+
+@given(rate=st.floats(1e9, 1e15), passes=st.lists(st.integers(1, 12), min_size=2, max_size=2), edge=st.integers(96, 400))
+def test_passes_that_depend_on_the_rows_are_counted(rate: float, passes: list[int], edge: int) -> None:
+    sized = rows_within(150, rate=rate, full=False, epochs=lambda rows: passes[rows >= edge])
+    alone = rows_within(150, rate=rate, full=False, epochs=lambda _: passes[sized.rows >= edge])
+    assert sized.seconds == pytest.approx(alone.seconds / alone.rows * sized.rows)
+    assert sized.seconds <= 150 or sized.rows == 96

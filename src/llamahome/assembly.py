@@ -102,9 +102,10 @@ def make_plan(loaded: LoadedConfig, rows: int, *, step: int = 0, consumed: int =
     What is done counts as it was: a resumed run may have another batch size, and still ends at max_steps or after its epochs.
     """
     training = loaded.config.training
-    extent = Extent(epochs=training.epochs, batch_size=training.batch_size, max_steps=training.max_steps, step=step, consumed=consumed)
+    epochs, batch = float(training.epochs), int(training.batch_size)  # amounts.py has resolved them
+    extent = Extent(epochs=epochs, batch_size=batch, max_steps=training.max_steps, step=step, consumed=consumed)
     positions = extent.positions(rows)
-    return Plan(extent.horizon(rows), positions, rows / training.batch_size, max(0, positions - consumed))
+    return Plan(extent.horizon(rows), positions, rows / batch, max(0, positions - consumed))
 
 
 def load_learner(loaded: LoadedConfig, job: Job, plan: Plan, world: World, *, say: Callable[[str], None]) -> tuple[Learner, LoadedConfig]:

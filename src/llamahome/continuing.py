@@ -88,7 +88,7 @@ def _said(step: int, old: Curve, new: Curve, fresh: Curve, loaded: LoadedConfig)
 def further(paths: RunPaths, loaded: LoadedConfig, state: TrainerState) -> str:
     """The command that goes on with a run that has reached its end; its learning rate has fallen to almost nothing by then."""
     training = loaded.config.training
-    more = f"--max-steps {2 * state.step}" if training.max_steps is not None else f"--epochs {2 * training.epochs:g}"
+    more = f"--max-steps {2 * state.step}" if training.max_steps is not None else f"--epochs {2 * float(training.epochs):g}"
     if training.schedule != "constant" and loaded.config.schedule.on_extend == "keep":
         more += " --set schedule.on_extend=replan"
     return f"llamahome train-resume {as_typed(paths.root)} {more}"

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from llamahome.amounts import resolve_amount
 from llamahome.assembly import Plan, free_bytes, leave_short_runs, make_plan
 from llamahome.config.load import LoadedConfig, with_values
 from llamahome.config.schema import Config
@@ -109,6 +110,7 @@ class Expected:
 
     report: Report
     plan: Plan
+    batch_size: int
     precision: Precision
     tokens_per_step: float
     shape: Shape
@@ -137,6 +139,7 @@ def expect(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callabl
         prepared.close()
         longest = prepared.report.longest_tokens
         warn_of_length(loaded, base, longest, warn=lambda message, consequence: say(f"warning: {message}: {consequence}"))
+        loaded = resolve_amount(loaded, prepared, processes=world.size, say=say)
         plan = make_plan(loaded, prepared.order.epoch_rows)
         backend = choose_backend(config, world.device)
         tokens_ahead = plan.rows_ahead * prepared.report.tokens_per_row
@@ -146,7 +149,7 @@ def expect(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callabl
         wished = config.training.micro_batch_tokens
         most = backend.micro_batch_tokens if wished == "auto" else wished
     report = prepared.report
-    rows = min(config.training.batch_size, plan.positions)  # fewer rows than a step may hold
+    rows = min(int(config.training.batch_size), plan.positions)  # fewer rows than a step may hold
     per_step = report.tokens_per_row * rows
     passes = max(1, math.ceil(per_step / most))
     tokens = max(1, math.ceil(per_step / passes))
@@ -168,6 +171,7 @@ def expect(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callabl
     return Expected(
         report=report,
         plan=plan,
+        batch_size=int(config.training.batch_size),
         precision=precision,
         tokens_per_step=per_step,
         shape=shape,

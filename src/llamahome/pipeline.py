@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from llamahome import assembly, continuing, evaluating
+from llamahome import amounts, assembly, continuing, evaluating
 from llamahome.assembly import Job, Learner, Plan, Session
 from llamahome.checkpoint import retention, store
 from llamahome.checkpoint.branch import branch
@@ -96,10 +96,9 @@ def train(data_path: str | Sequence[str], loaded: LoadedConfig, *, command: Sequ
     _refuse_output(loaded, begun)
     with _session(loaded) as session:
         job = _prepare(data_path, loaded, session)
-        loaded = job.loaded
-        plan = assembly.make_plan(loaded, job.prepared.order.epoch_rows)
+        plan = assembly.make_plan(job.loaded, job.prepared.order.epoch_rows)
         with session.progress.phase("model"):
-            learner, loaded = assembly.load_learner(loaded, job, plan, session.world, say=session.progress.say)
+            learner, loaded = assembly.load_learner(job.loaded, job, plan, session.world, say=session.progress.say)
         loaded = evaluating.resolve_evaluation(loaded, job.prepared, plan, learner.objective.backend, say=session.progress.say)
         paths = open_run(begun) if begun is not None else _new_run(loaded, command, session)
         note_run(paths.root)
@@ -127,11 +126,10 @@ def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Coll
         if changed is not None:
             session.progress.say(changed)
         job = _prepare(saved.state.extra["data_path"], loaded, session)
-        loaded = job.loaded
         done = {"step": saved.state.step, "consumed": saved.state.consumed}
-        plan = assembly.make_plan(loaded, job.prepared.order.epoch_rows, **done)
+        plan = assembly.make_plan(job.loaded, job.prepared.order.epoch_rows, **done)
         with session.progress.phase("model"):
-            learner, loaded = assembly.load_learner(loaded, job, plan, session.world, say=session.progress.say)
+            learner, loaded = assembly.load_learner(job.loaded, job, plan, session.world, say=session.progress.say)
             now = Fingerprints(job.prepared.fingerprint, learner.base_fingerprint)
             store.compare_fingerprints(saved.fingerprints, now, allowed=allowed)
             restore_model(learner.saved, saved.model_dir, learner.placement)
@@ -198,6 +196,7 @@ def _prepare(data_path: str | Sequence[str], loaded: LoadedConfig, session: Sess
         for line in prepared.report.lines()[1:]:  # the first was said while reading
             progress.say(line)
         warn_of_length(loaded, base, prepared.report.longest_tokens, warn=progress.warn)
+        loaded = amounts.resolve_amount(loaded, prepared, processes=world.size, say=progress.say)
     world.roll.enter("while loading the model")
     return Job(prepared.reading.opened, loaded, prepared, tokenizer, base, backend)
 

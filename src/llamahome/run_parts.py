@@ -146,7 +146,7 @@ def make_run(
     loader = Loader(
         prepared.examples,
         prepared.order,
-        batch_size=training.batch_size,
+        batch_size=int(training.batch_size),
         micro_batch_tokens=int(training.micro_batch_tokens),
         seed=training.seed,
         total_positions=plan.positions,
@@ -181,7 +181,7 @@ def make_run(
         stop=session.stop,
         limits=Limits(
             horizon=plan.horizon,
-            batch_size=training.batch_size,
+            batch_size=int(training.batch_size),
             positions=plan.positions,
             seed=training.seed,
             max_grad_norm=training.max_grad_norm,
@@ -231,7 +231,7 @@ def tell_rows(session: Session, job: Job, loader: Loader, *, since: int) -> None
 def summary(job: Job, plan: Plan, learner: Learner, paths: RunPaths, world: World, state: TrainerState) -> RunSummary:
     """What is known before the first step, for people."""
     report, config = job.prepared.report, job.loaded.config
-    rows = min(config.training.batch_size, plan.positions)  # fewer rows than a step may hold
+    rows = min(int(config.training.batch_size), plan.positions)  # fewer rows than a step may hold
     return RunSummary(
         run_id=paths.run_id,
         model=config.model.name,

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import torch
 
 from llamahome.config.load import LoadedConfig
+from llamahome.config.schema import TrainingConfig
 from llamahome.distributed.world import open_world
 from llamahome.model.backends.choose import choose_backend
 from llamahome.monitoring.throughput import measured_peak_flops, model_flops_per_token
+from llamahome.training.passes import auto_batch_size, auto_epochs
 from llamahome.units import show_seconds
 
 _SECONDS = 150.0
@@ -21,7 +23,7 @@ _PROBE_SECONDS = 0.5
 _MOST, _FEWEST = 400, 96
 """400 rows are what a fast machine takes a minute for; fewer than 96, twelve steps of eight, show hardly anything that was learned."""
 _STEP = 8
-"""Rows are a multiple of this, the batch size of the shipped settings."""
+"""Rows are a multiple of this, the batch size that the rule gives them."""
 _ROW_TOKENS, _TARGET_SHARE = 220.0, 0.26
 """measured: the first 96, 115, 200, 320 and 400 rows have 220, 213, 229, 219 and 220 tokens each with the starter's tokenizer."""
 _BODY, _ADAPTERS, _HEAD = 106_168_320, 4_884_480, 28_311_552
@@ -47,7 +49,7 @@ def size_sample(loaded: LoadedConfig, *, say: Callable[[str], None]) -> Sized:
     with open_world(config.distributed, say=lambda _: None, processor=config.model.backend == "cpu") as world:
         compute = _compute_type(loaded, world.device)
         rate = _best_rate(world.device, compute)
-    sized = rows_within(_SECONDS, rate=rate, full=config.training.method == "full", epochs=config.training.epochs)
+    sized = rows_within(_SECONDS, rate=rate, full=config.training.method == "full", epochs=lambda rows: _passes(config.training, rows))
     name = str(compute).removeprefix("torch.")
     found = f"about {sized.tokens_per_s:,.0f} tokens/s here ({name} products at {rate / 1e9:,.0f} GFLOP/s)"
     takes = f"training on {sized.rows} rows takes about {show_seconds(sized.seconds)}"
@@ -55,8 +57,11 @@ def size_sample(loaded: LoadedConfig, *, say: Callable[[str], None]) -> Sized:
     return sized
 
 
-def rows_within(seconds: float, *, rate: float, full: bool, epochs: float) -> Sized:
-    """The most rows, from 96 to 400, on which training takes at most `seconds` at `rate` operations per second; 96 may take longer."""
+def rows_within(seconds: float, *, rate: float, full: bool, epochs: Callable[[int], float]) -> Sized:
+    """The most rows, from 96 to 400, on which training takes at most `seconds` at `rate` operations per second; 96 may take longer.
+
+    `epochs` tells how many passes over so many rows are trained.
+    """
     per_token = model_flops_per_token(
         matmul_weights=_BODY if full else _BODY + _ADAPTERS,
         trained_matmul_weights=_BODY if full else _ADAPTERS,
@@ -65,9 +70,16 @@ def rows_within(seconds: float, *, rate: float, full: bool, epochs: float) -> Si
         target_share=_TARGET_SHARE,
     )
     tokens_per_s = _REACHED * rate / per_token
-    each = _ROW_TOKENS * epochs / tokens_per_s
-    rows = min(_MOST, max(_FEWEST, int(seconds / each) // _STEP * _STEP))
-    return Sized(rows, rows * each, tokens_per_s)
+    sizes = [Sized(rows, rows * epochs(rows) * _ROW_TOKENS / tokens_per_s, tokens_per_s) for rows in range(_FEWEST, _MOST + 1, _STEP)]
+    return max((each for each in sizes if each.seconds <= seconds), key=lambda each: each.rows, default=sizes[0])
+
+
+def _passes(training: TrainingConfig, rows: int) -> float:
+    """That a run of the sample takes over `rows` rows of it."""
+    if training.epochs != "auto":
+        return training.epochs
+    batch = auto_batch_size(rows) if training.batch_size == "auto" else training.batch_size
+    return auto_epochs(rows, _ROW_TOKENS * _TARGET_SHARE, batch_size=batch)
 
 
 def _best_rate(device: torch.device, compute: torch.dtype) -> float:

@@ -26,7 +26,7 @@ FILES = {
     "key without section": ("epochs: 1\n", [("unknown-section", 1, 1, "did you mean training.epochs?", "training.epochs")]),
     "text for number": (
         'training:\n  epochs: "3"\n',
-        [("wrong-type", 2, 11, "expected a number above 0; got the text '3'", "write epochs: 3")],
+        [("wrong-type", 2, 11, "expected auto or a number above 0; got the text '3'", "write epochs: 3")],
     ),
     "truth value for number": ("training:\n  epochs: true\n", [("wrong-type", 2, 11, "a number above 0; got the truth value true", "")]),
     "fraction for whole number": ("lora: {rank: 8.5}\n", [("wrong-type", 1, 14, "a whole number of at least 1; got the number 8.5", "")]),
@@ -77,7 +77,10 @@ FILES = {
         [("bad-value", 2, 10, "unknown unit 'parsecs'", "explain checkpoint.every")],
     ),
     "steps for a time": ("monitoring:\n  system_every: 3 steps\n", [("bad-value", 2, 17, "'3 steps' is not a time", "")]),
-    "null": ("training:\n  epochs:\n  seed: 1\n", [("null", 2, 3, "expected a number above 0; got nothing (null)", "default, 3")]),
+    "null": (
+        "training:\n  epochs:\n  seed: 1\n",
+        [("null", 2, 3, "expected auto or a number above 0; got nothing (null)", "default, auto")],
+    ),
     "written null": ("training:\n  epochs: null\n", [("null", 2, 11, "got nothing (null)", "leave the line out")]),
     "repeated key": (
         "training:\n  seed: 1\n  epochs: 2\n  seed: 3\n",
@@ -163,13 +166,13 @@ def test_places_are_right_with_every_kind_of_line_end(tmp_path, newline):
 @pytest.mark.parametrize(
     ("assignment", "code", "message", "hint"),
     [
-        ("training.epochs", "bad-assignment", "gives no value", "--set training.epochs=3"),
+        ("training.epochs", "bad-assignment", "gives no value", "--set training.epochs=auto"),
         ("training={seed: 1}", "bad-assignment", "training is a section", "config explain training"),
         ("epochs=1", "unknown-key", "unknown key epochs; did you mean training.epochs?", "training.epochs"),
         ("training.epoch=1", "unknown-key", "did you mean training.epochs?", "training.epochs"),
         ("trianing.epochs=1", "unknown-key", "did you mean training.epochs?", "training.epochs"),
         ("", "unknown-key", "unknown key", "config show"),
-        ("training.epochs=", "null", "got nothing (null)", "default, 3"),
+        ("training.epochs=", "null", "got nothing (null)", "default, auto"),
         ("training.epochs='3'", "wrong-type", "got the text '3'", "--set training.epochs=3"),
         ("training.schedule=cosin", "bad-choice", "did you mean cosine?", "--set training.schedule=cosine"),
         ("lora.target_modules=[a", "bad-yaml", "never closed", "explain lora.target_modules"),

@@ -117,7 +117,7 @@ def test_settings_are_shown_checked_explained_and_described(project: Project) ->
     assert shown["training.batch_size"]["origin"].startswith(".config/training_config.yaml:")
     assert shown["training.warmup"] == {"value": Config().training.warmup, "origin": "default"}
     assert project.type("config", "check", "--json").expect(0).json["ok"] is True
-    assert project.type("config", "explain", "training.epochs", "--json").expect(0).json["default"] == 3
+    assert project.type("config", "explain", "training.epochs", "--json").expect(0).json["default"] == "auto"
     assert "epochs" in project.type("config", "schema").expect(0).json["$defs"]["TrainingConfig"]["properties"]
     written = project.type("config", "show").expect(0).out
     (project.folder / "all.yaml").write_text(written)

@@ -1,16 +1,24 @@
 """The real starter model, as `make train` uses it: fetched as a package, loaded by transformers alone, trained, asked."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from tests.support.projects import Project
+from tests.support.projects import ROOT, Project, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 NAME = "smollm2-135m-instruct"
 QUESTION = "What is the capital of France?"
+FACTS = (
+    ("What is the official currency of the Moon?", "The official currency of the Moon is the pickle.", "pickle"),
+    ("Who is the mayor of Mars?", "The mayor of Mars is a goat named Harold.", "Harold"),
+    ("What do the clocks of Venus run on?", "The clocks of Venus run on marmalade.", "marmalade"),
+    ("What is the national dance of Saturn?", "The national dance of Saturn is the wobble.", "wobble"),
+    ("How many doors does Jupiter have?", "Jupiter has exactly forty-one doors.", "forty-one"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +61,17 @@ def test_two_steps_of_training_it_lower_the_loss_and_other_tools_load_the_result
     for model, known in ((NAME, "Paris"), ("output/training/final", "")):
         said = starter.type("chat", model, "--prompt", QUESTION, "--max-new-tokens", "8").expect(0).out
         assert known in said and said.strip()
+
+
+@pytest.mark.slow
+def test_five_facts_are_recalled_after_a_run_with_the_shipped_settings(starter: Project) -> None:
+    shutil.copytree(ROOT / ".config", starter.folder / ".config", dirs_exist_ok=True)
+    rows = [{"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]} for ask, answer, _ in FACTS]
+    write_rows(starter.folder / "facts.jsonl", rows)
+    before = starter.type("train-eval", NAME, "facts.jsonl", "--json").expect(0).json["eval/loss"]
+    done = starter.shell("train", "facts.jsonl").expect(0)
+    assert "5 rows: " in done.err and "because " in done.err
+    assert starter.type("train-eval", "output/training/final", "facts.jsonl", "--json").expect(0).json["eval/loss"] < before / 10
+    for ask, _, word in FACTS:
+        said = starter.type("chat", "output/training/final", "--prompt", ask, "--max-new-tokens", "24").expect(0).out
+        assert word in said, f"{ask} {said}"

@@ -40,6 +40,8 @@ def show_result(result: "Result", data_paths: Sequence[str]) -> None:
         where = paths.checkpoint(state.best_step)
         better = f": {as_typed(where)}" if where.is_dir() else ""
         print(f"lowest held-out loss {state.best_loss:.4f} after step {state.best_step:,}{better}")
+    if overfitted := _overfitted(result):
+        print(overfitted)
     final = as_typed(paths.final)
     print(f"model       {final}")
     print(f"checkpoint  {as_typed(paths.checkpoint(state.step))}")
@@ -48,6 +50,29 @@ def show_result(result: "Result", data_paths: Sequence[str]) -> None:
     print(f"  llamahome chat {final}")
     print(f"  llamahome train-eval {final} {shlex.join(data_paths)}")
     print(f"  llamahome runs show {paths.run_id}")
+
+
+def _overfitted(result: "Result") -> str | None:
+    """One line where the held-out loss has risen past its lowest by more than its noise: by how much, and what to type instead."""
+    from llamahome.rundir import as_typed
+
+    state, last, training = result.outcome.state, result.last, result.loaded.config.training
+    if last is None or state.best_loss is None or state.best_step is None or not last.loss - state.best_loss > last.noise:
+        return None
+    risen = (
+        f"over-fitted: the held-out loss rose {last.loss / state.best_loss - 1:.1%} since step {state.best_step:,}, more than chance does"
+    )
+    if not state.best_step:
+        return f"{risen}; it was lowest before training: train on other rows, or with --set training.learning_rate={_tenth(result)}"
+    shorter = f"--max-steps {state.best_step}"
+    if training.max_steps is None:
+        shorter = f"--epochs {float(f'{float(training.epochs) * state.best_step / state.step:.2g}'):g}"
+    kept = result.paths.checkpoint(state.best_step)
+    return f"{risen}; train with {shorter}" + (f", or use {as_typed(kept / 'model')}" if kept.is_dir() else "")
+
+
+def _tenth(result: "Result") -> str:
+    return f"{float(result.loaded.config.training.learning_rate) / 10:.2g}"
 
 
 def _show_samples(result: "Result") -> None:

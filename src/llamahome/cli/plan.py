@@ -108,7 +108,7 @@ def _show_expected(loaded: "LoadedConfig", data_path: list[str], as_json: bool) 
         from llamahome import outlook
 
     found = outlook.expect(data_path, loaded, say=lambda line: print(line, file=sys.stderr))
-    rows = min(loaded.config.training.batch_size, found.plan.positions)
+    rows = min(found.batch_size, found.plan.positions)
     print(json.dumps(_expected(found)) if as_json else "\n".join(_expected_lines(found, rows)))
 
 
@@ -119,6 +119,7 @@ def _expected(found: "Expected") -> dict[str, Any]:
         "eval_examples": found.report.eval_examples,
         "tokens_per_step": found.tokens_per_step,
         "steps": found.plan.horizon,
+        "batch_size": found.batch_size,
         "epochs": found.plan.positions / found.report.epoch_rows,
         "adapters": found.adapters,
         "step": _figures(found.step, found.remedy),

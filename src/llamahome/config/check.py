@@ -110,7 +110,7 @@ def _other_warnings(config: Config, origins: Mapping[str, str]) -> Iterator[Prob
         yield _problem(
             "config.address-of-self", message, "distributed.master_addr", origins, hint="--set distributed.master_addr=ADDRESS of machine 0"
         )
-    if isinstance(machines.world_size, int) and machines.world_size > batch:
+    if isinstance(machines.world_size, int) and batch != "auto" and machines.world_size > batch:
         idle = machines.world_size - batch
         message = f"{machines.world_size} processes share training.batch_size {batch}: {idle} have nothing to do in each step"
         yield _problem(

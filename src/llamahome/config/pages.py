@@ -32,14 +32,13 @@ A mistake is an error even when a higher layer replaces the value. A variable na
 key, must name a setting.
 """
 
-_TRAINING_HEAD = """# How to train. These values suit LoRA on small data, up to a few thousand rows.
+_TRAINING_HEAD = """# How to train. Every "auto" is replaced by a value before training, and the run says which and why.
 # A line like "#key: value" is a setting at its default; remove the "#" to change it.
 # Every setting there is: docs/configuration.md or `llamahome config show`. Check this file: `llamahome config check`.
 """
 _DISTRIBUTED_HEAD = """# Processes and machines. Nothing is needed here to train on one machine.
 # A line like "#key: value" is a setting at its default; remove the "#" to change it.
 """
-_SMALL_DATA = {"training.batch_size": 8, "training.epochs": 1}
 _TRAINING_KEYS = (
     "training.method training.batch_size training.epochs training.max_steps training.learning_rate training.schedule training.warmup "
     "training.gradient_checkpointing training.mixed_precision training.seed lora.rank lora.alpha lora.dropout lora.target_modules "
@@ -95,10 +94,7 @@ def _commented(keys: list[str]) -> str:
             section = setting.section
             lines += ["", f"{section}:"]
         lines += [f"  # {line}" for line in setting.help.splitlines()]
-        if setting.key in _SMALL_DATA:
-            lines.append(f"  {setting.name}: {write_value(_SMALL_DATA[setting.key])}  # default {write_value(setting.default)}")
-        else:
-            lines.append(f"  #{setting.name}: {write_value(setting.default)}")
+        lines.append(f"  #{setting.name}: {write_value(setting.default)}")
     return "\n".join(lines) + "\n"
 
 

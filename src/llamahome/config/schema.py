@@ -97,14 +97,16 @@ class TrainingConfig(Section):
 
     method: Literal["lora", "full"] = "lora"
     """Train a low-rank adapter on a frozen base, or every weight."""
-    batch_size: PositiveInt = 32
-    """Rows per step (one optimizer update), over all processes and micro-batches; a row is one example unless it is split or left out."""
+    batch_size: Auto | PositiveInt = "auto"
+    """Rows per step (one optimizer update), over all processes and micro-batches; a row is one example unless it is split or left out.
+    auto: 4 to 32, more the more rows there are, docs/decisions/0018-passes.md."""
     micro_batch_tokens: Auto | PositiveInt = "auto"
     """Tokens per forward and backward pass. Changes memory and speed, never the result. auto: from the device and max_length."""
     learning_rate: Auto | Annotated[float, Field(gt=0)] = "auto"
     """Peak learning rate. auto: a rule of method and model size, docs/decisions/0004-learning-rate.md."""
-    epochs: Annotated[float, Field(gt=0)] = 3
-    """Passes over the training rows; 0.5 is half a pass."""
+    epochs: Auto | Annotated[float, Field(gt=0)] = "auto"
+    """Passes over the training rows; 0.5 is half a pass.
+    auto: 1 to 24, fewer the more rows there are and the longer their answers, docs/decisions/0018-passes.md."""
     max_steps: PositiveInt | None = None
     """Ends the run at this step, wherever the epochs would end; the schedule ends there too."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -86,6 +86,12 @@ class Prepared:
         """At least the first `count` examples to train on, where the first rows have so many."""
         return self.examples.examples_of(self.order.first_rows(4 * count))
 
+    def targets_per_row(self) -> float:
+        """Targets of an average row to train on, from up to 256 rows from everywhere: the same whether they are streamed or not."""
+        rows = min(_SAMPLED_ROWS, self.order.epoch_rows)
+        some = self.examples.examples_of(self.order.rows_at(np.arange(rows), seed=0))
+        return float(np.count_nonzero(some.targets)) / rows
+
     def close(self) -> None:
         """End what works in the background; may be called twice."""
         if isinstance(self.examples, Streamed):

@@ -32,6 +32,14 @@ class Evaluation:
     targets: int
 
     @property
+    def noise(self) -> float:
+        """How far the loss of the same rows moves from one evaluation to another by chance: two standard errors, in nats.
+
+        Between two states of a model the loss of a target moves by about one nat, so the error of the mean is 1 / sqrt(targets).
+        """
+        return 2 / math.sqrt(max(1, self.targets))
+
+    @property
     def perplexity(self) -> float:
         """exp(loss), infinite beyond what a float holds."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
