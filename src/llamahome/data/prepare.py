@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from llamahome.config.schema import DataConfig
 from llamahome.data.files.sources import Source, open_source
-from llamahome.data.files.splits import Wanted, to_evaluate, to_measure, to_train
+from llamahome.data.files.splits import Wanted, evaluation_paths, to_evaluate, to_measure, to_train
 from llamahome.data.overlap import overlap, overlaps_apart
 from llamahome.data.records import Row
 from llamahome.data.report import Report
@@ -120,7 +120,7 @@ def prepare(
     store = _store(task, say=say)
     if store is not None:
         _judge(data, reading, store.counts)
-    apart, why = evaluation_paths(data, reading.source)
+    apart, why = evaluation_paths(data, reading.source.located.evaluation)
     if why:
         say(why)
     other = None if apart is None else read_all(data, apart, tokenizer, say=say, processed=processed, wanted=to_evaluate(data))
@@ -186,16 +186,6 @@ def read_all(
         (table, counts), folder = read_rows(task.reading, range(len(task.reading.source))), None
     _judge(data, task.reading, counts)
     return Whole(task.reading, detected, table, counts, folder)
-
-
-def evaluation_paths(data: DataConfig, source: Source) -> tuple[tuple[str, ...] | None, str]:
-    """Where the rows to evaluate on are, None when they are held out; and why a validation split is not used."""
-    split = source.located.evaluation
-    if data.eval_path is not None:
-        return (data.eval_path,), f"data.eval_path is {data.eval_path}, so the validation split is left alone" if split else ""
-    if split and data.eval_split != "auto":
-        return None, f"data.eval_split is {data.eval_split:g}, so the validation split is left alone"
-    return split or None, ""
 
 
 def report_of(whole: Whole) -> Report:

@@ -21,8 +21,8 @@ from llamahome.data.checks.losses import Losses, within_positions
 from llamahome.data.checks.rowcheck import Scope
 from llamahome.data.checks.survey import processes_for, survey
 from llamahome.data.files.sources import Source, open_source
-from llamahome.data.files.splits import Wanted, to_evaluate, to_train
-from llamahome.data.prepare import evaluation_paths, first_format
+from llamahome.data.files.splits import Wanted, evaluation_paths, to_evaluate, to_train
+from llamahome.data.prepare import first_format
 from llamahome.data.rows.detect import SAMPLE, DetectedFormat
 from llamahome.data.steps.holdout import held_out
 from llamahome.data.steps.mixture import order_of
@@ -95,7 +95,7 @@ def check(request: Request, tell: Tell, *, watch: Watch = lambda done, rows: Non
 
     checked.unsought = _unsought(request)
     checked.main = look_over(request, told, watch=watch)
-    apart, why = (None, "") if checked.main is None else evaluation_paths(request.data, checked.main.source)
+    apart, why = (None, "") if checked.main is None else evaluation_paths(request.data, checked.main.source.located.evaluation)
     if checked.main is None and request.data.eval_path is not None:
         apart = (request.data.eval_path,)
     if why and checked.main is not None:
@@ -238,7 +238,7 @@ def _left_out(side: Side) -> Iterator[Problem]:
     """Why data.mixture leaves nothing to train on; raises ConfigError for names that mean none of the files, as a run does."""
     if not side.data.mixture:
         return
-    share = side.data.eval_split if evaluation_paths(side.data, side.source)[0] is None else 0
+    share = side.data.eval_split if evaluation_paths(side.data, side.source.located.evaluation)[0] is None else 0
     try:
         order_of(side.source, np.flatnonzero(held_out(side.source.hashes(), share)), side.data.mixture)
     except DataError as error:

@@ -200,3 +200,12 @@ def require_splits(wanted: Wanted, paths: Sequence[str]) -> None:
     what, asked = ("split", wanted.split) if wanted.split is not None else ("subset", wanted.subset)
     if wanted.required and asked not in (None, ALL):
         raise _unknown(what, str(asked), [], ", ".join(paths))
+
+
+def evaluation_paths(data: DataConfig, split: tuple[str, ...]) -> tuple[tuple[str, ...] | None, str]:
+    """Where the rows to evaluate on are when `split` is the validation split, None when they are held out; and why it is not used."""
+    if data.eval_path is not None:
+        return (data.eval_path,), f"data.eval_path is {data.eval_path}, so the validation split is left alone" if split else ""
+    if split and data.eval_split != "auto":
+        return None, f"data.eval_split is {data.eval_split:g}, so the validation split is left alone"
+    return split or None, ""
