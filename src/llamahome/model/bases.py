@@ -13,31 +13,29 @@ from llamahome.errors import Problem
 from llamahome.rundir import BASE_MODELS, as_typed
 
 _MOST = 200
-"""Folders that are looked at."""
+"""Folders that are looked at in one place."""
 
 
 def base_is_gone(recorded: str, where: str, *, adapter: Path | None = None) -> Problem:
     """The base `recorded` in `where` is not there; the hint holds for every command that knows --set.
 
-    With `adapter` the folders around both places are searched for one that fits, and it is named when it is the only one.
+    With `adapter` the folders around both places are searched for one that fits, and it is named when it is the only one of its place.
     """
-    fitting = list(islice(_fitting(recorded, adapter), 2)) if adapter is not None else []
+    fitting = _fitting(recorded, adapter) if adapter is not None else []
     message = f"the base model {recorded!r} that is recorded there cannot be found: no folder here, and not fetched from a hub"
     hint = f"--set model.name={as_typed(fitting[0])}" if len(fitting) == 1 else "--set model.name=FOLDER, its new place"
     return Problem(code="model.base-gone", message=message, where=where, hint=hint)
 
 
-def _fitting(recorded: str, adapter: Path) -> Iterator[Path]:
-    """Folders near the old place, beside the adapter and under data/models/base that hold a base for it."""
+def _fitting(recorded: str, adapter: Path) -> list[Path]:
+    """Folders that hold a base for the adapter, of the first place that has any: near the old one, data/models/base, beside the adapter."""
     wanted = _widths(adapter)
-    old = Path(recorded).expanduser()
-    places = [old.parent, BASE_MODELS, *list(adapter.resolve().parents)[:2]]
-    nearby = (folder for place in places if place.is_dir() for folder in sorted(place.iterdir()))
-    seen: set[Path] = set()
-    for folder in islice(nearby, _MOST):
-        if folder.resolve() not in seen and (folder / "config.json").is_file() and wanted and _has(folder, wanted):
-            seen.add(folder.resolve())
-            yield folder
+    places = [Path(recorded).expanduser().parent, BASE_MODELS, *list(adapter.resolve().parents)[:2]]
+    for place in places:
+        folders = islice(sorted(place.iterdir()), _MOST) if wanted and place.is_dir() else []
+        if found := [folder for folder in folders if (folder / "config.json").is_file() and _has(folder, wanted)]:
+            return found
+    return []
 
 
 def _widths(adapter: Path) -> dict[str, int]:
