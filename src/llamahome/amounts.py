@@ -33,7 +33,7 @@ def resolve_amount(loaded: LoadedConfig, prepared: Prepared, *, processes: int =
 def _amount(training: TrainingConfig, rows: int, targets_per_row: float) -> tuple[float, int, str]:
     """Passes, rows per step, and why: what somebody set stays, and the other adapts to it."""
     wished = training.batch_size
-    learned = f"a row has about {targets_per_row:,.0f} tokens to learn"
+    learned = f"there are {many(rows, 'row')} with about {targets_per_row:,.0f} tokens to learn in each"
     if training.epochs != "auto":
         batch = auto_batch_size(rows, epochs=training.epochs) if training.max_steps is None else auto_batch_size(rows)
         return training.epochs, batch if wished == "auto" else wished, f"there are {many(rows, 'row')}"
