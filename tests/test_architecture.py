@@ -14,7 +14,7 @@ FLOORS = (
     {"distributed"},
     {"data", "model", "checkpoint", "monitoring", "planning"},
     {"training", "dashboard"},
-    {"pipeline", "assembly", "evaluating", "run_parts", "saving", "conversation", "outlook", "rehearsal", "samplesize"},
+    {"pipeline", "assembly", "evaluating", "fitting", "run_parts", "saving", "conversation", "outlook", "rehearsal", "samplesize"},
     {"cli"},
     {"__main__"},
 )

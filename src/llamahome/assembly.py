@@ -29,7 +29,7 @@ from llamahome.model.objective import Objective
 from llamahome.model.place import largest_pass, needs_checkpointing, place, trained_parameters
 from llamahome.model.shard import Placement, replicated, sharded
 from llamahome.model.strategy import Chosen, choose_strategy, count_weights, weight_bytes
-from llamahome.model.vocabulary import grow_embeddings
+from llamahome.model.vocabulary import grow_embeddings, refuse_lost_bias
 from llamahome.monitoring.progress import Progress
 from llamahome.monitoring.resources import free_memory_bytes
 from llamahome.monitoring.throughput import model_flops_per_token
@@ -119,6 +119,7 @@ def load_learner(loaded: LoadedConfig, job: Job, plan: Plan, world: World, *, sa
     new_rows = grow_embeddings(model, job.tokenizer.size) if config.model.resize_embeddings else range(0)
     if new_rows:
         _refuse_sharded_rows(chosen, base)
+        refuse_lost_bias(model, base, method=config.training.method)
         say(f"the embedding grows by {len(new_rows):,} rows to {new_rows.stop:,}; they begin as the mean of the others and are trained")
     for line in (overlooked(config, world.device), *backend.remarks(model)):
         if line is not None:

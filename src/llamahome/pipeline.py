@@ -23,14 +23,13 @@ from llamahome.checkpoint.state import TrainerState
 from llamahome.checkpoint.target import resolve
 from llamahome.config.check import check_config, config_warnings
 from llamahome.config.load import LoadedConfig, dump_config, read_saved_config, with_values
-from llamahome.conversation import base_of_run, fit_to_trained, model_folder, typed_base
-from llamahome.data.prepare import prepare, read_all, report_of
+from llamahome.conversation import base_of_run, model_folder, read_fitted, typed_base
 from llamahome.data.text.tokens import load_tokenizer
 from llamahome.distributed.agreement import require_agreement, settings_and_versions
 from llamahome.distributed.failures import note_run, run_to_go_on
 from llamahome.distributed.world import open_world
 from llamahome.errors import ConfigError, LeftAtOnce, MachineError, Problem, Stopped
-from llamahome.fitting import fit_to_model, warn_of_length, within_reach
+from llamahome.fitting import prepare_fitted, warn_of_length
 from llamahome.model.adapter import open_trained, restore_model
 from llamahome.model.backends.choose import choose_backend
 from llamahome.model.objective import Objective
@@ -95,10 +94,9 @@ def train(data_path: str | Sequence[str], loaded: LoadedConfig, *, command: Sequ
     _refuse_output(loaded, begun)
     with _session(loaded) as session:
         job = _prepare(data_path, loaded, session)
-        loaded = job.loaded
-        plan = assembly.make_plan(loaded, job.prepared.order.epoch_rows)
+        plan = assembly.make_plan(job.loaded, job.prepared.order.epoch_rows)
         with session.progress.phase("model"):
-            learner, loaded = assembly.load_learner(loaded, job, plan, session.world, say=session.progress.say)
+            learner, loaded = assembly.load_learner(job.loaded, job, plan, session.world, say=session.progress.say)
         loaded = evaluating.resolve_evaluation(loaded, job.prepared, plan, learner.objective.backend, say=session.progress.say)
         paths = open_run(begun) if begun is not None else _new_run(loaded, command, session)
         note_run(paths.root)
@@ -122,11 +120,10 @@ def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Coll
         for problem in damaged:
             session.progress.warn(problem.message, "an older checkpoint is used")
         job = _prepare(saved.state.extra["data_path"], loaded, session)
-        loaded = job.loaded
         done = {"step": saved.state.step, "consumed": saved.state.consumed}
-        plan = assembly.make_plan(loaded, job.prepared.order.epoch_rows, **done)
+        plan = assembly.make_plan(job.loaded, job.prepared.order.epoch_rows, **done)
         with session.progress.phase("model"):
-            learner, loaded = assembly.load_learner(loaded, job, plan, session.world, say=session.progress.say)
+            learner, loaded = assembly.load_learner(job.loaded, job, plan, session.world, say=session.progress.say)
             now = Fingerprints(job.prepared.fingerprint, learner.base_fingerprint)
             store.compare_fingerprints(saved.fingerprints, now, allowed=allowed)
             restore_model(learner.saved, saved.model_dir, learner.placement)
@@ -157,11 +154,7 @@ def evaluate(target: str, data_path: str | Sequence[str], loaded: LoadedConfig) 
     with _session(loaded, saves=False) as session:
         folder = model_folder(target, loaded, say=session.progress.say)
         with session.progress.phase("data"):
-            tokenizer = load_tokenizer(folder, chat_template=loaded.config.model.chat_template)
-            loaded, weights = fit_to_trained(loaded, folder, tokenizer, say=session.progress.say)
-            with within_reach(weights):
-                rows = read_all(loaded.config.data, data_path, tokenizer, say=session.progress.say)
-            warn_of_length(loaded, weights, report_of(rows).longest_tokens, warn=session.progress.warn)
+            loaded, rows = read_fitted(loaded, data_path, folder, say=session.progress.say, warn=session.progress.warn)
         with session.progress.phase("model"):
             backend = choose_backend(loaded.config, session.world.device)
             precision, device = backend.precision, session.world.device
@@ -186,9 +179,7 @@ def _prepare(data_path: str | Sequence[str], loaded: LoadedConfig, session: Sess
         if world.is_main:
             world.barrier()
         tokenizer = load_tokenizer(base, chat_template=model.chat_template)
-        loaded = fit_to_model(loaded, base, tokenizer, say=progress.say)
-        with within_reach(base):
-            prepared = prepare(loaded.config.data, data_path, tokenizer, say=progress.say)
+        loaded, prepared = prepare_fitted(loaded, data_path, base, tokenizer, say=progress.say)
         session.closing.callback(prepared.close)
         for line in prepared.report.lines()[1:]:  # the first was said while reading
             progress.say(line)
