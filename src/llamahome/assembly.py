@@ -32,7 +32,7 @@ from llamahome.model.place import largest_pass, needs_checkpointing, place, trai
 from llamahome.model.shard import Placement, replicated, sharded
 from llamahome.model.strategy import Chosen, choose_strategy, count_weights, weight_bytes
 from llamahome.model.targets import copied_bytes
-from llamahome.model.vocabulary import grow_embeddings
+from llamahome.model.vocabulary import grow_embeddings, refuse_lost_bias
 from llamahome.monitoring.progress import Progress
 from llamahome.monitoring.resources import free_memory_bytes
 from llamahome.monitoring.throughput import model_flops_per_token
@@ -123,6 +123,7 @@ def load_learner(loaded: LoadedConfig, job: Job, plan: Plan, world: World, *, sa
     grown = max(job.tokenizer.vocabulary.values()) + 1 if config.model.resize_embeddings else 0
     new_rows = grow_embeddings(model, grown)
     if new_rows:
+        refuse_lost_bias(model, base, method=config.training.method)
         say(f"the embedding grows by {len(new_rows):,} rows to {new_rows.stop:,}; they begin as the mean of the others and are trained")
     tokens = plan.rows_ahead * job.prepared.report.tokens_per_row
     manner = manner_of(model).remarks(documents=plan.rows_ahead, passes=tokens / backend.micro_batch_tokens)

@@ -1,6 +1,6 @@
 """Talking to a model: what people mean by its name -> a function that answers a conversation, telling the answer as it appears."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +9,12 @@ import torch
 from llamahome.checkpoint import store
 from llamahome.checkpoint.target import names_run, resolve
 from llamahome.config.load import LoadedConfig
+from llamahome.data.prepare import Whole, read_all, report_of
 from llamahome.data.text.place import tokenizer_place
 from llamahome.data.text.tokens import ChatTokenizer, open_tokenizer
 from llamahome.distributed.devices import device_here
 from llamahome.errors import ConfigError, MachineError, Problem
-from llamahome.fitting import fit_to_model
+from llamahome.fitting import fit_to_model, warn_of_length, within_reach
 from llamahome.model.adapter import find_base, is_adapter, open_trained, trained_rows
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import choose_backend
@@ -64,6 +65,18 @@ def fit_to_trained(
     """The settings as far as the model in `folder` goes, which may be an adapter, and the folder of the weights whose limits these are."""
     weights = find_base(folder, typed=typed_base(loaded), say=say) if is_adapter(folder) else folder
     return fit_to_model(loaded, weights, tokenizer, rows=trained_rows(folder), say=say), weights
+
+
+def read_fitted(
+    loaded: LoadedConfig, data_path: str | Sequence[str], folder: Path, *, say: Callable[[str], None], warn: Callable[[str, str], None]
+) -> tuple[LoadedConfig, Whole]:
+    """Every row of `data_path` for the model in `folder`, as far as that goes, and the settings that say so."""
+    tokenizer = open_tokenizer(tokenizer_place(folder, loaded.config.model))
+    loaded, weights = fit_to_trained(loaded, folder, tokenizer, say=say)
+    with within_reach(weights):
+        rows = read_all(loaded.config.data, data_path, tokenizer, say=say)
+    warn_of_length(loaded, weights, report_of(rows).longest_tokens, warn=warn)
+    return loaded, rows
 
 
 def _as_argument(problem: Problem) -> Problem:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llamahome.config.load import LoadedConfig, with_values
 from llamahome.data.checks.losses import within_positions
+from llamahome.data.prepare import Prepared, prepare
 from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.errors import ConfigError, DataError, Problem
 from llamahome.model.limits import ModelLimits, limits_of
@@ -31,6 +32,15 @@ def fit_to_model(
     told = f"this model has {limits.positions:,} positions; rows are cut there, and counted"
     say(f"data.max_length {wanted:,} -> {limits.positions:,}: {told}")
     return with_values(loaded, {"data.max_length": limits.positions}, origin=f"the model has {limits.positions:,} positions")
+
+
+def prepare_fitted(
+    loaded: LoadedConfig, data_path: str | Sequence[str], folder: Path, tokenizer: ChatTokenizer, *, say: Callable[[str], None]
+) -> tuple[LoadedConfig, Prepared]:
+    """The settings as far as the model in `folder` goes, and the examples under these. Raises what fit_to_model and prepare raise."""
+    fitted = fit_to_model(loaded, folder, tokenizer, say=say)
+    with within_reach(folder):
+        return fitted, prepare(fitted.config.data, data_path, tokenizer, say=say)
 
 
 def rows_needed(tokenizer: ChatTokenizer) -> int:

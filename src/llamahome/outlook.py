@@ -17,13 +17,12 @@ from llamahome.amounts import resolve_amount
 from llamahome.assembly import Plan, free_bytes, leave_short_runs, make_plan
 from llamahome.config.load import LoadedConfig, with_values
 from llamahome.config.schema import Config
-from llamahome.data.prepare import prepare
 from llamahome.data.report import Report
 from llamahome.data.text.place import tokenizer_place
 from llamahome.data.text.tokens import open_tokenizer
 from llamahome.distributed.world import World, open_world
 from llamahome.errors import ConfigError, Problem
-from llamahome.fitting import fit_to_model, warn_of_length, within_reach
+from llamahome.fitting import prepare_fitted, warn_of_length
 from llamahome.model.adapted import account
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import choose_backend, planned_backend
@@ -133,9 +132,7 @@ def expect(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callabl
     with open_world(config.distributed, say=say, processor=config.model.backend == "cpu") as world:
         base = find_model(config.model.name, revision=config.model.revision, say=say)
         tokenizer = open_tokenizer(tokenizer_place(base, config.model))
-        loaded = fit_to_model(loaded, base, tokenizer, say=say)
-        with within_reach(base):
-            prepared = prepare(loaded.config.data, data_path, tokenizer, say=say)
+        loaded, prepared = prepare_fitted(loaded, data_path, base, tokenizer, say=say)
         prepared.close()
         longest = prepared.report.longest_tokens
         warn_of_length(loaded, base, longest, warn=lambda message, consequence: say(f"warning: {message}: {consequence}"))

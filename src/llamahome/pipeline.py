@@ -23,15 +23,14 @@ from llamahome.checkpoint.state import TrainerState
 from llamahome.checkpoint.target import resolve
 from llamahome.config.check import check_config, config_warnings
 from llamahome.config.load import LoadedConfig, dump_config, read_saved_config, with_values
-from llamahome.conversation import base_of_run, fit_to_trained, model_folder, open_to_measure
-from llamahome.data.prepare import prepare, read_all, report_of
+from llamahome.conversation import base_of_run, model_folder, open_to_measure, read_fitted
 from llamahome.data.text.place import tokenizer_place
 from llamahome.data.text.tokens import open_tokenizer
 from llamahome.distributed.agreement import require_agreement, settings_and_versions
 from llamahome.distributed.failures import note_run, run_to_go_on
 from llamahome.distributed.world import open_world
 from llamahome.errors import ConfigError, LeftAtOnce, MachineError, Problem, Stopped
-from llamahome.fitting import fit_to_model, warn_of_length, within_reach
+from llamahome.fitting import prepare_fitted, warn_of_length
 from llamahome.model.adapter import restore_model
 from llamahome.model.backends.choose import choose_backend
 from llamahome.model.objective import Objective
@@ -161,11 +160,7 @@ def evaluate(target: str, data_path: str | Sequence[str], loaded: LoadedConfig) 
     with _session(loaded, saves=False) as session:
         folder = model_folder(target, loaded, say=session.progress.say)
         with session.progress.phase("data"):
-            tokenizer = open_tokenizer(tokenizer_place(folder, loaded.config.model))
-            loaded, weights = fit_to_trained(loaded, folder, tokenizer, say=session.progress.say)
-            with within_reach(weights):
-                rows = read_all(loaded.config.data, data_path, tokenizer, say=session.progress.say)
-            warn_of_length(loaded, weights, report_of(rows).longest_tokens, warn=session.progress.warn)
+            loaded, rows = read_fitted(loaded, data_path, folder, say=session.progress.say, warn=session.progress.warn)
         with session.progress.phase("model"):
             backend = choose_backend(loaded.config, session.world.device)
             model = open_to_measure(folder, loaded, backend, session.world.device, say=session.progress.say)
@@ -189,9 +184,7 @@ def _prepare(data_path: str | Sequence[str], loaded: LoadedConfig, session: Sess
         if world.is_main:
             world.barrier()
         tokenizer = open_tokenizer(tokenizer_place(base, model))
-        loaded = fit_to_model(loaded, base, tokenizer, say=progress.say)
-        with within_reach(base):
-            prepared = prepare(loaded.config.data, data_path, tokenizer, say=progress.say)
+        loaded, prepared = prepare_fitted(loaded, data_path, base, tokenizer, say=progress.say)
         session.closing.callback(prepared.close)
         for line in prepared.report.lines()[1:]:  # the first was said while reading
             progress.say(line)

@@ -75,6 +75,16 @@ def _trained_length(config: Mapping[str, Any], named: int | None) -> int | None:
     return longest
 
 
+def without_lost_padding(config: Any) -> bool:
+    """Forget a padding id for which the embedding has no row, in place; whether there was one. Rows are never padded with it here."""
+    text = config.get_text_config()
+    rows, padding = getattr(text, "vocab_size", None), getattr(text, "pad_token_id", None)
+    if not (isinstance(rows, int) and isinstance(padding, int)) or -rows <= padding < rows:
+        return False
+    text.pad_token_id = None
+    return True
+
+
 def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor in the .safetensors files of `folder`, by name; files that cannot be read are left to who loads them."""
     found: dict[str, tuple[int, ...]] = {}

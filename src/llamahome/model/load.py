@@ -21,6 +21,7 @@ from llamahome.errors import ConfigError, LlamaHomeError, MachineError, Problem
 from llamahome.model.attention import register_attention
 from llamahome.model.backends.loss import Head
 from llamahome.model.kinds import missing_weights, why_no_decoder, why_unknown
+from llamahome.model.limits import without_lost_padding
 from llamahome.model.probe import Unfit, settle
 from llamahome.model.starter import STARTER, fetch_starter
 from llamahome.model.weightfiles import INDEX, refuse_broken, refuse_not_finite
@@ -125,6 +126,8 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Pre
             raise ConfigError(_unsupported(folder, why))
         config = AutoConfig.from_pretrained(folder)
         _refuse_unsupported(config, folder)
+        if without_lost_padding(config):  # torch's embedding would refuse it
+            logging.getLogger(__name__).warning("pad_token_id of %s has no row in the embedding: left out", folder / "config.json")
         settings: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         if device.type != "cpu":  # tensor by tensor to where they stay, so that the whole model never lies in the machine's memory
             settings["device_map"] = {"": device}

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.attention import ATTENTION_NAME, register_attention
+from llamahome.model.limits import without_lost_padding
 from llamahome.model.load import quiet_transformers
 from llamahome.rundir import BASE_MODELS
 
@@ -36,7 +37,9 @@ def read_shape(name: str, known: Mapping[str, Mapping[str, Any]]) -> PreTrainedC
         raise ConfigError(Problem(code="model.no-config", message=message, where="model.name", hint=hint))
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return AutoConfig.for_model(**values)
+        config = AutoConfig.for_model(**values)
+        without_lost_padding(config)
+        return config
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise ConfigError(_unfit(path, f"it is not the config of a model that transformers knows: {first}")) from error

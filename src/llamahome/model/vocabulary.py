@@ -6,11 +6,14 @@ adapter gives the base as many rows first, as PEFT's AutoPeftModelForCausalLM do
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+
+from llamahome.errors import ConfigError, Problem
 
 
 @torch.no_grad()
@@ -26,6 +29,13 @@ def grow_embeddings(model: PreTrainedModel, rows: int) -> range:
     if head.bias is not None:
         head.bias[before:] = head.bias[:before].float().mean()
     return range(before, rows)
+
+
+def refuse_lost_bias(model: PreTrainedModel, base: Path, *, method: str) -> None:
+    """ConfigError: PEFT leaves out the bias of a head of which it trains rows, so an adapter would mean another model there than here."""
+    if method == "lora" and model.get_output_embeddings().bias is not None:
+        message = "its output head has a bias, which PEFT leaves out where rows of the head are trained with an adapter"
+        raise ConfigError(Problem(code="model.cannot-grow", message=message, where=str(base), hint="--method full"))
 
 
 def trained_tokens(model: PreTrainedModel, rows: Sequence[int]) -> dict[str, list[int]] | None:
