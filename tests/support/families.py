@@ -56,7 +56,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "mamba2": _STATE,
     "megatron-bert": _DECODES,
     "ministral": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "layer_types": ["sliding_attention", "full_attention"]},
-    "nemotron": {"head_dim": 8},
+    "nemotron": {"head_dim": 8, "num_key_value_heads": 2},
     "recurrent_gemma": {"num_hidden_layers": 3},
     "rembert": _DECODES,
     "roberta": _DECODES,

@@ -29,6 +29,8 @@ from llamahome.rundir import BASE_MODELS, as_typed
 
 CausalLM = PreTrainedModel
 """What the rest of llamahome calls a model: a causal language model of transformers."""
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""What configs call the cap of the logits: Gemma 2 and others, RecurrentGemma, xLSTM."""
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.spm", "*.vocab", "*.tiktoken", "LICENSE*", "NOTICE*"]
 
 
@@ -172,7 +174,8 @@ def head_of(model: PreTrainedModel) -> Head:
     if not isinstance(layer, nn.Linear):
         raise ConfigError(_unsupported(Path(model.name_or_path), f"its output head is a {type(layer).__name__}"))
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    return Head(head.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
+    cap = next((value for name in _CAPS if (value := getattr(config, name, None))), None)
+    return Head(head.weight, layer.bias, scale, cap)
 
 
 def decoder_layers(model: PreTrainedModel) -> list[Any]:

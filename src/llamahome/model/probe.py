@@ -122,7 +122,7 @@ def _together(model: PreTrainedModel, documents: tuple[tuple[int, ...], ...], he
 
     def logits() -> Tensor:
         hidden = last_hidden(model, tokens, positions, Documents(lengths), attend=reference_attention)
-        scores = torch.nn.functional.linear(hidden, head.weight_VD, head.bias_V).float() * head.scale
+        scores = torch.nn.functional.linear(hidden.to(head.weight_VD.dtype), head.weight_VD, head.bias_V).float() * head.scale
         return scores if head.softcap is None else torch.tanh(scores / head.softcap) * head.softcap
 
     found, gradient = _with_gradient(model, logits, list(lengths))

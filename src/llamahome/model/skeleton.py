@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.attention import ATTENTION_NAME, register_attention
@@ -60,8 +60,14 @@ def _unfit(path: Path, why: str) -> Problem:
 
 
 def skeleton(config: PreTrainedConfig, *, layers: int, dtype: torch.dtype) -> PreTrainedModel:
-    """A model of this config with another number of layers, its weights on the meta device."""
+    """A model of this config with another number of layers, its weights on the meta device.
+
+    ConfigError where documents of the model run one at a time because of its code: how long that takes is not known.
+    """
     register_attention()
+    if not MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_attention_backend:
+        why = "documents of this model run one at a time, which cannot be planned; it can be trained by one process, or replicated"
+        raise ConfigError(Problem(code="model.unplannable", message=why, where="model.name"))
     values = config.to_dict() | {"num_hidden_layers": layers}
     kinds = values.get("layer_types")
     if kinds:
