@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.support.sources import ROOT, SOURCES, WRITTEN, assert_none, imports, room, source, tree, within
 
 FLOORS = (
-    {"errors", "units", "logs", "rundir"},
+    {"errors", "units", "logs", "rundir", "lfs"},
     {"config"},
     {"distributed"},
     {"data", "model", "checkpoint", "monitoring", "planning"},

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Literal
 
+from llamahome.data.files.disguise import refuse_disguised
 from llamahome.data.files.jsonl import BOM
 from llamahome.data.files.jsonrow import excerpt, refuse_utf16
 from llamahome.data.files.spool import PACKED
@@ -49,9 +50,10 @@ def is_text(path: str) -> bool:
 
 
 def kind_of(file: WatchedFile) -> Kind:
-    """The kind of a file that is_read; raises DataError for UTF-16 and for a .json file that holds one object."""
+    """The kind of a file that is_read; raises DataError for UTF-16, another kind than its name says, and one object in a .json file."""
     named = _BY_NAME[ending(file.path)]
     head = file.read(0, min(_HEAD, file.size))
+    refuse_disguised(file, head, named)
     if named not in ("parquet", "arrow"):
         refuse_utf16(head, path=file.path)
     if named is not None:
