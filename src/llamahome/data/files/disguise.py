@@ -125,7 +125,7 @@ def _zip(file: WatchedFile) -> tuple[str, str | None]:
         return "an Excel file (.xlsx)", f'python3 -c "{_ROWS_OF_SHEET}" {shlex.quote(file.path)} > {rows}'
     if "word/document.xml" in names:
         return "a Word file (.docx)", None
-    if any(name.endswith("data.pkl") for name in names):
+    if any(name.endswith(".pkl") for name in names):
         return "a file of torch.save", None
     if names and all(name.endswith(".npy") for name in names):
         return "arrays of NumPy (.npz)", None

@@ -1,11 +1,13 @@
 """The bytes of one row to text and to a Row, or to the problem that says where they stop being UTF-8 or JSON."""
 
 import json
+import math
 import shlex
 from json import JSONDecodeError
 from pathlib import Path
+from typing import Any
 
-from llamahome.data.files.jsontext import LoneSurrogate, RepeatedKey, from_json
+from llamahome.data.files.jsontext import LoneSurrogate, NotFinite, RepeatedKey, Unusual, from_json, with_not_finite
 from llamahome.data.records import Row
 from llamahome.errors import DataError, Problem
 
@@ -19,7 +21,7 @@ def parse_row(raw: bytes, *, path: str, line: int, index: int) -> Row | Problem:
     if isinstance(text, Problem):
         return text
     try:
-        value = from_json(text)
+        value = _value(text)
     except JSONDecodeError as error:
         return _broken(error, text, path=path, line=line)
     except RepeatedKey as error:
@@ -36,6 +38,17 @@ def parse_row(raw: bytes, *, path: str, line: int, index: int) -> Row | Problem:
     if text.lstrip().startswith("["):
         hint += f"; an array is read from a .json file: {_as_array(path)}"
     return Problem(code="data.not-an-object", message=message, where=f"{path}:{line}", excerpt=excerpt(text, line), hint=hint)
+
+
+def _value(text: str) -> Any:
+    """The JSON value; NaN and infinities pass, for only where they are read can they be wrong."""
+    try:
+        return from_json(text)
+    except NotFinite as error:
+        value = with_not_finite(text)
+        if isinstance(value, dict):
+            return value
+        raise error
 
 
 def read_text(raw: bytes, *, path: str, line: int) -> str | Problem:
@@ -94,7 +107,17 @@ def kind(value: object) -> str:
     """What JSON calls the value's type, with its article."""
     if value is None:
         return "null"
-    names = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(value)
+    names = {
+        Unusual: "an object",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "a string",
+        list: "a list",
+        dict: "an object",
+    }
     return names[type(value)]
 
 

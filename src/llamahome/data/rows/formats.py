@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from llamahome.data.files.jsonrow import kind
+from llamahome.data.files.jsontext import Unusual, not_finite_at
 from llamahome.data.records import Conversation, Row
 from llamahome.data.rows.fault import Finding, content_of, problem_at, required
 from llamahome.data.rows.toolcalls import read_definitions
@@ -53,9 +54,20 @@ Turns = tuple[dict[str, Any], ...]
 def understand(row: Row, format_name: str, names: Names = OWN_NAMES) -> Conversation | Problem:
     """The conversation that the row holds, or what is wrong with it; never raises on data."""
     try:
-        return _READERS[format_name](row, names)
+        found = _READERS[format_name](row, names)
+        if isinstance(row.value, Unusual):
+            _refuse_not_finite(found)
+        return found
     except Finding as finding:
         return problem_at(row, finding)
+
+
+def _refuse_not_finite(found: Conversation) -> None:
+    """A Finding when NaN or an infinity is among what was read of the row."""
+    for name, part in (("the turns", found.turns), ("the tools", found.tools)):
+        path = not_finite_at(part)
+        if path is not None:
+            raise Finding("data.bad-json", f"NaN or an infinity stands in {name}, at {path}; neither is a JSON value")
 
 
 def turn_list(value: Mapping[str, Any], names: Names = OWN_NAMES) -> str | None:
