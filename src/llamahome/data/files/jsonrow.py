@@ -7,9 +7,10 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
+from llamahome.data.files.encoding import help_for
 from llamahome.data.files.jsontext import LoneSurrogate, NotFinite, RepeatedKey, Unusual, from_json, with_not_finite
 from llamahome.data.records import Row
-from llamahome.errors import DataError, Problem
+from llamahome.errors import Problem
 
 _WIDTH = 100
 """Characters of a line that an excerpt shows."""
@@ -64,7 +65,7 @@ def read_text(raw: bytes, *, path: str, line: int) -> str | Problem:
             message=f"not UTF-8: byte 0x{raw[error.start]:02x} at byte {error.start - begin + 1} of the line",
             where=f"{path}:{line}",
             excerpt=excerpt(shown, line, at=error.start - begin),
-            hint=f"{_to_utf8('WINDOWS-1252', path)}   if it was saved on Windows",
+            hint=help_for(path),
         )
     if "\0" not in text:
         return text
@@ -72,18 +73,6 @@ def read_text(raw: bytes, *, path: str, line: int) -> str | Problem:
     shown = excerpt(text[begin:].partition("\n")[0].replace("\0", "\\0"), line, at=column - 1)
     hint = f"tr -d '\\000' < {shlex.quote(path)} > {shlex.quote('clean' + Path(path).suffix)}"
     return Problem(code="data.nul-byte", message=f"NUL byte at column {column}", where=f"{path}:{line}", excerpt=shown, hint=hint)
-
-
-def refuse_utf16(head: bytes, *, path: str) -> None:
-    """Raise DataError when the first bytes of a file say that it is UTF-16."""
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        message = "the file is UTF-16, not UTF-8"
-        raise DataError(Problem(code="data.not-utf8", message=message, where=f"{path}:1", hint=_to_utf8("UTF-16", path)))
-
-
-def _to_utf8(encoding: str, path: str) -> str:
-    place = Path(path)
-    return f"iconv -f {encoding} -t UTF-8 {shlex.quote(path)} > {shlex.quote(f'{place.stem}-utf8{place.suffix}')}"
 
 
 def _place(text: str, at: int, line: int) -> tuple[int, int, int]:
