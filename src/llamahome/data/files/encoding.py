@@ -90,6 +90,7 @@ _LETTER_BY_LETTER = ("CYRILLIC", "GREEK", "HEBREW", "ARABIC", "THAI")
 _NO_TEXT = ("Cc", "Cn", "Co", "Cs")
 _SPACES = frozenset("\t\r\n\f\ufeff")
 _CAPITAL_WITHIN = re.compile(r"[a-zß-öø-ÿа-яё][A-ZÀ-ÖØ-ÞА-ЯЁΑ-Ω]")
+_WITHIN = re.compile(r"[^\W\d_]([^\x00-\x7f’–—…·])(?=[^\W\d_])")
 
 
 def help_for(path: str) -> str | None:
@@ -173,6 +174,8 @@ def _share(text: str, candidate: _Candidate) -> float | None:
     if not others or any(kind in _NO_TEXT for kind in kinds.values()):
         return None
     letters = [character for character in others if kinds[character][0] == "L"]
+    if not letters and candidate.scripts != _LATIN:
+        return None
     if sum(unicodedata.name(letter, "").startswith(candidate.scripts) for letter in letters) < 0.9 * len(letters):
         return None
     if candidate.scripts == _LATIN:
@@ -190,7 +193,8 @@ def _share(text: str, candidate: _Candidate) -> float | None:
         return sum("\uac00" <= letter <= "\ud7a3" for letter in letters) / max(1, len(letters))
     good = sum(character in candidate.frequent for character in others)
     capitals = sum(not found[1].isascii() for found in _CAPITAL_WITHIN.findall(text)) if candidate.scripts[0] in _WITH_CAPITALS else 0
-    return (good - 2 * capitals) / len(others)
+    signs = sum(kinds[sign][0] not in "LM" for sign in _WITHIN.findall(text)) if candidate.scripts[0] in _WITH_CAPITALS else 0
+    return (good - 2 * (capitals + signs)) / len(others)
 
 
 def _decodes(path: str, codec: str) -> bool:

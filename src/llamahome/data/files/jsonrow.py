@@ -12,6 +12,8 @@ from llamahome.data.files.jsontext import LoneSurrogate, NotFinite, RepeatedKey,
 from llamahome.data.records import Row
 from llamahome.errors import Problem
 
+_LOOK = 1 << 12
+"""Bytes of the ends of a file in which white space may stand."""
 _WIDTH = 100
 """Characters of a line that an excerpt shows."""
 
@@ -24,7 +26,7 @@ def parse_row(raw: bytes, *, path: str, line: int, index: int) -> Row | Problem:
     try:
         value = _value(text)
     except JSONDecodeError as error:
-        return _broken(error, text, path=path, line=line)
+        return _broken(error, text, path=path, line=line, index=index)
     except RepeatedKey as error:
         return _repeated(error, text, where=f"{path}:{line}", line=line)
     except LoneSurrogate as error:
@@ -36,8 +38,8 @@ def parse_row(raw: bytes, *, path: str, line: int, index: int) -> Row | Problem:
         return Row(index, path, line, value)
     message = f"a row must be a JSON object, this is {kind(value)}"
     hint = "one object a line"
-    if text.lstrip().startswith("["):
-        hint += f"; an array is read from a .json file: {_as_array(path)}"
+    if index == 0 and text.lstrip().startswith("[") and (moved := _as_array(path)):
+        hint += f"; an array is read from a .json file: {moved}"
     return Problem(code="data.not-an-object", message=message, where=f"{path}:{line}", excerpt=excerpt(text, line), hint=hint)
 
 
@@ -88,8 +90,19 @@ def excerpt(text: str, line: int, *, at: int = 0) -> str:
     return f"{line} | {'...' if begin else ''}{part}{'...' if begin + _WIDTH < len(text) else ''}"
 
 
-def _as_array(path: str) -> str:
-    return f"mv {shlex.quote(path)} {shlex.quote(str(Path(path).with_suffix('.json')))}"
+def _as_array(path: str) -> str | None:
+    """The command that gives a file the name of an array, when that is what the whole file begins and ends as."""
+    place = Path(path)
+    if place.suffix.lower() not in (".jsonl", ".ndjson"):
+        return None
+    try:
+        with place.open("rb") as file:
+            begin = file.read(_LOOK).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+            file.seek(max(0, place.stat().st_size - _LOOK))
+            end = file.read(_LOOK).rstrip()[-1:]
+    except OSError:
+        return None
+    return f"mv {shlex.quote(path)} {shlex.quote(str(place.with_suffix('.json')))}" if (begin, end) == (b"[", b"]") else None
 
 
 def kind(value: object) -> str:
@@ -118,15 +131,18 @@ def _repeated(error: RepeatedKey, text: str, *, where: str, line: int) -> Proble
     return Problem(code="data.repeated-key", message=f"{error}; only one can be learned", where=where, excerpt=shown, hint=hint)
 
 
-def _broken(error: JSONDecodeError, text: str, *, path: str, line: int) -> Problem:
+def _broken(error: JSONDecodeError, text: str, *, path: str, line: int, index: int) -> Problem:
     whole = text.rstrip()
     ended = error.pos >= len(whole) or error.msg.startswith("Unterminated string")
     reason = "unexpected end of data" if ended else error.msg[0].lower() + error.msg[1:].removesuffix(" at")
     begin, line, column = _place(whole, len(whole) - 1 if ended else error.pos, line)
     hint = None
-    if whole.lstrip() in ("[", "{", "[{"):
-        hint = f"a row is one line; an array over many lines is read from a .json file: {_as_array(path)}"
-    elif reason == "extra data":
+    if index == 0 and whole.lstrip() in ("[", "[{") and (moved := _as_array(path)):
+        hint = f"a row is one line; an array over many lines is read from a .json file: {moved}"
+    elif index == 0 and whole.lstrip() == "{" and Path(path).suffix.lower() in (".jsonl", ".ndjson"):
+        target = shlex.quote(Path(path).stem + "-lines.jsonl")
+        hint = f"jq -c . {shlex.quote(path)} > {target}   if it holds objects over many lines: a row is one line"
+    elif reason == "extra data" and whole[error.pos] == "{":
         hint = f"one object a line: break line {line} after column {column - 1}"
     shown = excerpt(whole[begin:].partition("\n")[0], line, at=column)
     message = f"not valid JSON: {reason} at column {column}"

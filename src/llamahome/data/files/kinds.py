@@ -9,6 +9,7 @@ from llamahome.data.files.disguise import refuse_disguised
 from llamahome.data.files.encoding import to_utf8, wide_encoding
 from llamahome.data.files.jsonl import BOM
 from llamahome.data.files.jsonrow import excerpt
+from llamahome.data.files.jsontable import refuse_table
 from llamahome.data.files.spool import PACKED
 from llamahome.data.files.watch import WatchedFile
 from llamahome.errors import DataError, Problem
@@ -51,12 +52,14 @@ def is_text(path: str) -> bool:
 
 
 def kind_of(file: WatchedFile) -> Kind:
-    """The kind of a file that is_read; raises DataError for UTF-16, another kind than its name says, and one object in a .json file."""
+    """The kind of a file that is_read; raises DataError for one that is not what its name says."""
     named = _BY_NAME[ending(file.path)]
     head = file.read(0, min(_HEAD, file.size))
     refuse_disguised(file, head, named)
     if named not in ("parquet", "arrow"):
         _refuse_wide(file, head)
+    if named in (None, "jsonl"):
+        refuse_table(file, head)
     if named is not None:
         return named
     begin = head.removeprefix(BOM).lstrip()[:1]
