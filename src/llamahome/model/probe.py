@@ -142,7 +142,7 @@ def _with_gradient(model: PreTrainedModel, run: Callable[[], Tensor], lengths: l
         with torch.enable_grad():
             logits = run().float()
             numbers = torch.Generator().manual_seed(0)
-            weights = torch.randn(max(lengths), logits.shape[1], generator=numbers).to(logits.device)
+            weights = torch.randn(_LONG, logits.shape[1], generator=numbers).to(logits.device)  # the same for any length
             total = (logits * torch.cat([weights[:length] for length in lengths])).sum()
             gradients = torch.autograd.grad(total, embedded)
     finally:

@@ -205,7 +205,7 @@ def test_a_file_named_twice_is_read_once_and_that_is_said(tmp_path: Path) -> Non
 
 def test_rows_of_one_line_are_told_by_their_number(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    path.write_text('[{"a": 1}, {"a": 2}, {"a": NaN}]')
+    path.write_text('[{"a": 1}, {"a": 2}, {"a": nul}]')
     source = open_source(str(path))
     bad = source.parsed(2)
     assert [source.row(number).where for number in (0, 1)] == [f"{path}:1", f"{path}:1 (row 2)"]
@@ -218,7 +218,7 @@ BROKEN = [
     (b'{"a": 1,}', "data.bad-json", "at column"),
     (b'{"a": 1} {"b": 2}', "data.bad-json", "extra data at column 10"),
     (b"{'a': 1}", "data.bad-json", "property name enclosed in double quotes at column 2"),
-    (b'{"a": NaN}', "data.bad-json", "NaN is not a JSON value"),
+    (b"[NaN]", "data.bad-json", "NaN is not a JSON value"),
     (b'{"a": tru}', "data.bad-json", "expecting value at column 7"),
     (b'{"a": "x\ty"}', "data.bad-json", "control character"),
     (b"hello", "data.bad-json", "expecting value at column 1"),

@@ -8,11 +8,13 @@ from itertools import accumulate
 
 import pyarrow as pa
 
+from llamahome.data.files.disguise import text_under
 from llamahome.data.files.watch import WatchedFile
 from llamahome.errors import DataError, Problem
 
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 _MAGIC = b"ARROW1"
+_HEAD = 1 << 16
 
 
 class ArrowBatches:
@@ -58,5 +60,8 @@ class ArrowBatches:
         return list(pa.ipc.open_stream(source))
 
     def _broken(self, why: str) -> Problem:
-        hint = "write or copy it again"
+        hint: str | None = "write or copy it again"
+        other = text_under(self._file.path, self._file.read(0, min(_HEAD, self._file.size)))
+        if other is not None and other[1] is not None and other[0] != "it is Arrow":
+            why, hint = other
         return Problem(code="data.bad-arrow", message=f"this is not a whole Arrow file: {why}", where=self._file.path, hint=hint)

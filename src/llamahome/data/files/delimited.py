@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 
 from llamahome.data.files.cells import BadCell, canonical, row_value
+from llamahome.data.files.header import Left, left_out, separator, separator_line, sign_name, tell_left
 from llamahome.data.files.index import NO_LINES, Piece, Tell
 from llamahome.data.files.jsonl import BOM
 from llamahome.data.files.jsonrow import excerpt, read_text
@@ -23,7 +24,6 @@ from llamahome.errors import DataError, Problem
 
 _HEAD = 1 << 16
 """Bytes in which the names of the columns must end."""
-_SIGNS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 
 
 @dataclass(frozen=True)
@@ -37,22 +37,30 @@ class Table:
     """Offset after the first record."""
     line: int
     """Line there."""
+    left: tuple[Left, ...] = ()
+    """Columns that are left out."""
 
 
 def table_layout(file: WatchedFile, tell: Tell, *, tabs: bool) -> Layout:
     """How to read the file as a table; raises DataError when its first record names no columns."""
-    table = _read_header(file, tabs=tabs)
+    table = _read_header(file, tell, tabs=tabs)
     if table.delimiter != ("\t" if tabs else ","):
-        tell(f"{file.path}: its columns are separated by {_SIGNS[table.delimiter]}")
-    reader = f"csv {table.delimiter!r}"
+        tell(f"{file.path}: its columns are separated by {sign_name(table.delimiter)}")
+    tell_left(file.path, table.columns, table.left, tell)
+    reader = f"csv {table.delimiter!r}" + (f" without {[column.position for column in table.left]}" if table.left else "")
     return Layout(reader, partial(_scan, table), _record, partial(_parse, table), partial(_identity, table))
 
 
-def _read_header(file: WatchedFile, *, tabs: bool) -> Table:
-    """The columns; the comma gives way to a semicolon or a tab when the first line has no comma but one of them."""
+def _read_header(file: WatchedFile, tell: Tell, *, tabs: bool) -> Table:
+    """The columns; a line `sep=;` before them is obeyed, otherwise the first records show what separates them."""
     head = file.read(0, min(_HEAD, file.size))
     begin = len(BOM) if head.startswith(BOM) else 0
     begin += len(head[begin:]) - len(head[begin:].lstrip(b"\r\n"))
+    asked = None
+    first = head.find(b"\n", begin) + 1
+    if first and (asked := separator_line(head[begin:first].decode("utf-8", "replace"))):
+        tell(f"{file.path}: its first line, sep={asked}, names the separator and is no row")
+        begin = first
     end = begin
     while (end := head.find(b"\n", end) + 1) and head.count(QUOTE, begin, end) % 2:
         continue
@@ -63,22 +71,28 @@ def _read_header(file: WatchedFile, *, tabs: bool) -> Table:
     text = read_text(raw, path=file.path, line=line)
     if isinstance(text, Problem):
         raise DataError(text)
-    bare = "".join(text.split('"')[::2])
-    delimiter = "\t" if tabs else next((sign for sign in _SIGNS if sign in bare), ",")
+    tested, whole = head[begin:].decode("utf-8", "replace"), len(head) == file.size
+    delimiter = asked or separator(tested, usual="\t" if tabs else ",", whole=whole)
     cells = _split(file.path, line, text, delimiter) if text else []
     if isinstance(cells, Problem):
         raise DataError(cells)
     columns = [cell.strip() for cell in cells]
-    empty = [number for number, name in enumerate(columns, 1) if not name]
-    twice = sorted({name for name in columns if columns.count(name) > 1})
-    if empty and text:
-        raise DataError(
-            _bad(file.path, line, f"column {empty[0]} of {len(columns)} has no name", raw, "write a name for it in the first line")
-        )
-    if twice:
-        raise DataError(_bad(file.path, line, f"two columns are named {twice[0]}", raw, "give each column a name of its own"))
+    left = left_out(columns, tested, delimiter, whole=whole) if text else ()
+    _refuse_names(file.path, columns, left, line, raw)
     stop = end or len(head)
-    return Table(file.path, delimiter, tuple(columns), stop, 1 + head.count(b"\n", 0, stop))
+    return Table(file.path, delimiter, tuple(columns), stop, 1 + head.count(b"\n", 0, stop), left)
+
+
+def _refuse_names(path: str, columns: list[str], left: tuple[Left, ...], line: int, raw: bytes) -> None:
+    """DataError when a column that is read has no name, or that of another."""
+    positions = {column.position for column in left}
+    empty = [number for number, name in enumerate(columns, 1) if not name and number - 1 not in positions]
+    twice = sorted({name for name in columns if name and columns.count(name) > 1})
+    if empty and raw:
+        message = f"column {empty[0]} of {len(columns)} has no name"
+        raise DataError(_bad(path, line, message, raw, "write a name for it in the first line"))
+    if twice:
+        raise DataError(_bad(path, line, f"two columns are named {twice[0]}", raw, "give each column a name of its own"))
 
 
 def _scan(table: Table, file: WatchedFile) -> Iterator[Piece]:
@@ -100,14 +114,21 @@ def _parse(table: Table, stretch: bytes, line: int, number: int) -> Row | Proble
         return cells
     if len(cells) != len(table.columns):
         count = "1 field" if len(cells) == 1 else f"{len(cells)} fields"
-        names = ", ".join(table.columns[:6]) + (", ..." if len(table.columns) > 6 else "")
+        shown = [name or "(no name)" for name in table.columns[:6]]
+        names = ", ".join(shown) + (", ..." if len(table.columns) > 6 else "")
         message = f"the row has {count}, the first line names {len(table.columns)} columns ({names})"
-        sign = _SIGNS[table.delimiter]
+        sign = sign_name(table.delimiter)
         return _bad(
             table.path, line, message, raw, f'a field that holds {sign}, a quote or a line end stands in "quotes", its quotes doubled'
         )
+    values = dict(zip(table.columns, cells, strict=True))
+    for column in table.left:
+        if not column.fits(cells[column.position]):
+            message = f"column {column.position + 1} is left out as an index, but here it holds {cells[column.position][:60]!r}"
+            return _bad(table.path, line, message, raw, "write a name for it in the first line")
+        values.pop(table.columns[column.position], None)
     try:
-        return Row(index=number, source=table.path, line=line, value=row_value(dict(zip(table.columns, cells, strict=True))))
+        return Row(index=number, source=table.path, line=line, value=row_value(values))
     except BadCell as error:
         return _bad(table.path, line, str(error), raw)
 

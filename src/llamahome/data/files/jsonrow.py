@@ -1,14 +1,19 @@
 """The bytes of one row to text and to a Row, or to the problem that says where they stop being UTF-8 or JSON."""
 
 import json
+import math
 import shlex
 from json import JSONDecodeError
 from pathlib import Path
+from typing import Any
 
-from llamahome.data.files.jsontext import LoneSurrogate, RepeatedKey, from_json
+from llamahome.data.files.encoding import help_for
+from llamahome.data.files.jsontext import LoneSurrogate, NotFinite, RepeatedKey, Unusual, from_json, with_not_finite
 from llamahome.data.records import Row
-from llamahome.errors import DataError, Problem
+from llamahome.errors import Problem
 
+_LOOK = 1 << 12
+"""Bytes of the ends of a file in which white space may stand."""
 _WIDTH = 100
 """Characters of a line that an excerpt shows."""
 
@@ -19,9 +24,9 @@ def parse_row(raw: bytes, *, path: str, line: int, index: int) -> Row | Problem:
     if isinstance(text, Problem):
         return text
     try:
-        value = from_json(text)
+        value = _value(text)
     except JSONDecodeError as error:
-        return _broken(error, text, path=path, line=line)
+        return _broken(error, text, path=path, line=line, index=index)
     except RepeatedKey as error:
         return _repeated(error, text, where=f"{path}:{line}", line=line)
     except LoneSurrogate as error:
@@ -33,9 +38,20 @@ def parse_row(raw: bytes, *, path: str, line: int, index: int) -> Row | Problem:
         return Row(index, path, line, value)
     message = f"a row must be a JSON object, this is {kind(value)}"
     hint = "one object a line"
-    if text.lstrip().startswith("["):
-        hint += f"; an array is read from a .json file: {_as_array(path)}"
+    if index == 0 and text.lstrip().startswith("[") and (moved := _as_array(path)):
+        hint += f"; an array is read from a .json file: {moved}"
     return Problem(code="data.not-an-object", message=message, where=f"{path}:{line}", excerpt=excerpt(text, line), hint=hint)
+
+
+def _value(text: str) -> Any:
+    """The JSON value; NaN and infinities pass, for only where they are read can they be wrong."""
+    try:
+        return from_json(text)
+    except NotFinite as error:
+        value = with_not_finite(text)
+        if isinstance(value, dict):
+            return value
+        raise error
 
 
 def read_text(raw: bytes, *, path: str, line: int) -> str | Problem:
@@ -51,7 +67,7 @@ def read_text(raw: bytes, *, path: str, line: int) -> str | Problem:
             message=f"not UTF-8: byte 0x{raw[error.start]:02x} at byte {error.start - begin + 1} of the line",
             where=f"{path}:{line}",
             excerpt=excerpt(shown, line, at=error.start - begin),
-            hint=f"{_to_utf8('WINDOWS-1252', path)}   if it was saved on Windows",
+            hint=help_for(path),
         )
     if "\0" not in text:
         return text
@@ -59,18 +75,6 @@ def read_text(raw: bytes, *, path: str, line: int) -> str | Problem:
     shown = excerpt(text[begin:].partition("\n")[0].replace("\0", "\\0"), line, at=column - 1)
     hint = f"tr -d '\\000' < {shlex.quote(path)} > {shlex.quote('clean' + Path(path).suffix)}"
     return Problem(code="data.nul-byte", message=f"NUL byte at column {column}", where=f"{path}:{line}", excerpt=shown, hint=hint)
-
-
-def refuse_utf16(head: bytes, *, path: str) -> None:
-    """Raise DataError when the first bytes of a file say that it is UTF-16."""
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        message = "the file is UTF-16, not UTF-8"
-        raise DataError(Problem(code="data.not-utf8", message=message, where=f"{path}:1", hint=_to_utf8("UTF-16", path)))
-
-
-def _to_utf8(encoding: str, path: str) -> str:
-    place = Path(path)
-    return f"iconv -f {encoding} -t UTF-8 {shlex.quote(path)} > {shlex.quote(f'{place.stem}-utf8{place.suffix}')}"
 
 
 def _place(text: str, at: int, line: int) -> tuple[int, int, int]:
@@ -86,15 +90,36 @@ def excerpt(text: str, line: int, *, at: int = 0) -> str:
     return f"{line} | {'...' if begin else ''}{part}{'...' if begin + _WIDTH < len(text) else ''}"
 
 
-def _as_array(path: str) -> str:
-    return f"mv {shlex.quote(path)} {shlex.quote(str(Path(path).with_suffix('.json')))}"
+def _as_array(path: str) -> str | None:
+    """The command that gives a file the name of an array, when that is what the whole file begins and ends as."""
+    place = Path(path)
+    if place.suffix.lower() not in (".jsonl", ".ndjson"):
+        return None
+    try:
+        with place.open("rb") as file:
+            begin = file.read(_LOOK).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+            file.seek(max(0, place.stat().st_size - _LOOK))
+            end = file.read(_LOOK).rstrip()[-1:]
+    except OSError:
+        return None
+    return f"mv {shlex.quote(path)} {shlex.quote(str(place.with_suffix('.json')))}" if (begin, end) == (b"[", b"]") else None
 
 
 def kind(value: object) -> str:
     """What JSON calls the value's type, with its article."""
     if value is None:
         return "null"
-    names = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(value)
+    names = {
+        Unusual: "an object",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "a string",
+        list: "a list",
+        dict: "an object",
+    }
     return names[type(value)]
 
 
@@ -106,15 +131,18 @@ def _repeated(error: RepeatedKey, text: str, *, where: str, line: int) -> Proble
     return Problem(code="data.repeated-key", message=f"{error}; only one can be learned", where=where, excerpt=shown, hint=hint)
 
 
-def _broken(error: JSONDecodeError, text: str, *, path: str, line: int) -> Problem:
+def _broken(error: JSONDecodeError, text: str, *, path: str, line: int, index: int) -> Problem:
     whole = text.rstrip()
     ended = error.pos >= len(whole) or error.msg.startswith("Unterminated string")
     reason = "unexpected end of data" if ended else error.msg[0].lower() + error.msg[1:].removesuffix(" at")
     begin, line, column = _place(whole, len(whole) - 1 if ended else error.pos, line)
     hint = None
-    if whole.lstrip() in ("[", "{", "[{"):
-        hint = f"a row is one line; an array over many lines is read from a .json file: {_as_array(path)}"
-    elif reason == "extra data":
+    if index == 0 and whole.lstrip() in ("[", "[{") and (moved := _as_array(path)):
+        hint = f"a row is one line; an array over many lines is read from a .json file: {moved}"
+    elif index == 0 and whole.lstrip() == "{" and Path(path).suffix.lower() in (".jsonl", ".ndjson"):
+        target = shlex.quote(Path(path).stem + "-lines.jsonl")
+        hint = f"jq -c . {shlex.quote(path)} > {target}   if it holds objects over many lines: a row is one line"
+    elif reason == "extra data" and whole[error.pos] == "{":
         hint = f"one object a line: break line {line} after column {column - 1}"
     shown = excerpt(whole[begin:].partition("\n")[0], line, at=column)
     message = f"not valid JSON: {reason} at column {column}"

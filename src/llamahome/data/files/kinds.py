@@ -5,8 +5,11 @@ import shlex
 from pathlib import Path
 from typing import Literal
 
+from llamahome.data.files.disguise import refuse_disguised
+from llamahome.data.files.encoding import to_utf8, wide_encoding
 from llamahome.data.files.jsonl import BOM
-from llamahome.data.files.jsonrow import excerpt, refuse_utf16
+from llamahome.data.files.jsonrow import excerpt
+from llamahome.data.files.jsontable import refuse_table
 from llamahome.data.files.spool import PACKED
 from llamahome.data.files.watch import WatchedFile
 from llamahome.errors import DataError, Problem
@@ -49,11 +52,14 @@ def is_text(path: str) -> bool:
 
 
 def kind_of(file: WatchedFile) -> Kind:
-    """The kind of a file that is_read; raises DataError for UTF-16 and for a .json file that holds one object."""
+    """The kind of a file that is_read; raises DataError for one that is not what its name says."""
     named = _BY_NAME[ending(file.path)]
     head = file.read(0, min(_HEAD, file.size))
+    refuse_disguised(file, head, named)
     if named not in ("parquet", "arrow"):
-        refuse_utf16(head, path=file.path)
+        _refuse_wide(file, head)
+    if named in (None, "jsonl"):
+        refuse_table(file, head)
     if named is not None:
         return named
     begin = head.removeprefix(BOM).lstrip()[:1]
@@ -62,6 +68,14 @@ def kind_of(file: WatchedFile) -> Kind:
     if ending(file.path) == ".json" and begin and not is_object(_first_line(file)):
         raise DataError(_no_rows(file.path, head))
     return "jsonl"
+
+
+def _refuse_wide(file: WatchedFile, head: bytes) -> None:
+    """DataError when the file is UTF-16 or UTF-32, with or without a byte order mark."""
+    encoding = wide_encoding(head, lambda: (block.tobytes() for _, block in file.blocks()))
+    if encoding is not None:
+        message, hint = f"the file is {encoding}, not UTF-8", to_utf8(encoding, file.path)
+        raise DataError(Problem(code="data.not-utf8", message=message, where=f"{file.path}:1", hint=hint))
 
 
 CHANGES = ".changes.jsonl"

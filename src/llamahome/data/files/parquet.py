@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llamahome.data.files.arrow import ArrowBatches
+from llamahome.data.files.disguise import text_under
 from llamahome.data.files.index import Tell
 from llamahome.data.files.spool import copy_once
 from llamahome.data.files.watch import WatchedFile
@@ -25,6 +26,7 @@ _LARGEST_GROUP = 1 << 26
 _JUMPS = 8
 """Row groups decoded out of order before the file is taken to be read in no order."""
 _COPIED = 1024
+_HEAD = 1 << 16
 """Rows in a batch of the copy."""
 _BROKEN = (pa.ArrowException, OSError)
 
@@ -104,8 +106,10 @@ class ParquetGroups:
         try:
             return pq.ParquetFile(self._file.place, pre_buffer=False)
         except _BROKEN as error:
-            message = f"this is not a whole Parquet file: {_reason(error)}"
-            hint = "write or copy it again"
+            other = text_under(self._file.path, self._file.read(0, min(_HEAD, self._file.size)))
+            if other is None or other[0] == "it is Parquet":
+                other = _reason(error), "write or copy it again"
+            message, hint = f"this is not a whole Parquet file: {other[0]}", other[1]
             raise DataError(Problem(code="data.bad-parquet", message=message, where=self._file.path, hint=hint)) from error
 
     def _copied(self) -> ArrowBatches:

@@ -15,9 +15,11 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
+from llamahome.data.files.disguise import real_kind, text_under
 from llamahome.data.files.index import Tell, cache_name, forget_older
 from llamahome.data.files.watch import WatchedFile
 from llamahome.errors import DataError, MachineError, Problem
+from llamahome.lfs import is_pointer, lfs_problem
 from llamahome.rundir import PROCESSED_DATA
 from llamahome.units import show_bytes
 
@@ -25,6 +27,7 @@ PACKED = {".gz": "gzip", ".zst": "zstd"}
 _LEFT_FREE = 1 << 28
 """Bytes (256 MiB) of the disk that a copy leaves to others."""
 _AT_A_TIME = 1 << 22
+_HEAD = 1 << 16
 
 Fill = Callable[[BinaryIO, Callable[[], None]], None]
 """Writes the copy; the second argument is called between writes and raises when the disk runs full."""
@@ -32,6 +35,8 @@ Fill = Callable[[BinaryIO, Callable[[], None]], None]
 
 def unpacked(path: str, tell: Tell) -> WatchedFile:
     """The content of an archive, unpacked when it is not yet; raises DataError for one that is torn, MachineError without room."""
+    if is_pointer(path):
+        raise DataError(lfs_problem(path))
     archive = WatchedFile(path)
 
     def fill(sink: BinaryIO, room: Callable[[], None]) -> None:
@@ -52,7 +57,13 @@ def _parts(archive: WatchedFile) -> Iterator[bytes]:
         quoted = shlex.quote(archive.path)
         ends = "Truncated" in str(error)
         message = "the archive ends too early" if ends else f"the archive cannot be unpacked: {error}"
-        hint = f"copy or download it again; it is whole when this says nothing: {'gzip' if codec == 'gzip' else 'zstd'} -t {quoted}"
+        hint: str | None = (
+            f"copy or download it again; it is whole when this says nothing: {'gzip' if codec == 'gzip' else 'zstd'} -t {quoted}"
+        )
+        head = archive.read(0, min(_HEAD, archive.size))
+        other = text_under(archive.path, head) if real_kind(head) != codec else None
+        if other is not None:
+            message, hint = f"the archive cannot be unpacked: {other[0]}", other[1]
         code = "data.bad-gzip" if codec == "gzip" else "data.bad-zst"
         raise DataError(Problem(code=code, message=message, where=archive.path, hint=hint)) from error
 

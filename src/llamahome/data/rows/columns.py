@@ -5,6 +5,7 @@ template whose columns are all empty in a row (missing, null or white space) is 
 dangles; a template whose columns are all empty makes no text.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,13 +99,13 @@ def _paragraphs(written: str) -> tuple[tuple[_Line, ...], ...]:
 
 
 def _text(cell: object, column: str) -> str:
-    """A cell as text: numbers as JSON writes them, nothing for null; a Finding for lists and objects."""
+    """A cell as text: numbers as JSON writes them, nothing for null; a Finding for lists, objects and numbers that are not finite."""
     if cell is None:
         return ""
     if isinstance(cell, str):
         return cell
     if isinstance(cell, bool):
         return str(cell).lower()
-    if isinstance(cell, int | float):
+    if isinstance(cell, int | float) and math.isfinite(cell):
         return str(cell)
     raise Finding("data.wrong-type", f"{column} is {kind(cell)}; a template of data.columns takes texts and numbers")

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from llamahome.data.files.jsonrow import kind
+from llamahome.data.files.jsontext import Unusual, not_finite_at
 from llamahome.data.records import Conversation, Row
 from llamahome.data.rows.columns import with_templates
 from llamahome.data.rows.fault import Finding, content_of, problem_at, required
@@ -61,9 +62,19 @@ def understand(row: Row, format_name: str, names: Names = OWN_NAMES) -> Conversa
         value = with_templates(row.value, names) if names else row.value
         read = row if value is row.value else replace(row, value=value)
         found = _READERS[format_name](read, names)
+        if isinstance(row.value, Unusual):
+            _refuse_not_finite(found)
         return found if read is row else replace(found, row=row)
     except Finding as finding:
         return problem_at(row, finding)
+
+
+def _refuse_not_finite(found: Conversation) -> None:
+    """A Finding when NaN or an infinity is among what was read of the row."""
+    for name, part in (("the turns", found.turns), ("the tools", found.tools)):
+        path = not_finite_at(part)
+        if path is not None:
+            raise Finding("data.bad-json", f"NaN or an infinity stands in {name}, at {path}; neither is a JSON value")
 
 
 def _messages(row: Row, names: Names) -> Conversation:

@@ -1,0 +1,132 @@
+"""Every help line that holds a command is typed into a shell where the fault is, and afterwards the fault is gone."""
+
+import bz2
+import gzip
+import json
+import lzma
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.support.corpus import CORPUS, Case, cases, write_unreadable_as_text
+from typer.testing import CliRunner
+
+from llamahome.cli.data import data_app
+
+ROWS = [{"prompt": f"question {number}", "completion": f"answer {number}"} for number in range(6)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+GERMAN = LINES.replace("answer", "größer, heißt")
+MADE = {
+    "gzip.jsonl": gzip.compress(LINES.encode()),
+    "xz.csv": lzma.compress(b"prompt,completion\na,b\n"),
+    "bzip2.jsonl": bz2.compress(LINES.encode()),
+    "text.jsonl.gz": LINES.encode(),
+    "text.parquet": LINES.encode(),
+    "cp1252.jsonl": GERMAN.encode("cp1252"),
+    "cp1252.csv": "prompt,completion\nheißt,größer\n".encode("cp1252"),
+    "gbk.jsonl": LINES.replace("answer", "这个问题是什么意思？它是一个普通的词").encode("gbk"),
+    "utf16le.jsonl": LINES.encode("utf-16-le"),
+    "utf16be.jsonl": GERMAN.encode("utf-16-be"),
+    "utf16.csv": "prompt,completion\na,ö\n".encode("utf-16"),
+    "utf32.jsonl": GERMAN.encode("utf-32"),
+    "lists.json": json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]}).encode(),
+    "columns.json": json.dumps({name: {str(n): row[name] for n, row in enumerate(ROWS)} for name in ROWS[0]}).encode(),
+    "split.json": json.dumps({"columns": ["prompt", "completion"], "index": [0], "data": [["a", "b"]]}).encode(),
+    "array.jsonl": json.dumps(ROWS, indent=1).encode(),
+    "array-in-a-line.jsonl": json.dumps(ROWS).encode(),
+    "over-lines.jsonl": "".join(json.dumps(row, indent=1) + "\n" for row in ROWS).encode(),
+    "open.json": json.dumps(ROWS).encode()[:-1],
+    "lines.json": ("[]\n" + LINES).encode(),
+}
+"""Files beside the corpus, each with one fault that a command mends."""
+PROGRAMS = ("iconv", "jq", "mv", "python3", "tr", "printf", "bzip2", "xz", "gzip", "zstd", "llamahome", "mkdir")
+NO_MEND = ("gzip -t", "zstd -t", "llamahome data show")
+"""Commands that show more of the fault instead of mending it."""
+NEEDS = {"pandas.read_excel": "pandas and openpyxl", "git lfs": "a repository with a server"}
+
+
+def command_in(hint: str) -> str | None:
+    """The command of a help line, which stands at its begin or after a colon, and ends before three blanks."""
+    for begin in (hint, *hint.split(": ")[1:]):
+        command = begin.split("   ")[0]
+        if command.split(" ")[0] in PROGRAMS and not any(words in hint for words in NO_MEND):
+            return command
+    return None
+
+
+def findings(path: str, *words: str) -> list[dict[str, object]]:
+    arguments = ["check", path, "--no-tokens", "--no-quality", "--json", *words]
+    result = CliRunner().invoke(data_app, arguments)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def typed(command: str, folder: Path) -> Path | None:
+    """Run the command; the file or folder that it made, None when it changed one in place."""
+    for program in ("iconv", "jq", "zstd", "xz", "bzip2"):
+        if program in shlex.split(command) and not shutil.which(program):
+            pytest.skip(f"{program} is not installed")
+    for words, what in NEEDS.items():
+        if words in command:
+            pytest.skip(f"needs {what}")
+    before = {path.name for path in folder.iterdir()}
+    if command.startswith("llamahome "):
+        command = f"{shlex.quote(sys.executable)} -m {command}"
+    subprocess.run(command, shell=True, cwd=folder, check=True, capture_output=True)
+    made = [path for path in folder.iterdir() if path.name not in before]
+    assert len(made) <= 1
+    return made[0] if made else None
+
+
+def hints_of(name: str, *words: str) -> dict[str, str]:
+    """Each help line of an error in the file, with the code that it belongs to."""
+    return {str(one["hint"]): str(one["code"]) for one in findings(name, *words) if one["hint"] and one["level"] == "error"}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def mends(folder: Path, name: str, words: tuple[str, ...] = ()) -> int:
+    """How many commands the help of the file holds; each must mend its fault in a fresh copy."""
+    tried = 0
+    for hint, code in hints_of(name, *words).items():
+        command, setting = command_in(hint), re.search(r"--set ('[^']+'|\S+)", hint)
+        if command is not None:
+            scratch = folder / f"scratch-{tried}"
+            scratch.mkdir()
+            shutil.copy(folder / name, scratch / name)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(scratch)
+                made = typed(command, scratch)
+                left = findings(made.name if made else name, *words)
+            assert [one for one in left if one["code"] == code and one["level"] == "error"] == [], command
+            tried += 1
+        elif setting is not None:
+            left = findings(name, *words, "--set", shlex.split(setting[1])[0])
+            assert [one for one in left if one["code"] == code and one["level"] == "error" and one["hint"] == hint] == [], hint
+            tried += 1
+    return tried
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_the_help_of_a_file_that_a_command_mends_mends_it(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(MADE[name])
+    assert mends(tmp_path, name) > 0
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda case: " ".join((case.file, *case.settings)))
+def test_every_command_in_the_help_of_the_corpus_mends_its_fault(tmp_path: Path, case: Case) -> None:
+    name, given = case.file, case.settings
+    if (CORPUS / name).exists():
+        shutil.copy(CORPUS / name, tmp_path / name)
+    else:
+        write_unreadable_as_text(tmp_path)
+    if not (tmp_path / name).is_file():
+        return
+    mends(tmp_path, name, tuple(word for text in given for word in ("--set", text)))
