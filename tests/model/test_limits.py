@@ -10,7 +10,7 @@ import transformers
 from tests.support.models import our_model
 from transformers import AutoModelForCausalLM
 
-from llamahome.model.limits import ModelLimits, limits_of
+from llamahome.model.limits import ModelLimits, limits_from, limits_of
 
 _LENGTH = 16
 _TABLES: dict[str, dict[str, Any]] = {
@@ -115,6 +115,12 @@ def test_what_computes_any_position_has_no_table(tmp_path: Path, kind: str, sett
 def test_limits_are_those_of_the_text_part(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "x", "text_config": {"vocab_size": 7, "max_position_embeddings": 9}}')
     assert limits_of(tmp_path) == ModelLimits(positions=None, trained_length=9, vocabulary=7)
+
+
+def test_positions_of_an_image_are_no_limit_of_a_row() -> None:
+    shapes = {"model.vision_tower.embeddings.position_embedding.weight": (5, 32), "model.audio_tower.embed_positions.weight": (9, 32)}
+    assert limits_from({"max_position_embeddings": 512}, shapes).positions is None
+    assert limits_from({"max_position_embeddings": 512}, {**shapes, "transformer.wpe.weight": (512, 32)}).positions == 512
 
 
 @pytest.mark.parametrize(("padding", "kept"), [(39, True), (-1, True), (40, False), (-41, False), (None, True)])

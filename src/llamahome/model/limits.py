@@ -16,6 +16,8 @@ _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", 
 """What configs call the number of positions."""
 _LEARNED = re.compile(r"(^|[._])(wpe|wp|embed_positions|position_embeddings?|positions_embed|pos_emb\w*|positional_embedding\w*)(\.|$)")
 """Names of tables with a row for each position."""
+_OTHER_SENSES = re.compile(r"(^|[._])(vision|visual|image|img|audio|speech|video)")
+"""Names of parts that read something else than text: their positions are not those of a row."""
 _FIXED_TABLES = ("ctrl", "gptj", "codegen")
 """Architectures that make a table of their positions once; what lies beyond has no row."""
 _ALIBI = ("bloom", "mpt", "falcon")
@@ -48,7 +50,8 @@ def limits_of(folder: Path) -> ModelLimits:
 def limits_from(config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> ModelLimits:
     """The limits of a model with this text config and tensors of these shapes, by name."""
     named = next((config[name] for name in _POSITIONS if _is_count(config.get(name))), None)
-    tables = [shape[0] for name, shape in shapes.items() if len(shape) == 2 and shape[0] > 1 and _LEARNED.search(name)]
+    of_text = {name: shape for name, shape in shapes.items() if not _OTHER_SENSES.search(name)}
+    tables = [shape[0] for name, shape in of_text.items() if len(shape) == 2 and shape[0] > 1 and _LEARNED.search(name)]
     positions = None
     if tables:
         rows = min(tables)
