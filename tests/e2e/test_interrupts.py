@@ -121,7 +121,7 @@ def test_a_stop_while_the_starter_is_fetched_leaves_nothing(project: Project, tm
     (tmp_path / "empty").mkdir()
     index = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "empty")}
     words = ("train", "chats.jsonl", "--model", "smollm2-135m-instruct")
-    answer = project.type(*words, at=[("llamahome.pipeline:find_model", 1, ["SIGINT"])], **index)
+    answer = project.type(*words, at=[("llamahome.conversation:find_model", 1, ["SIGINT"])], **index)
     assert answer.status == 130 and "run.left-at-once" in answer.err
     assert not project.runs() and not list((project.folder / "data/models/base").glob(".fetch-*"))
     answer = project.type(*words, **index).expect(4)
