@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llamahome.errors import ConfigError, DataError, Problem
+from llamahome.errors import ConfigError, DataError, Problem, UsageError
 from llamahome.rundir import BASE_MODELS
 from llamahome.units import many
 
@@ -50,6 +50,7 @@ def check(
     processes: Processes = None,
     as_json: Annotated[bool, typer.Option("--json", help="Every finding as one object a line.")] = False,
     fix: Annotated[Path | None, typer.Option("--fix", help="Write a cleaned copy, and OUT.changes.jsonl.", metavar="OUT")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --fix: show each change and write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite what --fix writes.")] = False,
 ) -> None:
     """Find everything that is wrong with rows; exit status 3 when a training run would refuse them."""
@@ -61,8 +62,11 @@ def check(
     from llamahome.data.checks.fix import fix as write
     from llamahome.data.checks.fix import refuse_output
     from llamahome.data.checks.languages import languages_known
+    from llamahome.data.checks.mend import show_change
 
-    if fix is not None:
+    if dry_run and fix is None:
+        raise UsageError(Problem(code="usage.missing-option", message="--dry-run shows what --fix would write", hint="--fix OUT --dry-run"))
+    if fix is not None and not dry_run:
         refuse_output(fix, paths, force=force)
     tokenizer = None if no_tokens else tokenizer_of(loaded.config.model)
     near, languages = near_known() and not no_quality, languages_known() and not no_quality
@@ -75,12 +79,18 @@ def check(
             print(block, file=sys.stderr)
     for line in _summary(checked, time.monotonic() - started):
         typer.echo(line, err=as_json)
-    if fix is not None and (checked.main is None or checked.main.format is None):
-        typer.echo(f"{fix} is not written: there are no rows of one format", err=as_json)
-    elif fix is not None:
-        fixed = write(request, fix, force=force)
-        for line in _fixed_lines(fixed, fix):
-            typer.echo(line, err=as_json)
+    if fix is not None:
+        unread = checked.main is None or checked.main.format is None
+        try:
+            show = (lambda entry: typer.echo(_visible(show_change(entry)), err=as_json)) if dry_run else None
+            fixed = write(request, fix, force=force, preview=show)
+        except DataError:
+            if not unread:
+                raise
+            typer.echo(f"{fix} is not written: there are no rows of one format", err=as_json)
+        else:
+            for line in _fixed_lines(fixed, fix):
+                typer.echo(f"would be written: {line}" if dry_run else line, err=as_json)
     elif not as_json and checked.copy_pays():
         again = shlex.join(["llamahome", *sys.argv[1:], "--fix", _free_name()])
         print(f"help: {again}   writes a copy: mended where nothing is guessed, without rows that cannot be used", file=sys.stderr)

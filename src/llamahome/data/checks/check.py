@@ -88,11 +88,11 @@ def check(request: Request, tell: Tell, *, watch: Watch = lambda done, rows: Non
     checked.unsought = _unsought(request)
     checked.main = look_over(request, told, watch=watch)
     if request.data.eval_path is not None:
-        other = replace(request, paths=(request.data.eval_path,), near=False, languages=False)
+        other = replace(request, paths=(request.data.eval_path,), languages=False)
         checked.evaluation = look_over(other, told, watch=watch)
     for side in (checked.main, checked.evaluation):
         if side is not None:
-            for found in compared(side):
+            for found in compared(side, near=side is checked.main):
                 told(found)
             where = ", ".join(request.paths) if side is checked.main else str(request.data.eval_path)
             for problem in _judged(side, where):

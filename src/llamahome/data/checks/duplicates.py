@@ -125,12 +125,13 @@ def in_common(one: str, other: str) -> float:
 
 
 def near_repeats(
-    signatures: NDArray[np.uint64], skipped: set[int], shared: Callable[[int, int], float]
+    signatures: NDArray[np.uint64], skipped: set[int], shared: Callable[[int, int], float], *, known: int | None = None
 ) -> Iterator[tuple[int, int, float]]:
     """Rows nearly the same as an earlier one: (row, that row, the share in common); rows of `skipped` are left out.
 
     Signatures only propose: `shared` reads two rows and tells their true share. Rows that agree in one of 10 bands of 6 values are
     proposed, 99 % of those with 0.85 in common. A bucket keeps its first 20 rows, so that rows of one mould cost no more than others.
+    With `known` the rows from that number on are compared with the rows before it alone, and those with none.
     """
     buckets: dict[bytes, list[int]] = {}
     for row in np.flatnonzero(signatures.any(axis=1)).tolist():
@@ -139,13 +140,13 @@ def near_repeats(
         own = signatures[row]
         keys = [bytes([band]) + own[band * _BAND : (band + 1) * _BAND].tobytes() for band in range(PERMUTATIONS // _BAND)]
         proposed = sorted({other for key in keys for other in buckets.get(key, ())})
-        if proposed:
+        if proposed and (known is None or row >= known):
             estimates = (signatures[proposed] == own).mean(axis=1)
             likely = [at for at in np.argsort(-estimates, kind="stable")[:_READ].tolist() if estimates[at] >= NEAR - _DOUBT]
             share, other = max(((shared(row, proposed[at]), -proposed[at]) for at in likely), default=(0.0, 0))
             if share >= NEAR:
                 yield row, -other, share
-        for key in keys:
+        for key in keys if known is None or row < known else ():
             bucket = buckets.setdefault(key, [])
             if len(bucket) < _BUCKET:
                 bucket.append(row)
