@@ -6,6 +6,7 @@ Memory: 8 bytes a row for equal ones, about 3 kB a row for near ones. MinHash: B
 
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -30,6 +31,12 @@ _READ, _DOUBT = 3, 0.14
 """Earlier rows that are read for one row, and how far a signature may be off: three standard deviations of 64 values at 0.85."""
 _FEWEST = 20
 """Words below which a row is too short to be nearly the same as another: one word is a large share of it."""
+_BOILERPLATE = re.compile(
+    r"\b(as an? (ai|artificial intelligence|large)( assistant| and)?( large)? language model"
+    r"|als (ki|ai|künstliche intelligenz|großes?)[- ]?sprachmodell"
+    r"|en tant que modèle de langage|como modelo de lenguaje)\b",
+    re.IGNORECASE,
+)
 
 
 def said(conversation: Conversation) -> str:
@@ -54,6 +61,12 @@ def answers(conversation: Conversation) -> str:
     numbered = enumerate(conversation.turns)
     learned = [turn for number, turn in numbered if turn["role"] == "assistant" and number not in conversation.context_only]
     return "\n".join(turn["content"] for turn in learned if "content" in turn)
+
+
+def boilerplate_in(text: str) -> str | None:
+    """The phrase with which other models speak of themselves, where the text has one; a row with it teaches that voice."""
+    found = _BOILERPLATE.search(text) if "mod" in text or "Mod" in text else None
+    return found[0] if found else None
 
 
 def content_key(conversation: Conversation) -> int:
