@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llamahome.cli import datacheck, dataprepare
-from llamahome.cli.modelfit import fitted
+from llamahome.cli.modelfit import fitted, tokenizer_of
 from llamahome.errors import DataError, Problem, UsageError
 from llamahome.rundir import RAW_DATA
 from llamahome.units import many
@@ -113,7 +113,7 @@ def show(
     from llamahome.data.text.tokens import open_tokenizer
     from llamahome.data.view import view
 
-    place = datacheck.tokenizer_of(loaded.config.model)
+    place = tokenizer_of(loaded.config.model)
     settings = fitted(loaded, place).config
     tokenizer = open_tokenizer(place)
     only: Only | None = "cut" if cut else "no-target" if no_target else None

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llamahome.cli.modelfit import fitted, positions_of, warn_of_length
-from llamahome.errors import ConfigError, DataError, Problem
-from llamahome.rundir import BASE_MODELS
+from llamahome.cli.modelfit import fitted, positions_of, tokenizer_of, warn_of_length
+from llamahome.errors import ConfigError, DataError, Problem, UsageError
 from llamahome.units import many
 
 if TYPE_CHECKING:
     from llamahome.config.load import LoadedConfig
-    from llamahome.config.schema import DataConfig, ModelConfig
+    from llamahome.config.schema import DataConfig
     from llamahome.data.checks.check import Checked, Request
     from llamahome.data.checks.compare import Side
     from llamahome.data.checks.findings import Found
@@ -52,6 +51,7 @@ def check(
     processes: Processes = None,
     as_json: Annotated[bool, typer.Option("--json", help="Every finding as one object a line.")] = False,
     fix: Annotated[Path | None, typer.Option("--fix", help="Write a cleaned copy, and OUT.changes.jsonl.", metavar="OUT")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --fix: show each change and write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite what --fix writes.")] = False,
 ) -> None:
     """Find everything that is wrong with rows; exit status 3 when a training run would refuse them."""
@@ -60,11 +60,12 @@ def check(
     from llamahome.data.checks.check import Request
     from llamahome.data.checks.check import check as look
     from llamahome.data.checks.duplicates import near_known
-    from llamahome.data.checks.fix import fix as write
     from llamahome.data.checks.fix import refuse_output
     from llamahome.data.checks.languages import languages_known
 
-    if fix is not None:
+    if dry_run and fix is None:
+        raise UsageError(Problem(code="usage.missing-option", message="--dry-run shows what --fix would write", hint="--fix OUT --dry-run"))
+    if fix is not None and not dry_run:
         refuse_output(fix, paths, force=force)
     tokenizer = None if no_tokens else tokenizer_of(loaded.config.model)
     if tokenizer is not None:
@@ -83,17 +84,32 @@ def check(
             print(block, file=sys.stderr)
     for line in _summary(checked, time.monotonic() - started):
         typer.echo(line, err=as_json)
-    if fix is not None and (checked.main is None or checked.main.format is None):
-        typer.echo(f"{fix} is not written: there are no rows of one format", err=as_json)
-    elif fix is not None:
-        fixed = write(request, fix, force=force)
-        for line in _fixed_lines(fixed, fix):
-            typer.echo(line, err=as_json)
+    if fix is not None:
+        _write_copy(
+            request, fix, readable=checked.main is not None and checked.main.format is not None, force=force, dry=dry_run, err=as_json
+        )
     elif not as_json and checked.copy_pays():
         again = shlex.join(["llamahome", *sys.argv[1:], "--fix", _free_name()])
         print(f"help: {again}   writes a copy: mended where nothing is guessed, without rows that cannot be used", file=sys.stderr)
     if checked.tally.total("error"):
         raise typer.Exit(DataError.exit_status)
+
+
+def _write_copy(request: "Request", out: Path, *, readable: bool, force: bool, dry: bool, err: bool) -> None:
+    """Write the cleaned copy, or show each change that it would hold; on stderr where stdout holds JSON (`err`)."""
+    from llamahome.data.checks.fix import fix
+    from llamahome.data.checks.mend import show_change
+
+    show = (lambda entry: typer.echo(_visible(show_change(entry)), err=err)) if dry else None
+    try:
+        fixed = fix(request, out, force=force, preview=show)
+    except DataError:
+        if readable:
+            raise
+        typer.echo(f"{out} is not written: there are no rows of one format", err=err)
+        return
+    for line in _fixed_lines(fixed, out):
+        typer.echo(f"would be written: {line}" if dry else line, err=err)
 
 
 def stats(
@@ -150,18 +166,6 @@ def longest_rows(path: str, data: "DataConfig", tokenizer: "TokenizerPlace", cou
     facts = _looked_over(Request((path,), data, tokenizer)).facts
     usable = np.flatnonzero(facts.usable)
     return [int(number) for number in usable[np.argsort(-facts.tokens[usable], kind="stable")[:count]]]
-
-
-def tokenizer_of(model: "ModelConfig") -> "TokenizerPlace":
-    """The folder that holds the tokenizer, with its settings; model/ (and torch) is imported only when the model is not there yet."""
-    from llamahome.data.text.place import tokenizer_place
-
-    for folder in (Path(model.name).expanduser(), BASE_MODELS / model.name):
-        if (folder / "tokenizer.json").is_file():
-            return tokenizer_place(folder, model)
-    from llamahome.model.load import find_model
-
-    return tokenizer_place(find_model(model.name, revision=model.revision, say=lambda text: typer.echo(text, err=True)), model)
 
 
 def _settings(config: list[Path] | None, assignments: list[str] | None, flags: dict[str, tuple[str, str | None]]) -> "LoadedConfig":

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from llamahome.cli import datacheck
+from llamahome.cli.modelfit import tokenizer_of
 
 
 def prepare(
@@ -31,7 +31,7 @@ def prepare(
     from llamahome.data.text.tokens import open_tokenizer
     from llamahome.units import show_bytes, show_seconds
 
-    tokenizer = open_tokenizer(datacheck.tokenizer_of(settings.model))
+    tokenizer = open_tokenizer(tokenizer_of(settings.model))
     started = time.monotonic()
     data = settings.data.model_copy(update={"streaming": False})
     found = make(data, paths, tokenizer, say=lambda text: print(text, file=sys.stderr, flush=True))

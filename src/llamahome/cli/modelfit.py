@@ -4,8 +4,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
+from llamahome.rundir import BASE_MODELS
+
 if TYPE_CHECKING:
     from llamahome.config.load import LoadedConfig
+    from llamahome.config.schema import ModelConfig
     from llamahome.data.checks.compare import Side
     from llamahome.data.text.place import TokenizerPlace
 
@@ -38,3 +43,15 @@ def positions_of(tokenizer: "TokenizerPlace | None") -> int | None:
 
     known = tokenizer is not None and (Path(tokenizer[0]) / "config.json").is_file()
     return limits_of(Path(tokenizer[0])).positions if known and tokenizer is not None else None
+
+
+def tokenizer_of(model: "ModelConfig") -> "TokenizerPlace":
+    """The folder that holds the tokenizer, with its settings; model/ (and torch) is imported only when the model is not there yet."""
+    from llamahome.data.text.place import tokenizer_place
+
+    for folder in (Path(model.name).expanduser(), BASE_MODELS / model.name):
+        if (folder / "tokenizer.json").is_file():
+            return tokenizer_place(folder, model)
+    from llamahome.model.load import find_model
+
+    return tokenizer_place(find_model(model.name, revision=model.revision, say=lambda text: typer.echo(text, err=True)), model)

@@ -101,11 +101,11 @@ def check(request: Request, tell: Tell, *, watch: Watch = lambda done, rows: Non
     if why and checked.main is not None:
         checked.main.source.tell(why)
     if apart is not None:
-        other = replace(request, paths=apart, wanted=to_evaluate(request.data), near=False, languages=False)
+        other = replace(request, paths=apart, wanted=to_evaluate(request.data), languages=False)
         checked.evaluation = look_over(other, told, watch=watch)
     for side in (checked.main, checked.evaluation):
         if side is not None:
-            for found in compared(side):
+            for found in compared(side, near=side is checked.main):
                 told(found)
             where = ", ".join(request.paths) if side is checked.main else ", ".join(apart or ())
             for problem in _judged(side, where):

@@ -58,15 +58,15 @@ class Side:
         return found
 
 
-def compared(side: Side) -> Iterator[Found]:
-    """Duplicates, near duplicates, wildly long rows and rare languages among the rows of one side."""
+def compared(side: Side, *, near: bool = True) -> Iterator[Found]:
+    """Duplicates, near duplicates unless `near` is off, wildly long rows and rare languages among the rows of one side."""
     again = repeats(side.facts.hashes, side.facts.usable)
     for number, first in again:
         one = side.conversation(number)
         but = "" if same_letters(one, side.conversation(first)) else " but for white space"
         message = f"says the same as {side.place(first).where}{but}, so it is learned once more in every epoch"
         yield _warn(side, number, "data.duplicate", message, "--fix OUT leaves it out", text=said(one))
-    if side.facts.signatures.shape[1]:
+    if near and side.facts.signatures.shape[1]:
         texts = lru_cache(maxsize=1024)(lambda number: exchanged(side.conversation(number)))
         repeated = {number for number, _ in again}
         for number, first, share in near_repeats(side.facts.signatures, repeated, lambda one, other: in_common(texts(one), texts(other))):
@@ -84,6 +84,24 @@ def shared(main: Side, evaluation: Side) -> Iterator[Found]:
         other = int(where[first[np.searchsorted(hashes, main.facts.hashes[number])]])
         message = f"stands in the evaluation data too, {evaluation.place(other).where}: what is measured there was learned by heart"
         yield _warn(main, number, "data.shared-with-eval", message, "remove it from one of the two")
+    yield from _nearly_shared(main, evaluation, set(np.flatnonzero(np.isin(main.facts.hashes, hashes)).tolist()))
+
+
+def _nearly_shared(main: Side, evaluation: Side, equal: set[int]) -> Iterator[Found]:
+    """Rows to train on that are nearly the same as one of the evaluation data; those in `equal` are told already."""
+    if not main.facts.signatures.shape[1] or not evaluation.facts.signatures.shape[1]:
+        return
+    before = len(evaluation.facts)
+
+    @lru_cache(maxsize=1024)
+    def text(number: int) -> str:
+        return exchanged(evaluation.conversation(number) if number < before else main.conversation(number - before))
+
+    signatures = np.concatenate([evaluation.facts.signatures, main.facts.signatures])
+    skipped = {before + number for number in equal}
+    for number, other, share in near_repeats(signatures, skipped, lambda one, two: in_common(text(one), text(two)), known=before):
+        message = f"{share:.0%} of its stretches of five words are in the evaluation data too, {evaluation.place(other).where}"
+        yield _warn(main, number - before, "data.near-eval", message, "remove one of the two, unless both are meant")
 
 
 def shared_apart(main: Side) -> Iterator[Found]:

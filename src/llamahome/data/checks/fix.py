@@ -5,11 +5,12 @@ all, and the source is never written to. Memory: one stretch of rows, and about 
 """
 
 import contextlib
+import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,6 +20,8 @@ from llamahome.data.checks.duplicates import content_key
 from llamahome.data.checks.findings import Place, row_place
 from llamahome.data.checks.mend import Change, mend_bytes, mend_misread, mend_value
 from llamahome.data.checks.rowcheck import raw_of
+from llamahome.data.checks.wholefile import Readable, readable
+from llamahome.data.files.encoding import encoding_of
 from llamahome.data.files.jsonrow import parse_row
 from llamahome.data.files.kinds import CHANGES
 from llamahome.data.files.sources import Source, open_source
@@ -78,24 +81,37 @@ def refuse_output(out: Path, paths: Sequence[str], *, force: bool) -> None:
             )
 
 
-def fix(request: Request, out: Path, *, force: bool = False) -> Fixed:
-    """Write the cleaned copy to `out` and the record beside it.
+def fix(request: Request, out: Path, *, force: bool = False, preview: Callable[[dict[str, Any]], None] | None = None) -> Fixed:
+    """Write the cleaned copy to `out` and the record beside it; with `preview` nothing is written, it is given each entry.
 
     Raises DataError when the rows have no one format or not one of them can be used; then nothing is written.
     """
-    source = open_source(request.paths[0] if len(request.paths) == 1 else request.paths, wanted=to_train(request.data))
-    refuse_output(out, (*request.paths, *source.paths), force=force)
-    name = first_format(source, request.data.format, request.data.columns).name
+    with readable(request.paths) as found:
+        source = open_source(found.paths[0] if len(found.paths) == 1 else found.paths, wanted=to_train(request.data))
+        if preview is None:
+            refuse_output(out, (*request.paths, *(found.originals.get(path, path) for path in source.paths)), force=force)
+        try:
+            return _fixed(request, source, found, out, preview)
+        finally:
+            source.close()
+
+
+def _fixed(request: Request, source: Source, found: Readable, out: Path, preview: Callable[[dict[str, Any]], None] | None) -> Fixed:
+    name = _format(source, request.data)
     tokenizer = None if request.tokenizer is None else open_tokenizer(request.tokenizer)
     fixed = Fixed()
     record = out.with_name(out.name + CHANGES)
-    with _replacing(out, record) as (rows, log):
+    written = _replacing(out, record) if preview is None else contextlib.nullcontext((_Shown(None), _Shown(preview)))
+    with written as (rows, log):
+        for path, change in found.changes:
+            _note(log, Place(path, 0, 1), change, fixed)
         for path in source.paths:
             if marked(path):
                 _note(log, Place(path, 0, 1), Change("data.byte-order-mark", None, "\ufeff", ""), fixed)
         earlier: dict[int, Place] = {}
         first: list[Row] = []
         for work in _worked(source, name, request.data, tokenizer):
+            work.place = replace(work.place, source=found.originals.get(work.place.source, work.place.source))
             if _write(work, rows, log, earlier, fixed) and work.row is not None and len(first) < SAMPLE:
                 first.append(work.row)
         if not fixed.kept:
@@ -103,6 +119,18 @@ def fix(request: Request, out: Path, *, force: bool = False) -> Fixed:
             raise DataError(Problem(code="data.nothing-to-keep", message=message, where=" ".join(request.paths)))
         detect(first, request.data.format, request.data.columns)  # without the dropped rows, others are the first
     return fixed
+
+
+def _format(source: Source, data: DataConfig) -> str:
+    """The format of the rows as they stand, or of the first ones that can be mended into rows when none stands."""
+    try:
+        return first_format(source, data.format, data.columns).name
+    except DataError:
+        works = [_parsed(source, number) for number in range(min(len(source), _STRETCH))]
+        rows = [work.row for work in works if work.row is not None][:SAMPLE]
+        if not rows or not any(work.changes for work in works):
+            raise
+        return detect(rows, data.format, data.columns).name
 
 
 def _worked(source: Source, name: str, data: DataConfig, tokenizer: ChatTokenizer | None) -> Iterator[_Work]:
@@ -113,14 +141,15 @@ def _worked(source: Source, name: str, data: DataConfig, tokenizer: ChatTokenize
         yield from stretch
 
 
-def _mended(source: Source, number: int, name: str, data: DataConfig) -> _Work:
-    """The row, parsed and understood as far as it can be mended."""
+def _parsed(source: Source, number: int) -> _Work:
+    """The row, parsed as far as its bytes can be mended."""
     parsed = source.parsed(number)
     place = row_place(source, number, parsed)
     work = _Work(place, raw_of(source, number), None)
     raw = work.raw
     while isinstance(parsed, Problem):
-        mended = mend_bytes(raw, parsed) if raw is not None else None
+        encoding = encoding_of(place.source) if parsed.code == "data.not-utf8" else None
+        mended = mend_bytes(raw, parsed, encoding) if raw is not None else None
         if mended is None:
             work.refused = parsed
             return work
@@ -128,7 +157,15 @@ def _mended(source: Source, number: int, name: str, data: DataConfig) -> _Work:
         work.changes.append(change)
         parsed = parse_row(raw, path=place.source, line=place.line, index=place.row)
     work.row = parsed
-    misread = mend_misread(parsed.value)
+    return work
+
+
+def _mended(source: Source, number: int, name: str, data: DataConfig) -> _Work:
+    """The row, parsed and understood as far as it can be mended."""
+    work = _parsed(source, number)
+    if work.row is None:
+        return work
+    misread = mend_misread(work.row.value)
     if misread is not None:
         _take(work, *misread)
     _understand(work, name, data, None)
@@ -217,6 +254,19 @@ def _note(log: TextIO, place: Place, change: Change, fixed: Fixed) -> None:
 
 def _line(log: TextIO, place: Place, entry: dict[str, Any]) -> None:
     log.write(json.dumps({"source": place.source, "row": place.row, "line": place.line, **entry}, ensure_ascii=False) + "\n")
+
+
+class _Shown(io.StringIO):
+    """In the place of a file to write: gives each line, an entry of the record, to whoever shows it."""
+
+    def __init__(self, show: Callable[[dict[str, Any]], None] | None) -> None:
+        super().__init__()
+        self._show = show
+
+    def write(self, text: str, /) -> int:
+        if self._show is not None:
+            self._show(json.loads(text))
+        return len(text)
 
 
 @contextlib.contextmanager

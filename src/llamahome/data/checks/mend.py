@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamahome.data.checks.mojibake import repaired
+from llamahome.data.checks.spelling import as_json
+from llamahome.data.files.encoding import codec_of
 from llamahome.data.files.jsontext import without_repeats
 from llamahome.data.rows.fault import nearest
 from llamahome.data.rows.formats import MESSAGE_ROLES, SHAREGPT_ROLES
@@ -19,6 +21,8 @@ from llamahome.errors import Problem
 
 _BOM = b"\xef\xbb\xbf"
 _RENAME = re.compile(r'rename "(.*)" to "(.*)"')
+_AROUND, _SHOWN = 20, 60
+"""Characters before a change, and in all, that a line about it shows."""
 _MOST = 1000
 """Control tokens that are taken apart in one text; more are left, and the row is not usable."""
 
@@ -34,8 +38,11 @@ class Change:
     after: Any
 
 
-def mend_bytes(raw: bytes, problem: Problem) -> tuple[bytes, Change] | None:
-    """A line that is not JSON, without its NUL bytes, the byte order mark before it, or keys that say the same twice."""
+def mend_bytes(raw: bytes, problem: Problem, encoding: str | None = None) -> tuple[bytes, Change] | None:
+    """A line that is not JSON, without its NUL bytes, the byte order mark before it, or keys that say the same twice, or as JSON spells it.
+
+    `encoding` is that of the file where it is certain and not UTF-8.
+    """
     mended = raw
     if problem.code == "data.nul-byte":
         mended = raw.replace(b"\0", b"")
@@ -43,6 +50,10 @@ def mend_bytes(raw: bytes, problem: Problem) -> tuple[bytes, Change] | None:
         stripped = raw.strip()
         while stripped.startswith(_BOM):
             mended = stripped = stripped[len(_BOM) :].strip()
+        if mended == raw and (spelt := as_json(raw.decode("utf-8"))) is not None:
+            mended = spelt.encode("utf-8", "backslashreplace")
+    elif problem.code == "data.not-utf8" and encoding is not None:
+        mended = _recoded(raw, encoding)
     elif problem.code == "data.repeated-key":
         value = without_repeats(raw.decode("utf-8"))
         mended = raw if value is None else json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
@@ -50,6 +61,13 @@ def mend_bytes(raw: bytes, problem: Problem) -> tuple[bytes, Change] | None:
         return None
     before, after = (part.decode("utf-8", "backslashreplace") for part in (raw, mended))
     return mended, Change(problem.code, None, before, after)
+
+
+def _recoded(raw: bytes, encoding: str) -> bytes:
+    try:
+        return raw.decode(codec_of(encoding)).encode("utf-8")
+    except UnicodeDecodeError:
+        return raw
 
 
 def mend_value(value: dict[str, Any], problem: Problem, tokenizer: ChatTokenizer | None) -> tuple[dict[str, Any], list[Change]] | None:
@@ -101,3 +119,15 @@ def _mend_key(value: dict[str, Any], problem: Problem) -> tuple[dict[str, Any], 
 def _all_strings(value: dict[str, Any], code: str, change: Callable[[str], str]) -> tuple[dict[str, Any], list[Change]] | None:
     mended, changes = change_strings(value, change)
     return (mended, [Change(code, show_path(steps), before, after) for steps, before, after in changes]) if changes else None
+
+
+def show_change(entry: dict[str, Any]) -> str:
+    """One entry of the record in one line: where, why, and the part that differs."""
+    where = f"{entry['source']}:{entry['line']}" + (f": {entry['path']}" if entry["path"] else "")
+    if entry["what"] == "dropped":
+        return f"{where}: left out, {entry['code']}: {entry['why']}"
+    texts = [json.dumps(entry[side], ensure_ascii=False) for side in ("before", "after")]
+    same = next((at for at, (one, other) in enumerate(zip(*texts, strict=False)) if one != other), min(map(len, texts)))
+    begin = max(0, same - _AROUND)
+    parts = [f"{'...' if begin else ''}{text[begin:][:_SHOWN]}{'...' if len(text) > begin + _SHOWN else ''}" for text in texts]
+    return f"{where}: mended, {entry['code']}: {parts[0]} -> {parts[1]}"

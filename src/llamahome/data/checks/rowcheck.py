@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llamahome.config.schema import DataConfig
-from llamahome.data.checks.duplicates import answers, content_key, exchanged, open_signer, said
+from llamahome.data.checks.duplicates import answers, boilerplate_in, content_key, exchanged, open_signer, said
 from llamahome.data.checks.facts import Facts, Measured, lay_out
 from llamahome.data.checks.findings import Found, Level, Place, row_place
 from llamahome.data.checks.languages import open_identifier
@@ -134,6 +134,11 @@ class Looker:
         text = said(found)
         if not text.isascii() or unprintable_at(text) is not None:
             findings += _spoilt(row, Place(row.source, inside, line))
+        if (said_of_itself := boilerplate_in(answers(found))) is not None:
+            problem = Problem(
+                code="data.boilerplate", message=f"the answer speaks of itself as a model: {said_of_itself!r}", where=row.where
+            )
+            findings.append(Found("warning", problem, Place(row.source, inside, line)))
         return _Read(file, inside, line, found, text, refused)
 
     def _without_stray_bytes(self, number: int, problem: Problem, place: Place, findings: list[Found]) -> Row | None:

@@ -118,6 +118,11 @@ def encoding_of(path: str) -> str | None:
     return None
 
 
+def codec_of(encoding: str) -> str:
+    """What Python calls an encoding that encoding_of or wide_encoding named."""
+    return next((candidate.codec for candidate in _CANDIDATES if candidate.name == encoding), encoding)
+
+
 @lru_cache(maxsize=64)
 def _found(path: str, _size: int, _modified_ns: int) -> str | None:
     if path.lower().endswith(".zst"):
