@@ -85,9 +85,8 @@ def check(
     for line in _summary(checked, time.monotonic() - started):
         typer.echo(line, err=as_json)
     if fix is not None:
-        _write_copy(
-            request, fix, readable=checked.main is not None and checked.main.format is not None, force=force, dry=dry_run, err=as_json
-        )
+        known = checked.main is not None and checked.main.format is not None
+        _write_copy(request, fix, readable=known, force=force, dry=dry_run, err=as_json)
     elif not as_json and checked.copy_pays():
         again = shlex.join(["llamahome", *sys.argv[1:], "--fix", _free_name()])
         print(f"help: {again}   writes a copy: mended where nothing is guessed, without rows that cannot be used", file=sys.stderr)

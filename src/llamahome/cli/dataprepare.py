@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from llamahome.cli import datacheck
 from llamahome.cli.modelfit import tokenizer_of
 
 
