@@ -214,7 +214,7 @@ def _prompt_completion(row: Row, names: Names) -> Conversation:
 
 def _answer(value: Mapping[str, Any], key: str, *, tools: Turns) -> dict[str, Any]:
     """The assistant's turn: the text, or the calls where it is a list of calls in JSON of tools that the row defines."""
-    if isinstance(value[key], int | float) and not isinstance(value[key], bool) and key != "completion":
+    if isinstance(value[key], int | float) and key != "completion":
         hint = f'name it in data.columns as a template, completion: "{{{key}}}", which writes it as text'
         raise Finding("data.wrong-type", f"{key} is {kind(value[key])}, not a string", hint=hint)
     text = content_of(value, key, path="")
