@@ -5,9 +5,11 @@ is searched line by line instead. Fields follow RFC 4180. Cost of a row: one sma
 """
 
 import csv
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -146,6 +148,9 @@ def _split(path: str, line: int, text: str, delimiter: str) -> list[str] | Probl
             what = "a quote is opened and not closed"
         elif "new-line" in what:
             what = "a line end (CR) stands within a field without quotes"
+            target = Path(path).with_name(f"{Path(path).stem}-lines{Path(path).suffix}")
+            hint = f"tr '\\r' '\\n' < {shlex.quote(path)} > {shlex.quote(str(target))}"
+            return _bad(path, line, what, text.encode(), hint if "\n" not in text else None)
         return _bad(path, line, what, text.encode(), 'a field that holds a quote stands in "quotes", its own quotes doubled: "say ""yes"""')
     finally:
         csv.field_size_limit(before)

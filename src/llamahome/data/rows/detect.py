@@ -150,8 +150,8 @@ def _preference(row: Row, names: Names) -> Problem | None:
     elif "completion" in value and isinstance(value.get("label"), bool):
         what = "answers labelled good or bad (completion, label)"
         lines = ending(row.source) in (".jsonl", ".ndjson")
-        good = Path(row.source).with_name(f"{Path(row.source).stem}-good.jsonl")
-        command = f"jq -c 'select(.label) | del(.label)' {shlex.quote(row.source)} > {shlex.quote(str(good))}"
+        target = Path(row.source).with_name(f"{Path(row.source).stem}-good.jsonl")
+        command = f"jq -c 'select(.label) | del(.label)' {shlex.quote(row.source)} > {shlex.quote(str(target))}"
         hint = f"{command}   learns the good answers" if lines else None
     elif "completions" in value and "labels" in value:
         what = "steps labelled good or bad (completions, labels)"

@@ -41,9 +41,9 @@ def reason(value: Mapping[str, Any], name: str, names: Names) -> str:
             told = _told_parts(value, Parts("instruction", "output", system_of(value), tuple(dict.fromkeys(about))), names)
             read |= {*also_read}
     if name == "prompt_completion" and not isinstance(value.get(names.get("prompt", "prompt")), list):
-        before = names.get("history", "history")
-        told += f", after the turns of `{before}`" if has_history(value, names) else ""
-        read |= {before} if has_history(value, names) or value.get(before, "") in (None, "", []) else set()
+        earlier = names.get("history", "history")
+        told += f", after the turns of `{earlier}`" if has_history(value, names) else ""
+        read |= {earlier} if has_history(value, names) or value.get(earlier) in (None, "", []) else set()
     unread = [key for key in value if key not in read]
     more = f" and {len(unread) - _SHOWN_UNREAD} more" if len(unread) > _SHOWN_UNREAD else ""
     told = told.replace("\n", "\\n")  # of a template
