@@ -216,45 +216,6 @@ def test_a_column_that_the_settings_name_is_not_read_twice() -> None:
     assert isinstance(parts, Parts) and (parts.prompt, parts.completion, parts.context) == ("context", "answer", ())
 
 
-PAIRS = [["Who?", "He."]]
-
-
-@pytest.mark.parametrize(
-    "history",
-    [
-        PAIRS,
-        json.dumps(PAIRS),
-        [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "He."}],
-        [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "He."}],
-    ],
-)
-@pytest.mark.parametrize(
-    ("ask", "answer"), [("prompt", "response"), ("question", "answer"), ("prompt", "completion"), ("instruction", "output")]
-)
-def test_what_was_said_before_the_question_is_read_before_it(history: Any, ask: str, answer: str) -> None:
-    found, conversation = read({ask: Q, answer: A, "history": history})
-    assert said(conversation) == ["Who?", "He.", Q, A]
-    assert [turn["role"] for turn in conversation.turns] == ["user", "assistant"] * 2
-    assert "not read" not in found.reason
-
-
-@pytest.mark.parametrize("history", ["He was asked before.", ["a", "b"], 7])
-def test_a_history_that_is_no_turns_is_left_alone_and_named(history: Any) -> None:
-    found, conversation = read({"prompt": Q, "response": A, "history": history})
-    assert said(conversation) == [Q, A] and "not read: history" in found.reason
-
-
-def test_no_history_goes_before_a_prompt_of_data_columns_but_one_that_is_named_there() -> None:
-    row = {"ask": Q, "say": A, "history": PAIRS}
-    names = {"prompt": "ask", "completion": "say"}
-    assert said(read(row, names)[1]) == [Q, A]
-    assert said(read(row, names | {"history": "history"})[1]) == ["Who?", "He.", Q, A]
-
-
-def test_an_empty_history_is_nothing_that_is_not_read() -> None:
-    assert "not read" not in read({"prompt": Q, "response": A, "history": []})[0].reason
-
-
 @pytest.mark.parametrize(
     "value",
     [
@@ -298,3 +259,27 @@ def test_the_command_that_keeps_the_good_answers_makes_rows_that_are_no_longer_r
         kept = [json.loads(line) for line in place.with_name("my good-good.jsonl").read_text().splitlines()]
         assert kept == [{"prompt": Q, "completion": A}] * 2 and detect([row_of(kept[0])], "auto").name == "prompt_completion"
     assert place.read_text() == text
+
+
+@pytest.mark.parametrize("answers", [["Red.", "It is."], {"text": ["Red."], "answer_start": [3]}])
+def test_answers_that_a_table_holds_as_json_are_read_as_the_list_is(answers: Any) -> None:
+    for cell in (answers, json.dumps(answers)):
+        found, conversation = read({"question": Q, "answers": cell})
+        assert said(conversation) == [Q, "Red."] and "the first of `answers`" in found.reason
+
+
+@pytest.mark.parametrize("answers", ["['Red.', 'It is.']", "{'text': ['Red.'], 'answer_start': array([3], dtype=int32)}", "['Red.']"])
+def test_answers_in_the_spelling_of_python_are_refused_not_learned(answers: str) -> None:
+    problem = understand(row_of({"question": Q, "answers": answers}), "prompt_completion", {})
+    assert isinstance(problem, Problem) and problem.code == "data.wrong-type" and "Python" in problem.message
+
+
+@pytest.mark.parametrize("answer", ['["a", "b"]', '{"text": ["a"]}', "['a']"])
+@pytest.mark.parametrize("key", ["output", "answer", "completion", "response"])
+def test_json_that_is_the_answer_itself_is_learned_as_it_stands(key: str, answer: str) -> None:
+    assert said(read({"prompt": Q, key: answer})[1]) == [Q, answer]
+
+
+def test_answers_that_are_prose_are_learned_whatever_they_begin_with() -> None:
+    for answer in ("[1] says so.", "{x} is a set.", "['tis] so", "Both."):
+        assert said(read({"question": Q, "answers": answer})[1]) == [Q, answer]

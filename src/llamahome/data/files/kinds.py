@@ -86,7 +86,7 @@ def _refuse_json(file: WatchedFile, head: bytes) -> None:
 
 
 def _refuse_wide(file: WatchedFile, head: bytes) -> None:
-    """DataError when the file is UTF-16 or UTF-32, with or without a byte order mark."""
+    """DataError when the file is UTF-16, UTF-32, with or without a byte order mark, or ISO-2022-JP."""
     encoding = wide_encoding(head, lambda: (block.tobytes() for _, block in file.blocks()))
     if encoding is not None:
         message, hint = f"the file is {encoding}, not UTF-8", to_utf8(encoding, file.path)

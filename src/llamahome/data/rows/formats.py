@@ -10,6 +10,7 @@ What a row lacks is said with its JSON path and the nearest name. Nothing is gue
 data.columns) says under which key of theirs a key of ours is found, or how a text is made of their keys (columns.py).
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -51,6 +52,9 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 }
 """What each format reads of a row."""
 OWN_NAMES: Mapping[str, str] = MappingProxyType({})
+
+_PYTHON_ANSWERS = re.compile(r"""\s*(\{\s*'text'\s*:|\[\s*(['"]).*\2\s*\]\s*$|\{\s*'answer_start')""", re.DOTALL)
+"""The beginning of what Python's str writes of several answers; JSON of them was read before."""
 
 Names = Mapping[str, str]
 Turns = tuple[dict[str, Any], ...]
@@ -218,6 +222,8 @@ def _answer(value: Mapping[str, Any], key: str, *, tools: Turns) -> dict[str, An
         hint = f'name it in data.columns as a template, completion: "{{{key}}}", which writes it as text'
         raise Finding("data.wrong-type", f"{key} is {kind(value[key])}, not a string", hint=hint)
     text = content_of(value, key, path="")
+    if plain_name(key) == "answers" and _PYTHON_ANSWERS.match(text):
+        raise Finding("data.wrong-type", f"{key} is a list or an object in Python's spelling; json.dumps writes one that is read")
     calls = as_calls(text) if tools and key != "completion" else None
     return {"role": "assistant", "content": text} if calls is None else {"role": "assistant", "tool_calls": read_calls(calls, path=key)}
 
