@@ -207,3 +207,14 @@ def test_a_stream_of_arrow_is_told_under_any_name(tmp_path: Path) -> None:
     assert problem.code == "data.other-kind" and "Arrow" in problem.message
     subprocess.run(str(problem.hint), shell=True, check=True, cwd=tmp_path)
     assert len(open_source(str(tmp_path / "rows.arrow"))) == len(ROWS)
+
+
+def test_json_lines_under_the_name_of_a_text_are_learned_as_it_and_that_is_said(tmp_path: Path) -> None:
+    notes: list[str] = []
+    for name, text in (("rows.txt", TEXT), ("prose.txt", b"{braces} are no rows\n" + TEXT)):
+        (tmp_path / name).write_bytes(text)
+        assert len(open_source(str(tmp_path / name), say=notes.append)) == 1
+    (note,) = notes
+    assert "rows.txt: the lines are JSON objects" in note
+    subprocess.run(note.rpartition(": ")[2], shell=True, check=True, cwd=tmp_path)
+    assert len(open_source(str(tmp_path / "rows.jsonl"))) == len(ROWS)

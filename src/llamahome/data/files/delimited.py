@@ -123,6 +123,9 @@ def _parse(table: Table, stretch: bytes, line: int, number: int) -> Row | Proble
         return _bad(
             table.path, line, message, raw, f'a field that holds {sign}, a quote or a line end stands in "quotes", its quotes doubled'
         )
+    if len(cells) > 1 and cells[-1].strip() == table.columns[-1] and [cell.strip("\ufeff \t") for cell in cells] == [*table.columns]:
+        hint = "remove this line; files that were joined keep the names of the first alone"
+        return _bad(table.path, line, "the names of the columns stand here again, which is no row", raw, hint)
     values = dict(zip(table.columns, cells, strict=True))
     for column in table.left:
         if not column.fits(cells[column.position]):
