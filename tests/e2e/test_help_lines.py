@@ -39,6 +39,14 @@ MADE = {
     "array.jsonl": json.dumps(ROWS, indent=1).encode(),
     "array-in-a-line.jsonl": json.dumps(ROWS).encode(),
     "over-lines.jsonl": "".join(json.dumps(row, indent=1) + "\n" for row in ROWS).encode(),
+    "json-under.csv": LINES.encode(),
+    "array-under.tsv": json.dumps(ROWS).encode(),
+    "one-after-another.json": "".join(map(json.dumps, ROWS)).encode(),
+    "over-lines.json": "".join(json.dumps(row, indent=1) + "\n" for row in ROWS).encode(),
+    "cr.jsonl": LINES.replace("\n", "\r").encode(),
+    "cr.csv": b"prompt,completion\ra,b\rc,d\r",
+    "tight.json": json.dumps({"index": [0], "columns": ["prompt", "completion"], "data": [["a", "b"]], "index_names": [None]}).encode(),
+    "marked.json": ("\ufeff" + json.dumps({"version": "1", "data": ROWS}, indent=1)).encode(),
     "open.json": json.dumps(ROWS).encode()[:-1],
     "lines.json": ("[]\n" + LINES).encode(),
 }
@@ -130,3 +138,9 @@ def test_every_command_in_the_help_of_the_corpus_mends_its_fault(tmp_path: Path,
     if not (tmp_path / name).is_file():
         return
     mends(tmp_path, name, tuple(word for text in given for word in ("--set", text)))
+
+
+@pytest.mark.parametrize("lines", ['["a", "b"]\n["c", "d"]\n', '[{"a": 1}]\n[{"a": 2}]\n'])
+def test_no_help_moves_lines_of_lists_to_where_one_array_is_read(tmp_path: Path, lines: str) -> None:
+    Path("rows.jsonl").write_text(lines)
+    assert not any("mv " in hint for hint in hints_of("rows.jsonl"))

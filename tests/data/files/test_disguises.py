@@ -17,7 +17,7 @@ import pytest
 
 from llamahome.data.files.sources import open_source
 from llamahome.errors import DataError, Problem
-from llamahome.lfs import is_lfs_pointer
+from llamahome.lfs import is_pointer
 
 ROWS = [{"prompt": f"question {number}", "completion": f"answer {number}"} for number in range(20)]
 TEXT = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -140,10 +140,10 @@ def test_text_under_another_name_is_named_and_its_help_makes_rows(tmp_path: Path
 )
 def test_a_git_lfs_pointer_is_named_in_the_place_of_any_file(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(POINTER)
-    assert is_lfs_pointer(name)
-    problem = refusal(Path(name))
-    assert (problem.code, problem.hint) == ("data.lfs-pointer", "git lfs pull")
-    assert "git lfs pull" in str(refusal(tmp_path / name).hint)
+    assert is_pointer(name)
+    for path in (Path(name), tmp_path / name):
+        problem = refusal(path)
+        assert problem.code == "data.lfs-pointer" and "git lfs pull" in str(problem.hint)
 
 
 def test_text_that_begins_like_another_kind_is_read(tmp_path: Path) -> None:
@@ -157,3 +157,64 @@ def test_text_that_begins_like_another_kind_is_read(tmp_path: Path) -> None:
     ):
         (tmp_path / "a.txt").write_text(begin + "\n")
         assert open_source("a.txt").row(0).value == {"text": begin + "\n"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.jsonlines", TEXT),
+        ("rows.dat", TEXT),
+        ("rows.log", json.dumps(ROWS).encode()),
+        ("rows.psv", b"prompt|completion\na|b\nc|d\n"),
+        ("rows.tab", b"prompt\tcompletion\na\tb\nc\td\n"),
+        ("rows.feather", arrow()),
+        ("rows.bin", parquet()),
+        ("rows.archive", gzip.compress(TEXT)),
+        ("rows.dat.gz", gzip.compress(TEXT)),
+        ("rows.packed", bz2.compress(TEXT)),
+    ],
+)
+def test_the_help_for_a_name_that_is_not_read_keeps_rows_rows(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "rows.jsonl").write_text("not to be written over")
+    hint = str(refusal(tmp_path / name).hint)
+    before = {*tmp_path.iterdir()}
+    subprocess.run(hint.split("   ")[0], shell=True, check=True, cwd=tmp_path)
+    (made,) = {*tmp_path.iterdir()} - before
+    rows = [getattr(row, "value", row) for row in open_source(str(made))]
+    assert {*rows[0]} == {"prompt", "completion"} and len(rows) > 1
+    assert (tmp_path / "rows.jsonl").read_text() == "not to be written over"
+
+
+@pytest.mark.parametrize("name", ["rows.pkl", "rows.npy", "rows.html", "rows.docx"])
+def test_no_help_makes_a_text_of_what_is_none(tmp_path: Path, name: str) -> None:
+    inside = {
+        "rows.pkl": b"\x80\x04\x95ab",
+        "rows.npy": b"\x93NUMPY\x01\0",
+        "rows.html": b"<p>Hello</p>\n",
+        "rows.docx": zipped("word/document.xml"),
+    }
+    (tmp_path / name).write_bytes(inside[name])
+    assert refusal(tmp_path / name).hint is None
+
+
+def test_a_stream_of_arrow_is_told_under_any_name(tmp_path: Path) -> None:
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, TABLE.schema) as writer:
+        writer.write_table(TABLE)
+    (tmp_path / "rows.jsonl").write_bytes(sink.getvalue())
+    problem = refusal(tmp_path / "rows.jsonl")
+    assert problem.code == "data.other-kind" and "Arrow" in problem.message
+    subprocess.run(str(problem.hint), shell=True, check=True, cwd=tmp_path)
+    assert len(open_source(str(tmp_path / "rows.arrow"))) == len(ROWS)
+
+
+def test_json_lines_under_the_name_of_a_text_are_learned_as_it_and_that_is_said(tmp_path: Path) -> None:
+    notes: list[str] = []
+    for name, text in (("rows.txt", TEXT), ("prose.txt", b"{braces} are no rows\n" + TEXT)):
+        (tmp_path / name).write_bytes(text)
+        assert len(open_source(str(tmp_path / name), say=notes.append)) == 1
+    (note,) = notes
+    assert "rows.txt: the lines are JSON objects" in note
+    subprocess.run(note.rpartition(": ")[2], shell=True, check=True, cwd=tmp_path)
+    assert len(open_source(str(tmp_path / "rows.jsonl"))) == len(ROWS)

@@ -115,3 +115,18 @@ def test_a_stray_nul_byte_does_not_make_utf16(tmp_path: Path) -> None:
         path.write_text(text + "\n")
         found = open_source(str(path)).parsed(0)
         assert isinstance(found, Problem) and found.code == "data.nul-byte"
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "txt"])
+def test_japanese_behind_escapes_is_named_though_every_byte_is_ascii(tmp_path: Path, ending: str) -> None:
+    text = {"jsonl": '{"prompt": "春について", "completion": "春が来ました。"}\n', "csv": "prompt,completion\n春について,春が来ました。\n"}
+    (tmp_path / f"rows.{ending}").write_bytes(text.get(ending, "春が来ました。\n").encode("iso2022_jp"))
+    with pytest.raises(DataError) as caught:
+        open_source(str(tmp_path / f"rows.{ending}"))
+    (problem,) = caught.value.problems
+    assert problem.code == "data.not-utf8" and "iconv -f ISO-2022-JP" in str(problem.hint)
+
+
+def test_an_escape_in_text_alone_makes_no_japanese(tmp_path: Path) -> None:
+    (tmp_path / "rows.txt").write_text("\x1b$B is how it begins, and \x1b[0m ends a colour\n")
+    assert len(open_source(str(tmp_path / "rows.txt"))) == 1

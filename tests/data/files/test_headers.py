@@ -83,3 +83,11 @@ def test_text_far_below_in_a_column_that_was_left_out_is_not_lost(tmp_path: Path
     source = opened(tmp_path / "a.csv", written([("", "prompt", "completion"), *rows, ("words", "a", "b")], ","))
     last = source.parsed(2000)
     assert isinstance(last, Problem) and "'words'" in last.message
+
+
+def test_the_names_again_are_no_row_and_named_with_their_line(tmp_path: Path) -> None:
+    for again in ("prompt,completion", "\ufeffprompt,completion", "prompt , completion"):
+        source = opened(tmp_path / "rows.csv", f"prompt,completion\na,b\n{again}\nc,d\n")
+        problem = source.parsed(1)
+        assert isinstance(problem, Problem) and (problem.code, problem.where) == ("data.bad-csv", f"{tmp_path / 'rows.csv'}:3")
+        assert values(opened(tmp_path / "one.csv", "text\na\ntext\n")) == [{"text": "a"}, {"text": "text"}]

@@ -35,7 +35,7 @@ def test_mixed_formats_are_named_by_line() -> None:
         ({"prompt": "a", "chosen": ASKED, "rejected": ASKED}, "{messages: chosen}"),
         ({"conversations": ASKED, "chosen": "b", "rejected": "c"}, ""),
         ({"prompt": "a", "chosen_response": "b", "rejected_response": "c"}, "{prompt: prompt, completion: chosen_response}"),
-        ({"prompt": "a", "completion": "b", "label": False}, "select(.label)"),
+        ({"prompt": "a", "completion": "b", "label": False}, "select(.label) | del(.label)"),
         ({"prompt": "a", "completions": ["b"], "labels": [True]}, ""),
     ],
 )

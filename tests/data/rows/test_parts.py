@@ -3,6 +3,9 @@
 import json
 import re
 import shlex
+import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -211,3 +214,72 @@ def test_a_column_that_the_settings_name_is_not_read_twice() -> None:
     assert said(read(value, {"completion": "answer"})[1])[-2:] == [f"{Q}\n\n{C}", A]
     parts = find_parts(value, taken={"prompt": "context"})
     assert isinstance(parts, Parts) and (parts.prompt, parts.completion, parts.context) == ("context", "answer", ())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"prompt#completion": "a#b"},
+        {"prompt completion": "a b"},
+        {"prompt\x1fcompletion": "a\x1fb"},
+        {"exchange": "[{'role': 'user', 'content': 'a'}]"},
+        {"messages": "[{'role': 'user', 'content': 'a'}]"},
+        {"contents": [{"role": "user", "parts": [{"text": "a"}]}]},
+    ],
+)
+def test_no_help_learns_a_line_of_a_table_or_the_spelling_of_a_list(value: dict[str, Any]) -> None:
+    hint = str(refused(value).hint)
+    assert "text:" not in hint and "messages:" not in hint
+
+
+@pytest.mark.parametrize("key", ["body", "Full Text", "story-text", "text (clean)"])
+def test_the_one_column_of_texts_is_offered_as_text(key: str) -> None:
+    hint = str(refused({key: "Once upon a time."}).hint)
+    (option,) = shlex.split(hint)[1:]
+    assert load_config(assignments=[option]).config.data.columns == {"text": key}
+
+
+def test_a_true_or_false_answer_is_learned_as_text_by_the_help() -> None:
+    problem = understand(row_of({"question": Q, "answer": True}), "prompt_completion", {})
+    assert isinstance(problem, Problem) and 'completion: "{answer}"' in str(problem.hint)
+    assert said(read({"question": Q, "answer": True}, {"completion": "{answer}"})[1]) == [Q, "true"]
+
+
+def test_the_command_that_keeps_the_good_answers_makes_rows_that_are_no_longer_refused(tmp_path: Path) -> None:
+    place = tmp_path / "my good.jsonl"
+    rows = [{"prompt": Q, "completion": A, "label": good} for good in (True, False, True)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    place.write_text(text)
+    with pytest.raises(DataError) as caught:
+        detect([Row(0, str(place), 1, rows[0])], "auto")
+    command = str(caught.value.problems[0].hint).split("   ")[0]
+    assert "del(.label)" in command and str(place.with_name("my good-good.jsonl")) in command
+    if shutil.which("jq"):
+        subprocess.run(command, shell=True, check=True)
+        kept = [json.loads(line) for line in place.with_name("my good-good.jsonl").read_text().splitlines()]
+        assert kept == [{"prompt": Q, "completion": A}] * 2 and detect([row_of(kept[0])], "auto").name == "prompt_completion"
+    assert place.read_text() == text
+
+
+@pytest.mark.parametrize("answers", [["Red.", "It is."], {"text": ["Red."], "answer_start": [3]}])
+def test_answers_that_a_table_holds_as_json_are_read_as_the_list_is(answers: Any) -> None:
+    for cell in (answers, json.dumps(answers)):
+        found, conversation = read({"question": Q, "answers": cell})
+        assert said(conversation) == [Q, "Red."] and "the first of `answers`" in found.reason
+
+
+@pytest.mark.parametrize("answers", ["['Red.', 'It is.']", "{'text': ['Red.'], 'answer_start': array([3], dtype=int32)}", "['Red.']"])
+def test_answers_in_the_spelling_of_python_are_refused_not_learned(answers: str) -> None:
+    problem = understand(row_of({"question": Q, "answers": answers}), "prompt_completion", {})
+    assert isinstance(problem, Problem) and problem.code == "data.wrong-type" and "Python" in problem.message
+
+
+@pytest.mark.parametrize("answer", ['["a", "b"]', '{"text": ["a"]}', "['a']"])
+@pytest.mark.parametrize("key", ["output", "answer", "completion", "response"])
+def test_json_that_is_the_answer_itself_is_learned_as_it_stands(key: str, answer: str) -> None:
+    assert said(read({"prompt": Q, key: answer})[1]) == [Q, answer]
+
+
+def test_answers_that_are_prose_are_learned_whatever_they_begin_with() -> None:
+    for answer in ("[1] says so.", "{x} is a set.", "['tis] so", "Both."):
+        assert said(read({"question": Q, "answers": answer})[1]) == [Q, answer]

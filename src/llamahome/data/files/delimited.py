@@ -5,9 +5,11 @@ is searched line by line instead. Fields follow RFC 4180. Cost of a row: one sma
 """
 
 import csv
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -121,6 +123,9 @@ def _parse(table: Table, stretch: bytes, line: int, number: int) -> Row | Proble
         return _bad(
             table.path, line, message, raw, f'a field that holds {sign}, a quote or a line end stands in "quotes", its quotes doubled'
         )
+    if len(cells) > 1 and cells[-1].strip() == table.columns[-1] and [cell.strip("\ufeff \t") for cell in cells] == [*table.columns]:
+        hint = "remove this line; files that were joined keep the names of the first alone"
+        return _bad(table.path, line, "the names of the columns stand here again, which is no row", raw, hint)
     values = dict(zip(table.columns, cells, strict=True))
     for column in table.left:
         if not column.fits(cells[column.position]):
@@ -146,6 +151,9 @@ def _split(path: str, line: int, text: str, delimiter: str) -> list[str] | Probl
             what = "a quote is opened and not closed"
         elif "new-line" in what:
             what = "a line end (CR) stands within a field without quotes"
+            target = Path(path).with_name(f"{Path(path).stem}-lines{Path(path).suffix}")
+            hint = f"tr '\\r' '\\n' < {shlex.quote(path)} > {shlex.quote(str(target))}"
+            return _bad(path, line, what, text.encode(), hint if "\n" not in text else None)
         return _bad(path, line, what, text.encode(), 'a field that holds a quote stands in "quotes", its own quotes doubled: "say ""yes"""')
     finally:
         csv.field_size_limit(before)

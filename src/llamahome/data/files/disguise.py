@@ -25,6 +25,7 @@ _MAGIC = (
     (b"PK\x03\x04", "zip"),
     (b"PAR1", "Parquet"),
     (b"ARROW1", "Arrow"),
+    (b"\xff\xff\xff\xff", "Arrow"),
     (b"FEA1", "Feather of version 1"),
     (b"SQLite format 3\0", "SQLite"),
     (b"ORC", "ORC"),
@@ -45,7 +46,11 @@ _ROWS_OF_TABLE = (
     "import json,sqlite3,sys; c=sqlite3.connect(sys.argv[1]); c.row_factory=sqlite3.Row; "
     "[print(json.dumps(dict(r),default=str)) for r in c.execute('select * from '+sys.argv[2])]"
 )
-_ROWS_OF_SHEET = "import pandas,sys; print(pandas.read_excel(sys.argv[1]).to_json(orient='records', lines=True), end='')"
+_LOOK = 1 << 16
+_MARKUP = (".xml", ".html", ".htm", ".yaml", ".yml", ".toml", ".ini", ".rtf", ".svg", ".xls")
+"""Text, but not to be learned with its signs."""
+_TABLES = (".psv", ".tab", ".ssv", ".dsv")
+ROWS_OF_SHEET = "import pandas,sys; print(pandas.read_excel(sys.argv[1]).to_json(orient='records', lines=True), end='')"
 
 
 def real_kind(head: bytes) -> str | None:
@@ -122,7 +127,7 @@ def _zip(file: WatchedFile) -> tuple[str, str | None]:
         if file.place != file.path:
             return "an Excel file (.xlsx)", None
         rows = shlex.quote(str(path.with_name(path.stem + "-rows.jsonl")))
-        return "an Excel file (.xlsx)", f'python3 -c "{_ROWS_OF_SHEET}" {shlex.quote(file.path)} > {rows}'
+        return "an Excel file (.xlsx)", f'python3 -c "{ROWS_OF_SHEET}" {shlex.quote(file.path)} > {rows}'
     if "word/document.xml" in names:
         return "a Word file (.docx)", None
     if any(name.endswith(".pkl") for name in names):
@@ -165,3 +170,38 @@ def text_under(path: str, head: bytes) -> tuple[str, str | None] | None:
     begin = text.lstrip()[:1]
     better = {"{": ".jsonl", "[": ".json"}.get(begin)
     return "it is text", f"mv {source} {shlex.quote(str(place.with_suffix(better)))}" if better else None
+
+
+def readable(path: str) -> str | None:
+    """A command that makes of a file whose name is not read one that is, told by its content; None where nothing does."""
+    try:
+        file = WatchedFile(path)
+        head = file.read(0, min(_LOOK, file.size))
+        file.close()
+    except DataError:  # what cannot be read is told where it is named
+        return None
+    found = real_kind(head)
+    bare = Path(path).with_suffix("").with_suffix("")  # a name without an ending is told by its content
+    if found in _ENDING:
+        return f"mv {shlex.quote(path)} {shlex.quote(str(bare) + _ENDING[found])}"
+    if found in ("bzip2", "xz"):
+        return f"{found} -dc < {shlex.quote(path)} > {shlex.quote(str(bare) + '-unpacked')}"
+    if found is not None:
+        return _zip(file)[1] if found == "zip" else _mend(file, found)
+    source, place = shlex.quote(path), Path(path)
+    try:
+        text = head[: head.rfind(b"\n") + 1 or len(head)].decode("utf-8-sig").lstrip()
+    except UnicodeDecodeError:
+        return None
+    if not text or not _is_text(head) or place.suffix.lower() in _MARKUP:
+        return None
+    better = {"{": ".jsonl", "[": ".json"}.get(text[0]) or (".csv" if place.suffix.lower() in _TABLES else None)
+    if better is not None:
+        return f"cp {source} {shlex.quote(str(_free(place, better)))}"
+    return f"cp {source} {shlex.quote(path + '.txt')}   if it is text to learn whole; rows are best written as one JSON object a line"
+
+
+def _free(place: Path, suffix: str) -> Path:
+    """The name with another ending, or one like it that no file has."""
+    there = place.with_suffix(suffix)
+    return place.with_name(f"{place.stem}-{place.suffix[1:]}{suffix}") if there.exists() else there

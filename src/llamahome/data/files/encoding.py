@@ -88,6 +88,8 @@ _CANDIDATES = (
 _WITH_CAPITALS = ("LATIN", "CYRILLIC", "GREEK")
 _LETTER_BY_LETTER = ("CYRILLIC", "GREEK", "HEBREW", "ARABIC", "THAI")
 _NO_TEXT = ("Cc", "Cn", "Co", "Cs")
+_ESCAPES = re.compile(rb"\x1b\$[@B][!-~]+\x1b\([BJ]")
+"""Japanese between the two signs by which ISO-2022-JP begins and ends it; all of it is ASCII, so nothing else would notice."""
 _SPACES = frozenset("\t\r\n\f\ufeff")
 _CAPITAL_WITHIN = re.compile(r"[a-zß-öø-ÿа-яё][A-ZÀ-ÖØ-ÞА-ЯЁΑ-Ω]")
 _WITHIN = re.compile(r"[^\W\d_]([^\x00-\x7f’–—…·])(?=[^\W\d_])")
@@ -221,7 +223,7 @@ def _sane(text: str) -> bool:
 
 
 def wide_encoding(head: bytes, read: Callable[[], Iterator[bytes]]) -> str | None:
-    """UTF-16 or UTF-32, with or without a byte order mark, as iconv spells it; None for any other file. `read` gives the whole file."""
+    """UTF-16, UTF-32 (with or without a mark) or ISO-2022-JP, as iconv spells it; None for others. `read` gives the whole file."""
     for mark, name in (
         (codecs.BOM_UTF32_LE, "UTF-32"),
         (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -230,6 +232,8 @@ def wide_encoding(head: bytes, read: Callable[[], Iterator[bytes]]) -> str | Non
     ):
         if head.startswith(mark):
             return name
+    if _ESCAPES.search(head) and _all_decodes(read(), "ISO-2022-JP"):
+        return "ISO-2022-JP"
     if b"\0" not in head:
         return None
     for name in ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE"):

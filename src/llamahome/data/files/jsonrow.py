@@ -102,7 +102,20 @@ def _as_array(path: str) -> str | None:
             end = file.read(_LOOK).rstrip()[-1:]
     except OSError:
         return None
-    return f"mv {shlex.quote(path)} {shlex.quote(str(place.with_suffix('.json')))}" if (begin, end) == (b"[", b"]") else None
+    if (begin, end) != (b"[", b"]") or place.with_suffix(".json").exists() or _is_a_list_a_line(place):
+        return None
+    return f"mv {shlex.quote(path)} {shlex.quote(str(place.with_suffix('.json')))}"
+
+
+def _is_a_list_a_line(place: Path) -> bool:
+    """Whether the first line is a whole list and another line follows."""
+    with place.open("rb") as file:
+        first = file.readline(1 << 24)
+        try:
+            json.loads(first.decode("utf-8-sig"))
+        except (ValueError, RecursionError):
+            return False
+        return bool(file.readline(1 << 24).strip())
 
 
 def kind(value: object) -> str:
@@ -142,6 +155,8 @@ def _broken(error: JSONDecodeError, text: str, *, path: str, line: int, index: i
     elif index == 0 and whole.lstrip() == "{" and Path(path).suffix.lower() in (".jsonl", ".ndjson"):
         target = shlex.quote(Path(path).stem + "-lines.jsonl")
         hint = f"jq -c . {shlex.quote(path)} > {target}   if it holds objects over many lines: a row is one line"
+    elif reason == "extra data" and whole[error.pos] == "{" and "\r" in whole[: error.pos].rpartition("}")[2]:
+        hint = f"tr '\\r' '\\n' < {shlex.quote(path)} > {shlex.quote(Path(path).stem + '-lines' + Path(path).suffix)}"
     elif reason == "extra data" and whole[error.pos] == "{":
         hint = f"one object a line: break line {line} after column {column - 1}"
     shown = excerpt(whole[begin:].partition("\n")[0], line, at=column)

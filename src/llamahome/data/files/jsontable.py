@@ -21,6 +21,8 @@ from llamahome.data.files.jsonrow import excerpt
 from llamahome.data.files.watch import LONGEST_ROW, WatchedFile
 from llamahome.errors import DataError, Problem
 
+_SPLIT = {"columns", "index", "data", "index_names", "column_names"}
+"""The last two are of to_dict("tight")."""
 _NUMBER = re.compile(r"-?\d+")
 _ROWS = {
     "list": "[dict(zip(t,r)) for r in zip(*t.values())]",
@@ -77,7 +79,7 @@ def shape_of(value: object) -> str | None:
         return None
     if isinstance(value.get("schema"), dict) and "fields" in value["schema"] and _all(value.get("data"), dict):
         return "table"
-    if isinstance(value.get("columns"), list) and _all(value.get("data"), list) and set(value) <= {"columns", "index", "data"}:
+    if isinstance(value.get("columns"), list) and _all(value.get("data"), list) and set(value) <= _SPLIT:
         return "split" if all(len(row) == len(value["columns"]) for row in value["data"]) else None
     parts = list(value.values())
     if all(isinstance(part, list) and part for part in parts):

@@ -60,6 +60,8 @@ def kind_of(file: WatchedFile) -> Kind:
         _refuse_wide(file, head)
     if named in (None, "jsonl"):
         refuse_table(file, head)
+    if named in ("csv", "tsv"):
+        _refuse_json(file, head)
     if named is not None:
         return named
     begin = head.removeprefix(BOM).lstrip()[:1]
@@ -70,8 +72,21 @@ def kind_of(file: WatchedFile) -> Kind:
     return "jsonl"
 
 
+def _refuse_json(file: WatchedFile, head: bytes) -> None:
+    """DataError when what is called a table holds rows in JSON."""
+    begin = head.removeprefix(BOM).lstrip()[:2]
+    array = begin[:1] == b"[" and head.removeprefix(BOM)[1:].lstrip()[:1] == b"{"
+    if not array and not (begin[:1] == b"{" and is_object(_first_line(file))):
+        return
+    suffix, place = Path(file.path).suffix, Path(file.path)
+    better = place.with_suffix(".json" if array else ".jsonl")
+    hint = f"mv {shlex.quote(file.path)} {shlex.quote(str(better))}" if file.place == file.path and not better.exists() else None
+    message = f"the file holds rows in JSON, not {suffix.lower()} as its name says"
+    raise DataError(Problem(code="data.other-kind", message=message, where=file.path, hint=hint))
+
+
 def _refuse_wide(file: WatchedFile, head: bytes) -> None:
-    """DataError when the file is UTF-16 or UTF-32, with or without a byte order mark."""
+    """DataError when the file is UTF-16, UTF-32, with or without a byte order mark, or ISO-2022-JP."""
     encoding = wide_encoding(head, lambda: (block.tobytes() for _, block in file.blocks()))
     if encoding is not None:
         message, hint = f"the file is {encoding}, not UTF-8", to_utf8(encoding, file.path)
@@ -118,7 +133,7 @@ def list_within(value: object) -> str | None:
 
 def take_out(path: str, key: str) -> str:
     """A command that makes a file of the rows that stand in a list under `key` of one object."""
-    code = "import json,sys; json.dump(json.load(open(sys.argv[1], encoding='utf-8'))[sys.argv[2]], sys.stdout)"
+    code = "import json,sys; json.dump(json.load(open(sys.argv[1], encoding='utf-8-sig'))[sys.argv[2]], sys.stdout)"
     target = Path(path).with_name(Path(path).stem + "-rows.json")
     return f'python3 -c "{code}" {shlex.quote(path)} {shlex.quote(key)} > {shlex.quote(str(target))}'
 
@@ -132,13 +147,30 @@ def _whole(path: str) -> object:
         return None
 
 
+def _holds_several(path: str) -> bool:
+    """Whether the file is JSON objects one after the other, seen from the first two."""
+    decoder, place = json.JSONDecoder(), Path(path)
+    try:
+        text = place.read_text(encoding="utf-8-sig").strip() if place.stat().st_size <= _FIRST_LINE else ""
+        _, end = decoder.raw_decode(text)
+        return isinstance(decoder.raw_decode(text[end:].lstrip())[0], dict)
+    except (ValueError, RecursionError, OSError):
+        return False
+
+
 def _no_rows(path: str, head: bytes) -> Problem:
     """A .json file that is neither an array nor lines of objects."""
     text = head.decode("utf-8", "replace").lstrip("\ufeff")
     line = 1 + text[: len(text) - len(text.lstrip())].count("\n")
-    key = list_within(_whole(path)) if text.lstrip().startswith("{") else None
-    hint = "a .json file holds an array of objects, or one object a line" if key is None else take_out(path, key)
+    several = text.lstrip().startswith("{") and _holds_several(path)
+    key = list_within(_whole(path)) if text.lstrip().startswith("{") and not several else None
+    hint: str | None = "a .json file holds an array of objects, or one object a line" if key is None else take_out(path, key)
     what = "an object over several lines" if text.lstrip().startswith("{") else "neither an array nor objects"
+    if several:
+        what = "objects one after the other that are not in a line each"
+        hint = (
+            f"jq -c . {shlex.quote(path)} > {shlex.quote(str(Path(path).with_suffix('.jsonl')))}" if Path(path).suffix == ".json" else None
+        )
     message = f"the file holds {what}, not an array of rows"
     shown = excerpt(text.lstrip().partition("\n")[0], line)
     return Problem(code="data.bad-json-array", message=message, where=f"{path}:{line}", excerpt=shown, hint=hint)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llamahome.data.files.disguise import ROWS_OF_SHEET, readable
 from llamahome.data.files.hub import fetch, is_hub_id
 from llamahome.data.files.kinds import ENDINGS, ending, holds_rows, is_read, is_text
 from llamahome.data.files.layout import DESCRIBING, lay_out
@@ -124,6 +125,7 @@ def _folder(path: str, tell: Callable[[str], None], wanted: Wanted) -> Located:
         if choice is not None:
             ignored = [name for name in ignored if Path(name).name not in DESCRIBING]
         return Located(found.files, tuple(ignored), found.evaluation, found.apart, choice is not None)
+    hint: str | None
     if not seen:
         message, hint = "the folder is empty", f"llamahome data sample {shlex.quote(path)}"
     else:
@@ -158,6 +160,7 @@ def _looks_like_data(name: str) -> bool:
 def _refuse_unsupported(paths: Sequence[str]) -> None:
     """DataError with every one of the files that is of no kind that is read."""
     problems = []
+    hint: str | None
     for path in paths:
         if Path(path).exists() and not Path(path).is_file():
             message, hint = "this is not a regular file", f"cat {shlex.quote(path)} > rows.jsonl"
@@ -171,18 +174,16 @@ def _refuse_unsupported(paths: Sequence[str]) -> None:
         raise DataError(problems)
 
 
-def _how_to_convert(path: str) -> str:
-    """A command that makes of the file one that is read."""
+def _how_to_convert(path: str) -> str | None:
+    """A command that makes of the file one that is read; None where its content tells none."""
     suffix, source = ending(path), shlex.quote(path)
     unpack = {".tar": f"tar -xf {source}", ".tgz": f"tar -xf {source}", ".zip": f"unzip {source}", ".bz2": f"bunzip2 --keep {source}"}
     unpack |= {".xz": f"xz --decompress --keep {source}"}
     if suffix in unpack:
         return unpack[suffix]
-    target = shlex.quote(str(Path(path).with_suffix(".jsonl")))
     if suffix == ".xlsx":
-        code = "import pandas,sys; print(pandas.read_excel(sys.argv[1]).to_json(orient='records', lines=True), end='')"
-        return f'python3 -c "{code}" {source} > {target}'
-    return f"cp {source} {shlex.quote(path + '.txt')}   if it is text; rows are best written as one JSON object a line"
+        return f'python3 -c "{ROWS_OF_SHEET}" {source} > {shlex.quote(str(Path(path).with_suffix(".jsonl")))}'
+    return readable(path)
 
 
 def _not_found(path: str) -> Problem:

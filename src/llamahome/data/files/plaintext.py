@@ -4,8 +4,11 @@ Where there is no blank line within 1 MiB it is cut at a line's end, and without
 rows joined are the file but for white space at its head; a part that would be white space alone belongs to the row before it.
 """
 
+import json
+import shlex
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -21,13 +24,37 @@ from llamahome.units import show_bytes
 _LONGEST = 1 << 20
 """Bytes of a row (1 MiB); a text is learned in pieces of max_length tokens anyhow."""
 _LOOK = 64
+_JSON_HEAD, _JSON_LINES = 1 << 16, 20
+"""Bytes and lines in which rows under the name of a text are looked for."""
 
 
 def text_layout(file: WatchedFile, tell: Tell) -> Layout:
     """How to read the file as text; a long one is told."""
     if file.size > _LONGEST:
         tell(f"{file.path}: {show_bytes(file.size)} of text, cut at blank lines into rows of at most {show_bytes(_LONGEST)}")
+    _tell_rows(file, tell)
     return Layout(f"text {_LONGEST}", scan_text, _whole, partial(_parse, file.path))
+
+
+def _tell_rows(file: WatchedFile, tell: Tell) -> None:
+    """Say when the text is JSON lines, which are learned with their signs under this name."""
+    lines = file.read(0, min(_JSON_HEAD, file.size)).removeprefix(BOM).split(b"\n")
+    whole = [line for line in (lines if file.size <= _JSON_HEAD else lines[:-1])[:_JSON_LINES] if line.strip()]
+    if whole and all(_is_object(line) for line in whole):
+        better = shlex.quote(str(Path(file.path).with_suffix(".jsonl")))
+        name = (
+            f": mv {shlex.quote(file.path)} {better}"
+            if file.place == file.path and not Path(file.path).with_suffix(".jsonl").exists()
+            else ""
+        )
+        tell(f"{file.path}: the lines are JSON objects, and are learned as text; under a name that ends in .jsonl they are rows{name}")
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def scan_text(file: WatchedFile) -> Iterator[Piece]:

@@ -60,7 +60,7 @@ def _mapping(rows: Sequence[Row], found: Unclear) -> str | None:
     asked = ask or _misspelt(texts, (*PROMPT, *WEAK_PROMPT[0]))
     answers = answers or _misspelt([key for key in texts if key not in asked], COMPLETION)
     if not (asked or answers or about) and len(texts) == len(rows[0].value) == 1:
-        return setting(text=texts[0])
+        return setting(text=texts[0]) if _is_one_text(rows, texts[0]) else None
     alone = len(about) == 1 and {*about, *answers} == {*texts} and len(texts) == 2
     about = [*asked, *about, *(["text"] if found.text_is_context else [])] if asked or alone else []
     if any(key not in texts for key in about) or any(not isinstance(first_answer(rows[0].value[key]), str) for key in answers):
@@ -77,6 +77,15 @@ def _mapping(rows: Sequence[Row], found: Unclear) -> str | None:
     if prompt == _HOLE:
         choice = f"the key to read for {_HOLE}" if completion != _HOLE else f"the keys to read and to learn for {_HOLE}"
     return f'{shown}   with {choice}; "{{a}} {{b}}" joins two keys'
+
+
+def _is_one_text(rows: Sequence[Row], key: str) -> bool:
+    """Whether the only column is plain text: not lists as text, nor a table whose columns some other sign separates."""
+    if any(str(row.value[key] or "").lstrip()[:1] in ("[", "{") for row in rows):
+        return False
+    words = {word.lower() for word in key.split()}
+    between = {*re.findall(r"[^\w .-]+", key), *([" "] if words & {*PROMPT} and words & {*COMPLETION} else [])}
+    return not any(all(sign in str(row.value[key] or "") for row in rows) for sign in between)
 
 
 def _text_columns(rows: Sequence[Row]) -> list[str]:

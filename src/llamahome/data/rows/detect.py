@@ -1,8 +1,10 @@
 """Which format the rows are in, found from the first of them, with the reason; never from the file's name."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from llamahome.data.files.jsonrow import excerpt
@@ -14,7 +16,7 @@ from llamahome.data.rows.fault import Finding, nearest, problem_at
 from llamahome.data.rows.formats import FORMATS, KEYS, OWN_NAMES, Names, parts_of, text_column
 from llamahome.data.rows.parts import Parts
 from llamahome.data.rows.reasons import also, reason, without_turns
-from llamahome.data.rows.turnlists import from_text, spelled, turn_list
+from llamahome.data.rows.turnlists import TURN_LISTS, from_text, spelled, turn_list
 from llamahome.errors import DataError, Problem
 
 SAMPLE = 64
@@ -148,7 +150,9 @@ def _preference(row: Row, names: Names) -> Problem | None:
     elif "completion" in value and isinstance(value.get("label"), bool):
         what = "answers labelled good or bad (completion, label)"
         lines = ending(row.source) in (".jsonl", ".ndjson")
-        hint = f"jq -c 'select(.label)' '{row.source}' > good.jsonl   learns the good answers" if lines else None
+        target = Path(row.source).with_name(f"{Path(row.source).stem}-good.jsonl")
+        command = f"jq -c 'select(.label) | del(.label)' {shlex.quote(row.source)} > {shlex.quote(str(target))}"
+        hint = f"{command}   learns the good answers" if lines else None
     elif "completions" in value and "labels" in value:
         what = "steps labelled good or bad (completions, labels)"
     else:
@@ -176,7 +180,12 @@ def _mixed(firsts: dict[str, Row]) -> Problem:
 
 def _unknown(rows: Sequence[Row]) -> Problem:
     value = rows[0].value
+    for key in TURN_LISTS:
+        if isinstance(value.get(key), str) and value[key].lstrip().startswith("["):
+            message = f"{key} holds a list as text that is not JSON; json.dumps writes it, Python's str does not"
+            shown = excerpt(json.dumps(value, ensure_ascii=False), rows[0].line)
+            return Problem(code="data.wrong-type", message=message, where=rows[0].where, excerpt=shown)
     within = list_within(value)
     inner = value[within] if within is not None else [{}]
-    turns = _by_keys({"messages": inner}) is not None and bool({"role", "from"} & inner[0].keys())
+    turns = bool({"role", "from"} & inner[0].keys()) and spelled(inner, ("role", ""))[1] in inner[0]
     return unknown(rows, _by_keys(inner[0]), turns_within=turns)

@@ -10,6 +10,7 @@ What a row lacks is said with its JSON path and the nearest name. Nothing is gue
 data.columns) says under which key of theirs a key of ours is found, or how a text is made of their keys (columns.py).
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -46,11 +47,14 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "messages": (*TURN_LISTS, "system", "tools"),
     "sharegpt": (*TURN_LISTS, "system", "tools"),
     "alpaca": ("instruction", "input", "output", "system", "history"),
-    "prompt_completion": ("prompt", "completion", "system", "tools"),
+    "prompt_completion": ("prompt", "completion", "system", "tools", "history"),
     "text": ("text",),
 }
 """What each format reads of a row."""
 OWN_NAMES: Mapping[str, str] = MappingProxyType({})
+
+_PYTHON_ANSWERS = re.compile(r"""\s*(\{\s*'text'\s*:|\[\s*(['"]).*\2\s*\]\s*$|\{\s*'answer_start')""", re.DOTALL)
+"""The beginning of what Python's str writes of several answers; JSON of them was read before."""
 
 Names = Mapping[str, str]
 Turns = tuple[dict[str, Any], ...]
@@ -96,9 +100,7 @@ def _listed(row: Row, names: Names, *, keys: tuple[str, str], roles: dict[str, s
     turns, silent = read_turns(listed, path=path, keys=keys, roles=roles)
     first = _system(row.value, names)
     if first and turns[0]["role"] == "system":
-        if turns[0] != first[0]:
-            raise Finding("data.turn-order", f"the row has a system text beside {path}[0], a system turn that says something else")
-        first = ()
+        first = _one_system(first, turns, path)
     if first:
         silent = frozenset(number + 1 for number in silent)
     return _conversation(row, first + turns, path=path, offset=len(first), context_only=silent, tools=_tools(row.value, names))
@@ -121,17 +123,16 @@ def _tools(value: Mapping[str, Any], names: Names) -> tuple[dict[str, Any], ...]
 
 def _alpaca(row: Row, names: Names) -> Conversation:
     value = row.value
-    turns = list(_system(value, names or {"system": system_of(value) or "system"}))
-    for number, pair in enumerate(_history(value, names)):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise Finding("data.wrong-type", f"history[{number}] is {kind(pair)}, not a list of a question and an answer")
-        for side, role in enumerate(("user", "assistant")):
-            turns.append({"role": role, "content": content_of({side: pair[side]}, side, path=f"history[{number}]")})
+    turns = _system(value, names or {"system": system_of(value) or "system"})
+    history = _history(value, names)
+    if history and history[0]["role"] == "system":
+        turns = _one_system(tuple(turns), history, "history")
+    turns += history
     question = content_of(value, names.get("instruction", "instruction"), path="")
     about = dict.fromkeys((names.get("input", "input"), *(() if names else about_of(value))))
-    turns.append({"role": "user", "content": _with_context(question, value, about)})
-    turns.append({"role": "assistant", "content": content_of(value, names.get("output", "output"), path="")})
-    return _conversation(row, tuple(turns), path="")
+    asked = {"role": "user", "content": _with_context(question, value, about)}
+    answer = {"role": "assistant", "content": content_of(value, names.get("output", "output"), path="")}
+    return _conversation(row, (*turns, asked, answer), path="")
 
 
 def _with_context(question: str, value: Mapping[str, Any], columns: Iterable[str]) -> str:
@@ -143,11 +144,37 @@ def _with_context(question: str, value: Mapping[str, Any], columns: Iterable[str
     return question
 
 
-def _history(value: dict[str, Any], names: Names) -> list[Any]:
-    history = value.get(names.get("history", "history")) or []
+def _one_system(first: Turns, turns: Turns, path: str) -> Turns:
+    """The system turn beside turns that begin with one: none, for it stands there; a Finding when the two differ."""
+    if first and turns[0] != first[0]:
+        raise Finding("data.turn-order", f"the row has a system text beside {path}[0], a system turn that says something else")
+    return ()
+
+
+def _history(value: Mapping[str, Any], names: Names) -> Turns:
+    """The turns before the question: a list of pairs, or of turns."""
+    key = names.get("history", "history")
+    history = from_text(value.get(key)) or []
     if not isinstance(history, list):
-        raise Finding("data.wrong-type", f"history is {kind(history)}, not a list")
-    return history
+        raise Finding("data.wrong-type", f"{key} is {kind(history)}, not a list")
+    if all(isinstance(turn, dict) for turn in history):
+        roles = {**SHAREGPT_ROLES, **MESSAGE_ROLES}
+        return read_turns(history, path=key, keys=spelled(history, ("role", "content")), roles=roles)[0] if history else ()
+    turns: list[dict[str, Any]] = []
+    for number, pair in enumerate(history):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise Finding("data.wrong-type", f"{key}[{number}] is {kind(pair)}, not a list of a question and an answer")
+        for side, role in enumerate(("user", "assistant")):
+            turns.append({"role": role, "content": content_of({side: pair[side]}, side, path=f"{key}[{number}]")})
+    return tuple(turns)
+
+
+def has_history(value: Mapping[str, Any], names: Names) -> bool:
+    """Whether the row tells what was said before its question, as pairs or turns; nothing is added to a prompt of data.columns."""
+    if "prompt" in names and "history" not in names:
+        return False
+    history = from_text(value.get(names.get("history", "history")))
+    return isinstance(history, list) and bool(history) and all(isinstance(part, list | dict) for part in history)
 
 
 def parts_of(value: Mapping[str, Any], names: Names = OWN_NAMES) -> Parts | Unclear:
@@ -175,23 +202,28 @@ def _prompt_completion(row: Row, names: Names) -> Conversation:
         after, silent = read_turns(completion, path=theirs, keys=("role", "content"), roles=MESSAGE_ROLES)
         if before[0]["role"] != "system":
             before = first + before
-        elif first and before[0] != first[0]:
-            raise Finding("data.turn-order", f"the row has a system text beside {ours}[0], a system turn that says something else")
+        else:
+            _one_system(first, before, ours)
         context = frozenset(range(len(before))) | frozenset(number + len(before) for number in silent)
         return _conversation(row, before + after, path="", context_only=context, tools=tools)
     if isinstance(prompt, list) != isinstance(completion, list):
         raise Finding("data.wrong-type", f"{ours} is {kind(prompt)} but {theirs} is {kind(completion)}; both must be strings or both lists")
     question = _with_context(content_of(row.value, ours, path=""), row.value, parts.context)
+    history = _history(row.value, names) if has_history(row.value, names) else ()
+    if history and history[0]["role"] == "system":
+        first = _one_system(first, history, "history")
     turns = ({"role": "user", "content": question}, _answer({**row.value, theirs: completion}, theirs, tools=tools))
-    return _conversation(row, first + turns, path="", tools=tools)
+    return _conversation(row, first + history + turns, path="", tools=tools)
 
 
 def _answer(value: Mapping[str, Any], key: str, *, tools: Turns) -> dict[str, Any]:
     """The assistant's turn: the text, or the calls where it is a list of calls in JSON of tools that the row defines."""
-    if isinstance(value[key], int | float) and not isinstance(value[key], bool) and key != "completion":
+    if isinstance(value[key], int | float) and key != "completion":
         hint = f'name it in data.columns as a template, completion: "{{{key}}}", which writes it as text'
         raise Finding("data.wrong-type", f"{key} is {kind(value[key])}, not a string", hint=hint)
     text = content_of(value, key, path="")
+    if plain_name(key) == "answers" and _PYTHON_ANSWERS.match(text):
+        raise Finding("data.wrong-type", f"{key} is a list or an object in Python's spelling; json.dumps writes one that is read")
     calls = as_calls(text) if tools and key != "completion" else None
     return {"role": "assistant", "content": text} if calls is None else {"role": "assistant", "tool_calls": read_calls(calls, path=key)}
 

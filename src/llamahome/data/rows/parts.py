@@ -4,6 +4,7 @@ The tables are by part, not by data set. A name of a later rank counts only wher
 for one part are unclear, and so is a question beside choices that the prompt would lack: such rows are refused, never guessed.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -124,7 +125,20 @@ def _either(names: tuple[str, ...]) -> str:
 
 def answer_of(value: Mapping[str, Any], key: str) -> Any:
     """The answer under `key`; the first of several, which a column of our own name does not have."""
-    return value[key] if key == "completion" else first_answer(value[key])
+    if key == "completion":
+        return value[key]
+    return first_answer(answers_in(value[key]) if plain_name(key) == "answers" else value[key])
+
+
+def answers_in(cell: object) -> object:
+    """What `answers` of a table hold: several in JSON text, as a table writes a list or `{"text": [...]}`; any other cell as it is."""
+    if not isinstance(cell, str) or cell.lstrip()[:1] not in ("[", "{"):
+        return cell
+    try:
+        found = json.loads(cell)
+    except (ValueError, RecursionError):
+        return cell
+    return found if isinstance(first_answer(found), str) else cell
 
 
 def first_answer(value: object) -> object:

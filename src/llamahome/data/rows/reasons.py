@@ -5,7 +5,7 @@ from typing import Any
 
 from llamahome.data.rows.advice import setting
 from llamahome.data.rows.columns import columns_of
-from llamahome.data.rows.formats import KEYS, Names, parts_of, text_column
+from llamahome.data.rows.formats import KEYS, Names, has_history, parts_of, text_column
 from llamahome.data.rows.parts import COMPLETION, Parts, about_of, answer_of, plain_name, system_of
 from llamahome.data.rows.turnlists import TURN_LISTS, are_pairs, are_texts, from_text, spelled, turn_list
 
@@ -40,6 +40,10 @@ def reason(value: Mapping[str, Any], name: str, names: Names) -> str:
             about = tuple(key for key in (*about_of(value), "input") if key in value and key not in ("instruction", "output"))
             told = _told_parts(value, Parts("instruction", "output", system_of(value), tuple(dict.fromkeys(about))), names)
             read |= {*also_read}
+    if name == "prompt_completion" and not isinstance(value.get(names.get("prompt", "prompt")), list):
+        earlier = names.get("history", "history")
+        told += f", after the turns of `{earlier}`" if has_history(value, names) else ""
+        read |= {earlier} if has_history(value, names) or value.get(earlier) in (None, "", []) else set()
     unread = [key for key in value if key not in read]
     more = f" and {len(unread) - _SHOWN_UNREAD} more" if len(unread) > _SHOWN_UNREAD else ""
     told = told.replace("\n", "\\n")  # of a template
