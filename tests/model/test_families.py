@@ -26,8 +26,8 @@ from llamahome.model.lora import add_lora
 from llamahome.model.manner import manner_of
 
 LENGTHS = (17, 4, 9)
-FEW = ("bloom", "falcon", "gpt2", "jamba", "mamba", "lfm2")
-"""Alibi or attention code of their own, states, a hybrid of both, learned positions."""
+FEW = ("bloom", "falcon", "gpt2", "jamba", "mamba", "lfm2", "llama4_text")
+"""Alibi or attention code of their own, states, a hybrid of both, learned positions, a decoder that get_decoder() does not find."""
 _ROUNDING = {"hrm_text": 1e-3}
 """It runs its layers dozens of times over, and the rounding of float32 grows; 1e-4 of the norm for any other family."""
 _IN_DOUBLE = {"hrm_text"}
