@@ -1,6 +1,7 @@
 """The lean LoRA layer is PEFT's own layer, faster; anything but its plain use stays with PEFT."""
 
 import copy
+import logging
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora.layer import Linear as PeftLinear
+from tests.support.families import family_model
 from tests.support.models import examples_of, microbatch_of, objective_of, our_model, save_tiny
 from torch import Tensor, nn
 
@@ -193,3 +195,13 @@ def test_a_name_that_is_not_there_is_refused_with_those_that_are(folder: Path) -
 def test_matrices_that_are_not_called_linear_can_be_named_too(tmp_path: Path) -> None:
     model = add_lora(our_model(save_tiny(tmp_path, "gpt2")), LoraConfig(target_modules=["c_attn"]), base="tiny", seed=0, lean=True)
     assert len(trained_parameters(model)) == 4
+
+
+def test_a_layer_whose_adapter_peft_would_lose_on_loading_gets_none_and_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        model = add_lora(family_model("inkling2_text"), LoraConfig(rank=2), base="tiny", seed=0, lean=True)
+    assert not [name for name, _ in model.named_parameters() if "weight_proj.lora_" in name]
+    assert [name for name, _ in model.named_parameters() if "q_proj.lora_" in name]
+    assert "PEFT cannot load an adapter of weight_proj in Inkling2ForCausalLM" in caplog.text
+    with pytest.raises(ConfigError, match="cannot load an adapter of weight_proj"):
+        add_lora(family_model("inkling2_text"), LoraConfig(target_modules=["weight_proj"]), base="tiny", seed=0, lean=True)

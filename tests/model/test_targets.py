@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from tests.support.experts import FAMILIES, ROUTERS, some_tokens, tiny_experts
+from tests.support.families import family_model
 from tests.support.models import our_model, plain_model, save_tiny
 from torch import nn
 from transformers import PreTrainedModel
@@ -237,3 +238,16 @@ def test_short_names_name_nothing_else() -> None:
     assert shortened(["a.0.w", "b.w"], every) == ["w"]
     assert shortened(["a.0.q", "a.1.q"], every) == ["1.q", "a.0.q"]
     assert choose(plain_model("llama"), ["v_proj"]).modules == [f"model.layers.{n}.self_attn.v_proj" for n in (0, 1)]
+
+
+def test_stacked_matrices_of_a_model_without_experts_are_not_called_experts() -> None:
+    told = " ".join(account(adapted(family_model("recurrent_gemma")).get_base_model()))
+    assert "rg_lru.input_gate_weight" in told
+    assert "expert" not in told
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_rows_that_are_trained_are_not_told_as_left_out(tied: bool) -> None:
+    model = plain_model("llama", tie_word_embeddings=tied)
+    made = add_lora(model, LoraConfig(rank=2), base="tiny", seed=0, lean=True, new_rows=range(4, 8))
+    assert "trainable_tokens" not in " ".join(account(made.get_base_model()))

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.support.families import tiny_family
 from tests.support.models import save_tiny, tiny_config
 from tests.support.projects import chats, write_rows
 from typer.testing import CliRunner
@@ -113,6 +114,14 @@ def test_a_config_without_layers_or_of_nothing_known_is_refused(shape: Path, cha
     with pytest.raises(ConfigError) as caught:
         run("--model", str(tmp_path), "--world-size", "8")
     assert caught.value.problems[0].code == "model.unplannable"
+
+
+@pytest.mark.parametrize(("family", "why"), [("lfm2", "(conv)"), ("bloom", "code of its own")])
+def test_a_model_whose_documents_run_one_at_a_time_is_not_planned_as_if_they_were_packed(family: str, why: str, tmp_path: Path) -> None:
+    tiny_family(family).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="run one at a time") as caught:
+        run("--model", str(tmp_path), "--world-size", "8")
+    assert caught.value.problems[0].code == "model.unplannable" and why in caught.value.problems[0].message
 
 
 @pytest.mark.parametrize("words", [["rows.jsonl", "--simulate", "--world-size", "8"], [], ["rows.jsonl", "--world-size", "2"]])

@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from llamahome.errors import ConfigError, LlamaHomeError, MachineError, Problem
 from llamahome.model.attention import register_attention
 from llamahome.model.backends.loss import Head
+from llamahome.model.decoder import decoder_of
 from llamahome.model.kinds import missing_weights, why_no_decoder, why_unknown
 from llamahome.model.limits import without_lost_padding
 from llamahome.model.probe import Unfit, settle
@@ -180,5 +181,5 @@ def head_of(model: PreTrainedModel) -> Head:
 
 def decoder_layers(model: PreTrainedModel) -> list[Any]:
     """The layers of the decoder: children of its longest list of modules."""
-    lists = [module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList)]
+    lists = [module for module in decoder_of(model).modules() if isinstance(module, nn.ModuleList)]
     return list(max(lists, key=lambda modules: sum(1 for _ in modules)))

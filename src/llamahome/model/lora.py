@@ -11,6 +11,7 @@ Source: LoRA, arXiv 2106.09685.
 Legend: T tokens, I inputs, O outputs, R rank.
 """
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora.layer import Linear as PeftLinear
 from peft.tuners.lora.layer import ParamWrapper
+from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers as keys_as_loaded
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -40,9 +42,9 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: str, seed: int
 
     `base` is what the saved adapter names as its base model. The first values come from `seed` alone. `lean` uses our forward where it
     applies (products in the stored type, no autocast). `new_rows` of embedding and head are trained, too. Raises ConfigError when
-    nothing carries one of the wanted names, or when PEFT cannot adapt with dropout or DoRA what does.
+    nothing carries one of the wanted names, when PEFT cannot adapt with dropout or DoRA what does, or when PEFT would load none of it.
     """
-    chosen = choose(model, config.target_modules)
+    chosen = _loadable(model, choose(model, config.target_modules))
     modules, parameters = _spelled(model, chosen, config)
     settings = PeftLoraConfig(
         task_type="CAUSAL_LM",
@@ -64,6 +66,27 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: str, seed: int
     if lean:
         use_own_forward(adapted)
     return adapted
+
+
+def _loadable(model: PreTrainedModel, chosen: Chosen) -> Chosen:
+    """`chosen` without the layers whose adapter would be at its first values wherever PEFT loads it, which PEFT does not tell; we do.
+
+    While PEFT loads an adapter it renames the keys as transformers renames those of the family's weights. Where `x.weight_proj` becomes
+    `x.weight_proj.weight`, the key `x.weight_proj.lora_A.weight` becomes one that nothing has (Inkling2 in transformers 5.23).
+    """
+    saved = {f"base_model.model.{path}.lora_{side}.weight": torch.empty((1, 1), device="meta") for path in chosen.modules for side in "AB"}
+    loaded = keys_as_loaded(model, PeftLoraConfig(target_modules=chosen.modules), saved)
+    lost = {key.removeprefix("base_model.model.").rpartition(".lora_")[0] for key in saved.keys() - loaded.keys()}
+    if not lost:
+        return chosen
+    kinds = ", ".join(sorted({path.rpartition(".")[2] for path in lost}))
+    message = f"PEFT cannot load an adapter of {kinds} in {type(model).__name__}: transformers renames it on the way"
+    kept = Chosen([path for path in chosen.modules if path not in lost], chosen.parameters)
+    if not kept.modules and not kept.parameters:
+        hint = "--set lora.target_modules=all-linear"
+        raise ConfigError(Problem(code="lora.not-loadable", message=message, where="lora.target_modules", hint=hint))
+    logging.getLogger(__name__).warning("%s; %d layers get none", message, len(lost))
+    return kept
 
 
 def _spelled(model: PreTrainedModel, chosen: Chosen, config: LoraConfig) -> tuple[list[str], list[str]]:

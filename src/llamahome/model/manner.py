@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from llamahome.model.backends.backend import Attend
 from llamahome.model.backends.documents import Documents
+from llamahome.model.decoder import decoder_of
 from llamahome.model.rotary import DocumentRotary
 
 _KEPT_AS = "llamahome_manner"
@@ -66,7 +67,7 @@ def manner_of(model: PreTrainedModel) -> Manner:
 
 def last_hidden(model: PreTrainedModel, tokens_T: Tensor, positions_T: Tensor, documents: Documents, *, attend: Attend) -> Tensor:
     """The decoder's last hidden states [T, D] of documents that lie end to end."""
-    manner, decoder = manner_of(model), model.get_decoder()
+    manner, decoder = manner_of(model), decoder_of(model)
     if manner.why_alone is None:
         manner.begin(documents.lengths)
         inputs = {"input_ids": tokens_T[None], "position_ids": positions_T[None]}

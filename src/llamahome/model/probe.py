@@ -18,6 +18,7 @@ from llamahome.model.attention import ATTENTION_NAME
 from llamahome.model.backends.documents import Documents
 from llamahome.model.backends.loss import Head
 from llamahome.model.backends.reference import reference_attention
+from llamahome.model.decoder import decoder_of
 from llamahome.model.manner import Manner, keep_manner, last_hidden
 from llamahome.model.rotary import wrap_rotaries
 
@@ -54,14 +55,10 @@ def settle(model: PreTrainedModel, head: Head) -> Manner:
             raise Unfit(f"{type(model).__name__} gives numbers that are not finite for {len(tokens)} tokens")
     if _apart(wanted[long].logits[:_SHORT], wanted[short].logits) > _TOO_FAR_APART[model.dtype]:
         raise Unfit(f"in {type(model).__name__} a token sees what follows it, so there is no next token to learn")
-    rotaries = wrap_rotaries(model.get_decoder(), _named_lengths(config))
+    rotaries = wrap_rotaries(decoder_of(model), _named_lengths(config))
     own = model.config._attn_implementation
-    strange = sorted(set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS)
-    if not model._supports_attention_backend:
-        why: str | None = f"{type(model).__name__} has code of its own that cannot keep them apart"
-    elif strange:
-        why = f"its layers are not all plain or sliding attention ({', '.join(strange)})"
-    else:
+    why = never_packed(type(model), config)
+    if why is None:
         model.set_attn_implementation(ATTENTION_NAME)
         why = _differs(model, Manner(None, rotaries), head, wanted)
     manner = Manner(why, rotaries)
@@ -71,6 +68,14 @@ def settle(model: PreTrainedModel, head: Head) -> Manner:
             raise Unfit(still)
     keep_manner(model, manner)
     return manner
+
+
+def never_packed(family: type[PreTrainedModel], config: Any) -> str | None:
+    """Why documents of such a model run one at a time, as far as its class and its config tell; None where only a try can tell."""
+    strange = sorted(set(getattr(config.get_text_config(), "layer_types", None) or ()) - _KNOWN_LAYERS)
+    if not family._supports_attention_backend:
+        return f"{family.__name__} has code of its own that cannot keep them apart"
+    return f"its layers are not all plain or sliding attention ({', '.join(strange)})" if strange else None
 
 
 def _differs(model: PreTrainedModel, manner: Manner, head: Head, wanted: dict[tuple[int, ...], _Found]) -> str | None:

@@ -17,6 +17,7 @@ from llamahome.errors import ConfigError, Problem
 from llamahome.model.attention import ATTENTION_NAME, register_attention
 from llamahome.model.limits import without_lost_padding
 from llamahome.model.load import quiet_transformers
+from llamahome.model.probe import never_packed
 from llamahome.rundir import BASE_MODELS
 
 
@@ -49,6 +50,9 @@ def require_layers(config: PreTrainedConfig, name: str) -> PreTrainedConfig:
     """The same, or ConfigError: a plan is made from the size of layers and their number."""
     text = config.get_text_config()
     sizes = {key: getattr(text, key, None) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")}
+    absent = [key for key, value in sizes.items() if value is None]
+    if absent:
+        raise ConfigError(_unfit(Path(name), f"a plan is made from {', '.join(absent)}, which its config has not"))
     wrong = [f"{key} {value}" for key, value in sizes.items() if not isinstance(value, int) or value < 1]
     if wrong:
         raise ConfigError(_unfit(Path(name), f"its config gives no usable {', '.join(wrong)}"))
@@ -62,12 +66,14 @@ def _unfit(path: Path, why: str) -> Problem:
 def skeleton(config: PreTrainedConfig, *, layers: int, dtype: torch.dtype) -> PreTrainedModel:
     """A model of this config with another number of layers, its weights on the meta device.
 
-    ConfigError where documents of the model run one at a time because of its code: how long that takes is not known.
+    ConfigError where documents of the model run one at a time because of its class or its config: how long that takes is not known.
     """
     register_attention()
-    if not MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_attention_backend:
-        why = "documents of this model run one at a time, which cannot be planned; it can be trained by one process, or replicated"
-        raise ConfigError(Problem(code="model.unplannable", message=why, where="model.name"))
+    alone = never_packed(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config)
+    if alone is not None:
+        why = f"documents of this model run one at a time, because {alone}"
+        message = f"{why}; that cannot be planned; it can be trained by one process, or replicated"
+        raise ConfigError(Problem(code="model.unplannable", message=message, where="model.name"))
     values = config.to_dict() | {"num_hidden_layers": layers}
     kinds = values.get("layer_types")
     if kinds:

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llamahome.errors import ConfigError, Problem
+from llamahome.model.decoder import decoder_of
 
 ALL = "all-linear"
 _GATES = re.compile(r"(.*_)?(gate|router)s?|wg")
@@ -25,7 +26,7 @@ OTHER_SENSES = re.compile(r"(^|[._])(vision|visual|image|img|audio|speech|video)
 _STACKED_FROM = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj"}
 """What the layers of single experts were called before they were stacked; PEFT takes these names too."""
 _TAKEN = ("top_k", "num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_topk", "moe_k", "top_k_experts")
-_COUNTED = ("num_experts", "moe_num_experts", "num_local_experts", "n_routed_experts")
+COUNTED = ("num_experts", "moe_num_experts", "num_local_experts", "n_routed_experts")
 
 _MAMBAS = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
 """Types of models whose fast paths read out_proj past its layer; PEFT refuses an adapter there."""
@@ -104,11 +105,11 @@ def shortened(paths: Sequence[str], every: Sequence[str], *, least: int = 1) -> 
 def matrices(model: PreTrainedModel) -> Iterator[Matrix]:
     """Every weight of two or three sides that the decoder or the head multiplies tokens with; no embeddings, norms or convolutions."""
     adapters, homes = _adapters(model), _homes(model)
-    reached = {id(module) for module in model.get_decoder().modules()}
+    reached = {id(module) for module in decoder_of(model).modules()}
     head = model.get_output_embeddings()
     for name, module in model.named_modules():
         path = name.replace(".base_layer", "")
-        if ".lora_" in path or _is_wrapper(module):
+        if ".lora_" in path or "token_adapter" in path.split(".") or _is_wrapper(module):
             continue
         if module is head:
             yield Matrix(path, "head", head.weight.numel(), 1.0, adapters.get(path, 0))
@@ -158,7 +159,7 @@ def _homes(model: PreTrainedModel) -> dict[str, _Home]:
             continue
         outer = path[: path.index(".experts.")] if named and ".experts." in path else path.rpartition(".")[0]
         around = [layers[outer], *layers[outer].modules(), model.config.get_text_config()]
-        experts = stacks[0].shape[0] if stacks else _number(around, _COUNTED) or 1
+        experts = stacks[0].shape[0] if stacks else _number(around, COUNTED) or 1
         found[f"{outer}."] = _Home(int(experts), _number(around, _TAKEN) or 0)
     return dict(sorted(found.items(), key=lambda item: -len(item[0])))
 

@@ -25,6 +25,7 @@ from llamahome.model.backends.cpu.linears import Fan, can_fan, fan_shape
 from llamahome.model.backends.cpu.native import Kernels
 from llamahome.model.backends.cpu.race import Shape, Speeds, race
 from llamahome.model.backends.documents import Documents
+from llamahome.model.decoder import decoder_of
 from llamahome.model.objective import hidden_states
 from llamahome.model.precision import Precision
 
@@ -74,7 +75,7 @@ def fuse(model: PreTrainedModel, backend: Backend, *, kernels: Kernels, speeds: 
     `speeds` are filled with what the products of each shape were raced to.
     """
     precision, before = backend.precision, _probe(model, backend)
-    parts = list(model.get_decoder().modules())
+    parts = list(decoder_of(model).modules())
     make = _Maker(kernels, precision, backend.micro_batch_tokens, speeds)
     replaced = [module for module in parts if _replace(module, make)]
     replaced += [module for module in parts if _replace_layer(module, kernels, precision)]
@@ -101,7 +102,7 @@ def _probe(model: PreTrainedModel, backend: Backend) -> Tensor:
 
 def keeps_little(model: PreTrainedModel) -> bool:
     """Whether the layers of `model` have the form whose norms and gates are made again instead of kept, once they are replaced."""
-    layer = next((each for each in model.get_decoder().modules() if _has_form(each)), None)
+    layer = next((each for each in decoder_of(model).modules() if _has_form(each)), None)
     return layer is not None and _is_attention(layer.self_attn) and _gate_of(layer.mlp) is not None
 
 
