@@ -28,6 +28,8 @@ _STRETCH = 5
 _BAND, _BUCKET = 6, 20
 _READ, _DOUBT = 3, 0.14
 """Earlier rows that are read for one row, and how far a signature may be off: three standard deviations of 64 values at 0.85."""
+_Buckets = dict[bytes, list[int]]
+"""Rows by a band of their signatures."""
 _FEWEST = 20
 """Words below which a row is too short to be nearly the same as another: one word is a large share of it."""
 
@@ -132,20 +134,55 @@ def near_repeats(
     Signatures only propose: `shared` reads two rows and tells their true share. Rows that agree in one of 10 bands of 6 values are
     proposed, 99 % of those with 0.85 in common. A bucket keeps its first 20 rows, so that rows of one mould cost no more than others.
     """
-    buckets: dict[bytes, list[int]] = {}
+    buckets: _Buckets = {}
     for row in np.flatnonzero(signatures.any(axis=1)).tolist():
         if row in skipped:
             continue
-        own = signatures[row]
-        keys = [bytes([band]) + own[band * _BAND : (band + 1) * _BAND].tobytes() for band in range(PERMUTATIONS // _BAND)]
-        proposed = sorted({other for key in keys for other in buckets.get(key, ())})
-        if proposed:
-            estimates = (signatures[proposed] == own).mean(axis=1)
-            likely = [at for at in np.argsort(-estimates, kind="stable")[:_READ].tolist() if estimates[at] >= NEAR - _DOUBT]
-            share, other = max(((shared(row, proposed[at]), -proposed[at]) for at in likely), default=(0.0, 0))
-            if share >= NEAR:
-                yield row, -other, share
-        for key in keys:
-            bucket = buckets.setdefault(key, [])
-            if len(bucket) < _BUCKET:
-                bucket.append(row)
+        keys = _keys(signatures[row])
+        share, other = _nearest(row, signatures[row], keys, buckets, signatures, shared)
+        if share >= NEAR:
+            yield row, other, share
+        _add(row, keys, buckets)
+
+
+def near_across(
+    signatures: NDArray[np.uint64], others: NDArray[np.uint64], shared: Callable[[int, int], float]
+) -> Iterator[tuple[int, int, float]]:
+    """Rows nearly the same as one of the others: (row, the other, the share in common), found and read as in near_repeats."""
+    buckets: _Buckets = {}
+    for other in np.flatnonzero(others.any(axis=1)).tolist():
+        _add(other, _keys(others[other]), buckets)
+    for row in np.flatnonzero(signatures.any(axis=1)).tolist() if buckets else ():
+        share, other = _nearest(row, signatures[row], _keys(signatures[row]), buckets, others, shared)
+        if share >= NEAR:
+            yield row, other, share
+
+
+def _keys(signature: NDArray[np.uint64]) -> list[bytes]:
+    """The bands of a signature, each with its number."""
+    return [bytes([band]) + signature[band * _BAND : (band + 1) * _BAND].tobytes() for band in range(PERMUTATIONS // _BAND)]
+
+
+def _add(row: int, keys: list[bytes], buckets: _Buckets) -> None:
+    for key in keys:
+        bucket = buckets.setdefault(key, [])
+        if len(bucket) < _BUCKET:
+            bucket.append(row)
+
+
+def _nearest(
+    row: int,
+    own: NDArray[np.uint64],
+    keys: list[bytes],
+    buckets: _Buckets,
+    others: NDArray[np.uint64],
+    shared: Callable[[int, int], float],
+) -> tuple[float, int]:
+    """The true share in common with the nearest row of the buckets, and which it is; (0, 0) where none is likely."""
+    proposed = sorted({other for key in keys for other in buckets.get(key, ())})
+    if not proposed:
+        return 0.0, 0
+    estimates = (others[proposed] == own).mean(axis=1)
+    likely = [at for at in np.argsort(-estimates, kind="stable")[:_READ].tolist() if estimates[at] >= NEAR - _DOUBT]
+    share, other = max(((shared(row, proposed[at]), -proposed[at]) for at in likely), default=(0.0, 0))
+    return share, -other
