@@ -70,6 +70,7 @@ def test_an_answer_that_teaches_nothing_is_told(code: str, text: str) -> None:
         "As an AI researcher, Turing asked whether machines think.",
         "As an AI engineer I build models.",
         "I cannot find the file.",
+        "I cannot answer this question from the context.",
         "Sorry, the shop is closed.",
         "I am an AI assistant made by Acme.",
         "Use `{answer}` as the name.",

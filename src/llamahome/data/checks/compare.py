@@ -120,7 +120,8 @@ def nearly_held_out(main: Side, held: NDArray[np.bool_]) -> Iterator[Found]:
     if first is not None:
         one, other = main.place(int(own[first[0]])).where, main.place(int(theirs[first[1]])).where
         message = (
-            f"{many(count, 'row')} to train on nearly the same as rows held out for evaluation, for example {one} and {other} "
+            f"{many(count, 'row')} to train on {'is' if count == 1 else 'are'} nearly the same as rows held out for evaluation, "
+            f"for example {one} and {other} "
             f"({first[2]:.0%} of the stretches of five words in common): what is measured there was nearly learned by heart"
         )
         hint = "remove one of each two, or set data.eval_path to rows of other origin"

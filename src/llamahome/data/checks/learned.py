@@ -20,9 +20,7 @@ _LONG = 20
 _THOUGHT = re.compile(r"\A\s*<think(?:ing)?>.*?</think(?:ing)?>", re.S)
 _NOTHING = re.compile(r"[\s.…\-–—_*#'\"`\u200b-\u200f\u2060\ufeff]*\Z")
 _CANNOT = r"i(?:'m| am) (?:unable|not able) to|i (?:can't|cannot|can not|could not|couldn't|won't|will not)"
-_REQUEST = (
-    r"(?:fulfil|fulfill|comply with|assist with|assist you|help with|help you with|complete|answer) (?:this|that|your|the|such|with)\b"
-)
+_REQUEST = r"(?:fulfil|fulfill|comply with|assist with|assist you|help with|help you with|complete) (?:this|that|your|the|such|with)\b"
 _BEGINS = re.compile(
     r"(?:(?:i(?:'m| am) )?(?:very |so |truly )?(?:sorry|apologi[sz]e)[,.]?(?: but)? |unfortunately, )?"
     r"(?:as an? (?:ai|artificial intelligence|(?:large )?language model)(?: language)?(?: model| assistant| chatbot)?\s*[,.;:(]"
