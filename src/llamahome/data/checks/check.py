@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from llamahome.config.schema import DataConfig
-from llamahome.data.checks.compare import Side, compared, shared, shared_apart
+from llamahome.data.checks.compare import Side, compared, nearly_held_out, nearly_shared, shared, shared_apart
 from llamahome.data.checks.duplicates import MOST_ROWS, near_known
 from llamahome.data.checks.facts import join_facts
 from llamahome.data.checks.findings import Found, Tally
@@ -116,7 +116,12 @@ def check(request: Request, tell: Tell, *, watch: Watch = lambda done, rows: Non
         if len(checked.main.facts) > MOST_ROWS and request.near:
             checked.unsought.append(f"near duplicates (only among at most {MOST_ROWS:,} rows)")
         if checked.evaluation is not None:
-            for found in shared(checked.main, checked.evaluation):
+            for found in (*shared(checked.main, checked.evaluation), *nearly_shared(checked.main, checked.evaluation)):
+                told(found)
+            if len(checked.evaluation.facts) > MOST_ROWS >= len(checked.main.facts) and request.near:
+                checked.unsought.append(f"near duplicates in the evaluation data (only among at most {MOST_ROWS:,} rows)")
+        elif apart is None and request.near and len(checked.main.facts) <= MOST_ROWS:
+            for found in nearly_held_out(checked.main, held_out(checked.main.source.hashes(), request.data.eval_split)):
                 told(found)
         for found in shared_apart(checked.main):
             told(found)

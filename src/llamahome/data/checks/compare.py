@@ -2,14 +2,15 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llamahome.config.schema import DataConfig
-from llamahome.data.checks.duplicates import exchanged, in_common, near_repeats, repeats, said, same_letters
+from llamahome.data.checks.duplicates import answers, exchanged, in_common, near_across, near_repeats, repeats, said, same_letters
 from llamahome.data.checks.facts import Facts
 from llamahome.data.checks.findings import Found, Place
 from llamahome.data.checks.languages import rare_languages
@@ -21,6 +22,7 @@ from llamahome.data.overlap import overlaps_apart
 from llamahome.data.records import Conversation, Row
 from llamahome.data.rows.formats import understand
 from llamahome.errors import Problem
+from llamahome.units import many
 
 _FAR, _SHARE, _LEAST = 10, 0.95, 100
 """A row is wildly long when it is 10 times as long as 95 % of the rows, where there are at least 100."""
@@ -59,7 +61,7 @@ class Side:
 
 
 def compared(side: Side, *, near: bool = True) -> Iterator[Found]:
-    """Duplicates, near duplicates unless `near` is off, wildly long rows and rare languages among the rows of one side."""
+    """Duplicates, with `near` near duplicates, wildly long rows and rare languages among the rows of one side."""
     again = repeats(side.facts.hashes, side.facts.usable)
     for number, first in again:
         one = side.conversation(number)
@@ -74,6 +76,7 @@ def compared(side: Side, *, near: bool = True) -> Iterator[Found]:
             yield _warn(side, number, "data.near-duplicate", message, "remove one of the two, unless both are meant")
     yield from _far_too_long(side)
     yield from _foreign(side)
+    yield from _cut(side)
 
 
 def shared(main: Side, evaluation: Side) -> Iterator[Found]:
@@ -84,24 +87,49 @@ def shared(main: Side, evaluation: Side) -> Iterator[Found]:
         other = int(where[first[np.searchsorted(hashes, main.facts.hashes[number])]])
         message = f"stands in the evaluation data too, {evaluation.place(other).where}: what is measured there was learned by heart"
         yield _warn(main, number, "data.shared-with-eval", message, "remove it from one of the two")
-    yield from _nearly_shared(main, evaluation, set(np.flatnonzero(np.isin(main.facts.hashes, hashes)).tolist()))
 
 
-def _nearly_shared(main: Side, evaluation: Side, equal: set[int]) -> Iterator[Found]:
-    """Rows to train on that are nearly the same as one of the evaluation data; those in `equal` are told already."""
-    if not main.facts.signatures.shape[1] or not evaluation.facts.signatures.shape[1]:
+def nearly_shared(main: Side, evaluation: Side) -> Iterator[Found]:
+    """Rows to train on that are nearly the same as rows of the evaluation data; equal ones are left to `shared`."""
+    if not (main.facts.signatures.shape[1] and evaluation.facts.signatures.shape[1]):
         return
-    before = len(evaluation.facts)
+    equal = np.isin(main.facts.hashes, evaluation.facts.hashes[evaluation.facts.usable])
+    own = np.flatnonzero(main.facts.usable & ~equal)
+    read, other = _reader(main), _reader(evaluation)
+    pairs = near_across(
+        main.facts.signatures[own], evaluation.facts.signatures, lambda at, theirs: in_common(read(int(own[at])), other(theirs))
+    )
+    for at, theirs, share in pairs:
+        message = (
+            f"{share:.0%} of its stretches of five words are in the evaluation data too, {evaluation.place(theirs).where}: "
+            "what is measured there was nearly learned by heart"
+        )
+        yield _warn(main, int(own[at]), "data.near-shared-with-eval", message, "remove one of the two, unless both are meant")
 
-    @lru_cache(maxsize=1024)
-    def text(number: int) -> str:
-        return exchanged(evaluation.conversation(number) if number < before else main.conversation(number - before))
 
-    signatures = np.concatenate([evaluation.facts.signatures, main.facts.signatures])
-    skipped = {before + number for number in equal}
-    for number, other, share in near_repeats(signatures, skipped, lambda one, two: in_common(text(one), text(two)), known=before):
-        message = f"{share:.0%} of its stretches of five words are in the evaluation data too, {evaluation.place(other).where}"
-        yield _warn(main, number - before, "data.near-eval", message, "remove one of the two, unless both are meant")
+def nearly_held_out(main: Side, held: NDArray[np.bool_]) -> Iterator[Found]:
+    """One warning, with their number and an example, of rows to train on that are nearly the same as rows held out of the same files."""
+    if not (main.facts.signatures.shape[1] and held.any()):
+        return
+    own, theirs = np.flatnonzero(main.facts.usable & ~held), np.flatnonzero(main.facts.usable & held)
+    read, signatures = _reader(main), main.facts.signatures
+    pairs = near_across(signatures[own], signatures[theirs], lambda at, to: in_common(read(int(own[at])), read(int(theirs[to]))))
+    first, count = None, 0
+    for pair in pairs:
+        first, count = first or pair, count + 1
+    if first is not None:
+        one, other = main.place(int(own[first[0]])).where, main.place(int(theirs[first[1]])).where
+        message = (
+            f"{many(count, 'row')} to train on {'is' if count == 1 else 'are'} nearly the same as rows held out for evaluation, "
+            f"for example {one} and {other} "
+            f"({first[2]:.0%} of the stretches of five words in common): what is measured there was nearly learned by heart"
+        )
+        hint = "remove one of each two, or set data.eval_path to rows of other origin"
+        yield Found("warning", Problem(code="data.near-shared-with-eval", message=message, where=main.source.paths[0], hint=hint))
+
+
+def _reader(side: Side) -> Callable[[int], str]:
+    return lru_cache(maxsize=1024)(lambda number: exchanged(side.conversation(number)))
 
 
 def shared_apart(main: Side) -> Iterator[Found]:
@@ -132,6 +160,19 @@ def _foreign(side: Side) -> Iterator[Found]:
         if language in rare:
             message = f"the answer seems to be in {language}, as in {counts[language]:,} of {len(languages):,} rows; most are in {usual}"
             yield _warn(side, number, "data.rare-language", message, "remove it, unless it is meant")
+
+
+def _cut(side: Side) -> Iterator[Found]:
+    """Long answers that end without a mark, where nearly all long answers have one."""
+    closed, opened = int((side.facts.endings == 1).sum()), np.flatnonzero(side.facts.endings == 2)
+    if closed + len(opened) < _LEAST or closed < _SHARE * (closed + len(opened)):
+        return
+    for number in opened.tolist():
+        end = " ".join(answers(side.conversation(number)).split()[-3:])
+        message = (
+            f"the answer may be cut: it ends in {end[-40:]!r}, where {closed:,} of {closed + len(opened):,} long answers end in a mark"
+        )
+        yield _warn(side, number, "data.cut-answer", message, "read the original again, or remove the row")
 
 
 def _warn(side: Side, number: int, code: str, message: str, hint: str, *, text: str | None = None) -> Found:

@@ -6,7 +6,6 @@ Memory: 8 bytes a row for equal ones, about 3 kB a row for near ones. MinHash: B
 
 import hashlib
 import json
-import re
 import zlib
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -29,14 +28,10 @@ _STRETCH = 5
 _BAND, _BUCKET = 6, 20
 _READ, _DOUBT = 3, 0.14
 """Earlier rows that are read for one row, and how far a signature may be off: three standard deviations of 64 values at 0.85."""
+_Buckets = dict[bytes, list[int]]
+"""Rows by a band of their signatures."""
 _FEWEST = 20
 """Words below which a row is too short to be nearly the same as another: one word is a large share of it."""
-_BOILERPLATE = re.compile(
-    r"\b(as an? (ai|artificial intelligence|large)( assistant| and)?( large)? language model"
-    r"|als (ki|ai|künstliche intelligenz|großes?)[- ]?sprachmodell"
-    r"|en tant que modèle de langage|como modelo de lenguaje)\b",
-    re.IGNORECASE,
-)
 
 
 def said(conversation: Conversation) -> str:
@@ -61,12 +56,6 @@ def answers(conversation: Conversation) -> str:
     numbered = enumerate(conversation.turns)
     learned = [turn for number, turn in numbered if turn["role"] == "assistant" and number not in conversation.context_only]
     return "\n".join(turn["content"] for turn in learned if "content" in turn)
-
-
-def boilerplate_in(text: str) -> str | None:
-    """The phrase with which other models speak of themselves, where the text has one; a row with it teaches that voice."""
-    found = _BOILERPLATE.search(text) if "mod" in text or "Mod" in text else None
-    return found[0] if found else None
 
 
 def content_key(conversation: Conversation) -> int:
@@ -138,28 +127,62 @@ def in_common(one: str, other: str) -> float:
 
 
 def near_repeats(
-    signatures: NDArray[np.uint64], skipped: set[int], shared: Callable[[int, int], float], *, known: int | None = None
+    signatures: NDArray[np.uint64], skipped: set[int], shared: Callable[[int, int], float]
 ) -> Iterator[tuple[int, int, float]]:
     """Rows nearly the same as an earlier one: (row, that row, the share in common); rows of `skipped` are left out.
 
     Signatures only propose: `shared` reads two rows and tells their true share. Rows that agree in one of 10 bands of 6 values are
     proposed, 99 % of those with 0.85 in common. A bucket keeps its first 20 rows, so that rows of one mould cost no more than others.
-    With `known` the rows from that number on are compared with the rows before it alone, and those with none.
     """
-    buckets: dict[bytes, list[int]] = {}
+    buckets: _Buckets = {}
     for row in np.flatnonzero(signatures.any(axis=1)).tolist():
         if row in skipped:
             continue
-        own = signatures[row]
-        keys = [bytes([band]) + own[band * _BAND : (band + 1) * _BAND].tobytes() for band in range(PERMUTATIONS // _BAND)]
-        proposed = sorted({other for key in keys for other in buckets.get(key, ())})
-        if proposed and (known is None or row >= known):
-            estimates = (signatures[proposed] == own).mean(axis=1)
-            likely = [at for at in np.argsort(-estimates, kind="stable")[:_READ].tolist() if estimates[at] >= NEAR - _DOUBT]
-            share, other = max(((shared(row, proposed[at]), -proposed[at]) for at in likely), default=(0.0, 0))
-            if share >= NEAR:
-                yield row, -other, share
-        for key in keys if known is None or row < known else ():
-            bucket = buckets.setdefault(key, [])
-            if len(bucket) < _BUCKET:
-                bucket.append(row)
+        keys = _keys(signatures[row])
+        share, other = _nearest(row, signatures[row], keys, buckets, signatures, shared)
+        if share >= NEAR:
+            yield row, other, share
+        _add(row, keys, buckets)
+
+
+def near_across(
+    signatures: NDArray[np.uint64], others: NDArray[np.uint64], shared: Callable[[int, int], float]
+) -> Iterator[tuple[int, int, float]]:
+    """Rows nearly the same as one of the others: (row, the other, the share in common), found and read as in near_repeats."""
+    buckets: _Buckets = {}
+    for other in np.flatnonzero(others.any(axis=1)).tolist():
+        _add(other, _keys(others[other]), buckets)
+    for row in np.flatnonzero(signatures.any(axis=1)).tolist() if buckets else ():
+        share, other = _nearest(row, signatures[row], _keys(signatures[row]), buckets, others, shared)
+        if share >= NEAR:
+            yield row, other, share
+
+
+def _keys(signature: NDArray[np.uint64]) -> list[bytes]:
+    """The bands of a signature, each with its number."""
+    return [bytes([band]) + signature[band * _BAND : (band + 1) * _BAND].tobytes() for band in range(PERMUTATIONS // _BAND)]
+
+
+def _add(row: int, keys: list[bytes], buckets: _Buckets) -> None:
+    for key in keys:
+        bucket = buckets.setdefault(key, [])
+        if len(bucket) < _BUCKET:
+            bucket.append(row)
+
+
+def _nearest(
+    row: int,
+    own: NDArray[np.uint64],
+    keys: list[bytes],
+    buckets: _Buckets,
+    others: NDArray[np.uint64],
+    shared: Callable[[int, int], float],
+) -> tuple[float, int]:
+    """The true share in common with the nearest row of the buckets, and which it is; (0, 0) where none is likely."""
+    proposed = sorted({other for key in keys for other in buckets.get(key, ())})
+    if not proposed:
+        return 0.0, 0
+    estimates = (others[proposed] == own).mean(axis=1)
+    likely = [at for at in np.argsort(-estimates, kind="stable")[:_READ].tolist() if estimates[at] >= NEAR - _DOUBT]
+    share, other = max(((shared(row, proposed[at]), -proposed[at]) for at in likely), default=(0.0, 0))
+    return share, -other

@@ -39,6 +39,8 @@ class Facts:
     """[n, len(LENGTHS)]: targets beyond each length."""
     signatures: NDArray[np.uint64]
     """[n, PERMUTATIONS], or [n, 0] when near duplicates are not looked for."""
+    endings: NDArray[np.int8]
+    """How the last answer ends, as learned.end_class tells."""
     languages: NDArray[np.str_]
     """Empty where it is not clear or not looked for."""
 
@@ -52,7 +54,12 @@ class Facts:
 
 def join_facts(parts: Sequence[Facts]) -> Facts:
     """The figures of all parts, in their order; there must be one."""
-    return Facts(**{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Facts)})
+    width = max(part.signatures.shape[1] for part in parts)
+    joined = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Facts)}
+    for at, part in enumerate(parts):  # a stretch of refused rows has no signatures
+        if part.signatures.shape[1] < width:
+            joined["signatures"][at] = np.zeros((len(part), width), np.uint64)
+    return Facts(**{name: np.concatenate(arrays) for name, arrays in joined.items()})
 
 
 @dataclass(slots=True)
@@ -65,6 +72,7 @@ class Measured:
     usable: bool = False
     hash: int = 0
     characters: int = 0
+    ending: int = 0
     whole: Tokenized | None = None
     encoded: Encoded | None = None
     signature: NDArray[np.uint64] | None = None
@@ -98,5 +106,6 @@ def lay_out(rows: Sequence[Measured]) -> Facts:
         kept_targets=kept[1],
         beyond=beyond,
         signatures=signatures,
+        endings=np.array([row.ending for row in rows], np.int8),
         languages=np.array([row.language for row in rows], np.str_),
     )

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from llamahome.config.schema import DataConfig
-from llamahome.data.checks.duplicates import answers, boilerplate_in, content_key, exchanged, open_signer, said
+from llamahome.data.checks.duplicates import answers, content_key, exchanged, open_signer, said
 from llamahome.data.checks.facts import Facts, Measured, lay_out
 from llamahome.data.checks.findings import Found, Level, Place, row_place
 from llamahome.data.checks.languages import open_identifier
+from llamahome.data.checks.learned import end_class, weak_answers
 from llamahome.data.checks.losses import Losses
 from llamahome.data.checks.mend import mend_bytes, mend_value
 from llamahome.data.checks.mojibake import lost_at, misread_at, repaired, unprintable_at
@@ -134,11 +135,8 @@ class Looker:
         text = said(found)
         if not text.isascii() or unprintable_at(text) is not None:
             findings += _spoilt(row, Place(row.source, inside, line))
-        if (said_of_itself := boilerplate_in(answers(found))) is not None:
-            problem = Problem(
-                code="data.boilerplate", message=f"the answer speaks of itself as a model: {said_of_itself!r}", where=row.where
-            )
-            findings.append(Found("warning", problem, Place(row.source, inside, line)))
+        if not refused:
+            findings += weak_answers(found, Place(row.source, inside, line), train_on=data.train_on)
         return _Read(file, inside, line, found, text, refused)
 
     def _without_stray_bytes(self, number: int, problem: Problem, place: Place, findings: list[Found]) -> Row | None:
@@ -170,6 +168,7 @@ class Looker:
             usable=True,
             hash=content_key(read.conversation),
             characters=len(read.text),
+            ending=end_class(read.conversation),
             signature=None if self._sign is None else self._sign(exchanged(read.conversation)),
             language="" if self._identify is None else self._identify(answers(read.conversation)),
         )
