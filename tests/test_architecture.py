@@ -19,7 +19,7 @@ FLOORS = (
         "assembly",
         "amounts",
         "evaluating",
-        "fitting",
+        "data_limits",
         "run_parts",
         "saving",
         "continuing",

@@ -17,17 +17,17 @@ from llamahome.data.records import Microbatch
 from llamahome.data.steps.loader import Extent, sequential_microbatches
 from llamahome.data.store.table import ExampleTable
 from llamahome.data.text.tokens import ChatTokenizer
+from llamahome.data_limits import refuse_sharded
 from llamahome.distributed.world import World
 from llamahome.errors import ConfigError, Problem
-from llamahome.fitting import refuse_sharded
 from llamahome.model.adapted import account
 from llamahome.model.adapter import SavedModel, fingerprint
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import overlooked
 from llamahome.model.load import CausalLM, load_model
 from llamahome.model.lora import add_lora
-from llamahome.model.manner import manner_of
 from llamahome.model.objective import Objective
+from llamahome.model.packing import packing_of
 from llamahome.model.place import largest_pass, needs_checkpointing, place, trained_parameters
 from llamahome.model.shard import Placement, replicated, sharded
 from llamahome.model.strategy import Chosen, choose_strategy, count_weights, weight_bytes
@@ -126,12 +126,12 @@ def load_learner(loaded: LoadedConfig, job: Job, plan: Plan, world: World, *, sa
         refuse_lost_bias(model, base, method=config.training.method)
         say(f"the embedding grows by {len(new_rows):,} rows to {new_rows.stop:,}; they begin as the mean of the others and are trained")
     tokens = plan.rows_ahead * job.prepared.report.tokens_per_row
-    manner = manner_of(model).remarks(documents=plan.rows_ahead, passes=tokens / backend.micro_batch_tokens)
-    for line in (overlooked(config, world.device), *backend.remarks(model), *manner):
+    packing = packing_of(model).remarks(documents=plan.rows_ahead, passes=tokens / backend.micro_batch_tokens)
+    for line in (overlooked(config, world.device), *backend.remarks(model), *packing):
         if line is not None:
             say(line)
     if chosen.strategy != "replicate":
-        refuse_sharded(manner_of(model).why_alone, new_rows)
+        refuse_sharded(packing_of(model).why_alone, new_rows)
     else:
         loaded = leave_short_runs(loaded, base, backend, world, tokens=tokens, say=say)
     loaded = _resolve(loaded, model, backend, world)
@@ -197,7 +197,7 @@ def _compile(
         message = f"the {backend.name} back end has nothing to compile"
         hint = "--set training.compile=auto"
         raise ConfigError(Problem(code="training.nothing-to-compile", message=message, where="training.compile", hint=hint))
-    alone = "documents run one at a time" if manner_of(model).why_alone is not None else None
+    alone = "documents run one at a time" if packing_of(model).why_alone is not None else None
     why = alone or (backend.cannot_compile() if whole else "the weights are sharded")
     if world.max(why is not None):
         why = why or "another process cannot"
@@ -242,7 +242,7 @@ def _resolve(loaded: LoadedConfig, model: CausalLM, backend: Backend, world: Wor
     if training.method == "full":  # gradients and two moments are not there yet
         free -= 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     whole = loaded.config.distributed.strategy == "replicate"
-    compiled = training.compile is not False and whole and manner_of(model).why_alone is None
+    compiled = training.compile is not False and whole and packing_of(model).why_alone is None
 
     copied = copied_bytes(model, loaded.config.lora.target_modules) if training.method == "lora" else 0
 

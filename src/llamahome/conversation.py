@@ -12,16 +12,16 @@ from llamahome.config.load import LoadedConfig
 from llamahome.data.prepare import Whole, read_all, report_of
 from llamahome.data.text.place import tokenizer_place
 from llamahome.data.text.tokens import ChatTokenizer, open_tokenizer
+from llamahome.data_limits import fit_to_model, warn_of_length, within_reach
 from llamahome.distributed.devices import device_here
 from llamahome.errors import ConfigError, MachineError, Problem
-from llamahome.fitting import fit_to_model, warn_of_length, within_reach
 from llamahome.model.adapter import find_base, is_adapter, open_trained, trained_rows
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import choose_backend
 from llamahome.model.bases import base_is_gone
 from llamahome.model.generate import generate, positions_of
 from llamahome.model.load import CausalLM, find_model
-from llamahome.model.manner import manner_of
+from llamahome.model.packing import packing_of
 from llamahome.model.starter import STARTER
 from llamahome.rundir import BASE_MODELS
 
@@ -97,7 +97,7 @@ def _no_room(tokens: int, positions: int) -> Problem:
 def open_to_measure(folder: Path, loaded: LoadedConfig, backend: Backend, device: torch.device, *, say: Callable[[str], None]) -> CausalLM:
     """The model in `folder` on `device`; how it computes documents is said where it is not in the usual way."""
     model = open_trained(folder, dtype=backend.precision.storage, device=device, say=say, base=typed_base(loaded))
-    for line in manner_of(model).remarks():
+    for line in packing_of(model).remarks():
         say(line)
     return model
 

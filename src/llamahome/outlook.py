@@ -20,9 +20,9 @@ from llamahome.config.schema import Config
 from llamahome.data.report import Report
 from llamahome.data.text.place import tokenizer_place
 from llamahome.data.text.tokens import open_tokenizer
+from llamahome.data_limits import prepare_fitted, warn_of_length
 from llamahome.distributed.world import World, open_world
 from llamahome.errors import ConfigError, Problem
-from llamahome.fitting import prepare_fitted, warn_of_length
 from llamahome.model.adapted import account
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import choose_backend, planned_backend

@@ -26,11 +26,11 @@ from llamahome.config.load import LoadedConfig, dump_config, read_saved_config, 
 from llamahome.conversation import base_of_run, model_folder, open_to_measure, read_fitted
 from llamahome.data.text.place import tokenizer_place
 from llamahome.data.text.tokens import open_tokenizer
+from llamahome.data_limits import prepare_fitted, warn_of_length
 from llamahome.distributed.agreement import require_agreement, settings_and_versions
 from llamahome.distributed.failures import note_run, run_to_go_on
 from llamahome.distributed.world import open_world
 from llamahome.errors import ConfigError, LeftAtOnce, MachineError, Problem, Stopped
-from llamahome.fitting import prepare_fitted, warn_of_length
 from llamahome.model.adapter import restore_model
 from llamahome.model.backends.choose import choose_backend
 from llamahome.model.objective import Objective

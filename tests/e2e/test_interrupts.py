@@ -13,7 +13,7 @@ from llamahome.checkpoint import manifest
 
 PHASES = {
     "settings are checked": ("llamahome.pipeline:check_config", 1),
-    "rows are read": ("llamahome.fitting:prepare", 1),
+    "rows are read": ("llamahome.data_limits:prepare", 1),
     "the model is loaded": ("llamahome.assembly:load_model", 1),
     "the run's folder is made": ("llamahome.pipeline:create_run", 1),
     "the untrained model is evaluated": ("llamahome.run_parts:evaluate", 1),

@@ -18,7 +18,7 @@ from llamahome.model.adapter import base_of, fingerprint, is_adapter, open_train
 from llamahome.model.backends.documents import Documents
 from llamahome.model.load import head_of
 from llamahome.model.lora import add_lora, quiet_peft
-from llamahome.model.manner import last_hidden
+from llamahome.model.packing import last_hidden
 from llamahome.model.place import trained_parameters
 from llamahome.model.precision import Precision
 

@@ -23,7 +23,7 @@ from llamahome.model.adapter import save_model
 from llamahome.model.generate import generate
 from llamahome.model.load import load_model
 from llamahome.model.lora import add_lora
-from llamahome.model.manner import manner_of
+from llamahome.model.packing import packing_of
 
 LENGTHS = (17, 4, 9)
 FEW = ("bloom", "falcon", "gpt2", "jamba", "mamba", "lfm2", "llama4_text")
@@ -80,7 +80,7 @@ def _check(family: str, folder: Path) -> _Row:
     except LlamaHomeError as error:
         return _Row(name, "refused: " + error.problems[0].message.removeprefix("this model cannot be trained: "))
     plain = AutoModelForCausalLM.from_pretrained(folder / "base").eval()
-    why = manner_of(ours).why_alone
+    why = packing_of(ours).why_alone
     _same_loss_and_gradients(ours, plain)
     answers = _same_answers(ours, plain)
     how = "packed" if why is None else f"one document a pass: {why}"

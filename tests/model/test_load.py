@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from llamahome.errors import ConfigError, LlamaHomeError, MachineError
 from llamahome.model.attention import register_attention
 from llamahome.model.load import find_model, head_of, load_model
-from llamahome.model.manner import manner_of
+from llamahome.model.packing import packing_of
 from llamahome.model.probe import settle
 
 REASONS = {
@@ -33,9 +33,9 @@ def problem_of(error: pytest.ExceptionInfo[LlamaHomeError]) -> str:
 
 @pytest.mark.parametrize("kind", UNFIT)
 def test_a_model_whose_tokens_could_see_other_documents_takes_them_one_at_a_time(tmp_path: Path, kind: str) -> None:
-    manner = manner_of(our_model(save_tiny(tmp_path, kind)))
-    assert manner.why_alone is not None and REASONS[kind] in manner.why_alone
-    (line,) = manner.remarks(documents=400, passes=25)
+    packing = packing_of(our_model(save_tiny(tmp_path, kind)))
+    assert packing.why_alone is not None and REASONS[kind] in packing.why_alone
+    (line,) = packing.remarks(documents=400, passes=25)
     assert line.endswith("; about 400 small passes instead of 25 full ones")
 
 

@@ -19,7 +19,7 @@ from tests.support.models import (
 )
 
 from llamahome.model.backends.documents import Documents
-from llamahome.model.manner import last_hidden
+from llamahome.model.packing import last_hidden
 from llamahome.model.precision import Precision
 
 LENGTHS = (40, 17, 23, 2, 9, 1)

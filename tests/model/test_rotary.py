@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from llamahome.distributed.world import World
 from llamahome.model.generate import generate
-from llamahome.model.manner import manner_of
 from llamahome.model.objective import Objective
+from llamahome.model.packing import packing_of
 from llamahome.model.place import place
 
 _LONG = {
@@ -59,7 +59,7 @@ def theirs(folder: Path) -> PreTrainedModel:
 @pytest.mark.parametrize("backend", ["cpu", "cuda", "reference"])
 def test_short_and_long_documents_in_any_order_have_the_loss_of_each_alone(folders: dict[str, Path], name: str, backend: str) -> None:
     ours = our_model(folders[name])
-    assert manner_of(ours).rotaries and manner_of(ours).why_alone is None
+    assert packing_of(ours).rotaries and packing_of(ours).why_alone is None
     for lengths in LENGTHS:  # one after the other, so that a pass could leave something behind
         examples = examples_of(lengths)
         with torch.no_grad():
@@ -113,4 +113,4 @@ def test_answers_are_those_of_a_model_that_was_just_loaded(folders: dict[str, Pa
 @pytest.mark.parametrize("name", PLAIN)
 def test_tables_that_do_not_depend_on_a_length_stay_as_they_are(tmp_path: Path, name: str) -> None:
     ours = our_model(save_tiny(tmp_path, "llama", rope_parameters=PLAIN[name], max_position_embeddings=64))
-    assert not manner_of(ours).rotaries and manner_of(ours).shares_beginnings
+    assert not packing_of(ours).rotaries and packing_of(ours).shares_beginnings

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def fitted(loaded: "LoadedConfig", tokenizer: "TokenizerPlace") -> "LoadedConfig":
     """The settings as far as the model goes whose folder and template these are; a folder of a tokenizer alone has no limits."""
     from llamahome.data.text.tokens import open_tokenizer
-    from llamahome.fitting import fit_to_model
+    from llamahome.data_limits import fit_to_model
 
     folder = Path(tokenizer[0])
     if not (folder / "config.json").is_file():
@@ -29,12 +29,12 @@ def fitted(loaded: "LoadedConfig", tokenizer: "TokenizerPlace") -> "LoadedConfig
 
 def warn_of_length(loaded: "LoadedConfig", tokenizer: "TokenizerPlace", sides: list["Side"]) -> None:
     """Warn of usable rows that are longer than the model was trained on."""
-    from llamahome import fitting
+    from llamahome import data_limits
 
     folder = Path(tokenizer[0])
     longest = max((int(side.facts.tokens[side.facts.usable].max()) for side in sides if side.facts.usable.any()), default=0)
     if (folder / "config.json").is_file():
-        fitting.warn_of_length(loaded, folder, longest, warn=lambda message, why: print(f"warning: {message}: {why}", file=sys.stderr))
+        data_limits.warn_of_length(loaded, folder, longest, warn=lambda message, why: print(f"warning: {message}: {why}", file=sys.stderr))
 
 
 def positions_of(tokenizer: "TokenizerPlace | None") -> int | None:

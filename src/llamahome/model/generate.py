@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from llamahome.model.limits import limits_from
-from llamahome.model.manner import manner_of
+from llamahome.model.packing import packing_of
 
 
 @contextmanager
@@ -18,10 +18,10 @@ def _ready_to_generate(model: PreTrainedModel) -> Iterator[None]:
     """Torch's own attention (not where scores are capped) without the settings that the base brings, and back to what was before."""
     training, before, brought = model.training, model.config._attn_implementation, model.generation_config
     capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
-    manner = manner_of(model)
+    packing = packing_of(model)
     model.eval()
-    manner.begin(None)
-    if manner.why_alone is None or capped:
+    packing.begin(None)
+    if packing.why_alone is None or capped:
         model.set_attn_implementation("eager" if capped else "sdpa")
     model.generation_config = GenerationConfig()  # transformers would fill in penalties and limits from it
     try:
@@ -68,7 +68,7 @@ def generate(
     It ends where a model with a table of positions has no more of them. Prompts are padded on the left to one batch, where the rows of
     one leave each other alone. Greedy at temperature 0. `tell` gets new ids as they appear (one prompt only).
     """
-    if len(prompts) > 1 and not manner_of(model).shares_beginnings:  # padding would change what a row comes to
+    if len(prompts) > 1 and not packing_of(model).shares_beginnings:  # padding would change what a row comes to
         choices: dict[str, Any] = {"end_ids": end_ids, "max_new_tokens": max_new_tokens, "temperature": temperature}
         return [generate(model, [prompt], **choices)[0] for prompt in prompts]
     width = max(len(prompt) for prompt in prompts)

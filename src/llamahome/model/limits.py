@@ -1,6 +1,6 @@
 """What a model can take, from its config and the shapes of its tensors: positions, trained length, rows of the vocabulary.
 
-Nothing is loaded: the headers of the weights' files tell every shape. Imports no torch. `fitting.py` holds the limits against the data.
+Nothing is loaded: the headers of the weights' files tell every shape. Imports no torch. `data_limits.py` holds the limits against the data.
 """
 
 import json

@@ -121,7 +121,7 @@ def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Pa
 
 
 def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The causal language model in `folder` with all weights in `dtype` on `device`, set up for its documents (manner.py)."""
+    """The causal language model in `folder` with all weights in `dtype` on `device`, set up for its documents (packing.py)."""
     register_attention()
     quiet_transformers()
     try:

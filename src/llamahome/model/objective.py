@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from llamahome.model.backends.backend import Backend, Batch, Pass
 from llamahome.model.backends.loss import HeadStats
 from llamahome.model.load import head_of
-from llamahome.model.manner import last_hidden
+from llamahome.model.packing import last_hidden
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from llamahome.model.backends.documents import Documents
 from llamahome.model.backends.loss import Head
 from llamahome.model.backends.reference import reference_attention
 from llamahome.model.decoder import decoder_of
-from llamahome.model.manner import Manner, keep_manner, last_hidden
+from llamahome.model.packing import Packing, keep_packing, last_hidden
 from llamahome.model.rotary import wrap_rotaries
 
 _TOO_FAR_APART = {torch.float32: 1e-3, torch.bfloat16: 0.3}
@@ -42,8 +42,8 @@ class _Found:
     gradient: Tensor
 
 
-def settle(model: PreTrainedModel, head: Head) -> Manner:
-    """Set `model` up for the manner in which its documents come out right, keep that on it, and return it. Raises Unfit."""
+def settle(model: PreTrainedModel, head: Head) -> Packing:
+    """Set `model` up so that its documents come out right, keep that on it, and return it. Raises Unfit."""
     config = model.config.get_text_config()
     short, long = _tokens(model)
     try:
@@ -60,14 +60,14 @@ def settle(model: PreTrainedModel, head: Head) -> Manner:
     why = never_packed(type(model), config)
     if why is None:
         model.set_attn_implementation(ATTENTION_NAME)
-        why = _differs(model, Manner(None, rotaries), head, wanted)
-    manner = Manner(why, rotaries)
+        why = _differs(model, Packing(None, rotaries), head, wanted)
+    packing = Packing(why, rotaries)
     if why is not None:
         model.set_attn_implementation(own)
-        if (still := _differs(model, manner, head, wanted)) is not None:
+        if (still := _differs(model, packing, head, wanted)) is not None:
             raise Unfit(still)
-    keep_manner(model, manner)
-    return manner
+    keep_packing(model, packing)
+    return packing
 
 
 def never_packed(family: type[PreTrainedModel], config: Any) -> str | None:
@@ -78,9 +78,9 @@ def never_packed(family: type[PreTrainedModel], config: Any) -> str | None:
     return f"its layers are not all plain or sliding attention ({', '.join(strange)})" if strange else None
 
 
-def _differs(model: PreTrainedModel, manner: Manner, head: Head, wanted: dict[tuple[int, ...], _Found]) -> str | None:
+def _differs(model: PreTrainedModel, packing: Packing, head: Head, wanted: dict[tuple[int, ...], _Found]) -> str | None:
     """What of short, long, short in one pass differs from transformers' forward of each alone; None when nothing does."""
-    keep_manner(model, manner)
+    keep_packing(model, packing)
     short, long = wanted
     documents = (short, long, short)
     try:
@@ -93,7 +93,7 @@ def _differs(model: PreTrainedModel, manner: Manner, head: Head, wanted: dict[tu
     apart = [_apart(logits, wanted[tokens].logits) for tokens, (logits, _) in zip(documents, found, strict=True)]
     if not apart[0] <= limit:
         other = f"attention inside documents gives other values than {name}'s own"
-        return other if manner.why_alone is None else f"the output head of {name} does more than a product with its matrix"
+        return other if packing.why_alone is None else f"the output head of {name} does more than a product with its matrix"
     if not max(apart) <= limit:
         return f"in {name} a document changes what follows it in the same pass"
     if not max(_apart(gradient, wanted[tokens].gradient) for tokens, (_, gradient) in zip(documents, found, strict=True)) <= 2 * limit:

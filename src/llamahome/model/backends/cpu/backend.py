@@ -24,7 +24,7 @@ from llamahome.model.backends.cpu.tiled import can_tile, tiled_attention, will_t
 from llamahome.model.backends.documents import Documents
 from llamahome.model.backends.loss import Head, PlainTiles
 from llamahome.model.backends.reference import Reference, plain_bytes, reference_attention
-from llamahome.model.manner import manner_of
+from llamahome.model.packing import packing_of
 from llamahome.model.precision import Precision
 
 
@@ -54,7 +54,7 @@ class CpuBackend(Reference):
     def lay(self, batch: Batch, model: PreTrainedModel, /) -> Pass:
         """Tokens with which all documents begin once, where copies of a token come out the same."""
         if (
-            not manner_of(model).shares_beginnings
+            not packing_of(model).shares_beginnings
             or draws_lots(model)
             or getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
         ):
@@ -95,7 +95,7 @@ class CpuBackend(Reference):
     def kept_bytes(self, config: Config, model: PreTrainedModel, tokens: int, *, longest: int, compiled: bool) -> int:
         """Tiles make the probabilities again, blocks keep those below the diagonal; compiled norms and gates are made again as well."""
         text, compute = model.config.get_text_config(), self.precision.compute
-        if manner_of(model).why_alone is not None:
+        if packing_of(model).why_alone is not None:
             return plain_bytes(text, tokens, precision=self.precision, keys=longest)
         compiled = compiled and native.has_compiler()
         capped = getattr(text, "attn_logit_softcapping", None) or getattr(text, "attention_dropout", 0.0)

@@ -21,7 +21,7 @@ from llamahome.model.backends.cuda.passes import Courier, Packed, packed, padded
 from llamahome.model.backends.documents import Documents
 from llamahome.model.backends.loss import Head, HeadStats, PlainTiles, head_stats, summed_cross_entropy
 from llamahome.model.backends.reference import Reference, plain_bytes
-from llamahome.model.manner import manner_of
+from llamahome.model.packing import packing_of
 from llamahome.model.precision import Precision
 
 _SAVED_PER_TOKEN = 1.3e-14
@@ -68,7 +68,7 @@ class CudaBackend(Reference):
         if not isinstance(documents, Packed):
             raise TypeError("a delivered pass knows its documents")
         self._courier.receive(documents)
-        if manner_of(model).why_alone is not None:  # what fills the pass up would be computed too
+        if packing_of(model).why_alone is not None:  # what fills the pass up would be computed too
             real = sum(there.lengths)
             return Pass(there.tokens_T[:real], there.positions_T[:real], there.rows_N, Documents(there.lengths))
         return Pass(there.tokens_T, there.positions_T, there.rows_N, documents)
@@ -105,7 +105,7 @@ class CudaBackend(Reference):
     def kept_bytes(self, config: Config, model: PreTrainedModel, tokens: int, *, longest: int, compiled: bool) -> int:
         """From the shapes of a layer where it is compiled; torch's kernels make the probabilities again."""
         text: Any = model.config.get_text_config()
-        if manner_of(model).why_alone is not None:
+        if packing_of(model).why_alone is not None:
             return plain_bytes(text, tokens, precision=self.precision, keys=longest)
         lean = compiled and not (config.training.method == "lora" and (config.lora.dropout or config.lora.use_dora))
         return pass_bytes(text, padded_size(tokens), precision=self.precision, compiled=lean)
@@ -117,7 +117,7 @@ class CudaBackend(Reference):
     def remarks(self, model: PreTrainedModel) -> list[str]:
         """Which attention of `model` is computed in a slower way, and why."""
         text: Any = model.config.get_text_config()
-        if manner_of(model).why_alone is not None:  # its attention is its own
+        if packing_of(model).why_alone is not None:  # its attention is its own
             return []
         if keeps_probabilities(text):
             return ["attention: its scores are capped or dropped, so all tokens of a pass are compared with all others, which is slower"]

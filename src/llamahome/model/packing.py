@@ -2,7 +2,7 @@
 
 The second is for models whose code cannot keep documents apart: attention code of their own, alibi, states that run along the pass.
 Values and gradients are the same in both; one at a time, a pass is as many small ones as it has documents, and nothing is fused.
-load.py finds the manner of a model by trying it (probe.py) and keeps it on the model.
+load.py finds what a model needs by trying it (probe.py) and keeps it on the model.
 """
 
 from dataclasses import dataclass, field
@@ -16,11 +16,11 @@ from llamahome.model.backends.documents import Documents
 from llamahome.model.decoder import decoder_of
 from llamahome.model.rotary import DocumentRotary
 
-_KEPT_AS = "llamahome_manner"
+_KEPT_AS = "llamahome_packing"
 
 
 @dataclass
-class Manner:
+class Packing:
     """What is known of one model."""
 
     why_alone: str | None = None
@@ -54,22 +54,22 @@ class Manner:
         return told
 
 
-def keep_manner(model: PreTrainedModel, manner: Manner) -> None:
+def keep_packing(model: PreTrainedModel, packing: Packing) -> None:
     """From now on `model` computes documents so."""
-    setattr(model, _KEPT_AS, manner)
+    setattr(model, _KEPT_AS, packing)
 
 
-def manner_of(model: PreTrainedModel) -> Manner:
+def packing_of(model: PreTrainedModel) -> Packing:
     """Of a model of load_model; together and without anything special for any other."""
-    manner: Manner = getattr(model, _KEPT_AS, None) or Manner()
-    return manner
+    packing: Packing = getattr(model, _KEPT_AS, None) or Packing()
+    return packing
 
 
 def last_hidden(model: PreTrainedModel, tokens_T: Tensor, positions_T: Tensor, documents: Documents, *, attend: Attend) -> Tensor:
     """The decoder's last hidden states [T, D] of documents that lie end to end."""
-    manner, decoder = manner_of(model), decoder_of(model)
-    if manner.why_alone is None:
-        manner.begin(documents.lengths)
+    packing, decoder = packing_of(model), decoder_of(model)
+    if packing.why_alone is None:
+        packing.begin(documents.lengths)
         inputs = {"input_ids": tokens_T[None], "position_ids": positions_T[None]}
         hidden_TD: Tensor = decoder(**inputs, use_cache=False, documents=documents, attend=attend).last_hidden_state[0]
         return hidden_TD
@@ -77,6 +77,6 @@ def last_hidden(model: PreTrainedModel, tokens_T: Tensor, positions_T: Tensor, d
         raise ValueError("documents that run one at a time share no beginning")
     parts = []
     for tokens in torch.split(tokens_T, list(documents.lengths)):
-        manner.begin((len(tokens),))
+        packing.begin((len(tokens),))
         parts.append(decoder(input_ids=tokens[None], use_cache=False).last_hidden_state[0])
     return torch.cat(parts)
