@@ -16,7 +16,7 @@ _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", 
 """What configs call the number of positions."""
 _LEARNED = re.compile(r"(^|[._])(wpe|wp|embed_positions|position_embeddings?|positions_embed|pos_emb\w*|positional_embedding\w*)(\.|$)")
 """Names of tables with a row for each position."""
-_OTHER_SENSES = re.compile(r"(^|[._])(vision|visual|image|img|audio|speech|video)")
+_OTHER_SENSES = re.compile(r"(^|[._])(vision|visual|vit|siglip|clip|image|img|audio|speech|video)")
 """Names of parts that read something else than text: their positions are not those of a row."""
 _FIXED_TABLES = ("ctrl", "gptj", "codegen")
 """Architectures that make a table of their positions once; what lies beyond has no row."""
