@@ -24,8 +24,8 @@ def fit_to_model(
     `rows` of its embedding come with an adapter, if it has fewer. Raises ConfigError when rows can hold tokens without a row there.
     """
     limits = limits_of(folder)
-    if not loaded.config.model.resize_embeddings and rows < rows_needed(tokenizer):
-        refuse_unknown_tokens(limits, tokenizer, folder)
+    if not loaded.config.model.resize_embeddings:
+        refuse_unknown_tokens(limits, rows_needed(tokenizer), folder, rows=rows)
     wanted = loaded.config.data.max_length
     if limits.positions is None or limits.positions >= wanted:
         return loaded
@@ -50,10 +50,9 @@ def rows_needed(tokenizer: ChatTokenizer) -> int:
     return max((number for text, number in tokenizer.vocabulary.items() if text not in unused), default=-1) + 1
 
 
-def refuse_unknown_tokens(limits: ModelLimits, tokenizer: ChatTokenizer, folder: Path) -> None:
-    """ConfigError when a row can become a token that has no row in the embedding."""
-    needed = rows_needed(tokenizer)
-    if limits.vocabulary is None or needed <= limits.vocabulary:
+def refuse_unknown_tokens(limits: ModelLimits, needed: int, folder: Path, *, rows: int = 0) -> None:
+    """ConfigError when the embedding has fewer than the `needed` rows, and fewer `rows` come with an adapter."""
+    if limits.vocabulary is None or needed <= max(limits.vocabulary, rows):
         return
     message = (
         f"the tokenizer has {needed:,} tokens, the embedding {limits.vocabulary:,} rows: the last {needed - limits.vocabulary:,} have none"

@@ -107,3 +107,9 @@ def test_what_is_saved_gives_the_tokens_templates_and_ends_of_the_base(tmp_path:
     assert GenerationConfig.from_pretrained(tmp_path / "saved").eos_token_id == [2, 0]
     assert load_tokenizer(tmp_path / "saved").end_ids == load_tokenizer(base).end_ids
     assert (tmp_path / "saved/config.json").exists() == (method == "full")
+
+
+def test_a_run_inside_the_folder_of_its_base_copies_neither_itself_nor_rows(tmp_path: Path) -> None:
+    written(tmp_path, ["tokenizer.json", "model.safetensors", "rows.jsonl", "rows.csv", "out/config.yaml", "out/logs/metrics.json"])
+    copy_companions(tmp_path, tmp_path / "out/final")
+    assert [path.name for path in (tmp_path / "out/final").rglob("*")] == ["tokenizer.json"]

@@ -25,6 +25,12 @@ def record(notebook: Recorder, step: int, *, loss: float | None = None, tokens: 
     notebook.record(step, loss=value, grad_norm=torch.tensor(0.5), learning_rate=1e-3, tokens=tokens, targets=targets)
 
 
+def flush(notebook: Recorder, step: int, parts: dict[str, float], sent: dict[str, float] | None = None) -> dict[str, float]:
+    """Cut and write at once, as on a device that does not work behind the host; empty without a step since the last cut."""
+    window = notebook.cut(step, sent or {})
+    return {} if window is None else notebook.write(window, parts)
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -33,7 +39,7 @@ def test_the_loss_of_one_step_is_written_exactly(tmp_path: Path) -> None:
     notebook = recorder(tmp_path)
     loss = torch.tensor(1.0 / 3.0)
     notebook.record(1, loss=loss, grad_norm=torch.tensor(0.7), learning_rate=2e-4, tokens=70, targets=3)
-    assert notebook.flush(1, PARTS)["train/loss"] == loss.item()
+    assert flush(notebook, 1, PARTS)["train/loss"] == loss.item()
     notebook.close()
     written = lines(tmp_path / "metrics.jsonl")
     assert len(written) == 1
@@ -52,7 +58,7 @@ def test_the_loss_of_many_steps_weighs_each_by_its_targets(
     for number, (loss, targets) in enumerate(steps, start=1):
         record(notebook, number, loss=loss, targets=targets)
     expected = sum(loss * targets for loss, targets in steps) / sum(targets for _, targets in steps)
-    assert notebook.flush(len(steps), PARTS)["train/loss"] == pytest.approx(expected, rel=1e-9, abs=1e-30)
+    assert flush(notebook, len(steps), PARTS)["train/loss"] == pytest.approx(expected, rel=1e-9, abs=1e-30)
     notebook.close()
 
 
@@ -61,7 +67,7 @@ def test_a_tensor_that_the_caller_goes_on_using_is_not_shared(tmp_path: Path) ->
     loss = torch.tensor(2.0)
     notebook.record(1, loss=loss, grad_norm=loss, learning_rate=0.0, tokens=1, targets=1)
     loss.zero_()
-    assert notebook.flush(1, PARTS)["train/loss"] == 2.0
+    assert flush(notebook, 1, PARTS)["train/loss"] == 2.0
     notebook.close()
 
 
@@ -70,13 +76,13 @@ def test_counts_run_from_the_start_of_the_run_over_flushes_and_resumes(tmp_path:
     for step in range(1, 5):
         record(notebook, step)
         if step % 2 == 0:
-            notebook.flush(step, PARTS)
+            flush(notebook, step, PARTS)
     assert notebook.totals == (400, 100)
     notebook.close()
     resumed = recorder(tmp_path, resume_step=2)
     resumed.restore_totals(200, 50)
     record(resumed, 3)
-    metrics = resumed.flush(3, PARTS)
+    metrics = flush(resumed, 3, PARTS)
     assert (metrics["train/tokens"], metrics["train/targets"]) == (300, 75)
     resumed.close()
     assert [(line["step"], line["train/tokens"]) for line in lines(tmp_path / "metrics.jsonl")] == [(2, 200), (3, 300)]
@@ -84,10 +90,10 @@ def test_counts_run_from_the_start_of_the_run_over_flushes_and_resumes(tmp_path:
 
 def test_nothing_is_written_without_a_new_step(tmp_path: Path) -> None:
     notebook = recorder(tmp_path)
-    assert notebook.flush(0, PARTS) == {}
+    assert flush(notebook, 0, PARTS) == {}
     record(notebook, 1)
-    notebook.flush(1, PARTS)
-    assert notebook.flush(1, PARTS) == {}
+    flush(notebook, 1, PARTS)
+    assert flush(notebook, 1, PARTS) == {}
     notebook.close()
     assert len(lines(tmp_path / "metrics.jsonl")) == 1
 
@@ -96,7 +102,7 @@ def test_time_is_per_step_and_speed_leaves_evaluating_and_saving_out(tmp_path: P
     notebook = recorder(tmp_path, peak_flops=1e12)
     record(notebook, 1)
     record(notebook, 2)
-    metrics = notebook.flush(2, {"forward": 1.0, "backward": 3.0, "evaluate": 50.0, "save": 10.0})
+    metrics = flush(notebook, 2, {"forward": 1.0, "backward": 3.0, "evaluate": 50.0, "save": 10.0})
     assert metrics["time/forward"] == 0.5
     assert metrics["time/evaluate"] == 25.0
     assert metrics["speed/tokens_per_s"] == pytest.approx(200 / 4.0)
@@ -109,7 +115,7 @@ def test_time_is_per_step_and_speed_leaves_evaluating_and_saving_out(tmp_path: P
 def test_utilization_is_left_out_when_the_peak_is_not_known(tmp_path: Path) -> None:
     notebook = recorder(tmp_path)
     record(notebook, 1)
-    metrics = notebook.flush(1, PARTS)
+    metrics = flush(notebook, 1, PARTS)
     assert "speed/mfu" not in metrics
     assert not [name for name in metrics if "gpu" in name]
     notebook.close()
@@ -121,7 +127,7 @@ def test_other_ranks_measure_but_write_nothing(tmp_path: Path) -> None:
     notebook.event("saved", step=1)
     notebook.sample(1, "a", "b", "c")
     notebook.status("running", 1, 10)
-    assert notebook.flush(1, PARTS)["train/loss"] == 3.0
+    assert flush(notebook, 1, PARTS)["train/loss"] == 3.0
     assert notebook.totals == (100, 25)
     notebook.close()
     assert not (tmp_path / "run").exists()
@@ -137,7 +143,7 @@ def test_after_a_resume_each_step_is_recorded_once(
     notebook = recorder(folder)
     for step in range(1, 11):
         record(notebook, step)
-        notebook.flush(step, PARTS)
+        flush(notebook, step, PARTS)
         notebook.sample(step, "prompt", "answer", "reference")
     notebook.close()
     metrics = folder / "metrics.jsonl"
@@ -148,7 +154,7 @@ def test_after_a_resume_each_step_is_recorded_once(
     resumed = recorder(folder, resume_step=resume_step)
     for step in range(resume_step + 1, 14):
         record(resumed, step)
-        resumed.flush(step, PARTS)
+        flush(resumed, step, PARTS)
     resumed.close()
     kept = list(range(1, min(resume_step, survived) + 1))
     assert [line["step"] for line in lines(metrics)] == kept + list(range(resume_step + 1, 14))
@@ -165,13 +171,13 @@ def test_tensorboard_shows_the_same_names_and_each_step_once_after_a_resume(tmp_
     first = recorder(tmp_path / "run", tensorboard_dir=board)
     for step in range(1, 6):
         record(first, step)
-        first.flush(step, PARTS)
+        flush(first, step, PARTS)
     first.log(5, {"eval/loss": 2.0})
     first.close()
     second = recorder(tmp_path / "run", tensorboard_dir=board, resume_step=3, system=lambda: {"system/cpu": 0.5, "memory/rss": 1.0})
     for step in range(4, 7):
         record(second, step, loss=10.0 + step)
-        second.flush(step, PARTS)
+        flush(second, step, PARTS)
     second.log(6, {"eval/loss": 1.5})
     second.close()
     reader = EventAccumulator(str(board)).Reload()
@@ -192,7 +198,7 @@ def test_trimming_that_was_killed_half_way_is_done_by_the_next_resume(tmp_path: 
     notebook = recorder(tmp_path)
     for step in range(1, 5):
         record(notebook, step)
-        notebook.flush(step, PARTS)
+        flush(notebook, step, PARTS)
     notebook.close()
     (tmp_path / ".metrics.jsonl.kept").write_text('{"step": 1}\n{"st')
     (tmp_path / "superseded.jsonl").write_text('{"step": 3, "file": "metrics.jsonl"}\n')
@@ -206,7 +212,7 @@ def test_a_disk_without_room_to_trim_stops_the_resume_and_harms_nothing(tmp_path
     notebook = recorder(tmp_path)
     for step in range(1, 5):
         record(notebook, step)
-        notebook.flush(step, PARTS)
+        flush(notebook, step, PARTS)
     notebook.close()
     before = (tmp_path / "metrics.jsonl").read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -229,14 +235,14 @@ def test_training_goes_on_when_every_file_is_refused(tmp_path: Path) -> None:
         notebook.status("running", 0, 3)
         for step in range(1, 4):
             record(notebook, step)
-            assert notebook.flush(step, PARTS)["train/loss"] == step
+            assert flush(notebook, step, PARTS)["train/loss"] == step
             notebook.event("saved", step=step)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert len(told) == 1
     notebook.event("finished")
     record(notebook, 4)
-    notebook.flush(4, PARTS)
+    flush(notebook, 4, PARTS)
     notebook.close()
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
     assert [line["kind"] for line in lines(tmp_path / "events.jsonl")] == ["saved", "saved", "saved", "finished"]

@@ -25,8 +25,8 @@ def test_parts_add_up_and_start_again_when_taken() -> None:
         watch.seconds += 100.0
         with clock.part("backward"):
             watch.seconds += 3.0
-    assert clock.take() == {"forward": 4.0, "backward": 6.0}
-    assert clock.take() == {}
+    assert clock.cut().read() == {"forward": 4.0, "backward": 6.0}
+    assert clock.cut().read() == {}
 
 
 def test_time_inside_an_inner_part_is_not_counted_twice() -> None:
@@ -37,7 +37,7 @@ def test_time_inside_an_inner_part_is_not_counted_twice() -> None:
         with clock.part("data"):
             watch.seconds += 10.0
         watch.seconds += 1.0
-    assert clock.take() == {"evaluate": 2.0, "data": 10.0}
+    assert clock.cut().read() == {"evaluate": 2.0, "data": 10.0}
 
 
 def test_a_part_that_raises_is_counted() -> None:
@@ -46,7 +46,7 @@ def test_a_part_that_raises_is_counted() -> None:
     with pytest.raises(RuntimeError), clock.part("forward"):
         watch.seconds += 5.0
         raise RuntimeError
-    assert clock.take() == {"forward": 5.0}
+    assert clock.cut().read() == {"forward": 5.0}
 
 
 def test_an_open_part_is_counted_up_to_now() -> None:
@@ -54,9 +54,9 @@ def test_an_open_part_is_counted_up_to_now() -> None:
     clock = PartClock(watch)
     with clock.part("save"):
         watch.seconds += 1.0
-        assert clock.take() == {"save": 1.0}
+        assert clock.cut().read() == {"save": 1.0}
         watch.seconds += 2.0
-    assert clock.take() == {"save": 2.0}
+    assert clock.cut().read() == {"save": 2.0}
 
 
 def test_full_fine_tuning_of_every_token_costs_six_operations_a_weight() -> None:
@@ -86,9 +86,9 @@ def test_moments_of_a_device_are_read_when_the_sums_are_taken_or_there_are_many(
     with clock.part("forward"):
         watch.seconds += 2.0
     assert not read
-    assert clock.take() == {"forward": 2.0} and read == [(0.0, 2.0)]
+    assert clock.cut().read() == {"forward": 2.0} and read == [(0.0, 2.0)]
     for _ in range(3000):
         with clock.part("forward"):
             watch.seconds += 1.0
     assert 2000 <= len(read) < 3000
-    assert clock.take() == {"forward": 3000.0}
+    assert clock.cut().read() == {"forward": 3000.0}

@@ -114,8 +114,8 @@ def show(
     from llamahome.data.view import view
 
     place = tokenizer_of(loaded.config.model)
-    settings = fitted(loaded, place).config
     tokenizer = open_tokenizer(place)
+    settings = fitted(loaded, place, tokenizer).config
     only: Only | None = "cut" if cut else "no-target" if no_target else None
     if longest:
         numbers: Sequence[int] = datacheck.longest_rows(path, settings.data, place, rows)
@@ -163,7 +163,7 @@ def print_row(shown: "ShownRow", console: "Console") -> None:
     for kind, text, count in shown.stretches():
         counts[kind] += count
         before, after = ("", "") if coloured else _MARKS[kind]
-        body.append(before + _visible(text) + after, style=_STYLES[kind])
+        body.append(before + datacheck.visible(text) + after, style=_STYLES[kind])
     legend = Text(f"{len(shown.ids):,} tokens: ")
     for kind, count in counts.items():
         if count:
@@ -174,11 +174,6 @@ def print_row(shown: "ShownRow", console: "Console") -> None:
     console.print(body, soft_wrap=True)
     console.print(legend, soft_wrap=True)
     console.print()
-
-
-def _visible(text: str) -> str:
-    """Control characters of the data must not reach the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
 
 
 def _console() -> "Console":

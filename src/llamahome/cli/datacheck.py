@@ -99,7 +99,7 @@ def _write_copy(request: "Request", out: Path, *, readable: bool, force: bool, d
     from llamahome.data.checks.fix import fix
     from llamahome.data.checks.mend import show_change
 
-    show = (lambda entry: typer.echo(_visible(show_change(entry)), err=err)) if dry else None
+    show = (lambda entry: typer.echo(visible(show_change(entry)), err=err)) if dry else None
     try:
         fixed = fix(request, out, force=force, preview=show)
     except DataError:
@@ -217,7 +217,7 @@ def _blocks(checked: "Checked") -> Iterator[str]:
     for kind in checked.tally.kinds():
         shown = checked.tally.first[kind]
         for found in shown:
-            yield _visible(found.problem.render(level=found.level))
+            yield visible(found.problem.render(level=found.level))
         more = checked.tally.counts[kind] - len(shown)
         if more:
             yield f"and {more:,} more of {kind[1]}; --json prints all"
@@ -292,6 +292,6 @@ def _bar(share: float) -> str:
     return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).ljust(_BAR)
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Control characters of the data must not reach the terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)

@@ -1,6 +1,7 @@
 """chat and models: talk to a model, and see which base models are here."""
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -120,18 +121,18 @@ def fetch(name: Annotated[str, typer.Argument(help="smollm2-135m-instruct or a h
 def _facts(folder: Path) -> dict[str, Any]:
     """From config.json and the headers of the weights, without loading them."""
     from llamahome.errors import ConfigError, Problem
+    from llamahome.model.limits import shapes_of
 
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(Problem(code="model.unreadable", message="config.json cannot be read", where=str(folder))) from error
     weights = sorted(folder.glob("*.safetensors"))
-    sizes = [_parameters(path) for path in weights]
     template = (folder / "chat_template.jinja").is_file() or '"chat_template"' in _text(folder / "tokenizer_config.json")
     return {
         "folder": str(folder),
         "architecture": (config.get("architectures") or ["unknown"])[0],
-        "parameters": sum(sizes),
+        "parameters": sum(math.prod(shape) for shape in shapes_of(folder).values()),
         "weight_bytes": sum(path.stat().st_size for path in weights),
         "dtype": config.get("dtype") or config.get("torch_dtype") or "unknown",
         "layers": config.get("num_hidden_layers", 0),
@@ -144,17 +145,3 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-
-def _parameters(path: Path) -> int:
-    """Numbers in a safetensors file: its header tells every shape."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    total = 0
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            count = 1
-            for side in tensor["shape"]:
-                count *= side
-            total += count
-    return total

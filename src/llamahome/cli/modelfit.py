@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from llamahome.config.schema import ModelConfig
     from llamahome.data.checks.compare import Side
     from llamahome.data.text.place import TokenizerPlace
+    from llamahome.data.text.tokens import ChatTokenizer
 
 
-def fitted(loaded: "LoadedConfig", tokenizer: "TokenizerPlace") -> "LoadedConfig":
+def fitted(loaded: "LoadedConfig", tokenizer: "TokenizerPlace", opened: "ChatTokenizer | None" = None) -> "LoadedConfig":
     """The settings as far as the model goes whose folder and template these are; a folder of a tokenizer alone has no limits."""
     from llamahome.data.text.tokens import open_tokenizer
     from llamahome.data_limits import fit_to_model
@@ -23,8 +24,7 @@ def fitted(loaded: "LoadedConfig", tokenizer: "TokenizerPlace") -> "LoadedConfig
     folder = Path(tokenizer[0])
     if not (folder / "config.json").is_file():
         return loaded
-    read = open_tokenizer(tokenizer)
-    return fit_to_model(loaded, folder, read, say=lambda line: print(line, file=sys.stderr))
+    return fit_to_model(loaded, folder, opened or open_tokenizer(tokenizer), say=lambda line: print(line, file=sys.stderr))
 
 
 def warn_of_length(loaded: "LoadedConfig", tokenizer: "TokenizerPlace", sides: list["Side"]) -> None:

@@ -5,14 +5,15 @@ where whole ones do not fit: for adapters the frozen base is what counts. Gradie
 ones fit between its passes, else after every pass (docs/decisions/0009-placement.md).
 """
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import safe_open
 
 from llamahome.distributed.world import World
+from llamahome.model.limits import shapes_of
 from llamahome.units import show_bytes
 
 Strategy = Literal["replicate", "shard", "hybrid"]
@@ -35,15 +36,7 @@ class Chosen:
 
 def count_weights(folder: Path) -> int:
     """Numbers in the .safetensors files of a model folder, from their headers."""
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  # no mapping
-                numbers = 1
-                for side in file.get_slice(name).get_shape():
-                    numbers *= side
-                total += numbers
-    return total
+    return sum(math.prod(shape) for shape in shapes_of(folder).values())
 
 
 def weight_bytes(weights: int, *, method: str, storage: torch.dtype) -> int:

@@ -72,7 +72,7 @@ class Progress(Protocol):
         """Training begins."""
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """`metrics` is what Recorder.flush returned for `step`."""
+        """`metrics` is what Recorder.write returned for `step`."""
 
     def evaluating(self, step: int) -> None:
         """The model of `step` is being evaluated; `evaluated` follows."""

@@ -66,7 +66,7 @@ class Recorder:
         self._learning_rate = 0.0
         self._total_tokens = 0
         self._total_targets = 0
-        self._last_flush: float | None = None
+        self._last_write: float | None = None
         self.trouble = DiskTrouble(warn)
         self._sinks: list[Sink] = []
         self._tensorboard: TensorBoardSink | None = None
@@ -142,16 +142,11 @@ class Recorder:
             self._tensorboard.log(window.step, time.time(), machine)
         return metrics
 
-    def flush(self, step: int, parts: Mapping[str, float], sent: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
-        """Cut and write at once; empty without a step since the last cut."""
-        window = self.cut(step, sent)
-        return {} if window is None else self.write(window, parts)
-
     def _speed(self, parts: Mapping[str, float], tokens: int, targets: int) -> dict[str, float]:
         now = time.perf_counter()
-        # before the first flush there is no earlier moment that does not include loading the model
-        wall = sum(parts.values()) if self._last_flush is None else now - self._last_flush
-        self._last_flush = now
+        # before the first write there is no earlier moment that does not include loading the model
+        wall = sum(parts.values()) if self._last_write is None else now - self._last_write
+        self._last_write = now
         seconds = wall - sum(parts.get(part, 0.0) for part in _NOT_TRAINING)
         if seconds <= 0:
             return {}
@@ -183,7 +178,7 @@ class Recorder:
             self._status.set(state, step=step, horizon=horizon, fields=fields)
 
     def close(self) -> None:
-        """Write what still waits and end the heartbeat; steps that were not flushed are not written."""
+        """Write what still waits and end the heartbeat; steps that were not cut are not written."""
         self._status.close()
         for sink in self._sinks:
             sink.close()

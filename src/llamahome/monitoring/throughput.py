@@ -76,10 +76,6 @@ class PartClock:
         self._seconds, self._spans = {}, []
         return taken
 
-    def take(self) -> dict[str, float]:
-        """Seconds per part since the last cut, read at once."""
-        return self.cut().read()
-
 
 def model_flops_per_token(
     *, matmul_weights: int, trained_matmul_weights: int, head_weights: int, head_is_trained: bool, target_share: float
