@@ -32,7 +32,9 @@ def recorded_run(run_id: str, *, steps: int = 6) -> RunPaths:
     for step in range(1, steps + 1):
         loss = torch.tensor(float("nan") if step == 2 else 3.5 - step / 4)
         recorder.record(step, loss=loss, grad_norm=torch.tensor(1.0), learning_rate=1e-3, tokens=1000, targets=250)
-        recorder.flush(step, {"forward": 1.0, "backward": 1.0})
+        window = recorder.cut(step)
+        assert window is not None
+        recorder.write(window, {"forward": 1.0, "backward": 1.0})
     recorder.log(steps, {"eval/loss": 2.8, "eval/perplexity": 16.4, "eval/token_accuracy": 0.5})
     paths.checkpoint(steps).mkdir()
     paths.final.mkdir()
