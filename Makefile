@@ -24,6 +24,7 @@ usage.test-slow        := make test-slow [ARGS=]
 usage.check            := make check
 usage.bench            := make bench [ARGS="--quick"]
 usage.bench-gpu        := make bench-gpu [ARGS="--device cpu --toy"]
+usage.docs             := make docs
 usage.clean            := make clean
 
 # 'it'\''s' is how a shell reads it's. $(call option,--model,MODEL) is empty when MODEL is.
@@ -46,7 +47,7 @@ find_data = find -L data/training/raw -type f \( -name '*.json*' -o -name '*.ndj
 sample = $(if $(value DATA_PATH),:,[ -n "$$($(find_data) 2>/dev/null)" ] || $(llamahome) data sample data/training/raw --rows auto)
 common = $(call option,--model,MODEL) $(call option,--output,OUTPUT) $(call option,--epochs,EPOCHS) $(value ARGS)
 
-.PHONY: help setup train train-resume train-eval train-distributed train-multi-node test test-slow check bench bench-gpu clean
+.PHONY: help setup train train-resume train-eval train-distributed train-multi-node test test-slow check bench bench-gpu docs clean
 
 help:
 	@printf '%s\n' \
@@ -61,6 +62,7 @@ help:
 	'make check             checks format, style, types and architecture' \
 	'make bench             measures speed and memory beside other trainers: an hour' '    $(usage.bench)' \
 	'make bench-gpu         measures one GPU: correctness, speed, memory; ten minutes' '    $(usage.bench-gpu)' \
+	'make docs              builds the documentation as a site in build/site' \
 	'make clean             removes caches; data/, output/ and .venv stay'
 
 setup:
@@ -123,6 +125,10 @@ bench-gpu:
 	@$(call takes,,ARGS)
 	@$(install) --if-needed
 	@$(python) -m benchmarks.gpu $(value ARGS)
+
+docs:
+	@$(call takes,,)
+	@$(PYTHON) scripts/docs_site.py
 
 clean:
 	@$(call takes,,)

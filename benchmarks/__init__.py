@@ -1,1 +1,1 @@
-"""`make bench`: llamahome beside its peers on the same work. The scripts beside this file measure single parts and run alone."""
+"""`make bench` compares llamahome with its peers on the same work. The other scripts in this folder measure single parts."""

@@ -1,11 +1,11 @@
-"""`make bench`, or `python -m benchmarks`: measures llamahome beside its peers, and writes results, tables and pictures.
+"""`make bench`, or `python -m benchmarks`: compares llamahome with its peers, and writes results, tables and charts.
 
     make bench                                            everything, about an hour on two cores
     make bench ARGS="--quick"                             a smoke run: one scenario, one round
-    make bench ARGS="--level avx2 --scenario docstrings"  every system held to AVX2, in float32
+    make bench ARGS="--level avx2 --scenario docstrings"  every system limited to AVX2, in float32
     make bench ARGS="--part speed --scenario docstrings --method lora --systems ours,trl"
 
-A part that is measured again on the same day replaces itself in that day's results file; the others stay.
+A part that is repeated on the same day replaces its earlier result in the results file of that day.
 """
 
 import argparse
@@ -25,49 +25,50 @@ from typing import Any
 from benchmarks import duration, pages, quality, results, speed, start
 from benchmarks.client import ROOT, environment
 from benchmarks.environments import NotInstalled, python_of
-from benchmarks.figures import Shape, compared
-from benchmarks.levels import LEVELS, has_fast_bf16, hold_to
+from benchmarks.figures import Shape
+from benchmarks.figures import compare as compare_systems
+from benchmarks.levels import LEVELS, has_fast_bf16, limit_to
 from benchmarks.rows import LENGTHS, SCENARIOS, Scenario, scenario
-from benchmarks.systems import SYSTEMS, System, chosen, precise, system
+from benchmarks.systems import SYSTEMS, System, select_systems, system, with_precision
 from benchmarks.table import page
 
 PARTS = ("speed", "length", "start", "quality")
 _LORA_RANK = 16
-_STARTED = ("ours", "plain", "trl", "litgpt")
+_START_SYSTEMS = ("ours", "plain", "trl", "litgpt")
 _LENGTH_SYSTEMS = ("ours", "plain")
 _LENGTH_ROUNDS = 3
-_CTRL_C = 130
-"""What a shell makes of it."""
+_INTERRUPTED = 130
+"""The exit status that a shell reports for Ctrl-C."""
 
 
 def arguments(words: list[str]) -> argparse.Namespace:
-    """What was asked for."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", help="of speed, length, start, quality; several apart by commas")
-    parser.add_argument("--scenario", choices=[each.name for each in SCENARIOS], help="one instead of all")
-    parser.add_argument("--method", choices=("lora", "full"), help="one instead of both")
-    parser.add_argument("--systems", help="names apart by commas: ours,plain,trl,trl-padding-free,trl-batch,litgpt,trl-default")
-    parser.add_argument("--level", choices=LEVELS, default="native", help="hold every system to this instruction set")
+    parser.add_argument("--part", help="speed, length, start or quality; several separated by commas")
+    parser.add_argument("--scenario", choices=[each.name for each in SCENARIOS], help="one scenario instead of all")
+    parser.add_argument("--method", choices=("lora", "full"), help="one method instead of both")
+    parser.add_argument("--systems", help="names separated by commas: ours,plain,trl,trl-padding-free,trl-batch,litgpt,trl-default")
+    parser.add_argument("--level", choices=LEVELS, default="native", help="limit every system to this instruction set")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=1, help="of each round")
+    parser.add_argument("--steps", type=int, default=1, help="steps per round")
     parser.add_argument("--warmup", type=int, default=2, help="steps before the first round")
-    parser.add_argument("--rows", type=int, default=96, help="trained on in the quality part")
-    parser.add_argument("--held", type=int, default=40, help="held out in the quality part")
+    parser.add_argument("--rows", type=int, default=96, help="rows to train on in the quality part")
+    parser.add_argument("--held", type=int, default=40, help="held-out rows in the quality part")
     parser.add_argument("--model", default="smollm2-135m-instruct", help="the starter, or a folder")
     parser.add_argument("--cache", type=Path, default=ROOT / ".bench", help="environments of the peers, rows, logs")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results")
     parser.add_argument("--quick", action="store_true", help="docstrings with LoRA, one round")
-    parser.set_defaults(bf16=True)  # found out before anything is measured
-    given = parser.parse_args(words)
+    parser.set_defaults(bf16=True)  # main measures it
+    options = parser.parse_args(words)
     for option, known in (("part", PARTS), ("systems", [each.name for each in SYSTEMS])):
-        words_given = getattr(given, option)
-        if unknown := sorted(set(words_given.split(",") if words_given else ()) - set(known)):
-            parser.error(f"--{option}: there is no {', '.join(unknown)}; there are {', '.join(known)}")
-    return given
+        value = getattr(options, option)
+        if unknown := sorted(set(value.split(",") if value else ()) - set(known)):
+            parser.error(f"--{option}: unknown {', '.join(unknown)}; the choices are {', '.join(known)}")
+    return options
 
 
 def machine() -> dict[str, Any]:
-    """On what it was measured."""
+    """Describe the machine."""
     from llamahome.distributed.processors import usable_cpus
 
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -83,125 +84,137 @@ def machine() -> dict[str, Any]:
 
 
 def compare(
-    given: argparse.Namespace, one: Scenario, method: str, systems: list[System], rounds: int
+    options: argparse.Namespace, one: Scenario, method: str, systems: list[System], rounds: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is said of one scenario, and what was measured."""
-    length = speed.Length(warmup=given.warmup, rounds=rounds, steps=given.steps)
-    raw = speed.measure(systems, one, method, length, cache=given.cache, model=given.model)
-    shape = Shape.of(json.loads((Path(given.model) / "config.json").read_text(encoding="utf-8")))
-    words = f"{one.batch} rows a step, {length.rounds} rounds of {length.steps} after {length.warmup} steps, in turns"
+    """Measure one scenario; return the comparison and the raw measurements."""
+    schedule = speed.Schedule(warmup=options.warmup, rounds=rounds, steps=options.steps)
+    raw = speed.measure(systems, one, method, schedule, cache=options.cache, model=options.model)
+    shape = Shape.of(json.loads((Path(options.model) / "config.json").read_text(encoding="utf-8")))
+    words = f"{one.batch} rows a step, {schedule.rounds} rounds of {schedule.steps} after {schedule.warmup} steps, in turns"
     title = f"{'LoRA' if method == 'lora' else 'Full fine-tuning'}, {one.title}"
-    told = compared(raw, shape=shape, rank=_LORA_RANK if method == "lora" else None)
-    return {"title": title, "words": words, **told}, raw
+    comparison = compare_systems(raw, shape=shape, rank=_LORA_RANK if method == "lora" else None)
+    return {"title": title, "words": words, **comparison}, raw
 
 
 @dataclass(frozen=True)
 class Part:
-    """Something to measure, and about how long it takes."""
+    """Something to measure, with its estimated duration."""
 
     seconds: float
     peers: Sequence[str]
-    """Whose environments it needs."""
+    """The peers whose environments it needs."""
     measure: Callable[[], dict[str, Any]]
 
 
-def parts(given: argparse.Namespace) -> list[Part]:
-    """Everything that was asked for, in its order."""
-    asked = given.part.split(",") if given.part else PARTS
-    found: list[Part] = []
-    if "speed" in asked:
-        for one in [scenario(given.scenario)] if given.scenario else SCENARIOS:
-            for method in [given.method] if given.method else ["lora", "full"]:
-                found.append(
-                    _side_by_side(given, "speed", one, method, _precise(given, chosen(given.systems, one.name, method)), given.rounds)
+def parts(options: argparse.Namespace) -> list[Part]:
+    """Return the requested parts in order."""
+    requested = options.part.split(",") if options.part else PARTS
+    selected: list[Part] = []
+    if "speed" in requested:
+        for one in [scenario(options.scenario)] if options.scenario else SCENARIOS:
+            for method in [options.method] if options.method else ["lora", "full"]:
+                selected.append(
+                    _comparison(
+                        options,
+                        "speed",
+                        one,
+                        method,
+                        _with_precision(options, select_systems(options.systems, one.name, method)),
+                        options.rounds,
+                    )
                 )
-    if "length" in asked and not given.scenario and not given.quick:
-        both = _precise(given, [system(name) for name in _LENGTH_SYSTEMS])
-        found += [_side_by_side(given, "length", one, "lora", both, min(given.rounds, _LENGTH_ROUNDS)) for one in LENGTHS]
-    alone = given.part or not given.scenario
-    if "start" in asked and alone:
-        names, rounds = given.systems.split(",") if given.systems else _STARTED, min(given.rounds, 3)
-        wanted = _precise(given, [system(name) for name in names if name in _STARTED])
-        starts = functools.partial(start.measure, wanted, rounds=rounds, cache=given.cache, model=given.model)
-        found.append(Part(duration.start_s(len(wanted), rounds), [*names, "trl"], lambda: {"start": starts()}))
-    if "quality" in asked and alone:
-        method = given.method or "lora"
-        judge = functools.partial(
-            quality.measure, method, rows=given.rows, held=given.held, cache=given.cache, model=given.model, bf16=given.bf16
+    if "length" in requested and not options.scenario and not options.quick:
+        pair = _with_precision(options, [system(name) for name in _LENGTH_SYSTEMS])
+        selected += [_comparison(options, "length", one, "lora", pair, min(options.rounds, _LENGTH_ROUNDS)) for one in LENGTHS]
+    whole_parts = options.part or not options.scenario
+    if "start" in requested and whole_parts:
+        names, rounds = options.systems.split(",") if options.systems else _START_SYSTEMS, min(options.rounds, 3)
+        starters = _with_precision(options, [system(name) for name in names if name in _START_SYSTEMS])
+        starts = functools.partial(start.measure, starters, rounds=rounds, cache=options.cache, model=options.model)
+        selected.append(Part(duration.start_s(len(starters), rounds), [*names, "trl"], lambda: {"start": starts()}))
+    if "quality" in requested and whole_parts:
+        method = options.method or "lora"
+        run_quality = functools.partial(
+            quality.measure, method, rows=options.rows, held=options.held, cache=options.cache, model=options.model, bf16=options.bf16
         )
-        found.append(Part(duration.quality_s(given), ["trl"], lambda: {"quality": {method: judge()}}))
-    return found
+        selected.append(Part(duration.quality_s(options), ["trl"], lambda: {"quality": {method: run_quality()}}))
+    return selected
 
 
-def _precise(given: argparse.Namespace, systems: list[System]) -> list[System]:
-    return [precise(each, bf16=given.bf16) for each in systems]
+def _with_precision(options: argparse.Namespace, systems: list[System]) -> list[System]:
+    return [with_precision(each, bf16=options.bf16) for each in systems]
 
 
-def _side_by_side(given: argparse.Namespace, part: str, one: Scenario, method: str, systems: list[System], rounds: int) -> Part:
-    """One scenario of the parts speed or length."""
+def _comparison(options: argparse.Namespace, part: str, one: Scenario, method: str, systems: list[System], rounds: int) -> Part:
+    """One scenario of the part speed or length."""
     name = f"{one.name}-{method}"
 
     def measure() -> dict[str, Any]:
-        told, raw = compare(given, one, method, systems, rounds)
-        return {part: {name: told}, "raw": {name: raw}}
+        comparison, raw = compare(options, one, method, systems, rounds)
+        return {part: {name: comparison}, "raw": {name: raw}}
 
     pairs = max(1, sum(each.name != "ours" for each in systems))
-    return Part(duration.pairs_s(given, pairs, rounds), [each.peer for each in systems], measure)
+    return Part(duration.pairs_s(options, pairs, rounds), [each.peer for each in systems], measure)
 
 
-def _endings(given: argparse.Namespace) -> str:
-    return ("" if given.level == "native" else f"-{given.level}") + ("-quick" if given.quick else "")
+def _suffix(options: argparse.Namespace) -> str:
+    return ("" if options.level == "native" else f"-{options.level}") + ("-quick" if options.quick else "")
 
 
-def draw(given: argparse.Namespace, path: Path) -> None:
-    """The pictures, by an environment with matplotlib; without one the results are whole all the same."""
+def draw(options: argparse.Namespace, path: Path) -> None:
+    """Draw the charts in an environment with matplotlib; without one, only the charts are missing."""
     try:
-        python = python_of("pictures", given.cache)
+        python = python_of("pictures", options.cache)
     except NotInstalled as error:
-        speed.say(f"no pictures: matplotlib {error}")
+        speed.say(f"no charts: matplotlib {error}")
         return
     subprocess.run([python, "-m", "benchmarks.pictures", str(path)], cwd=ROOT, env=environment(), stdout=sys.stderr, check=False)
 
 
 def main(words: list[str]) -> int:
-    """Measure and write; returns the exit status."""
-    given = arguments(words)
-    given.cache, given.out = given.cache.resolve(), given.out.resolve()
-    if given.quick:
-        given.rounds, given.warmup, given.rows, given.held = 1, 1, 8, 4
-        given.part, given.scenario, given.method = given.part or "speed", given.scenario or "docstrings", given.method or "lora"
-    hold_to(given.level)
-    given.bf16 = has_fast_bf16()
+    """Measure and write the results; return the exit status."""
+    options = arguments(words)
+    options.cache, options.out = options.cache.resolve(), options.out.resolve()
+    if options.quick:
+        options.rounds, options.warmup, options.rows, options.held = 1, 1, 8, 4
+        options.part, options.scenario, options.method = options.part or "speed", options.scenario or "docstrings", options.method or "lora"
+    limit_to(options.level)
+    options.bf16 = has_fast_bf16()
     from llamahome.model.backends.cpu.native import load_kernels
     from llamahome.model.load import find_model
 
     os.chdir(ROOT)
-    given.model = str(find_model(given.model, say=speed.say).resolve())
+    options.model = str(find_model(options.model, say=speed.say).resolve())
     command = " ".join(["make bench", *([f'ARGS="{" ".join(words)}"'] if words else [])])
-    asked = parts(given)
-    if not asked:
-        speed.say("nothing to measure: with --scenario or --quick only the part speed is there unless --part names another")
+    requested = parts(options)
+    if not requested:
+        speed.say("nothing to measure: --scenario and --quick only select the part speed, unless --part names another")
         return 2
-    told: dict[str, Any] = {"date": datetime.date.today().isoformat(), "commands": [command], "machine": machine(), "level": given.level}
-    path = given.out / f"{told['date']}-{told['machine']['cores']}cores{_endings(given)}.json"
-    peers = dict.fromkeys([*(peer for part in asked for peer in part.peers), "pictures"])
-    speed.say(duration.told(sum(part.seconds for part in asked), list(peers), given.cache))
-    load_kernels()  # compiled before anything is timed; the runs here are shorter than those that would pay for it
+    content: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "commands": [command],
+        "machine": machine(),
+        "level": options.level,
+    }
+    path = options.out / f"{content['date']}-{content['machine']['cores']}cores{_suffix(options)}.json"
+    peers = dict.fromkeys([*(peer for part in requested for peer in part.peers), "pictures"])
+    speed.say(duration.message(sum(part.seconds for part in requested), list(peers), options.cache))
+    load_kernels()  # compile before anything is timed, because these runs are too short to amortize it
     done = 0
     try:
-        for part in asked:
-            told = results.store(path, {**told, **part.measure()})
-            path.with_suffix(".md").write_text(page(told), encoding="utf-8")
+        for part in requested:
+            content = results.store(path, {**content, **part.measure()})
+            path.with_suffix(".md").write_text(page(content), encoding="utf-8")
             done += 1
-        draw(given, path)
+        draw(options, path)
     except KeyboardInterrupt:
-        speed.say(f"\ninterrupted: {done} of {len(asked)} parts are measured{f' and stand in {path}' if done else ''}")
-    if done and given.out == ROOT / "benchmarks/results" and not given.quick:
+        speed.say(f"\ninterrupted: {done} of {len(requested)} parts are measured{f' and written to {path}' if done else ''}")
+    if done and options.out == ROOT / "benchmarks/results" and not options.quick:
         pages.main([])
-    if done < len(asked):
-        return _CTRL_C
+    if done < len(requested):
+        return _INTERRUPTED
     print(page(results.load(path)))
-    print(f"written to {path} and beside it")
+    print(f"written to {path}, with a table and charts")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Starts the process of a system and asks it for steps; what it says otherwise lies in its log."""
+"""Starts the process of a system and requests steps from it. Its other output goes to a log file."""
 
 import json
 import os
@@ -18,17 +18,17 @@ _QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PA
 
 
 class SystemFailed(RuntimeError):
-    """A system that ended, or gave no answer in time."""
+    """A system whose process ended, or did not answer in time."""
 
 
 def environment() -> dict[str, str]:
-    """Of every process of the benchmark: no hub, and the modules of this checkout."""
+    """Environment of every process of the benchmark: without the hub, with the modules of this checkout."""
     kept = {name: value for name, value in os.environ.items() if name == _LEVEL or not name.startswith(("LLAMAHOME_", "PYTHONPATH"))}
     return {**kept, **_QUIET, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))}
 
 
-class Trainer:
-    """One running trainer. Close it."""
+class TrainerProcess:
+    """The process of one system. The caller must close it."""
 
     def __init__(self, python: str, peer: str, task: Mapping[str, Any], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,47 +47,47 @@ class Trainer:
         self._buffer = b""
 
     def wait_until_ready(self) -> None:
-        """Returns when it has loaded everything."""
+        """Wait until the system has loaded everything."""
         self._answer(_LOAD_S)
 
-    def go(self, steps: int) -> dict[str, Any]:
-        """Let it do its next steps and return what it tells of them."""
-        return self._ask({"go": steps}, _STEP_S * max(1, steps))
+    def run_steps(self, steps: int) -> dict[str, Any]:
+        """Run the next steps and return their measurements."""
+        return self._request({"go": steps}, _STEP_S * max(1, steps))
 
     def command(self, name: str) -> dict[str, Any]:
-        """Something else that this peer knows."""
-        return self._ask({name: True}, _STEP_S)
+        """Run another command of this system and return its answer."""
+        return self._request({name: True}, _STEP_S)
 
-    def start(self, first: int, more: int) -> tuple[float, float, dict[str, Any]]:
-        """Seconds from the start of the process to the end of `first` and then of `more` further steps, and what it told last.
+    def time_start(self, first: int, more: int) -> tuple[float, float, dict[str, Any]]:
+        """Seconds from the start of the process to the end of `first` steps and of `more` further steps, and the last measurements.
 
-        The orders lie in its stdin before it asks, so that nothing waits for this process.
+        The requests are written to stdin in advance, so that the system never waits for this process.
         """
         for steps in filter(None, (first, more)):
             self._write({"go": steps})
         self._answer(_LOAD_S)
         self._answer(_STEP_S * first)
-        early = time.perf_counter() - self._started
-        told = self._answer(_STEP_S * more) if more else {}
-        return early, time.perf_counter() - self._started, told
+        first_seconds = time.perf_counter() - self._started
+        measurements = self._answer(_STEP_S * more) if more else {}
+        return first_seconds, time.perf_counter() - self._started, measurements
 
     def finish(self) -> None:
-        """Let it come to its own end: it has no step left to do."""
+        """Let the system finish by itself: it has no steps left."""
         self._write({"go": 1})
         if self._process.wait(_LOAD_S):
-            raise SystemFailed(f"ended: {self.last_words()}")
+            raise SystemFailed(f"ended: {self.last_log_line()}")
 
     def close(self) -> None:
-        """End it."""
+        """Kill the process if it is still running."""
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                with suppress(BrokenPipeError):  # what it never read
+                with suppress(BrokenPipeError):  # requests that were never read
                     pipe.close()
 
-    def _ask(self, value: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    def _request(self, value: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         self._write(value)
         return self._answer(seconds)
 
@@ -97,7 +97,7 @@ class Trainer:
             self._process.stdin.write(json.dumps(value).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise SystemFailed(f"ended: {self.last_words()}") from None
+            raise SystemFailed(f"ended: {self.last_log_line()}") from None
 
     def _answer(self, seconds: float) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -108,13 +108,13 @@ class Trainer:
                     raise SystemFailed(f"no answer within {seconds:.0f} s")
                 more = os.read(self._process.stdout.fileno(), 1 << 16)
                 if not more:
-                    raise SystemFailed(f"ended: {self.last_words()}")
+                    raise SystemFailed(f"ended: {self.last_log_line()}")
                 self._buffer += more
         line, _, self._buffer = self._buffer.partition(b"\n")
-        told: dict[str, Any] = json.loads(line)
-        return told
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
-    def last_words(self) -> str:
-        """The last line of its log, which tells why it ended."""
+    def last_log_line(self) -> str:
+        """The last line of the log, which is usually the error."""
         lines = [line.strip() for line in self._log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        return lines[-1][:200] if lines else "no word why"
+        return lines[-1][:200] if lines else "no output"

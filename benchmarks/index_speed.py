@@ -1,9 +1,9 @@
-"""How fast the rows of a file are found and hashed: prints one JSON object.
+"""Measures how fast the rows of a file are indexed and hashed: prints one JSON object.
 
     python benchmarks/index_speed.py [--mb 500] [--kind jsonl|json|csv]
 
-Writes a file of chats to a temporary folder, reads it once so that it is warm, and measures: finding the rows (the best of three), starting
-again from the kept index, hashing, and reading rows in no order. The folder is removed.
+Writes a file of chats to a temporary folder, reads it once so that it is in the page cache, and measures: indexing (the best of three),
+opening the file with an existing index, hashing, and reading random rows. The folder is removed.
 """
 
 import argparse
@@ -25,7 +25,7 @@ _TEXT = "the model reads every row of the file in an order that is computed and 
 
 
 def write(path: Path, size: int) -> int:
-    """Rows of about 700 bytes until the file has `size` bytes; returns how many."""
+    """Write rows of about 700 bytes until the file has `size` bytes; return their number."""
     rng = random.Random(0)
     texts = [" ".join(rng.choices(_TEXT.split(), k=rng.randint(20, 200))) for _ in range(2000)]
     count = 0
@@ -34,12 +34,12 @@ def write(path: Path, size: int) -> int:
         while file.tell() < size:
             lines = []
             for number in range(len(texts)):
-                asked, told = texts[number], texts[rng.randrange(len(texts))] + '\n"so it is."'
+                question, answer = texts[number], texts[rng.randrange(len(texts))] + '\n"so it is."'
                 if path.suffix == ".csv":
-                    quoted = told.replace('"', '""')
-                    lines.append(f'{asked},"{quoted}"\n')
+                    quoted = answer.replace('"', '""')
+                    lines.append(f'{question},"{quoted}"\n')
                 else:
-                    row = {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": told}]}
+                    row = {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
                     lines.append(json.dumps(row) + "\n")
             if path.suffix == ".json":
                 lines = [("" if count + number == 0 else ",") + line for number, line in enumerate(lines)]
@@ -50,7 +50,7 @@ def write(path: Path, size: int) -> int:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds."""
+    """Seconds of one run of `work`."""
     begin = time.perf_counter()
     work()
     return time.perf_counter() - begin
@@ -58,34 +58,34 @@ def timed(work: Callable[[], object]) -> float:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="How fast the rows of a file are found and hashed.")
+    parser = argparse.ArgumentParser(description="Measures how fast the rows of a file are indexed and hashed.")
     parser.add_argument("--mb", type=int, default=500)
     parser.add_argument("--kind", choices=("jsonl", "json", "csv"), default="jsonl")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)  # the index is kept below the folder one works in
+        os.chdir(folder)  # the index is written below the working directory
         path = Path(f"rows.{options.kind}")
         rows = write(path, options.mb * 10**6)
         megabytes = path.stat().st_size / 1e6
         timed(lambda: _read_through(path))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        first = min(timed(lambda: _search(path)) for _ in range(3))
-        again = timed(lambda: open_source(str(path)))
+        indexing = min(timed(lambda: _index(path)) for _ in range(3))
+        reopening = timed(lambda: open_source(str(path)))
         source = open_source(str(path))
         assert len(source) == rows
         hashing = timed(source.hashes)
         numbers = [random.Random(1).randrange(rows) for _ in range(_READ)]
         reading = timed(lambda: [source.row(number) for number in numbers])
-        kept = sum(file.stat().st_size for file in Path("data/training/processed/index").iterdir())
+        index_bytes = sum(file.stat().st_size for file in Path("data/training/processed/index").iterdir())
         result = {
             "kind": options.kind,
             "megabytes": round(megabytes),
             "rows": rows,
-            "index_mb_per_s": round(megabytes / first),
-            "start_from_kept_index_ms": round(again * 1e3, 1),
+            "index_mb_per_s": round(megabytes / indexing),
+            "start_from_kept_index_ms": round(reopening * 1e3, 1),
             "hash_mb_per_s": round(megabytes / hashing),
             "random_row_us": round(reading / _READ * 1e6, 1),
-            "kept_bytes_per_row": round(kept / rows, 1),
+            "kept_bytes_per_row": round(index_bytes / rows, 1),
             "memory_grown_mb": round(
                 (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (1 << 20 if sys.platform == "darwin" else 1e3)
             ),
@@ -94,7 +94,7 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def _search(path: Path) -> None:
+def _index(path: Path) -> None:
     shutil.rmtree("data", ignore_errors=True)
     open_source(str(path))
 

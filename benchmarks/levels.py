@@ -1,7 +1,7 @@
-"""Instruction sets that a benchmark can be held to, so that a larger processor stands for a common one.
+"""Limits a benchmark to an instruction set, so that a large CPU can stand in for a common one.
 
-Torch, oneDNN and MKL are told by their own variables, llamahome by its own; numpy's OpenBLAS, whose product is the machine's own rate in
-float32, too. Whatever a level leaves out is left out for all systems alike.
+Environment variables limit torch, oneDNN, MKL, llamahome, and numpy's OpenBLAS, whose product rate is the peak of the machine in float32.
+A level limits all systems alike.
 """
 
 import os
@@ -26,7 +26,7 @@ LEVELS: Mapping[str, Mapping[str, str]] = {
         "OPENBLAS_CORETYPE": "Haswell",
     },
 }
-_RATE = """
+_RATE_CODE = """
 import time, numpy
 side, best = 2048, 1e9
 a = numpy.ones((side, side), numpy.float32)
@@ -36,28 +36,27 @@ for _ in range(6):
     best = min(best, time.perf_counter() - begin)
 print(2 * side**3 / best)
 """
-_FAST = """
+_FAST_BF16_CODE = """
 import torch
 from llamahome.model.backends.choose import low_precision
 print(low_precision(torch.device("cpu")).fast)
 """
 
 
-def hold_to(level: str) -> None:
-    """Let every process that is started from now on know no more than this level."""
+def limit_to(level: str) -> None:
+    """Limit the processes that are started from now on to this level."""
     os.environ.update(LEVELS[level])
 
 
 def product_rate() -> float:
-    """float32 operations a second of OpenBLAS on 2,048 cubed, best of six, in a process of its own."""
-    return float(_told(_RATE))
+    """float32 operations per second of OpenBLAS on 2,048 x 2,048 x 2,048, best of six, in a separate process."""
+    return float(_output_of(_RATE_CODE))
 
 
 def has_fast_bf16() -> bool:
-    """Whether llamahome would multiply in bfloat16 here."""
-    return _told(_FAST) == "True"
+    """Whether llamahome would multiply in bfloat16 on this machine."""
+    return _output_of(_FAST_BF16_CODE) == "True"
 
 
-def _told(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+def _output_of(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()

@@ -1,8 +1,8 @@
-"""The pictures of a results file, as PNG and SVG: bars per system, seconds per part of a step, cost against length.
+"""Draws the charts of a results file as PNG and SVG: speed per system, seconds per part of a step, cost by length.
 
     python -m benchmarks.pictures benchmarks/results/2026-11-22-2cores.json
 
-needs matplotlib, the extra `plots`; `make bench` has an environment of its own for it. Prints the files it wrote.
+needs matplotlib (the extra `plots`); `make bench` creates an environment for it. Prints the names of the files.
 """
 
 import json
@@ -18,8 +18,8 @@ _OURS, _OTHERS, _SLOW = "#b5482a", "#4c6a87", "#a9b7c4"
 
 
 def speed_bars(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, float, str]]]]:
-    """For each scenario its title and, fastest first, each system's title, tokens a second and colour."""
-    told = []
+    """The title of each scenario, and title, tokens per second and colour of its systems, fastest first."""
+    scenarios = []
     for part in results["speed"].values():
         bars = [
             (each["title"], each["tokens_per_s"]["median"], _OURS if name == "ours" else _OTHERS if each["tuned"] else _SLOW)
@@ -27,29 +27,29 @@ def speed_bars(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, fl
             if "error" not in each
         ]
         if bars:
-            told.append((part["title"], sorted(bars, key=lambda bar: -bar[1])))
-    return told
+            scenarios.append((part["title"], sorted(bars, key=lambda bar: -bar[1])))
+    return scenarios
 
 
 def cost_lines(results: Mapping[str, Any]) -> dict[str, list[tuple[int, float]]]:
-    """For each system (length, milliseconds a token) of LoRA on rows of one length, shortest first."""
+    """(length, milliseconds per token) of each system for LoRA on rows of one length, shortest first."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for name, part in {**results["speed"], **results["length"]}.items():
-        found = re.fullmatch(r"rows-(\d+)-lora", name)
-        for each in part["systems"].values() if found else ():
+        match = re.fullmatch(r"rows-(\d+)-lora", name)
+        for each in part["systems"].values() if match else ():
             if "error" not in each and each["tuned"]:
-                lines.setdefault(each["title"], []).append((int(found[1]), 1000 / each["tokens_per_s"]["median"]))
+                lines.setdefault(each["title"], []).append((int(match[1]), 1000 / each["tokens_per_s"]["median"]))
     return {title: sorted(points) for title, points in lines.items() if len(points) > 1}
 
 
 def part_shares(results: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of each part of a step; empty when they were not measured."""
-    found: dict[str, float] = results.get("start", {}).get("checkpoint", {}).get("parts", {})
-    return {name: found[name] for name in PARTS if found.get(name, 0.0) > 0}
+    """Seconds of each part of a step; empty if they were not measured."""
+    seconds: dict[str, float] = results.get("start", {}).get("checkpoint", {}).get("parts", {})
+    return {name: seconds[name] for name in PARTS if seconds.get(name, 0.0) > 0}
 
 
 def draw(results: Mapping[str, Any], stem: Path) -> list[Path]:
-    """Write what there is to show beside `stem`; a picture without data is left out."""
+    """Write the charts to files that begin with `stem`, and return the files. A chart without data is left out."""
     from matplotlib.figure import Figure
 
     figures: dict[str, Figure] = {}
@@ -71,8 +71,8 @@ def draw(results: Mapping[str, Any], stem: Path) -> list[Path]:
 def _bars(make: Any, scenarios: list[tuple[str, list[tuple[str, float, str]]]]) -> Any:
     sizes = [len(bars) + 1.2 for _, bars in scenarios]
     figure = make(figsize=(9, 0.32 * sum(sizes) + 0.6), dpi=120, layout="constrained")
-    every = figure.subplots(len(scenarios), 1, height_ratios=sizes, squeeze=False)[:, 0]
-    for axes, (title, bars) in zip(every, scenarios, strict=True):
+    all_axes = figure.subplots(len(scenarios), 1, height_ratios=sizes, squeeze=False)[:, 0]
+    for axes, (title, bars) in zip(all_axes, scenarios, strict=True):
         names, rates, colours = zip(*bars, strict=True)
         drawn = axes.barh(range(len(bars)), rates, color=colours)
         axes.bar_label(drawn, [f"{rate:,.0f}" for rate in rates], padding=3, fontsize=8)
@@ -82,15 +82,15 @@ def _bars(make: Any, scenarios: list[tuple[str, list[tuple[str, float, str]]]]) 
         axes.margins(x=0.1)
         axes.tick_params(axis="x", labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
-    every[-1].set_xlabel("real tokens a second", fontsize=8)
+    all_axes[-1].set_xlabel("real tokens a second", fontsize=8)
     return figure
 
 
 def _parts(make: Any, parts: Mapping[str, float]) -> Any:
     figure = make(figsize=(9, 2.2), dpi=120, layout="constrained")
-    axes, begin, whole = figure.subplots(), 0.0, sum(parts.values())
+    axes, begin, total = figure.subplots(), 0.0, sum(parts.values())
     for (name, seconds), shade in zip(parts.items(), ("#d9c7a0", _OTHERS, _OURS, "#7a9a6b", _SLOW), strict=False):
-        axes.barh([0], [seconds], left=begin, color=shade, label=f"{name} {seconds / whole:.1%}")
+        axes.barh([0], [seconds], left=begin, color=shade, label=f"{name} {seconds / total:.1%}")
         begin += seconds
     axes.set_yticks([])
     axes.set_xlabel("seconds of a step", fontsize=8)
@@ -106,9 +106,9 @@ def _lines(make: Any, lines: Mapping[str, list[tuple[int, float]]]) -> Any:
     for title, points in lines.items():
         ours = title == "llamahome"
         axes.plot(*zip(*points, strict=True), marker="o", label=title, color=_OURS if ours else None, linewidth=2.5 if ours else 1.2)
-    shown = sorted({length for points in lines.values() for length, _ in points})
+    lengths = sorted({length for points in lines.values() for length, _ in points})
     axes.set_xscale("log", base=2)
-    axes.set_xticks(shown, [f"{length:,}" for length in shown])
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.set_ylim(bottom=0)
     axes.set_xlabel("tokens of each row")
     axes.set_ylabel("milliseconds a token")

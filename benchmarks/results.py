@@ -1,4 +1,4 @@
-"""The results file: one JSON per day and number of cores. A part that is measured again replaces itself, the others stay."""
+"""Reads and writes the results file: one JSON per day and number of cores. A repeated part replaces its earlier result."""
 
 import json
 import re
@@ -7,36 +7,36 @@ from pathlib import Path
 from typing import Any
 
 PARTS = ("data", "forward", "backward", "exchange", "update")
-"""Of every step; saving and evaluating come now and then."""
+"""The parts of every step, without saving and evaluation."""
 _NAME = re.compile(r"\d{4}-\d\d-\d\d-\d+cores(?:-(avx2|avx512))?\.json")
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What stands in the file; empty without one."""
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
+    """Read the file; empty if it is missing."""
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return results
 
 
-def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """`new` over `old`: parts hold scenarios, which replace those of the same name; commands are all kept."""
-    told = {**old, **new}
+def merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge `new` into `old`: scenarios replace those of the same name, commands are all kept."""
+    results = {**old, **new}
     for part in ("speed", "length", "quality", "raw"):
-        told[part] = {**old.get(part, {}), **new.get(part, {})}
-    told["commands"] = [*old.get("commands", []), *(one for one in new.get("commands", []) if one not in old.get("commands", []))]
-    return told
+        results[part] = {**old.get(part, {}), **new.get(part, {})}
+    results["commands"] = [*old.get("commands", []), *(one for one in new.get("commands", []) if one not in old.get("commands", []))]
+    return results
 
 
 def store(path: Path, new: Mapping[str, Any]) -> dict[str, Any]:
-    """Write `new` into the file, whole or not at all, and return everything that stands there now."""
-    told = merged(load(path), new)
+    """Merge `new` into the file atomically and return its new content."""
+    results = merge(load(path), new)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
-    return told
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return results
 
 
 def newest(folder: Path, level: str = "native") -> Path | None:
-    """The last whole results file of a level by its date; smoke runs do not count."""
+    """Return the newest results file of a level, without those of smoke runs."""
     names = ((path, _NAME.fullmatch(path.name)) for path in folder.glob("*.json"))
-    return max((path for path, found in names if found and (found[1] or "native") == level), default=None)
+    return max((path for path, match in names if match and (match[1] or "native") == level), default=None)

@@ -1,9 +1,9 @@
-"""The rows that all systems train on: made once by llamahome's own tokenization, in the order and the steps of its own loader.
+"""Writes the rows that all systems train on, tokenized by llamahome and in the order of its loader.
 
     python -m benchmarks.rows TASK.json
 
-writes into the folder of the task: rows.jsonl, which llamahome reads; ids.jsonl, the same rows as token ids and labels in the order of
-training, which the peers read; adapter/, LoRA as it is before the first step, so that all begin at the same point.
+writes into the folder of the task: rows.jsonl for llamahome; ids.jsonl for the peers, the same rows as token ids and labels in the order of
+training; adapter/, the initial LoRA weights, so that all systems start from the same weights.
 """
 
 import json
@@ -20,17 +20,17 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Scenario:
-    """Rows of one kind, and how many of them make a step of about 2,000 tokens."""
+    """Rows of one kind, and how many of them are a step of about 2,000 tokens."""
 
     name: str
     title: str
     batch: int
     length: int | None
-    """Tokens of every row; None: as the sample data have them."""
+    """Tokens of every row; None keeps the lengths of the sample data."""
 
     @property
     def max_length(self) -> int:
-        """What rows are cut to."""
+        """Length to which rows are truncated."""
         return self.length or 2048
 
 
@@ -41,16 +41,16 @@ SCENARIOS = (
 )
 
 LENGTHS = tuple(Scenario(f"rows-{length}", f"all rows {length:,} tokens", 2048 // length, length) for length in (64, 512, 1024))
-"""Further lengths, for the picture of cost against length."""
+"""More lengths, for the chart of cost by length."""
 
 
 def scenario(name: str) -> Scenario:
-    """The one with this name."""
+    """Return the scenario with this name."""
     return next(each for each in SCENARIOS + LENGTHS if each.name == name)
 
 
 def write_raw(path: Path, *, rows: int, length: int | None, model: str, skip: int = 0) -> None:
-    """`rows` rows of the sample data after the first `skip`, or as many texts of a little more than `length` tokens made from it."""
+    """Write `rows` rows of the sample data after the first `skip`, or texts from it of a little more than `length` tokens."""
     from llamahome.data.sample import write_sample
 
     write_sample(path, rows=None if length else skip + rows)
@@ -65,17 +65,17 @@ def _texts(texts: list[str], length: int, model: str) -> Iterator[str]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    wanted, kept = length + length // 16 + 8, []
+    size, tokens = length + length // 16 + 8, []
     while True:
         for text in texts:
-            kept += tokenizer.encode(text + "\n", add_special_tokens=False)
-            while len(kept) >= wanted:
-                yield tokenizer.decode(kept[:wanted])
-                kept = kept[wanted:]
+            tokens += tokenizer.encode(text + "\n", add_special_tokens=False)
+            while len(tokens) >= size:
+                yield tokenizer.decode(tokens[:size])
+                tokens = tokens[size:]
 
 
 def write_ids(raw: Path, path: Path, *, model: str, max_length: int) -> dict[str, int]:
-    """The examples of `raw` as llamahome's loader gives them out, as token ids and labels."""
+    """Write the examples of `raw` as token ids and labels, in the order of llamahome's loader."""
     import numpy as np
 
     from llamahome.config.schema import DataConfig
@@ -91,13 +91,13 @@ def write_ids(raw: Path, path: Path, *, model: str, max_length: int) -> dict[str
             example = table.example(number)
             labels = np.where(example.targets, example.tokens, IGNORED)
             file.write(json.dumps({"input_ids": example.tokens.tolist(), "labels": labels.tolist()}) + "\n")
-    told = {"rows": len(table), "tokens": len(table.tokens), "targets": int(table.targets.sum())}
+    counts = {"rows": len(table), "tokens": len(table.tokens), "targets": int(table.targets.sum())}
     prepared.close()
-    return told
+    return counts
 
 
 def write_adapter(folder: Path, *, model: str) -> None:
-    """llamahome's adapter before its first step."""
+    """Write llamahome's initial adapter."""
     import torch
 
     from llamahome.config.schema import LoraConfig
@@ -105,18 +105,18 @@ def write_adapter(folder: Path, *, model: str) -> None:
     from llamahome.model.load import load_model
     from llamahome.model.lora import add_lora
 
-    bare = load_model(Path(model), dtype=torch.float32, device=torch.device("cpu"))
-    save_model(add_lora(bare, LoraConfig(), base=model, seed=SEED, lean=False), folder, base=Path(model))
+    base = load_model(Path(model), dtype=torch.float32, device=torch.device("cpu"))
+    save_model(add_lora(base, LoraConfig(), base=model, seed=SEED, lean=False), folder, base=Path(model))
 
 
 def make(task: dict[str, Any]) -> dict[str, int]:
-    """Write everything of one task."""
+    """Write all files of a task and return the counts."""
     folder = Path(task["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     write_raw(folder / "rows.jsonl", rows=task["rows"], length=task["length"], model=task["model"], skip=task.get("skip", 0))
-    told = write_ids(folder / "rows.jsonl", folder / "ids.jsonl", model=task["model"], max_length=task["max_length"])
+    counts = write_ids(folder / "rows.jsonl", folder / "ids.jsonl", model=task["model"], max_length=task["max_length"])
     write_adapter(folder / "adapter", model=task["model"])
-    return told
+    return counts
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The speed part: llamahome and one peer after the other, both loaded, doing the same steps in turns."""
+"""The speed part: llamahome and one peer are loaded together and run the same steps alternately, for one peer after the other."""
 
 import json
 import subprocess
@@ -8,49 +8,49 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.client import SystemFailed, Trainer, environment
+from benchmarks.client import SystemFailed, TrainerProcess, environment
 from benchmarks.environments import NotInstalled, python_of
 from benchmarks.rows import Scenario
 from benchmarks.systems import System
 
 RATES = {"lora": 1.3e-3, "full": 1.3e-4}
-"""llamahome's own rates for the starter; all systems use them."""
+"""llamahome's learning rates for the starter, used by all systems."""
 
 
 @dataclass(frozen=True)
-class Length:
-    """How long it is measured."""
+class Schedule:
+    """How many steps are measured."""
 
     warmup: int = 2
-    """Steps before the first round: compilation and first touches of memory are told apart in the start part."""
+    """Steps before the first round; the start part measures compilation and the first allocations."""
     rounds: int = 5
     steps: int = 1
-    """Of each round."""
+    """Steps per round."""
 
     @property
     def all_steps(self) -> int:
-        """Steps that each system does."""
+        """Steps of each system."""
         return self.warmup + self.rounds * self.steps
 
 
 def say(text: str) -> None:
-    """Progress, for people."""
+    """Print progress on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def make_rows(scenario: Scenario, folder: Path, *, rows: int, model: str, skip: int = 0) -> dict[str, Any]:
-    """Let another process write the rows, so that this one never loads torch; what it tells of them."""
+    """Write the rows in another process, because this one must not load torch; return their counts."""
     folder.mkdir(parents=True, exist_ok=True)
     task = {"folder": str(folder), "rows": rows, "length": scenario.length, "max_length": scenario.max_length, "model": model, "skip": skip}
     (folder / "rows-task.json").write_text(json.dumps(task), encoding="utf-8")
-    words = [sys.executable, "-m", "benchmarks.rows", str(folder / "rows-task.json")]
-    done = subprocess.run(words, env=environment(), cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
+    command = [sys.executable, "-m", "benchmarks.rows", str(folder / "rows-task.json")]
+    result = subprocess.run(command, env=environment(), cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
+    counts: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return counts
 
 
 def task_of(system: System, scenario: Scenario, method: str, *, data: Path, model: str, batch: int | None = None) -> dict[str, Any]:
-    """What the process of a system is told."""
+    """The task file of a system's process."""
     return {
         "model": model,
         "method": method,
@@ -65,67 +65,67 @@ def task_of(system: System, scenario: Scenario, method: str, *, data: Path, mode
 
 
 def measure(
-    systems: list[System], scenario: Scenario, method: str, length: Length, *, cache: Path, model: str
+    systems: list[System], scenario: Scenario, method: str, schedule: Schedule, *, cache: Path, model: str
 ) -> dict[str, dict[str, Any]]:
-    """For each system its rounds, or why it has none.
+    """Return the rounds of each system, or its error.
 
-    Each peer takes turns with llamahome alone: four trainers in memory at once slow each other down. `beside` are llamahome's rounds of
-    that pair; its own rounds are those of all pairs.
+    Each peer alternates with llamahome only, because four trainers in memory slow each other down. A peer's `beside` are llamahome's
+    rounds of this pair; llamahome's `rounds` are those of all pairs.
     """
     folder = cache / "work" / f"{scenario.name}-{method}"
-    make_rows(scenario, folder / "data", rows=length.all_steps * scenario.batch, model=model)
+    make_rows(scenario, folder / "data", rows=schedule.all_steps * scenario.batch, model=model)
     ours = [each for each in systems if each.name == "ours"]
     peers = [each for each in systems if each.name != "ours"]
-    found: dict[str, dict[str, Any]] = {}
-    for company in [[*ours, peer] for peer in peers] or [ours]:
-        tasks = {each.name: task_of(each, scenario, method, data=folder / "data", model=model) for each in company}
-        say(f"{scenario.name} {method}: {', '.join(each.title for each in company)}")
-        pair = _in_turns(company, tasks, length, folder=folder, cache=cache)
+    results: dict[str, dict[str, Any]] = {}
+    for group in [[*ours, peer] for peer in peers] or [ours]:
+        tasks = {each.name: task_of(each, scenario, method, data=folder / "data", model=model) for each in group}
+        say(f"{scenario.name} {method}: {', '.join(each.title for each in group)}")
+        pair = _alternate(group, tasks, schedule, folder=folder, cache=cache)
         if ours and (own := pair.pop("ours")):
             for peer in pair.values():
                 peer["beside"] = own["rounds"]
-            rounds = found.get("ours", {}).get("rounds", []) + own["rounds"]
-            found["ours"] = found.get("ours", {}) | own | {"rounds": rounds}
-        found |= pair
-    return found
+            rounds = results.get("ours", {}).get("rounds", []) + own["rounds"]
+            results["ours"] = results.get("ours", {}) | own | {"rounds": rounds}
+        results |= pair
+    return results
 
 
-def _in_turns(
-    systems: list[System], tasks: dict[str, dict[str, Any]], length: Length, *, folder: Path, cache: Path
+def _alternate(
+    systems: list[System], tasks: dict[str, dict[str, Any]], schedule: Schedule, *, folder: Path, cache: Path
 ) -> dict[str, dict[str, Any]]:
-    """All are loaded, then do the same steps in turns; idle ones wait in a read."""
-    found: dict[str, dict[str, Any]] = {system.name: {"title": system.title, "tuned": system.tuned, "rounds": []} for system in systems}
+    """Load all systems, then let them run the same steps alternately; idle systems wait in a read."""
+    results: dict[str, dict[str, Any]] = {system.name: {"title": system.title, "tuned": system.tuned, "rounds": []} for system in systems}
     with ExitStack() as stack:
-        running: dict[str, Trainer] = {}
+        running: dict[str, TrainerProcess] = {}
         for system in systems:
             try:
-                trainer = Trainer(python_of(system.peer, cache), system.peer, tasks[system.name], folder / system.name)
+                trainer = TrainerProcess(python_of(system.peer, cache), system.peer, tasks[system.name], folder / system.name)
                 stack.callback(trainer.close)
                 trainer.wait_until_ready()
-                found[system.name]["warmup"] = trainer.go(length.warmup)
+                results[system.name]["warmup"] = trainer.run_steps(schedule.warmup)
             except (SystemFailed, NotInstalled) as error:
-                found[system.name]["error"] = str(error)
+                results[system.name]["error"] = str(error)
                 say(f"  {error}")
                 continue
             running[system.name] = trainer
-        for number in range(length.rounds):
-            for name in rotated(list(running), number):
+        for number in range(schedule.rounds):
+            for name in rotate(list(running), number):
                 try:
-                    told = running[name].go(length.steps)
+                    measured = running[name].run_steps(schedule.steps)
                 except SystemFailed as error:
-                    found[name]["error"] = str(error)
+                    results[name]["error"] = str(error)
                     del running[name]
                     say(f"  {name}: {error}")
                     continue
-                found[name]["rounds"].append(told)
-                tokens = sum(step["tokens"] for step in told["steps"])
-                say(f"  round {number + 1}: {name} {tokens / told['seconds']:.1f} tokens/s")
+                results[name]["rounds"].append(measured)
+                tokens = sum(step["tokens"] for step in measured["steps"])
+                say(f"  round {number + 1}: {name} {tokens / measured['seconds']:.1f} tokens/s")
         if "ours" in running:
-            found["ours"] |= running["ours"].command("peak")
-    return found
+            results["ours"] |= running["ours"].command("peak")
+    return results
 
 
-def rotated(names: list[str], number: int) -> list[str]:
-    """The names from another one on in each round, so that none always follows the same."""
-    cut = number % len(names) if names else 0
-    return names[cut:] + names[:cut]
+def rotate(names: list[str], number: int) -> list[str]:
+    """Begin with another name in each round, so that no system always follows the same one."""
+    first = number % len(names) if names else 0
+    return names[first:] + names[:first]

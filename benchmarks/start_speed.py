@@ -1,11 +1,11 @@
-"""How long a start takes, from the process to the first step and its checkpoint: prints one JSON object.
+"""Measures the time from the start of a process to its first step and checkpoint: prints one JSON object.
 
     python benchmarks/start_speed.py --project DIR [--data data/training/raw] [--rounds 5]
 
-DIR is a project folder with a base model and rows: after `make train` the folder itself, where nothing is left behind. Each round runs
-`llamahome train DATA --max-steps 1` with one row in the step, without held-out rows (an evaluation before the first step is wanted) and
-without sample answers. The first round fills the caches and does not count. Then the imports alone, in a process of their own.
-Medians; for the imports two figures: seconds of the clock, and of all processors (user and system together).
+DIR is a project folder with a base model and rows, for example this one after `make train`; no files are left in it. Each round runs
+`llamahome train DATA --max-steps 1` with one row in the step, without held-out rows (they would be evaluated before the first step) and
+without sample answers. The first round fills the caches and does not count. The imports are measured in separate processes. All values are
+medians; those of the imports are wall time and CPU time (user and system).
 """
 
 import argparse
@@ -27,24 +27,24 @@ _PARTS = {
 }
 
 
-def timed(words: list[str], folder: Path) -> tuple[float, float]:
-    """Seconds of the clock and of the processors that a command took; SystemExit with what it said when it failed."""
+def timed(command: list[str], folder: Path) -> tuple[float, float]:
+    """Wall time and CPU time of a command in seconds. Raises SystemExit with its stderr if it fails."""
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
-    clock, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        sys.exit(done.stderr)
-    return clock, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if result.returncode:
+        sys.exit(result.stderr)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def start(folder: Path, data: str) -> dict[str, float]:
-    """One start: until the first checkpoint stands, and until the process is gone."""
+    """One start: the time to the first checkpoint and to the end of the process."""
     with tempfile.TemporaryDirectory(dir=folder, prefix="start-speed-") as output:
-        words = [sys.executable, "-m", "llamahome", "train", data, "--max-steps", "1", "--output", f"{output}/run"]
+        command = [sys.executable, "-m", "llamahome", "train", data, "--max-steps", "1", "--output", f"{output}/run"]
         begin = time.time()
-        clock, processors = timed([*words, *(word for setting in _SETTINGS for word in ("--set", setting))], folder)
-        reached = Path(output, "run", "checkpoint-1").stat().st_mtime - begin
-    return {"first_step_s": reached, "whole_command_s": clock, "processor_s": processors}
+        wall, cpu = timed([*command, *(word for setting in _SETTINGS for word in ("--set", setting))], folder)
+        first_step = Path(output, "run", "checkpoint-1").stat().st_mtime - begin
+    return {"first_step_s": first_step, "whole_command_s": wall, "processor_s": cpu}
 
 
 def main() -> None:
@@ -53,14 +53,14 @@ def main() -> None:
     parser.add_argument("--project", type=Path, required=True, help="a folder with data/models/base and rows")
     parser.add_argument("--data", default="data/training/raw")
     parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
-    folder = given.project.resolve()
-    rounds = [start(folder, given.data) for _ in range(given.rounds + 1)][1:]
+    options = parser.parse_args()
+    folder = options.project.resolve()
+    rounds = [start(folder, options.data) for _ in range(options.rounds + 1)][1:]
     results: dict[str, object] = {name: round(statistics.median(each[name] for each in rounds), 2) for name in rounds[0]}
     for name, code in _PARTS.items():
-        times = [timed([sys.executable, "-c", code], folder) for _ in range(given.rounds)]
+        times = [timed([sys.executable, "-c", code], folder) for _ in range(options.rounds)]
         results[name] = [round(statistics.median(column), 2) for column in zip(*times, strict=True)]
-    print(json.dumps({**results, "rounds": given.rounds, "load": os.getloadavg()[0]}, indent=2))
+    print(json.dumps({**results, "rounds": options.rounds, "load": os.getloadavg()[0]}, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Speed of one training step, compiled and not, in turns in one process: prints one JSON object.
+"""Compares training steps with and without compilation, alternately in one process: prints one JSON object.
 
     python benchmarks/step_speed.py --model DIR [--method lora] [--rounds 6] [--threads 2]
 
-Nine documents of log-normal length a step, about 200 tokens each, a quarter of the tokens learned; the same documents for both. Told per
-variant: tokens per second by the clock and by processor time (which other work on the machine does not lengthen), the share of
-forward, backward and update, and the share of the machine's bfloat16 product rate, measured in the same process, that the step reaches
-with the products it needs: frozen matrices forward and for the input's gradient, trained ones once more, attention below the diagonal.
+A step has nine documents of log-normal length, about 200 tokens each; a quarter of the tokens are targets; both variants get the same
+documents. For each variant: tokens per second in wall time and in CPU time (which does not depend on other work on the machine), the shares
+of forward, backward and update, and the share of the machine's bfloat16 product rate, measured in the same process, that the step reaches
+with the products it needs: frozen matrices forward and for the gradient of the input, trained ones once more, attention below the diagonal.
 """
 
 import argparse
@@ -26,26 +26,26 @@ from llamahome.model.objective import Objective
 from llamahome.model.place import trained_parameters
 from llamahome.model.precision import Precision
 
-_LEARNED = 4
-_PER_STEP = 9
+_TOKENS_PER_TARGET = 4
+_DOCUMENTS = 9
 
 
 def main() -> None:
     """Measure and print."""
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--model", type=Path, required=True)
-    words.add_argument("--method", choices=["lora", "full"], default="lora")
-    words.add_argument("--rounds", type=int, default=6)
-    words.add_argument("--threads", type=int, default=torch.get_num_threads())
-    asked = words.parse_args()
-    torch.set_num_threads(asked.threads)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--method", choices=["lora", "full"], default="lora")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     if reason := CpuBackend(Precision(torch.float32, torch.float32, "a benchmark")).cannot_compile():
         raise SystemExit(reason)
-    variants = {name: _learner(asked.model, asked.method, each) for name, each in (("plain", False), ("compiled", True))}
+    variants = {name: _learner(options.model, options.method, each) for name, each in (("plain", False), ("compiled", True))}
     random = torch.Generator().manual_seed(0)
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
     peaks = []
-    for number in range(asked.rounds + 1):
+    for number in range(options.rounds + 1):
         batch = _batch(random)
         for name, variant in variants.items():
             figure = _step(*variant, batch)
@@ -53,7 +53,9 @@ def main() -> None:
                 figures[name].append(figure)
         peaks.append(_product_rate())
     peak = statistics.median(peaks)
-    print(json.dumps({"method": asked.method, "peak_gflops": round(peak), **{name: _sum_up(each, peak) for name, each in figures.items()}}))
+    print(
+        json.dumps({"method": options.method, "peak_gflops": round(peak), **{name: _sum_up(each, peak) for name, each in figures.items()}})
+    )
 
 
 def _learner(folder: Path, method: str, compiled: bool) -> tuple[Objective, torch.optim.Optimizer]:
@@ -70,16 +72,16 @@ def _learner(folder: Path, method: str, compiled: bool) -> tuple[Objective, torc
 
 
 def _batch(random: torch.Generator) -> Microbatch:
-    drawn = (torch.randn(_PER_STEP, generator=random) * 0.75 + 5).exp().clamp(20, 1500).int()
-    lengths = tuple(sorted(drawn.tolist(), reverse=True))
+    sizes = (torch.randn(_DOCUMENTS, generator=random) * 0.75 + 5).exp().clamp(20, 1500).int()
+    lengths = tuple(sorted(sizes.tolist(), reverse=True))
     tokens = sum(lengths)
     return Microbatch(
         index=0,
         tokens_T=torch.randint(0, 49_000, (tokens,), generator=random),
         positions_T=torch.cat([torch.arange(length) for length in lengths]),
         lengths=lengths,
-        rows_N=torch.randperm(tokens, generator=random)[: tokens // _LEARNED].sort().values,
-        labels_N=torch.randint(0, 49_000, (tokens // _LEARNED,), generator=random),
+        rows_N=torch.randperm(tokens, generator=random)[: tokens // _TOKENS_PER_TARGET].sort().values,
+        labels_N=torch.randint(0, 49_000, (tokens // _TOKENS_PER_TARGET,), generator=random),
         keys=tuple(range(len(lengths))),
     )
 
@@ -97,26 +99,25 @@ def _step(objective: Objective, optimizer: torch.optim.Optimizer, batch: Microba
     optimizer.step()
     optimizer.zero_grad()
     mark()
-    clock, work = (marks[-1][kind] - marks[0][kind] for kind in (0, 1))
+    wall, cpu = (marks[-1][kind] - marks[0][kind] for kind in (0, 1))
     parts = {
-        name: (after[1] - before[1]) / work
-        for name, before, after in zip(("forward", "backward", "update"), marks, marks[1:], strict=False)
+        name: (after[1] - before[1]) / cpu for name, before, after in zip(("forward", "backward", "update"), marks, marks[1:], strict=False)
     }
     tokens = len(batch.tokens_T)
-    return {"seconds": clock, "processor_seconds": work, "tokens": tokens, "gflop": _gflop(objective, batch), **parts}
+    return {"seconds": wall, "processor_seconds": cpu, "tokens": tokens, "gflop": _gflop(objective, batch), **parts}
 
 
 def _gflop(objective: Objective, batch: Microbatch) -> float:
-    """Of the products this step needs."""
+    """GFLOP of the products that this step needs."""
     model = objective.model
     config = model.config.get_text_config()
     head = model.get_output_embeddings().weight
     times = {False: 4, True: 6}
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and p is not head and "embed" not in name]
-    trunk = sum(times[p.requires_grad] * p.numel() for p in matrices) * len(batch.tokens_T)
+    layers = sum(times[p.requires_grad] * p.numel() for p in matrices) * len(batch.tokens_T)
     width = config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     attention = 6 * 2 * width * config.num_hidden_layers * sum(length**2 / 2 for length in batch.lengths)
-    return (trunk + times[head.requires_grad] * head.numel() * len(batch.labels_N) + attention) / 1e9
+    return (layers + times[head.requires_grad] * head.numel() * len(batch.labels_N) + attention) / 1e9
 
 
 def _product_rate() -> float:
@@ -131,10 +132,10 @@ def _product_rate() -> float:
 
 def _sum_up(figures: Sequence[dict[str, float]], peak: float) -> dict[str, float]:
     rates = {"tokens_per_second": "seconds", "tokens_per_processor_second": "processor_seconds"}
-    found = {name: round(statistics.median(each["tokens"] / each[key] for each in figures), 1) for name, key in rates.items()}
+    speeds = {name: round(statistics.median(each["tokens"] / each[key] for each in figures), 1) for name, key in rates.items()}
     share = statistics.median(each["gflop"] / each["seconds"] for each in figures) / peak
     parts = {part: round(statistics.median(each[part] for each in figures), 3) for part in ("forward", "backward", "update")}
-    return {**found, "share_of_peak": round(share, 3), **parts}
+    return {**speeds, "share_of_peak": round(share, 3), **parts}
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""How soon training starts on data that is streamed, and what memory the data takes: prints one JSON object.
+"""Measures how soon training starts on streamed data, and the memory that the data takes: prints one JSON object.
 
     python benchmarks/streaming_start.py --model DIR [--gb 5] [--folder DIR]
 
-Writes so many GB of JSONL chats to a temporary folder (below --folder when it is given) and removes them at the end. Then, each in a fresh
-process: cold (no index, the file not in memory), warm (index there), and again warm. A process opens the data the way that `train` does,
-waits for the micro-batches of the first step, then begins anew at 90 % of an epoch. Memory: private memory beyond what the process had when
-torch and the tokenizer were loaded, and all of the worker's; pages of mapped files, which the system takes back when it needs them, aside.
+Writes GB gigabytes of JSONL chats to a temporary folder (below --folder) and removes them at the end. Then, each in a new process: cold (no
+index, the file not in the page cache), warm (with an index), and warm again. A process opens the data as `train` does, waits for the
+micro-batches of the first step, then starts again at 90 % of an epoch. Memory is the private memory of the process beyond that after
+loading torch and the tokenizer, and that of the workers; pages of mapped files do not count, because the system can reclaim them.
 """
 
 import argparse
@@ -22,21 +22,21 @@ from pathlib import Path
 
 _TEXT = "the model reads every row of the file in an order that is computed and answers with a sentence about it"
 _STEP = {"batch_size": 32, "micro_batch_tokens": 2048, "seed": 0}
-_LOOK_S = 0.01
+_SAMPLE_S = 0.01
 
 
 def write(path: Path, size: int) -> int:
-    """Rows of about 900 bytes, each its own, until the file has `size` bytes; returns how many."""
+    """Write distinct rows of about 900 bytes until the file has `size` bytes; return their number."""
     rng = random.Random(0)
     texts = [" ".join(rng.choices(_TEXT.split(), k=rng.randint(20, 140))) for _ in range(4000)]
     count = 0
     with path.open("w", encoding="utf-8", buffering=1 << 22) as file:
         while file.tell() < size:
             lines = []
-            for asked in texts:
+            for question in texts:
                 count += 1
-                told = texts[rng.randrange(len(texts))]
-                row = {"messages": [{"role": "user", "content": f"{count} {asked}"}, {"role": "assistant", "content": told}]}
+                answer = texts[rng.randrange(len(texts))]
+                row = {"messages": [{"role": "user", "content": f"{count} {question}"}, {"role": "assistant", "content": answer}]}
                 lines.append(json.dumps(row) + "\n")
             file.writelines(lines)
         file.flush()
@@ -44,15 +44,15 @@ def write(path: Path, size: int) -> int:
     return count
 
 
-def forget(path: Path) -> None:
-    """Take the file out of the system's memory."""
+def drop_from_cache(path: Path) -> None:
+    """Drop the file from the page cache."""
     descriptor = os.open(path, os.O_RDONLY)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(descriptor)
 
 
 def memory_of(pid: int, name: str) -> float:
-    """MB that /proc tells of a process; 0 when it is gone."""
+    """The value `name` of /proc/PID/status in MB; 0 if the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -61,32 +61,32 @@ def memory_of(pid: int, name: str) -> float:
 
 
 class Peak:
-    """Watches the private memory of this process and of the workers."""
+    """Samples the peak private memory of this process and of the workers."""
 
     def __init__(self) -> None:
         self.before = memory_of(os.getpid(), "RssAnon")
-        self.most, self.workers = self.before, 0.0
+        self.peak, self.workers = self.before, 0.0
         self.pids: list[int] = []
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
         while True:
-            self.most = max(self.most, memory_of(os.getpid(), "RssAnon"))
+            self.peak = max(self.peak, memory_of(os.getpid(), "RssAnon"))
             self.workers = max(self.workers, sum(memory_of(pid, "RssAnon") for pid in self.pids))
-            time.sleep(_LOOK_S)
+            time.sleep(_SAMPLE_S)
 
-    def told(self) -> dict[str, float]:
-        """The peaks in MB: beyond the beginning, in all, and of the workers."""
-        return {"in_all_mb": round(self.most, 1), "process_mb": round(self.most - self.before, 1), "workers_mb": round(self.workers, 1)}
+    def as_dict(self) -> dict[str, float]:
+        """The peaks in MB: in total, beyond the start, and of the workers."""
+        return {"in_all_mb": round(self.peak, 1), "process_mb": round(self.peak - self.before, 1), "workers_mb": round(self.workers, 1)}
 
 
 def start(model: str, path: str) -> dict[str, object]:
-    """One start of streaming in this process."""
+    """Measure one start of streaming in this process."""
     from llamahome.config.schema import DataConfig
     from llamahome.data.files.sources import open_source
     from llamahome.data.prepare import prepare
     from llamahome.data.steps.loader import Loader
-    from llamahome.data.store.streaming import Streamed
+    from llamahome.data.store.streaming import StreamedExamples
     from llamahome.data.text.tokens import load_tokenizer
 
     tokenizer = load_tokenizer(model)
@@ -94,22 +94,22 @@ def start(model: str, path: str) -> dict[str, object]:
     rows = len(open_source(path))
     opened = time.perf_counter() - begin
     begin = time.perf_counter()
-    found = prepare(DataConfig(), path, tokenizer, say=lambda text: None)
-    assert isinstance(found.examples, Streamed), "the data is so small that it is prepared; take more"
-    peak.pids = found.examples.pids()
+    data = prepare(DataConfig(), path, tokenizer, say=lambda text: None)
+    assert isinstance(data.examples, StreamedExamples), "the data is small enough to be prepared; use more"
+    peak.pids = data.examples.pids()
     prepared = time.perf_counter() - begin
     firsts = []
-    for position in (0, int(0.9 * found.order.epoch_rows), 0, int(0.9 * found.order.epoch_rows)):
+    for position in (0, int(0.9 * data.order.epoch_rows), 0, int(0.9 * data.order.epoch_rows)):
         begin = time.perf_counter()
-        with Loader(found.examples, found.order, total_positions=position + 3200, start_position=position, **_STEP) as loader:
+        with Loader(data.examples, data.order, total_positions=position + 3200, start_position=position, **_STEP) as loader:
             next(loader)
             firsts.append(time.perf_counter() - begin)
             for _ in zip(range(20), loader, strict=False):
                 continue
     begin = time.perf_counter()
-    found.order.row_at(10**9, seed=1)
-    far = time.perf_counter() - begin
-    found.close()
+    data.order.row_at(10**9, seed=1)
+    far_seconds = time.perf_counter() - begin
+    data.close()
     total = opened + prepared + firsts[0]
     return {
         "rows": rows,
@@ -118,8 +118,8 @@ def start(model: str, path: str) -> dict[str, object]:
         "first_step_s": round(total, 2),
         "begin_at_0_s": [round(firsts[0], 3), round(firsts[2], 3)],
         "begin_at_90_percent_s": [round(firsts[1], 3), round(firsts[3], 3)],
-        "position_1e9_ms": round(1000 * far, 3),
-        **peak.told(),
+        "position_1e9_ms": round(1000 * far_seconds, 3),
+        **peak.as_dict(),
     }
 
 
@@ -128,26 +128,26 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True, help="a folder with a tokenizer and a chat template")
     parser.add_argument("--gb", type=float, default=5.0)
-    parser.add_argument("--folder", type=Path, help="where the file is written")
+    parser.add_argument("--folder", type=Path, help="folder for the file")
     parser.add_argument("--start", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.start:
-        print(json.dumps(start(given.model, given.start)))
+    options = parser.parse_args()
+    if options.start:
+        print(json.dumps(start(options.model, options.start)))
         return
-    size, model = int(given.gb * 1e9), str(Path(given.model).resolve())
-    if shutil.disk_usage(given.folder or tempfile.gettempdir()).free < 1.5 * size:
-        sys.exit("there is not enough room for the file")
-    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+    size, model = int(options.gb * 1e9), str(Path(options.model).resolve())
+    if shutil.disk_usage(options.folder or tempfile.gettempdir()).free < 1.5 * size:
+        sys.exit("not enough disk space for the file")
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         path = Path(folder, "rows.jsonl")
         write(path, size)
-        forget(path)
+        drop_from_cache(path)
         results: dict[str, object] = {"gb": round(path.stat().st_size / 1e9, 2)}
         for name in ("cold", "warm", "again"):
-            words = [sys.executable, str(Path(__file__).resolve()), "--model", model, "--start", "rows.jsonl"]
-            done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
-            if done.returncode:
-                sys.exit(done.stderr)
-            results[name] = json.loads(done.stdout)
+            command = [sys.executable, str(Path(__file__).resolve()), "--model", model, "--start", "rows.jsonl"]
+            result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+            if result.returncode:
+                sys.exit(result.stderr)
+            results[name] = json.loads(result.stdout)
     results["load"] = os.getloadavg()[0]
     print(json.dumps(results, indent=2))
 

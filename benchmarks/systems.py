@@ -1,4 +1,4 @@
-"""Who takes part, with which settings, in which scenarios."""
+"""The compared systems, their settings and scenarios."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,17 +10,17 @@ _TUNED = {"micro_batch": 1, "bf16": True, "checkpointing": False, "padding_free"
 
 @dataclass(frozen=True)
 class System:
-    """One trainer with one setting."""
+    """One trainer with one group of settings."""
 
     name: str
     title: str
     peer: str
-    """Its file in benchmarks/peers/ and its environment."""
+    """The file in benchmarks/peers/ and the environment."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     scenarios: tuple[str, ...] = _ALL
     methods: tuple[str, ...] = ("lora", "full")
     tuned: bool = True
-    """Whether it stands for the best that this peer can do, and so is one of those to beat."""
+    """Whether these are the best settings of this peer, so that llamahome is compared with it."""
 
 
 SYSTEMS = (
@@ -48,21 +48,21 @@ SYSTEMS = (
 )
 
 
-def precise(one: System, *, bf16: bool) -> System:
-    """The same system in the type that is fast on the machine: bfloat16, or float32 where that is emulated."""
+def with_precision(one: System, *, bf16: bool) -> System:
+    """The same system in the fast dtype of the machine: bfloat16, or float32 if bfloat16 is emulated."""
     title = one.title if bf16 else one.title.replace("bf16-true", "32-true").replace("bf16", "float32")
     return replace(one, title=title, settings={**one.settings, "bf16": bf16})
 
 
 def system(name: str) -> System:
-    """The one with this name."""
+    """Return the system with this name."""
     return next(each for each in SYSTEMS if each.name == name)
 
 
-def chosen(names: str | None, scenario: str, method: str) -> list[System]:
-    """The systems with these names, apart by commas, that take part in a scenario; all of them when none is named."""
+def select_systems(names: str | None, scenario: str, method: str) -> list[System]:
+    """Return the systems of a scenario, all or those of the comma-separated `names`. Raises ValueError for an unknown name."""
     known = [each.name for each in SYSTEMS]
-    wanted = names.split(",") if names else known
-    if unknown := sorted(set(wanted) - set(known)):
+    selected = names.split(",") if names else known
+    if unknown := sorted(set(selected) - set(known)):
         raise ValueError(f"no system is called {', '.join(unknown)}; there are {', '.join(known)}")
-    return [each for each in SYSTEMS if each.name in wanted and scenario in each.scenarios and method in each.methods]
+    return [each for each in SYSTEMS if each.name in selected and scenario in each.scenarios and method in each.methods]

@@ -1,13 +1,12 @@
-"""How fast rows become examples, beside TRL on the same rows: prints one JSON object.
+"""Compares the tokenization of rows with TRL on the same rows: prints one JSON object.
 
     python benchmarks/tokenize_speed.py --model DIR [--rows 20000] [--rounds 3] [--venv DIR]
 
-`trl` is what SFTTrainer does to prompts and completions before it trains, by its own code in one process: ids and labels. `text_only` is
-the leanest recipe of its kind, without labels: map(apply_chat_template), map(tokenize). Both read with datasets.load_dataset, in a
-virtual environment that this script makes, in a process that has imported everything, and write what datasets writes. Ours reads,
-tokenizes, marks what is learned and writes the store, and starts its processes within the time. They take turns; the medians count.
-`by_processor_time` is what the clock would say on a machine where nothing else runs: the processor time of the other over that of ours on
-all processors.
+`trl` is the preparation of prompts and completions by SFTTrainer's code in one process: ids and labels. `text_only` is the shortest recipe,
+without labels: map(apply_chat_template), map(tokenize). Both read with datasets.load_dataset in a virtual environment that this script
+creates, in a process that has imported everything, and write what datasets writes. `ours` reads, tokenizes, marks the targets, writes the
+store, and starts its processes within the measured time. They run alternately; results are medians. `by_processor_time` estimates the ratio
+on an idle machine: the CPU time of the other divided by that of ours on all CPUs.
 """
 
 import argparse
@@ -75,42 +74,42 @@ for line in sys.stdin:
 
 
 def write_rows(path: Path, count: int) -> None:
-    """The sample data until there are `count` rows, each its own by a number."""
+    """Repeat the sample data up to `count` rows, made distinct by a number."""
     write_sample(path, rows=None)
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
-            asked, told = rows[number % len(rows)]["messages"]
-            file.write(json.dumps({"prompt": [{**asked, "content": f"{number}. {asked['content']}"}], "completion": [told]}) + "\n")
+            question, answer = rows[number % len(rows)]["messages"]
+            file.write(json.dumps({"prompt": [{**question, "content": f"{number}. {question['content']}"}], "completion": [answer]}) + "\n")
 
 
 def peer_python(folder: Path) -> str:
-    """The interpreter of the recipe's environment, made now unless it is there."""
+    """Return the interpreter of TRL's environment; create the environment if it is missing."""
     python = folder / "bin/python"
     if not (folder / "ready").exists():
         shutil.rmtree(folder, ignore_errors=True)
         venv.create(folder, with_pip=True)
-        same = [
+        versions = [
             f"{name}=={importlib.metadata.version(name).partition('+')[0]}"
             for name in ("torch", "transformers", "tokenizers", "jinja2", "numpy")
         ]
-        subprocess.run([python, "-m", "pip", "install", "-q", _TRL, *same], check=True, stdout=sys.stderr)
+        subprocess.run([python, "-m", "pip", "install", "-q", _TRL, *versions], check=True, stdout=sys.stderr)
         (folder / "ready").touch()
     return str(python)
 
 
-def busy_seconds() -> float:
-    """Processor time of this process and of those that it waited for."""
+def cpu_seconds() -> float:
+    """CPU time of this process and of its ended children."""
     return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def ours(rows: Path, model: str) -> tuple[float, float, int, int]:
-    """Seconds, processor seconds, tokens and targets of one preparation from nothing."""
+    """Wall time, CPU time, tokens and targets of one preparation into an empty folder."""
     tokenizer = load_tokenizer(model)
     with tempfile.TemporaryDirectory() as folder:
-        begin, busy = time.perf_counter(), busy_seconds()
-        found = read_all(DataConfig(max_length=1 << 20), str(rows), tokenizer, say=lambda text: None, processed=Path(folder))
-        return time.perf_counter() - begin, busy_seconds() - busy, found.counts.tokens, found.counts.targets
+        begin, cpu = time.perf_counter(), cpu_seconds()
+        result = read_all(DataConfig(max_length=1 << 20), str(rows), tokenizer, say=lambda text: None, processed=Path(folder))
+        return time.perf_counter() - begin, cpu_seconds() - cpu, result.counts.tokens, result.counts.targets
 
 
 def main() -> None:
@@ -120,46 +119,46 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--venv", type=Path, default=Path(tempfile.gettempdir()) / "llamahome-recipe-venv")
-    given = parser.parse_args()
-    model, python = str(Path(given.model).resolve()), peer_python(given.venv.resolve())
+    options = parser.parse_args()
+    model, python = str(Path(options.model).resolve()), peer_python(options.venv.resolve())
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         rows = Path("rows.jsonl")
-        write_rows(rows, given.rows)
-        words = [python, "-c", _PEER, model, str(rows)]
+        write_rows(rows, options.rows)
+        command = [python, "-c", _PEER, model, str(rows)]
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_HOME": folder}
         times: dict[str, list[float]] = {"trl": [], "text_only": [], "ours": []}
         busy: dict[str, list[float]] = {name: [] for name in times}
         tokens, targets = {}, {}
-        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as peer:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as peer:
             assert peer.stdin is not None and peer.stdout is not None
             while peer.stdout.readline() != "ready\n":
-                assert peer.poll() is None, "the recipe's process ended"
-            for _ in range(given.rounds):
+                assert peer.poll() is None, "TRL's process ended"
+            for _ in range(options.rounds):
                 for name in times:
                     if name == "ours":
-                        found = ours(rows, model)
+                        measured = ours(rows, model)
                     else:
                         print(name, file=peer.stdin, flush=True)
-                        found = json.loads(peer.stdout.readline())
-                    seconds, used, tokens[name], targets[name] = found
+                        measured = json.loads(peer.stdout.readline())
+                    seconds, used, tokens[name], targets[name] = measured
                     times[name].append(seconds)
                     busy[name].append(used)
             peer.stdin.close()
         size = rows.stat().st_size
-    middle = {name: statistics.median(each) for name, each in times.items()}
-    used = {name: statistics.median(each) for name, each in busy.items()}
+    medians = {name: statistics.median(each) for name, each in times.items()}
+    cpu = {name: statistics.median(each) for name, each in busy.items()}
     processors = usable_cpus()
     result = {
-        "rows": given.rows,
+        "rows": options.rows,
         "mb": round(size / 1e6, 1),
         "tokens": tokens,
         "targets": targets,
         "seconds": {name: [round(each, 2) for each in some] for name, some in times.items()},
-        "rows_per_s": {name: round(given.rows / each) for name, each in middle.items()},
-        "times_as_fast_as": {name: round(middle[name] / middle["ours"], 2) for name in ("trl", "text_only")},
-        "processor_seconds": {name: round(each, 2) for name, each in used.items()},
-        "by_processor_time": {name: round(used[name] / (used["ours"] / processors), 2) for name in ("trl", "text_only")},
+        "rows_per_s": {name: round(options.rows / each) for name, each in medians.items()},
+        "times_as_fast_as": {name: round(medians[name] / medians["ours"], 2) for name in ("trl", "text_only")},
+        "processor_seconds": {name: round(each, 2) for name, each in cpu.items()},
+        "by_processor_time": {name: round(cpu[name] / (cpu["ours"] / processors), 2) for name in ("trl", "text_only")},
         "processors": processors,
         "load": os.getloadavg()[0],
     }

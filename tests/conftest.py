@@ -20,6 +20,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--cpu-level LEVEL: the instruction set of the compiled passes in this run of the tests, also in the processes that it starts."""
+    parser.addoption("--cpu-level", choices=["native", "avx2", "avx512", "none"])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if (level := config.getoption("--cpu-level")) is not None:
+        os.environ["LLAMAHOME_CPU_LEVEL"] = level
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test with a `device` runs on the processor, and on a GPU where there is one."""
     if "device" in metafunc.fixturenames:

@@ -39,7 +39,7 @@ def checkout(tmp_path: Path) -> Path:
     (root / ".venv/bin").mkdir(parents=True)
     for name in ("python", "llamahome"):
         (root / ".venv/bin" / name).symlink_to(Path(sys.executable).parent / name)
-    (root / ".venv/.llamahome-installed").write_text(install.wanted_stamp(str(root)))
+    (root / ".venv/.llamahome-installed").write_text(install.expected_stamp(str(root)))
     return root
 
 

@@ -1,4 +1,4 @@
-"""Installing: what pip says becomes one problem with a remedy, and .venv is either whole or made anew."""
+"""Installation: the output of pip becomes one problem with a remedy, and .venv is complete or created again."""
 
 import ast
 import os
@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from tests.support.wheels import write_wheel
 
 import install
-from trouble import Machine, explain
+from pip_errors import Machine, diagnose
 
 ROOT = Path(__file__).parent.parent
 DEBIAN = Machine("3.11", "linux x86_64", "apt-get")
@@ -71,7 +71,7 @@ POOL = "HTTPSConnectionPool(host='files.example.org', port=443): Max retries exc
             "ERROR: HTTP error 403 while getting https://me:secret@files.example.org/torch-2.13.0.whl",
             "download-failed",
             "https://files.example.org",
-            "mend the login",
+            "correct the login",
         ),
         (
             "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE. If you have updated the package",
@@ -95,9 +95,14 @@ POOL = "HTTPSConnectionPool(host='files.example.org', port=443): Max retries exc
         (BUILD.format(error="CMake Error: CMAKE_CXX_COMPILER not set, after EnableLanguage"), "no-compiler", "CMAKE", "build-essential"),
         (BUILD.format(error="error: can't find Rust compiler"), "no-compiler", "Rust", "apt-get install cargo"),
         (BUILD.format(error="psutil/init.c:9:2: error: unknown type name 'prlimit'"), "build-failed", "prlimit", "PYTHON=python3.12"),
-        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "disk-full", "[Errno 28]", "make room"),
+        (
+            "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
+            "disk-full",
+            "[Errno 28]",
+            "free disk space",
+        ),
         ("Error: [Errno 13] Permission denied: '/srv/llamahome/.venv'", "folder-not-writable", "/srv/llamahome", "chown"),
-        ("OSError: [Errno 122] Disk quota exceeded: '/home/me/.venv/lib'", "disk-full", "quota", "make room"),
+        ("OSError: [Errno 122] Disk quota exceeded: '/home/me/.venv/lib'", "disk-full", "quota", "free disk space"),
         (
             "The virtual environment was not created successfully because ensurepip is not\navailable.  On Debian/Ubuntu systems, you need",
             "no-venv",
@@ -109,8 +114,8 @@ POOL = "HTTPSConnectionPool(host='files.example.org', port=443): Max retries exc
         ("", "install-failed", "pip said nothing", "install.log"),
     ],
 )
-def test_the_output_of_pip_becomes_one_problem_with_its_decisive_line_and_a_remedy(output: str, code: str, line: str, remedy: str) -> None:
-    problem = explain(output, DEBIAN)
+def test_the_output_of_pip_becomes_one_problem_with_a_line_of_it_and_a_remedy(output: str, code: str, line: str, remedy: str) -> None:
+    problem = diagnose(output, DEBIAN)
     assert problem.code == f"machine.{code}"
     assert line in f"{problem.excerpt} {problem.message}"
     assert remedy in (problem.hint or "")
@@ -119,8 +124,8 @@ def test_the_output_of_pip_becomes_one_problem_with_its_decisive_line_and_a_reme
 
 
 @pytest.mark.parametrize(("tool", "remedy"), [("dnf", "sudo dnf install gcc"), ("brew", "xcode-select"), (None, "install a C compiler")])
-def test_the_remedy_is_a_command_of_the_machine_at_hand(tool: str | None, remedy: str) -> None:
-    problem = explain(BUILD.format(error="error: command 'gcc' failed: No such file or directory"), Machine("3.12", "linux aarch64", tool))
+def test_the_remedy_is_a_command_of_the_system(tool: str | None, remedy: str) -> None:
+    problem = diagnose(BUILD.format(error="error: command 'gcc' failed: No such file or directory"), Machine("3.12", "linux aarch64", tool))
     assert remedy in (problem.hint or "")
     assert "psutil" in problem.message
 
@@ -166,7 +171,7 @@ def _imports(root: Path) -> bool:
     return subprocess.run([root / ".venv/bin/python", "-I", "-c", test], capture_output=True, check=False).returncode == 0
 
 
-def test_what_was_installed_works_and_a_second_call_installs_nothing(project: Path) -> None:
+def test_an_installation_works_and_a_second_call_installs_nothing(project: Path) -> None:
     assert _imports(project)
     log = (project / ".venv/install.log").stat()
     assert _install(project).stdout == "llamahome is installed in .venv; nothing to do\n"
@@ -174,7 +179,7 @@ def test_what_was_installed_works_and_a_second_call_installs_nothing(project: Pa
     assert (project / ".venv/install.log").stat() == log
 
 
-def test_a_failed_change_of_the_lock_is_one_block_and_leaves_the_earlier_installation_valid(project: Path) -> None:
+def test_a_failed_change_of_the_lock_is_one_error_and_keeps_the_earlier_installation(project: Path) -> None:
     (project / "requirements.lock").write_text("brick==2.0\n")
     failed = _install(project)
     (project / "requirements.lock").write_text("brick==1.0\n")
@@ -185,25 +190,25 @@ def test_a_failed_change_of_the_lock_is_one_block_and_leaves_the_earlier_install
     assert "nothing to do" in _install(project).stdout
 
 
-def test_an_installation_that_was_killed_is_made_anew_and_two_at_once_install_once(project: Path) -> None:
+def test_a_killed_installation_is_repeated_and_two_concurrent_calls_install_once(project: Path) -> None:
     (project / ".venv/.llamahome-installed").unlink()
     next((project / ".venv").glob("lib/python3*/site-packages/brick.py")).unlink()
     assert not _imports(project)
     both = [subprocess.Popen(_command(project), env=_environment(project), stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    told = [process.communicate(timeout=120)[0] for process in both]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert sorted("ready: .venv" in text for text in told) == [False, True]
+    assert sorted("ready: .venv" in text for text in outputs) == [False, True]
     assert _imports(project)
 
 
-def test_a_folder_that_moved_is_not_ready_for_its_scripts_name_the_old_place(project: Path, tmp_path: Path) -> None:
+def test_a_moved_folder_is_not_ready_because_its_scripts_have_the_old_path(project: Path, tmp_path: Path) -> None:
     assert install.is_ready(str(project))
     moved = tmp_path / "moved"
     moved.symlink_to(project)
     assert not install.is_ready(str(moved))
 
 
-def test_a_place_that_cannot_be_written_is_one_block(project: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_writable_is_one_error(project: Path, tmp_path: Path) -> None:
     root = tmp_path / "project"
     shutil.copytree(project, root, ignore=shutil.ignore_patterns(".venv", "__pycache__"))
     (root / ".venv").write_text("not a folder")
@@ -213,27 +218,27 @@ def test_a_place_that_cannot_be_written_is_one_block(project: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("version", "slug"), [((3, 9, 1), "too-old"), ((3, 6, 0), "too-old"), ((3, 15, 0), "too-new")])
-def test_an_unfit_python_with_no_other_on_the_path_is_one_block(tmp_path: Path, version: tuple[int, ...], slug: str) -> None:
+def test_an_unsupported_python_without_another_on_the_path_is_one_error(tmp_path: Path, version: tuple[int, ...], slug: str) -> None:
     shutil.copy(ROOT / "scripts/install.py", tmp_path)
     pretend = f"import runpy, sys; sys.version_info = {version}; runpy.run_path({str(tmp_path / 'install.py')!r}, run_name='__main__')"
-    told = subprocess.run([sys.executable, "-c", pretend], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
-    assert told.returncode == 4
-    assert told.stderr.startswith(f"error[machine.python-{slug}]: {sys.executable}: Python 3.{version[1]} is ")
-    assert "help: install Python 3.13, then make setup PYTHON=" in told.stderr
+    result = subprocess.run([sys.executable, "-c", pretend], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert result.returncode == 4
+    assert result.stderr.startswith(f"error[machine.python-{slug}]: {sys.executable}: Python 3.{version[1]} is ")
+    assert "help: install Python 3.13, then make setup PYTHON=" in result.stderr
 
 
-def test_the_advice_about_python_fits_the_machine() -> None:
+def test_the_remedy_for_an_old_python_fits_the_system() -> None:
     assert "brew install python@3.13" in install.python_problem((3, 9), "darwin", ["brew"])
     assert "sudo dnf install" in install.python_problem((3, 9), "linux", ["dnf"])
     assert "sudo apt-get install" in install.python_problem((3, 9), "linux", ["apt-get"])
 
 
-def test_the_first_file_can_be_read_by_an_old_python() -> None:
+def test_an_old_python_can_read_the_installer() -> None:
     tree = ast.parse((ROOT / "scripts/install.py").read_text(encoding="utf-8"), feature_version=(3, 6))
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.NamedExpr | ast.Match)]
 
 
-def test_the_lock_is_exact_and_holds_what_the_project_asks_for() -> None:
+def test_the_lock_pins_the_requirements_of_the_project() -> None:
     lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")]
     pinned = dict(re.fullmatch(r"([A-Za-z0-9._-]+)==([0-9][0-9A-Za-z.]*)", line).groups() for line in lines)
     locked = {canonicalize_name(name): version for name, version in pinned.items()}
@@ -244,14 +249,14 @@ def test_the_lock_is_exact_and_holds_what_the_project_asks_for() -> None:
     assert locked["torch"] == "2.13.0"
 
 
-def test_a_machine_with_a_driver_gets_what_its_gpu_needs_and_another_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_machine_with_a_driver_gets_the_gpu_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "requirements.lock").write_text("brick==1.0\n")
     (tmp_path / "pyproject.toml").write_text("")
     (tmp_path / "requirements-gpu.lock").write_text("meter==1.0\n")
     monkeypatch.setenv("PATH", str(tmp_path))
-    plain = install.wanted_stamp(str(tmp_path))
+    plain = install.expected_stamp(str(tmp_path))
     assert os.path.exists("/proc/driver/nvidia/version") or install.gpu_lock(str(tmp_path)) == ()
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     assert install.gpu_lock(str(tmp_path)) == ("requirements-gpu.lock",)
-    assert install.wanted_stamp(str(tmp_path)) != plain or os.path.exists("/proc/driver/nvidia/version")
+    assert install.expected_stamp(str(tmp_path)) != plain or os.path.exists("/proc/driver/nvidia/version")

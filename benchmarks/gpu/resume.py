@@ -1,4 +1,4 @@
-"""The program itself on the device, as users type it: train, stop, resume to the same bits, answer; and two processes."""
+"""Runs the commands on the device: train, resume to identical weights, answer a prompt; and two processes."""
 
 import json
 import subprocess
@@ -22,25 +22,25 @@ _ROWS, _STEPS = 64, 6
 
 
 def run(device: torch.device, toy: bool) -> Iterator[dict[str, Any]]:
-    """Six steps at once beside three and three; then an answer."""
+    """Compare six steps with three steps and a resume; then answer a prompt."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = _project(Path(scratch), TOY if toy else _MIDDLE)
-        processor = [] if device.type == "cuda" else ["--set", "model.backend=cpu"]
+        cpu_options = [] if device.type == "cuda" else ["--set", "model.backend=cpu"]
         started = time.perf_counter()
-        _llamahome(folder, *_train(folder, "whole", _STEPS), *processor)
-        whole_s = time.perf_counter() - started
-        _llamahome(folder, *_train(folder, "half", _STEPS), "--set", f"checkpoint.every={_STEPS // 2} steps", *processor)
+        _llamahome(folder, *_train(folder, "whole", _STEPS), *cpu_options)
+        train_s = time.perf_counter() - started
+        _llamahome(folder, *_train(folder, "half", _STEPS), "--set", f"checkpoint.every={_STEPS // 2} steps", *cpu_options)
         checkpoint = folder / "half" / f"checkpoint-{_STEPS // 2}"
         _llamahome(folder, "train-resume", str(checkpoint), "--output", str(folder / "resumed"))
         adapters = [safetensors.torch.load_file(folder / run / "final/adapter_model.safetensors") for run in ("whole", "resumed")]
         same = all(torch.equal(each, adapters[1][name]) for name, each in adapters[0].items())
-        yield {"check": "resumed run has the same bits", "ok": same, "train_s": round(whole_s, 1)}
-        told = _llamahome(folder, "chat", str(folder / "resumed"), "--prompt", "Hello", "--max-new-tokens", "8")
-        yield {"check": "an answer", "ok": told.returncode == 0}
+        yield {"check": "resumed run has the same bits", "ok": same, "train_s": round(train_s, 1)}
+        answer = _llamahome(folder, "chat", str(folder / "resumed"), "--prompt", "Hello", "--max-new-tokens", "8")
+        yield {"check": "an answer", "ok": answer.returncode == 0}
 
 
 def two_processes(device: torch.device, toy: bool) -> Iterator[dict[str, Any]]:
-    """The same steps on two processes, where there are two GPUs (or none)."""
+    """Compare the losses of one and two processes; needs two GPUs, or the CPU."""
     if device.type == "cuda" and torch.cuda.device_count() < 2:
         yield {"skipped": "there is one GPU"}
         return
@@ -51,12 +51,12 @@ def two_processes(device: torch.device, toy: bool) -> Iterator[dict[str, Any]]:
             _llamahome(folder, *_train(folder, f"ranks-{ranks}", _STEPS), "--world-size", str(ranks))
             (metrics,) = (folder / "data/metrics/logs").glob(f"*ranks-{ranks}*/metrics.jsonl")
             losses[ranks] = [record["train/loss"] for record in map(json.loads, metrics.read_text().splitlines()) if "train/loss" in record]
-        apart = max(abs(one / two - 1) for one, two in zip(losses[1], losses[2], strict=True))
-        yield {"check": "two processes train like one", "loss": apart, "ok": apart < 1e-2}
+        difference = max(abs(one / two - 1) for one, two in zip(losses[1], losses[2], strict=True))
+        yield {"check": "two processes train like one", "loss": difference, "ok": difference < 1e-2}
 
 
 def _project(folder: Path, shape: Shape) -> Path:
-    """A model of random weights and a file of rows."""
+    """Write a model with random weights and a file of rows."""
     model = folder / "model"
     AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape.values), dtype=torch.bfloat16).save_pretrained(model)
     save_tokenizer(model, vocabulary=shape.vocabulary)
@@ -67,14 +67,14 @@ def _project(folder: Path, shape: Shape) -> Path:
 
 def _train(folder: Path, name: str, steps: int) -> list[str]:
     settings = {"training.batch_size": 8, "data.eval_split": 0, "evaluation.sample_prompts": 0, "training.warmup": 0}
-    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    return ["train", "rows.jsonl", "--model", "model", "--output", name, "--max-steps", str(steps), *words]
+    options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    return ["train", "rows.jsonl", "--model", "model", "--output", name, "--max-steps", str(steps), *options]
 
 
 def _llamahome(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "llamahome", *words]
-    kept = {name: value for name, value in environment().items() if name not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
-    done = subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(words[:2])} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
-    return done
+    variables = {name: value for name, value in environment().items() if name not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
+    result = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise SystemExit(f"{' '.join(words[:2])} failed with {result.returncode}: {result.stderr.strip()[-300:]}")
+    return result

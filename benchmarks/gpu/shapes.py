@@ -1,4 +1,4 @@
-"""Models with random weights in real shapes, and the documents they are trained on."""
+"""Models with random weights in real shapes, and random documents."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ _ROPE = {"rope_type": "default", "rope_theta": 500_000.0}
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder of Llama's form."""
+    """The sizes of a Llama decoder."""
 
     name: str
     hidden: int
@@ -26,7 +26,7 @@ class Shape:
 
     @property
     def values(self) -> dict[str, Any]:
-        """As config.json says it."""
+        """The content of config.json."""
         return {
             "model_type": "llama",
             "hidden_size": self.hidden,
@@ -47,7 +47,7 @@ EIGHT_B = Shape("8B", 4096, 14_336, 32, 32, 8, 128_256, False)
 
 
 def random_model(shape: Shape, device: torch.device, *, dtype: torch.dtype, attention: str = "sdpa", seed: int = 0) -> PreTrainedModel:
-    """Made on the device, so the machine's memory never holds it."""
+    """Create the model on the device, so that host memory never holds it."""
     config = AutoConfig.for_model(**shape.values)
     torch.manual_seed(seed)
     with torch.device(device):
@@ -56,20 +56,20 @@ def random_model(shape: Shape, device: torch.device, *, dtype: torch.dtype, atte
 
 
 def lengths_of(tokens: int, mean: int, random: torch.Generator) -> tuple[int, ...]:
-    """Documents of mixed lengths, between a quarter and twice the mean, that have so many tokens together; longest first."""
-    found: list[int] = []
-    while (left := tokens - sum(found)) > 0:
-        drawn = int(mean * (0.25 + 1.5 * float(torch.rand((), generator=random))))
-        found.append(min(left, max(2, drawn)))
-    return tuple(sorted(found, reverse=True))
+    """Random lengths between 0.25 and 1.75 times `mean` with the sum `tokens`, longest first."""
+    lengths: list[int] = []
+    while (left := tokens - sum(lengths)) > 0:
+        length = int(mean * (0.25 + 1.5 * float(torch.rand((), generator=random))))
+        lengths.append(min(left, max(2, length)))
+    return tuple(sorted(lengths, reverse=True))
 
 
-def batch_of(lengths: tuple[int, ...], vocabulary: int, random: torch.Generator, *, learned: float = 1.0) -> Microbatch:
-    """Random tokens in documents of these lengths; a share of them is learned."""
+def batch_of(lengths: tuple[int, ...], vocabulary: int, random: torch.Generator, *, target_share: float = 1.0) -> Microbatch:
+    """Random tokens in documents of these lengths, of which `target_share` are targets."""
     tokens_T = torch.randint(0, vocabulary, (sum(lengths),), generator=random)
     starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
-    targets_T = torch.rand(len(tokens_T), generator=random) < learned
+    targets_T = torch.rand(len(tokens_T), generator=random) < target_share
     targets_T[starts] = False
-    places_N = targets_T.nonzero().squeeze(1)
+    targets_N = targets_T.nonzero().squeeze(1)
     positions_T = torch.cat([torch.arange(length) for length in lengths])
-    return Microbatch(tokens_T, positions_T, lengths, places_N - 1, tokens_T[places_N], keys=tuple(range(len(lengths))))
+    return Microbatch(tokens_T, positions_T, lengths, targets_N - 1, tokens_T[targets_N], keys=tuple(range(len(lengths))))

@@ -1,7 +1,7 @@
-"""Speed and memory of LoRA steps in real shapes: ours, a plain loop of transformers and PEFT, and the same with Liger's kernels.
+"""Measures speed and memory of LoRA steps in real shapes: llamahome, a plain loop of transformers and PEFT, and that with Liger's kernels.
 
 Every system trains rank 16 on all linear layers of a frozen bfloat16 base, on the same number of real tokens. The plain loops get rows
-without padding and see no boundaries between documents, which favours them.
+without padding and ignore document boundaries, which is an advantage for them.
 """
 
 import statistics
@@ -22,29 +22,36 @@ _PLAIN_ROW = 4096
 
 
 def ours(shape: Shape, device: torch.device, *, tokens: int, length: int) -> dict[str, Any]:
-    """llamahome's own step; each round has documents of other lengths."""
+    """Measure llamahome's step; each round has documents of other lengths."""
     started = time.perf_counter()
     trained, random = Trained(shape, device, compiled=True), torch.Generator().manual_seed(0)
     batches = [batch_of(lengths_of(tokens, length, random), shape.vocabulary, random) for _ in range(_WARM + _ROUNDS)]
-    loaded = time.perf_counter() - started
-    told = _timed(device, lambda number: trained.step([batches[number]]).loss, tokens=tokens)
-    return {"system": "ours", "shape": shape.name, "documents": length, "compiled": trained.compiled, "load_s": round(loaded, 1), **told}
+    load_s = time.perf_counter() - started
+    measured = _timed(device, lambda number: trained.step([batches[number]]).loss, tokens=tokens)
+    return {
+        "system": "ours",
+        "shape": shape.name,
+        "documents": length,
+        "compiled": trained.compiled,
+        "load_s": round(load_s, 1),
+        **measured,
+    }
 
 
 def plain(shape: Shape, device: torch.device, *, tokens: int, length: int) -> dict[str, Any]:
-    """transformers and PEFT, scaled_dot_product_attention, autocast."""
+    """Measure transformers and PEFT with scaled_dot_product_attention and autocast."""
     return {"system": "plain", "shape": shape.name, "documents": length, **_plain(shape, device, tokens=tokens)}
 
 
 def plain_with_liger(shape: Shape, device: torch.device, *, tokens: int, length: int) -> dict[str, Any]:
-    """The same with Liger's kernels and its fused linear cross-entropy."""
-    told = {"system": "plain with Liger", "shape": shape.name, "documents": length}
+    """Measure the plain loop with Liger's kernels and its fused linear cross-entropy."""
+    result = {"system": "plain with Liger", "shape": shape.name, "documents": length}
     try:
         from liger_kernel.transformers import apply_liger_kernel_to_llama  # type: ignore[import-not-found]
     except ImportError:
-        return {**told, "skipped": "liger_kernel is not installed"}
+        return {**result, "skipped": "liger_kernel is not installed"}
     apply_liger_kernel_to_llama()
-    return {**told, **_plain(shape, device, tokens=tokens)}
+    return {**result, **_plain(shape, device, tokens=tokens)}
 
 
 def _plain(shape: Shape, device: torch.device, *, tokens: int) -> dict[str, Any]:
@@ -68,18 +75,18 @@ def _plain(shape: Shape, device: torch.device, *, tokens: int) -> dict[str, Any]
 
 
 def _timed(device: torch.device, step: Callable[[int], torch.Tensor], *, tokens: int) -> dict[str, Any]:
-    """The first step, then the median of the others, each waited for."""
+    """Time each step including the device; return the first one and the median after the warm-up."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    taken = []
+    seconds = []
     for number in range(_WARM + _ROUNDS):
         begin = time.perf_counter()
         loss = float(step(number))  # waits for the device
-        taken.append(time.perf_counter() - begin)
-    median = statistics.median(taken[_WARM:])
+        seconds.append(time.perf_counter() - begin)
+    median = statistics.median(seconds[_WARM:])
     return {
         "tokens": tokens,
-        "first_step_s": round(taken[0], 2),
+        "first_step_s": round(seconds[0], 2),
         "step_s": round(median, 4),
         "tokens_per_s": round(tokens / median, 1),
         "peak_gb": _peak_gb(device),
@@ -91,8 +98,8 @@ def _peak_gb(device: torch.device) -> float | None:
     return round(torch.cuda.max_memory_allocated(device) / 1e9, 2) if device.type == "cuda" else None
 
 
-def estimate_beside_peak(shape: Shape, device: torch.device, *, tokens: int) -> dict[str, Any]:
-    """Weights and what a pass keeps, estimated, beside the most that two steps had allocated."""
+def compare_estimate(shape: Shape, device: torch.device, *, tokens: int) -> dict[str, Any]:
+    """Compare the estimate of weights and activations with the peak allocation of two steps."""
     trained, random = Trained(shape, device, compiled=True), torch.Generator().manual_seed(0)
     weights = sum(each.numel() * each.element_size() for each in trained.model.parameters())
     trained_bytes = 3 * sum(each.numel() * each.element_size() for each in trained_parameters(trained.model).values())
@@ -100,5 +107,5 @@ def estimate_beside_peak(shape: Shape, device: torch.device, *, tokens: int) -> 
     kept = trained.backend.kept_bytes(config, trained.model, tokens, longest=mean * 2, compiled=trained.compiled)
     for _ in range(2):
         trained.step([batch_of(lengths_of(tokens, mean, random), shape.vocabulary, random)])
-    told = {"shape": shape.name, "tokens": tokens, "estimate_gb": round((weights + trained_bytes + kept) / 1e9, 2)}
-    return {**told, "peak_gb": _peak_gb(device)}
+    result = {"shape": shape.name, "tokens": tokens, "estimate_gb": round((weights + trained_bytes + kept) / 1e9, 2)}
+    return {**result, "peak_gb": _peak_gb(device)}

@@ -1,4 +1,4 @@
-"""A model of random weights that is trained as llamahome trains: adapters, back end, optimizer and step are the program's own."""
+"""Trains a model with random weights with llamahome's adapters, back end, optimizer and step."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ import torch
 from benchmarks.gpu.shapes import Shape, random_model
 from llamahome.config.schema import Config, LoraConfig
 from llamahome.data.records import Microbatch
-from llamahome.distributed.exchange import FlatExchange
+from llamahome.distributed.reducer import FlatReducer
 from llamahome.distributed.world import World
 from llamahome.model.attention import ATTENTION_NAME, register_attention
 from llamahome.model.backends.choose import backend_of
@@ -43,29 +43,29 @@ class Trained:
         self.optimizer = make_optimizer("adamw", self.parameters, weight_decay=0.0)
         set_learning_rate(self.optimizer, _RATE)
         self._objective = Objective(self.model, self.backend)
-        self._exchange = FlatExchange(World(0, 1, 0, device), list(self.parameters.values()))
+        self._reducer = FlatReducer(World(0, 1, 0, device), list(self.parameters.values()))
         self._clock, self._steps = PartClock(), 0
         self.waits = self.recompiles = 0
 
     def step(self, batches: Sequence[Microbatch]) -> StepResult:
-        """One optimizer update over `batches`, which are taken to the device first."""
-        delivered = [self.backend.deliver(batch) for batch in batches]
+        """Copy `batches` to the device and run one optimizer update."""
+        delivered = [self.backend.to_device(batch) for batch in batches]
         self._steps += 1
-        settings = {"max_grad_norm": 1.0, "exchange": self._exchange, "clock": self._clock}
-        targets, seeds = sum(batch.num_targets for batch in batches), [self._steps] * len(batches)
-        found = train_step(self._objective.loss_sum, self.optimizer, delivered, num_targets=targets, seeds=seeds, **settings)
+        settings = {"max_grad_norm": 1.0, "reducer": self._reducer, "clock": self._clock}
+        targets = sum(batch.num_targets for batch in batches)
+        found = train_step(self._objective.loss_sum, self.optimizer, delivered, num_targets=targets, seed=self._steps, **settings)
         if not isinstance(found, StepResult):
-            raise torch.OutOfMemoryError(found.told or "")
+            raise torch.OutOfMemoryError(found.message or "")
         return found
 
     @contextmanager
     def watched(self, *, warm: bool) -> Iterator[None]:
-        """Count what waits for the device and what is compiled again; `warm` steps may do both."""
+        """Count waits for the device and recompilations in the block, unless `warm`."""
         if warm:
             yield
             return
         before = _compiled_graphs()
-        with warnings.catch_warnings(record=True) as heard:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             if self.device.type == "cuda":
                 torch.cuda.set_sync_debug_mode("warn")
@@ -74,7 +74,7 @@ class Trained:
             finally:
                 if self.device.type == "cuda":
                     torch.cuda.set_sync_debug_mode("default")
-        self.waits += sum("synchroniz" in str(each.message) for each in heard)
+        self.waits += sum("synchroniz" in str(each.message) for each in caught)
         self.recompiles += _compiled_graphs() - before
 
 

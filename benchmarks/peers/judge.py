@@ -1,4 +1,4 @@
-"""Held-out loss of a trained folder, by transformers and PEFT alone, in float32, a row at a time: prints {"loss": nats per target}."""
+"""Prints the held-out loss of a trained folder, by transformers and PEFT in float32, row by row: {"loss": nats per target}."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from benchmarks.peers.turn import IGNORED, read_rows, task
 
 @torch.no_grad()
 def run() -> None:
-    """Judge and print."""
+    """Evaluate and print."""
     given = task()
     adapter = (Path(given["trained"]) / "adapter_config.json").is_file()
     model = AutoModelForCausalLM.from_pretrained(given["model"] if adapter else given["trained"], dtype=torch.float32)

@@ -1,7 +1,7 @@
-"""litgpt's own finetune_lora and finetune_full, micro-batch 1; its data loader waits for the turn where a step begins.
+"""litgpt's finetune_lora and finetune_full with micro-batch 1; the data loader waits for its turn at the start of each step.
 
-litgpt takes the mean loss of each micro-batch and then the mean of those, so a short row counts as much as a long one: its losses are not
-comparable with those of the others, its work per token is.
+litgpt averages the mean losses of the micro-batches, so a short row counts as much as a long one: its losses are not comparable with those
+of other systems, but its work per token is.
 """
 
 import json
@@ -23,25 +23,25 @@ _NAME = "of-the-benchmark"
 
 
 def convert(source: Path, folder: Path, *, dtype: str) -> None:
-    """Write litgpt's form of a Llama folder into `folder`, by litgpt's own converter."""
+    """Convert a Llama folder into `folder` with litgpt's converter."""
     folder.mkdir(exist_ok=True)
     for file in source.iterdir():
         if file.is_file():
             shutil.copyfile(file, folder / file.name)
-    told = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    hf_config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config = {
         "name": _NAME,
         "hf_config": {"org": "benchmark", "name": _NAME},
-        "block_size": told["max_position_embeddings"],
-        "vocab_size": told["vocab_size"],
-        "padded_vocab_size": told["vocab_size"],
-        "n_layer": told["num_hidden_layers"],
-        "n_head": told["num_attention_heads"],
-        "n_embd": told["hidden_size"],
-        "n_query_groups": told["num_key_value_heads"],
-        "intermediate_size": told["intermediate_size"],
-        "norm_eps": told["rms_norm_eps"],
-        "rope_base": int((told.get("rope_parameters") or told)["rope_theta"]),
+        "block_size": hf_config["max_position_embeddings"],
+        "vocab_size": hf_config["vocab_size"],
+        "padded_vocab_size": hf_config["vocab_size"],
+        "n_layer": hf_config["num_hidden_layers"],
+        "n_head": hf_config["num_attention_heads"],
+        "n_embd": hf_config["hidden_size"],
+        "n_query_groups": hf_config["num_key_value_heads"],
+        "intermediate_size": hf_config["intermediate_size"],
+        "norm_eps": hf_config["rms_norm_eps"],
+        "rope_base": int((hf_config.get("rope_parameters") or hf_config)["rope_theta"]),
         "rotary_percentage": 1.0,
         "parallel_residual": False,
         "bias": False,
@@ -59,36 +59,36 @@ class Rows(DataModule):
     def __init__(self, given: dict[str, Any], turn: Turn) -> None:
         super().__init__()
         self._rows, self._batch, self._turn = read_rows(given["rows"]), given["batch"], turn
-        self._asked = 0
+        self._yielded = 0
 
     def connect(self, *words: Any, **named: Any) -> None:
-        """The rows are tokens already."""
+        """Do nothing: the rows are tokenized already."""
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Waits for the turn before the first row of each step."""
+        """Return a loader that waits for its turn before the first row of each step."""
         return DataLoader(self._rows, batch_size=1, collate_fn=self._train)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """One row: litgpt insists on looking at some before it begins."""
+        """Return one row, because litgpt evaluates before it starts."""
         return DataLoader(self._rows[:1], batch_size=1, collate_fn=self._tensors)  # type: ignore[arg-type]
 
     def _train(self, rows: list[dict[str, list[int]]]) -> dict[str, Any]:
-        if self._asked % self._batch == 0:
+        if self._yielded % self._batch == 0:
             self._turn.between()
-        self._asked += 1
+        self._yielded += 1
         for row in rows:
             self._turn.fed.row(row["input_ids"], [label != IGNORED for label in row["labels"]])
         return self._tensors(rows)
 
     @staticmethod
     def _tensors(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
-        counted = torch.tensor([len(row["input_ids"]) for row in rows])
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
         tensors = {name: torch.tensor([row[name] for row in rows]) for name in ("input_ids", "labels")}
-        return {**tensors, "token_counts": {"raw": counted, "raw_plus_prompt_template": counted}}
+        return {**tensors, "token_counts": {"raw": lengths, "raw_plus_prompt_template": lengths}}
 
 
 def run() -> None:
-    """Train in turns."""
+    """Train, one turn after the other."""
     given = task()
     turn = Turn()
     folder = Path("model")

@@ -1,4 +1,4 @@
-"""llamahome's own `train`, as users type it; only its loader waits for its turn before it gives out a step."""
+"""llamahome's `train` command; its loader waits for the next turn before each step."""
 
 import json
 import sys
@@ -12,10 +12,11 @@ from llamahome.cli.train import importing_torch
 
 if TYPE_CHECKING:
     from llamahome.data.records import Microbatch
+    from llamahome.data.steps.loader import StepBatch
 
 
 def words(given: dict[str, Any]) -> list[str]:
-    """The command line of this task."""
+    """Return the command line of this task."""
     if "resume" in given:
         return ["train-resume", given["resume"], "--set", "training.max_steps=1000000"]
     settings = {
@@ -30,20 +31,20 @@ def words(given: dict[str, Any]) -> list[str]:
         "checkpoint.every": "1000000 steps",
         **given.get("settings", {}),
     }
-    told = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-    return ["train", given["data"], "--model", given["model"], "--method", given["method"], "--epochs", "1", *told]
+    options = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    return ["train", given["data"], "--model", given["model"], "--method", given["method"], "--epochs", "1", *options]
 
 
 def _last_loss() -> float | None:
-    """Of the step that has just ended, from the metrics of the run in this folder."""
+    """Return the loss of the step that has just ended, from the metrics of the run in this folder."""
     files = sorted(Path("data/metrics/logs").glob("*/metrics.jsonl"))
     lines = files[-1].read_text(encoding="utf-8").splitlines() if files else []
-    found = [json.loads(line) for line in lines[-3:] if "train/loss" in line]
-    return float(found[-1]["train/loss"]) if found else None
+    records = [json.loads(line) for line in lines[-3:] if "train/loss" in line]
+    return float(records[-1]["train/loss"]) if records else None
 
 
 def _peak(bf16: bool) -> dict[str, Any]:
-    """The machine's own rate: torch's bfloat16 product, or in float32 OpenBLAS's, because torch's own is slower on some processors."""
+    """Measure the machine's peak rate: torch's bfloat16 product, or OpenBLAS in float32, because torch's is slower on some CPUs."""
     if not bf16:
         return {"peak_flops": max(product_rate() for _ in range(3))}
     import torch
@@ -55,17 +56,17 @@ def _peak(bf16: bool) -> dict[str, Any]:
 
 def _feed(turn: Turn, microbatch: "Microbatch") -> None:
     ids = microbatch.tokens_T.tolist()
-    learned = [False] * len(ids)
+    is_target = [False] * len(ids)
     for row in microbatch.rows_N.tolist():
-        learned[row + 1] = True
+        is_target[row + 1] = True
     begin = 0
     for length in microbatch.lengths:
-        turn.fed.row(ids[begin : begin + length], learned[begin : begin + length])
+        turn.fed.row(ids[begin : begin + length], is_target[begin : begin + length])
         begin += length
 
 
 def run() -> None:
-    """Train in turns."""
+    """Train, one turn after the other."""
     given = task()
     turn = Turn()
     turn.command("peak", lambda: _peak(given["bf16"]))
@@ -75,12 +76,12 @@ def run() -> None:
 
     take = Loader.__next__
 
-    def in_turn(loader: Loader) -> "list[Microbatch]":
+    def in_turn(loader: Loader) -> "StepBatch":
         turn.between(_last_loss())
-        microbatches = take(loader)
-        for microbatch in microbatches:
+        batch = take(loader)
+        for microbatch in batch.microbatches:
             _feed(turn, microbatch)
-        return microbatches
+        return batch
 
     Loader.__next__ = in_turn  # type: ignore[method-assign, assignment]
     sys.argv = ["llamahome", *words(given)]

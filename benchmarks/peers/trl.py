@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with the settings of the task; a callback waits for the turn after each step."""
+"""TRL's SFTTrainer with the settings of the task; a callback waits for the next turn after each step."""
 
 from typing import Any
 
@@ -11,23 +11,23 @@ from trl import SFTConfig, SFTTrainer
 from benchmarks.peers.turn import IGNORED, Turn, read_rows, task
 
 
-class Watched(SFTTrainer):
-    """The trainer, which notes each micro-batch as it reaches the model."""
+class RecordingTrainer(SFTTrainer):
+    """Records the rows of each micro-batch before the model gets them."""
 
     turn: Turn
     loss = 0.0
-    """Of the step that runs: TRL divides each micro-batch's sum by the targets of the whole step, and rounds what it logs."""
+    """Loss of the current step, summed here because TRL rounds the loss that it logs."""
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *words: Any, **named: Any) -> torch.Tensor:
-        """Note the rows without their padding, then train on them."""
+        """Record the rows without padding, then train on them."""
         ids, labels = inputs["input_ids"].tolist(), inputs["labels"].tolist()
         if "attention_mask" in inputs:
             sizes = inputs["attention_mask"].sum(1).tolist()
             rows = [(each[:size], label[:size]) for each, label, size in zip(ids, labels, sizes, strict=True)]
-        else:  # padding-free: rows end to end, each with positions from 0
+        else:  # padding-free: concatenated rows, with positions from 0 in each
             starts = [number for number, position in enumerate(inputs["position_ids"][0].tolist()) if position == 0]
-            stretches = zip(starts, [*starts[1:], len(ids[0])], strict=True)
-            rows = [(ids[0][begin:end], labels[0][begin:end]) for begin, end in stretches]
+            ranges = zip(starts, [*starts[1:], len(ids[0])], strict=True)
+            rows = [(ids[0][begin:end], labels[0][begin:end]) for begin, end in ranges]
         for each, label in rows:
             self.turn.fed.row(each, [value != IGNORED for value in label])
         share = super().training_step(model, inputs, *words, **named)
@@ -35,28 +35,28 @@ class Watched(SFTTrainer):
         return share
 
     def end_step(self) -> None:
-        """Wait for the next turn."""
+        """Report the loss and wait for the next turn."""
         loss, self.loss = self.loss, 0.0
         self.turn.between(loss)
 
 
 class InTurn(TrainerCallback):
-    """Waits before the first step and after each one."""
+    """Waits for the next turn before the first step and after each step."""
 
-    trainer: Watched
+    trainer: RecordingTrainer
 
     def on_train_begin(self, *words: Any, **named: Any) -> None:
-        """Everything is loaded."""
+        """Report that everything is loaded."""
         self.trainer.turn.between()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **named: Any) -> None:
-        """A step has ended: with logging_steps=1 this comes after each one, also when all its logging is done."""
+        """End the step: with logging_steps=1 this is called after each step."""
         if logs and "loss" in logs:
             self.trainer.end_step()
 
 
-def make_trainer(given: dict[str, Any], turn: Turn) -> Watched:
-    """The trainer of this task, with everything else as TRL has it."""
+def make_trainer(given: dict[str, Any], turn: Turn) -> RecordingTrainer:
+    """Create the trainer of this task; other settings are TRL's defaults."""
     model = AutoModelForCausalLM.from_pretrained(given["model"], dtype=torch.float32)
     if given["method"] == "lora":
         model = PeftModel.from_pretrained(model, given["adapter"], is_trainable=True)
@@ -82,19 +82,19 @@ def make_trainer(given: dict[str, Any], turn: Turn) -> Watched:
     )
     rows = Dataset.from_list(read_rows(given["rows"]))
     tokenizer, in_turn = AutoTokenizer.from_pretrained(given["model"]), InTurn()
-    trainer = Watched(model=model, args=settings, train_dataset=rows, processing_class=tokenizer, callbacks=[in_turn])
+    trainer = RecordingTrainer(model=model, args=settings, train_dataset=rows, processing_class=tokenizer, callbacks=[in_turn])
     trainer.turn, in_turn.trainer = turn, trainer
-    turn.command("save", lambda: _saved(trainer))
+    turn.command("save", lambda: _save(trainer))
     return trainer
 
 
-def _saved(trainer: Watched) -> dict[str, Any]:
+def _save(trainer: RecordingTrainer) -> dict[str, Any]:
     trainer.save_model("trained")
     return {"saved": "trained"}
 
 
 def run() -> None:
-    """Train in turns."""
+    """Train, one turn after the other."""
     given = task()
     make_trainer(given, Turn()).train()
 

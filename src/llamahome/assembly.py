@@ -1,290 +1,298 @@
-"""The parts of a run and how each is made from the settings: learner, plan, evaluation. No numerics, no order of events.
+"""The parts of a run, each made once, in this order: session, data, base, settings, learner; then the files and the loop around it.
 
-pipeline.py says which part comes when. Every `auto` is resolved here and written back into the settings with the reason as its origin.
+Nothing is changed after it was made. The settings are frozen when `assemble` returns; resolve.py says what every `auto` comes to.
 """
 
-from collections.abc import Callable
-from contextlib import ExitStack
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import torch
-from torch import nn
-
-from llamahome.config.load import LoadedConfig, with_values
+from llamahome.checkpoint.state import TrainerState
+from llamahome.config.check import config_warnings
+from llamahome.config.load import LoadedConfig
+from llamahome.config.schema import Config, interval
+from llamahome.conversation import base_of_run
 from llamahome.data.prepare import Prepared
 from llamahome.data.records import Microbatch
-from llamahome.data.steps.loader import Extent, sequential_microbatches
+from llamahome.data.steps.loader import Loader, sequential_microbatches
 from llamahome.data.store.table import ExampleTable
-from llamahome.data.text.tokens import ChatTokenizer
-from llamahome.data_limits import refuse_sharded
-from llamahome.distributed.world import World
-from llamahome.errors import ConfigError, Problem
-from llamahome.model.adapted import account
-from llamahome.model.adapter import SavedModel, fingerprint
+from llamahome.data.text.tokenizer_files import tokenizer_folder, tokenizer_source
+from llamahome.data.text.tokens import ChatTokenizer, open_tokenizer
+from llamahome.data_limits import prepare_fitted, warn_of_length
+from llamahome.distributed.agreement import require_agreement, settings_and_versions
+from llamahome.distributed.world import World, open_world
+from llamahome.errors import LeftAtOnce, MachineError, Problem
+from llamahome.logs import log_to_file
+from llamahome.model.adapter import trained_rows
+from llamahome.model.auxiliary_files import copy_both
 from llamahome.model.backends.backend import Backend
-from llamahome.model.backends.choose import overlooked
-from llamahome.model.load import CausalLM, load_model
-from llamahome.model.lora import add_lora
-from llamahome.model.objective import Objective
-from llamahome.model.packing import packing_of
-from llamahome.model.place import largest_pass, needs_checkpointing, place, trained_parameters
-from llamahome.model.shard import Placement, replicated, sharded
-from llamahome.model.strategy import Chosen, choose_strategy, count_weights, weight_bytes
-from llamahome.model.targets import copied_bytes
-from llamahome.model.vocabulary import grow_embeddings, refuse_lost_bias
-from llamahome.monitoring.progress import Progress
-from llamahome.monitoring.resources import free_memory_bytes
-from llamahome.monitoring.throughput import model_flops_per_token
-from llamahome.training.optimizer import auto_learning_rate, make_optimizer
+from llamahome.model.backends.choose import choose_backend
+from llamahome.monitoring.display import RunSummary
+from llamahome.monitoring.progress import Progress, open_progress
+from llamahome.monitoring.recorder import Recorder
+from llamahome.monitoring.resources import ResourceSampler
+from llamahome.monitoring.throughput import PartClock, measured_peak_flops
+from llamahome.resolve import answered_rows, evaluated_rows, resolve_settings
+from llamahome.resuming import rate_of
+from llamahome.rundir import RunPaths, as_typed, nearby
+from llamahome.training.answer_metric import AnswerMetric, open_answer_metric
+from llamahome.training.checkpointing import Checkpointing, Save, SaveAsync
+from llamahome.training.evaluate import Evaluator, Judge, sample_prompts
+from llamahome.training.learner import Learner, flops_per_token, load_base, make_learner
+from llamahome.training.run import LoopSettings, Plan, Run, Schedule
+from llamahome.training.schedule import Due
 from llamahome.training.stop import StopRequest
-from llamahome.units import show_bytes
 
 
 @dataclass(frozen=True)
 class Session:
-    """What lives as long as the command."""
+    """The parts that live as long as the command."""
 
     world: World
     progress: Progress
     stop: StopRequest
     closing: ExitStack
-    """What is closed when the command ends."""
+    """Closes everything that is registered here when the command ends."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The rows of a run, and the base whose tokenizer turns them into tokens."""
+
+    paths: tuple[str, ...]
+    prepared: Prepared
+    tokenizer: ChatTokenizer
+    base: Path
+    adapter: Path | None
+    """The PEFT folder that is trained further: model.adapter's, or at a resume the checkpoint's own."""
+    backend: Backend
+    fitted: LoadedConfig
+    """The settings with which the rows were read: data.max_length is at most what the base can take."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained on what, before the first step."""
+    """Everything of a run before its first step."""
 
-    data_paths: tuple[str, ...]
-    loaded: LoadedConfig
-    prepared: Prepared
-    tokenizer: ChatTokenizer
-    base: Path
-    backend: Backend
-    """What computes."""
-    start: int = 0
-    """Position in the data at which this process begins."""
+    session: Session
+    data: RunData
+    settings: LoadedConfig
+    plan: Plan
+    learner: Learner
 
-
-@dataclass(frozen=True)
-class Learner:
-    """The model and everything that belongs to its weights."""
-
-    model: CausalLM
-    """The causal language model, adapters inside."""
-    saved: SavedModel
-    """What is written to disk: the adapter's wrapper, or the model itself."""
-    base: Path
-    objective: Objective
-    placement: Placement
-    parameters: dict[str, nn.Parameter]
-    """What this process updates."""
-    optimizer: torch.optim.AdamW
-    trained_share: float
-    base_fingerprint: str
+    @property
+    def config(self) -> Config:
+        """The values of the settings."""
+        return self.settings.config
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The arithmetic of a run."""
-
-    horizon: int
-    positions: int
-    steps_per_epoch: float
-    rows_ahead: int
-    """Rows that are still to be trained on."""
-
-
-def make_plan(loaded: LoadedConfig, rows: int, *, step: int = 0, consumed: int = 0) -> Plan:
-    """Steps and rows of the whole run when an epoch has `rows`, of which `step` updates over `consumed` rows are done.
-
-    What is done counts as it was: a resumed run may have another batch size, and still ends at max_steps or after its epochs.
-    """
-    training = loaded.config.training
-    epochs, batch = float(training.epochs), int(training.batch_size)  # amounts.py has resolved them
-    extent = Extent(epochs=epochs, batch_size=batch, max_steps=training.max_steps, step=step, consumed=consumed)
-    positions = extent.positions(rows)
-    return Plan(extent.horizon(rows), positions, rows / batch, max(0, positions - consumed))
+@contextmanager
+def open_session(loaded: LoadedConfig, *, phases: int = 3, saves: bool = True) -> Iterator[Session]:
+    """Join the other ranks and open the terminal; handle signals if the command saves something. Everything is closed at the end."""
+    with ExitStack() as stack:
+        notes: list[str] = []
+        stop = stack.enter_context(StopRequest().listening()) if saves else StopRequest()
+        world = stack.enter_context(open_world(loaded.config.distributed, say=notes.append, processor=loaded.config.model.backend == "cpu"))
+        progress = open_progress(sys.stderr, world.is_main, phases=phases)
+        stack.callback(progress.close)
+        for note in notes:
+            progress.say(note)
+        require_agreement(world, settings_and_versions(loaded.config))
+        for warning in config_warnings(loaded.config, loaded.origins) if saves else ():
+            progress.warn(warning.message, warning.hint or "it has no effect")
+        yield Session(world, progress, stop, stack)
 
 
-def load_learner(loaded: LoadedConfig, job: Job, plan: Plan, world: World, *, say: Callable[[str], None]) -> tuple[Learner, LoadedConfig]:
-    """Load the base, add what is trained, place it; returns the settings with everything that depends on the model resolved."""
-    config, base, backend = loaded.config, job.base, job.backend
-    precision = backend.precision
-    say(f"{backend.name} back end, {'bf16' if precision.compute == torch.bfloat16 else 'float32'} products: {precision.reason}")
-    chosen = _choose_placement(loaded, base, backend, world)
-    if config.distributed.strategy == "auto":
-        loaded = with_values(loaded, {"distributed.strategy": chosen.strategy}, origin=f"auto: {chosen.reason}")
-    if world.size > 1:
-        say(f"{chosen.strategy}: {chosen.reason}" + ("; gradients are summed after every pass" if chosen.sums_each_pass else ""))
-    first_place = world.device if chosen.strategy == "replicate" else torch.device("cpu")  # from where it is dealt out layer by layer
-    model = load_model(base, dtype=precision.storage, device=first_place)
-    grown = max(job.tokenizer.vocabulary.values()) + 1 if config.model.resize_embeddings else 0
-    new_rows = grow_embeddings(model, grown)
-    if new_rows:
-        refuse_lost_bias(model, base, method=config.training.method)
-        say(f"the embedding grows by {len(new_rows):,} rows to {new_rows.stop:,}; they begin as the mean of the others and are trained")
-    tokens = plan.rows_ahead * job.prepared.report.tokens_per_row
-    packing = packing_of(model).remarks(documents=plan.rows_ahead, passes=tokens / backend.micro_batch_tokens)
-    for line in (overlooked(config, world.device), *backend.remarks(model), *packing):
-        if line is not None:
-            say(line)
-    if chosen.strategy != "replicate":
-        refuse_sharded(packing_of(model).why_alone, new_rows)
-    else:
-        loaded = leave_short_runs(loaded, base, backend, world, tokens=tokens, say=say)
-    loaded = _resolve(loaded, model, backend, world)
-    if config.training.gradient_checkpointing == "auto":
-        found = "on" if loaded.config.training.gradient_checkpointing else "off"
-        say(f"gradient checkpointing {found}: {loaded.origins['training.gradient_checkpointing'].removeprefix('auto: ')}")
-    config = loaded.config
-    saved: SavedModel = model
-    if config.training.method == "lora":
-        name = str(base.resolve()) if Path(config.model.name).is_dir() or base.parts[:1] == ("data",) else config.model.name
-        saved = add_lora(model, config.lora, base=name, seed=config.training.seed, lean=not precision.autocast, new_rows=new_rows)
-        for line in account(model):
-            say(line)
-    checkpointing = config.training.gradient_checkpointing is True
-    for line in place(model, world=world, checkpointing=checkpointing, sync_batch_norm=config.distributed.sync_batch_norm):
-        say(line)
-    trained = sum(p.numel() for p in trained_parameters(model).values())
-    strategy = chosen.strategy
-    loaded = _compile(loaded, model, backend, whole=strategy == "replicate", world=world, say=say)
-    if strategy == "replicate":
-        placement = replicated(model, world)
-    else:
-        placement = sharded(model, world, strategy=strategy, precision=precision, sums_each_pass=chosen.sums_each_pass)
-    learner = Learner(
-        model=model,
-        saved=saved,
-        base=base,
-        objective=Objective(model, backend, placement.within),
-        placement=placement,
-        parameters=placement.parameters,
-        optimizer=make_optimizer(config.training.optimizer, placement.parameters, weight_decay=config.training.weight_decay),
-        trained_share=trained / sum(p.numel() for p in model.parameters()),
-        base_fingerprint=fingerprint(base),
+def read_data(session: Session, loaded: LoadedConfig, data_path: str | Sequence[str], *, adapter: Path | None = None) -> RunData:
+    """Fetch the base and make the examples; rank 0 fetches first, so that the other ranks find the base in the cache."""
+    world, progress = session.world, session.progress
+    backend = choose_backend(loaded.config, world.device)  # first, because it refuses settings that this machine cannot run
+    world.rank_status.enter("while reading the data")
+    if not world.is_main:
+        world.barrier()
+    base = _fetch_base(session, loaded)
+    if world.is_main:
+        world.barrier()
+    tokenizer = open_tokenizer(tokenizer_source(tokenizer_folder(base, adapter), loaded.config.model))
+    rows = trained_rows(adapter) if adapter is not None else 0
+    fitted, prepared = prepare_fitted(loaded, data_path, base, tokenizer, rows=rows, say=progress.say)
+    session.closing.callback(prepared.close)
+    for line in prepared.report.lines()[1:]:  # the first line was shown while reading
+        progress.say(line)
+    warn_of_length(fitted, base, prepared.report.longest_tokens, warn=progress.warn)
+    return RunData(prepared.reading.opened, prepared, tokenizer, base, adapter, backend, fitted)
+
+
+def assemble(session: Session, data: RunData, *, step: int = 0, consumed: int = 0) -> Job:
+    """Load the base, resolve the settings and make the learner of a run of which `step` updates over `consumed` rows are done."""
+    world, say, fitted = session.world, session.progress.say, data.fitted
+    world.rank_status.enter("while loading the model")
+    embedding_rows = max(data.tokenizer.vocabulary.values()) + 1 if fitted.config.model.resize_embeddings else 0
+    base = load_base(fitted.config, data.base, data.backend, world, embedding_rows=embedding_rows, adapter=data.adapter, say=say)
+    settings, plan = resolve_settings(fitted, data.prepared, base, world, step=step, consumed=consumed, say=say)
+    tokens = plan.rows_ahead * data.prepared.report.tokens_per_row
+    auxiliary = _auxiliary(session, data.base, data.adapter)
+    learner = make_learner(settings.config, base, world, auxiliary=auxiliary, rows=plan.rows_ahead, tokens=tokens, say=say)
+    return Job(session, data, settings, plan, learner)
+
+
+def _auxiliary(session: Session, base: Path, adapter: Path | None) -> Path:
+    """The folder whose tokenizer and other files are saved with the model. Those of an adapter are copied, because it may be deleted."""
+    if adapter is None or tokenizer_folder(base, adapter) == base:
+        return base
+    return copy_both(base, adapter, Path(session.closing.enter_context(tempfile.TemporaryDirectory(prefix="llamahome-"))))
+
+
+def _fetch_base(session: Session, loaded: LoadedConfig) -> Path:
+    """The folder of the base. Ctrl-C during a download also ends pip, whose failure then is no error, because nothing is saved yet."""
+    try:
+        return base_of_run(loaded, say=session.progress.say)
+    except MachineError as error:
+        if session.stop.asked:
+            raise LeftAtOnce(Problem(code="run.left-at-once", message="left while fetching the model; nothing was to be saved")) from error
+        raise
+
+
+def open_recorder(job: Job, paths: RunPaths, state: TrainerState, closing: ExitStack) -> Recorder:
+    """Open the log, the metrics and the sampler of the machine; `closing` closes them."""
+    monitoring, world, report = job.config.monitoring, job.session.world, job.data.prepared.report
+    closing.callback(log_to_file(paths.rank_log(world.rank)).close)
+    sampler = ResourceSampler(paths.metrics_dir / "system.jsonl", interval(monitoring.system_every).value)
+    recorder = Recorder(
+        paths.metrics_dir,
+        tensorboard_dir=paths.tensorboard_dir if monitoring.tensorboard else None,
+        is_main=world.is_main,
+        resume_step=state.step if state.step or (paths.metrics_dir / "metrics.jsonl").exists() else None,  # 0 when it starts again
+        flops_per_token=flops_per_token(job.learner.model, report.targets / report.tokens),
+        peak_flops=measured_peak_flops(world.device, job.data.backend.precision.compute),
+        warn=lambda text: job.session.progress.say(f"warning: {text}"),
+        system=sampler.latest,
     )
-    return learner, loaded
+    recorder.restore_totals(state.tokens, state.targets)
+    closing.callback(recorder.close)
+    if world.is_main:
+        sampler.start()
+        closing.callback(sampler.stop)
+    return recorder
 
 
-def leave_short_runs(
-    loaded: LoadedConfig, base: Path, backend: Backend, world: World, *, tokens: float, say: Callable[[str], None]
-) -> LoadedConfig:
-    """Turn training.compile auto off where a process would have to compile and `tokens` are too few to win that back.
-
-    All ranks call it before anything that depends on the answer, and get the same one.
-    """
-    if loaded.config.training.compile != "auto":
-        return loaded
-    worth = backend.wins_back(tokens, weights=count_weights(base), processes=world.size)
-    if not world.max(not worth):
-        return loaded
-    why = f"{round(tokens):,} tokens are too few to win back the time of compiling"
-    say(f"training.compile: {why}; it trains without")
-    return with_values(loaded, {"training.compile": False}, origin=f"auto: {why}")
-
-
-def _compile(
-    loaded: LoadedConfig, model: CausalLM, backend: Backend, *, whole: bool, world: World, say: Callable[[str], None]
-) -> LoadedConfig:
-    """Obey training.compile, the same on all processes; what it came to is kept, so that a resumed run computes the same bits."""
-    wanted = loaded.config.training.compile
-    if wanted is False:
-        return loaded
-    if wanted is True and not backend.compiles:
-        message = f"the {backend.name} back end has nothing to compile"
-        hint = "--set training.compile=auto"
-        raise ConfigError(Problem(code="training.nothing-to-compile", message=message, where="training.compile", hint=hint))
-    alone = "documents run one at a time" if packing_of(model).why_alone is not None else None
-    why = alone or (backend.cannot_compile() if whole else "the weights are sharded")
-    if world.max(why is not None):
-        why = why or "another process cannot"
-        if backend.compiles:
-            say(f"training.compile: {why}; it trains without")
-        return with_values(loaded, {"training.compile": False}, origin=f"auto: {why}")
-    parts = backend.compile(model)
-    if backend.compile_costs:
-        say(f"training.compile: {parts} parts of the model; {backend.compile_costs}")
-    if wanted == "auto":
-        loaded = with_values(loaded, {"training.compile": True}, origin=f"auto: {parts} parts of the model run as compiled passes")
-    return loaded
-
-
-def _choose_placement(loaded: LoadedConfig, base: Path, backend: Backend, world: World) -> Chosen:
-    """The same on all processes: what the one with the least free memory allows."""
-    if world.size == 1:
-        return choose_strategy("replicate", method="", needed=0, free=0, world=world)
-    method = loaded.config.training.method
-    needed = weight_bytes(count_weights(base), method=method, storage=backend.precision.storage)
-    free = free_bytes(backend, world)
-    return choose_strategy(loaded.config.distributed.strategy, method=method, needed=needed, free=int(-world.max(-free)), world=world)
-
-
-def free_bytes(backend: Backend, world: World) -> int:
-    """Memory that this process may fill: its device's own, or its share of the machine's."""
-    own = backend.free_bytes(world.local_size)
-    return free_memory_bytes() // world.local_size if own is None else own
-
-
-def _resolve(loaded: LoadedConfig, model: CausalLM, backend: Backend, world: World) -> LoadedConfig:
-    """Replace each `auto` that depends on machine or model by its value."""
-    training, precision = loaded.config.training, backend.precision
-    if training.learning_rate == "auto":
-        width = model.get_output_embeddings().weight.shape[1]
-        rate = auto_learning_rate(training.method, width)
-        loaded = with_values(loaded, {"training.learning_rate": rate}, origin=f"auto: {training.method} at hidden size {width}")
-    if loaded.config.model.dtype == "auto":
-        stored = str(precision.storage).removeprefix("torch.")
-        loaded = with_values(loaded, {"model.dtype": stored}, origin=f"auto: method {training.method}, {precision.reason}")
-    free, longest = free_bytes(backend, world), loaded.config.data.max_length
-    if training.method == "full":  # gradients and two moments are not there yet
-        free -= 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    whole = loaded.config.distributed.strategy == "replicate"
-    compiled = training.compile is not False and whole and packing_of(model).why_alone is None
-
-    copied = copied_bytes(model, loaded.config.lora.target_modules) if training.method == "lora" else 0
-
-    def keeps(tokens: int) -> int:
-        return copied + backend.kept_bytes(loaded.config, model, tokens, longest=longest, compiled=compiled)
-
-    if training.micro_batch_tokens == "auto":
-        tokens = backend.micro_batch_tokens
-        if training.gradient_checkpointing is not True:
-            tokens = largest_pass(tokens, fewest=max(backend.fewest_tokens, longest), keeps=keeps, free_bytes=free)
-        tokens = int(-world.max(-tokens))
-        loaded = with_values(loaded, {"training.micro_batch_tokens": tokens}, origin=f"auto: {backend.name} back end")
-    if training.mixed_precision == "auto":
-        loaded = with_values(loaded, {"training.mixed_precision": precision.name}, origin=f"auto: {precision.reason}")
-    if training.gradient_checkpointing == "auto":
-        tokens = max(int(loaded.config.training.micro_batch_tokens), longest)
-        kept = keeps(tokens)
-        wanted = needs_checkpointing(kept, free_bytes=free)
-        origin = f"auto: activations of {tokens:,} tokens take about {show_bytes(kept)}, and {show_bytes(max(0, free))} are free"
-        loaded = with_values(loaded, {"training.gradient_checkpointing": bool(world.max(wanted))}, origin=origin)
-    return loaded
-
-
-def flops_per_token(learner: Learner, target_share: float) -> float:
-    """Floating-point operations that a token needs, from the shapes of the model."""
-    head = learner.model.get_output_embeddings().weight
-    matrices = [p for name, p in learner.model.named_parameters() if p.ndim == 2 and p is not head and "embed" not in name]
-    trained = sum(p.numel() for p in matrices if p.requires_grad)
-    return model_flops_per_token(
-        matmul_weights=sum(p.numel() for p in matrices),
-        trained_matmul_weights=trained,
-        head_weights=head.numel(),
-        head_is_trained=head.requires_grad,
-        target_share=target_share,
+def make_evaluator(job: Job, recorder: Recorder, state: TrainerState) -> Evaluator:
+    """Evaluates the rows that evaluation.rows selects; answers the first held-out prompts, or those of training without any."""
+    learner, prepared, world = job.learner, job.data.prepared, job.session.world
+    rows, count = evaluated_rows(prepared, job.config), job.config.evaluation.sample_prompts
+    equal = learner.placement.equal_passes
+    table = prepared.evaluation if prepared.evaluation is not None else prepared.first_examples(count)
+    metric, answered = open_answer_metric(job.config.evaluation.metric), answered_rows(prepared, job.config)
+    scored = AnswerMetric(metric, answered, job.data.tokenizer) if metric is not None and answered is not None else None
+    return Evaluator(
+        learner.objective,
+        learner.placement,
+        job.data.tokenizer,
+        recorder,
+        microbatches=None if rows is None else evaluation_batches(rows, job.config, world, job.data.backend, equal_passes=equal),
+        prompts=sample_prompts(table, job.data.tokenizer, count),
+        untrained=state.extra.get("first"),
+        judge=Judge(job.config.evaluation.metric, None if scored is None else partial(scored.mean, learner.model, learner.placement)),
     )
 
 
 def evaluation_batches(
-    table: ExampleTable, loaded: LoadedConfig, world: World, backend: Backend, *, equal_passes: bool = False
+    table: ExampleTable, config: Config, world: World, backend: Backend, *, equal_passes: bool = False
 ) -> list[Microbatch]:
     """The share of this rank in every example of `table`."""
-    tokens = loaded.config.training.micro_batch_tokens
+    tokens = config.training.micro_batch_tokens
     budget = backend.micro_batch_tokens if tokens == "auto" else tokens
     place = {"rank": world.rank, "world_size": world.size}
-    return sequential_microbatches(table, micro_batch_tokens=budget, equal_passes=equal_passes, deliver=backend.deliver, **place)
+    return sequential_microbatches(table, micro_batch_tokens=budget, equal_passes=equal_passes, deliver=backend.to_device, **place)
+
+
+def make_loader(job: Job, state: TrainerState) -> Loader:
+    """The steps from the position of `state` on; the caller closes it."""
+    training, prepared, world = job.config.training, job.data.prepared, job.session.world
+    return Loader(
+        prepared.examples,
+        prepared.order,
+        batch_size=int(training.batch_size),
+        micro_batch_tokens=int(training.micro_batch_tokens),
+        seed=training.seed,
+        total_positions=job.plan.positions,
+        start_position=state.consumed,
+        rank=world.rank,
+        world_size=world.size,
+        equal_passes=job.learner.placement.equal_passes,
+        deliver=job.data.backend.to_device,
+        judge=prepared.judge,
+        row_names=lambda begin, end: prepared.places(begin, end, seed=training.seed),
+    )
+
+
+def make_run(
+    job: Job,
+    paths: RunPaths,
+    state: TrainerState,
+    *,
+    loader: Loader,
+    recorder: Recorder,
+    evaluator: Evaluator,
+    save: tuple[Save, SaveAsync],
+) -> Run:
+    """Everything that the loop works with; `state` is where it begins."""
+    config, session, learner, backend = job.config, job.session, job.learner, job.data.backend
+    every = {"log": config.monitoring.log_every, "evaluate": config.evaluation.every, "save": config.checkpoint.every}
+    due = {name: Due(interval(text), steps_per_epoch=job.plan.steps_per_epoch) for name, text in every.items()}
+    clock = PartClock(backend.timestamp, backend.seconds_between)
+    return Run(
+        objective=learner.objective.loss_sum,
+        optimizer=learner.optimizer,
+        reducer=learner.placement.exchange,
+        loader=loader,
+        schedule=Schedule(horizon=job.plan.horizon, learning_rate=rate_of(state), **due),
+        settings=LoopSettings(
+            seed=config.training.seed,
+            max_grad_norm=config.training.max_grad_norm,
+            max_bad_steps=config.training.max_bad_steps,
+            early_stop_patience=config.evaluation.early_stop_patience,
+            save_best=config.checkpoint.keep_best > 0,
+            final_is_best=config.output.final == "best",
+            advice_if_diverged=lambda: _advise_lower_rate(paths, float(config.training.learning_rate)),
+        ),
+        evaluate=evaluator.evaluate,
+        checkpoints=Checkpointing(*save, recorder=recorder, progress=session.progress, clock=clock),
+        recorder=recorder,
+        progress=session.progress,
+        clock=clock,
+        stop=session.stop,
+    )
+
+
+def _advise_lower_rate(paths: RunPaths, peak: float) -> str:
+    slower = f"--set training.learning_rate={peak / 10:.2g}"
+    return f"llamahome train-resume {as_typed(paths.root)} {slower}" if paths.checkpoints() else f"start again with {slower}"
+
+
+def summary(job: Job, paths: RunPaths, state: TrainerState) -> RunSummary:
+    """What is known before the first step, for people."""
+    prepared, config, plan = job.data.prepared, job.config, job.plan
+    rows = min(int(config.training.batch_size), plan.positions)  # a run may have fewer rows than a step may hold
+    return RunSummary(
+        run_id=paths.run_id,
+        model=config.model.name,
+        method=config.training.method,
+        trained_share=job.learner.trained_share,
+        train_rows=prepared.report.train_examples,
+        eval_rows=len(prepared.evaluation) if prepared.evaluation is not None else 0,
+        mean_tokens=prepared.report.mean_tokens,
+        target_share=prepared.report.targets / prepared.report.tokens,
+        batch_size=rows,
+        tokens_per_step=prepared.report.tokens_per_row * rows,
+        micro_batch_tokens=state.micro_batch_tokens,
+        processes=job.session.world.size,
+        horizon=plan.horizon,
+        epochs=plan.horizon / plan.steps_per_epoch,
+        folder=str(nearby(paths.root)),
+        first_step=state.step,
+    )

@@ -1,33 +1,36 @@
-"""Talking to a model: what people mean by its name -> a function that answers a conversation, telling the answer as it appears."""
+"""Talks to a model: from the name that people type to a model that answers conversations and streams its answers."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
 from llamahome.checkpoint import store
 from llamahome.checkpoint.target import names_run, resolve
 from llamahome.config.load import LoadedConfig
-from llamahome.data.prepare import Whole, read_all, report_of
-from llamahome.data.text.place import tokenizer_place
+from llamahome.data.prepare import StoredExamples, read_all, report_of
+from llamahome.data.text.answer_text import AnswerText
+from llamahome.data.text.tokenizer_files import tokenizer_source
 from llamahome.data.text.tokens import ChatTokenizer, open_tokenizer
-from llamahome.data_limits import fit_to_model, warn_of_length, within_reach
+from llamahome.data_limits import fit_to_model, hints_within_positions, hold_vocabulary, warn_of_length
 from llamahome.distributed.devices import device_here
 from llamahome.errors import ConfigError, MachineError, Problem
-from llamahome.model.adapter import find_base, is_adapter, open_trained, trained_rows
+from llamahome.model.adapter import base_is_gone, can_switch_off, find_base, is_adapter, open_trained, trained_rows, without_adapter
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import choose_backend
-from llamahome.model.bases import base_is_gone
-from llamahome.model.generate import generate, positions_of
+from llamahome.model.generate import PromptCache, generate, limits_of_loaded
 from llamahome.model.load import CausalLM, find_model
 from llamahome.model.packing import packing_of
+from llamahome.model.sampling import Sampling
 from llamahome.model.starter import STARTER
 from llamahome.rundir import BASE_MODELS
 
 
 def model_folder(target: str, loaded: LoadedConfig, *, say: Callable[[str], None]) -> Path:
-    """The folder of a trained or base model that people mean: a run (its final model), a checkpoint, a model folder or a name."""
+    """The folder of the model that `target` names: a run (its final model), a checkpoint, a model folder, or the name of a base."""
     for folder in (Path(target), Path(target) / "final", Path(target) / "model"):
         if is_adapter(folder) or (folder / "config.json").is_file():
             if is_adapter(folder):
@@ -44,12 +47,12 @@ def model_folder(target: str, loaded: LoadedConfig, *, say: Callable[[str], None
 
 
 def typed_base(loaded: LoadedConfig) -> str | None:
-    """model.name where it was typed with this very command: the base of an adapter, in the place of the one that its folder records."""
+    """model.name if it was typed with this command: the base of an adapter, instead of the one that the adapter's folder names."""
     return loaded.config.model.name if loaded.origins["model.name"] in ("--set", "--model") else None
 
 
 def base_of_run(loaded: LoadedConfig, *, say: Callable[[str], None]) -> Path:
-    """The folder of the base that a run trains. Raises what find_model raises; of a resumed run, that its base is gone."""
+    """The folder of the base that a run trains. Raises what find_model raises, or for a resumed run that its base is missing."""
     name, origin = loaded.config.model.name, loaded.origins["model.name"]
     try:
         return find_model(name, revision=loaded.config.model.revision, say=say)
@@ -62,25 +65,25 @@ def base_of_run(loaded: LoadedConfig, *, say: Callable[[str], None]) -> Path:
 def fit_to_trained(
     loaded: LoadedConfig, folder: Path, tokenizer: ChatTokenizer, *, say: Callable[[str], None]
 ) -> tuple[LoadedConfig, Path]:
-    """The settings as far as the model in `folder` goes, which may be an adapter, and the folder of the weights whose limits these are."""
+    """The settings fitted to the model in `folder`, which may be an adapter, and the folder of its base weights, whose limits count."""
     weights = find_base(folder, typed=typed_base(loaded), say=say) if is_adapter(folder) else folder
     return fit_to_model(loaded, weights, tokenizer, rows=trained_rows(folder), say=say), weights
 
 
 def read_fitted(
     loaded: LoadedConfig, data_path: str | Sequence[str], folder: Path, *, say: Callable[[str], None], warn: Callable[[str, str], None]
-) -> tuple[LoadedConfig, Whole]:
-    """Every row of `data_path` for the model in `folder`, as far as that goes, and the settings that say so."""
-    tokenizer = open_tokenizer(tokenizer_place(folder, loaded.config.model))
-    loaded, weights = fit_to_trained(loaded, folder, tokenizer, say=say)
-    with within_reach(weights):
-        rows = read_all(loaded.config.data, data_path, tokenizer, say=say)
-    warn_of_length(loaded, weights, report_of(rows).longest_tokens, warn=warn)
-    return loaded, rows
+) -> tuple[LoadedConfig, StoredExamples]:
+    """The settings fitted to the model in `folder`, and every row of `data_path` with these."""
+    tokenizer = open_tokenizer(tokenizer_source(folder, loaded.config.model))
+    fitted, weights = fit_to_trained(loaded, folder, tokenizer, say=say)
+    with hints_within_positions(weights):
+        rows = read_all(fitted.config.data, data_path, tokenizer, say=say)
+    warn_of_length(fitted, weights, report_of(rows).longest_tokens, warn=warn)
+    return fitted, rows
 
 
 def _as_argument(problem: Problem) -> Problem:
-    """What is told of the setting model.name, told of a model that stands alone on the command line."""
+    """A problem of the setting model.name, reworded for a model that is an argument of the command."""
     hint = problem.hint
     if hint is not None and hint.startswith("--model "):
         hint = f"{hint.removeprefix('--model ')}, or what `llamahome models list` and `llamahome runs list` show"
@@ -89,59 +92,112 @@ def _as_argument(problem: Problem) -> Problem:
     return replace(problem, message=problem.message.replace("no model", "no run and no model"), where="MODEL", hint=hint)
 
 
-def _no_room(tokens: int, positions: int) -> Problem:
+def _too_long(tokens: int, positions: int) -> Problem:
     message = f"the conversation has {tokens:,} tokens, and this model {positions:,} positions: none is left for an answer"
     return Problem(code="model.too-long", message=message, where="MODEL", hint="a shorter question, in a new conversation")
 
 
 def open_to_measure(folder: Path, loaded: LoadedConfig, backend: Backend, device: torch.device, *, say: Callable[[str], None]) -> CausalLM:
-    """The model in `folder` on `device`; how it computes documents is said where it is not in the usual way."""
+    """The model in `folder` on `device`; a line says how it computes documents if that is not the usual way."""
     model = open_trained(folder, dtype=backend.precision.storage, device=device, say=say, base=typed_base(loaded))
     for line in packing_of(model).remarks():
         say(line)
     return model
 
 
-def open_chat(
-    target: str, loaded: LoadedConfig, *, say: Callable[[str], None], max_new_tokens: int, temperature: float
-) -> Callable[[list[dict[str, str]], Callable[[str], None]], str]:
-    """A function that answers a conversation: turns and a place to write to as the answer appears -> the answer."""
+@dataclass(frozen=True)
+class Answer:
+    """What a model answered to one prompt."""
+
+    text: str
+    finish: Literal["stop", "length", "cancelled"]
+    """An end token or a stop string; the longest answer or the last position; or a request from outside."""
+    prompt_tokens: int
+    completion_tokens: int
+    """Without the token that ends the answer."""
+    reused_tokens: int
+    """Tokens of the prompt that were known from the turn before."""
+
+
+class ChatModel:
+    """A model and its tokenizer, ready to answer. It keeps the values of the last conversation, so that its next turn starts at once."""
+
+    def __init__(
+        self, tokenizer: ChatTokenizer, model: CausalLM, folder: Path, *, around: Callable[[], AbstractContextManager[object]] = nullcontext
+    ) -> None:
+        self.tokenizer, self.model, self.folder = tokenizer, model, folder
+        self.limits = limits_of_loaded(model)
+        self._around, self._cache = around, PromptCache()
+
+    def encode(self, turns: Sequence[dict[str, Any]]) -> list[int]:
+        """The tokens of the conversation up to the beginning of the next answer. Raises DataError, and ConfigError if it is too long."""
+        return self._fitting(self.tokenizer.encode_prompt(turns))
+
+    def encode_text(self, text: str) -> list[int]:
+        """The tokens of a text that the model goes on with. Raises ConfigError if it is too long."""
+        begin = [self.tokenizer.bos_id] if self.tokenizer.adds_bos and self.tokenizer.bos_id is not None else []
+        return self._fitting([*begin, *self.tokenizer.encode_ids([text])[0]])
+
+    def _fitting(self, prompt: list[int]) -> list[int]:
+        positions = self.limits.positions
+        if positions is not None and len(prompt) >= positions:
+            raise ConfigError(_too_long(len(prompt), positions))
+        return prompt
+
+    def answer(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        *,
+        write: Callable[[str], None] = lambda _: None,
+        stops: Sequence[str] = (),
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Answer:
+        """The answer to a prompt in tokens. `write` gets its text as it is generated; `cancelled` is asked after each token."""
+        text, ends, over = AnswerText(self.tokenizer.decode, stops), self.tokenizer.all_ends, False
+
+        def hear(ids: list[int]) -> None:
+            nonlocal over
+            over = ids[0] in ends
+            if not over:
+                write(text.add(ids))
+
+        def stop() -> bool:
+            return text.stopped or cancelled()
+
+        with self._around():
+            (ids,) = generate(self.model, [prompt], end_ids=ends, sampling=sampling, tell=hear, stop=stop, cache=self._cache)
+        write(text.end())
+        finish: Literal["stop", "length", "cancelled"] = "stop" if over or text.stopped else "cancelled" if cancelled() else "length"
+        return Answer(text.text, finish, len(prompt), len(ids), self._cache.reused)
+
+
+def open_chat(target: str, loaded: LoadedConfig, *, say: Callable[[str], None]) -> ChatModel:
+    """The model that `target` names (a run, a checkpoint, a model folder or a name), ready to answer."""
     folder = model_folder(target, loaded, say=say)
-    tokenizer = open_tokenizer(tokenizer_place(folder, loaded.config.model))
-    fit_to_trained(loaded, folder, tokenizer, say=lambda _: None)  # for what it refuses: a chat has no max_length
+    tokenizer = open_tokenizer(tokenizer_source(folder, loaded.config.model))
+    weights = find_base(folder, typed=typed_base(loaded), say=say) if is_adapter(folder) else folder
+    hold_vocabulary(loaded, weights, tokenizer, rows=trained_rows(folder), say=say)
     device = device_here(processor=loaded.config.model.backend == "cpu")
     precision = choose_backend(loaded.config, device).precision
     model = open_trained(folder, dtype=precision.storage, device=device, say=say, base=typed_base(loaded))
+    return ChatModel(tokenizer, model, folder)
 
-    positions = positions_of(model)
 
-    def reply(turns: list[dict[str, str]], write: Callable[[str], None]) -> str:
-        told: list[int] = []
-        written = 0
+def open_beside(chat: ChatModel, target: str, loaded: LoadedConfig, *, say: Callable[[str], None]) -> ChatModel:
+    """The model that `target` names, to compare `chat` with.
 
-        def tell(ids: list[int]) -> None:
-            nonlocal written
-            told.extend(token for token in ids if token not in tokenizer.all_ends)
-            text = tokenizer.decode(told)
-            if not text.endswith("\ufffd"):  # half a character: the rest comes with the next token
-                write(text[written:])
-                written = len(text)
-
-        prompt = tokenizer.encode_prompt(turns)
-        if positions is not None and len(prompt) >= positions:
-            raise ConfigError(_no_room(len(prompt), positions))
-        ids = generate(
-            model,
-            [prompt],
-            end_ids=tokenizer.all_ends,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            tell=tell,
-        )
-        answer = tokenizer.decode(ids[0])
-        write(answer[written:])
-        if positions is not None and len(prompt) + len(ids[0]) >= positions:
-            say(f"the answer ends here because this model has {positions:,} positions")
-        return answer
-
-    return reply
+    The base of an adapter is the model that is loaded already, with its adapter switched off. It has its own tokenizer and template.
+    """
+    try:
+        folder = model_folder(target, loaded, say=say)
+    except ConfigError as error:
+        moved = [replace(problem, where="--compare" if problem.where == "MODEL" else problem.where) for problem in error.problems]
+        raise ConfigError(moved) from error
+    if not is_adapter(chat.folder):
+        return open_chat(target, loaded, say=say)
+    base = find_base(chat.folder, typed=typed_base(loaded), say=say)
+    if folder.resolve() != base.resolve() or not can_switch_off(chat.folder):
+        return open_chat(target, loaded, say=say)
+    tokenizer = open_tokenizer(tokenizer_source(folder, loaded.config.model))
+    return ChatModel(tokenizer, chat.model, folder, around=lambda: without_adapter(chat.model))

@@ -1,7 +1,7 @@
-"""Holds the limits of a model against the settings and the rows, in every command that reads rows for a model.
+"""Checks settings and rows against the limits of a model, in every command that reads rows for a model.
 
-A table of positions caps data.max_length, so that what is cut is counted like any other cut; a tokenizer with tokens that have no row in
-the embedding is refused; rows longer than a rotary model was trained on are warned of once.
+A table of positions caps data.max_length, so that rows cut there are counted like any other cut. A tokenizer with tokens that have no row
+in the embedding is refused. One warning tells of rows longer than a rotary model was trained on.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,49 +9,100 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llamahome.config.load import LoadedConfig, with_values
-from llamahome.data.checks.losses import within_positions
 from llamahome.data.prepare import Prepared, prepare
+from llamahome.data.store.truncation import within_positions
+from llamahome.data.text.end_tokens import end_setting
 from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.errors import ConfigError, DataError, Problem
-from llamahome.model.limits import ModelLimits, limits_of
+from llamahome.model.limits import ModelLimits, limits_of, lost_ids
 
 
 def fit_to_model(
     loaded: LoadedConfig, folder: Path, tokenizer: ChatTokenizer, *, rows: int = 0, say: Callable[[str], None]
 ) -> LoadedConfig:
-    """The settings with data.max_length as far as the model in `folder` goes; what changes is said.
+    """The settings with data.max_length at most the positions of the model in `folder`; a change is reported.
 
-    `rows` of its embedding come with an adapter, if it has fewer. Raises ConfigError when rows can hold tokens without a row there.
+    `rows` is the size of the embedding that an adapter brings. Raises what hold_vocabulary raises.
     """
-    limits = limits_of(folder)
-    if not loaded.config.model.resize_embeddings:
-        refuse_unknown_tokens(limits, rows_needed(tokenizer), folder, rows=rows)
-    wanted = loaded.config.data.max_length
-    if limits.positions is None or limits.positions >= wanted:
+    limits = hold_vocabulary(loaded, folder, tokenizer, rows=rows, say=say)
+    max_length = loaded.config.data.max_length
+    if limits.positions is None or limits.positions >= max_length:
         return loaded
-    told = f"this model has {limits.positions:,} positions; rows are cut there, and counted"
-    say(f"data.max_length {wanted:,} -> {limits.positions:,}: {told}")
+    why = f"this model has {limits.positions:,} positions; rows are cut there, and counted"
+    say(f"data.max_length {max_length:,} -> {limits.positions:,}: {why}")
     return with_values(loaded, {"data.max_length": limits.positions}, origin=f"the model has {limits.positions:,} positions")
 
 
+def hold_vocabulary(
+    loaded: LoadedConfig, folder: Path, tokenizer: ChatTokenizer, *, rows: int = 0, say: Callable[[str], None]
+) -> ModelLimits:
+    """The limits of the model in `folder`; a line reports harmless ids of special tokens without a row in its embedding.
+
+    `rows` is the size of the embedding that an adapter brings. Raises ConfigError when the weights have another number of rows than the
+    config says, when the tokenizer has tokens without a row, or when no end token has a row.
+    """
+    limits = limits_of(folder)
+    if limits.vocabulary is None:
+        return limits
+    if limits.table is not None:
+        raise ConfigError(_other_vocabulary(limits, folder))
+    needed, grows = rows_needed(tokenizer), loaded.config.model.resize_embeddings
+    if not grows:
+        refuse_unknown_tokens(limits, needed, folder, rows=rows)
+    _hold_special(tokenizer, folder, max(limits.vocabulary, rows, needed if grows else 0), say=say)
+    return limits
+
+
+def _other_vocabulary(limits: ModelLimits, folder: Path) -> Problem:
+    table = limits.table
+    assert table is not None
+    message = f"config.json says vocab_size {limits.vocabulary:,}, but {table.name} has {table.rows:,} rows in the weights' files"
+    hint = f'"vocab_size": {table.rows} in {folder / "config.json"}, if these weights are the right ones' if table.alone else None
+    return Problem(code="model.other-vocabulary", message=message, where=str(folder), hint=hint)
+
+
+def _hold_special(tokenizer: ChatTokenizer, folder: Path, rows: int, *, say: Callable[[str], None]) -> None:
+    """Report the ids of special tokens that have none of the `rows`; raise ConfigError if no end token has one."""
+    lost = lost_ids(folder, rows)
+    names = [f"{one.name} {one.number:,} ({one.place})" for one in lost]
+    if tokenizer.pad_id is not None and tokenizer.pad_id >= rows:
+        names.append(f"the tokenizer's padding token {tokenizer.pad_id:,}")
+    if not names:
+        return
+    message = f"the embedding has {rows:,} rows, none of them for {', '.join(names)}"
+    if any(one.name == "eos_token_id" for one in lost) and not any(number < rows for number in tokenizer.all_ends):
+        why = f"{message}; the tokenizer names no end token either, so no answer would end"
+        raise ConfigError(Problem(code="model.lost-end", message=why, where=str(folder), hint=end_setting(tokenizer)))
+    say(f"warning: {message}: nothing here needs {'it' if len(names) == 1 else 'them'}, and a saved generation_config.json does without")
+
+
 def prepare_fitted(
-    loaded: LoadedConfig, data_path: str | Sequence[str], folder: Path, tokenizer: ChatTokenizer, *, say: Callable[[str], None]
+    loaded: LoadedConfig,
+    data_path: str | Sequence[str],
+    folder: Path,
+    tokenizer: ChatTokenizer,
+    *,
+    rows: int = 0,
+    say: Callable[[str], None],
 ) -> tuple[LoadedConfig, Prepared]:
-    """The settings as far as the model in `folder` goes, and the examples under these. Raises what fit_to_model and prepare raise."""
-    fitted = fit_to_model(loaded, folder, tokenizer, say=say)
-    with within_reach(folder):
+    """The settings fitted to the model in `folder`, and the examples with these. Raises what fit_to_model and prepare raise.
+
+    `rows` is the size of the embedding that an adapter brings.
+    """
+    fitted = fit_to_model(loaded, folder, tokenizer, rows=rows, say=say)
+    with hints_within_positions(folder):
         return fitted, prepare(fitted.config.data, data_path, tokenizer, say=say)
 
 
 def rows_needed(tokenizer: ChatTokenizer) -> int:
-    """Rows of an embedding for every token that a row can hold; control tokens that neither template nor ends use are refused in rows."""
-    written = (tokenizer.chat_template or "", tokenizer.eos_token or "", tokenizer.bos_token or "")
-    unused = {text for text in tokenizer.control_tokens if not any(text in used for used in written)}
+    """Rows of an embedding that has every token of the tokenizer, except control tokens that are refused in rows and never rendered."""
+    rendered = (tokenizer.chat_template or "", tokenizer.eos_token or "", tokenizer.bos_token or "")
+    unused = {text for text in tokenizer.control_tokens if not any(text in used for used in rendered)}
     return max((number for text, number in tokenizer.vocabulary.items() if text not in unused), default=-1) + 1
 
 
 def refuse_unknown_tokens(limits: ModelLimits, needed: int, folder: Path, *, rows: int = 0) -> None:
-    """ConfigError when the embedding has fewer than the `needed` rows, and fewer `rows` come with an adapter."""
+    """Raise ConfigError when both the embedding and the `rows` that an adapter brings are fewer than `needed`."""
     if limits.vocabulary is None or needed <= max(limits.vocabulary, rows):
         return
     message = (
@@ -62,33 +113,18 @@ def refuse_unknown_tokens(limits: ModelLimits, needed: int, folder: Path, *, row
 
 
 def warn_of_length(loaded: LoadedConfig, folder: Path, longest: int, *, warn: Callable[[str, str], None]) -> None:
-    """Warn once when the longest row that is read has more tokens than the model in `folder` was trained on."""
+    """Warn when the longest row has more tokens than the model in `folder` was trained on."""
     limits, read = limits_of(folder), min(longest, loaded.config.data.max_length)
     if limits.trained_length is not None and read > limits.trained_length:
         message = f"rows of up to {read:,} tokens, but this model was trained on at most {limits.trained_length:,}"
-        warn(message, f"what stands beyond may be learned badly; --set data.max_length={limits.trained_length} cuts it")
+        warn(message, f"tokens beyond that may be learned badly; --set data.max_length={limits.trained_length} cuts them")
 
 
 @contextmanager
-def within_reach(folder: Path) -> Iterator[None]:
-    """Data errors of this block without help that the model in `folder` cannot follow."""
+def hints_within_positions(folder: Path) -> Iterator[None]:
+    """Remove from the data errors of this block the hints that exceed the positions of the model in `folder`."""
     try:
         yield
     except DataError as error:
         positions = limits_of(folder).positions
         raise DataError([within_positions(problem, positions) for problem in error.problems]) from error
-
-
-def refuse_sharded(why_alone: str | None, new_rows: Sequence[int]) -> None:
-    """ConfigError where processes cannot hold the weights of a model together.
-
-    Sharded weights come together equally often on all processes, so each must have as many passes; and trained rows would lie in a weight
-    of which each process holds a part.
-    """
-    why = f"documents of this model run one at a time: {why_alone}" if why_alone is not None else None
-    if new_rows:
-        why = "new rows of the embedding are trained"
-    if why is not None:
-        hint = "--set distributed.strategy=replicate"
-        message = f"weights cannot be sharded, because {why}"
-        raise ConfigError(Problem(code="distributed.cannot-shard", message=message, where="distributed.strategy", hint=hint))

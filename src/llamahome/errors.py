@@ -1,18 +1,18 @@
-"""The tree of errors: each problem has a stable code, a place, and a remedy; each error knows its exit status.
+"""The tree of errors: each problem has a stable code, a place, and a remedy; each error has an exit status.
 
-Everything that a user can cause or mend is raised as a LlamaHomeError and shown without a traceback; anything else is a
-defect of llamahome and keeps its traceback. Only cli/ catches these. Exit codes: docs/errors.md.
+Everything that a user can cause or fix is raised as a LlamaHomeError and shown without a traceback. Anything else is a bug of llamahome
+and keeps its traceback. Only cli/ catches LlamaHomeErrors. Exit codes: docs/errors.md.
 
     LlamaHomeError (1)
-    ├── UsageError (2)        words on the command line
+    ├── UsageError (2)        the command line
     ├── ConfigError (2)       settings
     ├── DataError (3)         rows
-    ├── MachineError (4)      the machine or what is installed on it
+    ├── MachineError (4)      the machine or its installation
     ├── OutOfMemory (5)       a single example does not fit
-    ├── Diverged (6)          loss or gradient not finite, again and again
-    ├── CheckpointError (7)   nothing to resume from, or it is damaged
-    ├── Stopped (75)          asked to stop; a checkpoint was saved
-    └── LeftAtOnce (130)      asked twice
+    ├── Diverged (6)          loss or gradient were not finite too often
+    ├── CheckpointError (7)   there is no checkpoint, or it is damaged
+    ├── Stopped (75)          stopped by a request; a checkpoint was saved
+    └── LeftAtOnce (130)      stopped by a second request
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing that is wrong: what, where, and what mends it."""
+    """One thing that is wrong: what, where, and how to fix it."""
 
     code: str
     """Stable name `area.slug`, listed in docs/errors.md."""
@@ -32,7 +32,7 @@ class Problem:
     excerpt: str | None = None
     """The offending line(s), already cut to a readable length; printed indented."""
     hint: str | None = None
-    """A command or setting that really mends it, computed from this very problem."""
+    """A command or setting that fixes it, computed from this problem."""
 
     def render(self, *, level: str = "error") -> str:
         """The block that is printed on stderr, without a trailing newline."""

@@ -1,4 +1,4 @@
-"""Git LFS pointers: the few lines of text that stand in the place of a file whose content was not downloaded.
+"""Git LFS pointers: the few lines of text that a clone has instead of a file whose content was not downloaded.
 
 Source: the specification of Git LFS, version 1. Cost: one read of at most 1 KiB.
 """
@@ -10,11 +10,11 @@ from llamahome.errors import Problem
 
 _FIRST = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
 _LARGEST = 1024
-"""Bytes; the specification allows a pointer no more."""
+"""Bytes; the specification allows no larger pointer."""
 
 
 def is_pointer(path: str | Path) -> bool:
-    """Whether the file is a pointer instead of what its name says; False when it cannot be read."""
+    """Whether the file is a pointer instead of real content; False if it cannot be read."""
     try:
         with Path(path).open("rb") as file:
             return is_pointer_text(file.read(_LARGEST + 1))
@@ -23,12 +23,12 @@ def is_pointer(path: str | Path) -> bool:
 
 
 def is_pointer_text(content: bytes) -> bool:
-    """Whether these bytes, the first of a file, are a whole pointer."""
+    """Whether `content`, the first bytes of a file, is a complete pointer."""
     return content.startswith(_FIRST) and len(content) <= _LARGEST and b"\noid " in content
 
 
 def pull_command(path: Path) -> str | None:
-    """The command that fetches what the pointers beside `path` stand for; None where no clone is around it."""
+    """The command that downloads the content of the pointers at `path`; None if `path` is in no clone."""
     folder = path if path.is_dir() else path.parent
     if not any((parent / ".git").exists() for parent in (folder.resolve(), *folder.resolve().parents)):
         return None
@@ -36,7 +36,7 @@ def pull_command(path: Path) -> str | None:
 
 
 def lfs_problem(path: str | Path) -> Problem:
-    """The problem of a pointer in the place of rows, with the command that downloads what it stands for."""
+    """The problem that a file of rows is a pointer, with the command that downloads the content."""
     hint = pull_command(Path(path)) or "git lfs pull, in the clone that the file comes from"
     message = "this is a Git LFS pointer: the content of the file was not downloaded"
     return Problem(code="data.lfs-pointer", message=message, where=str(path), hint=hint)

@@ -1,4 +1,4 @@
-"""One set-up of the standard library's logging: what goes wrong inside libraries goes to the run's log file, not the screen.
+"""Sets up the standard library's logging: messages of libraries go to the log file of the run, not to the screen.
 
 The screen belongs to monitoring/progress.py and the error blocks of cli/. `--debug` also writes the log to stderr.
 """
@@ -11,7 +11,7 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def log_to_stderr(*, debug: bool) -> None:
-    """Set up the root logger: with `debug` everything from INFO on goes to stderr, otherwise errors of libraries only."""
+    """Set up the root logger: with `debug` everything from INFO on goes to stderr, otherwise only errors."""
     root = logging.getLogger()
     for handler in [h for h in root.handlers if isinstance(h, logging.StreamHandler) and not isinstance(h, logging.FileHandler)]:
         root.removeHandler(handler)
@@ -24,7 +24,7 @@ def log_to_stderr(*, debug: bool) -> None:
 
 
 def log_to_file(path: Path) -> logging.Handler:
-    """Add `path` (its folder is made) as a target of every message from INFO on; the caller closes the handler."""
+    """Also write every message from INFO on to `path`, whose folder is made; the caller closes the handler."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter(_FORMAT))

@@ -1,4 +1,4 @@
-"""Every path that a run reads or writes, named once; and the making of a run's folders.
+"""Every path that a run reads or writes, and the functions that make its folders.
 
 A run never overwrites another: `create_run` refuses a folder that holds one. Layout: docs/files.md.
 """
@@ -19,6 +19,8 @@ RAW_DATA = Path("data/training/raw")
 PROCESSED_DATA = Path("data/training/processed")
 RUNS = Path("output/runs")
 NEWEST = Path("output/training")
+SWEEP_FILE, TRIALS = "command.json", "trials"
+"""What makes a folder that of a sweep, and the folder in it that holds the runs: docs/Sweep.md."""
 _METRICS = Path("data/metrics/logs")
 _TENSORBOARD = Path("data/metrics/tensorboard")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -30,7 +32,7 @@ _SECOND = "badger birch brook crane falcon fern finch harbor heron larch lark ma
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Where one run lives. `root` is output/runs/<run-id> or what --output named."""
+    """The folders of one run. `root` is output/runs/<run-id> or the folder of --output."""
 
     root: Path
     run_id: str
@@ -44,6 +46,11 @@ class RunPaths:
     def environment(self) -> Path:
         """Versions, machine and command line."""
         return self.root / "environment.json"
+
+    @property
+    def lineage(self) -> Path:
+        """The adapters that the run began with, the nearest first; missing if it began with none."""
+        return self.root / "lineage.json"
 
     @property
     def final(self) -> Path:
@@ -72,8 +79,8 @@ class RunPaths:
         """Committed checkpoints as (step, folder), oldest first. A `.tmp` folder is not one."""
         if not self.root.is_dir():
             return []
-        found = ((_CHECKPOINT.fullmatch(path.name), path) for path in self.root.iterdir() if path.is_dir())
-        return sorted((int(match[1]), path) for match, path in found if match)
+        matches = ((_CHECKPOINT.fullmatch(path.name), path) for path in self.root.iterdir() if path.is_dir())
+        return sorted((int(match[1]), path) for match, path in matches if match)
 
 
 def new_run_id(name: str | None, *, now: datetime | None = None) -> str:
@@ -106,7 +113,7 @@ def create_run(output: Path | None, name: str | None) -> RunPaths:
 
 
 def _claim(root: Path) -> tuple[Path, str]:
-    """Make `root`, or `root`-2, -3, ... when two runs of one name start in the same second; mkdir decides the race."""
+    """Make `root`, or `root`-2, -3, ... if two runs with one name start in the same second; mkdir decides which run gets which."""
     for number in itertools.count(1):
         free = root if number == 1 else root.with_name(f"{root.name}-{number}")
         try:
@@ -118,13 +125,13 @@ def _claim(root: Path) -> tuple[Path, str]:
 
 
 def refuse_unwritable(output: Path | None) -> None:
-    """MachineError when a new run's folder could not be made at `output`, or under output/runs; asked before the long work begins."""
-    wanted = output if output is not None else RUNS
-    standing = next((folder for folder in (wanted, *wanted.absolute().parents) if folder.exists()), Path("/"))
-    if standing.is_dir() and not os.access(standing, os.W_OK | os.X_OK):
-        raise MachineError(_unwritable(wanted, "no right to write there, or the disk is read-only"))
-    if not standing.is_dir():
-        raise MachineError(_unwritable(wanted, f"{standing} is a file"))
+    """Raise MachineError if the folder of a new run cannot be made at `output`, or under output/runs; called before the long work."""
+    folder = output if output is not None else RUNS
+    existing = next((each for each in (folder, *folder.absolute().parents) if each.exists()), Path("/"))
+    if existing.is_dir() and not os.access(existing, os.W_OK | os.X_OK):
+        raise MachineError(_unwritable(folder, "no right to write there, or the disk is read-only"))
+    if not existing.is_dir():
+        raise MachineError(_unwritable(folder, f"{existing} is a file"))
 
 
 def _unwritable(root: Path, why: str) -> Problem:
@@ -137,7 +144,7 @@ def _unwritable(root: Path, why: str) -> Problem:
 
 
 def refuse_used(output: Path) -> None:
-    """ConfigError when `output` holds a run or anything else already."""
+    """Raise ConfigError if `output` holds a run or anything else already."""
     if output.exists() and not output.is_dir():
         problem = Problem(
             code="output.not-a-folder", message="the output is a file", where=str(output), hint=f"--output {free_beside(output)}"
@@ -155,22 +162,22 @@ def refuse_used(output: Path) -> None:
         )
 
 
-def free_beside(taken: Path) -> str:
-    """The first of taken-2, taken-3, ... that is not there, as one types it."""
-    name = taken.stem if taken.is_file() else taken.resolve().name
-    free = (taken.with_name(f"{name}-{number}") if taken.name else Path(f"{name}-{number}") for number in itertools.count(2))
+def free_beside(used: Path) -> str:
+    """The first of used-2, used-3, ... that does not exist, as one types it."""
+    name = used.stem if used.is_file() else used.resolve().name
+    free = (used.with_name(f"{name}-{number}") if used.name else Path(f"{name}-{number}") for number in itertools.count(2))
     return next(as_typed(path) for path in free if not path.exists())
 
 
 def first_command() -> str:
-    """What to type where no run is yet: train on the raw data, written first where there is none."""
+    """The command to type before there is any run: train on the raw data, after writing the sample data if there is none."""
     any_rows = any(path.is_file() and not path.name.startswith(".") for path in RAW_DATA.rglob("*"))
     return f"llamahome train {RAW_DATA}" if any_rows else f"llamahome data sample {RAW_DATA} && llamahome train {RAW_DATA}"
 
 
 def point_newest_to(root: Path) -> None:
-    """Make output/training a link to `root`, replacing an older link in one rename; a real folder there is left alone."""
-    if NEWEST.exists() and not NEWEST.is_symlink():
+    """Make output/training a link to `root`, replacing an older link with one rename; a real folder there stays. Not for a trial."""
+    if sweep_of(root) is not None or (NEWEST.exists() and not NEWEST.is_symlink()):
         return
     NEWEST.parent.mkdir(parents=True, exist_ok=True)
     fresh = NEWEST.with_name(f".training-{os.getpid()}")
@@ -179,20 +186,32 @@ def point_newest_to(root: Path) -> None:
     fresh.replace(NEWEST)
 
 
+def sweep_of(run: Path) -> Path | None:
+    """The folder of the sweep that the run in the folder `run` is a trial of, or None."""
+    trials = run.resolve().parent
+    return trials.parent if trials.name == TRIALS and (trials.parent / SWEEP_FILE).is_file() else None
+
+
 def open_run(folder: Path) -> RunPaths:
-    """The paths of an existing run; its id stands in the file `run_id`, for `--output DIR` need not be named like it."""
+    """The paths of an existing run; its id is in the file `run_id`, because the folder of `--output` may have another name."""
     root = folder.resolve()
-    recorded = root / _RUN_ID
-    run_id = recorded.read_text(encoding="utf-8").strip() if recorded.is_file() else root.name
+    id_file = root / _RUN_ID
+    run_id = id_file.read_text(encoding="utf-8").strip() if id_file.is_file() else root.name
     return RunPaths(root, run_id)
 
 
+def run_of(folder: Path) -> Path | None:
+    """The folder of the run that `folder` is, or whose final model or checkpoint it is; None for a folder of another origin."""
+    full = folder.resolve()
+    return next((each for each in (full, *list(full.parents)[:2]) if (each / _RUN_ID).is_file()), None)
+
+
 def as_typed(path: Path) -> str:
-    """`path` as one would type it here, quoted where a shell needs it, and never through a link, which may mean another run tomorrow."""
+    """`path` as one would type it here, quoted for a shell if needed, with links followed, because a link may name another run later."""
     return shlex.quote(str(nearby(path)))
 
 
 def nearby(path: Path) -> Path:
-    """`path` as seen from here when it lies below, otherwise from the root; a link in it is followed."""
+    """`path` relative to the working folder if it is below it, otherwise absolute; links are followed."""
     full, here = path.resolve(), Path.cwd()
     return full.relative_to(here) if full.is_relative_to(here) else full

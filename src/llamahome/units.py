@@ -1,6 +1,7 @@
 """Quantities that carry their unit: "200 steps", "3 epochs", "10 min", "4 GiB"; and how numbers are shown to people."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,8 +81,8 @@ def show_bytes(count: float) -> str:
 
 def show_seconds(seconds: float) -> str:
     """75 -> "1:15", 3675 -> "1:01:15"."""
-    whole = max(0, int(seconds + 0.5))
-    hours, rest = divmod(whole, 3600)
+    rounded = max(0, int(seconds + 0.5))
+    hours, rest = divmod(rounded, 3600)
     minutes, second = divmod(rest, 60)
     return f"{hours}:{minutes:02}:{second:02}" if hours else f"{minutes}:{second:02}"
 
@@ -96,3 +97,9 @@ def show_count(count: float) -> str:
 def many(count: int, word: str) -> str:
     """`1 row`, `2 rows`."""
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells as text, every column as wide as its widest cell."""
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]

@@ -1,8 +1,8 @@
-"""A small results file with everything in it, for the tests of tables, pages and pictures."""
+"""A small complete results file for the tests of tables, pages and charts."""
 
 from typing import Any
 
-from benchmarks.figures import compared
+from benchmarks.figures import compare
 
 STEP = {"rows": 8, "tokens": 1600, "targets": 400, "squares": 400_000, "loss": 2.5}
 
@@ -20,7 +20,7 @@ def scenario(title: str, factor: float = 1.0) -> dict[str, Any]:
         "litgpt": {"title": "litgpt", "tuned": True, "rounds": [], "error": "cannot be installed: no network"},
         "trl-default": measured("TRL, default", 20.0, 22.0, tuned=False),
     }
-    return {"title": title, "words": "8 rows a step", **compared(systems)}
+    return {"title": title, "words": "8 rows a step", **compare(systems)}
 
 
 def results() -> dict[str, Any]:

@@ -5,7 +5,7 @@ from array import array
 from pathlib import Path
 
 import pytest
-from benchmarks.client import SystemFailed, Trainer
+from benchmarks.client import SystemFailed, TrainerProcess
 from benchmarks.peers.turn import Fed, peak_memory, row_digest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,7 +28,7 @@ def digest_of(*steps: Rows) -> str:
 
 @settings(deadline=None, max_examples=40)
 @given(ROWS, ROWS)
-def test_rows_of_a_step_count_in_any_order_but_steps_do_not(first: Rows, second: Rows) -> None:
+def test_the_hash_depends_on_the_order_of_steps_but_not_of_rows_in_a_step(first: Rows, second: Rows) -> None:
     assert digest_of(first, second) == digest_of(first[::-1], second[::-1])
     if sorted(map(repr, first)) != sorted(map(repr, second)):
         assert digest_of(first, second) != digest_of(second, first)
@@ -37,14 +37,14 @@ def test_rows_of_a_step_count_in_any_order_but_steps_do_not(first: Rows, second:
 
 @settings(deadline=None, max_examples=40)
 @given(ROW, st.data())
-def test_one_other_id_or_target_gives_another_hash(row: tuple[list[int], list[bool]], data: st.DataObject) -> None:
+def test_another_id_or_target_gives_another_hash(row: tuple[list[int], list[bool]], data: st.DataObject) -> None:
     ids, learned = row
-    place = data.draw(st.integers(0, len(ids) - 1))
-    others = [[*ids[:place], ids[place] + 1, *ids[place + 1 :]], [*learned[:place], not learned[place], *learned[place + 1 :]]]
+    index = data.draw(st.integers(0, len(ids) - 1))
+    others = [[*ids[:index], ids[index] + 1, *ids[index + 1 :]], [*learned[:index], not learned[index], *learned[index + 1 :]]]
     assert len({row_digest(ids, learned), row_digest(others[0], learned), row_digest(ids, others[1])}) == 3
 
 
-def test_the_hash_is_one_that_anybody_can_compute() -> None:
+def test_the_hash_is_a_sha256_of_ids_and_targets() -> None:
     expected = hashlib.sha256(array("i", [7, 9]).tobytes() + b"\x00\x01").digest()
     assert row_digest([7, 9], [False, True]) == expected
     assert digest_of([([7, 9], [False, True])]) == hashlib.sha256(expected + b"|").hexdigest()[:16]
@@ -58,13 +58,13 @@ def test_a_step_is_counted_without_padding() -> None:
     assert fed.end_step() == {"rows": 0, "tokens": 0, "targets": 0, "squares": 0}
 
 
-def test_memory_is_counted_in_bytes() -> None:
+def test_peak_memory_is_in_bytes() -> None:
     assert 5 * 10**6 < peak_memory() < 10**11
 
 
 @pytest.fixture
 def peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A root with a peer that does steps of one row, and ends with an error after the fourth."""
+    """A folder with a peer that runs steps of one row, and fails after the fourth."""
     root = Path(__file__).parents[2]
     peers = tmp_path / "root/benchmarks/peers"
     peers.mkdir(parents=True)
@@ -78,30 +78,30 @@ def peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "work"
 
 
-def test_a_trainer_does_as_many_steps_as_it_is_told_and_tells_them(peer: Path) -> None:
-    trainer = Trainer(sys.executable, "steps", {"batch": 1}, peer)
+def test_a_trainer_runs_the_requested_steps_and_returns_their_measurements(peer: Path) -> None:
+    trainer = TrainerProcess(sys.executable, "steps", {"batch": 1}, peer)
     try:
         trainer.wait_until_ready()
         assert json.loads((peer / "task.json").read_text()) == {"batch": 1}
-        told = trainer.go(1)
-        assert [step["loss"] for step in told["steps"]] == [0.0]
+        measured = trainer.run_steps(1)
+        assert [step["loss"] for step in measured["steps"]] == [0.0]
         assert trainer.command("peak") == {"peak_flops": 5.0}
-        told = trainer.go(2)
-        assert [step["loss"] for step in told["steps"]] == [1.0, 2.0]
-        assert told["seconds"] > 0 and told["peak"] > 0
-        assert told["hash"] == digest_of(*[[([number], [True])] for number in range(3)])
+        measured = trainer.run_steps(2)
+        assert [step["loss"] for step in measured["steps"]] == [1.0, 2.0]
+        assert measured["seconds"] > 0 and measured["peak"] > 0
+        assert measured["hash"] == digest_of(*[[([number], [True])] for number in range(3)])
         with pytest.raises(SystemFailed, match="out of rows"):
-            trainer.go(2)
+            trainer.run_steps(2)
     finally:
         trainer.close()
 
 
-def test_the_time_to_a_step_begins_with_the_process(peer: Path) -> None:
-    trainer = Trainer(sys.executable, "steps", {}, peer)
+def test_the_time_to_a_step_starts_with_the_process(peer: Path) -> None:
+    trainer = TrainerProcess(sys.executable, "steps", {}, peer)
     try:
-        first, last, told = trainer.start(1, 3)
+        first, last, measured = trainer.time_start(1, 3)
         assert 0 < first <= last
-        assert [step["loss"] for step in told["steps"]] == [1.0, 2.0, 3.0]
+        assert [step["loss"] for step in measured["steps"]] == [1.0, 2.0, 3.0]
         with pytest.raises(SystemFailed, match="out of rows"):
             trainer.finish()
     finally:

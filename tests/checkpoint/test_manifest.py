@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import pytest
@@ -18,7 +19,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_what_was_sealed_is_read_back_and_verifies(folder):
+def test_a_sealed_folder_verifies_and_its_manifest_is_read_back(folder):
     read = manifest.read(folder)
     assert (read.run_id, read.step, read.fingerprints) == ("20260101-000000-brisk-otter", 7, PRINTS)
     assert set(read.files) == {"model/weights", "empty.json"}
@@ -27,7 +28,7 @@ def test_what_was_sealed_is_read_back_and_verifies(folder):
     assert manifest.verify(folder) == []
 
 
-def test_every_damage_is_found_at_once_and_named(folder):
+def test_every_damaged_file_is_named(folder):
     (folder / "model" / "more").write_bytes(b"fine")
     manifest.seal(folder, run_id="r", step=7, fingerprints=PRINTS)
     (folder / "model" / "weights").write_bytes(b"\x00\x01\x02" * 49)
@@ -39,39 +40,41 @@ def test_every_damage_is_found_at_once_and_named(folder):
     assert "SHA-256" in problems["more"]
 
 
-def test_a_flip_of_any_bit_of_the_manifest_itself_is_found(folder):
+def test_a_flipped_bit_anywhere_in_the_manifest_is_found(folder):
     path = folder / manifest.NAME
     whole = path.read_bytes()
-    for place in range(len(whole)):
+    for position in range(len(whole)):
         flipped = bytearray(whole)
-        flipped[place] ^= 1 << (place % 8)
+        flipped[position] ^= 1 << (position % 8)
         path.write_bytes(flipped)
         problems = manifest.verify(folder)
-        assert problems and problems[0].where == str(path), place
+        assert problems and problems[0].where == str(path), position
     path.write_bytes(whole)
     assert manifest.verify(folder) == []
 
 
-def test_a_folder_without_manifest_is_no_checkpoint(tmp_path):
+def test_a_folder_without_a_manifest_is_not_a_checkpoint(tmp_path):
     assert [problem.code for problem in manifest.verify(tmp_path)] == ["checkpoint.not-a-checkpoint"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"kind": "something else"}', '{"kind": "llamahome checkpoint", "schema": 1}'])
-def test_a_foreign_manifest_is_told_in_one_problem(folder, text):
+def test_a_manifest_of_another_program_is_one_problem(folder, text):
     (folder / manifest.NAME).write_text(text)
     assert [problem.code for problem in manifest.verify(folder)] == ["checkpoint.damaged"]
 
 
-def test_a_manifest_of_a_newer_layout_is_not_called_damaged(folder, monkeypatch):
-    monkeypatch.setattr(manifest, "SCHEMA", 2)
-    manifest.seal(folder, run_id="r", step=7, fingerprints=PRINTS)
-    monkeypatch.undo()
+def test_a_manifest_of_a_newer_schema_is_not_called_damaged(folder):
+    path = folder / manifest.NAME
+    content = json.loads(path.read_text()) | {"schema": manifest.SCHEMA + 1}
+    del content["sha256_of_this"]
+    content["sha256_of_this"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(content))
     with pytest.raises(CheckpointError) as caught:
         manifest.read(folder)
     assert caught.value.problems[0].code == "checkpoint.newer-schema"
 
 
-def test_files_of_others_in_the_folder_do_no_harm(folder):
+def test_files_that_the_manifest_does_not_list_are_ignored(folder):
     (folder / "model" / ".DS_Store").write_bytes(b"x")
     assert manifest.verify(folder) == []
 

@@ -22,14 +22,14 @@ JSON = st.recursive(
     elapsed=FINITE,
     extra=st.dictionaries(st.text(), JSON, max_size=3),
 )
-def test_a_state_reads_back_as_it_was_written(tmp_path_factory, step, best, loss, elapsed, extra):
+def test_a_state_is_read_back_unchanged(tmp_path_factory, step, best, loss, elapsed, extra):
     path = tmp_path_factory.mktemp("state") / "trainer_state.json"
     state = state_at(step, best_loss=best, eval_loss=loss, elapsed_s=elapsed, extra=extra)
     path.write_text(state.to_json())
     assert read_state(path) == state
 
 
-def test_every_wrong_field_is_named_at_once(tmp_path):
+def test_every_wrong_field_is_named(tmp_path):
     path = tmp_path / "trainer_state.json"
     content = json.loads(state_at(5).to_json())
     del content["consumed"]
@@ -37,13 +37,13 @@ def test_every_wrong_field_is_named_at_once(tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(CheckpointError) as caught:
         read_state(path)
-    told = " ".join(problem.message for problem in caught.value.problems)
-    assert all(f"'{name}'" in told for name in ("consumed", "novel", "step", "bad_steps", "tokens", "elapsed_s"))
+    messages = " ".join(problem.message for problem in caught.value.problems)
+    assert all(f"'{name}'" in messages for name in ("consumed", "novel", "step", "bad_steps", "tokens", "elapsed_s"))
     assert len(caught.value.problems) == 6
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "3"])
-def test_a_file_that_is_no_state_is_damaged(tmp_path, text):
+def test_a_file_that_is_not_a_state_is_damaged(tmp_path, text):
     (tmp_path / "trainer_state.json").write_text(text)
     with pytest.raises(CheckpointError) as caught:
         read_state(tmp_path / "trainer_state.json")
@@ -51,6 +51,6 @@ def test_a_file_that_is_no_state_is_damaged(tmp_path, text):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object()])
-def test_what_json_cannot_hold_is_refused_at_writing(value):
+def test_values_that_json_cannot_represent_are_refused_at_writing(value):
     with pytest.raises((ValueError, TypeError)):
         state_at(1, extra={"x": value}).to_json()

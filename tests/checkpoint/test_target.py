@@ -17,14 +17,14 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-def _told(target):
+def _problem(target):
     with pytest.raises(CheckpointError) as caught:
         resolve(target)
     assert caught.value.exit_status == 7
     return caught.value.problems[0]
 
 
-def test_every_way_to_name_a_checkpoint_or_a_run_finds_it(run):
+def test_a_checkpoint_or_run_is_found_by_every_kind_of_name(run):
     for target in (str(run.checkpoint(5)), "output/training/checkpoint-5", str(run.checkpoint(5).resolve())):
         paths, folder = resolve(target)
         assert (paths.run_id, folder) == (run.run_id, run.checkpoint(5).resolve())
@@ -33,7 +33,7 @@ def test_every_way_to_name_a_checkpoint_or_a_run_finds_it(run):
         assert (paths.run_id, paths.root, folder) == (run.run_id, run.root.resolve(), None)
 
 
-def test_latest_is_the_newest_run_by_date_when_there_is_no_link(run):
+def test_latest_is_the_newest_run_by_date_if_there_is_no_link(run):
     Path("output/training").unlink()
     newer = Path("output/runs/29990101-000000-late")
     newer.mkdir()
@@ -41,7 +41,7 @@ def test_latest_is_the_newest_run_by_date_when_there_is_no_link(run):
     assert resolve("latest")[0].run_id == newer.name
 
 
-def test_a_part_of_an_id_names_the_only_run_that_has_it(run):
+def test_a_part_of_an_id_is_enough_if_only_one_run_has_it(run):
     assert names_run("otter") and resolve("otter")[0].run_id == run.run_id
     assert resolve(run.run_id[:-1])[0].run_id == run.run_id
     assert not names_run("badger") and not names_run("")
@@ -52,16 +52,16 @@ def test_a_part_of_an_id_names_the_only_run_that_has_it(run):
     assert problem.code == "run.ambiguous" and problem.excerpt.splitlines() == [second.run_id, run.run_id]
     assert resolve(second.run_id)[0].run_id == second.run_id
     Path("otter").mkdir()
-    assert "empty" in _told("otter").message, "what stands there under the very name is meant"
+    assert "empty" in _problem("otter").message, "an existing folder of that name takes precedence"
 
 
-def test_a_run_outside_the_usual_place_keeps_its_id(run):
+def test_a_run_in_another_folder_keeps_its_id(run):
     other = create_run(Path("elsewhere/x"), "y")
     save_step(other, 1)
     assert resolve("elsewhere/x/checkpoint-1")[0].run_id == other.run_id
 
 
-def test_what_is_no_checkpoint_is_told_with_what_it_is_and_what_is_near(run):
+def test_the_error_describes_the_target_and_suggests_a_similar_run(run):
     Path("notes.txt").write_text("x")
     Path("bare").mkdir()
     Path("photos").mkdir()
@@ -84,13 +84,13 @@ def test_what_is_no_checkpoint_is_told_with_what_it_is_and_what_is_near(run):
         "oter": ("no such", f"llamahome train-resume {run.run_id}"),
     }
     for target, (what, hint) in expected.items():
-        problem = _told(target)
+        problem = _problem(target)
         assert problem.code == "checkpoint.not-a-checkpoint"
         assert what in problem.message, target
         assert problem.hint == hint, target
 
 
-def test_without_any_run_the_remedy_is_to_train(tmp_path, monkeypatch):
+def test_without_any_run_the_hint_is_to_train(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert _told("latest").code == "checkpoint.none"
-    assert _told("x").hint == first_command()
+    assert _problem("latest").code == "checkpoint.none"
+    assert _problem("x").hint == first_command()

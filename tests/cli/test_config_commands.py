@@ -1,13 +1,13 @@
-"""The `config` commands as they are typed."""
+"""The `config` commands, run as a user types them."""
 
 import json
 import subprocess
 import sys
 
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
-from llamahome.cli.system import config_app
+from llamahome.cli.config import config_app
 from llamahome.errors import ConfigError, LlamaHomeError
 
 
@@ -43,12 +43,12 @@ def test_show_prints_every_value_with_its_origin_and_loads_again(scratch):
     assert first["lora.rank"]["origin"] == "mine.yaml:2"
 
 
-def test_show_raises_all_mistakes(scratch):
-    found = problems("show", "--set", "lora.rank=x", "--set", "lora.alfa=1")
-    assert [problem.code for problem in found] == ["config.wrong-type", "config.unknown-key"]
+def test_show_reports_all_mistakes(scratch):
+    reported = problems("show", "--set", "lora.rank=x", "--set", "lora.alfa=1")
+    assert [problem.code for problem in reported] == ["config.wrong-type", "config.unknown-key"]
 
 
-def test_check_says_ok_with_the_files_that_were_read(scratch):
+def test_check_prints_ok_and_the_files_that_it_read(scratch):
     run("init")
     (scratch / "mine.yaml").write_text("lora:\n  rank: 4\n")
     result = run("check", "mine.yaml")
@@ -69,11 +69,11 @@ def test_check_finds_mistakes_and_contradictions(scratch):
     assert problems("check", "--set", "distributed.node_rank=1")[0].code == "config.no-such-node"
     result = run("check", "mine.yaml", "--json")
     assert result.exit_code == 2
-    told = json.loads(result.stdout)
-    assert (told["ok"], told["files"], told["errors"][0]["code"]) == (False, ["mine.yaml"], "config.unknown-key")
+    shown = json.loads(result.stdout)
+    assert (shown["ok"], shown["files"], shown["errors"][0]["code"]) == (False, ["mine.yaml"], "config.unknown-key")
 
 
-def test_explain_tells_meaning_type_default_value_and_origin():
+def test_explain_shows_meaning_type_default_value_and_origin():
     result = run("explain", "training.learning_rate", "--set", "training.learning_rate=1e-4")
     assert result.exit_code == 0
     for part in (
@@ -84,8 +84,8 @@ def test_explain_tells_meaning_type_default_value_and_origin():
         "LLAMAHOME_TRAINING__LEARNING_RATE",
     ):
         assert part in result.stdout
-    told = json.loads(run("explain", "training.learning_rate", "--json").stdout)
-    assert (told["default"], told["value"], told["origin"]) == ("auto", "auto", "default")
+    shown = json.loads(run("explain", "training.learning_rate", "--json").stdout)
+    assert (shown["default"], shown["value"], shown["origin"]) == ("auto", "auto", "default")
 
 
 def test_explain_works_while_other_settings_are_broken(scratch):
@@ -101,10 +101,10 @@ def test_explain_lists_a_section():
 
 
 @pytest.mark.parametrize(
-    ("word", "meant"), [("training.lr", "training.learning_rate"), ("epochs", "training.epochs"), ("trainig", "training")]
+    ("typed", "meant"), [("training.lr", "training.learning_rate"), ("epochs", "training.epochs"), ("trainig", "training")]
 )
-def test_explain_names_the_nearest_key(word, meant):
-    (problem,) = problems("explain", word)
+def test_explain_suggests_the_nearest_key(typed, meant):
+    (problem,) = problems("explain", typed)
     assert f"did you mean {meant}?" in problem.message and problem.hint == f"llamahome config explain {meant}"
 
 
@@ -125,7 +125,7 @@ def test_init_writes_both_files_once(scratch):
 
 def test_commands_import_nothing_heavy():
     code = (
-        "import sys\nfrom llamahome.cli.system import config_app\n"
+        "import sys\nfrom llamahome.cli.config import config_app\n"
         "assert not {'pydantic', 'ruamel.yaml'} & set(sys.modules), 'at import'\n"
         "config_app(['check'], standalone_mode=False)\n"
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), 'in check'\n"

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
-from llamahome.cli.watch import runs_app
+from llamahome.cli.runs import runs_app
 from llamahome.errors import UsageError
 from llamahome.monitoring.recorder import Recorder
 from llamahome.rundir import RUNS, RunPaths, point_newest_to
 
 
 @pytest.fixture(autouse=True)
-def stand_in_a_scratch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def change_to_scratch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -57,7 +57,7 @@ def strict(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
-def test_list_without_runs_says_how_to_start_one() -> None:
+def test_list_without_runs_shows_how_to_start_one() -> None:
     assert "llamahome train" in run("list")
     assert strict(run("list", "--json")) == []
 
@@ -71,7 +71,7 @@ def test_list_shows_a_line_per_run() -> None:
     assert [entry["run_id"] for entry in strict(run("list", "--json"))] == ["20260101-000000-amber-finch", "20260102-000000-brisk-otter"]
 
 
-def test_show_tells_settings_losses_evaluations_and_files() -> None:
+def test_show_prints_settings_losses_evaluations_and_files() -> None:
     recorded_run("20260101-000000-amber-finch")
     text = run("show", "latest")
     for words in (
@@ -109,7 +109,7 @@ def test_show_of_an_unknown_run_is_a_usage_error() -> None:
 def test_the_commands_import_no_torch() -> None:
     recorded_run("20260101-000000-amber-finch")
     code = (
-        "import sys; from typer.testing import CliRunner; from llamahome.cli.watch import runs_app\n"
+        "import sys; from click.testing import CliRunner; from llamahome.cli.runs import runs_app\n"
         "for words in (['list'], ['show', 'latest']): assert CliRunner().invoke(runs_app, words).exit_code == 0\n"
         "heavy = {'torch', 'transformers', 'tensorboard', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy"

@@ -1,4 +1,4 @@
-"""A corpus of mistakes: each is reported with its code, its place and the name that was meant."""
+"""Mistakes in settings: each is reported with its code, its place and the name that was meant."""
 
 import pytest
 from hypothesis import given, settings
@@ -94,7 +94,7 @@ FILES = {
     "section is a list": ("training:\n- seed: 3\n", [("not-a-mapping", 2, 1, "training is a section", "")]),
     "file is a list": ("- training\n", [("not-a-mapping", 1, 1, "expected sections like 'training:'; got a list", "")]),
     "file is a word": ("training\n", [("not-a-mapping", 1, 1, "got the text 'training'", "")]),
-    "tab": ("training:\n\tseed: 1\n", [("bad-yaml", 2, 1, "a tab", "mend line 2")]),
+    "tab": ("training:\n\tseed: 1\n", [("bad-yaml", 2, 1, "a tab", "correct line 2")]),
     "open bracket": ("training: [1\n", [("bad-yaml", 2, 1, "never closed", "")]),
     "open quote": ('model:\n  name: "x\n', [("bad-yaml", 3, 1, "never closed", "")]),
     "two colons": ("model:\n  name: a: b\n", [("bad-yaml", 2, 10, "a second ':'", "")]),
@@ -128,7 +128,7 @@ def problems_of(tmp_path, *, text=None, **layers):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_mistake_in_a_file_is_told_with_its_place(tmp_path, name):
+def test_a_mistake_in_a_file_is_reported_with_its_place(tmp_path, name):
     text, expected = FILES[name]
     problems = problems_of(tmp_path, text=text)
     assert [problem.code for problem in problems] == [f"config.{code}" for code, *_ in expected]
@@ -144,7 +144,7 @@ def test_the_excerpt_shows_the_line_with_a_caret_below_the_value(tmp_path):
     assert problem.excerpt == '3 |   epochs: "3"\n  |           ^'
 
 
-def test_the_caret_stands_below_wide_letters_and_in_long_lines(tmp_path):
+def test_the_caret_is_below_the_value_after_wide_letters_and_in_long_lines(tmp_path):
     (wide,) = problems_of(tmp_path, text='training: {"あ": 1}\n')
     assert wide.excerpt.splitlines()[1].index("^") == len("1 | training: {")
     (after,) = problems_of(tmp_path, text='output: {name: "ああ", dir: 3}\n')
@@ -155,7 +155,7 @@ def test_the_caret_stands_below_wide_letters_and_in_long_lines(tmp_path):
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
-def test_places_are_right_with_every_kind_of_line_end(tmp_path, newline):
+def test_places_are_right_with_every_line_ending(tmp_path, newline):
     (tmp_path / "mine.yaml").write_bytes(f"# one{newline}training:{newline}  epochs: x{newline}".encode())
     with pytest.raises(ConfigError) as caught:
         load_config([tmp_path / "mine.yaml"], environment={}, folder=tmp_path)
@@ -178,14 +178,14 @@ def test_places_are_right_with_every_kind_of_line_end(tmp_path, newline):
         ("lora.target_modules=[a", "bad-yaml", "never closed", "explain lora.target_modules"),
     ],
 )
-def test_a_mistake_in_an_assignment_is_told_with_what_mends_it(tmp_path, assignment, code, message, hint):
+def test_a_mistake_in_an_assignment_is_reported_with_its_correction(tmp_path, assignment, code, message, hint):
     (problem,) = problems_of(tmp_path, assignments=[assignment])
     assert (problem.code, problem.where) == (f"config.{code}", "--set")
     assert message in problem.message and hint in problem.hint
     assert problem.excerpt.splitlines()[0] == f"--set {assignment}"
 
 
-def test_the_caret_of_an_assignment_stands_below_its_value(tmp_path):
+def test_the_caret_of_an_assignment_is_below_its_value(tmp_path):
     (problem,) = problems_of(tmp_path, assignments=["training.seed=x"])
     assert problem.excerpt == "--set training.seed=x\n                    ^"
 
@@ -201,18 +201,18 @@ def test_the_caret_of_an_assignment_stands_below_its_value(tmp_path):
         ("LLAMAHOME_DATA__BATCH_SIZE", "LLAMAHOME_TRAINING__BATCH_SIZE"),
     ],
 )
-def test_a_variable_that_names_no_setting_is_an_error_with_the_name_that_was_meant(tmp_path, variable, meant):
+def test_a_variable_that_names_no_setting_is_an_error_with_the_nearest_name(tmp_path, variable, meant):
     (problem,) = problems_of(tmp_path, environment={variable: "1"})
     assert (problem.code, problem.where) == ("config.unknown-variable", variable)
     assert f"did you mean {meant}?" in problem.message
 
 
-def test_variables_that_do_not_look_like_settings_are_left_alone(tmp_path):
+def test_variables_that_do_not_look_like_settings_are_ignored(tmp_path):
     foreign = {"LLAMAHOME_HOME": "/x", "LLAMAHOME": "1", "TRAINING__EPOCHS": "x"}
     assert load_config(environment=foreign, folder=tmp_path) == load_config(environment={}, folder=tmp_path)
 
 
-def test_a_bad_variable_and_a_bad_flag_are_named_as_they_were_typed(tmp_path):
+def test_a_bad_variable_and_a_bad_flag_are_shown_as_typed(tmp_path):
     (variable,) = problems_of(tmp_path, environment={"LLAMAHOME_TRAINING__EPOCHS": "'3'"})
     assert variable.where == "LLAMAHOME_TRAINING__EPOCHS"
     assert variable.hint == "LLAMAHOME_TRAINING__EPOCHS=3"
@@ -220,7 +220,7 @@ def test_a_bad_variable_and_a_bad_flag_are_named_as_they_were_typed(tmp_path):
     assert (flag.where, flag.excerpt) == ("--epochs", "--epochs -1\n         ^")
 
 
-def test_a_missing_file_is_told_with_the_one_that_was_meant(tmp_path):
+def test_a_missing_file_is_reported_with_the_nearest_name(tmp_path):
     (tmp_path / "quick.yaml").write_text("")
     with pytest.raises(ConfigError) as caught:
         load_config([tmp_path / "quik.yaml"], environment={}, folder=tmp_path)
@@ -229,7 +229,7 @@ def test_a_missing_file_is_told_with_the_one_that_was_meant(tmp_path):
     assert str(tmp_path / "quick.yaml") in problem.hint
 
 
-def test_a_folder_and_a_file_that_is_not_text_are_told(tmp_path):
+def test_a_folder_and_a_file_that_is_not_text_are_reported(tmp_path):
     (tmp_path / "latin.yaml").write_bytes("model:\n  name: Zürich\n".encode("latin-1"))
     with pytest.raises(ConfigError) as caught:
         load_config([tmp_path, tmp_path / "latin.yaml"], environment={}, folder=tmp_path)

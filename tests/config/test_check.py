@@ -27,29 +27,29 @@ WITHOUT_EFFECT = [
 ]
 
 
-def loaded(tmp_path, assignments):
+def load(tmp_path, assignments):
     return load_config(assignments=assignments, environment={}, folder=tmp_path)
 
 
-def errors(each):
-    return check_config(each.config, each.origins)
+def errors(loaded):
+    return check_config(loaded.config, loaded.origins)
 
 
-def warnings(each):
-    return config_warnings(each.config, each.origins)
+def warnings(loaded):
+    return config_warnings(loaded.config, loaded.origins)
 
 
 def test_the_defaults_contradict_nothing(tmp_path):
-    assert errors(loaded(tmp_path, [])) == warnings(loaded(tmp_path, [])) == []
+    assert errors(load(tmp_path, [])) == warnings(load(tmp_path, [])) == []
 
 
 @pytest.mark.parametrize("code", CONTRADICTIONS)
-def test_a_contradiction_is_an_error_and_its_remedy_mends_it(tmp_path, code):
+def test_a_contradiction_is_an_error_and_its_hint_resolves_it(tmp_path, code):
     assignments, remedy = CONTRADICTIONS[code]
-    (problem,) = errors(loaded(tmp_path, assignments))
+    (problem,) = errors(load(tmp_path, assignments))
     assert problem.code == f"config.{code}"
     assert problem.where == "--set" and remedy in problem.hint
-    assert errors(loaded(tmp_path, [*assignments, problem.hint.removeprefix("--set ")])) == []
+    assert errors(load(tmp_path, [*assignments, problem.hint.removeprefix("--set ")])) == []
 
 
 @pytest.mark.parametrize(
@@ -66,43 +66,43 @@ def test_a_contradiction_is_an_error_and_its_remedy_mends_it(tmp_path, code):
         ["lora.target_modules=[]", "training.method=full"],
     ],
 )
-def test_what_can_be_obeyed_is_no_error(tmp_path, assignments):
-    assert errors(loaded(tmp_path, assignments)) == []
+def test_settings_that_fit_together_are_no_error(tmp_path, assignments):
+    assert errors(load(tmp_path, assignments)) == []
 
 
 @pytest.mark.parametrize(("size", "nodes", "names"), [(1, 2, "2 or 4"), (5, 2, "4 or 6"), (7, 3, "6 or 9"), (2, 3, "3 or 6")])
-def test_an_uneven_world_names_the_sizes_that_work(tmp_path, size, nodes, names):
-    (problem,) = errors(loaded(tmp_path, [f"distributed.world_size={size}", f"distributed.num_nodes={nodes}"]))
+def test_an_uneven_world_size_names_the_sizes_that_work(tmp_path, size, nodes, names):
+    (problem,) = errors(load(tmp_path, [f"distributed.world_size={size}", f"distributed.num_nodes={nodes}"]))
     assert names in problem.message
 
 
-def test_all_contradictions_come_at_once(tmp_path):
+def test_all_contradictions_are_reported_at_once(tmp_path):
     all_of_them = [
         part for code, (parts, _) in CONTRADICTIONS.items() if code not in ("share-or-count", "nothing-to-watch") for part in parts
     ]
-    assert len(errors(loaded(tmp_path, all_of_them))) == 6
+    assert len(errors(load(tmp_path, all_of_them))) == 6
 
 
 @pytest.mark.parametrize("assignments", WITHOUT_EFFECT, ids=lambda each: each[0])
 def test_a_chosen_setting_without_effect_is_a_warning_that_says_why(tmp_path, assignments):
-    each = loaded(tmp_path, assignments)
+    loaded = load(tmp_path, assignments)
     key = assignments[0].partition("=")[0]
-    (problem,) = warnings(each)
+    (problem,) = warnings(loaded)
     assert problem.code == "config.no-effect" and problem.message.startswith(key) and "has no effect: " in problem.message
-    assert errors(each) == []
+    assert errors(loaded) == []
 
 
-def test_resolved_values_are_not_choices(tmp_path):
-    each = with_values(loaded(tmp_path, ["training.method=full"]), {"model.dtype": "float32", "lora.rank": 8}, origin="auto: probed")
-    assert warnings(each) == []
+def test_a_resolved_value_is_not_a_chosen_one(tmp_path):
+    loaded = with_values(load(tmp_path, ["training.method=full"]), {"model.dtype": "float32", "lora.rank": 8}, origin="auto: probed")
+    assert warnings(loaded) == []
 
 
-def test_many_machines_want_an_address(tmp_path):
-    codes = [problem.code for problem in warnings(loaded(tmp_path, ["distributed.num_nodes=2"]))]
+def test_several_machines_need_an_address(tmp_path):
+    codes = [problem.code for problem in warnings(load(tmp_path, ["distributed.num_nodes=2"]))]
     assert codes == ["config.address-of-self"]
-    assert warnings(loaded(tmp_path, ["distributed.num_nodes=2", "distributed.master_addr=10.0.0.1"])) == []
+    assert warnings(load(tmp_path, ["distributed.num_nodes=2", "distributed.master_addr=10.0.0.1"])) == []
 
 
-def test_more_processes_than_examples_are_told(tmp_path):
-    (problem,) = warnings(loaded(tmp_path, ["distributed.world_size=8", "training.batch_size=4"]))
+def test_more_processes_than_examples_are_a_warning(tmp_path):
+    (problem,) = warnings(load(tmp_path, ["distributed.world_size=8", "training.batch_size=4"]))
     assert problem.code == "config.idle-processes" and "4 have nothing to do" in problem.message

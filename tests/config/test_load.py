@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from llamahome.config.describe import Setting
 from llamahome.config.describe import settings as every_setting
-from llamahome.config.judge import judge
 from llamahome.config.load import LoadedConfig, dump_config, is_chosen, load_config, read_saved_config, with_values
 from llamahome.config.schema import Config
+from llamahome.config.validate import validate
 from llamahome.config.yamltext import write_value
 from llamahome.errors import ConfigError
 
@@ -40,13 +40,13 @@ def value_of(loaded: LoadedConfig, key: str):
 def other_value(setting: Setting):
     """A value that the key accepts and that is not its default."""
     mappings: list[object] = [{"prompt": "their key"}, {"a.jsonl": 2.0}]
-    candidates = [0.25, 0.5, 1, 2, 7, 64, "3 s", "7 steps", "words", True, False, None, *mappings, *setting.shape.words]
-    return next(each for each in candidates if judge(setting, each)[1] is None and judge(setting, each)[0] != setting.default)
+    candidates = [0.25, 0.5, 1, 2, 7, 64, "3 s", "7 steps", "words", True, False, None, ["3 s"], *mappings, *setting.words]
+    return next(value for value in candidates if validate(setting, value)[1] is None and validate(setting, value)[0] != setting.default)
 
 
 def other_key_values():
     # optimizer has a single word: any value of it is its default.
-    return [(key, other_value(each)) for key, each in every_setting().items() if each.shape.words != ("adamw",)]
+    return [(key, other_value(setting)) for key, setting in every_setting().items() if setting.words != ["adamw"]]
 
 
 def write_standard(folder: Path, text: str, name: str = "training_config.yaml") -> Path:
@@ -62,7 +62,7 @@ def test_without_any_layer_all_values_are_the_defaults(tmp_path):
     assert loaded.origins == dict.fromkeys(KEYS, "default")
 
 
-def test_both_files_of_the_specification_are_taken_word_for_word(tmp_path):
+def test_both_files_of_the_specification_load_unchanged(tmp_path):
     training = write_standard(tmp_path, SPECIFIED_TRAINING)
     distributed = write_standard(tmp_path, SPECIFIED_DISTRIBUTED, "distributed_config.yaml")
     loaded = load_config(environment={}, folder=tmp_path)
@@ -84,15 +84,15 @@ def test_every_key_can_be_set_in_a_file_a_variable_an_assignment_and_a_flag(tmp_
     file.write_text(f"{section}:\n  {name}: {write_value(value)}\n")
     variable = f"LLAMAHOME_{section.upper()}__{name.upper()}"
     text = write_value(value)
-    ways = {
+    loaded_by = {
         f"{file}:2": load_config([file], environment={}, folder=tmp_path),
         variable: load_config(environment={variable: text}, folder=tmp_path),
         "--set": load_config(assignments=[f"{key}={text}"], environment={}, folder=tmp_path),
         "--flag": load_config(flags={key: ("--flag", value)}, environment={}, folder=tmp_path),
     }
-    for origin, loaded in ways.items():
+    for origin, loaded in loaded_by.items():
         assert value_of(loaded, key) == value
-        assert {each: text for each, text in loaded.origins.items() if text != "default"} == {key: origin}
+        assert {changed: text for changed, text in loaded.origins.items() if text != "default"} == {key: origin}
 
 
 @settings(deadline=None, max_examples=40)
@@ -107,10 +107,10 @@ def test_the_highest_layer_that_names_a_key_wins(tmp_path_factory, used):
         write_standard(folder, text.format(11), "distributed_config.yaml") if distributed else None,
     ]
     files = []
-    for name, wanted, value in (("first.yaml", first, 12), ("second.yaml", second, 13)):
+    for name, is_used, value in (("first.yaml", first, 12), ("second.yaml", second, 13)):
         (folder / name).write_text(text.format(value))
         origins.append(folder / name)
-        files += [folder / name] if wanted else []
+        files += [folder / name] if is_used else []
     loaded = load_config(
         files,
         flags={"training.seed": ("--seed", 15 if flag else None)},
@@ -118,7 +118,7 @@ def test_the_highest_layer_that_names_a_key_wins(tmp_path_factory, used):
         environment={"LLAMAHOME_TRAINING__SEED": "14"} if variable else {},
         folder=folder,
     )
-    highest = max((index for index, wanted in enumerate(used) if wanted), default=None)
+    highest = max((index for index, is_used in enumerate(used) if is_used), default=None)
     names = [*(f"{path}:2" for path in origins), "LLAMAHOME_TRAINING__SEED", "--seed", "--set"]
     assert loaded.config.training.seed == (0 if highest is None else values[highest])
     assert loaded.origins["training.seed"] == ("default" if highest is None else names[highest])
@@ -129,7 +129,7 @@ def test_a_flag_that_was_not_typed_sets_nothing(tmp_path):
     assert loaded.origins["training.epochs"] == "default"
 
 
-def test_flags_take_text_and_paths_as_they_are_typed(tmp_path):
+def test_flags_take_text_and_paths_as_typed(tmp_path):
     flags = {
         "distributed.world_size": ("--world-size", "auto"),
         "output.dir": ("--output", tmp_path),
@@ -162,7 +162,7 @@ def test_on_the_command_line_text_needs_no_quotes(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["null", "# 1", "'a'", "~", "no", "1e3"])
-def test_a_flag_that_takes_text_takes_it_as_it_is(tmp_path, name):
+def test_a_flag_of_a_text_setting_is_not_read_as_yaml(tmp_path, name):
     assert load_config(flags={"output.name": ("--name", name)}, environment={}, folder=tmp_path).config.output.name == name
 
 
@@ -180,22 +180,16 @@ NUMBERS = st.integers(1, 2**62) | st.floats(1e-12, 0.999) | st.floats(1, 1e18)
 
 
 def any_value(setting: Setting):
-    shape = setting.shape
-    options = (
-        [
-            st.sampled_from(
-                [True, False] if set(shape.words) == {"true", "false"} else [w for w in shape.words if w not in ("true", "false")]
-            )
-        ]
-        if shape.words
-        else []
-    )
-    options += [st.booleans()] if "true" in shape.words else []
-    options += [NUMBERS] if shape.number else []
-    options += [st.sampled_from(shape.examples)] if shape.examples else [TEXT] if shape.text else []
-    options += [st.lists(TEXT, max_size=3)] if shape.texts else []
-    options += [st.none()] if shape.null else []
-    return st.one_of(options)
+    words = [word for word in setting.words if word not in ("true", "false")]
+    strategies = [st.sampled_from(words)] if words else []
+    strategies += [st.booleans()] if "true" in setting.words else []
+    strategies += [NUMBERS] if setting.kinds & {"integer", "number"} else []
+    examples = [example for schema in setting.alternatives if schema["type"] == "string" for example in schema.get("examples", [])]
+    strategies += [st.sampled_from(examples)] if examples else [TEXT] if "string" in setting.kinds else []
+    strategies += [st.lists(TEXT, max_size=3)] if "array" in setting.kinds else []
+    strategies += [st.none()] if "null" in setting.kinds else []
+    strategies += [st.just({})] if "object" in setting.kinds else []
+    return st.one_of(strategies)
 
 
 @settings(deadline=None, max_examples=60)
@@ -204,7 +198,7 @@ def test_a_dumped_configuration_loads_to_the_same_values(tmp_path_factory, data)
     folder = tmp_path_factory.mktemp("dump")
     keys = data.draw(st.lists(st.sampled_from(KEYS), max_size=12, unique=True))
     drawn = {key: data.draw(any_value(every_setting()[key]), label=key) for key in keys}
-    good = {key: value for key, value in drawn.items() if judge(every_setting()[key], value)[1] is None}
+    good = {key: value for key, value in drawn.items() if validate(every_setting()[key], value)[1] is None}
     origin = data.draw(st.sampled_from(["--set", "a  # b.yaml:3", "a\nb.yaml:1", "auto: probed"]))
     loaded = with_values(load_config(environment={}, folder=folder), good, origin=origin)
     path = folder / "config.yaml"
@@ -226,14 +220,14 @@ def test_a_saved_configuration_keeps_where_its_values_came_from(tmp_path):
     assert is_chosen(origins["training.seed"]) and not is_chosen(origins["training.epochs"])
 
 
-def test_a_value_changed_by_hand_in_a_saved_configuration_is_not_called_a_default(tmp_path):
+def test_a_value_edited_in_a_saved_configuration_is_not_called_a_default(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(load_config(environment={}, folder=tmp_path)).replace("  seed: 0  #", "  seed: 9  #"))
     origins = read_saved_config(path).origins
     assert origins["training.seed"].startswith(f"{path}:")
 
 
-def test_a_saved_configuration_is_read_alone(tmp_path, monkeypatch):
+def test_a_saved_configuration_is_read_without_other_layers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LLAMAHOME_TRAINING__SEED", "5")
     write_standard(tmp_path, "training: {seed: 4, epochs: 9}\n")
@@ -247,7 +241,7 @@ def test_the_environment_is_read_when_none_is_given(tmp_path, monkeypatch):
     assert load_config(folder=tmp_path).config.training.seed == 5
 
 
-def test_replacing_values_leaves_the_original_alone_and_judges_the_new_ones(tmp_path):
+def test_replacing_values_keeps_the_original_and_validates_the_new_ones(tmp_path):
     loaded = load_config(environment={}, folder=tmp_path)
     changed = with_values(loaded, {"training.learning_rate": 1e-3, "distributed.world_size": 1}, origin="auto: a rule")
     assert (changed.config.training.learning_rate, changed.config.distributed.world_size) == (1e-3, 1)
@@ -259,7 +253,7 @@ def test_replacing_values_leaves_the_original_alone_and_judges_the_new_ones(tmp_
     assert [problem.code for problem in caught.value.problems] == ["config.out-of-range", "config.unknown-key"]
 
 
-def test_all_problems_of_all_layers_come_at_once(tmp_path):
+def test_all_problems_of_all_layers_are_reported_at_once(tmp_path):
     write_standard(tmp_path, "training:\n  epochs: x\n  seeed: 1\n")
     write_standard(tmp_path, "distributed: 3\n", "distributed_config.yaml")
     (tmp_path / "broken.yaml").write_text("a: [\n")
@@ -287,7 +281,7 @@ def test_all_problems_of_all_layers_come_at_once(tmp_path):
     assert caught.value.exit_status == 2
 
 
-def test_a_bad_value_is_reported_where_it_stands_even_when_a_higher_layer_replaces_it(tmp_path):
+def test_a_bad_value_is_reported_even_if_a_higher_layer_replaces_it(tmp_path):
     path = write_standard(tmp_path, "training:\n  epochs: x\n")
     with pytest.raises(ConfigError) as caught:
         load_config(assignments=["training.epochs=1"], environment={}, folder=tmp_path)

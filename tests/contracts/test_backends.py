@@ -1,12 +1,12 @@
-"""Every back end passes the same battery: it computes what the reference does, for each document alone, whatever lies beside it."""
+"""Every back end passes the same tests: it equals the reference, and a document does not depend on the others of its pass."""
 
 from pathlib import Path
 
 import pytest
 import torch
-from tests.support.levels import HERE
+from tests.support.levels import SUPPORTED_LEVELS
 from tests.support.models import CPU, DEVICE_KINDS, FP32, examples_of, microbatch_of, our_model, save_tiny
-from tests.support.varlen import stand_in
+from tests.support.varlen import use_plain_varlen
 from torch import Tensor
 
 from llamahome.config.schema import LoraConfig
@@ -18,21 +18,21 @@ from llamahome.model.load import CausalLM
 from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
 
-BACKENDS = ("cpu", *(f"cpu {level}" for level in HERE), "cuda", "cuda compiled")
+BACKENDS = ("cpu", *(f"cpu {level}" for level in SUPPORTED_LEVELS), "cuda", "cuda compiled")
 LENGTHS = (40, 17, 23, 2, 9, 1)
 
 
-def made(name: str, model: CausalLM, monkeypatch: pytest.MonkeyPatch) -> Backend:
+def prepared(name: str, model: CausalLM, monkeypatch: pytest.MonkeyPatch) -> Backend:
     """The back end of this name, ready for `model`; that of a GPU computes on a processor too, with a stand-in for its attention."""
-    kind, _, how = name.partition(" ")
+    kind, _, option = name.partition(" ")
     if kind == "cpu" and model.device != CPU:
-        pytest.skip("it computes on processors")
+        pytest.skip("this back end runs on processors")
     backend = backend_of(kind, model.device, FP32)
     if kind == "cuda" and model.device == CPU:
-        stand_in(monkeypatch)
-    if kind == "cpu" and how:
-        monkeypatch.setenv("LLAMAHOME_CPU_LEVEL", how)
-    if how:
+        use_plain_varlen(monkeypatch)
+    if kind == "cpu" and option:
+        monkeypatch.setenv("LLAMAHOME_CPU_LEVEL", option)
+    if option:
         if reason := backend.cannot_compile():
             pytest.skip(reason)
         assert backend.compile(model) > 0
@@ -45,17 +45,19 @@ def model_of(folder: Path, device: torch.device, *, lora: bool) -> CausalLM:
         add_lora(model, LoraConfig(rank=4), base="tiny", seed=1, lean=True)
         random = torch.Generator().manual_seed(3)
         for name, parameter in model.named_parameters():
-            if "lora_B" in name:  # zeros at first, where half of the gradients vanish
+            if "lora_B" in name:  # initially zero, which makes half of the gradients vanish
                 parameter.data = 0.1 * torch.randn(parameter.shape, generator=random)
     return model.to(device).train()
 
 
-def learned(model: CausalLM, backend: Backend, batch: Microbatch) -> tuple[Tensor, Tensor]:
-    """Summed loss and every gradient in one row."""
+def loss_and_gradients(model: CausalLM, backend: Backend, batch: Microbatch) -> tuple[Tensor, Tensor]:
+    """Summed loss and all gradients in one vector."""
     model.zero_grad()
-    loss = Objective(model, backend).loss_sum(backend.deliver(batch))
+    loss = Objective(model, backend).loss_sum(backend.to_device(batch))
     loss.backward()
-    return loss.detach().cpu(), torch.cat([each.grad.flatten().cpu() for each in model.parameters() if each.grad is not None])
+    return loss.detach().cpu(), torch.cat(
+        [parameter.grad.flatten().cpu() for parameter in model.parameters() if parameter.grad is not None]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -67,17 +69,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 @pytest.mark.parametrize("kind", DEVICE_KINDS)
 @pytest.mark.parametrize("name", BACKENDS)
-def test_loss_and_gradients_are_those_of_the_reference(
+def test_loss_and_gradients_equal_the_reference(
     folders: dict[str, Path], name: str, kind: str, lora: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if lora and kind == "mixtral":
-        pytest.skip("its experts are no linear layers, of which PEFT warns")
+        pytest.skip("PEFT warns that its experts are not linear layers")
     batch = microbatch_of(examples_of(LENGTHS))
-    wanted = learned(model_of(folders[kind], device, lora=lora), backend_of("reference", device, FP32), batch)
+    expected = loss_and_gradients(model_of(folders[kind], device, lora=lora), backend_of("reference", device, FP32), batch)
     model = model_of(folders[kind], device, lora=lora)
-    found = learned(model, made(name, model, monkeypatch), batch)
-    assert abs(found[0] - wanted[0]) <= 1e-5 * wanted[0]
-    assert (found[1] - wanted[1]).norm() <= 2e-5 * wanted[1].norm()
+    result = loss_and_gradients(model, prepared(name, model, monkeypatch), batch)
+    assert abs(result[0] - expected[0]) <= 1e-5 * expected[0]
+    assert (result[1] - expected[1]).norm() <= 2e-5 * expected[1].norm()
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -85,31 +87,29 @@ def test_a_pass_is_the_sum_of_its_documents(
     folders: dict[str, Path], name: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, examples = model_of(folders["llama"], device, lora=False), examples_of(LENGTHS)
-    backend = made(name, model, monkeypatch)
-    whole = learned(model, backend, microbatch_of(examples))
-    apart = [learned(model, backend, microbatch_of([example])) for example in examples[:-1]]  # the last has no target
-    assert abs(whole[0] - sum(loss for loss, _ in apart)) <= 1e-5 * whole[0]
-    assert (whole[1] - sum(gradients for _, gradients in apart)).norm() <= 2e-5 * whole[1].norm()
+    backend = prepared(name, model, monkeypatch)
+    whole = loss_and_gradients(model, backend, microbatch_of(examples))
+    separate = [loss_and_gradients(model, backend, microbatch_of([example])) for example in examples[:-1]]  # the last has no target
+    assert abs(whole[0] - sum(loss for loss, _ in separate)) <= 1e-5 * whole[0]
+    assert (whole[1] - sum(gradients for _, gradients in separate)).norm() <= 2e-5 * whole[1].norm()
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_statistics_are_those_of_the_reference(
-    folders: dict[str, Path], name: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_statistics_equal_the_reference(folders: dict[str, Path], name: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = our_model(folders["llama"]).to(device), microbatch_of(examples_of(LENGTHS))
     reference = backend_of("reference", device, FP32)
-    wanted = Objective(model, reference).stats(reference.deliver(batch))
-    backend = made(name, model, monkeypatch)
-    found = Objective(model, backend).stats(backend.deliver(batch))
-    torch.testing.assert_close(found.loss_sum, wanted.loss_sum, rtol=1e-5, atol=0)
-    assert found.correct == wanted.correct
+    expected = Objective(model, reference).stats(reference.to_device(batch))
+    backend = prepared(name, model, monkeypatch)
+    result = Objective(model, backend).stats(backend.to_device(batch))
+    torch.testing.assert_close(result.loss_sum, expected.loss_sum, rtol=1e-5, atol=0)
+    assert result.correct == expected.correct
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_a_pass_without_targets_learns_nothing(
+def test_a_pass_without_targets_has_no_gradients(
     folders: dict[str, Path], name: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_of(folders["llama"], device, lora=False)
-    backend = made(name, model, monkeypatch)
-    loss, gradients = learned(model, backend, idle_microbatch(index=0))
+    backend = prepared(name, model, monkeypatch)
+    loss, gradients = loss_and_gradients(model, backend, idle_microbatch(index=0))
     assert loss == 0 and not gradients.any()

@@ -1,4 +1,4 @@
-"""Bad input of every kind: what a check finds, what training refuses, and that the two are the same."""
+"""Bad input of every kind: a check finds what is wrong, and training refuses the same."""
 
 import json
 import re
@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from tests.support.corpus import CORPUS, TABLE, Case, cases, write_unreadable_as_text
 from tests.support.models import save_tiny
-from typer.testing import CliRunner
 
 from llamahome import pipeline
 from llamahome.cli.data import data_app
@@ -67,9 +67,9 @@ def named(case: Case) -> str:
 
 @pytest.mark.parametrize("case", CASES, ids=named)
 def test_a_check_finds_what_is_wrong_where_it_is(case: Case) -> None:
-    status, found = checked(case)
+    status, findings = checked(case)
     assert status == (3 if case.refused else 0)
-    for finding, expected in zip(found, case.finds, strict=True):
+    for finding, expected in zip(findings, case.finds, strict=True):
         where = re.search(r":(?:row )?(\d+)(?: \(row \d+\))?$", str(finding["where"]))
         line = int(where[1]) if where else None
         assert (finding["level"], finding["code"], line, finding["path"]) == (expected.level, expected.code, expected.line, expected.path)
@@ -81,10 +81,10 @@ def test_a_check_finds_what_is_wrong_where_it_is(case: Case) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=named)
 def test_training_refuses_exactly_what_a_check_calls_an_error(case: Case) -> None:
-    found = {(one["code"], one["where"]) for one in checked(case)[1]}
+    reported = {(one["code"], one["where"]) for one in checked(case)[1]}
     problems = refusal(case)
     assert bool(problems) == case.refused
-    assert {(problem.code, problem.where) for problem in problems} - found <= {("data.bad-rows", path_of(case))}, "how many they are in all"
+    assert {(problem.code, problem.where) for problem in problems} - reported <= {("data.bad-rows", path_of(case))}, "their number"
 
 
 @pytest.mark.parametrize("case", CASES, ids=named)
@@ -99,11 +99,11 @@ def test_a_cleaned_copy_is_not_refused(case: Case, tmp_path: Path) -> None:
     assert result.exit_code == (3 if case.refused else 0)
     again = CliRunner().invoke(data_app, ["check", str(out), "--no-quality", "--json", *settings(case)])
     left = [json.loads(line) for line in again.stdout.splitlines()]
-    assert [found for found in left if found["level"] == "error" and found["code"] not in NOT_OF_ROWS] == []
+    assert [finding for finding in left if finding["level"] == "error" and finding["code"] not in NOT_OF_ROWS] == []
     changes = [json.loads(line) for line in (tmp_path / "clean.jsonl.changes.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {change["what"] for change in changes} <= {"mended", "dropped"}
 
 
-def test_the_corpus_is_large_and_the_table_tells_of_every_file() -> None:
+def test_the_corpus_is_large_and_the_table_lists_every_file() -> None:
     assert len(CASES) >= 60
     assert {case.file for case in CASES} >= {path.name for path in CORPUS.iterdir()} - {TABLE.name}

@@ -1,4 +1,4 @@
-"""No kind of file is loaded whole: finding the rows, hashing them and reading some takes a fraction of the file in memory."""
+"""No kind of file is loaded whole: to find the rows, hash them and read some takes a fraction of the file in memory."""
 
 import json
 import tracemalloc
@@ -8,11 +8,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llamahome.data.files import index, parquet, plaintext, spool, stretches, watch
+from llamahome.data.files.guarded_file import ReaderLimits
 from llamahome.data.files.sources import open_source
 
 ROWS = [{"prompt": f"{number} " + "x" * 990, "completion": "y" * 1000} for number in range(2000)]
 SIZE = 4_000_000
+SMALL = ReaderLimits(
+    block=1 << 16,
+    batch=1 << 16,
+    text_row=1 << 16,
+    cached_file=0,
+    buffered_numbers=1 << 10,
+    decoded=1 << 19,
+    row_group=1 << 20,
+    copied_rows=50,
+)
 KINDS = ["a.jsonl", "a.json", "a.csv", "a.txt", "a.parquet", "b.parquet", "a.arrow", "a.jsonl.gz", "a.jsonl.zst"]
 
 
@@ -38,23 +48,11 @@ def write(name: str) -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_a_fraction_of_the_file_is_in_memory(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for module, constant, value in (
-        (watch, "_BLOCK", 1 << 16),
-        (stretches, "_TOGETHER", 1 << 16),
-        (plaintext, "_LONGEST", 1 << 16),
-        (index, "_WORTH_CACHING", 0),
-        (index, "_FLUSH", 1 << 10),
-        (parquet, "_DECODED", 1 << 19),
-        (parquet, "_LARGEST_GROUP", 1 << 20),
-        (parquet, "_COPIED", 50),
-        (spool, "_AT_A_TIME", 1 << 16),
-    ):
-        monkeypatch.setattr(module, constant, value)
     write(name)
     before = pa.total_allocated_bytes()
     tracemalloc.start()
     try:
-        source = open_source(name)
+        source = open_source(name, limits=SMALL)
         assert len(source) == len(source.hashes())
         for number in range(0, len(source), 7):
             source.row(number) if name != "a.txt" else source.parsed(number)

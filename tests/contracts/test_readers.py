@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llamahome.data.files import index, sources, stretches, watch
+from llamahome.data.files.byte_ranges import digest
+from llamahome.data.files.guarded_file import LIMITS, ReaderLimits
 from llamahome.data.files.sources import Source, open_source
 from llamahome.errors import DataError
 
@@ -102,9 +103,13 @@ KINDS: dict[str, Callable[[Path, Rows], None]] = {
 every_kind = pytest.mark.parametrize("name", KINDS)
 
 
-def opened(name: str, content: Rows) -> Source:
+CACHED = ReaderLimits(cached_file=0, buffered_numbers=8)
+"""Even small files are cached, in small pieces."""
+
+
+def opened(name: str, content: Rows, limits: ReaderLimits = LIMITS) -> Source:
     KINDS[name](Path(name), content)
-    return open_source(name)
+    return open_source(name, limits=limits)
 
 
 def values(source: Source, numbers: list[int]) -> Rows:
@@ -113,9 +118,8 @@ def values(source: Source, numbers: list[int]) -> Rows:
 
 @every_kind
 @pytest.mark.parametrize("block", [7, 64, 1 << 20])
-def test_any_row_by_its_number_in_any_order(name: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "_BLOCK", block)
-    source = opened(name, rows())
+def test_any_row_by_its_number_in_any_order(name: str, block: int) -> None:
+    source = opened(name, rows(), ReaderLimits(block=block))
     numbers = list(range(len(source)))
     assert len(source) == len(rows())
     assert values(source, numbers) == rows()
@@ -132,15 +136,14 @@ def test_any_row_by_its_number_in_any_order(name: str, block: int, monkeypatch: 
 
 
 @every_kind
-def test_hashes_are_those_of_the_content_and_the_same_each_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashes_are_of_the_content_and_the_same_each_time(name: str) -> None:
     source = opened(name, rows() + rows()[:2])
-    found = source.hashes()
-    assert found.dtype == np.uint64 and len(found) == len(source)
-    assert found[0] == found[len(rows())] and found[1] == found[len(rows()) + 1]
-    assert len(np.unique(found)) == len(rows())
-    monkeypatch.setattr(stretches, "_TOGETHER", 50)
-    assert np.array_equal(open_source(name).hashes(), found)
-    assert found.tolist() == [int.from_bytes(stretches.digest(source_identity(source, number)), "big") for number in range(len(source))]
+    hashes = source.hashes()
+    assert hashes.dtype == np.uint64 and len(hashes) == len(source)
+    assert hashes[0] == hashes[len(rows())] and hashes[1] == hashes[len(rows()) + 1]
+    assert len(np.unique(hashes)) == len(rows())
+    assert np.array_equal(open_source(name, limits=ReaderLimits(batch=50)).hashes(), hashes)
+    assert hashes.tolist() == [int.from_bytes(digest(source_identity(source, number)), "big") for number in range(len(source))]
 
 
 def source_identity(source: Source, number: int) -> bytes:
@@ -149,8 +152,8 @@ def source_identity(source: Source, number: int) -> bytes:
 
 
 def test_a_table_hashes_alike_as_csv_tsv_parquet_and_arrow() -> None:
-    found = [opened(name, rows()).hashes() for name in ("a.csv", "a.tsv", "a.parquet", "a.arrow", "b.arrow")]
-    assert all(np.array_equal(one, found[0]) for one in found)
+    hashes = [opened(name, rows()).hashes() for name in ("a.csv", "a.tsv", "a.parquet", "a.arrow", "b.arrow")]
+    assert all(np.array_equal(one, hashes[0]) for one in hashes)
 
 
 @every_kind
@@ -174,63 +177,62 @@ def test_a_file_that_changes_grows_shrinks_or_goes_is_refused(name: str) -> None
 
 
 @every_kind
-def test_the_index_of_a_large_file_is_kept_and_believed_only_when_it_is_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index, "_WORTH_CACHING", 0)
-    monkeypatch.setattr(index, "_FLUSH", 8)
-    first = opened(name, rows())
+def test_the_index_of_a_large_file_is_cached_and_used_only_if_it_is_undamaged(name: str) -> None:
+    first = opened(name, rows(), CACHED)
+
+    def again() -> Source:
+        return open_source(name, limits=CACHED)
+
     expected, folder = first.hashes().copy(), Path("data/training/processed/index")
     kept = sorted(folder.iterdir())
     assert {path.suffix for path in kept} >= {".hashes"} and not [path for path in kept if path.suffix == ".tmp"]
     before = [path.stat().st_mtime_ns for path in kept]
-    assert values(open_source(name), [3, 0]) == [rows()[3], rows()[0]] and np.array_equal(open_source(name).hashes(), expected)
+    assert values(again(), [3, 0]) == [rows()[3], rows()[0]] and np.array_equal(again().hashes(), expected)
     assert [path.stat().st_mtime_ns for path in sorted(folder.iterdir())] == before
     for spoil in (lambda raw: raw[:-1], lambda raw: raw[:40] + bytes([raw[40] ^ 1]) + raw[41:], lambda raw: b"", lambda raw: raw + b"x"):
         for path in kept:
             path.write_bytes(spoil(path.read_bytes()) if path.stat().st_size > 40 else b"short")
-        again = open_source(name)
-        assert values(again, list(range(len(rows())))) == rows() and np.array_equal(again.hashes(), expected)
+        source = again()
+        assert values(source, list(range(len(rows())))) == rows() and np.array_equal(source.hashes(), expected)
     for one, other in zip(kept, kept[1:] + kept[:1], strict=True):  # each file under the name of another
         other.write_bytes(one.read_bytes())
-    assert np.array_equal(open_source(name).hashes(), expected)
+    assert np.array_equal(again().hashes(), expected)
 
 
 @every_kind
-def test_another_state_of_a_file_has_another_fingerprint_and_no_old_index(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index, "_WORTH_CACHING", 0)
-    first = opened(name, rows())
+def test_another_state_of_a_file_has_another_fingerprint_and_no_old_index(name: str) -> None:
+    first = opened(name, rows(), CACHED)
     first.hashes()
-    assert open_source(name).fingerprint == open_source(os.path.abspath(name)).fingerprint == first.fingerprint
-    changed = opened(name, rows()[1:])
+    assert (
+        open_source(name, limits=CACHED).fingerprint == open_source(os.path.abspath(name), limits=CACHED).fingerprint == first.fingerprint
+    )
+    changed = opened(name, rows()[1:], CACHED)
     assert changed.fingerprint != first.fingerprint
     assert values(changed, [0]) == [rows()[1]] and len(changed.hashes()) == len(rows()) - 1
     fingerprints = {path.name.rpartition(".")[0] for path in Path("data/training/processed/index").iterdir()}
     assert len(fingerprints) == 1
 
 
-def test_where_the_index_cannot_be_kept_it_stays_in_memory_and_that_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index, "_WORTH_CACHING", 0)
+def test_an_index_that_cannot_be_cached_stays_in_memory_and_one_note_says_so() -> None:
     Path("data").write_text("a file where the folder should be")
-    said: list[str] = []
+    notes: list[str] = []
     for name in ("a.jsonl", "b.json", "a.csv", "a.parquet"):
         KINDS[name](Path(name), rows())
-    source = open_source(["a.jsonl", "b.json", "a.csv", "a.parquet"], say=said.append)
-    assert len(source.hashes()) == 4 * len(rows()) and len(said) == 1 and "the next start" in said[0]
+    source = open_source(["a.jsonl", "b.json", "a.csv", "a.parquet"], say=notes.append, limits=CACHED)
+    assert len(source.hashes()) == 4 * len(rows()) and len(notes) == 1 and "the next start" in notes[0]
     assert values(source, [0, len(rows()) + 1]) == rows()[:2]
     source.close()
     assert values(source, [2]) == rows()[2:3]
 
 
-def test_a_disk_that_fills_while_the_index_is_written_costs_the_cache_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_while_the_index_is_written_costs_only_the_cache() -> None:
     resource = pytest.importorskip("resource")
     signal = pytest.importorskip("signal")
-    monkeypatch.setattr(index, "_WORTH_CACHING", 0)
-    monkeypatch.setattr(index, "_FLUSH", 8)
-    monkeypatch.setattr(watch, "_BLOCK", 64)
     jsonl(Path("a.jsonl"), rows())
     limits, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (150, limits[1]))
     try:
-        source = open_source("a.jsonl")
+        source = open_source("a.jsonl", limits=ReaderLimits(cached_file=0, buffered_numbers=8, block=64))
         assert len(source.hashes()) == len(rows())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -239,13 +241,11 @@ def test_a_disk_that_fills_while_the_index_is_written_costs_the_cache_and_nothin
     assert [path.suffix for path in Path("data/training/processed/index").iterdir()] == [".lines"]
 
 
-def test_many_files_of_all_kinds_are_one_source_with_few_of_them_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_OPEN_FILES", 2)
-    monkeypatch.setattr(index, "_WORTH_CACHING", 0)
+def test_many_files_of_all_kinds_are_one_source_with_few_of_them_open() -> None:
     Path("all").mkdir()
     for name, write in KINDS.items():
         write(Path("all") / name, rows())
-    source = open_source("all")
+    source = open_source("all", limits=ReaderLimits(open_files=2, cached_file=0))
     assert [Path(path).name for path in source.paths] == sorted(KINDS) and len(source) == len(KINDS) * len(rows())
     numbers = list(range(len(source)))
     assert [row.value for row in source.parsed_range(range(5, len(source)))] == (len(KINDS) * rows())[5:]
@@ -271,13 +271,13 @@ def test_a_row_knows_its_line(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.parquet.zst"])
-def test_where_there_are_no_lines_the_row_is_named(name: str) -> None:
+def test_the_place_names_the_row_if_the_format_has_no_lines(name: str) -> None:
     source = opened(name, rows())
     assert source.row(16).where == f"{name}:row 17" and source.row(16).line == 17
 
 
 @every_kind
-def test_a_file_without_rows_is_named(name: str) -> None:
+def test_a_file_without_rows_is_reported(name: str) -> None:
     empty = {"jsonl": b"\n \n", "ndjson": b"\r\n", "json": b" [\n] ", "csv": b"a,b\n\n", "tsv": b"a\tb"}
     kind = name.removesuffix(".gz").removesuffix(".zst").rpartition(".")[2]
     if kind in empty:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tests.support.templates import FAMILIES, Family, Pieces, Turn
 
 from llamahome.data.records import Conversation, Row
-from llamahome.data.text.frames import find_frame
 from llamahome.data.text.targets import Tokenized, tokenize
+from llamahome.data.text.template_skeleton import find_skeleton
 from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.errors import Problem
 
@@ -26,7 +26,7 @@ CHATS: dict[str, list[Turn]] = {
     "newlines": [("user", "\nq\n"), ("assistant", "\n\n  code:\n    x\n")],
     "tabs": [("user", "q"), ("assistant", "\tx\t")],
     "same text": [("user", "yes"), ("assistant", "yes"), ("user", "yes"), ("assistant", "yes")],
-    "like a frame": [("user", "INST] user\n assistant"), ("assistant", "assistant\n<|model|> think\n\n")],
+    "like a skeleton": [("user", "INST] user\n assistant"), ("assistant", "assistant\n<|model|> think\n\n")],
 }
 _MADE: dict[str, ChatTokenizer] = {}
 
@@ -112,14 +112,14 @@ def test_the_rendering_is_transformers_own(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_chat_is_placed_by_its_frame_so_that_it_renders_once(name: str) -> None:
-    for chat in ("one turn", "two turns", "system and turns", "unicode", "spaces", "newlines", "like a frame"):
+def test_the_skeleton_gives_the_spans_of_a_chat_so_that_it_renders_once(name: str) -> None:
+    for chat in ("one turn", "two turns", "system and turns", "unicode", "spaces", "newlines", "like a skeleton"):
         turns = CHATS[chat]
         listed = [{"role": role, "content": content} for role, content in turns]
         if refused_by(name, turns) is None and not (name == "Qwen 3" and chat == "newlines"):
-            frame = find_frame(listed, made(name))
+            skeleton = find_skeleton(listed, made(name))
             numbers = [number for number, (role, _) in enumerate(turns) if role == "assistant"]
-            assert frame is not None and frame.spans(listed, numbers, made(name).render(listed)) is not None
+            assert skeleton is not None and skeleton.spans(listed, numbers, made(name).render(listed)) is not None
 
 
 words = st.text(st.characters(exclude_categories=["Cs", "Co"], exclude_characters="<>[]|\0"), min_size=1, max_size=20).filter(str.strip)

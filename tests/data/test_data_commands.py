@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 from rich.console import Console
 from tests.support.tokenizers import save_tokenizer, train_tokenizer
-from typer.testing import CliRunner, Result
 
 from llamahome.cli.data import data_app, print_row
 from llamahome.config.schema import DataConfig

@@ -1,4 +1,4 @@
-"""What docs/data.md says of formats is true: each row that it shows is read as it says, and its settings are accepted."""
+"""What docs/data.md says about formats is true: each row in it is read as the page says, and its settings are accepted."""
 
 import json
 import re

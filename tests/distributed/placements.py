@@ -1,4 +1,4 @@
-"""What the worker processes of test_placements.py do: the same steps in every placement that their number allows."""
+"""Tasks of the worker processes of test_placements.py: the same steps in every placement that the number of processes allows."""
 
 import dataclasses
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.support.runs import table_of
 from llamahome.config.schema import LoraConfig
 from llamahome.data.steps.loader import Loader
 from llamahome.data.steps.mixture import plain_order
-from llamahome.distributed.exchange import OverlappedExchange
+from llamahome.distributed.reducer import OverlappedReducer
 from llamahome.distributed.world import World
 from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
@@ -25,8 +25,8 @@ ROWS = table_of(examples_of((31, 18, 18, 9, 40, 2, 1, 13, 25, 17, 5), seed=1))
 BATCH = 4
 
 
-def placed(world: World, base: str, method: str, strategy: str):
-    """A model in its placement. Hybrid takes two machines (three of one process when there are three processes)."""
+def make_placed(world: World, base: str, method: str, strategy: str):
+    """A model in its placement. Hybrid uses two machines (three if there are three processes)."""
     strategy, _, each_pass = strategy.partition(" ")
     model = our_model(Path(base))
     if method == "lora":
@@ -36,7 +36,7 @@ def placed(world: World, base: str, method: str, strategy: str):
         placement = replicated(model, world)
         if method == "full":  # buckets so small that there are several
             parameters = list(placement.parameters.values())
-            placement = dataclasses.replace(placement, exchange=OverlappedExchange(world, parameters, bucket_bytes=10_000))
+            placement = dataclasses.replace(placement, exchange=OverlappedReducer(world, parameters, bucket_bytes=10_000))
     else:
         machines = 3 if world.size == 3 else 2
         here = dataclasses.replace(world, local_size=world.size // machines) if strategy == "hybrid" else world
@@ -45,13 +45,14 @@ def placed(world: World, base: str, method: str, strategy: str):
 
 
 def learn(world: World, base: str, method: str, strategy: str, steps: int):
-    """Loss, norm, bytes sent and passes of each step, the rows that this process saw in each, and the evaluation after them."""
-    model, objective, placement = placed(world, base, method, strategy)
+    """Loss, norm, bytes sent and passes of each step, the rows of this process in each step, and the evaluation afterwards."""
+    model, objective, placement = make_placed(world, base, method, strategy)
     optimizer = make_optimizer("adamw", placement.parameters, weight_decay=0.1)
     set_learning_rate(optimizer, 1e-3)
-    told, rows = [], []
+    results, rows = [], []
     world.traffic.take()
-    for microbatches in loader_of(world, placement, steps):
+    for batch in loader_of(world, placement, steps):
+        microbatches = batch.microbatches
         counts = torch.tensor([sum(each.num_targets for each in microbatches), len(microbatches)])
         world.sum_(counts)
         world.traffic.take()
@@ -60,17 +61,17 @@ def learn(world: World, base: str, method: str, strategy: str, steps: int):
             optimizer,
             microbatches,
             num_targets=int(counts[0]),
-            seeds=[0] * len(microbatches),
+            seed=0,
             max_grad_norm=0.5,
-            exchange=placement.exchange,
+            reducer=placement.exchange,
             clock=PartClock(),
         )
         rows.append([key for each in microbatches for key in each.keys])
-        told.append([float(result.loss), float(result.grad_norm), world.traffic.take(), len(microbatches)])
-    batches = next(iter(loader_of(world, placement, 1)))
-    found = evaluate(objective.stats, model, batches, world=world)
+        results.append([float(result.loss), float(result.grad_norm), world.traffic.take(), len(microbatches)])
+    batches = next(loader_of(world, placement, 1)).microbatches
+    evaluation = evaluate(objective.stats, model, batches, world=world)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return {"steps": told, "rows": rows, "evaluation": [found.loss, found.targets], "trained": trained}
+    return {"steps": results, "rows": rows, "evaluation": [evaluation.loss, evaluation.targets], "trained": trained}
 
 
 def loader_of(world: World, placement: Placement, steps: int) -> Loader:
@@ -89,15 +90,15 @@ def loader_of(world: World, placement: Placement, steps: int) -> Loader:
 
 def every_placement(world: World, payload):
     strategies = ("replicate", "shard", "hybrid") if world.size > 1 else ("replicate",)
-    ways = [(method, strategy) for method in ("lora", "full") for strategy in strategies]
-    ways += [("full", f"{strategy} each-pass") for strategy in strategies[1:]]
-    return {f"{method} {strategy}": learn(world, payload["base"], method, strategy, payload["steps"]) for method, strategy in ways}
+    pairs = [(method, strategy) for method in ("lora", "full") for strategy in strategies]
+    pairs += [("full", f"{strategy} each-pass") for strategy in strategies[1:]]
+    return {f"{method} {strategy}": learn(world, payload["base"], method, strategy, payload["steps"]) for method, strategy in pairs}
 
 
-def sums_on_the_wire(world: World, payload):
-    """Bytes that all processes together sent over loopback for ten sums, by the kernel's count, and by ours for this process."""
+def sums_on_the_network(world: World, payload):
+    """Bytes sent for ten sums: by all processes over loopback as the kernel counts them, and by this process as `Traffic` counts them."""
     tensor = torch.zeros(payload["numbers"])
-    world.sum_(tensor)  # connections are made at the first
+    world.sum_(tensor)  # the first one opens the connections
     world.barrier()
     before = _sent()
     world.traffic.take()

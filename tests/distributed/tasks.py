@@ -1,4 +1,4 @@
-"""What the worker processes of test_world.py do."""
+"""Tasks of the worker processes of test_world.py and test_joining.py."""
 
 import os
 import time
@@ -12,7 +12,7 @@ from llamahome.distributed.world import World
 from llamahome.errors import LlamaHomeError
 
 
-def exchanges(world: World, payload):
+def collectives(world: World, payload):
     total = torch.tensor([1.0 + world.rank, 10.0])
     world.sum_(total)
     parameters = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(())), torch.nn.Parameter(torch.zeros(4))]
@@ -37,12 +37,13 @@ def exchanges(world: World, payload):
         "half": half.grad.float().tolist(),
         "threads": torch.get_num_threads(),
         "beyond loopback": [ip for ip in listening if ip not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")],
+        "timeout": torch.distributed.group.WORLD._get_backend(world.device).options._timeout.total_seconds(),
         "loopback": os.environ.get("GLOO_SOCKET_IFNAME"),
     }
 
 
 def lose_a_peer(world: World, payload):
-    """Process 1 dies without a word; the others must get an error that says so, and no hang."""
+    """Process 1 exits without an error; the others must get an error and not hang."""
     if world.rank == 1:
         os._exit(0)
     world.sum_(torch.ones(10))
@@ -50,7 +51,7 @@ def lose_a_peer(world: World, payload):
 
 
 def disagree(world: World, payload):
-    """Both have the same data, but not the same learning rate."""
+    """The processes have the same data but different learning rates."""
     require_agreement(world, {"data": "same"})
     try:
         require_agreement(world, {"data": "same", "training.learning_rate": str(world.rank)})
@@ -58,9 +59,9 @@ def disagree(world: World, payload):
         return [problem.code for problem in error.problems]
 
 
-def wait_in_vain(world: World, payload):
-    """Process 1 does something else for longer than process 0 waits."""
-    world.roll.enter("in training" if world.is_main else "while reading the data")
+def time_out(world: World, payload):
+    """Process 1 is busy for longer than the timeout of process 0."""
+    world.rank_status.enter("in training" if world.is_main else "while reading the data")
     if not world.is_main:
         time.sleep(8)
         return ""

@@ -30,16 +30,16 @@ def run(scene, folder, *words):
     before = dict(os.environ)
     try:
         config = DistributedConfig(world_size=2, max_restarts=0)
-        told = {"status": launch([scene, folder, *words], config, entry=(sys.argv[1],)), "problems": []}
+        result = {"status": launch([scene, folder, *words], config, entry=(sys.argv[1],)), "problems": []}
     except LlamaHomeError as error:
         kind = type(error).__name__
-        told = {"status": error.exit_status, "kind": kind, "problems": [asdict(problem) for problem in error.problems]}
-    return {**told, "environment kept": dict(os.environ) == before}
+        result = {"status": error.exit_status, "kind": kind, "problems": [asdict(problem) for problem in error.problems]}
+    return {**result, "environment restored": dict(os.environ) == before}
 
 if len(sys.argv) == 4 and sys.argv[2] != "all":
-    told = run(*sys.argv[2:])
-    print(json.dumps(told))
-    sys.exit(told["status"])
+    result = run(*sys.argv[2:])
+    print(json.dumps(result))
+    sys.exit(result["status"])
 screen, results = os.dup(1), {}
 for line in json.loads(sys.argv[3]):
     written = os.open(os.path.join(line[1], "screen-" + line[0]), os.O_WRONLY | os.O_CREAT)
@@ -47,7 +47,7 @@ for line in json.loads(sys.argv[3]):
     results[line[0]] = run(*line)
 os.write(screen, json.dumps(results).encode())
 """
-SCENES = ["first-speaks-itself", "second-ends-early", "killed", "data-error", "peer-killed"]
+SCENES = ["first-shows-its-error", "second-ends-early", "killed", "data-error", "peer-killed"]
 
 
 def _driver(*words):
@@ -64,7 +64,7 @@ def outcomes(tmp_path_factory):
 
 
 def _only(outcomes, scene):
-    """Exit status, kind of error and the one problem of a scene that was told by the launcher alone."""
+    """Exit status, class of the error and its only problem, in a scene whose error only the launcher reports."""
     assert (outcomes["folder"] / f"screen-{scene}").read_text() == ""
     (problem,) = outcomes[scene]["problems"]
     return outcomes[scene]["status"], outcomes[scene]["kind"], problem
@@ -84,7 +84,7 @@ def _only(outcomes, scene):
         ({"num_nodes": "1:2", "world_size": 8}, 0, 4),
     ],
 )
-def test_as_many_processes_as_this_machines_share(settings, gpus, expected):
+def test_the_number_of_processes_is_the_share_of_this_machine(settings, gpus, expected):
     assert needs_launch(DistributedConfig(**settings), {}, gpus=gpus) == expected
 
 
@@ -94,7 +94,7 @@ def test_under_an_outer_launcher_nothing_is_started():
     assert needs_launch(DistributedConfig(world_size=4), {"WORLD_SIZE": "4"}, gpus=0) == 4
 
 
-def test_sizes_that_do_not_fit_are_all_told_with_ones_that_do():
+def test_all_sizes_that_do_not_fit_are_reported_with_sizes_that_do():
     with pytest.raises(ConfigError) as caught:
         needs_launch(DistributedConfig(world_size=7, num_nodes=2, node_rank=2), {}, gpus=0)
     assert {problem.code: problem.hint for problem in caught.value.problems} == {
@@ -109,23 +109,23 @@ def test_sizes_that_do_not_fit_are_all_told_with_ones_that_do():
     assert caught.value.problems[0].hint == "--world-size 2"
 
 
-def test_every_process_gets_the_words_as_they_were_typed(outcomes):
+def test_every_process_gets_the_arguments_unchanged(outcomes):
     assert outcomes["done"]["status"] == 0
     for rank in range(2):
         words = ["done", str(outcomes["folder"]), *WORDS]
         assert (outcomes["folder"] / f"done-{rank}").read_text() == " ".join(words)
 
 
-def test_the_environment_is_as_before_afterwards(outcomes):
-    assert all(outcomes[scene]["environment kept"] for scene in ("done", *SCENES))
+def test_the_environment_is_restored(outcomes):
+    assert all(outcomes[scene]["environment restored"] for scene in ("done", *SCENES))
 
 
-def test_a_status_that_the_first_process_explained_itself_is_passed_on(outcomes):
-    assert outcomes["first-speaks-itself"]["status"] == 3 and outcomes["first-speaks-itself"]["problems"] == []
-    assert (outcomes["folder"] / "screen-first-speaks-itself").read_text() == "said by process 0\n"
+def test_the_exit_status_of_process_0_is_returned_if_it_showed_its_error_itself(outcomes):
+    assert outcomes["first-shows-its-error"]["status"] == 3 and outcomes["first-shows-its-error"]["problems"] == []
+    assert (outcomes["folder"] / "screen-first-shows-its-error").read_text() == "error of process 0\n"
 
 
-def test_a_process_that_ends_early_is_shown_with_its_own_words_and_status(outcomes):
+def test_a_process_that_ends_early_is_reported_with_its_stderr_and_status(outcomes):
     status, kind, problem = _only(outcomes, "second-ends-early")
     assert (status, kind) == (3, "DataError")
     assert "process 1" in problem["message"] and "error[data.empty]: nothing there" in problem["excerpt"]
@@ -137,13 +137,13 @@ def test_a_killed_process_ends_the_others_and_is_named(outcomes):
     assert "process 1 was killed by SIGKILL" in problem["message"]
 
 
-def test_the_error_of_the_first_that_failed_is_raised_as_it_was(outcomes):
+def test_the_error_of_the_first_failed_process_is_raised_unchanged(outcomes):
     status, kind, problem = _only(outcomes, "data-error")
     assert (status, kind) == (3, "DataError")
     assert (problem["code"], problem["where"], problem["hint"]) == ("data.bad-json", "x.jsonl:3", "llamahome data check x.jsonl")
 
 
-def test_a_killed_process_is_the_cause_and_not_the_lost_connection_of_its_peer(outcomes):
+def test_a_killed_process_is_the_cause_not_the_lost_connection_of_its_peer(outcomes):
     assert _only(outcomes, "peer-killed")[2]["code"] == "distributed.process-killed"
 
 
@@ -177,7 +177,7 @@ def test_a_signal_reaches_every_worker_once_and_they_save_and_end_with_75(tmp_pa
 
 
 @pytest.mark.slow
-def test_workers_do_not_outlive_a_launcher_that_was_killed_and_tidy_up_after_it(tmp_path, monkeypatch):
+def test_workers_do_not_outlive_a_killed_launcher_and_remove_its_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     driver, pids = _start("stop", tmp_path)
@@ -188,7 +188,7 @@ def test_workers_do_not_outlive_a_launcher_that_was_killed_and_tidy_up_after_it(
     assert not list((tmp_path / "temporary").glob("llamahome-launch-*"))
 
 
-def test_a_stop_before_anything_could_be_saved_leaves_at_once_and_nobody_behind(tmp_path):
+def test_a_stop_before_anything_is_saved_ends_all_processes_at_once(tmp_path):
     driver, pids = _start("sleeps", tmp_path)
     driver.send_signal(signal.SIGTERM)
     output, _ = driver.communicate(timeout=30)
@@ -197,7 +197,7 @@ def test_a_stop_before_anything_could_be_saved_leaves_at_once_and_nobody_behind(
     assert _gone(pids, within=5)
 
 
-def test_a_taken_port_is_told_before_anything_starts():
+def test_a_taken_port_is_an_error_before_anything_starts():
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
@@ -208,7 +208,7 @@ def test_a_taken_port_is_told_before_anything_starts():
     assert caught.value.problems[0].hint.startswith("--master-port ")
 
 
-def test_a_first_machine_that_does_not_answer_is_told_in_one_line():
+def test_a_machine_0_that_does_not_answer_is_one_error():
     with pytest.raises(MachineError) as caught:
         launch(["done"], DistributedConfig(num_nodes=2, node_rank=1, master_port=free_port(), join_timeout="1 s"), entry=(SCRIPT,))
     assert caught.value.problems[0].code == "distributed.machines-not-met"
@@ -216,7 +216,7 @@ def test_a_first_machine_that_does_not_answer_is_told_in_one_line():
 
 
 @pytest.mark.slow
-def test_two_machines_work_as_one_and_process_0_is_on_machine_0(tmp_path):
+def test_two_machines_form_one_group_and_process_0_is_on_machine_0(tmp_path):
     port = free_port()
     drivers = []
     for node in (1, 0):

@@ -1,4 +1,4 @@
-"""Whole or in rows, on however many processes: the steps are those of one process, and what is sent is what the formula says."""
+"""Every placement on any number of processes makes the steps of one process, and sends as many bytes as the formula says."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def check(base: str, world_size: int, steps: int) -> None:
         for (ours, _), (theirs, _) in zip(losses, expected, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4), name
         assert found["evaluation"] == pytest.approx(alone[f"{name.split()[0]} replicate"]["evaluation"], rel=1e-5), name
-        assert all([step[:2] for step in other[name]["steps"]] == losses for other in ranks[1:]), f"{name}: processes have drifted apart"
+        assert all([step[:2] for step in other[name]["steps"]] == losses for other in ranks[1:]), f"{name}: processes differ"
     lora = ranks[0]["lora replicate"]
     for step in lora["steps"]:
         assert step[2]["net/exchanges"] == 1
@@ -46,17 +46,17 @@ def test_two_processes_in_every_placement_train_like_one(base: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_fifty_steps_in_every_placement_are_those_of_one_process(base: str, world_size: int) -> None:
+def test_fifty_steps_in_every_placement_equal_those_of_one_process(base: str, world_size: int) -> None:
     check(base, world_size, 50)
 
 
-def test_what_is_counted_is_what_goes_over_the_wire() -> None:
-    """In a network of its own, where nothing else is sent."""
+def test_the_counted_bytes_are_those_on_the_network() -> None:
+    """Runs in its own network namespace, where nothing else is sent."""
     script = "import json; from tests.support.workers import run_workers; "
-    script += "print(json.dumps(run_workers('tests/distributed/placements.py:sums_on_the_wire', 2, {'numbers': 500_000})))"
-    alone = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", sys.executable, "-c", script]
-    if shutil.which("unshare") is None or subprocess.run([*alone[:5], "sh", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this user may not make a network of its own")
-    done = subprocess.run(alone, cwd=ROOT, env=worker_environment(), capture_output=True, text=True, check=True)
+    script += "print(json.dumps(run_workers('tests/distributed/placements.py:sums_on_the_network', 2, {'numbers': 500_000})))"
+    command = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", sys.executable, "-c", script]
+    if shutil.which("unshare") is None or subprocess.run([*command[:5], "sh", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not create a network namespace")
+    done = subprocess.run(command, cwd=ROOT, env=worker_environment(), capture_output=True, text=True, check=True)
     first, second = json.loads(done.stdout.splitlines()[-1])
     assert first["wire"] == pytest.approx(first["counted"] + second["counted"], rel=0.05)

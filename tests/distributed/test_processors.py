@@ -49,7 +49,7 @@ def _sixteen_allowed(monkeypatch):
         ),
     ],
 )
-def test_quota_and_affinity_bound_the_number_of_processors(tmp_path, files, expected):
+def test_quota_and_affinity_limit_the_number_of_cpus(tmp_path, files, expected):
     assert usable_cpus(root=_tree(tmp_path, files)) == expected
 
 
@@ -74,16 +74,16 @@ QUOTA_OF_4 = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "400000 100
         (_topology(PAIRS) | QUOTA_OF_4, (0, 1, 8, 9), 2),
     ],
 )
-def test_two_processors_of_one_core_count_once(tmp_path, monkeypatch, files, allowed, expected):
+def test_two_cpus_of_one_core_count_once(tmp_path, monkeypatch, files, allowed, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(allowed), raising=False)
     assert usable_cores(root=_tree(tmp_path, files)) == expected
 
 
-def test_here_there_is_at_least_one():
+def test_this_machine_has_at_least_one_core():
     assert 1 <= usable_cores() <= usable_cpus()
 
 
-def test_torch_is_told_to_share_processors_unless_the_user_chose():
+def test_threads_spin_briefly_unless_the_user_chose():
     untouched, chosen, policy = {}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}
     for environment in (untouched, chosen, policy):
         share_processors(environment)
@@ -91,7 +91,7 @@ def test_torch_is_told_to_share_processors_unless_the_user_chose():
     assert chosen == {"GOMP_SPINCOUNT": "7"} and policy == {"OMP_WAIT_POLICY": "active"}
 
 
-def test_torch_is_told_to_keep_few_kernels_unless_the_user_chose():
+def test_few_kernels_are_cached_unless_the_user_chose():
     untouched, chosen = {}, {"LRU_CACHE_CAPACITY": "7"}
     for environment in (untouched, chosen):
         bound_caches(environment)
@@ -113,14 +113,14 @@ print(int(kept), first, faults())
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
-def test_freed_memory_is_used_again_without_a_page_fault_unless_the_user_chose():
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt exists in glibc only")
+def test_freed_memory_is_reused_without_page_faults_unless_the_user_chose():
     pages = 160_000_000 // os.sysconf("SC_PAGE_SIZE")
-    answers = []
+    results = []
     for chosen in ({}, {"MALLOC_TRIM_THRESHOLD_": "100000"}):
-        told = subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-c", _FAULTS], env={**os.environ, **chosen}, capture_output=True, text=True, timeout=60, check=True
         )
-        answers.append([int(word) for word in told.stdout.split()])
-    (kept, _, again), (left, _, anew) = answers
+        results.append([int(word) for word in done.stdout.split()])
+    (kept, _, again), (left, _, anew) = results
     assert (kept, left) == (1, 0) and again < pages // 10 < anew

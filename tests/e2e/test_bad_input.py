@@ -1,4 +1,4 @@
-"""What people get wrong: one block per problem with code, place and remedy, the right exit status, nothing lost and nothing made."""
+"""Mistakes of users: each problem is one block with code, place and hint, the exit status fits, and no file is changed or made."""
 
 import json
 import os
@@ -16,11 +16,11 @@ from tests.support.projects import Answer, Project, chats, write_rows
 
 @dataclass(frozen=True)
 class Mistake:
-    """What is prepared, what is typed, and what must be told."""
+    """The files, the command, and what stderr must show."""
 
     status: int
     codes: list[str]
-    told: list[str]
+    shown: list[str]
     words: tuple[str, ...] = ("train", "rows.jsonl")
     prepare: Callable[[Path], Any] = lambda folder: None
 
@@ -61,7 +61,7 @@ def text(name: str, content: str) -> Callable[[Path], Any]:
     return prepare
 
 
-WITH_MINE = ("train", "chats.jsonl", "--model", "mine")
+TRAIN_MINE = ("train", "chats.jsonl", "--model", "mine")
 SETTINGS = "training:\n  epcohs: 3\n  batch_size: many\ntrainig:\n  seed: 1\ndata: {max_length: 4}\n"
 MISTAKES = {
     "no such data": Mistake(3, ["data.not-found"], ["rows.jsonl"]),
@@ -89,17 +89,17 @@ MISTAKES = {
         3, ["data.no-targets"], ["data.max_length 16", "chats.jsonl"], ("train", "chats.jsonl", "--set", "data.max_length=16")
     ),
     "a model without a chat template": Mistake(
-        3, ["data.no-chat-template"], ["model.chat_template"], WITH_MINE, model_without("chat_template.jinja")
+        3, ["data.no-chat-template"], ["model.chat_template"], TRAIN_MINE, model_without("chat_template.jinja")
     ),
     "no such model": Mistake(2, ["model.not-found"], ["'tinny'"], ("train", "chats.jsonl", "--model", "tinny")),
     "a hub id without the hub": Mistake(4, ["model.hub-failed"], ["HF_HUB_OFFLINE"], ("train", "chats.jsonl", "--model", "org/name")),
-    "a model without weights": Mistake(2, ["model.no-weights"], ["mine"], WITH_MINE, model_without("model.safetensors")),
+    "a model without weights": Mistake(2, ["model.no-weights"], ["mine"], TRAIN_MINE, model_without("model.safetensors")),
     "pickled weights": Mistake(
-        2, ["model.pickled-weights"], ["mine", "code"], WITH_MINE, model_without("model.safetensors", instead="pytorch_model.bin")
+        2, ["model.pickled-weights"], ["mine", "code"], TRAIN_MINE, model_without("model.safetensors", instead="pytorch_model.bin")
     ),
-    "a model folder without config": Mistake(2, ["model.no-config"], ["mine"], WITH_MINE, model_without("config.json")),
-    "an empty model folder": Mistake(2, ["model.no-config"], ["mine"], WITH_MINE, lambda folder: (folder / "mine").mkdir()),
-    "a module that is not there": Mistake(
+    "a model folder without config": Mistake(2, ["model.no-config"], ["mine"], TRAIN_MINE, model_without("config.json")),
+    "an empty model folder": Mistake(2, ["model.no-config"], ["mine"], TRAIN_MINE, lambda folder: (folder / "mine").mkdir()),
+    "an unknown target module": Mistake(
         2, ["lora.no-such-module"], ["q_porj", "q_proj"], ("train", "chats.jsonl", "--set", "lora.target_modules=[q_porj]")
     ),
     "settings": Mistake(
@@ -109,14 +109,14 @@ MISTAKES = {
         ("train", "chats.jsonl", "--config", "mine.yaml"),
         text("mine.yaml", SETTINGS),
     ),
-    "settings that are checked alone": Mistake(
+    "settings with config check": Mistake(
         2,
         ["config.unknown-key", "config.wrong-type", "config.unknown-section", "config.out-of-range"],
         ["mine.yaml:2:3"],
         ("config", "check", "mine.yaml"),
         text("mine.yaml", SETTINGS),
     ),
-    "YAML that is none": Mistake(
+    "invalid YAML": Mistake(
         2,
         ["config.bad-yaml"],
         ["mine.yaml:1"],
@@ -141,53 +141,49 @@ MISTAKES = {
     ),
     "a file as a checkpoint": Mistake(7, ["checkpoint.not-a-checkpoint"], ["a file"], ("train-resume", "chats.jsonl")),
     "latest without a run": Mistake(7, ["checkpoint.none"], ["no run"], ("train-resume", "latest")),
-    "an unknown thing that may change": Mistake(
-        2, ["usage.bad-choice"], ["weather"], ("train-resume", "latest", "--allow-changed", "weather")
-    ),
+    "an unknown --allow-changed": Mistake(2, ["usage.bad-choice"], ["weather"], ("train-resume", "latest", "--allow-changed", "weather")),
     "an output that is a file": Mistake(2, ["output.not-a-folder"], ["chats.jsonl"], ("train", "chats.jsonl", "--output", "chats.jsonl")),
-    "an output that holds something": Mistake(
+    "an output folder that is not empty": Mistake(
         2, ["output.not-empty"], ["mine"], ("train", "chats.jsonl", "--output", "mine"), text("mine/letter.txt", "x")
     ),
     "an output below a file": Mistake(
         4, ["machine.output-not-writable"], ["chats.jsonl"], ("train", "chats.jsonl", "--output", "chats.jsonl/x")
     ),
-    "an output where nobody may write": Mistake(
+    "an output that is not writable": Mistake(
         4, ["machine.output-not-writable"], ["/proc/here"], ("train", "chats.jsonl", "--output", "/proc/here")
     ),
-    "evaluation of a model that is not there": Mistake(
-        2, ["model.not-found"], ["nobody", "runs list"], ("train-eval", "nobody", "chats.jsonl")
-    ),
-    "evaluation on data that is not there": Mistake(3, ["data.not-found"], ["nothing.jsonl"], ("train-eval", "tiny", "nothing.jsonl")),
-    "a chat with nobody": Mistake(
+    "evaluation of an unknown model": Mistake(2, ["model.not-found"], ["nobody", "runs list"], ("train-eval", "nobody", "chats.jsonl")),
+    "evaluation on missing data": Mistake(3, ["data.not-found"], ["nothing.jsonl"], ("train-eval", "tiny", "nothing.jsonl")),
+    "a chat with an unknown model": Mistake(
         2, ["model.not-found"], ["nobody", "help: smollm2-135m-instruct, or"], ("chat", "nobody", "--prompt", "hello")
     ),
-    "a run that is not there": Mistake(2, ["run.unknown"], ["nothing"], ("runs", "show", "nothing")),
-    "a model to look at that is not there": Mistake(2, ["model.not-here"], ["nothing"], ("models", "info", "nothing")),
-    "a row that is not there": Mistake(2, ["usage.no-such-row"], ["99"], ("data", "show", "chats.jsonl", "--row", "99")),
+    "an unknown run": Mistake(2, ["run.unknown"], ["nothing"], ("runs", "show", "nothing")),
+    "info about an unknown model": Mistake(2, ["model.not-here"], ["nothing"], ("models", "info", "nothing")),
+    "a row past the end": Mistake(2, ["usage.no-such-row"], ["99"], ("data", "show", "chats.jsonl", "--row", "99")),
     "a sample over a file": Mistake(2, ["usage.file-exists"], ["chats.jsonl"], ("data", "sample", "chats.jsonl")),
-    "a key nobody knows": Mistake(2, ["config.unknown-key"], ["training.epochs"], ("config", "explain", "training.epcohs")),
+    "an unknown key": Mistake(2, ["config.unknown-key"], ["training.epochs"], ("config", "explain", "training.epcohs")),
 }
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_told_with_its_place_and_remedy_and_nothing_is_made(project: Project, name: str) -> None:
+def test_a_mistake_is_reported_with_place_and_hint_and_makes_no_files(project: Project, name: str) -> None:
     mistake = MISTAKES[name]
     mistake.prepare(project.folder)
     before = project.files()
     answer = project.type(*mistake.words).expect(mistake.status)
     assert answer.codes == mistake.codes, answer.err
-    assert [piece for piece in mistake.told if piece not in answer.err] == [], answer.err
+    assert [part for part in mistake.shown if part not in answer.err] == [], answer.err
     assert answer.helps and not answer.out
-    assert {path for path in project.files() if not path.startswith("data/training/")} == set(before), "nothing is made but caches"
+    assert {path for path in project.files() if not path.startswith("data/training/")} == set(before), "only caches are made"
     assert all(project.files()[path] == content for path, content in before.items()), "nothing is changed"
 
 
-def test_the_remedy_for_cut_answers_works(project: Project) -> None:
+def test_the_hint_for_truncated_answers_works(project: Project) -> None:
     (help_,) = project.type("train", "chats.jsonl", "--set", "data.max_length=16").expect(3).helps
     project.type("train", "chats.jsonl", "--max-steps", "1", *shlex.split(help_)[:2]).expect(0)
 
 
-def test_the_remedy_for_bad_rows_works_and_counts_them(project: Project) -> None:
+def test_the_hint_for_bad_rows_works_and_counts_them(project: Project) -> None:
     broken_at(2)(project.folder)
     help_ = project.type("train", "rows.jsonl").expect(3).helps[-1]
     words = shlex.split(help_)
@@ -195,7 +191,7 @@ def test_the_remedy_for_bad_rows_works_and_counts_them(project: Project) -> None
     assert "1 bad row left out" in answer.expect(0).err
 
 
-def test_the_remedy_for_a_missing_template_works_and_the_model_keeps_it(project: Project) -> None:
+def test_the_hint_for_a_missing_template_works_and_the_model_keeps_the_template(project: Project) -> None:
     template = project.folder / "data/models/base/tiny/chat_template.jinja"
     template.rename(project.folder / "mine.jinja")
     answer = project.type("train", "chats.jsonl").expect(3)
@@ -221,9 +217,9 @@ def test_a_damaged_model_file_leaves_no_run(project: Project) -> None:
     assert not (project.folder / "output").exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="only root may mount, and nobody else is let through")
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="only root may mount")
 @pytest.mark.parametrize("place", ["output", "elsewhere"])
-def test_a_read_only_disk_is_told_before_any_work(project: Project, place: str) -> None:
+def test_a_read_only_disk_is_reported_before_any_work(project: Project, place: str) -> None:
     disk = project.folder / place
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "none", str(disk)], capture_output=True, check=False)
@@ -240,7 +236,7 @@ def test_a_read_only_disk_is_told_before_any_work(project: Project, place: str) 
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="only root may mount")
-def test_a_full_disk_is_told_before_the_first_step(project: Project) -> None:
+def test_a_full_disk_is_reported_before_the_first_step(project: Project) -> None:
     disk = project.folder / "output"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)], capture_output=True, check=False)

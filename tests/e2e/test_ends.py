@@ -1,4 +1,4 @@
-"""A model learns to stop where other tools will look for it, and system texts are trained and used in the same way."""
+"""Learned end tokens are saved where other tools read them, and system texts are rendered in the same way in training and use."""
 
 import json
 import shlex
@@ -17,7 +17,7 @@ SILENT = CHATML.replace("{{ '<|im_start|>'", "{% if turn.role != 'system' %}{{ '
 
 
 def edit(project: Project, name: str, **changes: Any) -> Path:
-    """Change keys of a JSON file of the model; None takes one out."""
+    """Set keys in a JSON file of the model; None removes a key."""
     path = project.folder / "data/models/base/tiny" / name
     content = {**json.loads(path.read_text()), **changes} if path.exists() else changes
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
@@ -32,7 +32,7 @@ def typed(helped: str) -> list[str]:
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_other_tools_are_told_the_end_that_was_learned(project: Project, method: str) -> None:
+def test_the_learned_end_token_is_saved_for_other_tools(project: Project, method: str) -> None:
     edit(project, "tokenizer_config.json", eos_token="<|endoftext|>")
     edit(project, "generation_config.json", eos_token_id=0)
     answer = project.type("train", "chats.jsonl", "--max-steps", "1", "--method", method).expect(0)
@@ -44,7 +44,7 @@ def test_other_tools_are_told_the_end_that_was_learned(project: Project, method:
         assert "answers end in <|im_end|>" in shown.out + shown.err
 
 
-def test_without_an_end_token_the_help_makes_one_that_is_learned_and_kept(project: Project) -> None:
+def test_without_an_end_token_the_help_sets_one_that_is_learned_and_saved(project: Project) -> None:
     edit(project, "tokenizer_config.json", eos_token=None)
     edit(project, "generation_config.json", eos_token_id=None)
     edit(project, "config.json", eos_token_id=None)
@@ -63,7 +63,7 @@ def test_without_an_end_token_the_help_makes_one_that_is_learned_and_kept(projec
 
 
 @pytest.mark.parametrize("template", [REFUSES, SILENT], ids=["refuses", "silent"])
-def test_the_help_for_a_system_text_trains_it_and_other_tools_write_it_the_same_way(project: Project, template: str) -> None:
+def test_the_help_for_a_system_text_trains_it_and_other_tools_render_it_the_same_way(project: Project, template: str) -> None:
     (project.folder / "data/models/base/tiny/chat_template.jinja").write_text(template)
     rows = [{"messages": [{"role": "system", "content": "Be short."}, *row["messages"]]} for row in chats(8)]
     write_rows(project.folder / "rows.jsonl", rows)
@@ -75,7 +75,7 @@ def test_the_help_for_a_system_text_trains_it_and_other_tools_write_it_the_same_
     shown = project.type("data", "show", "rows.jsonl", "--json", "-n", "1", *setting).expect(0).json
     theirs = AutoTokenizer.from_pretrained(project.run.root / "final").apply_chat_template(rows[0]["messages"], tokenize=False)
     assert "".join(token["text"] for token in shown["tokens"]) == theirs and "Be short.\n\n0:" in theirs
-    asked = ("--system", "Be short.", "--prompt", "hello", "--max-new-tokens", "1")
-    project.type("chat", "output/training/final", *asked).expect(0)
-    hint = project.type("chat", "tiny", *asked).expect(3).helps[0]
-    project.type("chat", "tiny", *asked, *typed(hint)).expect(0)
+    arguments = ("--system", "Be short.", "--prompt", "hello", "--max-new-tokens", "1")
+    project.type("chat", "output/training/final", *arguments).expect(0)
+    hint = project.type("chat", "tiny", *arguments).expect(3).helps[0]
+    project.type("chat", "tiny", *arguments, *typed(hint)).expect(0)

@@ -1,4 +1,4 @@
-"""Every help line that holds a command is typed into a shell where the fault is, and afterwards the fault is gone."""
+"""Every command in a help line is run in a shell beside the bad file, and afterwards the problem is gone."""
 
 import bz2
 import gzip
@@ -12,15 +12,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from tests.support.corpus import CORPUS, Case, cases, write_unreadable_as_text
-from typer.testing import CliRunner
+from tests.support.hints import codes_with_commands
 
 from llamahome.cli.data import data_app
 
 ROWS = [{"prompt": f"question {number}", "completion": f"answer {number}"} for number in range(6)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 GERMAN = LINES.replace("answer", "größer, heißt")
-MADE = {
+BAD_FILES = {
     "gzip.jsonl": gzip.compress(LINES.encode()),
     "xz.csv": lzma.compress(b"prompt,completion\na,b\n"),
     "bzip2.jsonl": bz2.compress(LINES.encode()),
@@ -50,18 +51,18 @@ MADE = {
     "open.json": json.dumps(ROWS).encode()[:-1],
     "lines.json": ("[]\n" + LINES).encode(),
 }
-"""Files beside the corpus, each with one fault that a command mends."""
+"""Files beside the corpus, each with one fault that a command repairs."""
 PROGRAMS = ("iconv", "jq", "mv", "python3", "tr", "printf", "bzip2", "xz", "gzip", "zstd", "llamahome", "mkdir")
-NO_MEND = ("gzip -t", "zstd -t", "llamahome data show")
-"""Commands that show more of the fault instead of mending it."""
+NO_REPAIR = ("gzip -t", "zstd -t", "llamahome data show")
+"""Commands that show more of the fault instead of repairing it."""
 NEEDS = {"pandas.read_excel": "pandas and openpyxl", "git lfs": "a repository with a server"}
 
 
 def command_in(hint: str) -> str | None:
-    """The command of a help line, which stands at its begin or after a colon, and ends before three blanks."""
-    for begin in (hint, *hint.split(": ")[1:]):
-        command = begin.split("   ")[0]
-        if command.split(" ")[0] in PROGRAMS and not any(words in hint for words in NO_MEND):
+    """The command in a help line: it is at the start or after a colon, and ends before three spaces."""
+    for part in (hint, *hint.split(": ")[1:]):
+        command = part.split("   ")[0]
+        if command.split(" ")[0] in PROGRAMS and not any(words in hint for words in NO_REPAIR):
             return command
     return None
 
@@ -73,8 +74,8 @@ def findings(path: str, *words: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def typed(command: str, folder: Path) -> Path | None:
-    """Run the command; the file or folder that it made, None when it changed one in place."""
+def run_in_shell(command: str, folder: Path) -> Path | None:
+    """Run the command; returns the file or folder that it made, or None if it changed a file in place."""
     for program in ("iconv", "jq", "zstd", "xz", "bzip2"):
         if program in shlex.split(command) and not shutil.which(program):
             pytest.skip(f"{program} is not installed")
@@ -91,17 +92,17 @@ def typed(command: str, folder: Path) -> Path | None:
 
 
 def hints_of(name: str, *words: str) -> dict[str, str]:
-    """Each help line of an error in the file, with the code that it belongs to."""
+    """The help line of each error in the file, with its code."""
     return {str(one["hint"]): str(one["code"]) for one in findings(name, *words) if one["hint"] and one["level"] == "error"}
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def change_to_scratch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def mends(folder: Path, name: str, words: tuple[str, ...] = ()) -> int:
-    """How many commands the help of the file holds; each must mend its fault in a fresh copy."""
+def check_help(folder: Path, name: str, words: tuple[str, ...] = ()) -> int:
+    """Run each command in the file's help lines on a fresh copy, which must repair its fault; returns how many there were."""
     tried = 0
     for hint, code in hints_of(name, *words).items():
         command, setting = command_in(hint), re.search(r"--set ('[^']+'|\S+)", hint)
@@ -111,7 +112,7 @@ def mends(folder: Path, name: str, words: tuple[str, ...] = ()) -> int:
             shutil.copy(folder / name, scratch / name)
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(scratch)
-                made = typed(command, scratch)
+                made = run_in_shell(command, scratch)
                 left = findings(made.name if made else name, *words)
             assert [one for one in left if one["code"] == code and one["level"] == "error"] == [], command
             tried += 1
@@ -122,14 +123,18 @@ def mends(folder: Path, name: str, words: tuple[str, ...] = ()) -> int:
     return tried
 
 
-@pytest.mark.parametrize("name", MADE)
-def test_the_help_of_a_file_that_a_command_mends_mends_it(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(MADE[name])
-    assert mends(tmp_path, name) > 0
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_the_help_of_a_bad_file_repairs_it(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(BAD_FILES[name])
+    assert check_help(tmp_path, name) > 0
 
 
-@pytest.mark.parametrize("case", cases(), ids=lambda case: " ".join((case.file, *case.settings)))
-def test_every_command_in_the_help_of_the_corpus_mends_its_fault(tmp_path: Path, case: Case) -> None:
+TYPED = codes_with_commands()
+WITH_COMMANDS = [case for case in cases() if any(found.level == "error" and found.code in TYPED for found in case.finds)]
+
+
+@pytest.mark.parametrize("case", WITH_COMMANDS, ids=lambda case: " ".join((case.file, *case.settings)))
+def test_every_command_in_the_help_of_the_corpus_repairs_its_fault(tmp_path: Path, case: Case) -> None:
     name, given = case.file, case.settings
     if (CORPUS / name).exists():
         shutil.copy(CORPUS / name, tmp_path / name)
@@ -137,10 +142,10 @@ def test_every_command_in_the_help_of_the_corpus_mends_its_fault(tmp_path: Path,
         write_unreadable_as_text(tmp_path)
     if not (tmp_path / name).is_file():
         return
-    mends(tmp_path, name, tuple(word for text in given for word in ("--set", text)))
+    check_help(tmp_path, name, tuple(word for text in given for word in ("--set", text)))
 
 
 @pytest.mark.parametrize("lines", ['["a", "b"]\n["c", "d"]\n', '[{"a": 1}]\n[{"a": 2}]\n'])
-def test_no_help_moves_lines_of_lists_to_where_one_array_is_read(tmp_path: Path, lines: str) -> None:
+def test_lines_of_lists_are_not_renamed_to_a_json_file(tmp_path: Path, lines: str) -> None:
     Path("rows.jsonl").write_text(lines)
     assert not any("mv " in hint for hint in hints_of("rows.jsonl"))

@@ -14,17 +14,17 @@ from llamahome.checkpoint import manifest
 PHASES = {
     "settings are checked": ("llamahome.pipeline:check_config", 1),
     "rows are read": ("llamahome.data_limits:prepare", 1),
-    "the model is loaded": ("llamahome.assembly:load_model", 1),
+    "the model is loaded": ("llamahome.training.learner:load_model", 1),
     "the run's folder is made": ("llamahome.pipeline:create_run", 1),
-    "the untrained model is evaluated": ("llamahome.run_parts:evaluate", 1),
+    "the untrained model is evaluated": ("llamahome.training.evaluate:evaluate", 1),
     "a step is done": ("llamahome.training.loop:train_step", 2),
-    "the model is evaluated in between": ("llamahome.run_parts:evaluate", 2),
+    "the model is evaluated in between": ("llamahome.training.evaluate:evaluate", 2),
     "a checkpoint is written": ("llamahome.checkpoint.manifest:seal", 1),
-    "a checkpoint is renamed": ("llamahome.checkpoint.together:commit", 1),
+    "a checkpoint is renamed": ("llamahome.checkpoint.collective_save:durable.replace_folder", 1),
     "old checkpoints are removed": ("llamahome.saving:retention.apply", 1),
     "the last checkpoint is written": ("llamahome.checkpoint.manifest:seal", 3),
     "the final model is written": ("llamahome.saving:write_model", 4),
-    "the final model is renamed": ("llamahome.checkpoint.store:commit", 1),
+    "the final model is renamed": ("llamahome.checkpoint.store:durable.replace_folder", 4),
 }
 NOBODY_LISTENS = ("settings are checked",)
 NO_STEP_FOLLOWS = ("the last checkpoint is written", "the final model is written", "the final model is renamed")
@@ -110,7 +110,7 @@ def test_ctrl_c_while_libraries_are_imported_leaves_without_a_word_of_python(pro
 
 
 def test_ctrl_c_in_a_reading_command_leaves(project: Project) -> None:
-    answer = project.type("train-eval", "tiny", "chats.jsonl", at=[("llamahome.pipeline:evaluate_batches", 1, ["SIGINT"])])
+    answer = project.type("train-eval", "tiny", "chats.jsonl", at=[("llamahome.measuring:_measure", 1, ["SIGINT"])])
     assert answer.status == 130 and "Traceback" not in answer.err
     answer = project.type("chat", "tiny", "--prompt", "hello", at=[("llamahome.conversation:generate", 1, ["SIGINT"])])
     assert answer.status == 130 and "Traceback" not in answer.err
@@ -130,7 +130,11 @@ def test_a_stop_while_the_starter_is_fetched_leaves_nothing(project: Project, tm
 
 BESIDE = (*OFTEN, "--epochs", "4", "--set", "checkpoint.keep_last=100")
 """20 steps; a checkpoint after every second one, written while the next steps are done."""
-WRITING = ("llamahome.checkpoint.manifest:seal", "llamahome.checkpoint.together:commit", "llamahome.saving:retention.apply")
+WRITING = (
+    "llamahome.checkpoint.manifest:seal",
+    "llamahome.checkpoint.collective_save:durable.replace_folder",
+    "llamahome.saving:retention.apply",
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What is wrong with a model folder is told as what it is, and the help line, typed as it stands, mends it."""
+"""Errors of model folders name the cause, and their help lines work as typed."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def one_problem(answer: Answer, status: int, code: str) -> str:
 
 
 @pytest.mark.parametrize("verb", ["chat", "train-eval", "train-resume"])
-def test_a_base_that_moved_is_named_and_the_setting_in_the_help_mends_every_verb(project: Project, verb: str) -> None:
+def test_the_help_for_a_moved_base_fixes_every_command(project: Project, verb: str) -> None:
     bases = project.folder / "data/models/base"
     shutil.copytree(bases / "tiny", project.folder / "first/base")
     project.type("train", "chats.jsonl", "--model", "first/base", "--output", "o", *QUICK, "--set", "checkpoint.every=1 steps").expect(0)
@@ -40,23 +40,23 @@ def test_a_base_that_moved_is_named_and_the_setting_in_the_help_mends_every_verb
     help_line = one_problem(answer, 2, "model.base-gone")
     assert "first/base" in answer.err and "--model" not in answer.err
     if verb == "train-resume":  # nothing tells which of several bases it was
-        assert help_line == "--set model.name=FOLDER, its new place"
+        assert help_line == "--set model.name=FOLDER, the folder where the base is now"
         help_line = "--set model.name=first/moved"
     project.type(*words, *shlex.split(help_line)).expect(0)
 
 
-def test_a_weight_that_is_no_number_is_named_to_every_verb(project: Project) -> None:
+def test_every_command_names_a_weight_that_is_not_finite(project: Project) -> None:
     weights = project.folder / "data/models/base/tiny/model.safetensors"
-    held = load_file(weights)
-    held["model.layers.1.self_attn.o_proj.weight"][3, 4] = torch.nan
-    save_file(held, weights, metadata={"format": "pt"})
+    tensors = load_file(weights)
+    tensors["model.layers.1.self_attn.o_proj.weight"][3, 4] = torch.nan
+    save_file(tensors, weights, metadata={"format": "pt"})
     for words in (("train", "chats.jsonl", "--model", "tiny"), ("train-eval", "tiny", "chats.jsonl"), ("chat", "tiny", "--prompt", "x")):
         answer = project.type(*words)
         assert one_problem(answer, 2, "model.not-finite") == ""
         assert "model.layers.1.self_attn.o_proj.weight, 1 of 1,024 values NaN, in model.safetensors" in answer.err
 
 
-def test_a_run_on_experts_tells_what_is_adapted_and_goes_on_bit_for_bit(project: Project) -> None:
+def test_a_run_on_experts_lists_its_adapters_and_resumes_bit_for_bit(project: Project) -> None:
     folder = project.folder / "experts"
     tiny_experts("qwen3-moe", vocab_size=320, max_position_embeddings=512).save_pretrained(folder)
     save_tokenizer(folder, vocabulary=320)
@@ -78,7 +78,7 @@ def test_a_run_on_experts_tells_what_is_adapted_and_goes_on_bit_for_bit(project:
     project.type(*words, "2", "--output", "dropped", *named, "--set", "lora.dropout=0.1", *shlex.split(help_line)).expect(0)
 
 
-def test_a_pointer_in_a_clone_is_told_with_the_command_that_fetches_it(project: Project) -> None:
+def test_the_help_for_an_lfs_pointer_is_the_command_that_fetches_it(project: Project) -> None:
     (project.folder / ".git").mkdir()
     tiny: Path = project.folder / "data/models/base/tiny"
     (tiny / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")

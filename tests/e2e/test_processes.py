@@ -1,4 +1,4 @@
-"""Several processes train as one does, and the two settings files of the specification are accepted word for word and obeyed."""
+"""Several processes train like one, and the two settings files of the specification are accepted verbatim and followed."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def specified(project: Project) -> Project:
     return project
 
 
-def test_the_specifications_settings_are_accepted_word_for_word(project: Project) -> None:
+def test_the_settings_files_of_the_specification_are_accepted_verbatim(project: Project) -> None:
     shown = specified(project).type("config", "show", "--json").expect(0).json
     expected = {
         "training.batch_size": 32,
@@ -58,7 +58,7 @@ def test_the_specifications_settings_are_accepted_word_for_word(project: Project
 
 
 @pytest.mark.slow
-def test_the_specifications_settings_are_obeyed_by_four_processes(project: Project) -> None:
+def test_four_processes_follow_the_settings_files_of_the_specification(project: Project) -> None:
     answer = specified(project).shell("train", "chats.jsonl", "--model", "tiny", "--max-steps", "1").expect(0)
     assert answer.err.count("using gloo") == 1 and "4 processes" in answer.err
     assert answer.err.count("no batch normalization, nothing to do") == 1
@@ -75,16 +75,16 @@ def test_two_processes_give_the_losses_of_one_and_end(project: Project) -> None:
     alone = {name: project.run.by_step(name) for name in ("train/loss", "eval/loss", "train/tokens", "train/grad_norm")}
     answer = project.shell("train", *words, "--world-size", "2").expect(0)
     for name, values in alone.items():
-        found = project.run.by_step(name)
-        assert found.keys() == values.keys()
-        assert all(math.isclose(found[step], value, rel_tol=1e-5) for step, value in values.items()), name
-    assert answer.out.count("held-out loss") == 1 and answer.err.count("[1/3] data ...") <= 2, "one process speaks"
+        losses = project.run.by_step(name)
+        assert losses.keys() == values.keys()
+        assert all(math.isclose(losses[step], value, rel_tol=1e-5) for step, value in values.items()), name
+    assert answer.out.count("held-out loss") == 1 and answer.err.count("[1/3] data ...") <= 2, "only one process shows messages"
     assert workers_of(project) == []
     assert json.loads((project.run.root / "checkpoint-5/trainer_state.json").read_text())["consumed"] == 20
 
 
 @pytest.mark.slow
-def test_ctrl_c_reaches_every_process_and_one_process_goes_on(project: Project) -> None:
+def test_ctrl_c_stops_every_process_and_one_process_can_resume(project: Project) -> None:
     words = ("chats.jsonl", "--epochs", "20")
     project.type("train", *words).expect(0)
     straight, first = project.run.by_step("train/loss"), project.run.root.resolve()
@@ -101,18 +101,18 @@ def test_ctrl_c_reaches_every_process_and_one_process_goes_on(project: Project) 
     assert found.keys() == straight.keys() and all(math.isclose(found[step], loss, rel_tol=1e-3) for step, loss in straight.items())
 
 
-def test_bad_rows_are_told_once_for_all_processes(project: Project) -> None:
+def test_bad_rows_are_reported_once_for_all_processes(project: Project) -> None:
     (project.folder / "rows.jsonl").write_text('{"messages": [{"role": "user"\n')
     answer = project.shell("train", "rows.jsonl", "--world-size", "2").expect(3)
     assert answer.codes == ["data.bad-json"] and workers_of(project) == [] and not project.runs()
 
 
 ABORTING = "import atexit, os, sys; atexit.register(os.abort); from llamahome.cli.app import main; main()"
-"""As torch's threads abort Python's own end now and then: here always."""
+"""torch's threads sometimes abort the shutdown of Python; this does it always."""
 
 
 def side_by_side(project: Project, *commands: list[str], entry: tuple[str, ...] = ("-m", "llamahome")) -> list[tuple[int, str]]:
-    """Exit status and stderr of processes as torchrun starts them, one for each list of words, two on what it says is a machine."""
+    """Exit status and stderr of processes started as by torchrun, one for each list of arguments; two per simulated machine."""
     started, port, loopback = [], free_port(), {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     for rank, words in enumerate(commands):
         place = {"RANK": rank, "WORLD_SIZE": len(commands), "LOCAL_RANK": rank % 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
@@ -120,15 +120,15 @@ def side_by_side(project: Project, *commands: list[str], entry: tuple[str, ...] 
         process = subprocess.Popen([sys.executable, *entry, *words], cwd=project.folder, env=variables, stderr=subprocess.PIPE, text=True)
         started.append(process)
     try:
-        said = [process.communicate(timeout=200)[1] for process in started]
+        outputs = [process.communicate(timeout=200)[1] for process in started]
     finally:
         for process in started:
             process.kill()
-    return [(process.returncode, err) for process, err in zip(started, said, strict=True)]
+    return [(process.returncode, err) for process, err in zip(started, outputs, strict=True)]
 
 
 @pytest.mark.parametrize(("words", "status"), [(["chats.jsonl", "--set", "distributed.strategy=shard"], 0), (["broken.jsonl"], 3)])
-def test_processes_that_were_several_never_reach_pythons_own_end(project: Project, words: list[str], status: int) -> None:
+def test_a_process_of_a_group_exits_before_the_shutdown_of_python(project: Project, words: list[str], status: int) -> None:
     (project.folder / "broken.jsonl").write_text("{\n")
     words = ["train", *words, "--max-steps", "1"]
     first, second = side_by_side(project, words, words, entry=("-c", ABORTING))
@@ -144,7 +144,7 @@ def test_processes_that_were_several_never_reach_pythons_own_end(project: Projec
         pytest.param(["others.jsonl"], "data with the fingerprint", marks=pytest.mark.slow),
     ],
 )
-def test_processes_that_would_do_something_else_end_with_one_error(project: Project, differing: list[str], named: str) -> None:
+def test_processes_with_different_settings_or_data_end_with_one_error(project: Project, differing: list[str], named: str) -> None:
     write_rows(project.folder / "others.jsonl", chats(24, seed=1))
     first, second = side_by_side(project, ["train", "chats.jsonl"], ["train", *differing])
     assert first[0] > 0 and second[0] == 2
@@ -153,16 +153,16 @@ def test_processes_that_would_do_something_else_end_with_one_error(project: Proj
     assert workers_of(project) == []
 
 
-def test_variables_left_over_from_another_launcher_end_in_one_error(project: Project) -> None:
-    patience = ["--set", "distributed.join_timeout=1 s"]
-    kept = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    for rank, code, enter in (("0", "distributed.ranks-missing", project.shell), ("1", "distributed.machines-not-met", project.type)):
-        answer = enter("train", "chats.jsonl", *patience, RANK=rank, LOCAL_RANK=rank, **kept).expect(4)
+def test_leftover_variables_of_another_launcher_lead_to_one_error(project: Project) -> None:
+    join_timeout = ["--set", "distributed.join_timeout=1 s"]
+    leftover = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    for rank, code, run in (("0", "distributed.ranks-missing", project.shell), ("1", "distributed.machines-not-met", project.type)):
+        answer = run("train", "chats.jsonl", *join_timeout, RANK=rank, LOCAL_RANK=rank, **leftover).expect(4)
         assert answer.codes == [code] and "unset RANK WORLD_SIZE" in answer.helps[0] and "[W" not in answer.err
-    assert kept["MASTER_PORT"] in answer.err
+    assert leftover["MASTER_PORT"] in answer.err
 
 
-def test_a_launch_that_is_over_is_not_obeyed(project: Project) -> None:
+def test_variables_of_a_launch_that_is_over_are_ignored(project: Project) -> None:
     project.type("train", "chats.jsonl", "--max-steps", "1", LLAMAHOME_LAUNCH="/nowhere", LLAMAHOME_LAUNCHER_PID="1").expect(0)
 
 
@@ -172,7 +172,7 @@ def steps_done(project: Project) -> bool:
 
 
 def workers_of(project: Project) -> list[psutil.Process]:
-    """Processes that still work in the project's folder."""
+    """Processes that still run in the project's folder."""
     found = []
     for process in psutil.process_iter():
         try:

@@ -1,4 +1,4 @@
-"""Commands that read: train-eval, chat, models, runs, data, config. With --json their stdout is JSON and nothing else."""
+"""Commands that only read: train-eval, chat, models, runs, data, config. With --json, stdout is JSON and nothing else."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from llamahome.config.schema import Config
 
 @pytest.fixture(scope="module")
 def trained(make_project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project with a run that was evaluated on eval.jsonl, rows it did not see."""
+    """A project with a run that was evaluated on eval.jsonl, whose rows were not in its training data."""
     project = make_project(tmp_path_factory.mktemp("trained") / "project")
     write_rows(project.folder / "eval.jsonl", chats(9, seed=7))
     words = ("--eval-data", "eval.jsonl", "--set", "data.eval_split=auto", "--set", "evaluation.sample_prompts=2")
@@ -25,7 +25,7 @@ def trained(make_project, tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.mark.parametrize("target", ["run", "id", "latest", "link", "checkpoint", "checkpoint model", "final", "elsewhere"])
-def test_evaluation_of_a_run_by_any_name_equals_its_own_last_one(trained: Project, tmp_path: Path, target: str) -> None:
+def test_evaluating_a_run_by_any_name_equals_its_last_evaluation(trained: Project, tmp_path: Path, target: str) -> None:
     root = trained.run.paths.root
     names = {
         "run": str(root.relative_to(trained.folder)),
@@ -37,20 +37,20 @@ def test_evaluation_of_a_run_by_any_name_equals_its_own_last_one(trained: Projec
         "final": "output/training/final",
         "elsewhere": str(root / "final"),
     }
-    found = trained.type("train-eval", names[target], "eval.jsonl", "--json").expect(0).json
+    result = trained.type("train-eval", names[target], "eval.jsonl", "--json").expect(0).json
     for metric in ("eval/loss", "eval/perplexity", "eval/token_accuracy"):
-        assert math.isclose(found[metric], trained.run.by_step(metric)[6], rel_tol=1e-6)
-    assert found["rows"] == 9 and found["targets"] < found["tokens"]
+        assert math.isclose(result[metric], trained.run.by_step(metric)[6], rel_tol=1e-6)
+    assert result["rows"] == 9 and result["targets"] < result["tokens"]
 
 
-def test_evaluation_of_the_base_equals_the_one_before_training(trained: Project) -> None:
+def test_evaluating_the_base_equals_the_evaluation_before_training(trained: Project) -> None:
     for name in ("tiny", "data/models/base/tiny"):
-        found = trained.type("train-eval", name, "eval.jsonl", "--json").expect(0).json
-        assert math.isclose(found["eval/loss"], trained.run.by_step("eval/loss")[0], rel_tol=1e-6)
+        result = trained.type("train-eval", name, "eval.jsonl", "--json").expect(0).json
+        assert math.isclose(result["eval/loss"], trained.run.by_step("eval/loss")[0], rel_tol=1e-6)
     assert "loss" in trained.type("train-eval", "tiny", "eval.jsonl").expect(0).out
 
 
-def test_evaluation_changes_no_file(trained: Project) -> None:
+def test_evaluating_changes_no_file(trained: Project) -> None:
     before = trained.files()
     trained.type("train-eval", "latest", "eval.jsonl").expect(0)
     after = trained.files()
@@ -59,19 +59,19 @@ def test_evaluation_changes_no_file(trained: Project) -> None:
 
 
 @pytest.mark.parametrize("model", ["tiny", "latest", "output/training/final", "output/training/checkpoint-6", "output/training"])
-def test_a_prompt_is_answered_on_stdout_alone_and_always_the_same(trained: Project, model: str) -> None:
+def test_a_prompt_is_answered_on_stdout_only_and_always_the_same(trained: Project, model: str) -> None:
     first, second = (trained.type("chat", model, "--prompt", "hello there", "--max-new-tokens", "5").expect(0) for _ in range(2))
     assert first.out == second.out and first.out.endswith("\n")
 
 
-def test_a_conversation_over_stdin_answers_each_line_and_ends_with_an_empty_one(trained: Project) -> None:
+def test_a_conversation_on_stdin_answers_each_line_and_ends_at_an_empty_one(trained: Project) -> None:
     words = ("chat", "latest", "--max-new-tokens", "3", "--system", "You are a cat.")
     answer = trained.type(*words, stdin="hello\nwhat is the capital of France?\n").expect(0)
     assert "Traceback" not in answer.err and answer.out.count("\n") >= 2
     assert trained.type(*words, stdin="hello\n\nnobody reads this\n").expect(0).out == trained.type(*words, stdin="hello\n").out
 
 
-def test_the_models_here_are_listed_and_described(trained: Project, tmp_path: Path) -> None:
+def test_local_models_are_listed_and_described(trained: Project, tmp_path: Path) -> None:
     (listed,) = trained.type("models", "list", "--json").expect(0).json
     described = trained.type("models", "info", "tiny", "--json").expect(0).json
     assert listed == described
@@ -93,7 +93,7 @@ def test_runs_are_listed_and_shown(trained: Project) -> None:
     assert "checkpoint-6" in trained.type("runs", "show", "latest").expect(0).out
 
 
-def test_rows_are_shown_as_tokens_with_what_is_learned(trained: Project) -> None:
+def test_rows_are_shown_as_tokens_with_their_targets(trained: Project) -> None:
     lines = trained.type("data", "show", "chats.jsonl", "-n", "200", "--json").expect(0).out.splitlines()
     shown = [json.loads(line) for line in lines]
     assert [row["row"] for row in shown] == list(range(24)) and {row["source"] for row in shown} == {"chats.jsonl"}
@@ -127,15 +127,16 @@ def test_settings_are_shown_checked_explained_and_described(project: Project) ->
     }
 
 
-def test_init_writes_files_that_are_right(project: Project) -> None:
+def test_init_writes_valid_files(project: Project) -> None:
     for path in (project.folder / ".config").iterdir():
         path.unlink()
     project.type("config", "init").expect(0)
-    assert {path.name for path in (project.folder / ".config").iterdir()} == {"training_config.yaml", "distributed_config.yaml"}
+    written = {path.name for path in (project.folder / ".config").iterdir()}
+    assert written == {"training_config.yaml", "distributed_config.yaml", "schema.json"}
     project.type("config", "check").expect(0)
 
 
-def loaded_by(project: Project, *words: str) -> set[str]:
+def imported_by(project: Project, *words: str) -> set[str]:
     """Top-level names of all modules that a command imports."""
     command = [sys.executable, "-X", "importtime", "-m", "llamahome", *words]
     done = subprocess.run(command, cwd=project.folder, capture_output=True, text=True, check=True)
@@ -143,25 +144,25 @@ def loaded_by(project: Project, *words: str) -> set[str]:
 
 
 def test_help_imports_neither_torch_nor_the_settings(project: Project) -> None:
-    found = loaded_by(project, "--help")
-    assert "typer" in found and not found & {"torch", "transformers", "peft", "pydantic", "numpy", "ruamel", "tokenizers"}
+    modules = imported_by(project, "--help")
+    assert "click" in modules and not modules & {"torch", "transformers", "peft", "pydantic", "numpy", "ruamel", "tokenizers"}
 
 
 @pytest.mark.parametrize("words", [("config", "check"), ("config", "show"), ("runs", "list"), ("models", "list")], ids=" ".join)
-def test_what_only_reads_files_imports_no_torch(project: Project, words: tuple[str, ...]) -> None:
-    assert not loaded_by(project, *words) & {"torch", "transformers", "peft"}
+def test_commands_that_only_read_files_import_no_torch(project: Project, words: tuple[str, ...]) -> None:
+    assert not imported_by(project, *words) & {"torch", "transformers", "peft"}
 
 
 def test_data_show_imports_no_torch(project: Project) -> None:
-    assert not loaded_by(project, "data", "show", "chats.jsonl") & {"torch", "peft"}
+    assert not imported_by(project, "data", "show", "chats.jsonl") & {"torch", "peft"}
 
 
-def test_every_command_explains_itself(project: Project) -> None:
+def test_every_command_has_help(project: Project) -> None:
     top = project.type("--help").expect(0).out
     commands = re.findall(r"^  ([a-z][a-z-]+)  ", top.split("Commands:")[1], flags=re.MULTILINE)
     assert set(commands) >= {"train", "train-distributed", "train-resume", "train-eval", "chat", "data", "models", "runs", "config"}
     for command in commands:
         out = project.type(command, "--help").expect(0).out
         assert f"Usage: llamahome {command}" in out
-        for inner in re.findall(r"^  ([a-z][a-z-]+)  ", out.split("Commands:")[1], flags=re.MULTILINE) if "Commands:" in out else []:
-            assert f"Usage: llamahome {command} {inner}" in project.type(command, inner, "--help").expect(0).out
+        for subcommand in re.findall(r"^  ([a-z][a-z-]+)  ", out.split("Commands:")[1], flags=re.MULTILINE) if "Commands:" in out else []:
+            assert f"Usage: llamahome {command} {subcommand}" in project.type(command, subcommand, "--help").expect(0).out

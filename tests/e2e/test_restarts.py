@@ -1,4 +1,4 @@
-"""Processes of a run are killed: the others notice, all start again, and the weights are those of an undisturbed run, to the bit."""
+"""If a process of a run is killed, all start again, and the final weights are bit-identical to those of an undisturbed run."""
 
 import os
 import random
@@ -15,7 +15,7 @@ WORDS = ("chats.jsonl", "--world-size", "2", "--epochs", "4", "--set", "checkpoi
 
 
 def ranks_of(launcher: int) -> dict[int, psutil.Process]:
-    """The processes that a launcher runs now, by their number."""
+    """The current processes of a launcher, by rank."""
     found = {}
     for child in psutil.Process(launcher).children():
         try:
@@ -28,12 +28,12 @@ def ranks_of(launcher: int) -> dict[int, psutil.Process]:
 def is_gone(process: psutil.Process) -> bool:
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:  # its parent took leave of it between the two questions
+    except psutil.NoSuchProcess:  # it was reaped between the two calls
         return True
 
 
 def killed(project: Project, when: Callable[[], bool], victims: list[int], *words: str) -> tuple[int, str]:
-    """Train, end the process of each number in `victims` by kill -9 when `when` says so; exit status and stderr."""
+    """Train, and kill the process of each rank in `victims` once `when` is true; exit status and stderr of the launcher."""
     with project.start("train-distributed", *WORDS, *words) as launcher:
         for victim in victims:
             wait_until(lambda: when() or launcher.poll() is not None, seconds=120)
@@ -46,7 +46,7 @@ def killed(project: Project, when: Callable[[], bool], victims: list[int], *word
 
 
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
-def test_a_killed_process_is_no_end_and_leaves_no_trace_in_the_weights(project: Project, victim: int) -> None:
+def test_after_a_killed_process_the_run_restarts_with_identical_weights(project: Project, victim: int) -> None:
     project.shell("train-distributed", *WORDS).expect(0)
     straight, weights = project.run.by_step("train/loss"), project.run.weights()
     whys = [event["why"] for event in project.run.lines("events") if event["kind"] == "saves-in-the-loop"]
@@ -62,7 +62,7 @@ def test_a_killed_process_is_no_end_and_leaves_no_trace_in_the_weights(project: 
     assert workers_of(project) == []
 
 
-def test_without_a_restart_left_the_killed_process_is_told(project: Project) -> None:
+def test_without_a_restart_left_the_killed_process_is_the_error(project: Project) -> None:
     status, err = killed(project, lambda: steps_done(project), [1], "--set", "distributed.max_restarts=0")
     assert status == 4 and err.count("error[") == 1
     assert "error[distributed.process-killed]: process 1 was killed by SIGKILL" in err
@@ -70,7 +70,7 @@ def test_without_a_restart_left_the_killed_process_is_told(project: Project) -> 
 
 
 @pytest.mark.slow
-def test_a_process_killed_before_the_first_checkpoint_begins_the_same_run_anew(project: Project) -> None:
+def test_a_process_killed_before_the_first_checkpoint_restarts_the_same_run(project: Project) -> None:
     status, err = killed(project, lambda: steps_done(project), [0], "--set", "checkpoint.every=1 h")
     assert status == 0, err
     assert len(project.runs()) == 1
@@ -78,24 +78,24 @@ def test_a_process_killed_before_the_first_checkpoint_begins_the_same_run_anew(p
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments_leave_the_weights_of_an_undisturbed_run(project: Project) -> None:
+def test_after_twenty_kills_at_random_moments_the_weights_are_identical(project: Project) -> None:
     begin = time.monotonic()
     project.shell("train-distributed", *WORDS).expect(0)
     seconds, weights = time.monotonic() - begin, project.run.weights()
-    struck = 0
+    kills = 0
     for seed in range(20):
-        source = random.Random(seed)
+        rng = random.Random(seed)
         with project.start("train-distributed", *WORDS) as launcher:
-            time.sleep(source.uniform(0.3, 1.0) * seconds)
+            time.sleep(rng.uniform(0.3, 1.0) * seconds)
             ranks = ranks_of(launcher.pid) if launcher.poll() is None else {}
             if ranks:
-                ranks[source.choice(sorted(ranks))].kill()
-                struck += 1
+                ranks[rng.choice(sorted(ranks))].kill()
+                kills += 1
             _, err = launcher.communicate(timeout=240)
         assert launcher.returncode == 0, err
         assert project.run.weights() == weights, f"seed {seed}"
         assert workers_of(project) == []
-    assert struck >= 15
+    assert kills >= 15
 
 
 @pytest.mark.slow

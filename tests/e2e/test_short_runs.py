@@ -7,9 +7,9 @@ from tests.support.models import backend_named, save_tiny
 from tests.support.projects import Project
 from tests.support.runs import ALONE
 
-from llamahome.assembly import leave_short_runs
 from llamahome.config.load import load_config, with_values
 from llamahome.model.backends.cpu.native import cache_folder, has_compiler, make_kernels
+from llamahome.resolve import too_short_to_compile, with_resolved
 
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler here")
 
@@ -30,7 +30,8 @@ def test_a_long_run_a_kept_library_and_a_clear_wish_are_left_to_compile(tmp_path
     wished = with_values(loaded, {"training.compile": True}, origin="test")
 
     def left(asked, tokens: float) -> bool | str:
-        return leave_short_runs(asked, base, backend_named("cpu"), ALONE, tokens=tokens, say=said.append).config.training.compile
+        short = too_short_to_compile(asked.config.training, base, backend_named("cpu"), ALONE, tokens=tokens, say=said.append)
+        return with_resolved(asked, short).config.training.compile
 
     assert left(loaded, 100) is False and len(said) == 1
     assert left(loaded, 1e12) == "auto" and left(wished, 100) is True and len(said) == 1

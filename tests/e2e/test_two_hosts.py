@@ -1,4 +1,4 @@
-"""Two network namespaces with a cable between them stand for two hosts that share a disk: what is lost, cut or given twice."""
+"""Two network namespaces with a virtual cable act as hosts that share a disk; a host is lost, the cable is cut, a rank is given twice."""
 
 import json
 import os
@@ -20,7 +20,7 @@ import install
 ADDRESSES = ("10.79.0.1", "10.79.0.2")
 ROOT = Path(__file__).resolve().parents[2]
 LONG = ("--epochs", "1000", "--set", "checkpoint.every=20 steps", "--set", "evaluation.every=1000 epochs", "--set", "data.eval_split=0")
-"""Two minutes of quick steps, for tests that end the run themselves or see to its end with --max-steps."""
+"""Two minutes of quick steps, for tests that stop the run or limit it with --max-steps."""
 LEFT_OVER = {"WORLD_SIZE": "7", "MASTER_ADDR": "10.0.0.9", "MASTER_PORT": "1", "LOCAL_RANK": "3", "TORCHELASTIC_RESTART_COUNT": "5"}
 
 
@@ -30,7 +30,7 @@ def ip(*words: str) -> subprocess.CompletedProcess:
 
 @dataclass
 class Hosts:
-    """Names of two namespaces that reach each other, and what was started in them."""
+    """The names of two connected namespaces, and the processes started in them."""
 
     names: list[str]
     started: list[subprocess.Popen] = field(default_factory=list)
@@ -38,28 +38,29 @@ class Hosts:
     def cut(self) -> None:
         ip("-n", self.names[1], "link", "set", "cable", "down")
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         ip("-n", self.names[1], "link", "set", "cable", "up")
 
     def processes(self, number: int) -> list[psutil.Process]:
-        """What works on a host; zombies have ended."""
+        """The processes of a host without zombies."""
         pids = [int(word) for word in ip("netns", "pids", self.names[number]).stdout.split()]
         return [each for each in map(_process, pids) if each is not None]
 
     def kill(self, number: int) -> None:
-        """Pull the plug: every process of the host, at once."""
+        """Kill all processes of the host at once, as a power failure would."""
         for each in self.processes(number):
             each.send_signal(signal.SIGSTOP)
         for each in self.processes(number):
             each.kill()
 
     def worker(self, number: int) -> psutil.Process:
-        """A training process of a host: one whose parent is the launcher."""
-        found = self.processes(number)
-        return next(each for each in found if each.ppid() in {other.pid for other in found})
+        """A training process of a host: its parent is the launcher."""
+        processes = self.processes(number)
+        pids = {each.pid for each in processes}
+        return next(each for each in processes if each.ppid() in pids)
 
     def command(self, project: Project, number: int, *words: str, **variables: str) -> subprocess.Popen:
-        """`words` on that host, in the project's folder."""
+        """Run `words` on that host, in the project's folder."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **LEFT_OVER, **variables}
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         process = subprocess.Popen(
@@ -69,7 +70,7 @@ class Hosts:
         return process
 
     def start(self, project: Project, number: int, *words: str, nodes: str = "2", node: int | None = None) -> subprocess.Popen:
-        """`llamahome train-distributed` there, with one process."""
+        """Run `llamahome train-distributed` on that host, with one process."""
         place = ["--node-rank", str(number if node is None else node), "--master-addr", ADDRESSES[0], "--world-size", "2"]
         command = [sys.executable, "-m", "llamahome", "train-distributed", "chats.jsonl", "--num-nodes", nodes, *place, *words]
         return self.command(project, number, *command)
@@ -85,27 +86,27 @@ def _process(pid: int) -> psutil.Process | None:
 
 @pytest.fixture
 def hosts() -> Iterator[Hosts]:
-    """Two hosts with a cable; what still runs there in the end is killed, and both are removed."""
+    """Two hosts with a cable. At the end their processes are killed and both are removed."""
     if shutil.which("ip") is None or os.geteuid() != 0:
         pytest.skip("network namespaces need root and the command ip")
-    made = Hosts([f"llamahome-{os.getpid()}-{number}" for number in range(2)])
+    hosts = Hosts([f"llamahome-{os.getpid()}-{number}" for number in range(2)])
     try:
-        if any(ip("netns", "add", name).returncode for name in made.names):
+        if any(ip("netns", "add", name).returncode for name in hosts.names):
             pytest.skip("this machine does not allow network namespaces")
-        cable = ip("link", "add", "cable", "netns", made.names[0], "type", "veth", "peer", "name", "cable", "netns", made.names[1])
+        cable = ip("link", "add", "cable", "netns", hosts.names[0], "type", "veth", "peer", "name", "cable", "netns", hosts.names[1])
         assert cable.returncode == 0, cable.stderr
-        for name, address in zip(made.names, ADDRESSES, strict=True):
+        for name, address in zip(hosts.names, ADDRESSES, strict=True):
             ip("-n", name, "addr", "add", f"{address}/24", "dev", "cable")
             ip("-n", name, "link", "set", "cable", "up")
             ip("-n", name, "link", "set", "lo", "up")
-        yield made
+        yield hosts
     finally:
         for number in range(2):
-            for process in made.processes(number):
+            for process in hosts.processes(number):
                 process.kill()
-        for launched in made.started:
+        for launched in hosts.started:
             launched.communicate()
-        for name in made.names:
+        for name in hosts.names:
             ip("netns", "del", name)
 
 
@@ -115,7 +116,7 @@ def ended(processes: list[subprocess.Popen], seconds: float) -> list[tuple[int, 
 
 
 def training(project: Project, step: int = 40) -> bool:
-    """Whether the newest run has come to `step` and has a checkpoint."""
+    """Whether the newest run has a checkpoint of `step` or later."""
     return (project.folder / "output/training").exists() and bool(project.run.checkpoints) and project.run.checkpoints[-1] >= step
 
 
@@ -124,12 +125,12 @@ def events(project: Project) -> list[str]:
 
 
 def losses(project: Project) -> dict[int, float]:
-    """Of each step, the last time that it was made."""
+    """The loss of each step; of a repeated step the last one."""
     return {line["step"]: line["train/loss"] for line in project.run.lines("metrics") if "train/loss" in line}
 
 
 @pytest.mark.slow
-def test_make_train_multi_node_on_both_trains_as_one_process_does(project: Project, hosts: Hosts) -> None:
+def test_make_train_multi_node_on_two_hosts_trains_like_one_process(project: Project, hosts: Hosts) -> None:
     project.type("train", "chats.jsonl").expect(0)
     alone = project.run.by_step("train/loss")
     shutil.copytree(ROOT / "scripts", project.folder / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
@@ -140,8 +141,8 @@ def test_make_train_multi_node_on_both_trains_as_one_process_does(project: Proje
         (project.folder / ".venv/bin" / name).symlink_to(Path(sys.executable).parent / name)
     (project.folder / ".venv/.llamahome-installed").write_text(install.wanted_stamp(str(project.folder)))
     words = ("make", "train-multi-node", "EPOCHS=1", "NUM_NODES=2", f"MASTER_ADDR={ADDRESSES[0]}", "DATA_PATH=chats.jsonl")
-    found = ended([hosts.command(project, number, *words, f"NODE_RANK={number}") for number in (1, 0)], 200)
-    assert [status for status, _ in found] == [0, 0], found
+    results = ended([hosts.command(project, number, *words, f"NODE_RANK={number}") for number in (1, 0)], 200)
+    assert [status for status, _ in results] == [0, 0], results
     assert project.run.by_step("train/loss") == pytest.approx(alone, rel=1e-4)
 
 
@@ -151,22 +152,22 @@ def test_a_cable_that_is_cut_for_5_seconds_changes_nothing(project: Project, hos
     wait_until(lambda: training(project), seconds=120)
     hosts.cut()
     time.sleep(5)
-    hosts.mend()
-    found = ended(machines, 200)
-    assert [status for status, _ in found] == [0, 0], found
-    assert events(project) == ["started", "finished"] and "starting all processes again" not in found[0][1]
+    hosts.repair()
+    results = ended(machines, 200)
+    assert [status for status, _ in results] == [0, 0], results
+    assert events(project) == ["started", "finished"] and "starting all processes again" not in results[0][1]
 
 
-def test_when_the_cable_is_cut_machine_0_goes_on_alone_and_the_other_ends(project: Project, hosts: Hosts) -> None:
+def test_after_the_cable_is_cut_machine_0_goes_on_alone_and_the_other_ends(project: Project, hosts: Hosts) -> None:
     machines = [hosts.start(project, number, *LONG, "--max-steps", "200", nodes="1:2") for number in range(2)]
     wait_until(lambda: training(project), seconds=120)
     hosts.cut()
     cut_at = time.time()
-    ((status, said),) = ended(machines[1:], 60)
-    assert status == 4 and said.count("error[") == 1 and "error[distributed.contact-lost]" in said, said
+    ((status, err),) = ended(machines[1:], 60)
+    assert status == 4 and err.count("error[") == 1 and "error[distributed.contact-lost]" in err, err
     assert hosts.processes(1) == []
-    ((status, said),) = ended(machines[:1], 200)
-    assert status == 0 and "machine 1 did not answer for 12 s" in said, said
+    ((status, err),) = ended(machines[:1], 200)
+    assert status == 0 and "machine 1 did not answer for 12 s" in err, err
     assert events(project) == ["started", "resumed", "finished"] and hosts.processes(0) == []
     resumed = next(line["t"] for line in project.run.lines("events") if line["kind"] == "resumed")
     print(f"alone again {resumed - cut_at:.0f} s after the cut")
@@ -184,43 +185,43 @@ def test_a_machine_that_comes_back_joins_the_next_round(project: Project, hosts:
     wait_until(lambda: max(losses(project)) > steps + 20, seconds=60)
     again = hosts.start(project, 1, *LONG, nodes="1:2")
     wait_until(lambda: events(project).count("resumed") == 2, seconds=90)
-    assert events(project) == ["started", "resumed", "stopped", "resumed"], "it saved before the other came in"
+    assert events(project) == ["started", "resumed", "stopped", "resumed"], "it saved before the other joined"
     wait_until(lambda: len(hosts.processes(1)) > 1, seconds=10)
     again.send_signal(signal.SIGTERM)
-    found = ended([first, again], 90)
-    assert [status for status, _ in found] == [75, 75], found
-    assert "machine 1 came: starting all processes again with 2 of 2 machines" in found[0][1]
+    results = ended([first, again], 90)
+    assert [status for status, _ in results] == [75, 75], results
+    assert "machine 1 joined: starting all processes again with 2 of 2 machines" in results[0][1]
     assert hosts.processes(0) == hosts.processes(1) == []
 
 
 @pytest.mark.slow
-def test_without_the_host_of_the_store_the_other_ends_and_both_go_on_later(project: Project, hosts: Hosts) -> None:
+def test_without_machine_0_the_other_ends_and_both_can_resume_later(project: Project, hosts: Hosts) -> None:
     machines = [hosts.start(project, number, *LONG) for number in range(2)]
     wait_until(lambda: training(project), seconds=120)
     hosts.kill(0)
     machines[0].wait(timeout=20)
-    ((status, said),) = ended(machines[1:], 60)
-    assert status == 4 and said.count("error[") == 1 and "error[distributed.contact-lost]" in said, said
+    ((status, err),) = ended(machines[1:], 60)
+    assert status == 4 and err.count("error[") == 1 and "error[distributed.contact-lost]" in err, err
     assert hosts.processes(1) == []
     words = [sys.executable, "-m", "llamahome", "train-resume", "latest", "--max-steps", "400"]
     again = [hosts.command(project, number, *words, "--set", f"distributed.node_rank={number}") for number in range(2)]
-    found = ended(again, 200)
-    assert [status for status, _ in found] == [0, 0], found
+    results = ended(again, 200)
+    assert [status for status, _ in results] == [0, 0], results
     assert events(project) == ["started", "resumed", "finished"] and sorted(losses(project)) == list(range(1, 401))
 
 
 @pytest.mark.slow
 def test_a_killed_process_of_the_other_machine_changes_no_weight(project: Project, hosts: Hosts) -> None:
     words = (*LONG, "--max-steps", "120")
-    found = ended([hosts.start(project, number, *words) for number in range(2)], 200)
-    assert [status for status, _ in found] == [0, 0], found
-    undisturbed = project.run.weights()
+    results = ended([hosts.start(project, number, *words) for number in range(2)], 200)
+    assert [status for status, _ in results] == [0, 0], results
+    undisturbed, first = project.run.weights(), project.run.root.resolve()
     machines = [hosts.start(project, number, *words) for number in range(2)]
-    wait_until(lambda: len(project.runs()) == 2 and training(project), seconds=120)
+    wait_until(lambda: project.run.root.resolve() != first and training(project), seconds=120)
     hosts.worker(1).kill()
-    found = ended(machines, 200)
-    assert [status for status, _ in found] == [0, 0], found
-    assert all("on machine 1" not in said or "SIGKILL" in said for _, said in found)
+    results = ended(machines, 200)
+    assert [status for status, _ in results] == [0, 0], results
+    assert all("on machine 1" not in err or "SIGKILL" in err for _, err in results)
     assert events(project) == ["started", "resumed", "finished"] and project.run.weights() == undisturbed
 
 
@@ -229,9 +230,9 @@ def test_one_sigterm_to_a_process_of_the_other_machine_saves_once_and_ends_all(p
     machines = [hosts.start(project, number, *LONG) for number in range(2)]
     wait_until(lambda: training(project), seconds=120)
     hosts.worker(1).terminate()
-    found = ended(machines, 60)
-    assert [status for status, _ in found] == [75, 75], found
-    assert all(said.count("[run.stopped]") == 1 for _, said in found), found
+    results = ended(machines, 60)
+    assert [status for status, _ in results] == [75, 75], results
+    assert all(err.count("[run.stopped]") == 1 for _, err in results), results
     assert events(project) == ["started", "stopped"] and hosts.processes(0) == hosts.processes(1) == []
     state = json.loads((project.run.root / f"checkpoint-{project.run.checkpoints[-1]}/trainer_state.json").read_text())
     assert state["step"] == max(losses(project))
@@ -239,19 +240,19 @@ def test_one_sigterm_to_a_process_of_the_other_machine_saves_once_and_ends_all(p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("node", [0, 1])
-def test_a_number_given_twice_is_told_and_everything_ends(project: Project, hosts: Hosts, node: int) -> None:
-    """Two machines 0; or a second machine 1 while the first is at work, which goes on."""
+def test_a_duplicate_node_rank_is_an_error_and_everything_ends(project: Project, hosts: Hosts, node: int) -> None:
+    """Two machines 0; or a second machine 1 while the first one trains, which goes on."""
     begun = time.monotonic()
     if node == 0:
         machines = [hosts.start(project, number, "--set", "distributed.join_timeout=20 s", node=0) for number in range(2)]
-        (first, _), (second, said) = ended(machines, 60)
-        assert (first, second) == (4, 2) and "error[distributed.node-rank-twice]" in said
+        (first, _), (second, err) = ended(machines, 60)
+        assert (first, second) == (4, 2) and "error[distributed.node-rank-twice]" in err
     else:
         machines = [hosts.start(project, number, *LONG) for number in range(2)]
         wait_until(lambda: training(project), seconds=120)
         begun = time.monotonic()
-        ((status, said),) = ended([hosts.start(project, 0, *LONG, node=1)], 60)
-        assert status == 2 and "error[distributed.node-rank-twice]" in said
+        ((status, err),) = ended([hosts.start(project, 0, *LONG, node=1)], 60)
+        assert status == 2 and "error[distributed.node-rank-twice]" in err
         machines[0].send_signal(signal.SIGTERM)
         assert [status for status, _ in ended(machines, 60)] == [75, 75]
     assert time.monotonic() - begun < 110 and hosts.processes(0) == hosts.processes(1) == []

@@ -26,18 +26,18 @@ def _is_found_and_survived(run, path):
         load(run.checkpoint(2))
     assert [problem.where for problem in caught.value.problems] == [str(path)]
     assert caught.value.problems[0].hint == f"llamahome train-resume {run.checkpoint(1)}"
-    told = []
-    assert differences(load(choose(run, warn=told.append))) == []
-    assert [problem.where for problem in told] == [str(path)]
+    problems = []
+    assert differences(load(choose(run, warn=problems.append))) == []
+    assert [problem.where for problem in problems] == [str(path)]
 
 
 def test_one_flipped_bit_in_any_file_is_found_and_named_and_the_older_one_is_used(run):
-    dice = random.Random(7)
+    rng = random.Random(7)
     for path in _files(run):
         whole = path.read_bytes()
-        for place in {0, len(whole) - 1, *(dice.randrange(len(whole)) for _ in range(4))}:
+        for position in {0, len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(4))}:
             flipped = bytearray(whole)
-            flipped[place] ^= 1 << dice.randrange(8)
+            flipped[position] ^= 1 << rng.randrange(8)
             path.write_bytes(flipped)
             _is_found_and_survived(run, path)
         path.write_bytes(whole)
@@ -57,7 +57,7 @@ def test_a_lost_file_is_found_and_named_and_the_older_one_is_used(run):
     for path in _files(run):
         whole = path.read_bytes()
         path.unlink()
-        told = []
-        assert choose(run, warn=told.append) == run.checkpoint(1)
-        assert len(told) == 1 and told[0].where in (str(path), str(path.parent))
+        problems = []
+        assert choose(run, warn=problems.append) == run.checkpoint(1)
+        assert len(problems) == 1 and problems[0].where in (str(path), str(path.parent))
         path.write_bytes(whole)

@@ -37,7 +37,7 @@ def _only_the_first_is_left(run, size=64):
     assert differences(load(run.checkpoint(1)), size=size) == []
 
 
-def test_a_limit_on_the_size_of_a_file_leaves_no_half_checkpoint(tmp_path):
+def test_a_limit_on_the_size_of_a_file_leaves_no_partial_checkpoint(tmp_path):
     (tmp_path / "run").mkdir()
     run = RunPaths(tmp_path / "run", RUN_ID)
     save_step(run, 1)
@@ -45,12 +45,12 @@ def test_a_limit_on_the_size_of_a_file_leaves_no_half_checkpoint(tmp_path):
         [*SAVER, "limited", str(run.root), "20000", "50000"], env=worker_environment(), capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["code"] == "checkpoint.write-failed" and "File too large" in told["message"]
+    result = json.loads(done.stdout)
+    assert result["code"] == "checkpoint.write-failed" and "File too large" in result["message"]
     _only_the_first_is_left(run)
 
 
-def test_a_disk_that_fills_up_while_writing_leaves_no_half_checkpoint(tmp_path):
+def test_a_disk_that_fills_up_while_writing_leaves_no_partial_checkpoint(tmp_path):
     with _small_disk(tmp_path / "disk", "12m") as run:
         save_step(run, 1)
 
@@ -74,15 +74,15 @@ def test_a_disk_that_fills_up_while_writing_leaves_no_half_checkpoint(tmp_path):
         assert load(save_step(run, 4)).state.step == 4
 
 
-def test_too_small_a_disk_is_told_with_numbers_before_anything_is_written(tmp_path):
+def test_a_disk_that_is_too_small_is_an_error_with_numbers_before_anything_is_written(tmp_path):
     with _small_disk(tmp_path / "disk", "3m") as run:
         with pytest.raises(SaveFailed) as caught:
             save_step(run, 1)
-        assert "needs about 8.0 MiB and 3.0 MiB are left" in caught.value.problems[0].message
+        assert "needs about 8.0 MiB and 3.0 MiB are free" in caught.value.problems[0].message
         assert list(run.root.iterdir()) == []
 
 
-def test_a_disk_that_became_read_only_is_told_and_harms_nothing(tmp_path):
+def test_a_disk_that_became_read_only_is_an_error_and_damages_nothing(tmp_path):
     with _small_disk(tmp_path / "disk", "64m") as run:
         save_step(run, 1)
         subprocess.run(["mount", "-o", "remount,ro", str(run.root)], check=True)
@@ -92,7 +92,7 @@ def test_a_disk_that_became_read_only_is_told_and_harms_nothing(tmp_path):
         _only_the_first_is_left(run)
 
 
-def test_a_disk_that_fills_up_under_a_save_beside_the_training_is_told_to_who_asks_for_it(tmp_path):
+def test_a_disk_that_fills_up_during_a_background_save_is_the_error_of_its_future(tmp_path):
     with _small_disk(tmp_path / "disk", "12m") as run, writer_thread() as thread:
         save_step(run, 1)
         (run.root / "ballast").write_bytes(bytes(10 * 2**20))

@@ -23,13 +23,13 @@ def run(tmp_path):
 
 
 def _newest(run):
-    told = []
-    saved = load(choose(run, warn=told.append))
-    assert told == []
+    problems = []
+    saved = load(choose(run, warn=problems.append))
+    assert problems == []
     return saved
 
 
-def test_a_save_killed_before_any_touch_of_the_disk_leaves_a_whole_newest_checkpoint(run):
+def test_a_save_killed_before_any_file_operation_leaves_an_intact_newest_checkpoint(run):
     done = subprocess.run([*SAVER, "sweep", str(run.root)], env=worker_environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -51,7 +51,7 @@ def _kill_in_the_loop(run, after):
 
 
 @pytest.mark.slow
-def test_kill_9_at_many_moments_of_a_saving_loop_leaves_the_newest_checkpoint_whole(run):
+def test_kill_9_at_many_moments_of_a_saving_loop_leaves_the_newest_checkpoint_intact(run):
     for seed in range(15):
         _kill_in_the_loop(run, random.Random(seed).uniform(0.0, 0.4))
         shutil.rmtree(run.root)
@@ -60,7 +60,7 @@ def test_kill_9_at_many_moments_of_a_saving_loop_leaves_the_newest_checkpoint_wh
 
 @pytest.mark.slow
 @pytest.mark.parametrize("call", ["fsync", "rename", "mkdir"])
-def test_kill_9_at_the_nth_system_call_leaves_a_whole_checkpoint(run, call):
+def test_kill_9_at_the_nth_system_call_leaves_an_intact_checkpoint(run, call):
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("strace is not installed")

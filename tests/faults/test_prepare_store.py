@@ -1,5 +1,6 @@
-"""Preparing that is killed, torn, damaged, out of room, or done twice at once: what is used is always whole and always right."""
+"""Preparations that are killed, damaged, out of disk space, or running twice: a store that is used is always complete and correct."""
 
+import fcntl
 import json
 import os
 import random
@@ -19,11 +20,15 @@ from tests.support.projects import wait_until
 from tests.support.tokenizers import CHATML, train_tokenizer
 
 from llamahome.config.schema import DataConfig
-from llamahome.data.prepare import Prepared, Whole, prepare, read_all
-from llamahome.data.store import shards
+from llamahome.data.files.sources import Source
+from llamahome.data.prepare import Prepared, StoredExamples, prepare, read_all
+from llamahome.data.records import Row
+from llamahome.data.store.row_reader import RowReader
+from llamahome.data.store.shards import Task, make_store
+from llamahome.data.store.store import Store
 from llamahome.data.store.table import COLUMNS
 from llamahome.data.text.tokens import ChatTokenizer, load_tokenizer
-from llamahome.errors import MachineError
+from llamahome.errors import MachineError, Problem
 
 STORES = Path("data/training/processed")
 ROWS = 400
@@ -44,7 +49,6 @@ def tokenizer(model: Path) -> ChatTokenizer:
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(shards, "_SHARD_ROWS", 30)
     write_chats(ROWS)
     return tmp_path
 
@@ -59,11 +63,15 @@ def write_chats(count: int) -> None:
     Path("rows.jsonl").write_text("".join(lines))
 
 
-def whole(tokenizer: ChatTokenizer, *, processed: Path = STORES, **settings: Any) -> Whole:
-    return read_all(DataConfig(**{"max_lost_share": 1, **settings}), "rows.jsonl", tokenizer, say=lambda _: None, processed=processed)
+def whole(
+    tokenizer: ChatTokenizer, *, path: str = "rows.jsonl", processed: Path = STORES, kind: type[Source] = Source, **settings: Any
+) -> Store:
+    """The store of the rows, in shards of 30."""
+    reader = RowReader((path,), kind((path,)), DataConfig(**settings), "messages", tokenizer)
+    return make_store(Task(reader, processed, text_bytes=1.0, max_shard_rows=30), say=lambda _: None)
 
 
-def equal(one: Whole, other: Whole) -> bool:
+def equal(one: Store | StoredExamples, other: Store | StoredExamples) -> bool:
     return one.counts == other.counts and all(
         np.array_equal(left, right) for left, right in zip(one.table.columns().values(), other.table.columns().values(), strict=True)
     )
@@ -74,7 +82,7 @@ def stores() -> list[str]:
 
 
 @pytest.fixture
-def expected(tokenizer: ChatTokenizer, tmp_path: Path) -> Whole:
+def expected(tokenizer: ChatTokenizer, tmp_path: Path) -> Store:
     """What an undisturbed preparation gives, kept elsewhere."""
     return whole(tokenizer, processed=tmp_path / "elsewhere")
 
@@ -85,18 +93,24 @@ import signal
 import sys
 from pathlib import Path
 
+from llamahome import durable
 from llamahome.config.schema import DataConfig
-from llamahome.data.store import shards
-from llamahome.data.prepare import read_all
+from llamahome.data.files.sources import open_source
+from llamahome.data.store.row_reader import RowReader
+from llamahome.data.store.shards import Task, make_store
 from llamahome.data.text.tokens import load_tokenizer
+from llamahome.rundir import PROCESSED_DATA
 
-shards._SHARD_ROWS = 30
-shards._WORTH_A_PROCESS = 1
-shards.usable_cpus = lambda: int(sys.argv[2])
 if "kill-at-rename" in sys.argv:
-    Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-found = read_all(DataConfig(), "rows.jsonl", load_tokenizer(sys.argv[1]), say=lambda text: print(text, flush=True))
-print("done", len(found.table), flush=True)
+    def kill_at_the_store(operation, path, source):
+        if operation == "rename" and not path.name.endswith(".rows"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    durable.observer = kill_at_the_store
+reader = RowReader(("rows.jsonl",), open_source("rows.jsonl"), DataConfig(), "messages", load_tokenizer(sys.argv[1]))
+task = Task(reader, PROCESSED_DATA, text_bytes=1.0, max_shard_rows=30, max_processes=int(sys.argv[2]))
+store = make_store(task, say=lambda text: print(text, flush=True))
+print("done", len(store.table), flush=True)
 """
 
 
@@ -111,7 +125,7 @@ def finished_shards() -> list[Path]:
 
 
 @pytest.mark.parametrize("processes", [1, 3])
-def test_a_killed_preparation_goes_on_where_it_was(model: Path, tokenizer: ChatTokenizer, processes: int) -> None:
+def test_a_killed_preparation_goes_on_after_its_finished_shards(model: Path, tokenizer: ChatTokenizer, processes: int) -> None:
     write_chats(6_000)
     with preparer(model, processes=processes) as killed:
         wait_until(lambda: len(finished_shards()) >= 3)
@@ -129,7 +143,7 @@ def test_a_killed_preparation_goes_on_where_it_was(model: Path, tokenizer: ChatT
     assert equal(whole(tokenizer), whole(tokenizer, processed=Path("elsewhere")))
 
 
-def test_a_preparation_killed_at_its_very_end_is_only_put_together_again(model: Path, expected: Whole, tokenizer: ChatTokenizer) -> None:
+def test_a_preparation_killed_at_its_end_is_only_merged_again(model: Path, expected: Store, tokenizer: ChatTokenizer) -> None:
     with preparer(model, "kill-at-rename", processes=1) as killed:
         killed.communicate(timeout=120)
     assert killed.returncode == -signal.SIGKILL and [name.split(".")[-1] for name in stores()] in (["tmp", "parts"], ["parts", "tmp"])
@@ -142,13 +156,13 @@ def test_a_preparation_killed_at_its_very_end_is_only_put_together_again(model: 
 def test_a_store_of_an_earlier_state_of_the_files_is_removed_and_no_other(tokenizer: ChatTokenizer) -> None:
     before, other = whole(tokenizer).folder, whole(tokenizer, train_on="all").folder
     Path("rows.jsonl").rename("same.jsonl")
-    elsewhere = read_all(DataConfig(), "same.jsonl", tokenizer, say=lambda _: None).folder
+    elsewhere = whole(tokenizer, path="same.jsonl").folder
     write_chats(ROWS + 3)
     after = whole(tokenizer).folder
-    assert None not in (before, other, elsewhere, after) and {STORES / name for name in stores()} == {elsewhere, after}
+    assert len({before, other, elsewhere, after}) == 4 and {STORES / name for name in stores()} == {elsewhere, after}
 
 
-def test_two_at_once_do_not_harm_each_other(model: Path, expected: Whole, tokenizer: ChatTokenizer) -> None:
+def test_two_at_once_do_not_harm_each_other(model: Path, expected: Store, tokenizer: ChatTokenizer) -> None:
     both = [preparer(model, processes=1) for _ in range(2)]
     for process in both:
         with process:
@@ -158,30 +172,29 @@ def test_two_at_once_do_not_harm_each_other(model: Path, expected: Whole, tokeni
 
 
 def test_two_at_once_without_locks_do_not_harm_each_other(
-    expected: Whole, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
+    expected: Store, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second begins and ends while the first writes its shards."""
-    write_one, depth = shards._write_one, []
+    nested: list[int] = []
 
-    def interrupted(task: Any, parts: Path, number: int, workers: Any) -> None:
-        write_one(task, parts, number, workers)
-        if number == 5 and not depth:
-            depth.append(number)
-            assert equal(whole(tokenizer), expected)
+    class Interrupted(Source):
+        def parsed(self, number: int) -> Row | Problem:
+            if number == 5 * 30 and not nested:
+                nested.append(number)
+                assert equal(whole(tokenizer), expected)
+            return super().parsed(number)
 
     def unlockable(descriptor: int, operation: int) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(shards, "_write_one", interrupted)
-    monkeypatch.setattr(shards.fcntl, "flock", unlockable)
-    assert equal(whole(tokenizer), expected) and depth == [5]
+    monkeypatch.setattr(fcntl, "flock", unlockable)
+    assert equal(whole(tokenizer, kind=Interrupted), expected) and nested == [5 * 30]
     assert len(stores()) == 1 and equal(whole(tokenizer), expected)
 
 
 @pytest.mark.parametrize("column", [*COLUMNS, "manifest.json"])
-def test_a_flipped_bit_is_found_and_mended(expected: Whole, tokenizer: ChatTokenizer, column: str) -> None:
+def test_a_flipped_bit_is_found_and_repaired(expected: Store, tokenizer: ChatTokenizer, column: str) -> None:
     before = whole(tokenizer)
-    assert before.folder is not None
     path, source = before.folder / column, random.Random(column)
     sound = path.read_bytes()
     for _ in range(3):
@@ -193,30 +206,27 @@ def test_a_flipped_bit_is_found_and_mended(expected: Whole, tokenizer: ChatToken
 
 
 @pytest.mark.parametrize("column", ["tokens", "firsts", "manifest.json"])
-def test_a_torn_or_missing_file_is_made_again(expected: Whole, tokenizer: ChatTokenizer, column: str) -> None:
+def test_a_torn_or_missing_file_is_made_again(expected: Store, tokenizer: ChatTokenizer, column: str) -> None:
     before = whole(tokenizer)
-    assert before.folder is not None
     path = before.folder / column
     for harm in (lambda: os.truncate(path, path.stat().st_size // 2), path.unlink):
         harm()
         assert equal(whole(tokenizer), expected)
 
 
-def test_a_damaged_shard_is_made_again_before_they_are_put_together(
-    expected: Whole, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_one = shards._write_one
+def test_a_damaged_shard_is_made_again_before_the_shards_are_merged(expected: Store, tokenizer: ChatTokenizer) -> None:
+    damaged: list[Path] = []
 
-    def damaging(task: Any, parts: Path, number: int, workers: Any) -> None:
-        write_one(task, parts, number, workers)
-        path = parts / "shard-000002.rows"
-        if number == 7:
-            content = bytearray(path.read_bytes())
-            content[len(content) // 2] ^= 4
-            path.write_bytes(content)
+    class Damaging(Source):
+        def parsed(self, number: int) -> Row | Problem:
+            if number == 7 * 30 and not damaged:
+                damaged.append(finished_shards()[2])
+                content = bytearray(damaged[0].read_bytes())
+                content[len(content) // 2] ^= 4
+                damaged[0].write_bytes(content)
+            return super().parsed(number)
 
-    monkeypatch.setattr(shards, "_write_one", damaging)
-    assert equal(whole(tokenizer), expected)
+    assert equal(whole(tokenizer, kind=Damaging), expected) and damaged[0].name == "shard-000002.rows"
 
 
 def test_another_tokenizer_template_setting_or_file_has_a_store_of_its_own(model: Path, tokenizer: ChatTokenizer) -> None:
@@ -229,15 +239,14 @@ def test_another_tokenizer_template_setting_or_file_has_a_store_of_its_own(model
         names.add(whole(tokenizer, **settings).folder)
     write_chats(ROWS + 1)
     names.add(whole(tokenizer).folder)
-    assert len(names) == 7 and None not in names
-    same: list[dict[str, Any]] = [{"on_bad_row": "skip"}, {"eval_split": 7}, {"format": "messages"}, {"mixture": {"rows.jsonl": 2}}]
+    assert len(names) == 7
+    same: list[dict[str, Any]] = [{"on_bad_row": "skip"}, {"eval_split": 7}, {"mixture": {"rows.jsonl": 2}}]
     assert {whole(tokenizer, **settings).folder for settings in same} == {whole(tokenizer).folder}
 
 
-def test_what_lies_there_under_the_right_name_is_not_trusted(expected: Whole, model: Path, tokenizer: ChatTokenizer) -> None:
+def test_a_store_of_other_data_under_the_right_name_is_not_used(expected: Store, model: Path, tokenizer: ChatTokenizer) -> None:
     right = whole(tokenizer).folder
     other = whole(tokenizer, train_on="all").folder
-    assert right is not None and other is not None
     shutil.rmtree(right)
     other.rename(right)
     assert equal(whole(tokenizer), expected)
@@ -274,7 +283,7 @@ def test_a_full_disk_is_an_error_and_no_half_store_is_left(tokenizer: ChatTokeni
         assert streamed.streams and list(disk.iterdir()) == []
 
 
-def test_without_a_place_to_write_rows_are_streamed_or_kept_in_memory(expected: Whole, tokenizer: ChatTokenizer) -> None:
+def test_without_a_place_to_write_rows_are_streamed_or_kept_in_memory(expected: Store, tokenizer: ChatTokenizer) -> None:
     Path("taken").write_text("a file where a folder should be")
     said: list[str] = []
 
@@ -287,4 +296,4 @@ def test_without_a_place_to_write_rows_are_streamed_or_kept_in_memory(expected: 
     with pytest.raises(MachineError) as caught:
         opened(streaming=False)
     assert caught.value.problems[0].code == "data.store-unwritable"
-    assert equal(whole(tokenizer, processed=Path("taken/here")), expected)
+    assert equal(read_all(DataConfig(), "rows.jsonl", tokenizer, say=lambda _: None, processed=Path("taken/here")), expected)

@@ -1,6 +1,7 @@
-"""What is saved loads with transformers and PEFT alone and gives the same logits; what is restored is bit-equal."""
+"""Saved models load in transformers and PEFT with the same logits, restored models are bit-equal, and a moved base is found."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from tests.support.models import CPU, backend_named, examples_of, microbatch_of,
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from llamahome.config.schema import LoraConfig
-from llamahome.errors import ConfigError
-from llamahome.model.adapter import base_of, fingerprint, is_adapter, open_trained, restore_model, save_model
-from llamahome.model.backends.documents import Documents
+from llamahome.errors import ConfigError, Problem
+from llamahome.model.adapter import base_of, find_base, fingerprint, is_adapter, open_trained, restore_model, save_model
+from llamahome.model.backends.backend import Documents
 from llamahome.model.load import head_of
 from llamahome.model.lora import add_lora, quiet_peft
 from llamahome.model.packing import last_hidden
@@ -42,7 +43,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def adapted(folder: Path, *, seed: int = 0, **changes) -> PeftModel:
-    """A model with an adapter that has learned something: every value of it is moved."""
+    """A model with an adapter whose values are all changed."""
     config = LoraConfig(**{"rank": 4, "target_modules": "all-linear", **changes})
     return moved(add_lora(our_model(folder), config, base=str(folder), seed=seed, lean=True), seed)
 
@@ -98,18 +99,18 @@ def test_a_folder_holds_safetensors_and_text_and_the_tokenizer(llama: Path, tmp_
     model = adapted(llama) if method == "lora" else our_model(llama)
     save_model(model, tmp_path, base=llama)
     weights = "adapter_model.safetensors" if method == "lora" else "model.safetensors"
-    found = files(tmp_path)
+    names = files(tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} <= {".safetensors", ".json", ".jinja"}
-    assert {weights, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"} <= found
-    assert [name for name in found if name.endswith(".safetensors")] == [weights]
-    assert "README.md" not in found
+    assert {weights, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"} <= names
+    assert [name for name in names if name.endswith(".safetensors")] == [weights]
+    assert "README.md" not in names
     theirs, ours = AutoTokenizer.from_pretrained(llama), AutoTokenizer.from_pretrained(tmp_path)
     assert ours.chat_template == theirs.chat_template and ours("Hello there").input_ids == theirs("Hello there").input_ids
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_the_generation_config_is_the_bases_own(llama: Path, tmp_path: Path, method: str) -> None:
-    """Also one that transformers would not write itself: a temperature without sampling, as several published models have it."""
+def test_the_saved_generation_config_equals_the_bases(llama: Path, tmp_path: Path, method: str) -> None:
+    """Also a config that transformers refuses to save: a temperature without sampling, as in several published models."""
     base = tmp_path / "base"
     save_tiny(base)
     written = {"temperature": 0.6, "top_p": 0.9, "eos_token_id": [2, 0], "bos_token_id": 0}
@@ -124,8 +125,8 @@ def test_an_adapter_is_restored_bit_by_bit(llama: Path, tmp_path: Path, form: st
     save_model(model, tmp_path, base=llama)
     other = adapted(llama, seed=2, **FORMS[form])
     restore_model(other, tmp_path)
-    for (name, found), expected in zip(trained_parameters(other).items(), trained_parameters(model).values(), strict=True):
-        assert found.requires_grad and found.dtype == torch.float32 and torch.equal(found, expected), name
+    for (name, actual), expected in zip(trained_parameters(other).items(), trained_parameters(model).values(), strict=True):
+        assert actual.requires_grad and actual.dtype == torch.float32 and torch.equal(actual, expected), name
 
 
 def test_a_full_model_is_restored_bit_by_bit_in_place(base: Path, tmp_path: Path) -> None:
@@ -141,12 +142,12 @@ def test_a_full_model_is_restored_bit_by_bit_in_place(base: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("other", [{"rank": 8}, {"target_modules": ["q_proj"]}, {"use_dora": True}], ids=str)
-def test_an_adapter_of_another_shape_is_refused_either_way(llama: Path, tmp_path: Path, other: dict) -> None:
-    for number, (saved, wanted) in enumerate([({}, other), (other, {})]):
+def test_an_adapter_of_another_shape_is_refused(llama: Path, tmp_path: Path, other: dict) -> None:
+    for number, (saved, expected) in enumerate([({}, other), (other, {})]):
         folder = tmp_path / str(number)
         save_model(adapted(llama, **saved), folder, base=llama)
         with pytest.raises(ConfigError) as error:
-            restore_model(adapted(llama, **wanted), folder)
+            restore_model(adapted(llama, **expected), folder)
         assert error.value.problems[0].code == "model.weights-do-not-fit" and error.value.problems[0].hint
 
 
@@ -176,8 +177,8 @@ def test_an_opened_adapter_is_the_trained_model(llama: Path, tmp_path: Path, for
     torch.testing.assert_close(our_logits(opened), our_logits(model.get_base_model()), rtol=1e-5, atol=1e-5)
 
 
-def test_an_adapter_made_by_peft_opens_with_all_it_has(tmp_path: Path) -> None:
-    """A bias in the adapter: what our forward does not know stays with PEFT."""
+def test_an_adapter_created_by_peft_is_opened_completely(tmp_path: Path) -> None:
+    """An adapter with a bias uses PEFT's forward."""
     base = save_tiny(tmp_path / "base", "phi")
     with quiet_peft():
         settings = PeftLoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "dense"], lora_bias=True)
@@ -206,7 +207,7 @@ def test_an_opened_full_model_is_that_model(llama: Path, tmp_path: Path) -> None
     torch.testing.assert_close(our_logits(opened), our_logits(model), rtol=1e-5, atol=1e-5)
 
 
-def test_the_fingerprint_sees_any_changed_weight_of_a_small_model_and_any_setting(llama: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_changes_with_any_weight_of_a_small_model_and_any_setting(llama: Path, tmp_path: Path) -> None:
     save_tiny(tmp_path / "same", "llama")
     before = fingerprint(tmp_path / "same")
     assert before == fingerprint(llama)
@@ -217,3 +218,41 @@ def test_the_fingerprint_sees_any_changed_weight_of_a_small_model_and_any_settin
     assert fingerprint(tmp_path / "same") != before
     save_tiny(tmp_path / "other", "llama", rms_norm_eps=1e-4)
     assert fingerprint(tmp_path / "other") != before
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    """An adapter in tmp_path/mine, trained on tmp_path/bases/here."""
+    base = save_tiny(tmp_path / "bases/here", "llama")
+    model = add_lora(our_model(base), LoraConfig(rank=2, target_modules=["q_proj"]), base=str(base), seed=0, lean=True)
+    save_model(model, tmp_path / "mine", base=base)
+    return tmp_path / "mine"
+
+
+def problem_of(adapter: Path) -> Problem:
+    with pytest.raises(ConfigError) as error:
+        find_base(adapter, say=lambda _: None)
+    (problem,) = error.value.problems
+    return problem
+
+
+def test_the_only_fitting_folder_is_named_and_works(adapter: Path, tmp_path: Path) -> None:
+    recorded, moved = tmp_path / "bases/here", tmp_path / "bases/there"
+    recorded.rename(moved)
+    save_tiny(tmp_path / "bases/wider", "llama", hidden_size=64)
+    problem = problem_of(adapter)
+    assert problem.code == "model.base-gone" and str(recorded) in problem.message and "adapter_config.json" in (problem.where or "")
+    assert problem.hint == f"--set model.name={moved}"
+    assert open_trained(adapter, dtype=torch.float32, device=CPU, say=lambda _: None, base=str(moved))
+
+
+def test_none_of_two_fitting_folders_is_named(adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "bases/here").rename(tmp_path / "bases/one")
+    shutil.copytree(tmp_path / "bases/one", tmp_path / "bases/two")
+    assert problem_of(adapter).hint == "--set model.name=FOLDER, the folder where the base is now"
+
+
+def test_an_existing_base_is_used_unless_another_is_given(adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(tmp_path / "bases/here", tmp_path / "bases/copy")
+    assert find_base(adapter, say=lambda _: None) == tmp_path / "bases/here"
+    assert find_base(adapter, typed=str(tmp_path / "bases/copy"), say=lambda _: None) == tmp_path / "bases/copy"

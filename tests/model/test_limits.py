@@ -1,16 +1,20 @@
-"""What a model can take is read from its files and agrees with what transformers' own model does."""
+"""The limits of a model are read from its files and agree with the model in transformers."""
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from tests.support.models import our_model
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support.models import KINDS, VOCABULARY, our_model, plain_model
 from transformers import AutoModelForCausalLM
 
-from llamahome.model.limits import ModelLimits, limits_from, limits_of
+from llamahome.model.end_tokens import name_ends
+from llamahome.model.limits import ModelLimits, limits_from, limits_of, lost_ids
 
 _LENGTH = 16
 _TABLES: dict[str, dict[str, Any]] = {
@@ -43,7 +47,7 @@ _TABLES: dict[str, dict[str, Any]] = {
     "GPTJConfig": {"n_positions": _LENGTH, "n_embd": 16, "n_layer": 1, "n_head": 2, "rotary_dim": 4},
     "CodeGenConfig": {"n_positions": _LENGTH, "n_embd": 16, "n_layer": 1, "n_head": 4, "rotary_dim": 4},
 }
-"""Learned tables, two of them with rows kept for padding, and tables that are computed once."""
+"""Learned tables, two of them with extra rows for padding, and tables of fixed size."""
 _ROTARY: dict[str, Any] = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -61,7 +65,7 @@ def saved(folder: Path, kind: str, **settings: Any) -> tuple[Path, Any]:
 
 
 @pytest.mark.parametrize("kind", _TABLES)
-def test_a_table_of_positions_is_as_long_as_the_rows_that_transformers_computes(tmp_path: Path, kind: str) -> None:
+def test_the_position_limit_is_the_longest_row_that_transformers_computes(tmp_path: Path, kind: str) -> None:
     folder, model = saved(tmp_path, kind, **_TABLES[kind])
     limits = limits_of(folder)
     assert limits == ModelLimits(positions=_LENGTH, trained_length=None, vocabulary=40)
@@ -82,7 +86,7 @@ def test_a_table_of_positions_is_as_long_as_the_rows_that_transformers_computes(
     ],
     ids=str,
 )
-def test_rotary_positions_have_a_trained_length_and_no_end(tmp_path: Path, scaling: dict[str, Any] | None, length: int) -> None:
+def test_rotary_positions_have_a_trained_length_but_no_limit(tmp_path: Path, scaling: dict[str, Any] | None, length: int) -> None:
     own = {} if scaling is None else {"rope_parameters": {"rope_theta": 10000.0, **scaling}}
     folder, model = saved(tmp_path, "LlamaConfig", **_ROTARY, **own)
     assert limits_of(folder) == ModelLimits(positions=None, trained_length=length, vocabulary=40)
@@ -107,31 +111,58 @@ def test_a_sliding_window_is_no_limit(tmp_path: Path) -> None:
     ],
     ids=["bloom", "mpt", "xglm"],
 )
-def test_what_computes_any_position_has_no_table(tmp_path: Path, kind: str, settings: dict[str, Any]) -> None:
+def test_models_that_compute_any_position_have_no_limit(tmp_path: Path, kind: str, settings: dict[str, Any]) -> None:
     folder, _ = saved(tmp_path, kind, **settings)
     assert limits_of(folder).positions is None
 
 
-def test_limits_are_those_of_the_text_part(tmp_path: Path) -> None:
+def test_limits_come_from_the_text_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "x", "text_config": {"vocab_size": 7, "max_position_embeddings": 9}}')
     assert limits_of(tmp_path) == ModelLimits(positions=None, trained_length=9, vocabulary=7)
 
 
-def test_positions_of_an_image_are_no_limit_of_a_row() -> None:
+def test_positions_of_an_image_do_not_limit_a_row() -> None:
     shapes = {"model.vision_tower.embeddings.position_embedding.weight": (5, 32), "model.audio_tower.embed_positions.weight": (9, 32)}
     assert limits_from({"max_position_embeddings": 512}, shapes).positions is None
     assert limits_from({"max_position_embeddings": 512}, {**shapes, "transformer.wpe.weight": (512, 32)}).positions == 512
 
 
-@pytest.mark.parametrize(("padding", "kept"), [(39, True), (-1, True), (40, False), (-41, False), (None, True)])
-def test_a_padding_id_without_a_row_is_left_out_and_the_model_loads(tmp_path: Path, padding: int | None, kept: bool) -> None:
+@pytest.mark.parametrize(("padding", "kept"), [(39, True), (-1, False), (40, False), (-41, False), (None, True)])
+def test_a_model_loads_without_a_padding_id_that_has_no_row(tmp_path: Path, padding: int | None, kept: bool) -> None:
     saved(tmp_path, "LlamaConfig", **_ROTARY)
     written = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**written, "pad_token_id": padding}))
     assert our_model(tmp_path).config.pad_token_id == (padding if kept else None)
 
 
-def test_weights_that_cannot_be_read_are_no_limit(tmp_path: Path) -> None:
+def test_unreadable_weights_set_no_limit(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama", "vocab_size": 7}')
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 30)
     assert limits_of(tmp_path).positions is None
+
+
+@pytest.mark.parametrize("kind", [*KINDS])
+def test_the_rows_of_a_saved_model_match_its_config_and_one_row_less_does_not(tmp_path: Path, kind: str) -> None:
+    plain_model(kind).save_pretrained(tmp_path)
+    assert limits_of(tmp_path).table is None
+    config = json.loads((tmp_path / "config.json").read_text())
+    for rows in (VOCABULARY - 1, VOCABULARY + 1):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": rows}))
+        table = limits_of(tmp_path).table
+        assert table is not None and table.rows == VOCABULARY and table.alone
+
+
+@given(st.lists(st.integers(0, 30), max_size=4), st.integers(1, 30))
+def test_ids_are_lost_if_the_embedding_has_no_row_for_them(ids: list[int], rows: int) -> None:
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+        lost = [one.number for one in lost_ids(Path(folder), rows)]
+        name_ends(Path(folder), Path(folder), (), rows=rows)
+        kept = json.loads((Path(folder) / "generation_config.json").read_text()).get("eos_token_id", [])
+    table = torch.nn.Embedding(rows, 1)
+    for number in ids:
+        try:
+            table(torch.tensor(number))
+            assert number not in lost and number in kept
+        except IndexError:
+            assert number in lost and number not in kept

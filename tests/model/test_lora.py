@@ -1,4 +1,4 @@
-"""The lean LoRA layer is PEFT's own layer, faster; anything but its plain use stays with PEFT."""
+"""The lean LoRA layer equals PEFT's layer, and PEFT's forward is used if the adapter is not plain."""
 
 import copy
 import logging
@@ -33,7 +33,7 @@ def layers(model: nn.Module) -> list[PeftLinear]:
 
 
 def weights_up(model: nn.Module, *, seed: int = 3) -> None:
-    """Give the B matrices values: they start at zero, where half of the gradients vanish."""
+    """Give the B matrices random values, because at zero half of the gradients vanish."""
     random = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -52,7 +52,7 @@ class Matrix(nn.Module):
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize("shape", [(7, 12), (2, 5, 12), (1, 1, 12)], ids=str)
-def test_forward_and_gradients_equal_pefts_own_layer(biased: bool, rslora: bool, shape: tuple[int, ...]) -> None:
+def test_forward_and_gradients_equal_pefts_layer(biased: bool, rslora: bool, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     theirs = get_peft_model(Matrix(biased), PeftLoraConfig(r=4, lora_alpha=6, target_modules=["matrix"], use_rslora=rslora))
     weights_up(theirs)
@@ -66,23 +66,23 @@ def test_forward_and_gradients_equal_pefts_own_layer(biased: bool, rslora: bool,
         layer = layers(model)[0]
         values.append([out.detach(), x.grad, layer.lora_A["default"].weight.grad, layer.lora_B["default"].weight.grad])
         assert all(parameter.grad is None for parameter in layer.base_layer.parameters())
-    for found, expected in zip(*values, strict=True):
-        assert (found - expected).norm() <= 1e-6 * expected.norm()
+    for actual, expected in zip(*values, strict=True):
+        assert (actual - expected).norm() <= 1e-6 * expected.norm()
 
 
 @pytest.mark.parametrize(
     "changes", [{}, {"use_rslora": True}, {"target_modules": ["q_proj", "down_proj"]}, {"target_modules": "v_proj"}], ids=str
 )
-def test_loss_and_gradients_of_a_whole_model_equal_pefts_own_forward(folder: Path, changes: dict) -> None:
-    batch, found = microbatch_of(examples_of([20, 11, 3])), []
+def test_loss_and_gradients_of_a_model_equal_pefts_forward(folder: Path, changes: dict) -> None:
+    batch, results = microbatch_of(examples_of([20, 11, 3])), []
     for lean in (True, False):
         model = adapted(folder, lean=lean, **changes)
         weights_up(model)
         assert {type(layer) for layer in layers(model)} == {LeanLoraLinear if lean else PeftLinear}
         loss = objective_of(model.get_base_model()).loss_sum(batch)
         loss.backward()
-        found.append((loss.detach(), {name: parameter.grad for name, parameter in trained_parameters(model).items()}))
-    (ours, our_gradients), (theirs, their_gradients) = found
+        results.append((loss.detach(), {name: parameter.grad for name, parameter in trained_parameters(model).items()}))
+    (ours, our_gradients), (theirs, their_gradients) = results
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
     assert our_gradients.keys() == their_gradients.keys()
     for name, expected in their_gradients.items():
@@ -90,8 +90,8 @@ def test_loss_and_gradients_of_a_whole_model_equal_pefts_own_forward(folder: Pat
         assert (our_gradients[name] - expected).norm() <= 1e-5 * expected.norm(), name
 
 
-def test_in_bfloat16_it_is_as_near_to_float32_as_pefts_own(folder: Path) -> None:
-    """The frozen weight and the input are bfloat16 in both; ours also rounds A and B to it."""
+def test_in_bfloat16_it_is_as_close_to_float32_as_pefts_layer(folder: Path) -> None:
+    """The frozen weight and the input are bfloat16 in both; ours also rounds A and B to bfloat16."""
     torch.manual_seed(0)
     exact = get_peft_model(Matrix(True), PeftLoraConfig(r=4, lora_alpha=6, target_modules=["matrix"]))
     weights_up(exact)
@@ -110,20 +110,20 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_pefts_own(folder: Path) -> None
 
 
 @pytest.mark.parametrize("changes", [{"dropout": 0.2}, {"use_dora": True}], ids=str)
-def test_dropout_and_dora_stay_with_peft(folder: Path, changes: dict) -> None:
+def test_dropout_and_dora_use_pefts_forward(folder: Path, changes: dict) -> None:
     model = adapted(folder, **changes)
     assert {type(layer) for layer in layers(model)} == {PeftLinear}
 
 
-def test_layers_of_other_kinds_are_left_alone() -> None:
-    """An adapter made elsewhere may be of any kind: ours would leave out its magnitudes, its dropout in training, or its bias."""
+def test_layers_that_are_not_plain_keep_their_class() -> None:
+    """Our forward would ignore the magnitudes, the dropout or the bias of such an adapter."""
     for changes in ({"use_dora": True}, {"lora_dropout": 0.1}, {"lora_bias": True}):
         torch.manual_seed(0)
         model = get_peft_model(Matrix(True), PeftLoraConfig(r=4, lora_alpha=6, target_modules=["matrix"], **changes))
         assert use_own_forward(model) == 0, changes
 
 
-def test_a_disabled_or_merged_adapter_is_left_to_peft(folder: Path) -> None:
+def test_a_disabled_or_merged_adapter_uses_pefts_forward(folder: Path) -> None:
     model = adapted(folder)
     weights_up(model)
     tokens = torch.arange(4, 14)[None]
@@ -148,7 +148,7 @@ def _logits(model: PeftModel, tokens: Tensor) -> Tensor:
     return model(input_ids=tokens).logits
 
 
-def test_initial_weights_come_from_the_seed_alone(folder: Path) -> None:
+def test_initial_weights_depend_only_on_the_seed(folder: Path) -> None:
     torch.manual_seed(11)
     first = adapted(folder, seed=5)
     torch.manual_seed(12)
@@ -162,7 +162,7 @@ def test_initial_weights_come_from_the_seed_alone(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"dropout": 0.1}, {"use_dora": True}], ids=str)
-def test_only_adapters_learn_in_float32_and_nothing_changes_before_the_first_step(folder: Path, changes: dict) -> None:
+def test_only_adapters_are_trained_in_float32_and_they_do_not_change_the_model_at_first(folder: Path, changes: dict) -> None:
     plain = our_model(folder)
     frozen = {name: parameter.clone() for name, parameter in plain.named_parameters()}
     model = add_lora(our_model(folder, dtype=torch.bfloat16), LoraConfig(rank=4, **changes), base="tiny", seed=0, lean=True)
@@ -180,24 +180,24 @@ def test_only_adapters_learn_in_float32_and_nothing_changes_before_the_first_ste
         assert name in trained or torch.equal(parameter, frozen[plain_name])
 
 
-def test_all_linear_is_every_matrix_but_the_head(folder: Path) -> None:
+def test_all_linear_selects_every_matrix_except_the_head(folder: Path) -> None:
     names = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trained_parameters(adapted(folder))}
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
-def test_a_name_that_is_not_there_is_refused_with_those_that_are(folder: Path) -> None:
+def test_the_error_for_an_unknown_name_lists_the_existing_ones(folder: Path) -> None:
     with pytest.raises(ConfigError, match="called query, keys; there are") as error:
         adapted(folder, target_modules=["query", "q_proj", "keys"])
     (problem,) = error.value.problems
     assert problem.code == "lora.no-such-module" and "q_proj" in problem.hint and "lm_head" not in problem.hint
 
 
-def test_matrices_that_are_not_called_linear_can_be_named_too(tmp_path: Path) -> None:
+def test_conv1d_layers_can_be_named_too(tmp_path: Path) -> None:
     model = add_lora(our_model(save_tiny(tmp_path, "gpt2")), LoraConfig(target_modules=["c_attn"]), base="tiny", seed=0, lean=True)
     assert len(trained_parameters(model)) == 4
 
 
-def test_a_layer_whose_adapter_peft_would_lose_on_loading_gets_none_and_is_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_layer_whose_adapter_peft_could_not_load_gets_none_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         model = add_lora(family_model("inkling2_text"), LoraConfig(rank=2), base="tiny", seed=0, lean=True)
     assert not [name for name, _ in model.named_parameters() if "weight_proj.lora_" in name]

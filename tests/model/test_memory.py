@@ -1,4 +1,4 @@
-"""Weights are in memory once: neither loading nor saving nor resuming makes a second copy of them."""
+"""Loading, saving and resuming never make a second copy of the weights in memory."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 _ROOM = 0.25
-"""Of the weights in float32, about 200 MB: what else a step may take; a copy would be 1, or 0.5 in bfloat16."""
+"""Further memory that a step may use, as a share of the float32 weights (about 200 MB); a copy would be 1, or 0.5 in bfloat16."""
 ALLOWED = {
     "load bfloat16 as it is": 0.0,
     "load float32 as it is": 0.0,
@@ -19,15 +19,15 @@ ALLOWED = {
     "save the optimizer": 0.0,
     "resume the optimizer": 2.0,
 }
-"""Files are mapped, so what stays as it is stored takes nothing; AdamW keeps two numbers for each weight."""
+"""Weights in the dtype of the file are memory-mapped and count 0; AdamW keeps two values per weight."""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_no_step_holds_the_weights_twice(tmp_path: Path) -> None:
+def test_the_weights_are_never_in_memory_twice(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.memory", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    taken = json.loads(done.stdout.splitlines()[-1])
-    assert taken.keys() == ALLOWED.keys()
-    assert {name: share for name, share in taken.items() if share > ALLOWED[name] + _ROOM} == {}
+    shares = json.loads(done.stdout.splitlines()[-1])
+    assert shares.keys() == ALLOWED.keys()
+    assert {name: share for name, share in shares.items() if share > ALLOWED[name] + _ROOM} == {}

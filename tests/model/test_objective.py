@@ -1,4 +1,4 @@
-"""The model on documents laid end to end is the model of transformers on each document alone."""
+"""The results on packed documents equal those of transformers on each document alone."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tests.support.models import (
     save_tiny,
 )
 
-from llamahome.model.backends.documents import Documents
+from llamahome.model.backends.backend import Documents
 from llamahome.model.packing import last_hidden
 from llamahome.model.precision import Precision
 
@@ -34,20 +34,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(("kind", "backend"), CASES)
-def test_hidden_states_and_loss_equal_each_document_alone(folders: dict[str, Path], kind: str, backend: str) -> None:
+def test_hidden_states_and_loss_equal_those_of_each_document_alone(folders: dict[str, Path], kind: str, backend: str) -> None:
     ours, plain, examples = our_model(folders[kind]), plain_model(kind), examples_of(LENGTHS)
     batch = microbatch_of(examples)
     with torch.no_grad():
-        found = last_hidden(ours, batch.tokens_T, batch.positions_T, Documents(batch.lengths), attend=backend_named(backend).attend)
+        actual = last_hidden(ours, batch.tokens_T, batch.positions_T, Documents(batch.lengths), attend=backend_named(backend).attend)
         alone = [torch.from_numpy(example.tokens.astype(np.int64))[None] for example in examples]
         expected = torch.cat([plain.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state[0] for tokens in alone])
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
         loss = objective_of(ours, backend).loss_sum(batch)
         torch.testing.assert_close(loss, sum(plain_loss(plain, example) for example in examples[:-1]), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_of_every_weight_equal_each_document_alone(folders: dict[str, Path], kind: str) -> None:
+def test_gradients_of_every_weight_equal_those_of_each_document_alone(folders: dict[str, Path], kind: str) -> None:
     ours, plain, examples = our_model(folders[kind]), plain_model(kind), examples_of(LENGTHS[:4])
     objective_of(ours).loss_sum(microbatch_of(examples)).backward()
     sum(plain_loss(plain, example) for example in examples).backward()
@@ -63,13 +63,13 @@ def test_gradients_of_every_weight_equal_each_document_alone(folders: dict[str, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_statistics_are_the_loss_and_the_targets_ranked_first(folders: dict[str, Path], kind: str) -> None:
     ours, plain, examples = our_model(folders[kind]), plain_model(kind), examples_of(LENGTHS[:3], target_share=1.0)
-    found = objective_of(ours).stats(microbatch_of(examples))
+    stats = objective_of(ours).stats(microbatch_of(examples))
     correct = 0
     for example in examples:
         tokens = torch.from_numpy(example.tokens.astype(np.int64))
         correct += int((plain(input_ids=tokens[None]).logits[0, :-1].argmax(-1) == tokens[1:]).sum())
-    torch.testing.assert_close(found.loss_sum, sum(plain_loss(plain, example) for example in examples).detach(), rtol=1e-5, atol=0)
-    assert int(found.correct) == correct
+    torch.testing.assert_close(stats.loss_sum, sum(plain_loss(plain, example) for example in examples).detach(), rtol=1e-5, atol=0)
+    assert int(stats.correct) == correct
 
 
 def test_the_caps_of_gemma2_change_the_loss(folders: dict[str, Path]) -> None:
@@ -92,8 +92,8 @@ def test_a_micro_batch_without_targets_has_no_loss_and_no_gradient(folders: dict
 
 
 @pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16])
-def test_bfloat16_products_stay_near_float32(folders: dict[str, Path], storage: torch.dtype) -> None:
-    """Each of about ten roundings to 8 bits on the way moves the mean loss by a few thousandths of itself."""
+def test_bfloat16_products_are_close_to_float32(folders: dict[str, Path], storage: torch.dtype) -> None:
+    """Each of about ten roundings to 8 bits changes the mean loss by a few thousandths."""
     examples = examples_of(LENGTHS)
     exact = objective_of(our_model(folders["llama"])).loss_sum(microbatch_of(examples))
     for backend in BACKENDS:
@@ -103,5 +103,5 @@ def test_bfloat16_products_stay_near_float32(folders: dict[str, Path], storage: 
         assert loss.dtype == torch.float32 and abs(loss - exact) < 0.02 * exact
 
 
-def test_the_precision_of_a_test_is_float32_throughout() -> None:
+def test_the_precision_of_tests_is_float32() -> None:
     assert not FP32.autocast and FP32.name == "no"

@@ -1,4 +1,4 @@
-"""Number types are what was asked for; trained weights stay float32 whatever is asked for; auto is decided by a race."""
+"""Requested dtypes are used, trained weights are always float32, and auto follows a measurement."""
 
 from pathlib import Path
 
@@ -39,22 +39,22 @@ def chosen(low: LowPrecision, method: str = "lora", mixed: bool | str = "auto", 
         ("full", True, "bfloat16", F, B),
     ],
 )
-def test_what_was_asked_for_is_what_is_used(method: str, mixed: bool | str, dtype: str, storage: torch.dtype, compute: torch.dtype) -> None:
-    found = chosen(FAST, method, mixed, dtype)
-    assert (found.storage, found.compute) == (storage, compute) and found.reason
-    assert found.autocast == (storage != compute) and found.name == ("bf16" if compute == B else "no")
+def test_the_requested_dtypes_are_used(method: str, mixed: bool | str, dtype: str, storage: torch.dtype, compute: torch.dtype) -> None:
+    precision = chosen(FAST, method, mixed, dtype)
+    assert (precision.storage, precision.compute) == (storage, compute) and precision.reason
+    assert precision.autocast == (storage != compute) and precision.name == ("bf16" if compute == B else "no")
 
 
 @pytest.mark.parametrize("low", [SLOW, EMULATED])
 @pytest.mark.parametrize("mixed", [True, "auto"])
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_true_and_auto_are_float32_where_bfloat16_is_not_fast(method: str, mixed: bool | str, low: LowPrecision) -> None:
-    found = chosen(low, method, mixed)
-    assert (found.storage, found.compute) == (F, F) and "bf16" in found.reason
+def test_true_and_auto_are_float32_if_bfloat16_is_not_fast(method: str, mixed: bool | str, low: LowPrecision) -> None:
+    precision = chosen(low, method, mixed)
+    assert (precision.storage, precision.compute) == (F, F) and "bf16" in precision.reason
 
 
 @pytest.mark.parametrize(("mixed", "dtype"), [("bf16", "auto"), ("auto", "bfloat16"), (True, "bfloat16"), ("fp16", "auto")])
-def test_what_the_device_emulates_is_refused_when_it_is_asked_for_by_name(mixed: bool | str, dtype: str) -> None:
+def test_a_requested_dtype_that_the_device_emulates_is_refused(mixed: bool | str, dtype: str) -> None:
     with pytest.raises(MachineError) as caught:
         chosen(EMULATED, mixed=mixed, dtype=dtype)
     (problem,) = caught.value.problems
@@ -63,14 +63,14 @@ def test_what_the_device_emulates_is_refused_when_it_is_asked_for_by_name(mixed:
         assert chosen(SLOW, mixed=mixed, dtype=dtype).compute == B, "slow is the user's choice"
 
 
-def test_auto_is_decided_by_what_this_machine_measures() -> None:
+def test_auto_follows_the_measurement_of_this_machine() -> None:
     low = low_precision(CPU)
-    found = choose_precision(Config(), low)
-    assert bf16_speedup(CPU) > 0 and "here" in found.reason
-    assert found.storage == found.compute == (B if low.fast else F)
+    precision = choose_precision(Config(), low)
+    assert bf16_speedup(CPU) > 0 and "here" in precision.reason
+    assert precision.storage == precision.compute == (B if low.fast else F)
 
 
-def test_a_clear_answer_is_kept_and_a_damaged_file_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clear_measurement_is_stored_and_a_damaged_file_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     answers = iter((5.0, 1.0, 0.1, 3.0))
     monkeypatch.setattr(choose, "bf16_speedup", lambda device: next(answers))

@@ -1,4 +1,4 @@
-"""Rotary tables of a document depend on nothing but the document, in training, evaluation and generation."""
+"""The rotary tables of a document depend only on the document, in training, evaluation and generation."""
 
 from pathlib import Path
 from typing import Any
@@ -51,26 +51,26 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def theirs(folder: Path) -> PreTrainedModel:
-    """transformers alone, in the state of loading."""
+    """The model of transformers, just loaded."""
     return AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
 @pytest.mark.parametrize("name", GROWING)
 @pytest.mark.parametrize("backend", ["cpu", "cuda", "reference"])
-def test_short_and_long_documents_in_any_order_have_the_loss_of_each_alone(folders: dict[str, Path], name: str, backend: str) -> None:
+def test_documents_in_any_order_have_the_loss_of_each_document_alone(folders: dict[str, Path], name: str, backend: str) -> None:
     ours = our_model(folders[name])
     assert packing_of(ours).rotaries and packing_of(ours).why_alone is None
-    for lengths in LENGTHS:  # one after the other, so that a pass could leave something behind
+    for lengths in LENGTHS:  # one after the other, because a pass might leave state behind
         examples = examples_of(lengths)
         with torch.no_grad():
-            found = objective_of(ours, backend).loss_sum(microbatch_of(examples))
-            wanted = sum(plain_loss(theirs(folders[name]), example) for example in examples)
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0)
+            actual = objective_of(ours, backend).loss_sum(microbatch_of(examples))
+            expected = sum(plain_loss(theirs(folders[name]), example) for example in examples)
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=0)
 
 
 @settings(max_examples=10, deadline=None)
 @given(lengths=st.lists(st.integers(2, 40), min_size=1, max_size=5))
-def test_the_loss_of_a_pass_is_the_sum_of_the_losses_of_its_documents(folders: dict[str, Path], lengths: list[int]) -> None:
+def test_the_loss_of_a_pass_is_the_sum_of_the_document_losses(folders: dict[str, Path], lengths: list[int]) -> None:
     for folder in folders.values():
         ours, examples = our_model(folder), examples_of(lengths)
         with torch.no_grad():
@@ -80,7 +80,7 @@ def test_the_loss_of_a_pass_is_the_sum_of_the_losses_of_its_documents(folders: d
 
 @pytest.mark.parametrize("name", GROWING)
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_are_those_of_each_document_alone(folders: dict[str, Path], name: str, checkpointing: bool) -> None:
+def test_gradients_equal_those_of_each_document_alone(folders: dict[str, Path], name: str, checkpointing: bool) -> None:
     ours, examples = our_model(folders[name]), examples_of(LENGTHS[0])
     place(ours, world=World(0, 1, 0, CPU), checkpointing=checkpointing, sync_batch_norm=False)
     Objective(ours, backend_named("cpu")).loss_sum(microbatch_of(examples)).backward()
@@ -95,22 +95,22 @@ def test_gradients_are_those_of_each_document_alone(folders: dict[str, Path], na
 
 
 @pytest.mark.parametrize("name", GROWING)
-def test_answers_are_those_of_a_model_that_was_just_loaded(folders: dict[str, Path], name: str) -> None:
-    """Prompts that grow past the length at which tables change, after passes that were longer."""
+def test_answers_equal_those_of_a_model_just_loaded(folders: dict[str, Path], name: str) -> None:
+    """Prompts that grow beyond the length at which the tables change, after longer passes."""
     ours, prompts = our_model(folders[name]), [list(range(5, 19)), list(range(30, 60)), [40, 41]]
     with torch.no_grad():
         objective_of(ours).loss_sum(microbatch_of(examples_of((40, 3))))
-    asked = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
-    wanted = []
+    options = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
+    expected = []
     for prompt in prompts:
         row = torch.tensor([prompt])
-        made = theirs(folders[name]).generate(input_ids=row, attention_mask=torch.ones_like(row), generation_config=asked)
-        wanted.append(made[0, len(prompt) :].tolist())
-    assert generate(ours, prompts, end_ids=[], max_new_tokens=8) == wanted
-    assert [generate(ours, [prompt], end_ids=[], max_new_tokens=8)[0] for prompt in prompts] == wanted
+        generated = theirs(folders[name]).generate(input_ids=row, attention_mask=torch.ones_like(row), generation_config=options)
+        expected.append(generated[0, len(prompt) :].tolist())
+    assert generate(ours, prompts, end_ids=[], max_new_tokens=8) == expected
+    assert [generate(ours, [prompt], end_ids=[], max_new_tokens=8)[0] for prompt in prompts] == expected
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_tables_that_do_not_depend_on_a_length_stay_as_they_are(tmp_path: Path, name: str) -> None:
+def test_tables_that_do_not_depend_on_the_length_are_not_wrapped(tmp_path: Path, name: str) -> None:
     ours = our_model(save_tiny(tmp_path, "llama", rope_parameters=PLAIN[name], max_position_embeddings=64))
-    assert not packing_of(ours).rotaries and packing_of(ours).shares_beginnings
+    assert not packing_of(ours).rotaries and packing_of(ours).shares_prefixes

@@ -1,4 +1,4 @@
-"""Adapters sit on what was named, on the decoder alone, never on a router unasked; PEFT loads them again as they were."""
+"""Adapters are on the named layers of the decoder, never on a router that is not named; PEFT loads them unchanged."""
 
 import copy
 import json
@@ -16,11 +16,11 @@ from transformers import PreTrainedModel
 
 from llamahome.config.schema import LoraConfig
 from llamahome.errors import ConfigError
-from llamahome.model.adapted import account
 from llamahome.model.adapter import restore_model, save_model
+from llamahome.model.adapter_coverage import coverage_lines
 from llamahome.model.lora import LEAN, LeanLoraWeight, add_lora, quiet_peft
 from llamahome.model.place import trained_parameters
-from llamahome.model.targets import choose, matrices, shortened
+from llamahome.model.targets import choose, matrices, shortest_suffixes
 
 
 def adapted(model: PreTrainedModel, targets: str | list[str] = "all-linear", **changes) -> PeftModel:
@@ -28,7 +28,7 @@ def adapted(model: PreTrainedModel, targets: str | list[str] = "all-linear", **c
 
 
 def two_steps(model: PeftModel) -> dict[str, torch.Tensor]:
-    """Train on a few tokens; returns the gradients of the second step, when no half of an adapter is zero any more."""
+    """Train two steps; returns the gradients of the second, when B is no longer zero."""
     parameters = trained_parameters(model)
     optimizer = torch.optim.AdamW(parameters.values(), lr=1e-2)
     for _ in range(2):
@@ -47,7 +47,7 @@ def logits(model: nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_adapter_of_a_mixture_learns_none_is_on_a_router_and_peft_loads_them_all(family: str, tmp_path: Path) -> None:
+def test_every_adapter_of_a_mixture_learns_none_is_on_a_router_and_peft_loads_all(family: str, tmp_path: Path) -> None:
     base = tiny_experts(family)
     plain = copy.deepcopy(base)
     linear = {each.path for each in matrices(plain) if each.form == "linear"}
@@ -66,15 +66,15 @@ def test_every_adapter_of_a_mixture_learns_none_is_on_a_router_and_peft_loads_th
     torch.testing.assert_close(logits(again), expected, rtol=1e-4, atol=1e-4)
     other = adapted(copy.deepcopy(plain))
     restore_model(other, tmp_path / "saved")
-    assert all(torch.equal(found, trained_parameters(model)[name]) for name, found in trained_parameters(other).items())
+    assert all(torch.equal(actual, trained_parameters(model)[name]) for name, actual in trained_parameters(other).items())
 
 
 STACKED = {"jetmoe": ["mlp.input_linear", "output_linear", "experts.input_linear"]}
-"""What a family calls its stacked experts; all others say gate_up_proj and down_proj."""
+"""Names of the stacked experts by family; gate_up_proj and down_proj in all others."""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_stacked_experts_that_are_named_learn_and_are_saved(family: str, tmp_path: Path) -> None:
+def test_named_stacked_experts_learn_and_are_saved(family: str, tmp_path: Path) -> None:
     plain = tiny_experts(family)
     names = STACKED.get(family, ["experts.gate_up_proj", "experts.down_proj"])
     model = adapted(copy.deepcopy(plain), names)
@@ -89,19 +89,19 @@ def test_stacked_experts_that_are_named_learn_and_are_saved(family: str, tmp_pat
     torch.testing.assert_close(logits(again), logits(model), rtol=1e-4, atol=1e-4)
     other = adapted(copy.deepcopy(plain), names)
     restore_model(other, tmp_path / "saved")
-    assert all(torch.equal(found, trained_parameters(model)[name]) for name, found in trained_parameters(other).items())
+    assert all(torch.equal(actual, trained_parameters(model)[name]) for name, actual in trained_parameters(other).items())
 
 
 @pytest.mark.parametrize("family", ["deepseek-v3", "glm4-moe", "ernie"])
-def test_a_weight_adapted_as_a_parameter_gives_what_pefts_own_forward_gives(family: str) -> None:
-    plain, found = tiny_experts(family), []
+def test_a_weight_adapted_as_a_parameter_equals_pefts_forward(family: str) -> None:
+    plain, results = tiny_experts(family), []
     for lean in (True, False):
         model = add_lora(copy.deepcopy(plain), LoraConfig(rank=4), base="tiny", seed=1, lean=lean)
         weights = [module for module in model.modules() if isinstance(module, LeanLoraWeight)]
         assert bool(weights) is lean and any(isinstance(module, LEAN) for module in model.modules()) is lean
         gradients = two_steps(model)
-        found.append((logits(model), gradients))
-    (ours, our_gradients), (theirs, their_gradients) = found
+        results.append((logits(model), gradients))
+    (ours, our_gradients), (theirs, their_gradients) = results
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
     for name, expected in their_gradients.items():
         assert (our_gradients[name] - expected).norm() <= 1e-3 * expected.norm(), name
@@ -125,11 +125,11 @@ def test_a_weight_adapted_as_a_parameter_gives_what_pefts_own_forward_gives(fami
     ],
     ids=str,
 )
-def test_names_as_peft_takes_them_mean_what_they_say(family: str, named: str | list[str], expected: dict[str, int], tmp_path: Path) -> None:
+def test_names_select_what_peft_selects(family: str, named: str | list[str], expected: dict[str, int], tmp_path: Path) -> None:
     plain = tiny_experts(family)
     model = adapted(copy.deepcopy(plain), named)
-    told = account(model.get_base_model())[0]
-    assert re.search(r"kinds?: (.*);", told)[1] == ", ".join(f"{name} {count}" for name, count in expected.items())
+    text = coverage_lines(model.get_base_model())[0]
+    assert re.search(r"kinds?: (.*);", text)[1] == ", ".join(f"{name} {count}" for name, count in expected.items())
     assert all(gradient.abs().sum() > 0 for gradient in two_steps(model).values())
     plain.config.save_pretrained(tmp_path / "base")
     save_model(model, tmp_path / "saved", base=tmp_path / "base")
@@ -149,11 +149,11 @@ def test_names_as_peft_takes_them_mean_what_they_say(family: str, named: str | l
             ["no_such"],
             "called no_such; there are k_proj, o_proj, q_proj, v_proj, experts.down_proj, experts.gate_up_proj, mlp.gate",
         ),
-        ("mixtral", "q_(proj", "no regular expression"),
+        ("mixtral", "q_(proj", "valid regular expression"),
     ],
     ids=str,
 )
-def test_a_name_that_gives_no_adapter_says_why(family: str, named: str | list[str], reason: str) -> None:
+def test_the_error_for_a_name_without_adapter_gives_the_reason(family: str, named: str | list[str], reason: str) -> None:
     with pytest.raises(ConfigError, match=r"lora\.no-such-module") as error:
         adapted(tiny_experts(family), named)
     (problem,) = error.value.problems
@@ -166,7 +166,7 @@ def test_a_name_that_gives_no_adapter_says_why(family: str, named: str | list[st
 @pytest.mark.parametrize(
     ("changes", "hint"), [({"dropout": 0.1}, "--set lora.dropout=0"), ({"use_dora": True}, "--set lora.use_dora=false")], ids=str
 )
-def test_dropout_and_dora_are_refused_where_peft_adapts_parameters(changes: dict, hint: str) -> None:
+def test_dropout_and_dora_are_refused_if_peft_adapts_parameters(changes: dict, hint: str) -> None:
     for family, named in (("mixtral", ["experts"]), ("deepseek-v3", "all-linear")):
         with pytest.raises(ConfigError, match=r"lora\.not-plain") as error:
             adapted(tiny_experts(family), named, **changes)
@@ -174,10 +174,10 @@ def test_dropout_and_dora_are_refused_where_peft_adapts_parameters(changes: dict
     assert two_steps(adapted(tiny_experts("mixtral"), **changes)), "where no parameter is adapted they work"
 
 
-def test_the_account_counts_what_is_there() -> None:
+def test_the_coverage_counts_layers_and_weights() -> None:
     base = tiny_experts("mixtral")
     model = adapted(base)
-    first, second, third = account(base)
+    first, second, third = coverage_lines(base)
     trained = sum(parameter.numel() for parameter in trained_parameters(model).values())
     total = sum(parameter.numel() for parameter in base.parameters())
     shown = f"{trained:,} parameters, {trained / total:.2%} of the weights"
@@ -191,18 +191,18 @@ def test_the_account_counts_what_is_there() -> None:
     assert "--set 'lora.target_modules=[all-linear, experts.down_proj, experts.gate_up_proj]'" in third
     again = tiny_experts("mixtral")
     adapted(again, ["all-linear", "experts.down_proj", "experts.gate_up_proj"])
-    assert len(account(again)) == 2 and "experts.gate_up_proj 2" in account(again)[0]
+    assert len(coverage_lines(again)) == 2 and "experts.gate_up_proj 2" in coverage_lines(again)[0]
 
 
-def test_a_model_without_experts_has_two_lines(tmp_path: Path) -> None:
+def test_the_coverage_of_a_model_without_experts_has_two_lines(tmp_path: Path) -> None:
     base = our_model(save_tiny(tmp_path, "llama"))
     adapted(base)
-    first, second = account(base)
+    first, second = coverage_lines(base)
     assert first.startswith("adapters on 14 layers of 7 kinds") and "lm_head (output head)" in second
 
 
-def test_what_reads_images_gets_no_adapters() -> None:
-    """Its layers have the names of the decoder's, so the decoder's are written out; they learn, and nothing else has an adapter."""
+def test_modules_that_read_images_get_no_adapters() -> None:
+    """The image layers have the same names as the decoder's, so full paths are needed; only the decoder's layers get adapters and learn."""
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
     text = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -218,11 +218,11 @@ def test_what_reads_images_gets_no_adapters() -> None:
     model = adapted(Gemma3ForConditionalGeneration(config).eval())
     names = {name.split(".lora_")[0] for name in trained_parameters(model)}
     assert len(names) == 14 and all(".language_model." in name for name in names)
-    assert "vision_tower" in account(model.get_base_model())[-1]
+    assert "vision_tower" in coverage_lines(model.get_base_model())[-1]
 
 
-def test_the_saved_names_mean_the_same_to_peft_alone(tmp_path: Path) -> None:
-    """A dense layer of an architecture whose names PEFT reads as those of single experts is named by its weight."""
+def test_the_saved_names_select_the_same_layers_in_peft(tmp_path: Path) -> None:
+    """A dense layer whose name PEFT takes for single experts is named by its weight."""
     plain = tiny_experts("deepseek-v3")
     adapted(copy.deepcopy(plain)).save_pretrained(str(tmp_path), save_embedding_layers=False)
     written = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -233,21 +233,21 @@ def test_the_saved_names_mean_the_same_to_peft_alone(tmp_path: Path) -> None:
     assert {name for name, _ in theirs.named_parameters() if "lora_" in name} == set(trained_parameters(ours))
 
 
-def test_short_names_name_nothing_else() -> None:
+def test_shortened_names_select_nothing_else() -> None:
     every = ["a.0.q", "a.1.q", "b.0.q", "a.0.w", "b.w"]
-    assert shortened(["a.0.w", "b.w"], every) == ["w"]
-    assert shortened(["a.0.q", "a.1.q"], every) == ["1.q", "a.0.q"]
+    assert shortest_suffixes(["a.0.w", "b.w"], every) == ["w"]
+    assert shortest_suffixes(["a.0.q", "a.1.q"], every) == ["1.q", "a.0.q"]
     assert choose(plain_model("llama"), ["v_proj"]).modules == [f"model.layers.{n}.self_attn.v_proj" for n in (0, 1)]
 
 
 def test_stacked_matrices_of_a_model_without_experts_are_not_called_experts() -> None:
-    told = " ".join(account(adapted(family_model("recurrent_gemma")).get_base_model()))
-    assert "rg_lru.input_gate_weight" in told
-    assert "expert" not in told
+    text = " ".join(coverage_lines(adapted(family_model("recurrent_gemma")).get_base_model()))
+    assert "rg_lru.input_gate_weight" in text
+    assert "expert" not in text
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_new_rows_that_are_trained_are_not_told_as_left_out(tied: bool) -> None:
+def test_trained_new_rows_are_not_listed_as_without_adapter(tied: bool) -> None:
     model = plain_model("llama", tie_word_embeddings=tied)
     made = add_lora(model, LoraConfig(rank=2), base="tiny", seed=0, lean=True, new_rows=range(4, 8))
-    assert "trainable_tokens" not in " ".join(account(made.get_base_model()))
+    assert "trainable_tokens" not in " ".join(coverage_lines(made.get_base_model()))

@@ -1,4 +1,4 @@
-"""An embedding that grows: the new rows are trained as PEFT and transformers alone would train them, saved, and loaded by both."""
+"""New rows of an embedding are trained as PEFT and transformers train them, and both load the saved rows."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,7 +21,7 @@ from llamahome.model.vocabulary import grow_embeddings, refuse_lost_bias
 NEW = 5
 ROWS = VOCABULARY + NEW
 KINDS = {"llama": ("llama", {}), "untied": ("llama-mha", {}), "bias": ("phi", {}), "positions": ("gpt2", {})}
-"""Tied; two matrices; a head with a bias; tied and with a table of positions."""
+"""A tied head; an untied head; a head with a bias; a tied head and a position table."""
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -31,7 +31,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def example() -> Example:
-    """Old tokens and new ones, as inputs and as targets."""
+    """An example with old and new tokens as inputs and as targets."""
     tokens = torch.tensor([5, 9, VOCABULARY, 7, VOCABULARY + 4, VOCABULARY + 1, 11, VOCABULARY, 8], dtype=torch.int32)
     targets = torch.tensor([False, True, True, False, True, True, True, True, False])
     return Example("rows.jsonl", 0, 1, tokens.numpy(), targets.numpy())
@@ -65,7 +65,7 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is not None}
 
 
-def test_new_rows_begin_as_the_mean_of_the_others_and_no_other_row_moves(base: Path) -> None:
+def test_new_rows_start_as_the_mean_and_old_rows_do_not_change(base: Path) -> None:
     before, model = our_model(base), our_model(base)
     assert grow_embeddings(model, ROWS) == range(VOCABULARY, ROWS)
     assert grow_embeddings(model, ROWS) == grow_embeddings(model, 7) == range(0)
@@ -81,7 +81,7 @@ def test_new_rows_begin_as_the_mean_of_the_others_and_no_other_row_moves(base: P
 
 @pytest.mark.parametrize("base", ["llama", "untied", "positions"], indirect=True)
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_loss_and_gradients_of_an_adapter_with_new_rows_are_those_of_peft(base: Path, tmp_path: Path, backend: str) -> None:
+def test_loss_and_gradients_of_an_adapter_with_new_rows_equal_pefts(base: Path, tmp_path: Path, backend: str) -> None:
     ours = adapted(base)
     save_model(ours, tmp_path, base=base)
     with quiet_peft():
@@ -98,8 +98,8 @@ def test_loss_and_gradients_of_an_adapter_with_new_rows_are_those_of_peft(base: 
         torch.testing.assert_close(have[name], gradient, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_adapters_do_not_grow_a_model_whose_head_has_a_bias(tmp_path: Path) -> None:
-    """PEFT forgets the bias of such a head; who loads the adapter with it would get another model."""
+def test_a_head_with_a_bias_cannot_be_resized_for_adapters(tmp_path: Path) -> None:
+    """PEFT ignores the bias of such a head, so the loaded adapter would give another model."""
     for kind, refused in (("phi", True), ("llama", False)):
         model = our_model(save_tiny(tmp_path / kind, kind))
         grow_embeddings(model, ROWS)
@@ -108,8 +108,8 @@ def test_adapters_do_not_grow_a_model_whose_head_has_a_bias(tmp_path: Path) -> N
             refuse_lost_bias(model, tmp_path, method="lora")
 
 
-def test_pefts_own_loader_gives_the_base_its_rows(tmp_path: Path) -> None:
-    """AutoPeftModelForCausalLM resizes to the tokenizer that lies beside the adapter."""
+def test_pefts_loader_resizes_the_base(tmp_path: Path) -> None:
+    """AutoPeftModelForCausalLM resizes the base to the tokenizer in the adapter's folder."""
     base = save_tiny(tmp_path / "base", "llama-mha")
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.add_tokens([f"<new{number}>" for number in range(VOCABULARY + NEW - len(tokenizer))])
@@ -122,7 +122,7 @@ def test_pefts_own_loader_gives_the_base_its_rows(tmp_path: Path) -> None:
     assert our_loss(model.get_base_model(), example()) == pytest.approx(plain_loss(theirs, example()).item(), rel=1e-5)
 
 
-def test_an_adapter_with_new_rows_opens_and_is_restored_as_it_was(base: Path, tmp_path: Path) -> None:
+def test_an_adapter_with_new_rows_is_opened_and_restored_unchanged(base: Path, tmp_path: Path) -> None:
     model = adapted(base, seed=1)
     save_model(model, tmp_path, base=base)
     assert trained_rows(tmp_path) == ROWS and trained_rows(base) == 0
@@ -144,15 +144,15 @@ def test_a_fully_trained_model_with_new_rows_is_loaded_by_transformers_alone(bas
     assert our_loss(model, example()) == pytest.approx(expected, rel=1e-5)
 
 
-def test_adapters_alone_train_no_row(base: Path, tmp_path: Path) -> None:
+def test_without_new_rows_adapters_train_no_row(base: Path, tmp_path: Path) -> None:
     model = add_lora(our_model(base), LoraConfig(rank=2), base=str(base), seed=0, lean=True)
     assert not any("trainable_tokens" in name for name in trained_parameters(model))
     save_model(model, tmp_path, base=base)
     assert trained_rows(tmp_path) == 0
 
 
-def test_what_peft_trained_of_its_own_tokens_is_opened(base: Path, tmp_path: Path) -> None:
-    """Rows that the base has already, given as a list."""
+def test_an_adapter_with_tokens_trained_by_peft_is_opened(base: Path, tmp_path: Path) -> None:
+    """The trained rows exist in the base and are given as a list."""
     with quiet_peft():
         turned = "gpt2" in AutoConfig.from_pretrained(base).model_type
         settings = PeftLoraConfig(

@@ -1,4 +1,4 @@
-"""A broken file of a model is named with what is wrong with it; so is a weight that is no number."""
+"""The errors for damaged model files and for weights that are not finite name file and cause."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from tests.support.models import our_model, plain_model, save_tiny
 
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.load import find_model
-from llamahome.model.weightfiles import refuse_broken, refuse_not_finite
+from llamahome.model.weightfiles import check_finite, check_weight_files
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 269060552\n"
 
@@ -36,20 +36,20 @@ def problem_of(folder: Path) -> Problem:
 
 
 def sharded(folder: Path) -> list[Path]:
-    """The weights of `folder` in two files with an index."""
-    weights = load_file(folder / "model.safetensors")
+    """Split the weights of `folder` into two files with an index."""
+    tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    names = sorted(weights)
+    names = sorted(tensors)
     parts = {f"model-0000{n}-of-00002.safetensors": names[n - 1 :: 2] for n in (1, 2)}
-    for name, held in parts.items():
-        save_file({weight: weights[weight] for weight in held}, folder / name, metadata={"format": "pt"})
-    index = {"metadata": {}, "weight_map": {weight: name for name, held in parts.items() for weight in held}}
+    for name, weights in parts.items():
+        save_file({weight: tensors[weight] for weight in weights}, folder / name, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {weight: name for name, weights in parts.items() for weight in weights}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return [folder / name for name in parts]
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_an_lfs_pointer_is_named_with_the_command_that_fetches_it_only_inside_a_clone(folder: Path, name: str) -> None:
+def test_an_lfs_pointer_is_reported_with_the_fetch_command_only_inside_a_clone(folder: Path, name: str) -> None:
     (folder / name).write_text(POINTER)
     alone = problem_of(folder)
     assert (alone.code, alone.where, alone.hint) == ("model.lfs-pointer", str(folder / name), None) and "git-lfs" in alone.message
@@ -59,7 +59,7 @@ def test_an_lfs_pointer_is_named_with_the_command_that_fetches_it_only_inside_a_
 
 @given(share=st.floats(0, 0.999))
 @settings(max_examples=25, deadline=None)
-def test_a_file_of_weights_cut_anywhere_is_told_as_cut_or_empty(
+def test_a_weight_file_cut_anywhere_is_reported_as_cut_short_or_empty(
     llama: Path, tmp_path_factory: pytest.TempPathFactory, share: float
 ) -> None:
     folder = tmp_path_factory.mktemp("cut")
@@ -71,15 +71,15 @@ def test_a_file_of_weights_cut_anywhere_is_told_as_cut_or_empty(
     assert "cut short" in problem.message or "empty" in problem.message
 
 
-def test_what_is_no_safetensors_file_is_told_as_that(folder: Path) -> None:
+def test_a_file_in_another_format_is_reported_as_no_safetensors_file(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes((9).to_bytes(8, "little") + b"not JSON!" + bytes(100))
     assert "no safetensors file" in problem_of(folder).message
 
 
-def test_files_that_the_index_names_are_asked_for_and_others_are_not(folder: Path) -> None:
+def test_only_files_listed_in_the_index_are_required(folder: Path) -> None:
     first, second = sharded(folder)
     (folder / "consolidated.safetensors").write_bytes(b"")
-    refuse_broken(folder)
+    check_weight_files(folder)
     our_model(folder)
     second.unlink()
     problem = problem_of(folder)
@@ -88,7 +88,7 @@ def test_files_that_the_index_names_are_asked_for_and_others_are_not(folder: Pat
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
-def test_one_number_that_is_none_is_found_wherever_it_is(folder: Path, name: str, value: str) -> None:
+def test_a_single_value_that_is_not_finite_is_found_anywhere(folder: Path, name: str, value: str) -> None:
     weights = load_file(folder / "model.safetensors")
     weights[name].view(-1)[-1] = float(value)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -100,11 +100,11 @@ def test_one_number_that_is_none_is_found_wherever_it_is(folder: Path, name: str
     assert problem.code == "model.not-finite" and count in problem.message and problem.where == str(folder)
 
 
-def test_large_numbers_are_numbers() -> None:
+def test_large_finite_values_are_accepted() -> None:
     model = plain_model("llama")
     model.model.norm.weight.data.fill_(3e38)
     assert not model.model.norm.weight.sum().isfinite()
-    refuse_not_finite(model, Path("nowhere"))
+    check_finite(model, Path("nowhere"))
     model.model.norm.weight.data[0] = torch.nan
     with pytest.raises(ConfigError, match=r"model\.norm\.weight, 1 of 32 values NaN"):
-        refuse_not_finite(model, Path("nowhere"))
+        check_finite(model, Path("nowhere"))

@@ -11,29 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
+from tests.support.summary import SUMMARY
 
-from llamahome.monitoring.panel import Board, PanelProgress
+from llamahome.monitoring.display import sparkline
+from llamahome.monitoring.panel import PanelProgress, PanelState
 from llamahome.monitoring.plain import PlainProgress
-from llamahome.monitoring.progress import Progress, QuietProgress, RunSummary, open_progress
-from llamahome.monitoring.sparkline import sparkline
+from llamahome.monitoring.progress import Progress, QuietProgress, open_progress
 
-SUMMARY = RunSummary(
-    run_id="20261122-071405-brisk-otter",
-    model="smollm2-135m-instruct",
-    method="lora",
-    trained_share=0.0352,
-    train_rows=368,
-    eval_rows=32,
-    mean_tokens=197.2,
-    target_share=0.24,
-    batch_size=32,
-    tokens_per_step=6304,
-    micro_batch_tokens=2048,
-    processes=1,
-    horizon=36,
-    epochs=3,
-    folder="output/runs/20261122-071405-brisk-otter",
-)
 METRICS = {
     "train/loss": 2.4031,
     "train/grad_norm": 0.53,
@@ -52,8 +36,8 @@ METRICS = {
 }
 
 
-class Watch:
-    """A clock that moves only when told."""
+class FakeClock:
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.seconds = 100.0
@@ -62,12 +46,12 @@ class Watch:
         return self.seconds
 
 
-def whole_run(progress: Progress, watch: Watch, *, steps: int = 36, seconds: float = 3.0) -> None:
+def report_run(progress: Progress, clock: FakeClock, *, steps: int = 36, seconds: float = 3.0) -> None:
     with progress.phase("data"):
-        watch.seconds += 1.2
+        clock.seconds += 1.2
     progress.start(SUMMARY)
     for step in range(1, steps + 1):
-        watch.seconds += seconds
+        clock.seconds += seconds
         progress.update(step, METRICS)
         if step % 12 == 0:
             progress.evaluating(step)
@@ -82,9 +66,9 @@ def step_lines(text: str) -> list[str]:
 
 @settings(deadline=None, max_examples=25)
 @given(seconds=st.floats(0.01, 30), steps=st.integers(1, 36))
-def test_a_line_comes_at_most_every_ten_seconds_and_the_first_and_last_step_always(seconds: float, steps: int) -> None:
-    watch, stream = Watch(), io.StringIO()
-    whole_run(PlainProgress(stream, now=watch), watch, steps=steps, seconds=seconds)
+def test_a_line_is_written_at_most_every_ten_seconds_and_for_the_first_and_the_last_step(seconds: float, steps: int) -> None:
+    clock, stream = FakeClock(), io.StringIO()
+    report_run(PlainProgress(stream, now=clock), clock, steps=steps, seconds=seconds)
     text = stream.getvalue()
     assert "\r" not in text
     assert "\x1b" not in text
@@ -96,9 +80,9 @@ def test_a_line_comes_at_most_every_ten_seconds_and_the_first_and_last_step_alwa
     assert all(gap >= 9.99 for gap in gaps[:-1])
 
 
-def test_plain_lines_are_key_value_pairs_that_fold_evaluations_in(capsys: pytest.CaptureFixture[str]) -> None:
-    watch, stream = Watch(), io.StringIO()
-    whole_run(PlainProgress(stream, phases=6, now=watch), watch)
+def test_plain_lines_are_key_value_pairs_that_include_evaluations_and_checkpoints(capsys: pytest.CaptureFixture[str]) -> None:
+    clock, stream = FakeClock(), io.StringIO()
+    report_run(PlainProgress(stream, phases=6, now=clock), clock)
     text = stream.getvalue()
     assert text.startswith("[1/6] data ... 1.2 s\nmodel: smollm2-135m-instruct, lora, 3.52% of the weights trained\n")
     for line in step_lines(text):
@@ -114,13 +98,13 @@ def test_plain_lines_are_key_value_pairs_that_fold_evaluations_in(capsys: pytest
     assert out.err == ""
 
 
-def test_what_is_said_in_a_phase_keeps_lines_whole() -> None:
-    watch, stream = Watch(), io.StringIO()
-    progress = PlainProgress(stream, phases=2, now=watch)
+def test_messages_within_a_phase_do_not_break_lines() -> None:
+    clock, stream = FakeClock(), io.StringIO()
+    progress = PlainProgress(stream, phases=2, now=clock)
     with progress.phase("model"):
         progress.say("converted\rin one pass\x1b[31m")
         progress.warn("no CUDA", "training runs on the CPU")
-        watch.seconds += 75
+        clock.seconds += 75
     with pytest.raises(ValueError), progress.phase("train"):
         raise ValueError
     assert stream.getvalue().splitlines() == [
@@ -132,18 +116,18 @@ def test_what_is_said_in_a_phase_keeps_lines_whole() -> None:
     ]
 
 
-def test_an_evaluation_is_told_when_it_begins_unless_the_last_one_was_short() -> None:
-    watch, stream = Watch(), io.StringIO()
-    progress, told = PlainProgress(stream, now=watch), []
+def test_the_start_of_an_evaluation_is_shown_unless_the_previous_one_was_short() -> None:
+    clock, stream = FakeClock(), io.StringIO()
+    progress, announced = PlainProgress(stream, now=clock), []
     progress.start(SUMMARY)
     progress.update(1, {"train/loss": 1.0})
     for step, seconds in ((4, 8.0), (8, 0.5), (12, 0.5), (16, 0.5)):
-        began = len(stream.getvalue())
+        start = len(stream.getvalue())
         progress.evaluating(step)
-        watch.seconds += seconds
-        told.append(stream.getvalue()[began:])
+        clock.seconds += seconds
+        announced.append(stream.getvalue()[start:])
         progress.evaluated(step, {"eval/loss": 2.75} if step != 8 else {})
-    assert told == ["evaluation after step 4 ...", "evaluation after step 8 ...", "", ""]
+    assert announced == ["evaluation after step 4 ...", "evaluation after step 8 ...", "", ""]
     progress.close()
     assert stream.getvalue().splitlines()[-3:] == [
         "evaluation after step 4 ... 8.0 s, held-out loss 2.7500",
@@ -152,48 +136,48 @@ def test_an_evaluation_is_told_when_it_begins_unless_the_last_one_was_short() ->
     ]
 
 
-def test_the_panel_says_that_it_evaluates() -> None:
-    drawn = board(steps=12)
-    assert "evaluating" not in " ".join(draw(drawn, 120))
-    drawn.evaluating = True
-    assert "evaluating ..." in " ".join(draw(drawn, 120))
+def test_the_panel_shows_that_an_evaluation_is_running() -> None:
+    panel = panel_after(steps=12)
+    assert "evaluating" not in " ".join(draw(panel, 120))
+    panel.evaluating = True
+    assert "evaluating ..." in " ".join(draw(panel, 120))
 
 
-def test_the_stream_decides_who_speaks() -> None:
+def test_a_stream_that_is_no_terminal_gets_plain_lines_and_other_ranks_nothing() -> None:
     assert isinstance(open_progress(io.StringIO(), True), PlainProgress)
     assert isinstance(open_progress(io.StringIO(), False), QuietProgress)
 
 
-def test_other_ranks_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_ranks_show_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     progress = open_progress(io.StringIO(), False)
-    whole_run(progress, Watch())
+    report_run(progress, FakeClock())
     progress.warn("a", "b")
     progress.say("c")
     progress.close()
     assert capsys.readouterr() == ("", "")
 
 
-def board(*, steps: int, unicode: bool = True) -> Board:
-    watch = Watch()
-    drawn = Board(SUMMARY, now=watch, unicode=unicode)
+def panel_after(*, steps: int, unicode: bool = True) -> PanelState:
+    clock = FakeClock()
+    panel = PanelState(SUMMARY, now=clock, unicode=unicode)
     for step in range(1, steps + 1):
-        watch.seconds += 14
-        drawn.update(step, {**METRICS, "train/loss": 3.3 - 0.08 * step + 0.05 * math.sin(step)})
+        clock.seconds += 14
+        panel.update(step, {**METRICS, "train/loss": 3.3 - 0.08 * step + 0.05 * math.sin(step)})
     if steps:
-        drawn.evaluation, drawn.checkpoint = (8, {"eval/loss": 2.75}), "checkpoint-10"
-    return drawn
+        panel.evaluation, panel.checkpoint = (8, {"eval/loss": 2.75}), "checkpoint-10"
+    return panel
 
 
-def draw(drawn: Board, width: int) -> list[str]:
+def draw(panel: PanelState, width: int) -> list[str]:
     console = Console(file=io.StringIO(), width=width, record=True)
-    console.print(drawn.draw())
+    console.print(panel.draw())
     return console.export_text().splitlines()
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 @pytest.mark.parametrize("steps", [0, 1, 12, 36])
-def test_the_panel_fills_its_width_and_loses_no_word(width: int, steps: int) -> None:
-    lines = draw(board(steps=steps), width)
+def test_the_panel_fills_its_width_and_truncates_nothing(width: int, steps: int) -> None:
+    lines = draw(panel_after(steps=steps), width)
     assert {cell_len(line) for line in lines} == {width}
     words = " ".join(" ".join(line.strip("│╭╰╮╯─ ").split()) for line in lines)
     assert "smollm2-135m-instruct, lora, 3.52% of the weights trained" in words
@@ -210,33 +194,33 @@ def test_the_panel_fills_its_width_and_loses_no_word(width: int, steps: int) -> 
 
 
 def test_at_eighty_columns_the_panel_has_about_ten_lines() -> None:
-    assert len(draw(board(steps=12), 80)) <= 14
+    assert len(draw(panel_after(steps=12), 80)) <= 14
 
 
 def test_a_terminal_without_unicode_gets_a_panel_in_ascii() -> None:
     console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=80)
-    console.print(board(steps=12, unicode=False).draw())
+    console.print(panel_after(steps=12, unicode=False).draw())
 
 
 def terminal_output(steps: int) -> str:
-    ours, theirs = pty.openpty()
-    watch = Watch()
-    with os.fdopen(theirs, "w", encoding="utf-8") as stream:
+    reader, writer = pty.openpty()
+    clock = FakeClock()
+    with os.fdopen(writer, "w", encoding="utf-8") as stream:
         progress = open_progress(stream, True, phases=2)
         assert isinstance(progress, PanelProgress)
         try:
-            whole_run(progress, watch, steps=steps)
+            report_run(progress, clock, steps=steps)
             progress.close()
         finally:
             stream.flush()
-            os.set_blocking(ours, False)
+            os.set_blocking(reader, False)
             text = b""
             while True:
                 try:
-                    text += os.read(ours, 65536)
+                    text += os.read(reader, 65536)
                 except OSError:
                     break
-    os.close(ours)
+    os.close(reader)
     return text.decode()
 
 
@@ -254,7 +238,7 @@ def test_on_a_terminal_the_panel_is_drawn_and_the_cursor_left_visible(
     assert capsys.readouterr().out == "done\nnext: llamahome chat latest\n"
 
 
-def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_color_turns_colours_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("NO_COLOR", "1")
     text = terminal_output(1)
@@ -263,38 +247,38 @@ def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
-    ours, theirs = pty.openpty()
-    with os.fdopen(theirs, "w") as stream:
+    reader, writer = pty.openpty()
+    with os.fdopen(writer, "w") as stream:
         assert isinstance(open_progress(stream, True), PlainProgress)
-    os.close(ours)
+    os.close(reader)
 
 
 @given(values=st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=300), width=st.integers(1, 80))
 @settings(deadline=None, max_examples=60)
-def test_a_sparkline_is_never_wider_than_asked(values: list[float], width: int) -> None:
+def test_a_sparkline_has_at_most_the_requested_width(values: list[float], width: int) -> None:
     finite = [value for value in values if math.isfinite(value)]
     assert len(sparkline(values, width=width)) == min(width, len(finite))
 
 
-def test_a_falling_series_falls() -> None:
+def test_a_sparkline_follows_its_values() -> None:
     assert sparkline([8, 7, 6, 5, 4, 3, 2, 1], width=8) == "█▇▆▅▄▃▂▁"
     assert sparkline([1.0, 1.0], width=8, unicode=False) == "=="
 
 
-def test_a_reader_that_has_gone_does_not_stop_the_run():
-    reading, writing = os.pipe()
-    os.close(reading)
-    with open(writing, "w", encoding="utf-8") as stream:
+def test_a_closed_pipe_does_not_end_the_run():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as stream:
         progress = PlainProgress(stream)
-        progress.say("nobody hears this")
+        progress.say("lost")
         with progress.phase("data"):
-            progress.say("nor this")
-        stream.write("and closing the stream does not fail either")
+            progress.say("lost too")
+        stream.write("closing the stream does not fail either")
 
 
 def test_a_full_disk_behind_stderr_does_not_end_the_run() -> None:
-    watch = Watch()
+    clock = FakeClock()
     with open("/dev/full", "w", encoding="utf-8", buffering=1) as stream:
-        whole_run(PlainProgress(stream, now=watch), watch)
+        report_run(PlainProgress(stream, now=clock), clock)
         with suppress(OSError):
             stream.close()

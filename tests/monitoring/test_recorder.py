@@ -15,20 +15,20 @@ from llamahome.monitoring.status import read_status
 PARTS = {"data": 0.1, "forward": 0.4, "backward": 0.9, "exchange": 0.0, "update": 0.1}
 
 
-def recorder(folder: Path, **changes: Any) -> Recorder:
+def open_recorder(folder: Path, **changes: Any) -> Recorder:
     options: dict[str, Any] = {"tensorboard_dir": None, "is_main": True, "resume_step": None, "flops_per_token": 4e8, "peak_flops": None}
     return Recorder(folder, **{**options, "warn": pytest.fail, **changes})
 
 
-def record(notebook: Recorder, step: int, *, loss: float | None = None, tokens: int = 100, targets: int = 25) -> None:
+def record(recorder: Recorder, step: int, *, loss: float | None = None, tokens: int = 100, targets: int = 25) -> None:
     value = torch.tensor(float(step) if loss is None else loss)
-    notebook.record(step, loss=value, grad_norm=torch.tensor(0.5), learning_rate=1e-3, tokens=tokens, targets=targets)
+    recorder.record(step, loss=value, grad_norm=torch.tensor(0.5), learning_rate=1e-3, tokens=tokens, targets=targets)
 
 
-def flush(notebook: Recorder, step: int, parts: dict[str, float], sent: dict[str, float] | None = None) -> dict[str, float]:
-    """Cut and write at once, as on a device that does not work behind the host; empty without a step since the last cut."""
-    window = notebook.cut(step, sent or {})
-    return {} if window is None else notebook.write(window, parts)
+def flush(recorder: Recorder, step: int, parts: dict[str, float], sent: dict[str, float] | None = None) -> dict[str, float]:
+    """Cut and write at once, as on a synchronous device; empty if there is no step since the last cut."""
+    window = recorder.cut(step, sent or {})
+    return {} if window is None else recorder.write(window, parts)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -36,11 +36,11 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_the_loss_of_one_step_is_written_exactly(tmp_path: Path) -> None:
-    notebook = recorder(tmp_path)
+    recorder = open_recorder(tmp_path)
     loss = torch.tensor(1.0 / 3.0)
-    notebook.record(1, loss=loss, grad_norm=torch.tensor(0.7), learning_rate=2e-4, tokens=70, targets=3)
-    assert flush(notebook, 1, PARTS)["train/loss"] == loss.item()
-    notebook.close()
+    recorder.record(1, loss=loss, grad_norm=torch.tensor(0.7), learning_rate=2e-4, tokens=70, targets=3)
+    assert flush(recorder, 1, PARTS)["train/loss"] == loss.item()
+    recorder.close()
     written = lines(tmp_path / "metrics.jsonl")
     assert len(written) == 1
     assert written[0]["step"] == 1
@@ -51,35 +51,33 @@ def test_the_loss_of_one_step_is_written_exactly(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(steps=st.lists(st.tuples(st.floats(0, 20, width=32), st.integers(1, 5000)), min_size=1, max_size=20))
-def test_the_loss_of_many_steps_weighs_each_by_its_targets(
-    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[float, int]]
-) -> None:
-    notebook = recorder(tmp_path_factory.mktemp("run"))
+def test_the_loss_of_several_steps_is_weighted_by_targets(tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[float, int]]) -> None:
+    recorder = open_recorder(tmp_path_factory.mktemp("run"))
     for number, (loss, targets) in enumerate(steps, start=1):
-        record(notebook, number, loss=loss, targets=targets)
+        record(recorder, number, loss=loss, targets=targets)
     expected = sum(loss * targets for loss, targets in steps) / sum(targets for _, targets in steps)
-    assert flush(notebook, len(steps), PARTS)["train/loss"] == pytest.approx(expected, rel=1e-9, abs=1e-30)
-    notebook.close()
+    assert flush(recorder, len(steps), PARTS)["train/loss"] == pytest.approx(expected, rel=1e-9, abs=1e-30)
+    recorder.close()
 
 
-def test_a_tensor_that_the_caller_goes_on_using_is_not_shared(tmp_path: Path) -> None:
-    notebook = recorder(tmp_path)
+def test_the_caller_may_reuse_the_tensor_of_the_loss(tmp_path: Path) -> None:
+    recorder = open_recorder(tmp_path)
     loss = torch.tensor(2.0)
-    notebook.record(1, loss=loss, grad_norm=loss, learning_rate=0.0, tokens=1, targets=1)
+    recorder.record(1, loss=loss, grad_norm=loss, learning_rate=0.0, tokens=1, targets=1)
     loss.zero_()
-    assert flush(notebook, 1, PARTS)["train/loss"] == 2.0
-    notebook.close()
+    assert flush(recorder, 1, PARTS)["train/loss"] == 2.0
+    recorder.close()
 
 
-def test_counts_run_from_the_start_of_the_run_over_flushes_and_resumes(tmp_path: Path) -> None:
-    notebook = recorder(tmp_path)
+def test_counts_continue_over_windows_and_resumes(tmp_path: Path) -> None:
+    recorder = open_recorder(tmp_path)
     for step in range(1, 5):
-        record(notebook, step)
+        record(recorder, step)
         if step % 2 == 0:
-            flush(notebook, step, PARTS)
-    assert notebook.totals == (400, 100)
-    notebook.close()
-    resumed = recorder(tmp_path, resume_step=2)
+            flush(recorder, step, PARTS)
+    assert recorder.totals == (400, 100)
+    recorder.close()
+    resumed = open_recorder(tmp_path, resume_step=2)
     resumed.restore_totals(200, 50)
     record(resumed, 3)
     metrics = flush(resumed, 3, PARTS)
@@ -89,49 +87,49 @@ def test_counts_run_from_the_start_of_the_run_over_flushes_and_resumes(tmp_path:
 
 
 def test_nothing_is_written_without_a_new_step(tmp_path: Path) -> None:
-    notebook = recorder(tmp_path)
-    assert flush(notebook, 0, PARTS) == {}
-    record(notebook, 1)
-    flush(notebook, 1, PARTS)
-    assert flush(notebook, 1, PARTS) == {}
-    notebook.close()
+    recorder = open_recorder(tmp_path)
+    assert flush(recorder, 0, PARTS) == {}
+    record(recorder, 1)
+    flush(recorder, 1, PARTS)
+    assert flush(recorder, 1, PARTS) == {}
+    recorder.close()
     assert len(lines(tmp_path / "metrics.jsonl")) == 1
 
 
-def test_time_is_per_step_and_speed_leaves_evaluating_and_saving_out(tmp_path: Path) -> None:
-    notebook = recorder(tmp_path, peak_flops=1e12)
-    record(notebook, 1)
-    record(notebook, 2)
-    metrics = flush(notebook, 2, {"forward": 1.0, "backward": 3.0, "evaluate": 50.0, "save": 10.0})
+def test_time_is_per_step_and_speed_excludes_evaluation_and_saving(tmp_path: Path) -> None:
+    recorder = open_recorder(tmp_path, peak_flops=1e12)
+    record(recorder, 1)
+    record(recorder, 2)
+    metrics = flush(recorder, 2, {"forward": 1.0, "backward": 3.0, "evaluate": 50.0, "save": 10.0})
     assert metrics["time/forward"] == 0.5
     assert metrics["time/evaluate"] == 25.0
     assert metrics["speed/tokens_per_s"] == pytest.approx(200 / 4.0)
     assert metrics["speed/targets_per_s"] == pytest.approx(50 / 4.0)
     assert metrics["speed/mfu"] == pytest.approx(50 * 4e8 / 1e12)
     assert 0 < metrics["memory/rss"] <= metrics["memory/peak"]
-    notebook.close()
+    recorder.close()
 
 
-def test_utilization_is_left_out_when_the_peak_is_not_known(tmp_path: Path) -> None:
-    notebook = recorder(tmp_path)
-    record(notebook, 1)
-    metrics = flush(notebook, 1, PARTS)
+def test_utilization_is_left_out_if_the_peak_is_not_known(tmp_path: Path) -> None:
+    recorder = open_recorder(tmp_path)
+    record(recorder, 1)
+    metrics = flush(recorder, 1, PARTS)
     assert "speed/mfu" not in metrics
     assert not [name for name in metrics if "gpu" in name]
-    notebook.close()
+    recorder.close()
 
 
-def test_other_ranks_measure_but_write_nothing(tmp_path: Path) -> None:
-    notebook = recorder(tmp_path / "run", is_main=False, tensorboard_dir=tmp_path / "board")
-    record(notebook, 1, loss=3.0)
-    notebook.event("saved", step=1)
-    notebook.sample(1, "a", "b", "c")
-    notebook.status("running", 1, 10)
-    assert flush(notebook, 1, PARTS)["train/loss"] == 3.0
-    assert notebook.totals == (100, 25)
-    notebook.close()
+def test_other_ranks_compute_metrics_but_write_nothing(tmp_path: Path) -> None:
+    recorder = open_recorder(tmp_path / "run", is_main=False, tensorboard_dir=tmp_path / "tensorboard")
+    record(recorder, 1, loss=3.0)
+    recorder.event("saved", step=1)
+    recorder.sample(1, "a", "b", "c")
+    recorder.status("running", 1, 10)
+    assert flush(recorder, 1, PARTS)["train/loss"] == 3.0
+    assert recorder.totals == (100, 25)
+    recorder.close()
     assert not (tmp_path / "run").exists()
-    assert not (tmp_path / "board").exists()
+    assert not (tmp_path / "tensorboard").exists()
 
 
 @settings(deadline=None, max_examples=40)
@@ -140,18 +138,18 @@ def test_after_a_resume_each_step_is_recorded_once(
     tmp_path_factory: pytest.TempPathFactory, resume_step: int, cut: int, torn: bool
 ) -> None:
     folder = tmp_path_factory.mktemp("run")
-    notebook = recorder(folder)
+    recorder = open_recorder(folder)
     for step in range(1, 11):
-        record(notebook, step)
-        flush(notebook, step, PARTS)
-        notebook.sample(step, "prompt", "answer", "reference")
-    notebook.close()
+        record(recorder, step)
+        flush(recorder, step, PARTS)
+        recorder.sample(step, "prompt", "answer", "reference")
+    recorder.close()
     metrics = folder / "metrics.jsonl"
     whole = metrics.read_bytes()
     if torn:
         metrics.write_bytes(whole[: len(whole) - cut] if cut else whole)
     survived = metrics.read_bytes().count(b"\n")
-    resumed = recorder(folder, resume_step=resume_step)
+    resumed = open_recorder(folder, resume_step=resume_step)
     for step in range(resume_step + 1, 14):
         record(resumed, step)
         flush(resumed, step, PARTS)
@@ -167,20 +165,20 @@ def test_after_a_resume_each_step_is_recorded_once(
 def test_tensorboard_shows_the_same_names_and_each_step_once_after_a_resume(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    board = tmp_path / "board"
-    first = recorder(tmp_path / "run", tensorboard_dir=board)
+    folder = tmp_path / "tensorboard"
+    first = open_recorder(tmp_path / "run", tensorboard_dir=folder)
     for step in range(1, 6):
         record(first, step)
         flush(first, step, PARTS)
     first.log(5, {"eval/loss": 2.0})
     first.close()
-    second = recorder(tmp_path / "run", tensorboard_dir=board, resume_step=3, system=lambda: {"system/cpu": 0.5, "memory/rss": 1.0})
+    second = open_recorder(tmp_path / "run", tensorboard_dir=folder, resume_step=3, system=lambda: {"system/cpu": 0.5, "memory/rss": 1.0})
     for step in range(4, 7):
         record(second, step, loss=10.0 + step)
         flush(second, step, PARTS)
     second.log(6, {"eval/loss": 1.5})
     second.close()
-    reader = EventAccumulator(str(board)).Reload()
+    reader = EventAccumulator(str(folder)).Reload()
     in_file = {name for line in lines(tmp_path / "run" / "metrics.jsonl") for name in line} - {"t", "step"}
     assert set(reader.Tags()["scalars"]) == in_file | {"system/cpu"}
     assert [(event.step, event.value) for event in reader.Scalars("train/loss")] == [
@@ -194,68 +192,68 @@ def test_tensorboard_shows_the_same_names_and_each_step_once_after_a_resume(tmp_
     assert [event.value for event in reader.Scalars("eval/loss")] == [1.5]
 
 
-def test_trimming_that_was_killed_half_way_is_done_by_the_next_resume(tmp_path: Path) -> None:
-    notebook = recorder(tmp_path)
+def test_the_next_resume_completes_a_trim_that_was_killed(tmp_path: Path) -> None:
+    recorder = open_recorder(tmp_path)
     for step in range(1, 5):
-        record(notebook, step)
-        flush(notebook, step, PARTS)
-    notebook.close()
+        record(recorder, step)
+        flush(recorder, step, PARTS)
+    recorder.close()
     (tmp_path / ".metrics.jsonl.kept").write_text('{"step": 1}\n{"st')
     (tmp_path / "superseded.jsonl").write_text('{"step": 3, "file": "metrics.jsonl"}\n')
-    recorder(tmp_path, resume_step=2).close()
+    open_recorder(tmp_path, resume_step=2).close()
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2]
     assert {line["step"] for line in lines(tmp_path / "superseded.jsonl")} == {3, 4}
     assert not (tmp_path / ".metrics.jsonl.kept").exists()
 
 
-def test_a_disk_without_room_to_trim_stops_the_resume_and_harms_nothing(tmp_path: Path) -> None:
-    notebook = recorder(tmp_path)
+def test_a_full_disk_at_the_trim_stops_the_resume_and_keeps_the_metrics(tmp_path: Path) -> None:
+    recorder = open_recorder(tmp_path)
     for step in range(1, 5):
-        record(notebook, step)
-        flush(notebook, step, PARTS)
-    notebook.close()
+        record(recorder, step)
+        flush(recorder, step, PARTS)
+    recorder.close()
     before = (tmp_path / "metrics.jsonl").read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
         with pytest.raises(MachineError) as caught:
-            recorder(tmp_path, resume_step=2)
+            open_recorder(tmp_path, resume_step=2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert caught.value.problems[0].code == "machine.metrics-not-writable"
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-def test_training_goes_on_when_every_file_is_refused(tmp_path: Path) -> None:
-    told: list[str] = []
-    notebook = recorder(tmp_path, tensorboard_dir=tmp_path / "board", warn=told.append)
+def test_training_continues_if_no_file_can_be_written(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    recorder = open_recorder(tmp_path, tensorboard_dir=tmp_path / "tensorboard", warn=warnings.append)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
     try:
-        notebook.status("running", 0, 3)
+        recorder.status("running", 0, 3)
         for step in range(1, 4):
-            record(notebook, step)
-            assert flush(notebook, step, PARTS)["train/loss"] == step
-            notebook.event("saved", step=step)
+            record(recorder, step)
+            assert flush(recorder, step, PARTS)["train/loss"] == step
+            recorder.event("saved", step=step)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert len(told) == 1
-    notebook.event("finished")
-    record(notebook, 4)
-    flush(notebook, 4, PARTS)
-    notebook.close()
+    assert len(warnings) == 1
+    recorder.event("finished")
+    record(recorder, 4)
+    flush(recorder, 4, PARTS)
+    recorder.close()
     assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
     assert [line["kind"] for line in lines(tmp_path / "events.jsonl")] == ["saved", "saved", "saved", "finished"]
 
 
-def test_events_samples_and_status_are_whole_records(tmp_path: Path) -> None:
-    notebook = recorder(tmp_path)
-    notebook.status("running", 3, 10, folder="output/runs/x")
+def test_events_samples_and_status_are_complete_records(tmp_path: Path) -> None:
+    recorder = open_recorder(tmp_path)
+    recorder.status("running", 3, 10, folder="output/runs/x")
     assert read_status(tmp_path / "status.json")["state"] == "running"
-    notebook.event("refused", step=3, rows=[1, 2], loss=float("nan"))
-    notebook.sample(3, "Say hi", "hi\nthere", "Hi!")
-    notebook.status("finished", 10, 10)
-    notebook.close()
+    recorder.event("refused", step=3, rows=[1, 2], loss=float("nan"))
+    recorder.sample(3, "Say hi", "hi\nthere", "Hi!")
+    recorder.status("finished", 10, 10)
+    recorder.close()
     event = lines(tmp_path / "events.jsonl")[0]
     assert (event["kind"], event["rows"], event["loss"]) == ("refused", [1, 2], None)
     sample = lines(tmp_path / "samples.jsonl")[0]

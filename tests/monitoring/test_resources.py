@@ -34,7 +34,7 @@ def test_samples_are_shares_and_rates_under_the_documented_names(tmp_path: Path)
     assert sampler.latest()["memory/rss"] == records[-1]["memory/rss"]
 
 
-def test_stopping_leaves_no_thread_and_takes_a_last_sample_at_once(tmp_path: Path) -> None:
+def test_stop_takes_a_last_sample_at_once_and_ends_the_thread(tmp_path: Path) -> None:
     before = threading.active_count()
     sampler = ResourceSampler(tmp_path / "system.jsonl", every=3600, warn=pytest.fail)
     sampler.start()
@@ -46,20 +46,20 @@ def test_stopping_leaves_no_thread_and_takes_a_last_sample_at_once(tmp_path: Pat
     sampler.stop()
 
 
-def test_the_memory_of_this_process_is_real() -> None:
+def test_the_memory_of_this_process_is_plausible() -> None:
     resident, peak = process_memory()
     assert resident > 10 * MIB
     assert peak >= resident
 
 
-def test_without_limits_the_machine_says_what_is_free(tmp_path: Path) -> None:
+def test_without_limits_the_free_memory_is_that_of_the_machine(tmp_path: Path) -> None:
     available = psutil.virtual_memory().available
     assert abs(free_memory_bytes(tmp_path) - available) < 0.2 * available + 512 * MIB
     assert 0 < used_memory_share(tmp_path) <= 1
 
 
 @pytest.mark.parametrize("level", ["", "outer/", "outer/inner/"])
-def test_a_version_2_limit_at_any_level_counts(tmp_path: Path, level: str) -> None:
+def test_a_cgroup_v2_limit_at_any_level_counts(tmp_path: Path, level: str) -> None:
     folder = f"sys/fs/cgroup/{level}"
     files = {
         "sys/fs/cgroup/outer/inner/memory.max": "max",
@@ -74,7 +74,7 @@ def test_a_version_2_limit_at_any_level_counts(tmp_path: Path, level: str) -> No
     assert used_memory_share(root) >= 0.5
 
 
-def test_a_version_1_limit_counts_and_a_huge_one_does_not(tmp_path: Path) -> None:
+def test_a_cgroup_v1_limit_counts_but_not_its_huge_default(tmp_path: Path) -> None:
     folder = "sys/fs/cgroup/memory/job/"
     files = {
         folder + "memory.limit_in_bytes": str(64 * MIB),

@@ -19,7 +19,7 @@ from llamahome.rundir import open_run
 
 
 @pytest.fixture(autouse=True)
-def stand_in_a_scratch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def change_to_a_scratch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -37,14 +37,14 @@ def make_run(run_id: str, *, state: str | None = "finished", folder: Path | None
     records.append({"t": 2.0, "step": steps, "eval/loss": 2.5})
     (metrics / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     if state is not None:
-        said = {"state": state, "step": steps, "horizon": 8, "pid": os.getpid(), "host": socket.gethostname(), "t": time.time(), **status}
-        (metrics / "status.json").write_text(json.dumps(said))
+        record = {"state": state, "step": steps, "horizon": 8, "pid": os.getpid(), "host": socket.gethostname(), "t": time.time(), **status}
+        (metrics / "status.json").write_text(json.dumps(record))
     return root
 
 
 @settings(deadline=None, max_examples=40)
 @given(cut=st.integers(0, 400))
-def test_a_file_cut_anywhere_gives_its_whole_records(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+def test_a_truncated_file_gives_its_complete_records(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     path = tmp_path_factory.mktemp("cut") / "metrics.jsonl"
     content = "".join(json.dumps({"t": 1.0, "step": step, "train/loss": None if step == 3 else 0.5}) + "\n" for step in range(8)).encode()
     path.write_bytes(content[:cut])
@@ -54,7 +54,7 @@ def test_a_file_cut_anywhere_gives_its_whole_records(tmp_path_factory: pytest.Te
     assert read_records(path).damaged == 0
 
 
-def test_a_line_that_cannot_be_read_is_counted(tmp_path: Path) -> None:
+def test_lines_that_cannot_be_parsed_are_counted(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n\xff\x00garbage\n[1]\n{"step": 2}\n')
     series = read_records(tmp_path / "metrics.jsonl")
     assert [record["step"] for record in series.records] == [1, 2]
@@ -71,17 +71,17 @@ def test_a_run_is_described_from_its_files() -> None:
 
 
 @pytest.mark.parametrize("state", ["finished", "stopped", "failed", "running"])
-def test_the_state_is_what_the_run_says_while_it_lives(state: str) -> None:
+def test_the_state_is_that_of_the_status_file_while_the_process_is_alive(state: str) -> None:
     assert describe_run(open_run(make_run("20260101-000000-a", state=state))).state == state
 
 
-def test_a_run_whose_process_is_gone_is_lost_at_once() -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    assert describe_run(open_run(make_run("20260101-000000-a", state="running", pid=gone.pid))).state == "lost"
+def test_a_run_whose_process_has_ended_is_lost_at_once() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    assert describe_run(open_run(make_run("20260101-000000-a", state="running", pid=ended.pid))).state == "lost"
 
 
-def test_a_run_that_is_silent_for_half_a_minute_is_lost() -> None:
+def test_a_run_without_a_heartbeat_for_half_a_minute_is_lost() -> None:
     assert describe_run(open_run(make_run("20260101-000000-a", state="running", t=time.time() - 31))).state == "lost"
 
 
@@ -93,7 +93,7 @@ def test_a_run_without_a_status_is_lost() -> None:
     assert describe_run(open_run(make_run("20260101-000000-a", state=None))).state == "lost"
 
 
-def test_runs_are_listed_oldest_first_also_those_elsewhere() -> None:
+def test_runs_are_listed_oldest_first_including_those_in_other_folders() -> None:
     make_run("20260103-000000-c")
     make_run("20260101-000000-a")
     elsewhere = make_run("20260102-000000-mine", folder=Path("elsewhere/mine"))
@@ -102,7 +102,7 @@ def test_runs_are_listed_oldest_first_also_those_elsewhere() -> None:
     assert [run.run_id for run in list_runs()] == ["20260101-000000-a", "20260102-000000-mine", "20260103-000000-c"]
 
 
-def test_no_folder_of_runs_is_no_run() -> None:
+def test_a_missing_folder_of_runs_is_an_empty_list() -> None:
     assert list_runs() == []
 
 
@@ -123,7 +123,7 @@ def test_a_run_is_found_by_id_by_part_by_folder_and_as_the_latest() -> None:
     ("zzzzzz", "run.unknown", "llamahome runs list"),
     ("2026", "run.ambiguous", "llamahome runs show 20260102-000000-brisk-otter"),
 ])  # fmt: skip
-def test_a_name_that_is_no_run_gets_the_nearest(name: str, code: str, hint: str) -> None:
+def test_an_unknown_name_gets_the_nearest_run_as_a_hint(name: str, code: str, hint: str) -> None:
     make_run("20260101-000000-amber-finch")
     make_run("20260102-000000-brisk-otter")
     with pytest.raises(UsageError) as caught:
@@ -131,7 +131,7 @@ def test_a_name_that_is_no_run_gets_the_nearest(name: str, code: str, hint: str)
     assert (caught.value.problems[0].code, caught.value.problems[0].hint) == (code, hint)
 
 
-def test_of_many_runs_that_a_part_may_mean_the_newest_ten_are_shown_newest_first() -> None:
+def test_of_many_matching_runs_the_newest_ten_are_shown_newest_first() -> None:
     for day in range(1, 14):
         make_run(f"202601{day:02}-000000-amber-finch")
     with pytest.raises(UsageError) as caught:
@@ -141,7 +141,7 @@ def test_of_many_runs_that_a_part_may_mean_the_newest_ten_are_shown_newest_first
     assert "13 run ids" in problem.message and problem.hint.endswith("20260113-000000-amber-finch")
 
 
-def test_the_latest_of_no_runs_is_an_error_that_says_how_to_start_one() -> None:
+def test_latest_without_any_run_is_an_error_that_shows_how_to_start_one() -> None:
     with pytest.raises(UsageError, match="llamahome train"):
         find_run("latest")
 
@@ -162,7 +162,7 @@ def test_a_report_gathers_settings_losses_evaluations_and_time() -> None:
     assert report.final is not None
 
 
-def test_a_report_of_a_run_that_never_stepped_is_empty_but_there() -> None:
+def test_a_run_without_a_step_has_an_empty_report() -> None:
     root = Path("output/runs/20260101-000000-a")
     root.mkdir(parents=True)
     (root / "config.yaml").write_text("no_such_section: {a: 1}\n")

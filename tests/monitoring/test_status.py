@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from llamahome.monitoring import status
 from llamahome.monitoring.sinks import DiskTrouble
 from llamahome.monitoring.status import StatusFile, read_status
 
@@ -13,10 +12,9 @@ def heartbeats() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name == "llamahome-heartbeat"]
 
 
-def test_the_heartbeat_goes_on_while_nothing_is_reported_and_ends_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status, "HEARTBEAT_SECONDS", 0.01)
+def test_the_heartbeat_continues_between_steps_and_ends_with_the_run(tmp_path: Path) -> None:
     path = tmp_path / "run" / "status.json"
-    file = StatusFile(path, trouble=DiskTrouble(pytest.fail))
+    file = StatusFile(path, trouble=DiskTrouble(pytest.fail), heartbeat=0.01)
     file.set("running", step=1, horizon=9, fields={})
     first = read_status(path)["t"]
     file.step(4)
@@ -32,7 +30,7 @@ def test_the_heartbeat_goes_on_while_nothing_is_reported_and_ends_with_the_run(t
     file.close()
 
 
-def test_closing_without_an_end_leaves_the_last_state_and_no_thread(tmp_path: Path) -> None:
+def test_close_keeps_the_last_state_and_ends_the_thread(tmp_path: Path) -> None:
     file = StatusFile(tmp_path / "status.json", trouble=DiskTrouble(pytest.fail))
     file.set("running", step=1, horizon=9, fields={})
     file.close()
@@ -40,7 +38,7 @@ def test_closing_without_an_end_leaves_the_last_state_and_no_thread(tmp_path: Pa
     assert read_status(tmp_path / "status.json")["state"] == "running"
 
 
-def test_a_status_that_is_missing_or_broken_is_empty(tmp_path: Path) -> None:
+def test_a_missing_or_broken_status_is_empty(tmp_path: Path) -> None:
     assert read_status(tmp_path / "status.json") == {}
     (tmp_path / "status.json").write_text('{"state": "runn')
     assert read_status(tmp_path / "status.json") == {}
@@ -48,10 +46,10 @@ def test_a_status_that_is_missing_or_broken_is_empty(tmp_path: Path) -> None:
     assert read_status(tmp_path / "status.json") == {}
 
 
-def test_a_folder_that_cannot_be_made_is_told_and_costs_nothing(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_causes_one_warning(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("a file")
-    said: list[str] = []
-    file = StatusFile(tmp_path / "logs/run/status.json", trouble=DiskTrouble(said.append))
+    warnings: list[str] = []
+    file = StatusFile(tmp_path / "logs/run/status.json", trouble=DiskTrouble(warnings.append))
     file.set("running", step=1, horizon=9, fields={})
     file.set("finished", step=9, horizon=9, fields={})
-    assert len(said) == 1 and "cannot write" in said[0]
+    assert len(warnings) == 1 and "cannot write" in warnings[0]

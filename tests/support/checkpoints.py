@@ -1,4 +1,4 @@
-"""Checkpoints whose content is a function of the step, so that what was loaded can be compared with what was saved."""
+"""Checkpoints whose content is a function of the step, so that a loaded checkpoint can be checked."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from llamahome.checkpoint.collective_save import save_together
 from llamahome.checkpoint.manifest import Fingerprints
 from llamahome.checkpoint.state import TrainerState
 from llamahome.checkpoint.store import Saved, space_needed
-from llamahome.checkpoint.together import save_together
-from llamahome.distributed.tensorfiles import Part, write_files
+from llamahome.distributed.tensorfiles import WriterShare, write_files
 from llamahome.distributed.world import World
 from llamahome.rundir import RunPaths
 
@@ -22,20 +22,25 @@ ALONE = World(0, 1, 0, torch.device("cpu"))
 
 
 def save(
-    paths: RunPaths, *, write_model: Callable[[Path], None], optimizer_tensors: dict[str, torch.Tensor], world: World = ALONE, **given: Any
+    paths: RunPaths,
+    *,
+    write_model: Callable[[Path], None],
+    optimizer_tensors: dict[str, torch.Tensor],
+    world: World = ALONE,
+    **arguments: Any,
 ) -> Path:
-    """A checkpoint whose model is written by the first process and whose tensors by all."""
+    """Save a checkpoint whose model is written by process 0 and whose tensors are written by all."""
 
-    def model(folder: Path, part: Part) -> list[Path]:
+    def model(folder: Path, part: WriterShare) -> list[Path]:
         if part.number == 0:
             write_model(folder)
         return []
 
-    def tensors(folder: Path, part: Part) -> list[Path]:
+    def tensors(folder: Path, part: WriterShare) -> list[Path]:
         return write_files(folder, "optimizer", optimizer_tensors, part=part).mine
 
     needed = space_needed(paths, optimizer_tensors)
-    return save_together(world, paths, writes={"model": model, "optimizer": tensors}, needed=needed, **given)
+    return save_together(world, paths, writes={"model": model, "optimizer": tensors}, needed=needed, **arguments)
 
 
 def state_at(step: int, **changes) -> TrainerState:
@@ -84,7 +89,7 @@ def save_step(paths: RunPaths, step: int, *, size: int = 64, **changes) -> Path:
 
 
 def differences(saved: Saved, size: int = 64) -> list[str]:
-    """What of a loaded checkpoint is not what `save_step` wrote at its step."""
+    """The parts of a loaded checkpoint that differ from what `save_step` wrote at its step."""
     step = saved.state.step
     expected = tensors_at(step, size)
     same = {

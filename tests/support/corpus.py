@@ -1,4 +1,4 @@
-"""The corpus of bad input: the files under tests/corpus, those that are no text and are written here, and what is wrong with each."""
+"""The corpus of bad input: the files under tests/corpus, binary files that are written here, and what is wrong with each."""
 
 import gzip
 import json
@@ -20,7 +20,7 @@ _FIND = re.compile(r"(error|warning) ([a-z0-9.-]+) (\d+|-)(?: (\S+))?: (.*)")
 
 @dataclass(frozen=True)
 class Expected:
-    """One finding, as the table writes it: `error data.null-content 3 messages[1].content: is null`."""
+    """One finding, as in the table: `error data.null-content 3 messages[1].content: is null`."""
 
     level: str
     code: str
@@ -40,7 +40,7 @@ class Case:
 
     @property
     def refused(self) -> bool:
-        return any(found.level == "error" for found in self.finds)
+        return any(finding.level == "error" for finding in self.finds)
 
 
 def cases() -> list[Case]:
@@ -50,9 +50,9 @@ def cases() -> list[Case]:
 
 
 def _expected(text: str) -> Expected:
-    found = _FIND.fullmatch(text)
-    assert found, text
-    level, code, line, path, words = found.groups()
+    match = _FIND.fullmatch(text)
+    assert match, text
+    level, code, line, path, words = match.groups()
     return Expected(level, code, None if line == "-" else int(line), path, words)
 
 
@@ -65,7 +65,7 @@ def table(rows: list[dict[str, object]], path: Path) -> None:
 
 
 def write_unreadable_as_text(folder: Path) -> None:
-    """The files that no editor would show: bytes, encodings, archives, tables."""
+    """Write the files that are not text: bytes, encodings, archives, tables."""
     good = chats(4)
     files = {
         "nul-byte.jsonl": lines(*good[:2], lines(good[2]).replace(b"messages", b"mess\0ages"), good[3]),

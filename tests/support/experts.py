@@ -1,4 +1,4 @@
-"""Tiny mixtures of experts from transformers' own classes: every way in which routers, shared and stacked experts are written."""
+"""Tiny mixture-of-experts models of transformers, with all forms of routers, shared experts and stacked experts."""
 
 from typing import Any
 
@@ -46,11 +46,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "flex-olmo": ("FlexOlmoConfig", {"num_key_value_heads": 2, "num_experts": 4}),
 }
 ROUTERS = r"\.(gate|router)(\.wg|\.layer|\.weight)?\.lora_|shared_expert_gate"
-"""In the names of parameters: an adapter on a router of any of these families."""
+"""Matches parameter names of an adapter on a router of any family."""
 
 
 def tiny_experts(family: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """Random and strong enough that every expert is hit by a few tokens; float32, not in training."""
+    """A random float32 model in evaluation mode, with weights so large that few tokens reach every expert."""
     name, own = FAMILIES[family]
     config = getattr(transformers, name)(**{**_SHAPE, **own, **changes})
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""Tiny models of every decoder family of the installed transformers: its default config, shrunk by the names of its sizes."""
+"""Tiny models of every decoder family of transformers: the default config with sizes reduced by their names."""
 
 import re
 from typing import Any
@@ -33,7 +33,7 @@ _TOKENS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_sta
 _DERIVED = re.compile(
     r"layer_types|mlp_layer_types|.*_layer_types|layers_block_type|block_types|architectures|dtype|transformers_version|per_layer_config|activation_sparsity_pattern"
 )
-"""Lists with an entry for each layer, which a config makes itself from its sizes."""
+"""Keys of lists with an entry per layer, which the config derives from its sizes."""
 _STATE = {"hidden_size": 32, "expand": 2, "num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 8}
 _DECODES = {"is_decoder": True}
 EXCEPTIONS: dict[str, dict[str, Any]] = {
@@ -68,38 +68,38 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "xmod": _DECODES | {"default_language": "en_XX"},
     "zamba2": {"mamba_ngroups": 1, "n_mamba_heads": 8, "chunk_size": 8},
 }
-"""Where the rule is not enough."""
+"""Changes to the default config for families whose sizes do not follow the rules."""
 
 
-def tiny_family(family: str) -> PreTrainedConfig:
-    """Raises whatever the family's config raises where it cannot be made so small."""
+def tiny_family(family: str, **changes: Any) -> PreTrainedConfig:
+    """A tiny config of the family, with `changes`. Raises any error of the config class if the sizes are not valid for it."""
     default = AutoConfig.for_model(family)
-    values = _shrunk(default.to_dict()) | EXCEPTIONS.get(family, {})
+    values = _shrunk(default.to_dict()) | EXCEPTIONS.get(family, {}) | changes
     if "kv_lora_rank" in values:  # queries and keys are put together from parts, one of which is rotated
         values |= {"num_key_value_heads": 4, "head_dim": 4}
     return type(default)(**values)
 
 
 def _shrunk(values: dict[str, Any]) -> dict[str, Any]:
-    made: dict[str, Any] = {}
+    shrunk: dict[str, Any] = {}
     kinds = list(dict.fromkeys(values.get("layer_types") or ()))
     for name, value in values.items():
         if name == "num_hidden_layers" and len(kinds) > 1:  # one layer of each kind
-            made |= {name: len(kinds), "layer_types": kinds}
+            shrunk |= {name: len(kinds), "layer_types": kinds}
         elif (name == "layer_types" and len(kinds) > 1) or _DERIVED.fullmatch(name) or name == "model_type":
             pass
         elif name.endswith("config") and isinstance(value, dict):
-            made[name] = _shrunk(value)
+            shrunk[name] = _shrunk(value)
         elif name.endswith("_token_id") or name.endswith("_token_index"):
-            made[name] = _TOKENS.get(name, None if value is None else VOCABULARY - 3)
+            shrunk[name] = _TOKENS.get(name, None if value is None else VOCABULARY - 3)
         else:
-            made[name] = next((small for pattern, small in _SIZES.items() if re.fullmatch(pattern, name) and value is not None), value)
-    return made
+            shrunk[name] = next((small for pattern, small in _SIZES.items() if re.fullmatch(pattern, name) and value is not None), value)
+    return shrunk
 
 
-def family_model(family: str) -> PreTrainedModel:
-    """transformers' own model, float32, random; biases are not zero."""
-    config = tiny_family(family)
+def family_model(family: str, **changes: Any) -> PreTrainedModel:
+    """A random float32 model of transformers whose biases are not zero."""
+    config = tiny_family(family, **changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config).float()

@@ -14,8 +14,8 @@ def without_torch() -> None:
     if scene == "done":
         (folder / f"done-{rank}").write_text(" ".join(sys.argv[1:]))
         (folder / f"node-{rank}").write_text(os.environ["GROUP_RANK"])
-    elif scene == "first-speaks-itself":
-        print("said by process", rank, file=sys.stderr)
+    elif scene == "first-shows-its-error":
+        print("error of process", rank, file=sys.stderr)
         sys.exit(3 if rank == 0 else 0)
     elif scene == "second-ends-early":
         if rank == 1:

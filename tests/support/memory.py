@@ -3,6 +3,7 @@
 Prints what each step took of private memory, in units of the weights in float32.
 """
 
+import gc
 import json
 import os
 import sys
@@ -33,6 +34,7 @@ def private_bytes() -> int:
 
 @contextmanager
 def watched(name: str, unit: int) -> Iterator[None]:
+    gc.collect()
     before, most, done = private_bytes(), [0], threading.Event()
 
     def look() -> None:

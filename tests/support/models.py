@@ -1,4 +1,4 @@
-"""Tiny real models from transformers' own classes, random but strong enough that attention, caps and biases matter, with a tokenizer."""
+"""Tiny models of transformers with a tokenizer, with random weights so large that attention, caps and biases matter."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,6 +52,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         {"logits_scaling": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
     ),
     "phi": ("PhiConfig", {}),
+    "olmo2": ("Olmo2Config", {}),
     "gpt2": ("GPT2Config", {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}),
     "deepseek": (
         "DeepseekV2Config",
@@ -69,6 +70,22 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 """Grouped queries and a tied head; biases everywhere; biases on queries; norms of heads; a window shorter than the documents; a norm's
 weight stored less one and another gate; q, k, v in one matrix; caps on scores and logits; scaled logits; a head with a bias;
 learned positions and fused matrices; values narrower than keys, with experts."""
+EXPORT_KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "smollm3": ("SmolLM3Config", {}),
+    "cohere": ("CohereConfig", {"logit_scale": 0.5}),
+    "cohere2": ("Cohere2Config", {"head_dim": 8, "logit_scale": 0.5, "sliding_window": 5}),
+    "stablelm": ("StableLmConfig", {"use_qkv_bias": True, "partial_rotary_factor": 0.5}),
+    "qwen2-moe": (
+        "Qwen2MoeConfig",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64},
+    ),
+    "qwen3-moe": (
+        "Qwen3MoeConfig",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 8, "norm_topk_prob": True},
+    ),
+    "olmoe": ("OlmoeConfig", {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 4}),
+}
+"""More models that are exported: layers without rotary positions, layer norms, scaled logits, halves of heads rotated, experts."""
 DEVICE_KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     **{kind: KINDS[kind] for kind in ("llama", "qwen3", "phi3")},
     "gemma3": (
@@ -77,8 +94,8 @@ DEVICE_KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
 }
-"""What the CUDA back end is compared with transformers on: also sliding and global layers in turn, and experts."""
-UNFIT: dict[str, tuple[str, dict[str, Any]]] = {
+"""Models for the CUDA back end's comparison with transformers: also alternating sliding and global layers, and experts."""
+NOT_PACKABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "convolution": ("Lfm2Config", {"layer_types": ["conv", "full_attention"]}),
     "recurrent": ("RecurrentGemmaConfig", {"lru_width": 32, "attention_window_size": 5}),
     "linear": (
@@ -86,20 +103,20 @@ UNFIT: dict[str, tuple[str, dict[str, Any]]] = {
         {"head_dim": 8, "num_local_experts": 2, "layer_types": ["linear_attention", "full_attention"], "block_size": 4},
     ),
     "sinks": ("GptOssConfig", {"num_local_experts": 2, "head_dim": 8, "num_experts_per_tok": 2}),
-    "deaf": ("NemotronConfig", {}),
+    "no-documents": ("NemotronConfig", {}),
     "own": ("GPTJConfig", {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}),
     "state": ("MambaConfig", {}),
 }
-"""Models that look across documents (or whose attention is more than ours), and must be refused."""
+"""Models that cannot separate packed documents, or that need another attention than ours."""
 
 
 def tiny_config(kind: str, **changes: Any) -> PreTrainedConfig:
-    name, own = (KINDS | DEVICE_KINDS | UNFIT)[kind]
+    name, own = (KINDS | EXPORT_KINDS | DEVICE_KINDS | NOT_PACKABLE)[kind]
     return getattr(transformers, name)(**{**_SHAPE, **own, **changes})
 
 
 def plain_model(kind: str, *, seed: int = 0, attention: str = "eager", **changes: Any) -> PreTrainedModel:
-    """transformers' own model, float32, untouched by us; biases are not zero, as transformers would make them."""
+    """A float32 model of transformers without our changes; its biases are not zero, unlike transformers' initial values."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(tiny_config(kind, **changes), attn_implementation=attention).float()
@@ -110,7 +127,7 @@ def plain_model(kind: str, *, seed: int = 0, attention: str = "eager", **changes
 
 
 def save_tiny(folder: Path, kind: str = "llama", *, seed: int = 0, **changes: Any) -> Path:
-    """A model folder with weights and tokenizer, as people have them."""
+    """Save a model folder with weights and tokenizer."""
     plain_model(kind, seed=seed, **changes).save_pretrained(folder)
     return save_tokenizer(folder, vocabulary=VOCABULARY)
 
@@ -120,14 +137,14 @@ def our_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTrained
 
 
 def examples_of(lengths: Sequence[int], *, seed: int = 0, target_share: float = 0.6) -> list[Example]:
-    """Random examples; each has at least one target if it has two tokens."""
+    """Random examples; each has at least one target if it has at least two tokens."""
     random = np.random.default_rng(seed)
-    made = []
+    examples = []
     for number, length in enumerate(lengths):
         targets = random.random(length) < target_share
         targets[0], targets[-1] = False, length > 1
-        made.append(Example("rows.jsonl", number, number + 1, random.integers(4, VOCABULARY, length).astype(np.int32), targets))
-    return made
+        examples.append(Example("rows.jsonl", number, number + 1, random.integers(4, VOCABULARY, length).astype(np.int32), targets))
+    return examples
 
 
 def microbatch_of(examples: Sequence[Example], *, index: int = 0) -> Microbatch:
@@ -139,12 +156,12 @@ def backend_named(name: str, precision: Precision = FP32) -> Backend:
 
 
 def objective_of(model: PreTrainedModel, backend: str = "cpu", precision: Precision = FP32) -> Objective:
-    """Nothing is compiled."""
+    """The objective with a back end that does not compile."""
     return Objective(model, backend_named(backend, precision))
 
 
 def plain_loss(model: PreTrainedModel, example: Example) -> torch.Tensor:
-    """Summed loss of one example through the whole model of transformers, full logits."""
+    """Summed loss of one example in transformers' forward, from all logits."""
     tokens = torch.from_numpy(example.tokens.astype(np.int64))
     logits = model(input_ids=tokens[None], use_cache=False).logits[0].float()
     learned = torch.from_numpy(example.targets.nonzero()[0])

@@ -16,7 +16,7 @@ from llamahome.data.records import Example, Microbatch
 from llamahome.data.steps.loader import Extent, Loader, sequential_microbatches
 from llamahome.data.steps.mixture import plain_order
 from llamahome.data.store.table import ExampleTable, RowRead, build_table
-from llamahome.distributed.exchange import FlatExchange
+from llamahome.distributed.reducer import FlatReducer
 from llamahome.distributed.world import World
 from llamahome.model.adapter import SavedModel, restore_model, save_model
 from llamahome.model.lora import add_lora
@@ -25,10 +25,10 @@ from llamahome.model.place import place, trained_parameters
 from llamahome.monitoring.progress import QuietProgress
 from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.throughput import PartClock
+from llamahome.training.checkpointing import Checkpointing, SaveAsync
 from llamahome.training.evaluate import Evaluation, evaluate
-from llamahome.training.loop import Limits, Run
 from llamahome.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
-from llamahome.training.saves import SaveBeside, never_beside
+from llamahome.training.run import LoopSettings, Run, Schedule
 from llamahome.training.schedule import Due, learning_rate
 from llamahome.training.stop import StopRequest
 from llamahome.units import parse_interval
@@ -85,8 +85,8 @@ def table_of(examples: Sequence[Example]) -> ExampleTable:
 
 
 @dataclass
-class Plan:
-    """What a test wants of a run."""
+class RunOptions:
+    """What a test requests of a run."""
 
     table: ExampleTable
     folder: Path
@@ -97,19 +97,19 @@ class Plan:
     start: int = 0
     """Position in the data."""
     peak: float = 3e-3
-    log: str = "1 step"
-    evaluate: str = "1000 steps"
-    save: str = "1000 steps"
-    limits: dict[str, Any] = field(default_factory=dict)
+    log_every: str = "1 step"
+    evaluate_every: str = "1000 steps"
+    save_every: str = "1000 steps"
+    settings: dict[str, Any] = field(default_factory=dict)
     objective: Callable[[Microbatch], Tensor] | None = None
-    saves: Callable[[TrainerState], Path] | None = None
-    saves_beside: SaveBeside = never_beside
+    save: Callable[[TrainerState], Path] | None = None
+    save_async: SaveAsync = lambda state: None
     stop: StopRequest = field(default_factory=StopRequest)
-    said: "Said" = field(default_factory=lambda: Said())
+    progress: "KeptWarnings" = field(default_factory=lambda: KeptWarnings())
     evaluations: list[tuple[int, Evaluation]] = field(default_factory=list)
 
 
-class Said(QuietProgress):
+class KeptWarnings(QuietProgress):
     """Keeps the warnings."""
 
     def __init__(self) -> None:
@@ -119,13 +119,12 @@ class Said(QuietProgress):
         self.warnings.append(f"{message}: {consequence}")
 
 
-def make_run(learner: Learner, plan: Plan) -> Run:
+def make_run(learner: Learner, plan: RunOptions) -> Run:
     """All parts of a run; close its loader and recorder, or let `close_run` do it."""
-    planned = Extent(epochs=1, batch_size=plan.batch_size, max_steps=plan.steps).horizon(len(plan.table))
-    positions = Extent(epochs=1, batch_size=plan.batch_size, max_steps=plan.steps).positions(len(plan.table))
+    extent, rows = Extent(epochs=1, batch_size=plan.batch_size, max_steps=plan.steps), len(plan.table)
     held_out = [] if plan.evaluation is None else sequential_microbatches(plan.evaluation, micro_batch_tokens=plan.micro_batch_tokens)
 
-    def look(step: int) -> Evaluation | None:
+    def evaluate_held_out(step: int) -> Evaluation | None:
         if plan.evaluation is None:
             return None
         plan.evaluations.append((step, evaluate(learner.objective.stats, learner.model, held_out, world=ALONE)))
@@ -137,49 +136,46 @@ def make_run(learner: Learner, plan: Plan) -> Run:
         learner.save(folder)
         return folder
 
-    limits = {"max_grad_norm": 1.0, "max_bad_steps": 3, "patience": None, "keeps_best": False, "seed": 7, **plan.limits}
-    due = {name: Due(parse_interval(text), steps_per_epoch=len(plan.table) / plan.batch_size) for name, text in _every(plan)}
+    recorder = Recorder(
+        plan.folder / "metrics",
+        tensorboard_dir=None,
+        is_main=True,
+        resume_step=None,
+        flops_per_token=1.0,
+        peak_flops=None,
+        warn=plan.progress.warnings.append,
+    )
+    clock = PartClock()
+    every = {"log": plan.log_every, "evaluate": plan.evaluate_every, "save": plan.save_every}
+    due = {name: Due(parse_interval(text), steps_per_epoch=rows / plan.batch_size) for name, text in every.items()}
+    settings = {"max_grad_norm": 1.0, "max_bad_steps": 3, "early_stop_patience": None, "save_best": False, "seed": 7, **plan.settings}
     return Run(
         objective=plan.objective or learner.objective.loss_sum,
         optimizer=learner.optimizer,
+        reducer=FlatReducer(ALONE, list(learner.parameters.values())),
         loader=Loader(
             plan.table,
             plain_order(plan.table.num_rows),
             batch_size=plan.batch_size,
             micro_batch_tokens=plan.micro_batch_tokens,
             seed=7,
-            total_positions=positions,
+            total_positions=extent.positions(rows),
             start_position=plan.start,
+            row_names=lambda begin, end: [f"row {position}" for position in range(begin, end)],
         ),
-        rate=lambda step: learning_rate(step, peak=plan.peak, horizon=planned, warmup=1, shape="cosine"),
-        evaluate=look,
-        save=plan.saves or save,
-        save_beside=plan.saves_beside,
-        rows_at=lambda first, last: [f"row {position}" for position in range(first, last)],
-        go_on=lambda: f"llamahome train-resume {plan.folder}",
-        recorder=Recorder(
-            plan.folder / "metrics",
-            tensorboard_dir=None,
-            is_main=True,
-            resume_step=None,
-            flops_per_token=1.0,
-            peak_flops=None,
-            warn=plan.said.warnings.append,
+        schedule=Schedule(
+            horizon=extent.horizon(rows),
+            learning_rate=lambda step: learning_rate(step, peak=plan.peak, horizon=extent.horizon(rows), warmup=1, shape="cosine"),
+            **due,
         ),
-        progress=plan.said,
-        clock=PartClock(),
-        world=ALONE,
-        exchange=FlatExchange(ALONE, list(learner.parameters.values())),
+        settings=LoopSettings(advice_if_diverged=lambda: f"llamahome train-resume {plan.folder}", **settings),
+        evaluate=evaluate_held_out,
+        checkpoints=Checkpointing(plan.save or save, plan.save_async, recorder=recorder, progress=plan.progress, clock=clock),
+        recorder=recorder,
+        progress=plan.progress,
+        clock=clock,
         stop=plan.stop,
-        limits=Limits(horizon=planned, batch_size=plan.batch_size, positions=positions, **limits),
-        log_due=due["log"],
-        evaluate_due=due["evaluate"],
-        save_due=due["save"],
     )
-
-
-def _every(plan: Plan) -> list[tuple[str, str]]:
-    return [("log", plan.log), ("evaluate", plan.evaluate), ("save", plan.save)]
 
 
 def close_run(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""Processes that are killed while they save: python tests/support/saver.py loop|once|sweep|limited FOLDER [...].
+"""A process that is killed while it saves: python tests/support/saver.py loop|announced|once|sweep|limited FOLDER [...].
 
 The content of every checkpoint is a function of its step (tests/support/checkpoints.py).
 """
@@ -22,7 +22,7 @@ _FILE_EVENTS = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shuti
 
 
 def loop(run: RunPaths) -> None:
-    """Save and tidy up without end; a line on stdout once the first one stands."""
+    """Save and apply retention forever; print a line once the first checkpoint is committed."""
     for step in range(1, 1_000_000):
         save_step(run, step, size=20_000)
         apply(run, keep_last=2, keep_best=0, warn=lambda problem: None)
@@ -30,12 +30,20 @@ def loop(run: RunPaths) -> None:
             print("saving", flush=True)
 
 
+def announced(run: RunPaths) -> None:
+    """Save and apply retention forever; print each step after its save has returned."""
+    for step in range(1, 1_000_000):
+        save_step(run, step, size=20_000)
+        print(step, flush=True)
+        apply(run, keep_last=2, keep_best=0, warn=lambda problem: None)
+
+
 def once(run: RunPaths, step: int) -> None:
     save_step(run, step)
 
 
 def sweep(run: RunPaths) -> None:
-    """Kill a save and its tidying up before its 1st, 2nd, 3rd, ... touch of the disk, each in a child; print what was found."""
+    """Kill a save and its retention before the 1st, 2nd, 3rd, ... file operation, each in a child process; print the results."""
     torch.set_num_threads(1)
     points, faults, survivors = 0, [], set()
     while True:
@@ -51,10 +59,10 @@ def sweep(run: RunPaths) -> None:
             apply(run, keep_last=1, keep_best=0, warn=lambda problem: None)
             os._exit(0)
         _, status = os.waitpid(child, 0)
-        told = []
-        saved = load(choose(run, warn=told.append))
+        problems = []
+        saved = load(choose(run, warn=problems.append))
         faults += [f"killed at event {points}: {what}" for what in differences(saved)]
-        faults += [f"killed at event {points}: {problem.render()}" for problem in told]
+        faults += [f"killed at event {points}: {problem.render()}" for problem in problems]
         if saved.state.step < 2:
             faults.append(f"killed at event {points}: fell back to step {saved.state.step}")
         survivors.add(saved.state.step)
@@ -81,7 +89,7 @@ def _die_at_event(number: int, root: Path) -> None:
 
 
 def limited(run: RunPaths, size: int, file_limit: int) -> None:
-    """Save with a limit on the size of a file (0: none); print how it ended."""
+    """Save with a limit on the size of a file (0: none); print the error, if any."""
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     try:
@@ -93,4 +101,6 @@ def limited(run: RunPaths, size: int, file_limit: int) -> None:
 
 if __name__ == "__main__":
     paths = RunPaths(Path(sys.argv[2]), "20260101-000000-brisk-otter")
-    {"loop": loop, "once": once, "sweep": sweep, "limited": limited}[sys.argv[1]](paths, *(int(word) for word in sys.argv[3:]))
+    {"loop": loop, "announced": announced, "once": once, "sweep": sweep, "limited": limited}[sys.argv[1]](
+        paths, *(int(word) for word in sys.argv[3:])
+    )

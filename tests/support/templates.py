@@ -1,6 +1,6 @@
-"""Chat templates that write what well-known model families write, in wording of our own, with small tokenizers of the fitting kind.
+"""Chat templates that render like those of well-known model families, in our own wording, with matching small tokenizers.
 
-Each family says by hand, from pieces, which text a chat must become and which of it is learned: the oracle of the mask tests.
+Each family builds by hand the expected text of a chat and which parts are learned: the reference of the mask tests.
 """
 
 import json
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 Turn = tuple[str, str]
 Pieces = list[tuple[str, bool]]
-"""Stretches of a rendering, and whether each is learned."""
+"""Parts of a rendered chat, and whether each is learned."""
 SAMPLES = (
     *TEXT,
     "[INST] what is it [/INST] it is that\n\n",
@@ -25,7 +25,7 @@ SAMPLES = (
 
 @dataclass(frozen=True)
 class Family:
-    """A template, its tokenizer's special tokens, and its oracle."""
+    """A template, its special tokens, and the function that builds the expected text."""
 
     template: str
     pieces: Callable[[list[Turn]], Pieces]
@@ -36,19 +36,19 @@ class Family:
     plain_added: tuple[str, ...] = ()
     """Added tokens that are not special."""
     swallow: bool = False
-    """Whether special tokens take the white space behind them."""
+    """Whether special tokens strip the white space to their right."""
     system: bool = True
-    """Whether the template writes a system turn."""
+    """Whether the template renders a system turn."""
     merges: bool = False
-    """Whether, if not, a system text belongs before the first question."""
+    """If it does not: whether the system text is put before the first question."""
 
     def tokenizer(self, template: str | None = None) -> PreTrainedTokenizerFast:
         """A tokenizer trained in this session, with the family's template or another one."""
         special = tuple(AddedToken(text, special=True, rstrip=self.swallow, normalized=False) for text in self.special)
-        made = _trained(self.sentencepiece)
-        made.add_special_tokens(list(special))
-        made.add_tokens([AddedToken(text, normalized=False) for text in self.plain_added])
-        wrapped = PreTrainedTokenizerFast(tokenizer_object=made, eos_token=self.eos, bos_token=self.bos, pad_token=self.eos)
+        tokenizer = _trained(self.sentencepiece)
+        tokenizer.add_special_tokens(list(special))
+        tokenizer.add_tokens([AddedToken(text, normalized=False) for text in self.plain_added])
+        wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=self.eos, bos_token=self.bos, pad_token=self.eos)
         wrapped.chat_template = self.template if template is None else template
         return wrapped
 
@@ -69,7 +69,7 @@ def _byte_level() -> str:
 
 @cache
 def _sentencepiece() -> str:
-    """BPE over text whose spaces are marks, with one put before the text, and a token for each byte: as Llama 2 and Mistral have it."""
+    """A BPE tokenizer with a mark for spaces, one mark before the text, and byte fallback, as in Llama 2 and Mistral."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.train_from_iterator(
@@ -134,7 +134,7 @@ def _chatml(turns: list[Turn], default: str | None = None) -> Pieces:
 
 
 def _qwen3(turns: list[Turn]) -> Pieces:
-    """A last answer without thoughts is written with an empty thought, which the model has to write too."""
+    """The last answer without thoughts is rendered with an empty thought, which is learned too."""
     pieces = _chatml(turns[:-1])
     return [
         *pieces,

@@ -1,4 +1,4 @@
-"""A small real tokenizer with a ChatML-like template, trained on a little text in the test session: no download."""
+"""A small tokenizer with a ChatML template, trained on a few sentences without a download."""
 
 from pathlib import Path
 
@@ -40,6 +40,6 @@ def train_tokenizer(*, vocabulary: int = 512, template: str | None = CHATML, add
 
 
 def save_tokenizer(folder: Path, *, vocabulary: int = 512, template: str | None = CHATML, adds_bos: bool = False) -> Path:
-    """The tokenizer as files in `folder`, as a model folder holds them."""
+    """Save the tokenizer into `folder`, as in a model folder."""
     train_tokenizer(vocabulary=vocabulary, template=template, adds_bos=adds_bos).save_pretrained(folder)
     return folder

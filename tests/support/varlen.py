@@ -1,4 +1,4 @@
-"""What stands in for torch's varlen_attn where there is no GPU: the same signature, one masked product per document."""
+"""A substitute for torch's varlen_attn on machines without a GPU: the same signature, one masked product per document."""
 
 import itertools
 import warnings
@@ -36,24 +36,24 @@ def plain_varlen_attn(
     parts = []
     for start, end in itertools.pairwise(bounds):
         assert 0 < end - start <= max_q
-        place = torch.arange(end - start)
-        seen = place[None, :] <= place[:, None]
+        position = torch.arange(end - start)
+        visible = position[None, :] <= position[:, None]
         if window_size[0] >= 0:
-            seen &= place[None, :] >= place[:, None] - window_size[0]
+            visible &= position[None, :] >= position[:, None] - window_size[0]
         assert window_size[1] == 0
         q, k, v = (x[start:end].transpose(0, 1)[None] for x in (query, key, value))
-        found = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=enable_gqa)
-        parts.append(found[0].transpose(0, 1))
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale, enable_gqa=enable_gqa)
+        parts.append(out[0].transpose(0, 1))
     return torch.cat(parts)
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch, *, compiler: str = "aot_eager") -> None:
-    """Use it, also for float32, in this test. `compiler` "aot_eager" traces the same graphs and differentiates them, without C++."""
+def use_plain_varlen(monkeypatch: pytest.MonkeyPatch, *, compiler: str = "aot_eager") -> None:
+    """Use the substitute in this test, also for float32. `compiler` "aot_eager" traces and differentiates the graphs without C++."""
     monkeypatch.setattr(attention, "varlen_attn", plain_varlen_attn)
     monkeypatch.setattr(attention, "VARLEN_TYPES", {torch.float32, torch.bfloat16})
     monkeypatch.setattr(attention, "VARLEN_DEVICES", {"cpu"})
     monkeypatch.setattr(layers, "COMPILER", compiler)
-    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")  # torch hides it, but not where warnings are errors
-    warnings.filterwarnings("ignore", category=DeprecationWarning)  # the compiler uses parts of torch that torch deprecates
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")  # torch hides it, but not if warnings are errors
+    warnings.filterwarnings("ignore", category=DeprecationWarning)  # the compiler uses deprecated parts of torch
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

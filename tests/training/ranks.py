@@ -1,15 +1,15 @@
-"""What the worker processes of test_ranks.py do: steps over this rank's share, some spoilt on one rank, some too large for its memory."""
+"""The worker processes of test_ranks.py: steps over the share of a rank, some not finite on one rank, some too large for its memory."""
 
 import dataclasses
 from pathlib import Path
 
 import torch
 from tests.support.models import FP32, examples_of
-from tests.support.runs import Plan, close_run, make_learner, make_run, table_of
+from tests.support.runs import RunOptions, close_run, make_learner, make_run, table_of
 
 from llamahome.data.steps.batching import divide
 from llamahome.data.steps.loader import make_microbatch
-from llamahome.distributed.exchange import FlatExchange, OverlappedExchange
+from llamahome.distributed.reducer import FlatReducer, OverlappedReducer
 from llamahome.distributed.world import World
 from llamahome.errors import LlamaHomeError
 from llamahome.model.shard import sharded
@@ -17,7 +17,7 @@ from llamahome.monitoring.throughput import PartClock
 from llamahome.training.evaluate import evaluate
 from llamahome.training.loop import train
 from llamahome.training.optimizer import make_optimizer, set_learning_rate
-from llamahome.training.state import first_state
+from llamahome.training.run import first_state
 from llamahome.training.step import train_step
 
 LENGTHS = (31, 18, 18, 9, 40, 2, 1, 13)
@@ -29,32 +29,32 @@ def share_of(examples, rank: int, size: int):
 
 
 def three_steps(world: World, payload):
-    """Of which the second is spoilt on the last rank."""
-    learner, told = make_learner(Path(payload["base"]), payload["method"], weight_decay=0.1), []
+    """Three steps; the second is not finite on the last rank."""
+    learner, steps = make_learner(Path(payload["base"]), payload["method"], weight_decay=0.1), []
     set_learning_rate(learner.optimizer, 1e-3)
     for number, lengths in enumerate([LENGTHS, LENGTHS, (25,)]):  # the last batch is one example: a rank has nothing to do
         examples = examples_of(lengths, seed=number)
         mine = share_of(examples, world.rank, world.size)
-        spoil = float("nan") if number == 1 and world.rank == world.size - 1 else 1.0
+        factor = float("nan") if number == 1 and world.rank == world.size - 1 else 1.0
         result = train_step(
-            lambda batch, spoil=spoil: learner.objective.loss_sum(batch) * spoil,
+            lambda batch, factor=factor: learner.objective.loss_sum(batch) * factor,
             learner.optimizer,
             mine,
             num_targets=sum(int(example.targets.sum()) for example in examples),
-            seeds=[0] * len(mine),
+            seed=0,
             max_grad_norm=0.5,
-            exchange=FlatExchange(world, list(learner.parameters.values())),
+            reducer=FlatReducer(world, list(learner.parameters.values())),
             clock=PartClock(),
         )
-        told.append([float(result.loss), float(result.grad_norm), float(result.refused)])
+        steps.append([float(result.loss), float(result.grad_norm), float(result.refused)])
     found = evaluate(learner.objective.stats, learner.model, share_of(examples_of(LENGTHS), world.rank, world.size), world=world)
-    return {"steps": told, "weights": flat_weights(learner), "evaluation": [found.loss, found.accuracy, found.targets]}
+    return {"steps": steps, "weights": flat_weights(learner), "evaluation": [found.loss, found.accuracy, found.targets]}
 
 
 def short_of_memory(world: World, payload):
     """Five steps through the loop; a pass of more than `room` tokens does not fit into the memory of process `rank`.
 
-    Returns what this process learned and said, or the error that ended it.
+    Returns the weights and warnings of this rank, or the error that ended it.
     """
     learner = make_learner(Path(payload["base"]), payload["method"])
     placement, parameters = payload["strategy"], list(learner.parameters.values())
@@ -64,20 +64,20 @@ def short_of_memory(world: World, payload):
         learner.parameters, exchange = placed.parameters, placed.exchange
         learner.optimizer = make_optimizer("adamw", learner.parameters, weight_decay=0.0)
     else:
-        exchange = FlatExchange(world, parameters) if placement == "flat" else OverlappedExchange(world, parameters, bucket_bytes=10_000)
+        exchange = FlatReducer(world, parameters) if placement == "flat" else OverlappedReducer(world, parameters, bucket_bytes=10_000)
     shortage = Shortage(learner, room=payload["room"] if world.rank == payload["rank"] else 10**6, within=payload["within"])
     folder = Path(payload["folder"]) / f"{placement}-{world.rank}"
-    plan = Plan(table_of(examples_of(LENGTHS, seed=1)), folder, steps=5, objective=shortage.loss_sum, saves=lambda state: folder)
+    plan = RunOptions(table_of(examples_of(LENGTHS, seed=1)), folder, steps=5, objective=shortage.loss_sum, save=lambda state: folder)
     run = make_run(learner, plan)
     loader = dataclasses.replace(run.loader, rank=world.rank, world_size=world.size, equal_passes=placement == "shard")
-    run = dataclasses.replace(run, world=world, exchange=exchange, loader=loader)
+    run = dataclasses.replace(run, reducer=exchange, loader=loader)
     try:
         state = train(run, first_state(60)).state
     except LlamaHomeError as error:
         return {"error": str(error)}
     finally:
         close_run(run)
-    return {"weights": flat_weights(learner), "budget": state.micro_batch_tokens, "step": state.step, "warnings": plan.said.warnings}
+    return {"weights": flat_weights(learner), "budget": state.micro_batch_tokens, "step": state.step, "warnings": plan.progress.warnings}
 
 
 def flat_weights(learner) -> list[float]:

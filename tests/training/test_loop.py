@@ -1,4 +1,4 @@
-"""The loop does the planned steps, obeys what it is asked, and is not moved by who looks at it."""
+"""The loop does the planned steps, obeys requests, and gives the same weights however often it logs, evaluates or saves."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ from types import MappingProxyType
 import pytest
 import torch
 from tests.support.models import examples_of, save_tiny
-from tests.support.runs import Learner, Method, Plan, close_run, make_learner, make_run, table_of
+from tests.support.runs import Learner, Method, RunOptions, close_run, make_learner, make_run, table_of
 from torch import Tensor
 
 from llamahome.data.records import Microbatch
@@ -17,11 +17,11 @@ from llamahome.errors import CheckpointError, Diverged, OutOfMemory, Problem
 from llamahome.monitoring.recorder import Recorder, Window
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.evaluate import Evaluation
-from llamahome.training.loop import Outcome, train
+from llamahome.training.loop import train
 from llamahome.training.optimizer import set_learning_rate
+from llamahome.training.run import Outcome, first_state
 from llamahome.training.schedule import learning_rate
-from llamahome.training.state import first_state
-from llamahome.training.step import dropout_seed, train_step
+from llamahome.training.step import step_seed, train_step
 
 ROWS = table_of(examples_of([9, 25, 14, 3, 30, 7, 18, 11, 22, 6], seed=1))
 HELD_OUT = table_of(examples_of([12, 20, 5], seed=2))
@@ -32,7 +32,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("llama"), "llama")
 
 
-def run(learner: Learner, plan: Plan) -> Outcome:
+def run(learner: Learner, plan: RunOptions) -> Outcome:
     made = make_run(learner, plan)
     try:
         return train(made, first_state(plan.micro_batch_tokens))
@@ -40,11 +40,11 @@ def run(learner: Learner, plan: Plan) -> Outcome:
         close_run(made)
 
 
-def plan_in(folder: Path, **changes) -> Plan:
-    return Plan(ROWS, folder, **changes)
+def plan_in(folder: Path, **changes) -> RunOptions:
+    return RunOptions(ROWS, folder, **changes)
 
 
-def lines(plan: Plan, name: str) -> list[dict]:
+def lines(plan: RunOptions, name: str) -> list[dict]:
     path = plan.folder / "metrics" / name
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -72,7 +72,8 @@ def test_the_loop_is_one_step_after_the_other_with_the_rate_and_the_seeds_of_eac
     run(learner, plan)
     by_hand, rates = make_learner(llama, "lora", dropout=0.4), []
     made = make_run(by_hand, plan_in(tmp_path / "parts"))
-    for number, microbatches in enumerate(made.loader):
+    for number, batch in enumerate(made.loader):
+        microbatches = batch.microbatches
         rates.append(learning_rate(number, peak=plan.peak, horizon=6, warmup=1, shape="cosine"))
         set_learning_rate(by_hand.optimizer, rates[-1])
         train_step(
@@ -80,9 +81,9 @@ def test_the_loop_is_one_step_after_the_other_with_the_rate_and_the_seeds_of_eac
             by_hand.optimizer,
             microbatches,
             num_targets=sum(each.num_targets for each in microbatches),
-            seeds=[dropout_seed(7, number, each.index) for each in microbatches],
+            seed=step_seed(7, number),
             max_grad_norm=1.0,
-            exchange=made.exchange,
+            reducer=made.reducer,
             clock=PartClock(),
         )
     close_run(made)
@@ -94,10 +95,9 @@ def test_the_loop_is_one_step_after_the_other_with_the_rate_and_the_seeds_of_eac
 def test_looking_saving_and_logging_more_often_changes_no_bit(llama: Path, tmp_path: Path, method: Method) -> None:
     lora = {"dropout": 0.3} if method == "lora" else {}
     found = []
-    for number, often in enumerate(
-        [{}, {"evaluate": "1 step", "save": "2 steps", "log": "3 steps"}, {"evaluate": "2 steps", "save": "1 step"}]
-    ):
-        learner, plan = make_learner(llama, method, **lora), plan_in(tmp_path / str(number), evaluation=HELD_OUT, **often)
+    often = {"evaluate_every": "1 step", "save_every": "2 steps", "log_every": "3 steps"}
+    for number, changes in enumerate([{}, often, {"evaluate_every": "2 steps", "save_every": "1 step"}]):
+        learner, plan = make_learner(llama, method, **lora), plan_in(tmp_path / str(number), evaluation=HELD_OUT, **changes)
         run(learner, plan)
         found.append((learner.weights(), plan))
     assert same(found[0][0], found[1][0]) and same(found[0][0], found[2][0])
@@ -121,13 +121,13 @@ def bad_at(learner: Learner, *steps: int) -> Callable[[Microbatch], Tensor]:
 
 def test_bad_steps_are_refused_counted_and_written_down_with_their_rows(llama: Path, tmp_path: Path) -> None:
     learner = make_learner(llama, "lora")
-    plan = plan_in(tmp_path, steps=6, objective=bad_at(learner, 2, 3, 5), log="4 steps")
+    plan = plan_in(tmp_path, steps=6, objective=bad_at(learner, 2, 3, 5), log_every="4 steps")
     outcome = run(learner, plan)
     assert outcome.reason == "finished" and outcome.state.step == 6 and outcome.state.bad_steps == 3
     events = [event for event in lines(plan, "events.jsonl") if event["kind"] == "bad-step"]
     assert [event["step"] for event in events] == [2, 3, 5]
     assert events[0]["rows"] == ["row 4", "row 5", "row 6", "row 7"]
-    assert [text for text in plan.said.warnings if "not finite" in text and "not applied" in text] == plan.said.warnings != []
+    assert [text for text in plan.progress.warnings if "not finite" in text and "not applied" in text] == plan.progress.warnings != []
 
 
 class Behind(Recorder):
@@ -147,10 +147,10 @@ def test_what_a_device_has_not_computed_yet_is_read_one_step_late_and_all_of_it_
     found = {}
     for name, seen in written.items():
         learner = make_learner(llama, "lora")
-        plan = plan_in(tmp_path / name, steps=7, evaluation=HELD_OUT, evaluate="4 steps")
+        plan = plan_in(tmp_path / name, steps=7, evaluation=HELD_OUT, evaluate_every="4 steps")
         bad = bad_at(learner, 3)
 
-        def objective(batch: Microbatch, plan: Plan = plan, seen: list[int] = seen, bad: Callable = bad) -> Tensor:
+        def objective(batch: Microbatch, plan: RunOptions = plan, seen: list[int] = seen, bad: Callable = bad) -> Tensor:
             if batch.index == 0:
                 seen.append(len(lines(plan, "metrics.jsonl")))
             return bad(batch)
@@ -185,7 +185,7 @@ def test_the_rows_of_a_bad_step_are_its_own_after_a_resume_with_another_batch_si
 def test_too_many_bad_steps_in_a_row_end_the_run_however_often_it_is_logged(llama: Path, tmp_path: Path, log: str) -> None:
     """Also when good steps follow before anybody looks."""
     learner = make_learner(llama, "lora")
-    plan = plan_in(tmp_path, steps=8, objective=bad_at(learner, 2, 4, 5, 6), log=log)
+    plan = plan_in(tmp_path, steps=8, objective=bad_at(learner, 2, 4, 5, 6), log_every=log)
     with pytest.raises(Diverged) as error:
         run(learner, plan)
     (problem,) = error.value.problems
@@ -213,7 +213,7 @@ def test_a_step_that_does_not_fit_into_memory_is_done_again_in_smaller_passes(ll
     for name, weight in learner.weights().items():
         torch.testing.assert_close(tight.weights()[name], weight, rtol=1e-3, atol=1e-5)
     budgets = [event["micro_batch_tokens"] for event in lines(scarce, "events.jsonl") if event["kind"] == "out-of-memory"]
-    assert budgets == sorted(set(budgets), reverse=True) and len(scarce.said.warnings) == len(budgets)
+    assert budgets == sorted(set(budgets), reverse=True) and len(scarce.progress.warnings) == len(budgets)
     assert outcome.state.micro_batch_tokens == ([60, *budgets])[-1] and bool(budgets) == (room < 60)
 
 
@@ -251,7 +251,7 @@ def test_a_request_to_stop_ends_the_run_after_its_step_with_a_checkpoint(llama: 
 
 def test_no_gain_for_so_many_evaluations_ends_the_run(llama: Path, tmp_path: Path) -> None:
     learner = make_learner(llama, "lora")
-    plan = plan_in(tmp_path, steps=10, evaluate="1 step", limits={"patience": 2, "keeps_best": True})
+    plan = plan_in(tmp_path, steps=10, evaluate_every="1 step", settings={"early_stop_patience": 2, "save_best": True})
     made = make_run(learner, plan)
     losses = {1: 3.0, 2: 2.0, 3: 2.0, 4: 2.5, 5: 1.0}
     outcome = train(dataclasses.replace(made, evaluate=lambda step: Evaluation(losses[step], 0.0, 1)), first_state(60))
@@ -261,7 +261,7 @@ def test_no_gain_for_so_many_evaluations_ends_the_run(llama: Path, tmp_path: Pat
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2", "checkpoint-4"}
 
 
-def failing(plan: Plan, *steps: int) -> Callable:
+def failing(plan: RunOptions, *steps: int) -> Callable:
     def save(state):
         if state.step in steps:
             raise CheckpointError(Problem(code="checkpoint.not-written", message="the disk is full"))
@@ -271,28 +271,28 @@ def failing(plan: Plan, *steps: int) -> Callable:
 
 
 def test_a_save_that_fails_is_told_and_training_goes_on(llama: Path, tmp_path: Path) -> None:
-    plan = plan_in(tmp_path, save="1 step")
-    plan.saves = failing(plan, 2)
+    plan = plan_in(tmp_path, save_every="1 step")
+    plan.save = failing(plan, 2)
     outcome = run(make_learner(llama, "lora"), plan)
-    assert outcome.reason == "finished" and any("the disk is full: training goes on" in text for text in plan.said.warnings)
+    assert outcome.reason == "finished" and any("the disk is full: training goes on" in text for text in plan.progress.warnings)
     assert [event["step"] for event in lines(plan, "events.jsonl") if event["kind"] == "save-failed"] == [2]
 
 
 def test_a_last_save_that_fails_is_an_error(llama: Path, tmp_path: Path) -> None:
     plan = plan_in(tmp_path)
-    plan.saves = failing(plan, 6)
+    plan.save = failing(plan, 6)
     with pytest.raises(CheckpointError):
         run(make_learner(llama, "lora"), plan)
 
 
 def test_what_is_on_disk_at_a_save_covers_all_its_steps(llama: Path, tmp_path: Path) -> None:
     """A resumed run does not repeat them, so they must have been written."""
-    plan, written = plan_in(tmp_path, save="3 steps", log="100 steps"), {}
+    plan, written = plan_in(tmp_path, save_every="3 steps", log_every="100 steps"), {}
 
     def save(state):
         written[state.step] = [line["step"] for line in lines(plan, "metrics.jsonl")]
         return tmp_path
 
-    plan.saves = save
+    plan.save = save
     run(make_learner(llama, "lora"), plan)
     assert written == {3: [1, 3], 6: [1, 3, 6]}

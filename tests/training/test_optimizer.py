@@ -1,23 +1,10 @@
-"""The rule for the learning rate in numbers, and which weights decay."""
+"""Which weights decay, and that the rate is set for all."""
 
 import pytest
 import torch
 from torch import nn
 
-from llamahome.training.optimizer import auto_learning_rate, make_optimizer, set_learning_rate
-
-
-@pytest.mark.parametrize(
-    ("size", "expected"), [(576, 1.3e-3), (960, 8.9e-4), (2048, 4.9e-4), (3072, 3.6e-4), (4096, 2.9e-4), (8192, 1.7e-4)]
-)
-def test_the_rule_in_numbers(size: int, expected: float) -> None:
-    assert auto_learning_rate("lora", size) == expected
-    assert auto_learning_rate("full", size) == pytest.approx(expected / 10, rel=0.05)
-
-
-def test_wider_models_never_get_a_higher_rate() -> None:
-    rates = [auto_learning_rate("full", size) for size in range(64, 20_000, 64)]
-    assert rates == sorted(rates, reverse=True)
+from llamahome.training.optimizer import make_optimizer, set_learning_rate
 
 
 def test_matrices_decay_and_vectors_do_not_and_the_rate_is_set_for_all() -> None:

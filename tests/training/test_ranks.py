@@ -1,4 +1,4 @@
-"""A step over two processes is that of one; what is not finite, or too large for the memory, on one of them is so for both."""
+"""A step over two ranks equals that of one; a loss that is not finite, or memory that runs out, on one rank counts for both."""
 
 from pathlib import Path
 
@@ -32,9 +32,9 @@ def test_when_memory_runs_out_on_one_process_all_do_the_step_again(
     tmp_path: Path, strategy: str, method: str, within: str, room: int
 ) -> None:
     payload = {"base": str(save_tiny(tmp_path, "llama")), "folder": str(tmp_path), "strategy": strategy, "method": method}
-    told = [{"within": within, "rank": 1, "room": each} for each in (10**6, room)]
+    cases = [{"within": within, "rank": 1, "room": each} for each in (10**6, room)]
     (roomy, _), (first, second) = (
-        run_workers("tests/training/ranks.py:short_of_memory", 2, {**payload, **each}, timeout=120) for each in told
+        run_workers("tests/training/ranks.py:short_of_memory", 2, {**payload, **each}, timeout=120) for each in cases
     )
     assert first == second, "the processes have drifted apart"
     assert roomy["warnings"] == [] and roomy["budget"] == 60 and roomy["step"] == first["step"] == 5

@@ -6,7 +6,7 @@ from tests.support.runs import ALONE
 
 from llamahome.distributed.world import World
 from llamahome.errors import Diverged, OutOfMemory
-from llamahome.training.recovery import BadSteps, exhausted, give_back_memory, smaller_budget, update_does_not_fit
+from llamahome.training.recovery import BadSteps, free_cached_memory, is_out_of_memory, smaller_budget, update_does_not_fit
 
 
 def too_much() -> None:
@@ -29,24 +29,24 @@ def test_an_accelerator_gives_its_spare_blocks_back_before_a_step_is_done_again(
     given: list[int] = []
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: given.append(1))
-    give_back_memory()
+    free_cached_memory()
     assert given == [1]
 
 
 TROUBLES = pytest.mark.parametrize("trouble", [too_much, of_python, of_a_gpu, on_windows])
 
 
-def told_by(trouble) -> str:
+def message_of(trouble) -> str:
     try:
         trouble()
     except (MemoryError, RuntimeError) as error:
-        assert exhausted(error)
+        assert is_out_of_memory(error)
         return str(error)
     raise AssertionError("there was no trouble")
 
 
-def budget_after(told: str, lengths, *, budget: int = 2048, others_wait: bool = False) -> int:
-    return smaller_budget(told, budget, lengths, world=ALONE, others_wait=others_wait).micro_batch_tokens
+def budget_after(message: str, lengths, *, budget: int = 2048, others_wait: bool = False) -> int:
+    return smaller_budget(message, budget, lengths, world=ALONE, others_wait=others_wait).micro_batch_tokens
 
 
 def test_after_running_out_of_memory_a_step_is_cut_into_halves() -> None:
@@ -59,7 +59,7 @@ def test_after_running_out_of_memory_a_step_is_cut_into_halves() -> None:
 @pytest.mark.parametrize(("lengths", "wait", "smaller"), [([(900,), (40,)], False, "data.max_length=450"), ([(600, 500)], True, "=550")])
 def test_what_cannot_be_halved_here_says_what_mends_it(trouble, lengths, wait: bool, smaller: str) -> None:
     with pytest.raises(OutOfMemory) as error:
-        budget_after(told_by(trouble) or "no more memory", lengths, others_wait=wait)
+        budget_after(message_of(trouble) or "no more memory", lengths, others_wait=wait)
     (problem,) = error.value.problems
     assert error.value.exit_status == 5 and problem.code == "training.out-of-memory"
     assert "tokens does not fit" in problem.message and "\n" not in problem.message
@@ -77,7 +77,7 @@ def test_memory_that_runs_out_after_the_passes_says_what_takes_less(trouble) -> 
 
 
 def test_other_errors_are_no_lack_of_memory() -> None:
-    assert not exhausted(RuntimeError("shape mismatch")) and not exhausted(OSError("no space left on device"))
+    assert not is_out_of_memory(RuntimeError("shape mismatch")) and not is_out_of_memory(OSError("no space left on device"))
 
 
 def note(bad: BadSteps, flags: str, first: int = 1) -> None:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.support.models import examples_of, save_tiny
-from tests.support.runs import Learner, Method, Plan, close_run, make_learner, make_run, table_of
+from tests.support.runs import Learner, Method, RunOptions, close_run, make_learner, make_run, table_of
 
 from llamahome.training.loop import train
 from llamahome.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
-from llamahome.training.state import first_state
+from llamahome.training.run import first_state
 
 ROWS = table_of(examples_of([9, 25, 14, 3, 30, 7, 18, 11, 22, 6], seed=1))
 STEPS = 7
@@ -30,7 +30,7 @@ def everything(learner: Learner) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("cut_at", [1, 4])
 def test_a_resumed_run_is_the_uninterrupted_run(llama: Path, tmp_path: Path, method: Method, settings: dict, cut_at: int) -> None:
     straight = make_learner(llama, method, weight_decay=0.1, **settings)
-    run = make_run(straight, Plan(ROWS, tmp_path / "straight", steps=STEPS, save=f"{cut_at} steps"))
+    run = make_run(straight, RunOptions(ROWS, tmp_path / "straight", steps=STEPS, save_every=f"{cut_at} steps"))
     expected_state = train(run, first_state(60)).state
     close_run(run)
 
@@ -39,7 +39,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(llama: Path, tmp_path: Path, met
     again.restore(tmp_path / f"straight/checkpoint-{cut_at}")
     state = first_state(60)
     state = type(state)(**{**vars(state), "step": cut_at, "consumed": 4 * cut_at})
-    run = make_run(again, Plan(ROWS, tmp_path / "again", steps=STEPS, start=state.consumed))
+    run = make_run(again, RunOptions(ROWS, tmp_path / "again", steps=STEPS, start=state.consumed))
     state = train(run, state).state
     close_run(run)
 
@@ -52,7 +52,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(llama: Path, tmp_path: Path, met
 def test_state_is_named_after_weights_and_holds_float32_tensors_alone(llama: Path, tmp_path: Path) -> None:
     learner = make_learner(llama, "lora")
     assert optimizer_tensors(learner.optimizer, learner.parameters) == {}
-    run = make_run(learner, Plan(ROWS, tmp_path, steps=1))
+    run = make_run(learner, RunOptions(ROWS, tmp_path, steps=1))
     train(run, first_state(60))
     close_run(run)
     saved = load_file(tmp_path / "checkpoint-1/optimizer.safetensors")
@@ -70,7 +70,7 @@ def test_state_of_a_weight_that_is_missing_is_named(llama: Path) -> None:
 
 
 def test_what_is_restored_is_a_copy_where_a_first_step_would_have_put_it() -> None:
-    """The fused update wants the count of steps beside the weight; a meta tensor is the one other device that every machine has."""
+    """The fused update needs the count of steps on the device of the weight; meta is the one other device that every machine has."""
     weight = torch.nn.Parameter(torch.zeros(3, device="meta"))
     optimizer = torch.optim.AdamW([weight], fused=False)
     saved = {"w.step": torch.tensor(4.0), "w.exp_avg": torch.ones(3), "w.exp_avg_sq": torch.ones(3)}

@@ -1,18 +1,21 @@
-"""The learning rate and what is due are functions of the step: tables, borders, and no rounding that moves them."""
+"""The learning rate and what is due are functions of the step, also after a run was extended: no jump up, zero at the end."""
 
 import itertools
+import json
 import math
+from dataclasses import asdict, replace
 from fractions import Fraction
-from typing import Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamahome.training.schedule import Due, learning_rate, plan_evaluations, warmup_steps
+from llamahome.training.schedule import Curve, Due, learning_rate, planned_curve, resumed_curve, warmup_steps
 from llamahome.units import Interval, parse_interval
 
 SHAPES = ("cosine", "linear", "constant")
+ANY_SHAPE = st.sampled_from(["cosine", "linear", "constant"])
+FALLING = st.sampled_from(["cosine", "linear"])
 
 
 @pytest.mark.parametrize(
@@ -75,73 +78,68 @@ def test_seconds_are_due_by_the_clock_and_count_from_the_last_time() -> None:
     assert seen == [False, False, True, False, False, True, False, False, True]
 
 
-def times_of(every: Interval, horizon: int, steps_per_epoch: float) -> int:
-    """How often a run evaluates, counted as the loop does: before, whenever it is due and another step follows, at the end."""
-    due = Due(every, steps_per_epoch=steps_per_epoch)
-    return 2 + sum(due.after(step) for step in range(1, horizon))
+@settings(deadline=None, max_examples=60)
+@given(ANY_SHAPE, st.integers(1, 200), st.floats(0, 0.9), st.floats(1e-6, 1.0))
+def test_a_planned_curve_is_the_schedule_to_the_bit(shape: str, horizon: int, warmup: float, peak: float) -> None:
+    curve, steps = planned_curve(peak=peak, horizon=horizon, warmup=warmup, shape=shape), warmup_steps(warmup, horizon)
+    assert [curve.rate(step) for step in range(horizon)] == [
+        learning_rate(step, peak=peak, horizon=horizon, warmup=steps, shape=shape) for step in range(horizon)
+    ]
 
 
-intervals = st.one_of(
-    st.none(),
-    st.builds(Interval, st.integers(1, 3000).map(float), st.just("steps")),
-    st.builds(Interval, st.floats(0.1, 3), st.just("epochs")),
-)
-
-
-@settings(deadline=None, max_examples=150)
-@given(
-    row_tokens=st.lists(st.integers(1, 2000), max_size=200),
-    work=st.floats(0, 1e8),
-    answers=st.sampled_from([0.0, 6400.0]),
-    horizon=st.integers(1, 2000),
-    steps_per_epoch=st.floats(1, 500),
-    rows=st.one_of(st.just("auto"), st.integers(1, 300)),
-    every=intervals,
-)
-def test_all_evaluations_take_a_tenth_of_the_work_or_are_the_fewest_there_can_be(
-    row_tokens: list[int],
-    work: float,
-    answers: float,
-    horizon: int,
-    steps_per_epoch: float,
-    rows: int | Literal["auto"],
-    every: Interval | None,
+@settings(deadline=None, max_examples=100)
+@given(FALLING, st.integers(2, 100), st.integers(1, 100), st.floats(0, 0.5), st.data())
+def test_what_is_kept_never_rises_after_the_warm_up_and_ends_at_zero(
+    shape: str, horizon: int, more: int, warmup: float, data: st.DataObject
 ) -> None:
-    given = {"work": work, "answers": answers, "horizon": horizon, "steps_per_epoch": steps_per_epoch, "rows": rows, "every": every}
-    found = plan_evaluations(row_tokens, **given)
-    times, every_step = times_of(found.every, horizon, steps_per_epoch), horizon + 1
-    cost = times * (sum(row_tokens[: found.rows]) + answers)
-    assert found.share == pytest.approx(cost / max(1.0, work), rel=1e-9)
-    fewest_rows = found.rows <= 16 if rows == "auto" else found.rows == min(rows, len(row_tokens))
-    fewest_times = times == 2 if every is None else found.every == every
-    assert cost <= 0.1 * work * (1 + 1e-9) or (fewest_rows and fewest_times)
-    assert min(16, len(row_tokens)) <= found.rows <= len(row_tokens) or rows != "auto"
-    assert times <= 12 or every is not None
-    assert times <= every_step
+    old = planned_curve(peak=1.0, horizon=horizon, warmup=warmup, shape=shape)
+    step = data.draw(st.integers(1, horizon))
+    new = resumed_curve(old, planned_curve(peak=1.0, horizon=horizon + more, warmup=warmup, shape=shape), step, on_extend="keep")
+    rates = [old.rate(number) for number in range(step)] + [new.rate(number) for number in range(step, horizon + more)]
+    rise = rates[: old.warmup]
+    assert rise == [old.rate(number) for number in range(old.warmup)], "a warm-up is finished as it was begun"
+    assert rates[old.warmup :] == sorted(rates[old.warmup :], reverse=True) and rates[-1] > 0
+    assert new.rate(horizon + more) == pytest.approx(0, abs=1e-12)
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.integers(1, 2000), min_size=20, max_size=200), st.floats(1e3, 1e8), st.floats(1, 10), st.integers(1, 500))
-def test_a_longer_run_evaluates_no_fewer_rows(row_tokens: list[int], work: float, longer: float, horizon: int) -> None:
-    given = {"answers": 0.0, "horizon": horizon, "steps_per_epoch": 10.0, "rows": "auto", "every": None}
-    assert plan_evaluations(row_tokens, work=work, **given).rows <= plan_evaluations(row_tokens, work=work * longer, **given).rows
+@given(FALLING, st.integers(4, 60), st.lists(st.integers(1, 40), min_size=1, max_size=4), st.data())
+def test_a_second_resume_and_an_older_checkpoint_follow_the_same_curve(
+    shape: str, horizon: int, extensions: list[int], data: st.DataObject
+) -> None:
+    curve, step = planned_curve(peak=0.3, horizon=horizon, warmup=2, shape=shape), 0
+    for more in extensions:
+        step = data.draw(st.integers(step + 1, curve.horizon - 1)) if step + 1 < curve.horizon else step
+        horizon += more
+        fresh = planned_curve(peak=0.3, horizon=horizon, warmup=2, shape=shape)
+        curve = resumed_curve(curve, fresh, step, on_extend="keep")
+        saved = Curve(**json.loads(json.dumps(asdict(curve))))
+        assert all(resumed_curve(saved, fresh, later, on_extend="keep") == curve for later in range(step, horizon))
 
 
-@pytest.mark.parametrize(
-    ("work", "rows", "every", "share"),
-    [
-        (1e7, 1000, "12 steps", 0.1),  # ten times 100,000 tokens
-        (4e6, 1000, "34 steps", 0.1),  # four times 100,000
-        (1e6, 250, "34 steps", 0.1),
-        (6e4, 16, "50 steps", 0.08),  # 16 rows are 1,600 tokens, three times
-        (1e4, 16, "100 steps", 0.32),  # before and at the end
-    ],
-)
-def test_evaluations_in_numbers(work: float, rows: int, every: str, share: float) -> None:
-    found = plan_evaluations([100] * 1000, work=work, answers=0.0, horizon=100, steps_per_epoch=10, rows="auto", every=None)
-    assert (found.rows, str(found.every)) == (rows, every) and found.share == pytest.approx(share)
+def test_a_constant_rate_and_a_smaller_horizon_are_kept_too() -> None:
+    constant = planned_curve(peak=0.1, horizon=10, warmup=0, shape="constant")
+    assert resumed_curve(constant, replace(constant, horizon=20), 10, on_extend="keep").rate(15) == 0.1
+    cosine = planned_curve(peak=0.1, horizon=100, warmup=0, shape="cosine")
+    shorter = resumed_curve(cosine, replace(cosine, horizon=50), 40, on_extend="keep")
+    assert cosine.rate(39) > shorter.rate(40) > shorter.rate(49) and shorter.rate(50) == pytest.approx(0, abs=1e-12)
 
 
-def test_nothing_held_out_is_evaluated_never() -> None:
-    found = plan_evaluations([], work=1e6, answers=0.0, horizon=100, steps_per_epoch=10, rows="auto", every=None)
-    assert found.rows == 0 and found.share == 0
+def test_another_peak_scales_every_rate_to_come() -> None:
+    old = planned_curve(peak=0.1, horizon=10, warmup=2, shape="cosine")
+    new = resumed_curve(old, replace(old, peak=0.01, horizon=20), 5, on_extend="keep")
+    same = resumed_curve(old, replace(old, horizon=20), 5, on_extend="keep")
+    assert [new.rate(step) for step in range(5, 20)] == pytest.approx([same.rate(step) / 10 for step in range(5, 20)])
+
+
+def test_a_longer_warm_up_is_obeyed_until_the_warm_up_is_over() -> None:
+    old = planned_curve(peak=1.0, horizon=100, warmup=10, shape="linear")
+    new = replace(old, warmup=20, begin=20)
+    assert resumed_curve(old, new, 5, on_extend="keep", warmup_changed=True).rate(14) == 0.75
+    assert resumed_curve(old, new, 30, on_extend="keep", warmup_changed=True) == old
+
+
+def test_replan_is_the_curve_of_a_run_planned_to_the_new_end() -> None:
+    old, new = (planned_curve(peak=0.1, horizon=horizon, warmup=0.03, shape="cosine") for horizon in (10, 40))
+    kept = resumed_curve(old, new, 10, on_extend="keep")
+    assert resumed_curve(old, new, 10, on_extend="replan") == resumed_curve(kept, new, 15, on_extend="replan") == new != kept

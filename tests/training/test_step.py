@@ -1,4 +1,4 @@
-"""One step is one plain PyTorch step over the whole batch, however it is cut; what is not finite changes nothing."""
+"""A step equals a plain PyTorch step over the whole batch, however it is split; a loss or gradient that is not finite changes nothing."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +17,11 @@ from transformers import AutoModelForCausalLM
 from llamahome.data.records import Example, Microbatch
 from llamahome.data.steps.batching import divide
 from llamahome.data.steps.loader import make_microbatch
-from llamahome.distributed.exchange import FlatExchange
+from llamahome.distributed.reducer import FlatReducer
 from llamahome.model.lora import quiet_peft
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.optimizer import set_learning_rate
-from llamahome.training.step import StepResult, dropout_seed, train_step
+from llamahome.training.step import StepResult, microbatch_seed, step_seed, train_step
 
 LENGTHS = (31, 18, 18, 9, 40, 2, 1, 13)
 METHODS = ("lora", "full")
@@ -41,9 +41,9 @@ def step(learner: Learner, microbatches: list[Microbatch], *, rate: float = 1e-3
     set_learning_rate(learner.optimizer, rate)
     given = {
         "num_targets": sum(each.num_targets for each in microbatches),
-        "seeds": [dropout_seed(0, 0, each.index) for each in microbatches],
+        "seed": step_seed(0, 0),
         "max_grad_norm": clip,
-        "exchange": FlatExchange(ALONE, list(learner.parameters.values())),
+        "reducer": FlatReducer(ALONE, list(learner.parameters.values())),
         "clock": PartClock(),
     }
     return train_step(changes.pop("objective", learner.objective.loss_sum), learner.optimizer, microbatches, **{**given, **changes})
@@ -84,14 +84,14 @@ def test_any_cut_into_micro_batches_gives_the_same_step(llama: Path, method: Met
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=8), budget=st.integers(1, 90), seed=st.integers(0, 5))
 def test_any_batch_in_any_cut_has_the_loss_of_all_its_targets(llama: Path, lengths: list[int], budget: int, seed: int) -> None:
     examples = [*examples_of(lengths, seed=seed), *examples_of([6])]
-    whole, pieces = (step(make_learner(llama, "lora"), cut(examples, tokens)).loss for tokens in (10_000, budget))
-    assert abs(whole - pieces) <= 1e-6 * whole
+    unsplit, split = (step(make_learner(llama, "lora"), cut(examples, tokens)).loss for tokens in (10_000, budget))
+    assert abs(unsplit - split) <= 1e-6 * unsplit
 
 
 def plain_steps(
     folder: Path, method: Method, batches: list[list[Example]], *, rate: float, clip: float | None, decay: float
 ) -> list[Tensor]:
-    """The same steps as anybody would write them: whole logits, one example at a time, PEFT's own layers, AdamW as it comes."""
+    """The same steps in plain PyTorch: all logits, one example at a time, PEFT's own layers, the default AdamW."""
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
     if method == "lora":
         torch.manual_seed(0)
@@ -103,7 +103,7 @@ def plain_steps(
         {"params": [parameter for _, parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=rate, fused=False, foreach=False)
-    told = []
+    results = []
     for examples in batches:
         targets = sum(int(example.targets.sum()) for example in examples)
         loss = sum(plain_loss(model, example) for example in examples if example.targets.any()) / targets
@@ -112,8 +112,8 @@ def plain_steps(
         norm = torch.nn.utils.clip_grad_norm_(parameters, clip if clip is not None else float("inf"))
         optimizer.step()
         optimizer.zero_grad()
-        told += [loss.detach(), norm]
-    return [*told, torch.cat([parameter.detach().flatten() for _, parameter in trained])]
+        results += [loss.detach(), norm]
+    return [*results, torch.cat([parameter.detach().flatten() for _, parameter in trained])]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -200,13 +200,13 @@ def test_dropout_comes_from_its_seed_whatever_happened_before(llama: Path) -> No
         found.append(learner.weights())
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
     other = make_learner(llama, "lora", dropout=0.5)
-    step(other, batch, seeds=[dropout_seed(0, 1, each.index) for each in batch])
+    step(other, batch, seed=step_seed(0, 1))
     assert distance(other.weights(), found[0]) > 0
 
 
 def test_seeds_differ_between_steps_micro_batches_and_runs() -> None:
     """Also in their low 32 bits: torch's generator on processors starts from those alone."""
-    seeds = [dropout_seed(seed, step, index) for seed in range(5) for step in range(200) for index in range(20)]
+    seeds = [microbatch_seed(step_seed(seed, step), index) for seed in range(5) for step in range(200) for index in range(20)]
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert len({seed & 0xFFFF_FFFF for seed in seeds}) == len(seeds)
-    assert dropout_seed(2**63 - 1, 10**9, 10**6) < 2**63
+    assert microbatch_seed(step_seed(2**63 - 1, 10**9), 10**6) < 2**63

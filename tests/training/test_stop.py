@@ -1,4 +1,4 @@
-"""The first signal asks, the second leaves; tried in processes of their own, for a signal goes to a whole process."""
+"""The first signal requests a stop, the second exits; each test has its own process, because a signal goes to a process."""
 
 import signal
 import subprocess

@@ -1,1 +1,1 @@
-"""Stop and go on. Reading order: manifest (what a checkpoint holds), store (whole or not there), retention (which ones stay)."""
+"""Checkpoints. Read manifest.py (what a checkpoint contains), then store.py (how it is committed), then retention.py (which are kept)."""

@@ -1,8 +1,8 @@
-"""MANIFEST.json: every file of a checkpoint with its size and SHA-256, so that damage of any kind is found and named.
+"""MANIFEST.json: every file of a checkpoint with its size and SHA-256, so that any damage is found and named.
 
-The manifest also vouches for itself: it holds the hash of its own content and must be written exactly as `render` writes it,
-so one flipped bit anywhere in a checkpoint shows. Files that it does not list are none of its business.
-Cost: one read of every file (SHA-256 runs near memory speed where the processor has instructions for it).
+The manifest also contains the hash of its own content and must be exactly the text that `render` writes, so a flipped bit anywhere in a
+checkpoint is detected. Files that it does not list are ignored.
+Cost: one read of every file (SHA-256 runs near memory speed on CPUs with instructions for it).
 """
 
 import functools
@@ -11,23 +11,26 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
+from llamahome import durable
 from llamahome.errors import CheckpointError, Problem
 
 NAME = "MANIFEST.json"
 SCHEMA = 1
 _KIND = "llamahome checkpoint"
+_NAME = re.compile(r"checkpoint-(\d+)")
 _PACKAGES = ("llamahome", "torch", "transformers", "peft")
 
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What the training learns from and starts from, as SHA-256 in hex."""
+    """SHA-256 of the training data and of the base model, in hex."""
 
     data: str
     base: str
@@ -43,38 +46,38 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint holds and what made it."""
+    """What a checkpoint contains and what wrote it."""
 
     run_id: str
     step: int
     fingerprints: Fingerprints
     versions: dict[str, str]
     files: dict[str, FileRecord]
-    """By path relative to the checkpoint, with forward slashes."""
+    """Path relative to the checkpoint, with forward slashes -> size and hash."""
 
     @property
     def total_bytes(self) -> int:
-        """Size of all files together, without the manifest."""
+        """Bytes of all files, without the manifest."""
         return sum(record.size for record in self.files.values())
 
 
 @functools.cache
 def versions_here() -> dict[str, str]:
-    """The versions that shape a checkpoint; a package that is not installed is "absent"."""
-    found = {"python": platform.python_version()}
+    """The versions of Python and of the packages that shape a checkpoint; "absent" if a package is not installed."""
+    versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "absent"
-    return found
+            versions[package] = "absent"
+    return versions
 
 
-def flushed(folder: Path, path: Path) -> tuple[str, FileRecord]:
-    """Flush a file below `folder` to the disk; its name in the manifest and what stands there of it."""
+def flush_file(folder: Path, path: Path) -> tuple[str, FileRecord]:
+    """Flush a file below `folder` to the disk; returns its name in the manifest and its record."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
+        durable.flush_open(file, path)
         size = os.fstat(file.fileno()).st_size
     return path.relative_to(folder).as_posix(), FileRecord(size, digest)
 
@@ -82,45 +85,24 @@ def flushed(folder: Path, path: Path) -> tuple[str, FileRecord]:
 def seal(
     folder: Path, *, run_id: str, step: int, fingerprints: Fingerprints, known: Mapping[str, FileRecord] = MappingProxyType({})
 ) -> Manifest:
-    """Flush every file and folder below `folder` to the disk, hash them on the way, and write the manifest last.
+    """Flush and hash every file and folder below `folder`, then write the manifest; after that, renaming `folder` commits the checkpoint.
 
-    `known` are the files that other processes have flushed. After it returns one rename of `folder` makes the checkpoint. Raises OSError.
+    `known` are the records of files that other processes have flushed. Raises OSError.
     """
     files = dict(known)
-    for place, _, names in os.walk(folder, topdown=False):
-        for path in (Path(place, name) for name in sorted(names)):
+    for parent, _, names in os.walk(folder, topdown=False):
+        for path in (Path(parent, name) for name in sorted(names)):
             if path.relative_to(folder).as_posix() not in known:
-                files.update([flushed(folder, path)])
-        flush_folder(Path(place))
+                files.update([flush_file(folder, path)])
+        durable.flush_folder(Path(parent))
     manifest = Manifest(run_id, step, fingerprints, dict(versions_here()), dict(sorted(files.items())))
-    with (folder / NAME).open("wb") as file:
-        file.write(render(manifest))
-        file.flush()
-        os.fsync(file.fileno())
-    flush_folder(folder)
+    durable.write(folder / NAME, render(manifest))
+    durable.flush_folder(folder)
     return manifest
 
 
-def flush_files(folder: Path) -> None:
-    """Make every file and folder below `folder` durable."""
-    for place, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            with Path(place, name).open("rb") as file:
-                os.fsync(file.fileno())
-        flush_folder(Path(place))
-
-
-def flush_folder(folder: Path) -> None:
-    """Make the names inside `folder` durable: after a rename or a new file, on POSIX."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def render(manifest: Manifest) -> bytes:
-    """The only text that stands for `manifest`."""
+    """The text of MANIFEST.json; the same manifest always gives the same bytes."""
     content: dict[str, Any] = {"kind": _KIND, "schema": SCHEMA, **asdict(manifest)}
     plain = json.dumps(content, sort_keys=True, allow_nan=False)
     content["sha256_of_this"] = hashlib.sha256(plain.encode()).hexdigest()
@@ -128,26 +110,26 @@ def render(manifest: Manifest) -> bytes:
 
 
 def read(folder: Path) -> Manifest:
-    """The manifest of `folder`, checked against itself but not against the files.
+    """Read the manifest of `folder` and check it against its own hash, but not against the files.
 
     Raises CheckpointError: checkpoint.not-a-checkpoint (no manifest), checkpoint.newer-schema, checkpoint.damaged.
     """
     path = folder / NAME
     try:
-        written = path.read_bytes()
+        text = path.read_bytes()
     except FileNotFoundError as error:
         raise CheckpointError(
-            Problem(code="checkpoint.not-a-checkpoint", message=f"the folder has no {NAME}, so it is no checkpoint", where=str(folder))
+            Problem(code="checkpoint.not-a-checkpoint", message=f"the folder has no {NAME}, so it is not a checkpoint", where=str(folder))
         ) from error
     except OSError as error:
         raise _damaged(path, f"cannot be read: {error.strerror}") from error
     try:
-        content = json.loads(written)
+        content = json.loads(text)
     except ValueError as error:
         raise _damaged(path, "is not valid JSON") from error
     if not isinstance(content, dict) or content.get("kind") != _KIND:
         raise _damaged(path, "was not written by llamahome, or is damaged")
-    if isinstance(content.get("schema"), int) and content["schema"] > SCHEMA and _hash_holds(content):
+    if isinstance(content.get("schema"), int) and content["schema"] > SCHEMA and _hash_matches(content):
         raise CheckpointError(
             Problem(
                 code="checkpoint.newer-schema",
@@ -159,41 +141,61 @@ def read(folder: Path) -> Manifest:
     try:
         manifest = _from_json(content)
     except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(path, "is damaged: not all of its fields are there") from error
-    if render(manifest) != written:
+        raise _damaged(path, "is damaged: a field is missing or has a wrong type") from error
+    if render(manifest) != text:
         raise _damaged(path, "is damaged: its content does not match its own checksum")
     return manifest
 
 
 def verify(folder: Path) -> list[Problem]:
-    """Everything that is wrong with the checkpoint in `folder`; empty when every byte is as it was written."""
+    """Compare the checkpoint in `folder` with its manifest. The list is empty if every byte is unchanged."""
+    return _compare(folder, _wrong_content)
+
+
+def compare_sizes(folder: Path) -> list[Problem]:
+    """Compare the sizes of the files in `folder` with its manifest, without reading them."""
+    return _compare(folder, _wrong_size)
+
+
+def _compare(folder: Path, wrong: Callable[[Path, FileRecord], str | None]) -> list[Problem]:
+    """The problems of a manifest, or those of the files that it lists; `wrong` says what is wrong with a file."""
     try:
         manifest = read(folder)
     except CheckpointError as error:
         return list(error.problems)
-    problems = []
+    problems = [Problem(code="checkpoint.damaged", message=what, where=str(folder)) for what in _wrong_name(folder, manifest)]
     for name, record in manifest.files.items():
         path = folder / name
         try:
-            size = path.stat().st_size
-            if size != record.size:
-                problems.append(_problem(path, f"has {size:,} bytes instead of {record.size:,}"))
-                continue
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            what = wrong(path, record)
         except FileNotFoundError:
-            problems.append(_problem(path, "is missing"))
+            what = "is missing"
         except OSError as error:
-            problems.append(_problem(path, f"cannot be read: {error.strerror}"))
-        else:
-            if digest != record.sha256:
-                problems.append(_problem(path, "has changed since it was written (its SHA-256 differs)"))
+            what = f"cannot be read: {error.strerror}"
+        if what is not None:
+            problems.append(_problem(path, what))
     return problems
 
 
-def with_last_hint(problems: list[Problem], hint: str) -> list[Problem]:
-    """The same problems, the last of them naming what mends them all."""
-    return [*problems[:-1], replace(problems[-1], hint=hint)]
+def _wrong_name(folder: Path, manifest: Manifest) -> list[str]:
+    """What is wrong if the folder's name has another step than the manifest, because it would be taken for a newer checkpoint."""
+    named = _NAME.fullmatch(folder.name)
+    if named is None or int(named[1]) == manifest.step:
+        return []
+    return [f"this checkpoint was saved at step {manifest.step:,}: it is a copy under another name"]
+
+
+def _wrong_size(path: Path, record: FileRecord) -> str | None:
+    size = path.stat().st_size
+    return f"has {size:,} bytes instead of {record.size:,}" if size != record.size else None
+
+
+def _wrong_content(path: Path, record: FileRecord) -> str | None:
+    if (what := _wrong_size(path, record)) is not None:
+        return what
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return "has changed since it was written (its SHA-256 differs)" if digest != record.sha256 else None
 
 
 def _problem(path: Path, what: str) -> Problem:
@@ -204,7 +206,7 @@ def _damaged(path: Path, what: str) -> CheckpointError:
     return CheckpointError(_problem(path, what))
 
 
-def _hash_holds(content: dict[str, Any]) -> bool:
+def _hash_matches(content: dict[str, Any]) -> bool:
     rest = {key: value for key, value in content.items() if key != "sha256_of_this"}
     return content.get("sha256_of_this") == hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 

@@ -1,15 +1,13 @@
-"""Checkpoints on the disk: a checkpoint is whole or it is not there, and an older one is never at risk. together.py writes them.
+"""Checkpoints on the disk: a checkpoint is complete or does not exist, and older ones are never at risk. collective_save.py writes them.
 
-Everything is written into `checkpoint-<step>.tmp`, flushed file by file, the manifest last; then one rename is the commit.
-A kill, a full disk or a power cut at any moment leaves the earlier checkpoints and at most a `.tmp` folder, which the next
-save removes. Only safetensors, JSON and YAML are written and read; nothing is unpickled.
+Everything is written to `checkpoint-<step>.tmp` and flushed file by file, the manifest last; then one rename commits the checkpoint.
+A kill, a full disk or a power cut at any moment leaves the earlier checkpoints intact and at most a `.tmp` folder, which the next save
+removes. Only safetensors, JSON and YAML are written and read; nothing is unpickled.
 Cost of a save: one write and one read (for the hashes) of model and optimizer; of a load: two reads.
 """
 
-import contextlib
 import json
 import re
-import shlex
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -21,22 +19,24 @@ import safetensors
 import safetensors.torch
 import torch
 
+from llamahome import durable
 from llamahome.checkpoint import manifest
 from llamahome.checkpoint.manifest import Fingerprints
-from llamahome.checkpoint.state import TrainerState, read_state
-from llamahome.distributed.tensorfiles import Pieces
+from llamahome.checkpoint.state import STATE, TrainerState, read_state
+from llamahome.checkpoint.target import resume_older, start_again
+from llamahome.distributed.tensorfiles import TensorSlices
 from llamahome.errors import CheckpointError, LlamaHomeError, Problem
-from llamahome.rundir import RUNS, RunPaths, as_typed, first_command, free_beside
+from llamahome.rundir import RunPaths, as_typed
 from llamahome.units import show_bytes
 
-MODEL, STATE, CONFIG = "model", "trainer_state.json", "config.yaml"
+MODEL, CONFIG = "model", "config.yaml"
 TENSORS, VALUES = "optimizer", "optimizer/optimizer.json"
-"""A folder of one or several files of whole tensors, by as many processes as wrote them."""
+"""TENSORS is a folder with one or several files of whole tensors."""
 _OS_ERROR = re.compile(r"\(os error \d+\)")
 
 
 class SaveFailed(CheckpointError):
-    """The disk refused a checkpoint (full, over quota, read-only). Earlier ones are untouched; training may go on."""
+    """A checkpoint could not be written (disk full, over quota, read-only). Earlier ones are intact; training may go on."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Saved:
     folder: Path
     state: TrainerState
     config_path: Path
-    """The run's resolved config.yaml as it was at that step."""
+    """The resolved config.yaml of the run at that step."""
     model_dir: Path
     """A PEFT or Hugging Face folder."""
     optimizer_tensors: dict[str, torch.Tensor]
@@ -56,25 +56,25 @@ class Saved:
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into a folder beside `folder`, flush it and rename it there: as a checkpoint, `folder` is whole or as it was.
+    """Replace `folder` atomically: `fill` writes into a temporary folder, which is flushed and renamed.
 
-    Raises SaveFailed (checkpoint.write-failed).
+    Raises SaveFailed (checkpoint.write-failed); then `folder` is unchanged.
     """
-    fresh = folder.with_name(f"{folder.name}.tmp")
-    with DiskBorder(fresh, what=f"{folder.name}/"):
-        if fresh.exists():
-            shutil.rmtree(fresh)
-        fresh.mkdir(parents=True)
-        fill(fresh)
-        manifest.flush_files(fresh)
-        commit(fresh, folder)
+    partial = folder.with_name(f"{folder.name}.tmp")
+    with WriteGuard(partial, what=f"{folder.name}/"):
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        fill(partial)
+        durable.flush_tree(partial)
+        durable.replace_folder(partial, folder)
 
 
-def space_needed(paths: RunPaths, optimizer_tensors: Mapping[str, torch.Tensor | Pieces]) -> int:
-    """Bytes that the next checkpoint will take: as much as the newest one, or else estimated from the optimizer.
+def space_needed(paths: RunPaths, optimizer_tensors: Mapping[str, torch.Tensor | TensorSlices]) -> int:
+    """Bytes that the next checkpoint needs: as many as the newest one, or else an estimate from the optimizer.
 
-    AdamW keeps two numbers per trained weight and the weight itself is a third, so a half more than the optimizer; 8 MiB for
-    the tokenizer and the small files.
+    AdamW keeps two values per trained weight and the weight itself is a third, so 1.5 times the optimizer; plus 8 MiB for the tokenizer and
+    the small files.
     """
     estimate = 3 * sum(tensor.nbytes for tensor in optimizer_tensors.values()) // 2 + 8 * 2**20
     for _, folder in reversed(paths.checkpoints()):
@@ -85,80 +85,80 @@ def space_needed(paths: RunPaths, optimizer_tensors: Mapping[str, torch.Tensor |
     return estimate
 
 
-def require_space(folder: Path, needed: int) -> None:
-    """SaveFailed, with numbers, when the disk that holds `folder` has less than `needed` bytes left."""
+def require_space(folder: Path, needed: int, *, what: str = "a checkpoint") -> None:
+    """Raise SaveFailed if the disk of `folder` has less than the `needed` bytes of `what` free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        message = f"a checkpoint needs about {show_bytes(needed)} and {show_bytes(free)} are left"
+        message = f"{what} needs about {show_bytes(needed)} and {show_bytes(free)} are free"
         raise SaveFailed(Problem(code="checkpoint.write-failed", message=message, where=str(folder), hint=_space_hint(folder)))
 
 
 def load(folder: Path) -> Saved:
     """Verify and read the checkpoint in `folder`.
 
-    Raises CheckpointError that names every damaged file and, as the remedy, the newest older checkpoint that is whole.
+    Raises CheckpointError, which names every damaged file; its hint is the newest older checkpoint that is intact.
     """
     problems = manifest.verify(folder)
     if problems:
-        raise CheckpointError(manifest.with_last_hint(problems, _way_out(folder)))
+        raise CheckpointError([*problems[:-1], replace(problems[-1], hint=resume_older(folder))])
     values = json.loads((folder / VALUES).read_text(encoding="utf-8"))
     return Saved(
         folder=folder,
         state=read_state(folder / STATE),
         config_path=folder / CONFIG,
         model_dir=folder / MODEL,
-        optimizer_tensors=_read_tensors(folder / TENSORS),
+        optimizer_tensors=read_tensors(folder / TENSORS),
         optimizer_values=values,
         fingerprints=manifest.read(folder).fingerprints,
     )
 
 
 def choose(paths: RunPaths, *, warn: Callable[[Problem], None]) -> Path:
-    """The newest checkpoint of a run that verifies; `warn` is told of each newer one that does not.
+    """The newest intact checkpoint of a run; `warn` gets the problems of newer ones that are damaged.
 
-    Raises CheckpointError checkpoint.none when there is none at all.
+    Raises CheckpointError checkpoint.none if no checkpoint is intact.
     """
-    found = paths.checkpoints()
-    for _, folder in reversed(found):
+    checkpoints = paths.checkpoints()
+    for _, folder in reversed(checkpoints):
         problems = manifest.verify(folder)
         if not problems:
             return folder
         for problem in problems:
-            warn(replace(problem, message=f"{problem.message}; {folder.name} is passed over for an older one"))
-    message = f"none of the run's {len(found)} checkpoints is whole" if found else "the run has no checkpoint yet"
-    again = _start_again(paths.root, paths.config)
-    raise CheckpointError(Problem(code="checkpoint.none", message=message, where=as_typed(paths.root), hint=again))
+            warn(replace(problem, message=f"{problem.message}; an older checkpoint is used instead of {folder.name}"))
+    message = f"none of the run's {len(checkpoints)} checkpoints is intact" if checkpoints else "the run has no checkpoint yet"
+    hint = start_again(paths.root, paths.config)
+    raise CheckpointError(Problem(code="checkpoint.none", message=message, where=as_typed(paths.root), hint=hint))
 
 
 def compare_fingerprints(saved: Fingerprints, now: Fingerprints, *, allowed: Collection[str]) -> None:
-    """CheckpointError when data or base model are not those of the checkpoint, unless `allowed` holds "data" or "base"."""
-    meaning = {"data": ("checkpoint.data-changed", "the training data"), "base": ("checkpoint.base-changed", "the base model")}
+    """Raise CheckpointError if data or base model differ from those of the checkpoint, unless `allowed` contains "data" or "base"."""
+    names = {"data": ("checkpoint.data-changed", "the training data"), "base": ("checkpoint.base-changed", "the base model")}
     problems = [
         Problem(
             code=code,
             message=f"{what} changed since the checkpoint was written: {getattr(saved, name)[:12]} then, {getattr(now, name)[:12]} now",
             hint=f"--allow-changed {name}",
         )
-        for name, (code, what) in meaning.items()
+        for name, (code, what) in names.items()
         if getattr(saved, name) != getattr(now, name) and name not in allowed
     ]
     if problems:
         raise CheckpointError(problems)
 
 
-def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of all files of `folder`."""
     return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in safetensors.torch.load_file(path).items()}
 
 
-class DiskBorder:
-    """Turns what the disk refuses into SaveFailed, and leaves no partial `fresh` folder whatever is raised.
+class WriteGuard:
+    """A context that turns errors of the disk into SaveFailed and removes the partial folder after any error.
 
-    The libraries in Rust report a full disk as exceptions of their own, with "(os error 28)" in the text.
+    Libraries written in Rust report a full disk as exceptions of their own, with "(os error 28)" in the text.
     """
 
-    def __init__(self, fresh: Path, *, what: str = "the checkpoint") -> None:
-        self.fresh = fresh
+    def __init__(self, partial: Path, *, what: str = "the checkpoint") -> None:
+        self.partial = partial
         self.what = what
 
     def __enter__(self) -> None:
@@ -167,17 +167,17 @@ class DiskBorder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None:
             return
-        if self.fresh.name.endswith(".tmp"):
-            shutil.rmtree(self.fresh, ignore_errors=True)
-        refused = isinstance(error, OSError | safetensors.SafetensorError) or _OS_ERROR.search(str(error))
-        if refused and not isinstance(error, LlamaHomeError):
+        if self.partial.name.endswith(".tmp"):
+            shutil.rmtree(self.partial, ignore_errors=True)
+        is_disk_error = isinstance(error, OSError | safetensors.SafetensorError) or _OS_ERROR.search(str(error))
+        if is_disk_error and not isinstance(error, LlamaHomeError):
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise SaveFailed(
                 Problem(
                     code="checkpoint.write-failed",
                     message=f"{self.what} could not be written: {reason}; earlier ones are untouched",
-                    where=str(self.fresh.with_suffix("") if self.fresh.name.endswith(".tmp") else self.fresh),
-                    hint=_space_hint(self.fresh.parent),
+                    where=str(self.partial.with_suffix("") if self.partial.name.endswith(".tmp") else self.partial),
+                    hint=_space_hint(self.partial.parent),
                 )
             ) from error
 
@@ -186,8 +186,8 @@ def _space_hint(folder: Path) -> str:
     return f"free space on the disk of {folder}, or save less often: --set checkpoint.every='1 h' --set checkpoint.keep_last=1"
 
 
-def holds(folder: Path, state: TrainerState) -> bool:
-    """Whether the checkpoint of this very state stands there, whole; the clock may differ."""
+def contains(folder: Path, state: TrainerState) -> bool:
+    """Whether `folder` is an intact checkpoint of this state; elapsed time may differ."""
     if not folder.is_dir() or manifest.verify(folder):
         return False
     try:
@@ -196,39 +196,22 @@ def holds(folder: Path, state: TrainerState) -> bool:
         return False
 
 
-def commit(fresh: Path, folder: Path) -> None:
-    """One rename. A damaged or abandoned checkpoint of the same step is moved out of the way first, and removed afterwards."""
-    aside = folder.with_name(f".trash-{folder.name}")
-    if folder.exists():
-        if aside.exists():
-            shutil.rmtree(aside)
-        folder.rename(aside)
-    try:
-        fresh.rename(folder)
-    except OSError:
-        if aside.exists():
-            aside.rename(folder)
-        raise
-    manifest.flush_folder(folder.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+def branch(folder: Path, step: int, paths: RunPaths) -> Path:
+    """Put the checkpoint `folder` of `step` into the run of `paths`, as its start; files become hard links if the disk supports them.
 
-
-def _way_out(folder: Path) -> str:
-    step = re.search(r"(\d+)$", folder.name)
-    root = folder.parent
-    older = [(number, path) for number, path in RunPaths(root, root.name).checkpoints() if step is None or number < int(step[1])]
-    for _, path in reversed(older):
-        if not manifest.verify(path):
-            return f"llamahome train-resume {as_typed(path)}"
-    return _start_again(root, root / CONFIG)
-
-
-def _start_again(root: Path, config: Path) -> str:
-    """The command for a new run with the settings of the run in `root`, on its data where any of its checkpoints still tells which."""
-    command = first_command()
-    for _, folder in RunPaths(root, root.name).checkpoints():
-        with contextlib.suppress(CheckpointError, KeyError):
-            typed = read_state(folder / STATE).extra["data_path"]
-            command = f"llamahome train {shlex.join([typed] if isinstance(typed, str) else typed)}"
-    elsewhere = "" if root.resolve().parent == RUNS.resolve() else f" --output {free_beside(root)}"
-    return f"{command} --config {as_typed(config)}{elsewhere}"
+    Retention leaves it alone, because its manifest names the run that it came from. Called by one process; raises SaveFailed.
+    """
+    target = paths.checkpoint(step)
+    partial = target.with_name(f"{target.name}.tmp")
+    with WriteGuard(partial):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for path in sorted(folder.rglob("*")):  # sorted, so that a folder comes before its content
+            copy = partial / path.relative_to(folder)
+            if path.is_dir():
+                copy.mkdir()
+            else:
+                durable.link(path, copy)
+        durable.flush_tree(partial)
+        durable.replace_folder(partial, target)
+    return target

@@ -1,22 +1,24 @@
-"""What people call a checkpoint (a folder, a run, a run id, `latest`) -> the run and, if one was named, the checkpoint in it."""
+"""Finds the run and the checkpoint that a command line names: a folder, a run, a run id or part of one, or `latest`."""
 
+import contextlib
 import difflib
 import re
 import shlex
 from pathlib import Path
 
 from llamahome.checkpoint import manifest
+from llamahome.checkpoint.state import STATE, read_state
 from llamahome.errors import CheckpointError, Problem, UsageError
-from llamahome.rundir import NEWEST, RUNS, RunPaths, as_typed, first_command, open_run
+from llamahome.rundir import NEWEST, RUNS, RunPaths, as_typed, first_command, free_beside, open_run
 
 _CHECKPOINT_NAME = re.compile(r"checkpoint-\d+")
 
 
 def resolve(target: str) -> tuple[RunPaths, Path | None]:
-    """The run that `target` means, and the checkpoint when it names one; `store.choose` picks one otherwise.
+    """The run that `target` names, and the checkpoint if it names one; otherwise the caller uses `store.choose`.
 
-    A run may be named by a part that only one run id has; UsageError run.ambiguous when several have it. Raises CheckpointError
-    checkpoint.not-a-checkpoint that says what `target` is and which runs are near.
+    A part of a run id is enough if only one run id contains it. Raises UsageError run.ambiguous if several do, CheckpointError
+    checkpoint.not-a-checkpoint, which says what `target` is and names similar runs.
     """
     if target == "latest":
         return open_run(_newest_run()), None
@@ -28,26 +30,28 @@ def resolve(target: str) -> tuple[RunPaths, Path | None]:
             return open_run(folder.parent), folder
         if _is_run(folder):
             return open_run(folder), None
-    if named := _holding(target):
-        return open_run(named), None
+    if match := _run_by_part(target):
+        return open_run(match), None
     raise CheckpointError(
-        Problem(code="checkpoint.not-a-checkpoint", message=_what_it_is(Path(target)), where=target, hint=_nearest(target))
+        Problem(code="checkpoint.not-a-checkpoint", message=_describe(Path(target)), where=target, hint=_similar_run_command(target))
     )
 
 
 def names_run(target: str) -> bool:
-    """Whether `resolve` would take `target` for a run rather than for a checkpoint. Raises UsageError run.ambiguous."""
-    return target == "latest" or any((folder / "run_id").is_file() for folder in (Path(target), RUNS / target)) or bool(_holding(target))
+    """Whether `target` names a run and not a checkpoint. Raises UsageError run.ambiguous."""
+    return (
+        target == "latest" or any((folder / "run_id").is_file() for folder in (Path(target), RUNS / target)) or bool(_run_by_part(target))
+    )
 
 
-def _holding(part: str) -> Path | None:
-    """The only run whose id holds `part`."""
-    found = [run for run in _known_runs() if part and part in run.name and not Path(part).exists()]
-    if len(found) > 1:
-        shown = "\n".join(run.name for run in found[:-11:-1])
-        message = f"{part!r} is a part of {len(found)} run ids" + (", the newest ten of which are" if len(found) > 10 else "")
+def _run_by_part(part: str) -> Path | None:
+    """The only run whose id contains `part`."""
+    matches = [run for run in _known_runs() if part and part in run.name and not Path(part).exists()]
+    if len(matches) > 1:
+        shown = "\n".join(run.name for run in matches[:-11:-1])
+        message = f"{part!r} is part of {len(matches)} run ids" + (", the newest ten of which are" if len(matches) > 10 else "")
         raise UsageError(Problem(code="run.ambiguous", message=message, excerpt=shown, hint="llamahome runs list"))
-    return found[0] if found else None
+    return matches[0] if matches else None
 
 
 def _newest_run() -> Path:
@@ -61,22 +65,22 @@ def _newest_run() -> Path:
 
 
 def _known_runs() -> list[Path]:
-    """Oldest first: a run id starts with its date and time."""
+    """All runs, oldest first, because a run id starts with its date and time."""
     return sorted(path for path in RUNS.iterdir() if _is_run(path)) if RUNS.is_dir() else []
 
 
 def _is_run(folder: Path) -> bool:
-    held = (checkpoint for _, checkpoint in RunPaths(folder, folder.name).checkpoints())
-    return (folder / "run_id").is_file() or any((checkpoint / manifest.NAME).is_file() for checkpoint in held)
+    checkpoints = (checkpoint for _, checkpoint in RunPaths(folder, folder.name).checkpoints())
+    return (folder / "run_id").is_file() or any((checkpoint / manifest.NAME).is_file() for checkpoint in checkpoints)
 
 
-def _what_it_is(path: Path) -> str:
+def _describe(path: Path) -> str:
     if not path.exists():
         return "there is no such checkpoint, run or folder"
     if path.is_file():
         return "this is a file, not a checkpoint folder"
     if path.name.endswith(".tmp"):
-        return "this is a checkpoint whose writing was never finished"
+        return "this is a checkpoint that was never finished"
     if _CHECKPOINT_NAME.fullmatch(path.name):
         return f"this checkpoint folder has no {manifest.NAME}: it is damaged or another program wrote it"
     if any((path / name).is_file() for name in ("adapter_config.json", "config.json")):
@@ -86,16 +90,38 @@ def _what_it_is(path: Path) -> str:
     return "this folder is empty"
 
 
-def _nearest(target: str) -> str:
-    """The command for the run around the path, else for the run with the nearest name, else for the newest."""
-    for around in Path(target).resolve().parents:
-        if _is_run(around):
-            return f"llamahome train-resume {as_typed(around)}"
+def _similar_run_command(target: str) -> str:
+    """The command for the run that contains the path, or else for the run with the most similar name, or else for the newest run."""
+    for parent in Path(target).resolve().parents:
+        if _is_run(parent):
+            return f"llamahome train-resume {as_typed(parent)}"
     runs = _known_runs()
     if not runs:
         return first_command()
-    near = difflib.get_close_matches(Path(target).name, [run.name for run in runs], n=3, cutoff=0.5)
-    named = [run.name for run in reversed(runs) if Path(target).name and Path(target).name in run.name]
-    shown = (named or near or [run.name for run in reversed(runs)])[:3]
-    others = f"   (also near: {', '.join(shown[1:])})" if shown[1:] else ""
-    return f"llamahome train-resume {shlex.quote(shown[0])}{others}"
+    similar = difflib.get_close_matches(Path(target).name, [run.name for run in runs], n=3, cutoff=0.5)
+    containing = [run.name for run in reversed(runs) if Path(target).name and Path(target).name in run.name]
+    suggested = (containing or similar or [run.name for run in reversed(runs)])[:3]
+    others = f"   (also similar: {', '.join(suggested[1:])})" if suggested[1:] else ""
+    return f"llamahome train-resume {shlex.quote(suggested[0])}{others}"
+
+
+def resume_older(folder: Path) -> str:
+    """The command that resumes the newest intact checkpoint older than `folder`, or else starts again."""
+    step = re.search(r"(\d+)$", folder.name)
+    root = folder.parent
+    older = [(number, path) for number, path in RunPaths(root, root.name).checkpoints() if step is None or number < int(step[1])]
+    for _, path in reversed(older):
+        if not manifest.verify(path):
+            return f"llamahome train-resume {as_typed(path)}"
+    return start_again(root, root / "config.yaml")
+
+
+def start_again(root: Path, config: Path) -> str:
+    """The command for a new run with the settings of the run in `root`, on the same data if a checkpoint still names it."""
+    command = first_command()
+    for _, folder in RunPaths(root, root.name).checkpoints():
+        with contextlib.suppress(CheckpointError, KeyError):
+            data_path = read_state(folder / STATE).extra["data_path"]
+            command = f"llamahome train {shlex.join([data_path] if isinstance(data_path, str) else data_path)}"
+    output = "" if root.resolve().parent == RUNS.resolve() else f" --output {free_beside(root)}"
+    return f"{command} --config {as_typed(config)}{output}"

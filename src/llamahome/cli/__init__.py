@@ -1,1 +1,1 @@
-"""Words in, words out: the commands. The only place that catches LlamaHomeError; torch is imported inside commands, never here."""
+"""The commands. Only this package catches LlamaHomeError; torch is imported inside commands, never at the top of a module."""

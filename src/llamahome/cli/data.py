@@ -1,20 +1,22 @@
-"""The `data` commands: write the sample rows, and show rows as the tokens that are learned; more in datacheck.py, dataprepare.py.
+"""The `data` commands: sample, show and prepare; check is in datacheck.py, stats in datastats.py.
 
-Nothing heavy is imported at the top; `data sample` needs only the standard library, unless it is to measure this machine, and `data show` a
+Nothing heavy is imported at the top. `data sample` needs only the standard library unless it measures this machine; `data show` needs a
 tokenizer but no torch.
 """
 
 import json
 import shlex
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from llamahome.cli import datacheck, dataprepare
-from llamahome.cli.modelfit import fitted, tokenizer_of
+from llamahome.cli import datacheck, datastats, options
+from llamahome.cli.model_limits import find_tokenizer, fit_settings, prepare_rows
 from llamahome.errors import DataError, Problem, UsageError
 from llamahome.rundir import RAW_DATA
 from llamahome.units import many
@@ -27,37 +29,59 @@ if TYPE_CHECKING:
     from llamahome.data.text.tokens import ChatTokenizer
     from llamahome.data.view import Kind, Only, ShownRow
 
-data_app = typer.Typer(
-    name="data",
-    help="Rows: write a sample, see which tokens are learned, find what is wrong, measure, tokenize before training.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-data_app.command()(datacheck.check)
-data_app.command()(datacheck.stats)
-data_app.command()(dataprepare.prepare)
-
-_FILTERS = ("--row", "--longest", "--no-target", "--cut")
 _STYLES: dict["Kind", str] = {"learned": "bold green", "context": "dim", "cut": "strike red"}
 _MARKS: dict["Kind", tuple[str, str]] = {"learned": ("[[", "]]"), "context": ("", ""), "cut": ("{{", "}}")}
-"""Around learned and cut text where there is no colour."""
+"""Marks around learned and truncated text, used if there is no colour."""
 _MEANINGS: dict["Kind", str] = {"learned": "learned", "context": "context, read but not learned", "cut": "cut off by data.max_length"}
 
 
+@click.group("data", cls=options.Group)
+def data_app() -> None:
+    """Rows: write a sample, see which tokens are learned, find what is wrong, measure, tokenize before training."""
+
+
+data_app.add_command(datacheck.check)
+data_app.add_command(datastats.stats)
+
+
 @data_app.command()
-def sample(
-    path: Annotated[Path | None, typer.Argument(help="File to write; without a suffix it is a folder.", metavar="[PATH]")] = None,
-    rows: Annotated[
-        str | None,
-        typer.Option(
-            "--rows",
-            help="How many rows; auto: as many as this machine trains on in about 2.5 minutes, 96 to 400. All of about 5,500 otherwise.",
-            metavar="COUNT|auto",
-        ),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
-) -> None:
+@datacheck.paths
+@options.eval_data
+@datacheck.tokenizer_model
+@options.config_files
+@options.assignments
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+@options.pass_overrides
+def prepare(overrides: options.Overrides, paths: tuple[str, ...], as_json: bool) -> None:
+    """Tokenize every row into data/training/processed/, where training finds it; an interrupted preparation continues."""
+    overrides.assignments.append("data.streaming=false")
+    loaded = overrides.load()
+
+    from llamahome.units import show_bytes, show_seconds
+
+    started = time.monotonic()
+    prepared = prepare_rows(loaded, list(paths))
+    prepared.close()
+    seconds, folder = time.monotonic() - started, prepared.folder or Path()
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    if as_json:
+        summary = {"folder": str(folder), "bytes": size, "seconds": round(seconds, 3), "fingerprint": prepared.fingerprint}
+        print(json.dumps({**summary, **asdict(prepared.report)}))
+        return
+    print("\n".join(prepared.report.lines()))
+    print(f"{show_bytes(size)} in {folder}, {show_seconds(seconds)}; you may delete it at any time, and the next run makes it again")
+    print(f"next: llamahome train {shlex.join(paths)}")
+
+
+@data_app.command()
+@click.argument("path", required=False, type=click.Path(path_type=Path), help="File to write; without a suffix it is a folder.")
+@click.option(
+    "--rows",
+    metavar="COUNT|auto",
+    help="How many rows; auto: as many as this machine trains on in about 2.5 minutes, 96 to 400. All of about 5,500 otherwise.",
+)
+@click.option("--force", is_flag=True, help="Overwrite the file if it exists.")
+def sample(path: Path | None, rows: str | None, force: bool) -> None:
     """Write functions of Python's own library and their docstrings as chats, to train on."""
     from llamahome.data.sample import FILE_NAME, write_sample
 
@@ -70,92 +94,109 @@ def sample(
     if target.exists() and not force:
         hint = f"llamahome data sample '{target}' --force   overwrites it"
         raise UsageError(Problem(code="usage.file-exists", message="the file exists already", where=str(target), hint=hint))
-    count = write_sample(target, rows=_affordable() if rows == "auto" else int(rows) if rows else None)
-    typer.echo(f"{many(count, 'row')} in {target}")
+    count = write_sample(target, rows=_affordable_rows() if rows == "auto" else int(rows) if rows else None)
+    click.echo(f"{many(count, 'row')} in {target}")
 
 
-def _affordable() -> int:
-    """Rows that suit the speed of this machine; says how they were found."""
+def _affordable_rows() -> int:
+    """How many rows suit the speed of this machine; prints how the number was chosen."""
     from llamahome.config.load import load_config
-    from llamahome.samplesize import size_sample
+    from llamahome.sample_size import size_sample
 
-    return size_sample(load_config(), say=typer.echo).rows
+    return size_sample(load_config(), say=click.echo).rows
 
 
 @data_app.command()
+@click.argument("path", metavar="PATH", help="A file (JSONL, JSON, CSV, Parquet, text), a folder or a glob.")
+@click.option("-n", "--rows", type=click.IntRange(min=1), default=3, help="How many rows, in the order of the file.")
+@click.option("--row", type=click.IntRange(min=0), help="Only this row, counted from 0.")
+@click.option("--longest", is_flag=True, help="The rows with the most tokens.")
+@click.option("--no-target", is_flag=True, help="Rows of which nothing is learned.")
+@click.option("--cut", is_flag=True, help="Rows that lose tokens to data.max_length.")
+@datacheck.tokenizer_model
+@options.config_files
+@options.assignments
+@click.option("--json", "as_json", is_flag=True, help="One object a line: row, source, tokens with id, text, target.")
+@options.pass_overrides
 def show(
-    path: Annotated[str, typer.Argument(help="A file (JSONL, JSON, CSV, Parquet, text), a folder or a glob.")],
-    rows: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows, in the order of the file.")] = 3,
-    row: Annotated[int | None, typer.Option("--row", min=0, help="Only this row, counted from 0.")] = None,
-    longest: Annotated[bool, typer.Option("--longest", help="The rows with the most tokens.")] = False,
-    no_target: Annotated[bool, typer.Option("--no-target", help="Rows of which nothing is learned.")] = False,
-    cut: Annotated[bool, typer.Option("--cut", help="Rows that lose tokens to data.max_length.")] = False,
-    model: Annotated[str | None, typer.Option("--model", help="Whose tokenizer and chat template to use.")] = None,
-    config: Annotated[list[Path] | None, typer.Option("--config", help="A YAML file; repeatable.", metavar="FILE")] = None,
-    assignments: Annotated[list[str] | None, typer.Option("--set", help="One setting; repeatable.", metavar="KEY=VALUE")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One object a line: row, source, tokens with id, text, target.")] = False,
+    overrides: options.Overrides, path: str, rows: int, row: int | None, longest: bool, no_target: bool, cut: bool, as_json: bool
 ) -> None:
     """Show rows as tokens: which are learned, which are context, which are cut off."""
-    from llamahome.config.load import load_config
     from llamahome.data.files.sources import open_source
     from llamahome.data.files.splits import to_train
 
-    chosen = [name for name, given in zip(_FILTERS, (row is not None, longest, no_target, cut), strict=True) if given]
-    if len(chosen) > 1:
-        message = f"{' and '.join(chosen)} cannot be given together"
-        raise UsageError(Problem(code="usage.two-filters", message=message, hint=f"only {chosen[0]}, or only {chosen[1]}"))
-    loaded = load_config(config or (), assignments=assignments or (), flags={"model.name": ("--model", model)} if model else None)
-    source = open_source(path, say=lambda note: typer.echo(note, err=True), wanted=to_train(loaded.config.data))
+    filters = {"--row": row is not None, "--longest": longest, "--no-target": no_target, "--cut": cut}
+    typed = [name for name, given in filters.items() if given]
+    if len(typed) > 1:
+        message = f"{' and '.join(typed)} cannot be given together"
+        raise UsageError(Problem(code="usage.two-filters", message=message, hint=f"only {typed[0]}, or only {typed[1]}"))
+    loaded = overrides.load()
+    source = open_source(path, say=lambda note: click.echo(note, err=True), wanted=to_train(loaded.config.data))
     if row is not None and row >= len(source):
         message = f"there is no row {row}; the rows are 0 to {len(source) - 1}"
         raise UsageError(Problem(code="usage.no-such-row", message=message, where="--row", hint=f"--row {len(source) - 1} is the last"))
 
     from llamahome.data.text.tokens import open_tokenizer
-    from llamahome.data.view import view
 
-    place = tokenizer_of(loaded.config.model)
-    tokenizer = open_tokenizer(place)
-    settings = fitted(loaded, place, tokenizer).config
+    tokenizer_source = find_tokenizer(loaded.config.model)
+    tokenizer = open_tokenizer(tokenizer_source)
+    data = fit_settings(loaded, tokenizer_source, tokenizer).config.data
     only: Only | None = "cut" if cut else "no-target" if no_target else None
     if longest:
-        numbers: Sequence[int] = datacheck.longest_rows(path, settings.data, place, rows)
+        numbers: Sequence[int] = datastats.longest_rows(path, data, tokenizer_source, rows)
     elif row is not None:
         numbers = [row]
     else:
         numbers = range(len(source) if only else min(rows, len(source)))
-    problems: list[Problem] = []
-    console = None if as_json else _console()
-    left = rows
-    for shown in view(source, numbers, settings.data, tokenizer, only=only):
-        if isinstance(shown, Problem):
-            problems.append(shown)
-            continue
-        if console is None:
-            typer.echo(json.dumps(shown.as_json()))
-        else:
-            print_row(shown, console)
-        left -= 1
-        if not left:
-            break
-    _tell_ends(source, settings.data, tokenizer)
+    problems = _print_rows(source, numbers, data, tokenizer, only=only, limit=rows, as_json=as_json)
+    _print_notes(source, data, tokenizer)
     if only and problems:
-        bad = many(len(problems), "row")
-        typer.echo(f"{bad} that cannot be used not shown: llamahome data check {shlex.quote(path)}", err=True)
+        unusable = many(len(problems), "row")
+        click.echo(f"{unusable} that cannot be used not shown: llamahome data check {shlex.quote(path)}", err=True)
     elif problems:
         raise DataError(problems)
 
 
-def _tell_ends(source: "Source", data: "DataConfig", tokenizer: "ChatTokenizer") -> None:
-    """What should be known of how such rows are written and end, on stderr."""
+def _print_rows(
+    source: "Source",
+    numbers: Sequence[int],
+    data: "DataConfig",
+    tokenizer: "ChatTokenizer",
+    *,
+    only: "Only | None",
+    limit: int,
+    as_json: bool,
+) -> list[Problem]:
+    """Print at most `limit` rows; returns the problems of rows that cannot be used."""
+    from llamahome.data.view import view
+
+    problems: list[Problem] = []
+    console = None if as_json else _console()
+    for shown in view(source, numbers, data, tokenizer, only=only):
+        if isinstance(shown, Problem):
+            problems.append(shown)
+            continue
+        if console is None:
+            click.echo(json.dumps(shown.as_json()))
+        else:
+            print_row(shown, console)
+        limit -= 1
+        if not limit:
+            break
+    return problems
+
+
+def _print_notes(source: "Source", data: "DataConfig", tokenizer: "ChatTokenizer") -> None:
+    """Print notes about how the chat template writes and ends such rows, on stderr."""
     from llamahome.data.prepare import first_format
-    from llamahome.data.text.ends import notes_of
+    from llamahome.data.text.end_tokens import notes_of
 
     for note in notes_of(tokenizer, chats=first_format(source, data.format, data.columns).name != "text"):
-        typer.echo(note, err=True)
+        click.echo(note, err=True)
 
 
 def print_row(shown: "ShownRow", console: "Console") -> None:
-    """The row's text with colours, or with marks where there is no colour; then the legend with counts."""
+    """Print the row's text with colours, or with marks if there is no colour, then a legend with counts."""
     from rich.text import Text
 
     coloured = console.color_system is not None and not console.no_color

@@ -1,4 +1,4 @@
-"""The end block of a run, on stdout: what came of it, where it is, and what to type next."""
+"""Prints the summary at the end of a run on stdout: its results, its files, and the next commands."""
 
 import math
 import os
@@ -11,23 +11,25 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llamahome.pipeline import Result
 
-_LABEL = 12
-_LINES = 8
-"""Of a prompt or an answer; what is more is left out of its middle."""
-_WIDEST = 120
+_LABEL_WIDTH = 12
+_MAX_LINES = 8
+"""Of a prompt or an answer; the middle of a longer one is left out."""
+_MAX_WIDTH = 120
 
 
 def show_result(result: "Result", data_paths: Sequence[str]) -> None:
-    """Print the block; silent in all processes but the first."""
+    """Print the summary; only rank 0 prints."""
     if os.environ.get("RANK", "0") != "0":
         return
+    from llamahome.monitoring.display import metric_name
     from llamahome.rundir import as_typed
-    from llamahome.units import show_count, show_seconds
+    from llamahome.units import many, show_count, show_seconds
 
     state, paths = result.outcome.state, result.paths
     _show_samples(result)
     steps = f"{state.step:,} {'step' if state.step == 1 else 'steps'}"
-    print(f"\n{result.outcome.reason} after {steps}, {show_count(state.tokens)} tokens, {show_seconds(state.elapsed_s)}")
+    why = f" in {many(state.evaluations_without_gain, 'evaluation')}" if result.outcome.reason == "no gain" else ""
+    print(f"\n{result.outcome.reason}{why} after {steps}, {show_count(state.tokens)} tokens, {show_seconds(state.elapsed_s)}")
     loss = result.last.loss if result.last is not None else state.eval_loss
     if loss is not None and result.first is not None:
         change = loss / result.first.loss - 1 if result.first.loss else 0.0
@@ -36,12 +38,19 @@ def show_result(result: "Result", data_paths: Sequence[str]) -> None:
     if result.last is not None and result.first is not None:
         print(f"perplexity      {result.first.perplexity:.2f} -> {result.last.perplexity:.2f}")
         print(f"token accuracy  {result.first.accuracy:.1%} -> {result.last.accuracy:.1%}")
-    if state.best_step is not None and state.best_step != state.step:
+    metric = result.loaded.config.evaluation.metric
+    if result.last is not None and result.last.score is not None and result.first is not None and result.first.score is not None:
+        print(f"{metric_name(metric):<15} {result.first.score:.4f} -> {result.last.score:.4f}")
+    if result.final_note is not None:
+        print(result.final_note)
+    elif metric != "loss":
+        print(_best_line(result))
+    elif state.best_step is not None and state.best_step != state.step:
         where = paths.checkpoint(state.best_step)
         better = f": {as_typed(where)}" if where.is_dir() else ""
         print(f"lowest held-out loss {state.best_loss:.4f} after step {state.best_step:,}{better}")
-    if overfitted := _overfitted(result):
-        print(overfitted)
+    if advice := _overfitting_advice(result):
+        print(advice)
     final = as_typed(paths.final)
     print(f"model       {final}")
     print(f"checkpoint  {as_typed(paths.checkpoint(state.step))}")
@@ -52,27 +61,35 @@ def show_result(result: "Result", data_paths: Sequence[str]) -> None:
     print(f"  llamahome runs show {paths.run_id}")
 
 
-def _overfitted(result: "Result") -> str | None:
-    """One line where the held-out loss has risen past its lowest by more than its noise: by how much, and what to type instead."""
+def _best_line(result: "Result") -> str:
+    """Where evaluation.metric was best, if it is not the loss."""
+    from llamahome.monitoring.display import metric_name
+
+    state = result.outcome.state
+    judged = state.extra.get("judged", {})
+    if state.best_step is None or judged.get("best") is None:
+        return f"no evaluation had a finite {metric_name(result.loaded.config.evaluation.metric)}"
+    return f"best {metric_name(judged['metric'])} {judged['best']:.4f} after step {state.best_step:,}"
+
+
+def _overfitting_advice(result: "Result") -> str | None:
+    """If the held-out loss has risen above its lowest value by more than its noise: by how much, and what to type instead."""
     from llamahome.rundir import as_typed
 
     state, last, training = result.outcome.state, result.last, result.loaded.config.training
+    if result.loaded.config.evaluation.metric != "loss" or result.final_note is not None:
+        return None
     if last is None or state.best_loss is None or state.best_step is None or not last.loss - state.best_loss > last.noise:
         return None
-    risen = (
-        f"over-fitted: the held-out loss rose {last.loss / state.best_loss - 1:.1%} since step {state.best_step:,}, more than chance does"
-    )
+    risen = f"over-fitted: the held-out loss rose {last.loss / state.best_loss - 1:.1%} since step {state.best_step:,}, more than its noise"
     if not state.best_step:
-        return f"{risen}; it was lowest before training: train on other rows, or with --set training.learning_rate={_tenth(result)}"
+        rate = f"{float(training.learning_rate) / 10:.2g}"
+        return f"{risen}; it was lowest before training: train on other rows, or with --set training.learning_rate={rate}"
     shorter = f"--max-steps {state.best_step}"
     if training.max_steps is None:
         shorter = f"--epochs {float(f'{float(training.epochs) * state.best_step / state.step:.2g}'):g}"
-    kept = result.paths.checkpoint(state.best_step)
-    return f"{risen}; train with {shorter}" + (f", or use {as_typed(kept / 'model')}" if kept.is_dir() else "")
-
-
-def _tenth(result: "Result") -> str:
-    return f"{float(result.loaded.config.training.learning_rate) / 10:.2g}"
+    best = result.paths.checkpoint(state.best_step)
+    return f"{risen}; train with {shorter}" + (f", or use {as_typed(best / 'model')}" if best.is_dir() else "")
 
 
 def _show_samples(result: "Result") -> None:
@@ -89,14 +106,14 @@ def _show_samples(result: "Result") -> None:
 
 
 def _block(name: str, text: str) -> list[str]:
-    """`text` under its name, its own lines kept, long ones wrapped, and the middle left out when there are too many."""
-    width = max(40, min(_WIDEST, shutil.get_terminal_size().columns)) - _LABEL
+    """`text` beside its name. Long lines are wrapped, and the middle is left out if there are too many lines."""
+    width = max(40, min(_MAX_WIDTH, shutil.get_terminal_size().columns)) - _LABEL_WIDTH
     visible = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text.expandtabs(4))
     lines = [part for line in visible.splitlines() if line.strip() for part in _wrapped(line, width)] or ["(nothing)"]
-    if len(lines) > _LINES:
-        kept = _LINES // 2
-        lines = [*lines[:kept], f"... {len(lines) - 2 * kept + 1} lines ...", *lines[len(lines) - kept + 1 :]]
-    return [f"{name if not number else '':<{_LABEL}}{line}" for number, line in enumerate(lines)]
+    if len(lines) > _MAX_LINES:
+        half = _MAX_LINES // 2
+        lines = [*lines[:half], f"... {len(lines) - 2 * half + 1} lines ...", *lines[len(lines) - half + 1 :]]
+    return [f"{name if not number else '':<{_LABEL_WIDTH}}{line}" for number, line in enumerate(lines)]
 
 
 def _wrapped(line: str, width: int) -> list[str]:

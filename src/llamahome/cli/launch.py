@@ -1,29 +1,31 @@
-"""launch slurm|k8s|skypilot: prints a complete file to save, look over and hand to that system; nothing is started."""
+"""launch slurm|k8s|skypilot: prints a complete file to save, read and submit to that system; starts nothing."""
 
 import re
 import shlex
-from typing import Annotated
 
-import typer
+import click
 
+from llamahome.cli import options
 from llamahome.errors import Problem, UsageError
 
-launch_app = typer.Typer(
-    name="launch",
-    help="Print a file that starts a training on a cluster or a cloud.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
 
-Data = Annotated[str, typer.Argument(help="Data as the machines see it.", metavar="DATA_PATH")]
-Nodes = Annotated[int, typer.Option("--num-nodes", min=1, help="Machines.")]
-Gpus = Annotated[int, typer.Option("--gpus", min=1, help="GPUs of each machine, one process each.")]
-Name = Annotated[str, typer.Option("--name", help="Name of the job and of its folder under output/: letters, digits and dashes.")]
+@click.group("launch", cls=options.Group)
+def launch_app() -> None:
+    """Print a file that starts a training on a cluster or a cloud."""
+
+
+_job_options = options.together(
+    click.argument("data_path", default="data/training/raw", help="Data as the machines see it; data/training/raw by default."),
+    click.option("--num-nodes", type=click.IntRange(min=1), default=2, help="Machines."),
+    click.option("--gpus", type=click.IntRange(min=1), default=8, help="GPUs of each machine, one process each."),
+    click.option(
+        "--name", default="llamahome", help="Name of the job and of its folder under output/: lower-case letters, digits and dashes."
+    ),
+)
 
 _SLURM = """\
 #!/bin/bash
-# save as {name}.slurm in the project's folder, which all nodes must see; then: sbatch {name}.slurm
+# save as {name}.slurm in the project's folder, on a file system that all nodes share; then: sbatch {name}.slurm
 #SBATCH --job-name={name}
 #SBATCH --nodes={nodes}
 #SBATCH --ntasks-per-node={gpus}
@@ -34,7 +36,7 @@ _SLURM = """\
 #SBATCH --open-mode=append
 #SBATCH --output={name}-%j.log
 #SBATCH --signal=USR1@300
-# five minutes before its time is over the job saves a checkpoint, ends with 75 and is put into the queue again
+# five minutes before its time limit the job saves a checkpoint, ends with status 75 and is queued again
 
 set -u
 cd "$SLURM_SUBMIT_DIR"
@@ -43,7 +45,7 @@ words=(train-distributed {data} --output "$run")
 if compgen -G "$run/checkpoint-*" > /dev/null; then
   words=(train-resume "$run")
 elif [ -d "$run" ]; then
-  mv "$run" "$run.$(date +%s)"  # ended before its first checkpoint
+  mv "$run" "$run.$(date +%s)"  # it ended before its first checkpoint
 fi
 status=0
 srun --kill-on-bad-exit=0 .venv/bin/llamahome "${{words[@]}}" || status=$?
@@ -54,7 +56,7 @@ exit "$status"
 """
 
 _K8S = """\
-# save as {name}.yaml, put in your image and volume claim; then: kubectl apply -f {name}.yaml
+# save as {name}.yaml with your image and volume claim; then: kubectl apply -f {name}.yaml
 apiVersion: v1
 kind: Service
 metadata:
@@ -136,27 +138,30 @@ run: |
 
 
 @launch_app.command()
-def slurm(data_path: Data = "data/training/raw", num_nodes: Nodes = 2, gpus: Gpus = 8, name: Name = "llamahome") -> None:
-    """Print a batch script for sbatch: one task a GPU, saved and queued again when its time is over."""
+@_job_options
+def slurm(data_path: str, num_nodes: int, gpus: int, name: str) -> None:
+    """Print a batch script for sbatch: one task per GPU; when its time is over, it saves and queues itself again."""
     _print(_SLURM, data_path, num_nodes, gpus, name)
 
 
 @launch_app.command()
-def k8s(data_path: Data = "data/training/raw", num_nodes: Nodes = 2, gpus: Gpus = 8, name: Name = "llamahome") -> None:
-    """Print a Service and an indexed Job for kubectl: one pod a machine, on a shared volume."""
+@_job_options
+def k8s(data_path: str, num_nodes: int, gpus: int, name: str) -> None:
+    """Print a Service and an indexed Job for kubectl: one pod per machine, on a shared volume."""
     _print(_K8S, data_path, num_nodes, gpus, name)
 
 
 @launch_app.command()
-def skypilot(data_path: Data = "data/training/raw", num_nodes: Nodes = 2, gpus: Gpus = 8, name: Name = "llamahome") -> None:
+@_job_options
+def skypilot(data_path: str, num_nodes: int, gpus: int, name: str) -> None:
     """Print a task for sky launch: machines of a cloud, checkpoints in a bucket."""
     _print(_SKYPILOT, data_path, num_nodes, gpus, name)
 
 
 def _print(template: str, data_path: str, num_nodes: int, gpus: int, name: str) -> None:
-    """Fill in and print. A name that a cluster would refuse is a mistake in the command line."""
+    """Fill in the template and print it; raises UsageError for a name that a cluster would refuse."""
     if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?", name):
         near = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "llamahome"
-        message = f"{name!r} is no name for a job: small letters, digits and dashes"
+        message = f"{name!r} is not a valid job name: use lower-case letters, digits and dashes"
         raise UsageError(Problem(code="usage.bad-choice", message=message, where="--name", hint=f"--name {near}"))
     print(template.format(data=shlex.quote(data_path), nodes=num_nodes, gpus=gpus, world=num_nodes * gpus, name=name), end="")

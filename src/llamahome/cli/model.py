@@ -1,95 +1,48 @@
-"""chat and models: talk to a model, and see which base models are here."""
+"""The `models` commands list, describe and fetch base models."""
 
 import json
 import math
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
-from llamahome.cli.train import importing_torch
-
-models_app = typer.Typer(help="Base models: what is here, what they are, and fetching them.", no_args_is_help=True)
+from llamahome.cli import options
 
 
-def _say(line: str) -> None:
+def _print_note(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def chat(
-    model: Annotated[str, typer.Argument(help="A run, a checkpoint, a model folder, a model's name, or `latest`.", metavar="MODEL")],
-    prompt: Annotated[str | None, typer.Option("--prompt", help="One question instead of a conversation.")] = None,
-    system: Annotated[str | None, typer.Option("--system", help="System message before the conversation.")] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer in tokens.")] = 512,
-    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 always gives the likeliest answer.")] = 0.0,
-    assignments: Annotated[list[str] | None, typer.Option("--set", help="Any setting, as section.key=value.")] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log of libraries.")] = False,
-) -> None:
-    """Talk to a model; an empty line or Ctrl-D ends the conversation.
-
-    Examples:
-      llamahome chat latest
-      llamahome chat output/training/final --prompt "What is the capital of France?"
-    """
-    from llamahome.config.load import load_config
-    from llamahome.logs import log_to_stderr
-
-    log_to_stderr(debug=debug)
-    loaded = load_config(assignments=assignments or [])
-    with importing_torch():
-        from llamahome.conversation import open_chat
-
-    reply = open_chat(model, loaded, say=_say, max_new_tokens=max_new_tokens, temperature=temperature)
-    turns: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
-    for question in [prompt] if prompt is not None else iter(_ask, ""):
-        turns.append({"role": "user", "content": _readable(question)})
-        answer = reply(turns, _write)
-        print(flush=True)
-        turns.append({"role": "assistant", "content": answer})
-
-
-def _ask() -> str:
-    """The next question; empty at the end of the conversation."""
-    try:
-        return _readable(input("you> " if sys.stdin.isatty() else "")).strip()
-    except EOFError:
-        return ""
-
-
-def _readable(text: str) -> str:
-    """`text` with a replacement character for every byte that was not UTF-8."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+@click.group("models", cls=options.Group)
+def models_app() -> None:
+    """Base models: list, describe and fetch them."""
 
 
 @models_app.command("list")
-def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """The base models that are here, and the starter."""
+@options.as_json
+def list_models(as_json: bool) -> None:
+    """List the base models on this machine, and the starter."""
     from llamahome.rundir import BASE_MODELS
     from llamahome.units import show_bytes
 
     starter = "smollm2-135m-instruct"
-    found = {path.parent.name: _facts(path.parent) for path in sorted(BASE_MODELS.glob("*/config.json"))}
+    models = {path.parent.name: _facts(path.parent) for path in sorted(BASE_MODELS.glob("*/config.json"))}
     if as_json:
-        print(json.dumps([{"name": name, **facts} for name, facts in found.items()]))
+        print(json.dumps([{"name": name, **facts} for name, facts in models.items()]))
         return
-    for name, facts in found.items():
+    for name, facts in models.items():
         print(f"{name:32} {facts['architecture']:24} {show_bytes(facts['weight_bytes']):>10}  {facts['folder']}")
-    if starter not in found:
-        print(f"{starter:32} not here yet: llamahome models fetch {starter}")
+    if starter not in models:
+        print(f"{starter:32} not downloaded yet: llamahome models fetch {starter}")
 
 
-@models_app.command("info")
-def info(
-    name: Annotated[str, typer.Argument(help="A folder or a model's name.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """What a model that is here is: architecture, sizes, files, chat template."""
+@models_app.command()
+@click.argument("name", help="A folder or a model's name.")
+@options.as_json
+def info(name: str, as_json: bool) -> None:
+    """Describe a model on this machine: architecture, sizes, files, chat template."""
     from llamahome.errors import ConfigError, Problem
     from llamahome.rundir import BASE_MODELS
     from llamahome.units import show_bytes, show_count
@@ -107,19 +60,20 @@ def info(
         print(f"{key.replace('_', ' '):20} {text}")
 
 
-@models_app.command("fetch")
-def fetch(name: Annotated[str, typer.Argument(help="smollm2-135m-instruct or a hub id.")]) -> None:
-    """Bring a model here; does nothing when it is here already."""
+@models_app.command()
+@click.argument("name", help="smollm2-135m-instruct or a hub id.")
+def fetch(name: str) -> None:
+    """Download a model, unless it is on this machine already."""
     from llamahome.logs import log_to_stderr
 
     log_to_stderr(debug=False)
     from llamahome.model.load import find_model
 
-    print(find_model(name, say=_say))
+    print(find_model(name, say=_print_note))
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    """From config.json and the headers of the weights, without loading them."""
+    """What config.json and the headers of the weight files say; no weights are loaded."""
     from llamahome.errors import ConfigError, Problem
     from llamahome.model.limits import shapes_of
 

@@ -1,1 +1,1 @@
-"""What the user may ask for: schema.py (every setting), load.py (layers and origins), check.py (rules across settings). No torch."""
+"""Settings: schema.py (every setting), load.py (layers and origins), check.py (rules across settings). No torch."""

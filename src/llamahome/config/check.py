@@ -1,11 +1,9 @@
-"""Rules across settings: pairs that contradict each other are errors, values that would be ignored are warnings.
+"""Rules across settings: settings that contradict each other are errors, and settings without effect are warnings.
 
-What a single value may be is in schema.py. `origins` tells what somebody chose from what was left at its default: a default never
-contradicts anything.
+What a single value may be is in schema.py. `origins` tells which values a user chose, because a default never contradicts anything.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
 
 from llamahome.config.describe import settings
 from llamahome.config.load import is_chosen
@@ -15,127 +13,127 @@ from llamahome.errors import Problem
 
 _LOOPBACK = ("127.", "localhost", "::1")
 
+Finding = tuple[str, str, str, str]
+"""(code, key, message, hint); the hint is what to type instead."""
+
 
 def check_config(config: Config, origins: Mapping[str, str]) -> list[Problem]:
-    """Everything that keeps these settings from being obeyed together; empty when all is well."""
-    return [*_data_errors(config, origins), *_training_errors(config, origins), *_machine_errors(config, origins)]
+    """Every contradiction between these settings; empty if there is none."""
+    chosen = {key for key, origin in origins.items() if is_chosen(origin)}
+    return _problems([*_data_errors(config, chosen), *_training_errors(config), *_machine_errors(config)], origins)
 
 
 def config_warnings(config: Config, origins: Mapping[str, str]) -> list[Problem]:
-    """Chosen settings that have no effect beside the others, each with the consequence."""
-    ignored: dict[str, str] = {}
+    """The chosen settings that have no effect, and settings that probably do not do what was meant; each says the consequence."""
+    chosen = {key for key, origin in origins.items() if is_chosen(origin)}
+    no_effect: list[Finding] = []
+    for key, reason in _reasons_for_no_effect(config).items():
+        if key in chosen:
+            message = f"{key} {write_value(settings()[key].of(config))} has no effect: {reason}"
+            no_effect.append(("config.no-effect", key, message, f"remove {key} from {origins[key]}"))
+    return _problems([*no_effect, *_machine_warnings(config, chosen)], origins)
+
+
+def _problems(findings: Iterable[Finding], origins: Mapping[str, str]) -> list[Problem]:
+    return [
+        Problem(code=code, message=message, where=origins[key] if is_chosen(origins[key]) else None, hint=hint)
+        for code, key, message, hint in findings
+    ]
+
+
+def _reasons_for_no_effect(config: Config) -> dict[str, str]:
+    """Key -> why its value changes nothing."""
+    reasons: dict[str, str] = {}
     if config.training.method == "full":
-        reason = "training.method is full"
-        ignored |= {key: reason for key in settings() if key.startswith("lora.")}
-        ignored["model.dtype"] = "full fine-tuning keeps all weights in float32"
+        reasons |= {key: "training.method is full" for key in settings() if key.startswith("lora.")}
+        reasons["model.dtype"] = "full fine-tuning keeps all weights in float32"
     if config.data.on_bad_row == "error":
-        ignored["data.max_bad_share"] = "data.on_bad_row is error: the first bad row stops"
+        reasons["data.max_bad_share"] = "data.on_bad_row is error: the first bad row stops"
     if config.data.format == "text":
-        ignored["model.chat_template"] = "data.format is text: there are no turns"
+        reasons["model.chat_template"] = "data.format is text: there are no turns"
         if config.data.train_on != "all":
-            ignored["data.train_on"] = "data.format is text: all tokens are learned"
+            reasons["data.train_on"] = "data.format is text: all tokens are learned"
     if _no_evaluation(config):
         reason = "no rows are held out (data.eval_split 0) and data.eval_path is not set"
-        ignored |= dict.fromkeys(("evaluation.every", "evaluation.rows", "evaluation.sample_prompts", "checkpoint.keep_best"), reason)
+        reasons |= dict.fromkeys(
+            ("evaluation.metric", "evaluation.every", "evaluation.rows", "evaluation.sample_prompts", "checkpoint.keep_best"), reason
+        )
     if config.distributed.most_nodes == 1:
-        ignored["distributed.master_port"] = "one machine picks a free port itself"
-    found = [_ignored(key, settings()[key].of(config), reason, origins) for key, reason in ignored.items() if is_chosen(origins[key])]
-    return [*found, *_other_warnings(config, origins)]
+        reasons["distributed.master_port"] = "one machine picks a free port itself"
+    return reasons
 
 
-def _data_errors(config: Config, origins: Mapping[str, str]) -> Iterator[Problem]:
-    data = config.data
+def _data_errors(config: Config, chosen: set[str]) -> Iterator[Finding]:
+    data, key, split = config.data, "data.eval_split", write_value(config.data.eval_split)
     if data.on_overlong == "split" and data.format not in ("auto", "text"):
         message = f"data.on_overlong split cuts plain text only, and data.format is {data.format}: a chat cut in two loses its question"
-        yield _problem("config.split-needs-text", message, "data.on_overlong", origins, hint="--set data.on_overlong=truncate")
-    if data.eval_path is not None and data.eval_split not in ("auto", 0) and is_chosen(origins["data.eval_split"]):
-        message = f"data.eval_split {_show(data.eval_split)} holds rows out and data.eval_path {data.eval_path} brings its own; choose one"
-        yield _problem("config.two-evaluations", message, "data.eval_split", origins, hint="--set data.eval_split=auto")
+        yield "config.split-needs-text", "data.on_overlong", message, "--set data.on_overlong=truncate"
+    if data.eval_path is not None and data.eval_split not in ("auto", 0) and key in chosen:
+        message = f"data.eval_split {split} holds rows out and data.eval_path {data.eval_path} has its own rows; choose one"
+        yield "config.two-evaluations", key, message, "--set data.eval_split=auto"
     if isinstance(data.eval_split, float) and data.eval_split > 1 and not data.eval_split.is_integer():
-        message = f"data.eval_split {_show(data.eval_split)} is neither a share below 1 nor a whole count"
-        yield _problem("config.share-or-count", message, "data.eval_split", origins, hint=f"--set data.eval_split={round(data.eval_split)}")
+        message = f"data.eval_split {split} is neither a share below 1 nor a whole count"
+        yield "config.share-or-count", key, message, f"--set data.eval_split={round(data.eval_split)}"
 
 
-def _training_errors(config: Config, origins: Mapping[str, str]) -> Iterator[Problem]:
-    training = config.training
+def _training_errors(config: Config) -> Iterator[Finding]:
+    training, warmup = config.training, write_value(config.training.warmup)
     if training.warmup > 1 and not float(training.warmup).is_integer():
-        message = f"training.warmup {_show(training.warmup)} is neither a share below 1 nor a whole count of steps"
-        yield _problem("config.share-or-count", message, "training.warmup", origins, hint=f"--set training.warmup={round(training.warmup)}")
+        message = f"training.warmup {warmup} is neither a share below 1 nor a whole count of steps"
+        yield "config.share-or-count", "training.warmup", message, f"--set training.warmup={round(training.warmup)}"
     elif training.max_steps is not None and training.warmup > training.max_steps:
-        message = f"training.warmup takes {_show(training.warmup)} steps but training.max_steps ends the run after {training.max_steps}"
-        hint = f"--set training.warmup={max(1, training.max_steps // 10) if training.max_steps > 1 else 0}"
-        yield _problem("config.warmup-too-long", message, "training.warmup", origins, hint=hint)
+        message = f"training.warmup takes {warmup} steps but training.max_steps ends the run after {training.max_steps}"
+        shorter = max(1, training.max_steps // 10) if training.max_steps > 1 else 0
+        yield "config.warmup-too-long", "training.warmup", message, f"--set training.warmup={shorter}"
     if training.method == "lora" and config.model.dtype == "bfloat16" and training.mixed_precision in ("no", False):
         message = "weights stored in bfloat16 are multiplied in bfloat16, but training.mixed_precision is no"
-        yield _problem("config.two-precisions", message, "training.mixed_precision", origins, hint="--set model.dtype=float32")
+        yield "config.two-precisions", "training.mixed_precision", message, "--set model.dtype=float32"
     if training.method == "lora" and not config.lora.target_modules:
         message = "lora.target_modules names no layer: there would be nothing to train"
-        yield _problem("config.nothing-to-train", message, "lora.target_modules", origins, hint="--set lora.target_modules=all-linear")
+        yield "config.nothing-to-train", "lora.target_modules", message, "--set lora.target_modules=all-linear"
     if config.evaluation.early_stop_patience is not None and _no_evaluation(config):
-        message = "evaluation.early_stop_patience watches the evaluation loss, but no rows are held out and data.eval_path is not set"
-        yield _problem("config.nothing-to-watch", message, "evaluation.early_stop_patience", origins, hint="--set data.eval_split=auto")
+        message = "evaluation.early_stop_patience watches the evaluations, but no rows are held out and data.eval_path is not set"
+        yield "config.nothing-to-watch", "evaluation.early_stop_patience", message, "--set data.eval_split=auto"
+    if config.output.final == "best" and _no_evaluation(config):
+        message = "output.final best takes the best evaluation, but no rows are held out and data.eval_path is not set"
+        yield "config.nothing-to-watch", "output.final", message, "--set data.eval_split=auto"
+    elif config.output.final == "best" and not config.checkpoint.keep_best:
+        message = "output.final best needs the best checkpoint at the end, and checkpoint.keep_best 0 deletes it"
+        yield "config.best-not-kept", "output.final", message, "--set checkpoint.keep_best=1"
 
 
-def _machine_errors(config: Config, origins: Mapping[str, str]) -> Iterator[Problem]:
-    machines = config.distributed
-    if machines.node_rank >= machines.most_nodes:
-        last = machines.most_nodes - 1
-        allowed = "is 0" if last == 0 else f"goes from 0 to {last}"
-        message = f"distributed.node_rank is {machines.node_rank}, but with {_nodes(machines.most_nodes)} it {allowed}"
-        hint = f"--set distributed.node_rank={last}" if last else f"--set distributed.num_nodes={machines.node_rank + 1}"
-        yield _problem("config.no-such-node", message, "distributed.node_rank", origins, hint=hint)
-    size, nodes = machines.world_size, machines.most_nodes
+def _machine_errors(config: Config) -> Iterator[Finding]:
+    rank, size, nodes = config.distributed.node_rank, config.distributed.world_size, config.distributed.most_nodes
+    if rank >= nodes:
+        message = f"distributed.node_rank is {rank}, but with {_machines(nodes)} it " + (
+            f"goes from 0 to {nodes - 1}" if nodes > 1 else "is 0"
+        )
+        hint = f"--set distributed.node_rank={nodes - 1}" if nodes > 1 else f"--set distributed.num_nodes={rank + 1}"
+        yield "config.no-such-node", "distributed.node_rank", message, hint
     if isinstance(size, int) and size % nodes:
-        below, above = size // nodes * nodes, (size // nodes + 1) * nodes
-        sizes = f"{below} or {above}" if below else f"{above} or {2 * nodes}"
-        message = f"distributed.world_size {size} cannot be shared evenly by {_nodes(nodes)}; {sizes} can"
-        yield _problem(
-            "config.uneven-world", message, "distributed.world_size", origins, hint=f"--set distributed.world_size={below or above}"
-        )
+        sizes = [multiple for multiple in (size // nodes * nodes, (size // nodes + 1) * nodes, 2 * nodes) if multiple]
+        message = f"distributed.world_size {size} cannot be shared evenly by {_machines(nodes)}; {sizes[0]} or {sizes[1]} can"
+        yield "config.uneven-world", "distributed.world_size", message, f"--set distributed.world_size={sizes[0]}"
 
 
-def _other_warnings(config: Config, origins: Mapping[str, str]) -> Iterator[Problem]:
-    machines, batch = config.distributed, config.training.batch_size
-    if machines.most_nodes > 1 and not is_chosen(origins["distributed.master_addr"]):
-        message = (
-            f"distributed.master_addr is {machines.master_addr}, this machine alone: with {_nodes(machines.most_nodes)} the others wait"
-        )
-        yield _problem(
-            "config.address-of-self", message, "distributed.master_addr", origins, hint="--set distributed.master_addr=ADDRESS of machine 0"
-        )
-    elif machines.most_nodes > 1 and machines.node_rank and machines.master_addr.startswith(_LOOPBACK):
-        message = (
-            f"distributed.master_addr {machines.master_addr} means this machine, but machine 0 is another (node_rank {machines.node_rank})"
-        )
-        yield _problem(
-            "config.address-of-self", message, "distributed.master_addr", origins, hint="--set distributed.master_addr=ADDRESS of machine 0"
-        )
+def _machine_warnings(config: Config, chosen: set[str]) -> Iterator[Finding]:
+    machines, batch, address = config.distributed, config.training.batch_size, config.distributed.master_addr
+    key, hint = "distributed.master_addr", "--set distributed.master_addr=ADDRESS of machine 0"
+    if machines.most_nodes > 1 and key not in chosen:
+        message = f"{key} is {address}, this machine alone: with {_machines(machines.most_nodes)} the others wait"
+        yield "config.address-of-self", key, message, hint
+    elif machines.most_nodes > 1 and machines.node_rank and address.startswith(_LOOPBACK):
+        message = f"{key} {address} means this machine, but machine 0 is another (node_rank {machines.node_rank})"
+        yield "config.address-of-self", key, message, hint
     if isinstance(machines.world_size, int) and batch != "auto" and machines.world_size > batch:
         idle = machines.world_size - batch
         message = f"{machines.world_size} processes share training.batch_size {batch}: {idle} have nothing to do in each step"
-        yield _problem(
-            "config.idle-processes", message, "training.batch_size", origins, hint=f"--set training.batch_size={machines.world_size}"
-        )
+        yield "config.idle-processes", "training.batch_size", message, f"--set training.batch_size={machines.world_size}"
 
 
 def _no_evaluation(config: Config) -> bool:
     return config.data.eval_split == 0 and config.data.eval_path is None
 
 
-def _ignored(key: str, value: Any, reason: str, origins: Mapping[str, str]) -> Problem:
-    return _problem(
-        "config.no-effect", f"{key} {_show(value)} has no effect: {reason}", key, origins, hint=f"remove {key} from {origins[key]}"
-    )
-
-
-def _problem(code: str, message: str, key: str, origins: Mapping[str, str], *, hint: str) -> Problem:
-    origin = origins[key]
-    return Problem(code=code, message=message, where=origin if is_chosen(origin) else None, hint=hint)
-
-
-def _nodes(count: int) -> str:
+def _machines(count: int) -> str:
     return "1 machine" if count == 1 else f"{count} machines"
-
-
-def _show(value: Any) -> str:
-    return write_value(value)

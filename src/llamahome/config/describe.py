@@ -1,58 +1,16 @@
-"""What settings there are, in words: the type, range, default and help of each key, read from the schema.
+"""The settings as data: the key, type, range, default and help of every setting, read from the schema.
 
-config/load.py asks it what was expected, `llamahome config explain` and docs/configuration.md show it: one source for all.
+Error messages, `llamahome config explain`, docs/configuration.md and the JSON schema for editors all come from here.
 """
 
 import inspect
-import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
-
-from pydantic.fields import FieldInfo
+from typing import Any
 
 from llamahome.config.schema import Config, Section
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What a key takes: some words, a number in a range, text, a list of text, null; any of them may be allowed."""
-
-    words: tuple[str, ...] = ()
-    number: Literal["", "whole", "real"] = ""
-    bounds: tuple[tuple[str, float], ...] = ()
-    text: bool = False
-    texts: bool = False
-    mapping: bool = False
-    null: bool = False
-    examples: tuple[str, ...] = ()
-
-    def describe(self) -> str:
-        """In words, as it stands after "expected"."""
-        parts: list[str] = []
-        if self.text:
-            parts.append(f"text like {_choice([repr(each) for each in self.examples])}" if self.examples else "text")
-        if self.texts:
-            parts.append("a list of text")
-        if self.mapping:
-            parts.append(f"a mapping like {_choice(list(self.examples))}" if self.examples else "a mapping of text to text")
-        if self.number:
-            parts.append(("a whole number" if self.number == "whole" else "a number") + self._range())
-        words = [*self.words, *(["null"] if self.null else [])]
-        if parts or len(words) < 3:
-            return _choice([*words, *parts] if not self.null else [*self.words, *parts, "null"])
-        return "one of " + ", ".join(words)
-
-    def _range(self) -> str:
-        bounds = dict(self.bounds)
-        upper = f"below {_number(bounds['lt'])}" if "lt" in bounds else _number(bounds["le"]) if "le" in bounds else ""
-        if "gt" in bounds:
-            return f" above {_number(bounds['gt'])}" + (f" and {upper}" if upper else "")
-        if "ge" in bounds:
-            return f" from {_number(bounds['ge'])} to {upper}" if upper else f" of at least {_number(bounds['ge'])}"
-        return f" {upper}" if upper else ""
 
 
 @dataclass(frozen=True)
@@ -64,10 +22,11 @@ class Setting:
     name: str
     default: Any
     help: str
-    shape: Shape
+    is_text: bool
+    """It takes only text (or null), which therefore needs no quotes on the command line."""
     model: type[Section] = field(repr=False)
     attribute: str = field(repr=False)
-    """Of the section; it differs from the name where that is a word of Python's own."""
+    """The field of the section's class; it differs from the name if that is a keyword of Python."""
 
     @property
     def variable(self) -> str:
@@ -75,20 +34,43 @@ class Setting:
         return f"LLAMAHOME_{self.section.upper()}__{self.name.upper()}"
 
     def of(self, config: Config) -> Any:
-        """Its value there."""
+        """Its value in `config`."""
         return getattr(getattr(config, self.section), self.attribute)
+
+    @property
+    def alternatives(self) -> list[dict[str, Any]]:
+        """The JSON schema of each type that it takes."""
+        schema = json_schema()["$defs"][self.model.__name__]["properties"][self.name]
+        return list(schema.get("anyOf", [schema]))
+
+    @property
+    def words(self) -> list[str]:
+        """The fixed words that it takes, `auto` first."""
+        words = [word for schema in self.alternatives for word in _fixed_words(schema)]
+        return sorted(dict.fromkeys(words), key=lambda word: word != "auto")
+
+    @property
+    def kinds(self) -> set[str]:
+        """The JSON types that it takes besides the fixed words: string, integer, number, array, object, null."""
+        return {schema["type"] for schema in self.alternatives if not _fixed_words(schema)}
+
+    def describe_values(self) -> str:
+        """What it takes, in the words that follow "expected"."""
+        parts = [_describe(schema) for schema in self.alternatives if not _fixed_words(schema) and schema["type"] != "null"]
+        values = [*self.words, *parts, *(["null"] if "null" in self.kinds else [])]
+        return _choice(values) if parts or len(values) < 3 else "one of " + ", ".join(values)
 
 
 @cache
 def settings() -> dict[str, Setting]:
     """Every setting by its dotted key, in the order of the schema."""
-    found = {}
+    by_key = {}
     for section, model in sections().items():
         for attribute, info in model.model_fields.items():
             name = info.alias or attribute
-            key, shape = f"{section}.{name}", _shape(info)
-            found[key] = Setting(key, section, name, info.default, inspect.cleandoc(info.description or ""), shape, model, attribute)
-    return found
+            help_, is_text = inspect.cleandoc(info.description or ""), info.annotation in (str, str | None)
+            by_key[f"{section}.{name}"] = Setting(f"{section}.{name}", section, name, info.default, help_, is_text, model, attribute)
+    return by_key
 
 
 @cache
@@ -97,30 +79,40 @@ def sections() -> dict[str, type[Section]]:
     return {name: type(info.default) for name, info in Config.model_fields.items()}
 
 
+@cache
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a settings file; the caller must not change it."""
+    schema = Config.model_json_schema()
+    for section in schema["properties"].values():
+        section["anyOf"] = [{"$ref": section.pop("$ref")}, {"type": "null"}]  # a line `training:` alone is an empty section
+        del section["default"]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
 def section_help(section: str) -> str:
-    """The sentence that stands below the section's class."""
+    """The docstring of the section's class."""
     return inspect.cleandoc(sections()[section].__doc__ or "")
 
 
 def nearest(word: str, candidates: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """The candidate that was most likely meant, without regard to case, - and _."""
+    """The candidate that was most likely meant; case, - and _ do not matter."""
     folded = {candidate.casefold().replace("-", "_"): candidate for candidate in candidates}
     close = get_close_matches(word.casefold().replace("-", "_"), list(folded), n=1, cutoff=cutoff)
     return folded[close[0]] if close else None
 
 
 def nearest_key(section: str, name: str) -> str | None:
-    """The dotted key that was most likely meant by `section.name`, looking in that section first, then everywhere.
+    """The dotted key that was most likely meant by `section.name`, from that section first and then from all.
 
-    Names that other programs use are found by their parts (num_train_epochs holds epochs) or initials (lr).
+    The names of other programs are found by a key that they contain (num_train_epochs contains epochs) or by initials (lr).
     """
-    own = {each.name: each.key for each in settings().values() if each.section == section}
-    every = {each.name: each.key for each in reversed(settings().values())}
     plain = name.casefold().replace("-", "_")
-    for keys, cutoff in ((own, 0.6), (every, 0.85)):
-        held = max((each for each in keys if f"_{each}_" in f"_{plain}_"), key=len, default=None)
-        initials = next((each for each in keys if "_" in each and "".join(word[0] for word in each.split("_")) == plain), None)
-        close = (plain if plain in keys else None) or nearest(plain, keys, cutoff=cutoff) or held or initials
+    in_section = {setting.name: setting.key for setting in settings().values() if setting.section == section}
+    everywhere = {setting.name: setting.key for setting in reversed(settings().values())}
+    for keys, cutoff in ((in_section, 0.6), (everywhere, 0.85)):
+        contained = max((key for key in keys if f"_{key}_" in f"_{plain}_"), key=len, default=None)
+        by_initials = next((key for key in keys if "_" in key and "".join(word[0] for word in key.split("_")) == plain), None)
+        close = (plain if plain in keys else None) or nearest(plain, keys, cutoff=cutoff) or contained or by_initials
         if close:
             return keys[close]
     return nearest(f"{section}.{plain}", settings(), cutoff=0.8)
@@ -138,53 +130,43 @@ def unknown_section(name: str, *, what: str = "section") -> tuple[str, str]:
     return f"unknown {what} {name}; sections are {', '.join(sections())}", "llamahome config show"
 
 
-def unknown_key(section: str, name: str) -> tuple[str, str]:
-    """Message and hint for a key that its section does not have."""
+def unknown_key(key: str) -> tuple[str, str]:
+    """Message and hint for a dotted key that does not exist."""
+    section, _, name = key.partition(".")
+    if section not in sections():
+        return unknown_section(key, what="key")
     close = nearest_key(section, name)
     if close:
-        return f"unknown key {section}.{name}; did you mean {close}?", f"llamahome config explain {close}"
-    return f"unknown key {section}.{name}", f"llamahome config explain {section}"
+        return f"unknown key {key}; did you mean {close}?", f"llamahome config explain {close}"
+    return f"unknown key {key}", f"llamahome config explain {section}"
 
 
-def _shape(info: FieldInfo) -> Shape:
-    words: list[str] = []
-    number: Literal["", "whole", "real"] = ""
-    bounds: list[tuple[str, float]] = []
-    text = texts = mapping = null = False
-    for part, metadata in _members(info.annotation, info.metadata):
-        if get_origin(part) is Literal:
-            words += [word for word in get_args(part) if word not in words]
-        elif part is bool:
-            words += ["true", "false"]
-        elif part in (int, float):
-            number = "whole" if part is int else "real"
-            bounds += [(name, getattr(rule, name)) for rule in metadata for name in ("ge", "gt", "le", "lt") if hasattr(rule, name)]
-        elif part is str:
-            text = True
-        elif get_origin(part) is list:
-            texts = True
-        elif get_origin(part) is dict:
-            mapping = True
-        elif part is type(None):
-            null = True
-        else:
-            raise TypeError(f"a setting of type {part!r} has no words yet")
-    if "auto" in words:
-        words = ["auto", *(word for word in words if word != "auto")]
-    return Shape(tuple(words), number, tuple(bounds), text, texts, mapping, null, tuple(str(each) for each in info.examples or ()))
+def _fixed_words(schema: dict[str, Any]) -> list[str]:
+    if schema.get("type") == "boolean":
+        return ["true", "false"]
+    return [schema["const"]] if "const" in schema else schema.get("enum", [])
 
 
-def _members(annotation: Any, metadata: Iterable[Any]) -> Iterator[tuple[Any, list[Any]]]:
-    """The alternatives of a union, each with the rules that hold for it."""
-    if get_origin(annotation) in (Union, types.UnionType):
-        for member in get_args(annotation):
-            yield from _members(member, metadata)
-    elif get_origin(annotation) is Annotated:
-        inner, *rules = get_args(annotation)
-        flat = [each for rule in rules for each in (rule.metadata if isinstance(rule, FieldInfo) else [rule])]
-        yield from _members(inner, [*metadata, *flat])
-    else:
-        yield annotation, list(metadata)
+def _describe(schema: dict[str, Any]) -> str:
+    """One type in words, like "a whole number of at least 1"."""
+    examples = schema.get("examples", [])
+    match schema["type"]:
+        case "string":
+            return f"text like {_choice([repr(example) for example in examples])}" if examples else "text"
+        case "array":
+            return "a list of text"
+        case "object":
+            return f"a mapping like {_choice(examples)}" if examples else "a mapping of text to text"
+        case kind:
+            return ("a whole number" if kind == "integer" else "a number") + _range(schema)
+
+
+def _range(schema: dict[str, Any]) -> str:
+    bounds = {name: _number(schema[name]) for name in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum") if name in schema}
+    upper = f"below {bounds['exclusiveMaximum']}" if "exclusiveMaximum" in bounds else bounds.get("maximum")
+    if "exclusiveMinimum" in bounds:
+        return f" above {bounds['exclusiveMinimum']}" + (f" and {upper}" if upper else "")
+    return f" from {bounds['minimum']} to {upper}" if upper else f" of at least {bounds['minimum']}"
 
 
 def _choice(parts: list[str]) -> str:

@@ -12,20 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from llamahome.config.describe import settings, unknown_key
-from llamahome.config.files import file_entries, read_text, standard_files
-from llamahome.config.judge import judge
-from llamahome.config.layers import Entry, Origin, assignment_entries, environment_entries, flag_entries
+from llamahome.config.layers import Entry, assignment_entries, environment_entries, file_entries, flag_entries, read_text, standard_files
 from llamahome.config.schema import Config
+from llamahome.config.validate import validate
 from llamahome.config.yamltext import lines_of, write_value
 from llamahome.errors import ConfigError, Problem
-
-__all__ = ["LoadedConfig", "Origin", "dump_config", "load_config", "read_saved_config", "with_assignments", "with_values"]
 
 DEFAULT = "default"
 _COMMENT = "  # "
 _SAVED = "saved: "
 _RETIRED = (("model", "attention"),)
-"""Keys of earlier versions, which stand in the config.yaml of older runs and decide nothing any more."""
+"""Keys of earlier versions: they stand in the config.yaml of older runs and have no effect any more."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +41,10 @@ def load_config(
     environment: Mapping[str, str] | None = None,
     folder: Path = Path(),
 ) -> LoadedConfig:
-    """Settings from all layers; `folder` holds .config/, `environment` is os.environ when not given.
+    """Settings from all layers; `folder` holds .config/, and `environment` is os.environ by default.
 
-    `flags` maps dotted keys to (flag as typed, value); a value of None was not typed. Text in flags, variables and assignments is read
-    as YAML. Raises ConfigError with every problem of every layer. Rules across keys: check.py.
+    `flags` maps dotted keys to (flag, value); a value of None was not typed. Text in flags, variables and assignments is read as YAML.
+    Raises ConfigError with every problem of every layer. The rules across keys are in check.py.
     """
     problems: list[Problem] = []
     entries: list[Entry] = []
@@ -56,28 +53,23 @@ def load_config(
     entries += environment_entries(os.environ if environment is None else environment, problems)
     entries += flag_entries(flags or {}, problems)
     entries += assignment_entries(assignments, problems)
-    if problems:
-        raise ConfigError(problems)
-    return _build(entries)
+    return _build(entries, problems)
 
 
 def with_values(loaded: LoadedConfig, changes: Mapping[str, Any], *, origin: str) -> LoadedConfig:
     """The same settings with some keys replaced; raises ConfigError for an unknown key or a value that the schema refuses."""
     problems: list[Problem] = []
-    values = {key: setting.of(loaded.config) for key, setting in settings().items()}
+    entries: list[Entry] = []
     for key, value in changes.items():
         if key not in settings():
-            section, _, name = key.partition(".")
-            message, hint = unknown_key(section, name)
+            message, hint = unknown_key(key)
             problems.append(Problem(code="config.unknown-key", message=message, where=origin, hint=hint))
             continue
-        values[key], fault = judge(settings()[key], value)
+        valid, fault = validate(settings()[key], value)
+        entries.append(Entry(key, valid, origin))
         if fault:
             problems.append(Problem(code=fault.code, message=fault.message, where=origin, hint=fault.hint))
-    if problems:
-        raise ConfigError(problems)
-    origins = {**loaded.origins, **dict.fromkeys(changes, origin)}
-    return _build([Entry(key, value, Origin(origins[key])) for key, value in values.items()])
+    return _replace(loaded, entries, problems)
 
 
 def with_assignments(
@@ -86,10 +78,7 @@ def with_assignments(
     """The same settings with `flags` (as in load_config) and then --set's `section.key=value` on top; ConfigError with all mistakes."""
     problems: list[Problem] = []
     entries = flag_entries(flags or {}, problems) + assignment_entries(assignments, problems)
-    if problems:
-        raise ConfigError(problems)
-    before = [Entry(key, settings()[key].of(loaded.config), Origin(origin)) for key, origin in loaded.origins.items()]
-    return _build([*before, *entries])
+    return _replace(loaded, entries, problems)
 
 
 def dump_config(loaded: LoadedConfig) -> str:
@@ -106,36 +95,41 @@ def dump_config(loaded: LoadedConfig) -> str:
 
 
 def read_saved_config(path: Path) -> LoadedConfig:
-    """The config.yaml of a run or checkpoint alone: no .config files, no environment.
+    """The config.yaml of a run or checkpoint, without .config files and the environment.
 
-    An origin reads `saved: --epochs`; where the file tells none, or tells "default" for a value that is not, it is `path:line`.
+    An origin reads `saved: --epochs`. If the file names none, or names "default" for a value that is not the default, it is `path:line`.
     """
     problems: list[Problem] = []
-    text = read_text(path, [])
     entries = file_entries(path, problems, retired=_RETIRED)
-    if problems or text is None:
-        raise ConfigError(problems)
-    lines = lines_of(text)
-    kept = []
+    lines = lines_of(read_text(path, []) or "")
+    saved = []
     for entry in entries:
-        line = lines[int(entry.origin.text.rpartition(":")[2]) - 1]
+        line = lines[int(entry.origin.rpartition(":")[2]) - 1]
         recorded = line.rpartition(_COMMENT)[2].strip().removeprefix(_SAVED) if _COMMENT in line else ""
         edited = recorded == DEFAULT and entry.value != settings()[entry.key].default
-        kept.append(Entry(entry.key, entry.value, Origin(_SAVED + recorded) if recorded and not edited else entry.origin))
-    return _build(kept)
+        saved.append(Entry(entry.key, entry.value, _SAVED + recorded if recorded and not edited else entry.origin))
+    return _build(saved, problems)
 
 
 def is_chosen(origin: str) -> bool:
-    """Whether somebody set the value: not a default, not a resolved `auto`."""
+    """Whether a user set the value: it is neither a default nor a resolved `auto`."""
     plain = origin.removeprefix(_SAVED)
     return plain != DEFAULT and not plain.startswith("auto")
 
 
-def _build(entries: Sequence[Entry]) -> LoadedConfig:
+def _replace(loaded: LoadedConfig, entries: Sequence[Entry], problems: list[Problem]) -> LoadedConfig:
+    current = [Entry(key, settings()[key].of(loaded.config), origin) for key, origin in loaded.origins.items()]
+    return _build([*current, *entries], problems)
+
+
+def _build(entries: Sequence[Entry], problems: list[Problem]) -> LoadedConfig:
+    """The defaults with all entries in order on top; raises ConfigError if there are problems."""
+    if problems:
+        raise ConfigError(problems)
     values: dict[str, dict[str, Any]] = {setting.section: {} for setting in settings().values()}
     origins = dict.fromkeys(settings(), DEFAULT)
     for entry in entries:
         setting = settings()[entry.key]
         values[setting.section][setting.name] = entry.value
-        origins[entry.key] = entry.origin.text
+        origins[entry.key] = entry.origin
     return LoadedConfig(Config.model_validate(values, strict=True), origins)

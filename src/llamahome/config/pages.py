@@ -1,14 +1,15 @@
-"""Writes docs/configuration.md and the two commented files of .config/ from the schema, so that they cannot drift from it."""
+"""Generates docs/configuration.md and the files of .config/ from the schema: two commented YAML files and their JSON schema."""
 
+import json
 from pathlib import Path
 
-from llamahome.config.describe import Setting, section_help, sections, settings
+from llamahome.config.describe import json_schema, section_help, sections, settings
 from llamahome.config.yamltext import write_value
 from llamahome.errors import ConfigError, MachineError, Problem
 
 _INTRODUCTION = """# Configuration
 
-Written from `src/llamahome/config/schema.py` by `llamahome config schema --markdown`; a test fails when the two differ.
+Generated from `src/llamahome/config/schema.py` by `llamahome config schema --markdown`; a test fails if the two differ.
 
 A setting comes from the highest of these layers that names it:
 
@@ -19,19 +20,24 @@ A setting comes from the highest of these layers that names it:
 5. a named option, `--epochs 1`
 6. `--set training.epochs=1`
 
-Files are YAML 1.2: `5e-5` is a number and `no` is a word. Values in variables and `--set` are read as YAML too; a setting that
+Files are YAML 1.2: `5e-5` is a number and `no` is a word. Values in variables and `--set` are read as YAML too, but a setting that
 takes only text needs no quotes there.
 
     llamahome config show           every value and where it came from
     llamahome config check          every mistake at once, with file, line and column
     llamahome config explain KEY    one setting
-    llamahome config init           writes the two files of .config/, commented
-    llamahome config schema         a JSON schema for editors
+    llamahome config init           writes the two files of .config/, commented, and their JSON schema
+    llamahome config schema         prints the JSON schema
 
-A mistake is an error even when a higher layer replaces the value. A variable named `LLAMAHOME_` and a section, or `LLAMAHOME_` and a
-key, must name a setting.
+Editors with a YAML language server complete and check keys by the first line of those files; put it into your own files too:
+
+    # yaml-language-server: $schema=.config/schema.json
+
+A mistake is an error even if a higher layer replaces the value. A variable whose name starts with `LLAMAHOME_` and a section or a key
+must name a setting.
 """
 
+_SCHEMA_LINE = "# yaml-language-server: $schema=./schema.json\n"
 _TRAINING_HEAD = """# How to train. Every "auto" is replaced by a value before training, and the run says which and why.
 # A line like "#key: value" is a setting at its default; remove the "#" to change it.
 # Every setting there is: docs/configuration.md or `llamahome config show`. Check this file: `llamahome config check`.
@@ -50,31 +56,33 @@ def configuration_page() -> str:
     """The text of docs/configuration.md."""
     parts = [_INTRODUCTION]
     for section in sections():
-        parts.append(f"## {section}\n\n{section_help(section)}\n\n| key | takes | default | |\n|---|---|---|---|")
-        rows = (each for each in settings().values() if each.section == section)
-        parts[-1] += "".join(
-            f"\n| `{each.name}` | {_cell(_takes(each))} | `{write_value(each.default)}` | {_cell(each.help)} |" for each in rows
-        )
-        parts[-1] += "\n"
+        rows = [f"## {section}\n\n{section_help(section)}\n\n| key | takes | default | |\n|---|---|---|---|"]
+        for setting in settings().values():
+            if setting.section == section:
+                takes = _cell(setting.describe_values().removeprefix("one of "))
+                rows.append(f"| `{setting.name}` | {takes} | `{write_value(setting.default)}` | {_cell(setting.help)} |")
+        parts.append("\n".join(rows) + "\n")
     return "\n".join(parts)
 
 
 def starter_files() -> dict[str, str]:
-    """The files that `llamahome config init` writes and the repository ships: path -> text."""
+    """The files that `llamahome config init` writes and the repository ships, as path -> text."""
     distributed = [key for key in settings() if key.startswith("distributed.")]
     return {
-        ".config/training_config.yaml": _TRAINING_HEAD + _commented(_TRAINING_KEYS.split()),
-        ".config/distributed_config.yaml": _DISTRIBUTED_HEAD + _commented(distributed),
+        ".config/training_config.yaml": _SCHEMA_LINE + _TRAINING_HEAD + _commented(_TRAINING_KEYS.split()),
+        ".config/distributed_config.yaml": _SCHEMA_LINE + _DISTRIBUTED_HEAD + _commented(distributed),
+        ".config/schema.json": json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n",
     }
 
 
 def write_starter_files(folder: Path, *, force: bool) -> None:
-    """Write them under `folder`; ConfigError when one is there and not `force`, and then none is written."""
+    """Write them below `folder`. Raises ConfigError, and writes none, if one exists and not `force`."""
     targets = {folder / path: text for path, text in starter_files().items()}
-    there = [path for path in targets if path.exists() or path.is_symlink()]
-    if there and not force:
-        hint = "llamahome config init --force replaces " + " and ".join(str(path) for path in there)
-        raise ConfigError([Problem(code="config.file-exists", message="is there already", where=str(path), hint=hint) for path in there])
+    existing = [path for path in targets if path.exists() or path.is_symlink()]
+    if existing and not force:
+        hint = "llamahome config init --force   replaces " + " and ".join(str(path) for path in existing)
+        message = "the file exists already"
+        raise ConfigError([Problem(code="config.file-exists", message=message, where=str(path), hint=hint) for path in existing])
     for path, text in targets.items():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,10 +104,6 @@ def _commented(keys: list[str]) -> str:
         lines += [f"  # {line}" for line in setting.help.splitlines()]
         lines.append(f"  #{setting.name}: {write_value(setting.default)}")
     return "\n".join(lines) + "\n"
-
-
-def _takes(setting: Setting) -> str:
-    return setting.shape.describe().removeprefix("one of ")
 
 
 def _cell(text: str) -> str:

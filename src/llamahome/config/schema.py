@@ -1,8 +1,8 @@
-"""Every setting there is: its type, its range, its default and, in the text below it, its documentation.
+"""Every setting: its type, range and default and, in the text below it, its documentation.
 
-The text below a field is its help, its line in docs/configuration.md and its description in the JSON schema: one source.
-Values are frozen after loading. "auto" is resolved by pipeline.py and shown before training. A setting is listed here
-only when the program obeys it: tests/test_architecture.py fails for one that nothing reads.
+The text below a field is its help, its line in docs/configuration.md and its description in the JSON schema. Values are frozen after
+loading. The pipeline resolves "auto" and shows the result before training. A setting stands here only if the program reads it:
+tests/test_documents.py fails otherwise.
 """
 
 from typing import Annotated, Literal
@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from llamahome.config.columns import check_columns
-from llamahome.config.written import Amount, AutoInterval, IntervalText, Nodes, PositiveInt, SecondsText
+from llamahome.config.quantities import Amount, AutoInterval, IntervalText, Nodes, PositiveInt, SecondsText
 from llamahome.units import Interval, parse_interval, parse_nodes
 
 Auto = Literal["auto"]
@@ -18,7 +18,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    """A frozen group of settings that knows no others than its own."""
+    """A frozen group of settings; an unknown key is refused."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -26,7 +26,7 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
         allow_inf_nan=False,
-        alias_generator=lambda name: name.rstrip("_"),  # `async` is a word of Python's own
+        alias_generator=lambda name: name.rstrip("_"),  # `async` is a keyword of Python
         serialize_by_alias=True,
     )
 
@@ -41,55 +41,58 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Storage of frozen weights. auto: bfloat16 where this machine multiplies it faster than float32 (probed), else float32."""
     backend: Literal["auto", "cuda", "cpu", "reference"] = "auto"
-    """What computes: `cuda` for NVIDIA GPUs, `cpu` for processors, `reference` in plain torch on any device, slower and for checking.
-    auto: by the device that this process has, said at the start."""
+    """Code that computes: `cuda` for NVIDIA GPUs, `cpu` for processors, or `reference`, plain torch for any device, slow and for checking.
+    auto: chosen by the device of this process and printed at the start."""
     chat_template: str | None = None
     """A .jinja file that replaces the model's own chat template."""
+    adapter: str | None = None
+    """An adapter to train further: a run, a checkpoint, or a PEFT LoRA folder. Its base, ranks and layers take the place of model.name and
+    lora.*; the optimizer starts anew."""
     resize_embeddings: bool = False
-    """Where the tokenizer has more tokens than the embedding has rows: add rows, train them (with adapters these alone) and save them."""
+    """If the tokenizer has more tokens than the embedding has rows: add rows, train them (with adapters only these) and save them."""
     eos_token: str | None = None
-    """A token of the vocabulary that ends a text, where the tokenizer names none or another one; it is learned and saved with the model."""
+    """The token of the vocabulary that ends a text, if the tokenizer names none or another one; it is learned and saved with the model."""
     system_role: Literal["auto", "turn", "merge"] = "auto"
-    """What becomes of system texts: a turn of their own, or merged into the first question, in rows and in the template that is saved.
-    auto: merged where the template is of Gemma's or Mistral's kind and takes no system turn."""
+    """System texts become a turn of their own, or are merged into the first question, in rows and in the template that is saved.
+    auto: merged if the template, like Gemma's or Mistral's, has no system turn."""
 
 
 class DataConfig(Section):
     """What is read and what of it is learned."""
 
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"] = "auto"
-    """How a row is understood. auto: found from the first rows, with the reason shown."""
+    """Format of the rows. auto: detected from the first rows, and the reason is shown."""
     columns: Annotated[dict[str, str], AfterValidator(check_columns)] = {}
-    """Keys of the rows that have other names, as {prompt: question, completion: answer}: ours, then theirs; or a template over columns, as
-    {prompt: "{question}\\n\\n{passage}", completion: answer}. A line of it whose columns are all empty in a row is left out."""
+    """Other names of keys in the rows, as {prompt: question, completion: answer}: our key, then the column. Or a template over columns, as
+    {prompt: "{question}\\n\\n{passage}", completion: answer}; a line of it whose columns are all empty in a row is left out."""
     train_on: Literal["assistant", "all", "last"] = "assistant"
-    """Which tokens are learned: every assistant turn with its end-of-turn token, all tokens, or the last assistant turn alone."""
+    """Which tokens are learned: every assistant turn with its end-of-turn token, all tokens, or only the last assistant turn."""
     max_length: Annotated[int, Field(ge=8)] = 2048
     """Longest example in tokens; `on_overlong` says what happens to longer ones."""
     on_overlong: Literal["truncate", "drop", "split", "error"] = "truncate"
-    """Rows longer than max_length: cut the end off, leave the row out, split it (text only), or stop. Counted and shown."""
+    """Rows longer than max_length: cut off the end, leave the row out, split it (text only), or stop. They are counted and shown."""
     max_lost_share: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Stop when more than this share of the targets would be lost to rows longer than max_length; 1 never stops."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """A row that cannot be used: stop and list them all, or leave it out, counted."""
+    """Rows that cannot be used: stop and list them all, or leave them out and count them."""
     max_bad_share: Share = 0.001
     """With on_bad_row skip: stop when more than this share of the rows is bad."""
     eval_split: Auto | Annotated[float, Field(ge=0)] = "auto"
     """Rows held out for evaluation, chosen by content: below 1 a share, from 1 on a count, 0 none.
-    auto: 2 %, but at least 32 rows where there are 320 or more, and at most 1,000."""
+    auto: 2 %, but at least 32 rows if there are 320 or more, and at most 1,000."""
     split: str | None = None
-    """Which split of a folder or hub data set is read, `all` for every one. null: train, or test or validation of what is evaluated."""
+    """Which split of a folder or hub data set is read; `all` reads every split. null: train, and test or validation to evaluate."""
     subset: str | None = None
-    """Which subset (configuration) of a folder or hub data set is read, `all` for every one."""
+    """Which subset (configuration) of a folder or hub data set is read; `all` reads every subset."""
     eval_path: str | None = None
-    """Rows to evaluate on from a file of their own; nothing is held out then. How many of them are evaluated is evaluation.rows.
-    null: the validation split where there is one and eval_split is auto."""
+    """A file of rows to evaluate on; no rows are held out then. evaluation.rows says how many of them are evaluated.
+    null: the validation split if there is one and eval_split is auto."""
     mixture: Annotated[dict[str, Amount], Field(examples=['{a.jsonl: 2, "b/*.jsonl": 0.5, c.jsonl: "1000 rows"}'])] = {}
-    """How often rows are seen in an epoch, by file, folder or glob: a number of times, or "1000 rows" of it in all.
-    Files that are not named are seen once. What is seen of a part changes from epoch to epoch."""
+    """How often rows are seen in an epoch, by file, folder or glob: a number of times, or a total like "1000 rows".
+    Files that are not named are seen once. If only a part of a file is seen, it is another part in every epoch."""
     streaming: Auto | bool = "auto"
     """Tokenize rows while the model trains (true), or all of them before, into data/training/processed/ (false); the steps are the same.
-    auto: before, when that takes about a minute or was done already."""
+    auto: before, if that takes about a minute or has been done already."""
 
 
 class TrainingConfig(Section):
@@ -99,16 +102,16 @@ class TrainingConfig(Section):
     """Train a low-rank adapter on a frozen base, or every weight."""
     batch_size: Auto | PositiveInt = "auto"
     """Rows per step (one optimizer update), over all processes and micro-batches; a row is one example unless it is split or left out.
-    auto: 4 to 32, more the more rows there are, docs/decisions/0018-passes.md."""
+    auto: 4 to 32, growing with the number of rows, docs/decisions/0018-passes.md."""
     micro_batch_tokens: Auto | PositiveInt = "auto"
-    """Tokens per forward and backward pass. Changes memory and speed, never the result. auto: from the device and max_length."""
+    """Tokens per forward and backward pass. It changes memory and speed, never the result. auto: from the device and max_length."""
     learning_rate: Auto | Annotated[float, Field(gt=0)] = "auto"
     """Peak learning rate. auto: a rule of method and model size, docs/decisions/0004-learning-rate.md."""
     epochs: Auto | Annotated[float, Field(gt=0)] = "auto"
     """Passes over the training rows; 0.5 is half a pass.
-    auto: 1 to 24, fewer the more rows there are and the longer their answers, docs/decisions/0018-passes.md."""
+    auto: 1 to 24, fewer the more rows there are, the longer their answers are and the less these share, docs/decisions/0018-passes.md."""
     max_steps: PositiveInt | None = None
-    """Ends the run at this step, wherever the epochs would end; the schedule ends there too."""
+    """End the run at this step, whatever `epochs` says; the schedule ends there too."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the learning rate after the warm-up; cosine and linear fall to zero at the last step."""
     warmup: Annotated[float, Field(ge=0)] = 0.03
@@ -121,32 +124,32 @@ class TrainingConfig(Section):
     """The update rule: AdamW (betas 0.9 and 0.999, eps 1e-8), fused."""
     gradient_checkpointing: Auto | bool = "auto"
     """Keep only each layer's input and compute the rest again: about a third slower, several times less memory.
-    auto: only when the activations of a micro-batch would not fit into the memory that is free."""
+    auto: only if the activations of a micro-batch do not fit into the free memory."""
     mixed_precision: bool | Literal["auto", "bf16", "fp16", "no"] = "auto"
-    """Type of matrix products; sums, trained weights and the optimizer stay float32. auto and true: bfloat16 where the device is measured
-    to be faster at it, else float32. bf16: bfloat16, refused where the device only emulates it. no and false: float32.
+    """Type of matrix products; sums, trained weights and the optimizer stay float32. auto and true: bfloat16 if the device is measured
+    to be faster with it, else float32. bf16: bfloat16, refused if the device only emulates it. no and false: float32.
     fp16: refused, because it needs loss scaling."""
     compile: Auto | bool = "auto"
-    """Run parts of the model compiled for this device. On a processor: C++ passes, compiled in 9 seconds once per machine and kept in the
-    user's cache folder. auto: where that is done already, or where the run is long enough to win the time back; with the starter
-    that is 3,000 to 7,000 tokens per process. On a GPU: torch.compile, for each size of pass in the step that first meets it.
-    true is refused where there is nothing to compile."""
+    """Compile parts of the model for this device. On a processor: C++ passes, compiled in 9 seconds once per machine and kept in the
+    user's cache folder. auto: if that has been done already, or if the run is long enough to win the time back, with the starter
+    3,000 to 7,000 tokens per process. On a GPU: torch.compile, in the first step with a pass of each size.
+    true is refused if there is nothing to compile."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Source of all randomness: order of rows, initial adapter, dropout."""
+    """Seed of all randomness: order of rows, initial adapter, dropout."""
     max_bad_steps: PositiveInt = 3
-    """Steps in a row with a loss or gradient that is not finite (their updates are refused) before the run ends as diverged."""
+    """Consecutive steps with a loss or gradient that is not finite, whose updates are skipped, before the run ends as diverged."""
 
 
 class ScheduleConfig(Section):
-    """The learning rate of a run that goes on with another end."""
+    """The learning rate of a run that is resumed with another last step."""
 
     on_extend: Literal["keep", "replan"] = "keep"
-    """What the learning rate does when a resumed run becomes longer or shorter. keep: it goes on from that of the last step and falls to
-    zero at the new end. replan: it becomes that of a run planned to the new end from the beginning, which may be a jump."""
+    """The learning rate when a resumed run becomes longer or shorter. keep: it continues from the value of the last step and falls to zero
+    at the new end. replan: it takes the value of a run planned to the new end from the beginning, which may be a jump."""
 
 
 class LoraConfig(Section):
-    """Low-rank adapters; read when training.method is lora."""
+    """Low-rank adapters; read if training.method is lora."""
 
     rank: PositiveInt = 16
     """Rank of the update of each matrix."""
@@ -155,9 +158,9 @@ class LoraConfig(Section):
     dropout: Share = 0.0
     """Share of the adapter's inputs that is dropped in training."""
     target_modules: str | list[str] = "all-linear"
-    """Which weights get an adapter: all-linear (all linear layers but the output head and routers), ends of names like [q_proj, v_proj],
-    or one regular expression over whole paths. Experts that are fused in one parameter are adapted when they are named:
-    [all-linear, experts.gate_up_proj, experts.down_proj]; routers too, by theirs."""
+    """Which weights get an adapter: all-linear (all linear layers except the output head and routers), ends of names like [q_proj, v_proj],
+    or one regular expression over whole paths. Experts that are fused in one parameter, and routers, get one only if they are named:
+    [all-linear, experts.gate_up_proj, experts.down_proj]."""
     use_rslora: bool = False
     """Rank-stabilized scale (arXiv 2312.03732)."""
     use_dora: bool = False
@@ -165,41 +168,47 @@ class LoraConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """What is saved when."""
+    """When checkpoints are saved, and which are kept."""
 
     every: IntervalText = "10 min"
     """How often a checkpoint is saved: "500 steps", "1 epoch" or "10 min". The last step is always saved."""
     keep_last: PositiveInt = 2
-    """Newest checkpoints that are kept."""
+    """How many of the newest checkpoints are kept."""
     keep_best: Annotated[int, Field(ge=0)] = 1
-    """Checkpoints with the lowest evaluation loss that are kept besides."""
+    """How many checkpoints with the best evaluations by evaluation.metric are kept besides."""
+    keep_ages: list[SecondsText] = []
+    """A ladder in time, such as [1 h, 6 h, 24 h] of training: besides, the oldest checkpoint between two of these ages is kept."""
     async_: bool = True
-    """Write checkpoints beside the training, from a copy in memory; the last one is waited for. Several processes always wait, and so does
-    one where a quarter of the free memory does not hold the copy."""
+    """Write checkpoints while training continues, from a copy in memory; the run waits for the last one. Several processes always wait,
+    and so does one process if a quarter of the free memory does not hold the copy."""
 
 
 class EvaluationConfig(Section):
-    """Looking at held-out rows before, during and after training."""
+    """Evaluation on held-out rows before, during and after training."""
 
     every: AutoInterval = "auto"
-    """How often in between: "100 steps", "1 epoch" or "10 min". auto: up to ten times, as often as all evaluations of the run together
-    take at most a tenth of the time of training."""
+    """How often during training: "100 steps", "1 epoch" or "10 min". auto: up to ten times, so that all evaluations of the run take at most
+    a tenth of the time of training."""
     rows: Auto | Literal["all"] | PositiveInt = "auto"
-    """Held-out rows, or rows of data.eval_path, that are evaluated: all of them, or so many, chosen by content and always the same.
-    auto: as many as that tenth allows at the frequency of `every`, where that is auto four times in a run; at least 16."""
+    """Held-out rows, or rows of data.eval_path, that are evaluated: all of them or this number, chosen by content and always the same.
+    auto: as many as that tenth allows at the frequency of `every`, or four times in a run if that is auto; at least 16."""
     sample_prompts: Annotated[int, Field(ge=0)] = 3
-    """Held-out prompts that are answered at each evaluation, always the same ones."""
+    """Held-out prompts that the model answers at each evaluation, always the same ones."""
+    metric: str = "loss"
+    """What decides which evaluation is best, for checkpoint.keep_best, early_stop_patience and output.final: loss, token_accuracy, or a
+    score of generated answers: exact, f1, rouge, json, json_equal, or a function of yours as FILE.py:FUNCTION, higher is better. For a
+    score the model answers up to 32 held-out rows at each evaluation, always the same, in at most 256 tokens each."""
     early_stop_patience: PositiveInt | None = None
-    """Stop after so many evaluations in a row without a lower loss; null never stops."""
+    """Stop after this many consecutive evaluations without a better value of `metric`; null never stops."""
 
 
 class MonitoringConfig(Section):
-    """What is written down while training."""
+    """What is recorded during training."""
 
     log_every: IntervalText = "1 step"
-    """How often metrics are read back and written."""
+    """How often metrics are read from the device and written."""
     system_every: SecondsText = "2 s"
-    """How often processor, memory and disk use are sampled."""
+    """How often the use of processor, memory and disk is sampled."""
     tensorboard: bool = True
     """Write TensorBoard event files beside metrics.jsonl."""
 
@@ -208,37 +217,37 @@ class DistributedConfig(Section):
     """Processes and machines."""
 
     backend: Literal["auto", "nccl", "gloo"] = "auto"
-    """How processes exchange gradients. auto: nccl with CUDA, else gloo; nccl without CUDA becomes gloo, said once."""
+    """How processes exchange gradients. auto: nccl with CUDA, else gloo; nccl without CUDA becomes gloo, with a note."""
     world_size: Auto | PositiveInt = "auto"
     """Processes over all machines. auto: the GPUs of this machine times the machines, or 1."""
     num_nodes: Nodes = 1
-    """Machines that take part. "1:2": at least one and at most two; the run goes on when one is lost, and with it when it is back."""
+    """Machines that take part. "1:2": at least one and at most two; the run continues without a lost machine until it is back."""
     node_rank: Annotated[int, Field(ge=0)] = 0
     """Number of this machine, from 0."""
     master_addr: str = "127.0.0.1"
     """Address of machine 0."""
     master_port: Annotated[int, Field(ge=1, le=65535)] = 29500
-    """Port on machine 0 where processes meet; used with more than one machine (one machine picks a free port)."""
+    """Port on machine 0 where processes meet, with more than one machine; a single machine picks a free port."""
     timeout: SecondsText = "10 min"
     """How long one process waits for the others before it gives up."""
     join_timeout: SecondsText = "45 s"
-    """How long machines, and processes that another launcher started, wait at the beginning for all to arrive."""
+    """How long machines, and processes that another launcher started, wait for each other at the beginning."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """How often all processes are started again from the newest checkpoint when one of them or a machine dies."""
+    """How often all processes are restarted from the newest checkpoint after one of them or a machine dies."""
     strategy: Literal["auto", "replicate", "shard", "hybrid"] = "auto"
-    """How weights lie on the processes: whole on each, sharded over all, or sharded inside a machine and repeated on every machine.
-    auto: whole where they fit, for then a step sends gradients once and nothing else."""
+    """How weights are placed: whole on every process, sharded over all, or sharded inside a machine and replicated on every machine.
+    auto: whole if they fit, because a step then sends gradients once and nothing else."""
     sync_batch_norm: bool = False
     """Batch normalization over all processes, for models that have such layers."""
 
     @property
     def least_nodes(self) -> int:
-        """Machines that a run needs to go on."""
+        """The number of machines that a run needs to continue."""
         return self.num_nodes if isinstance(self.num_nodes, int) else parse_nodes(self.num_nodes)[0]
 
     @property
     def most_nodes(self) -> int:
-        """Machines that may take part; world_size is shared out over so many."""
+        """The number of machines that may take part; world_size is divided by it."""
         return self.num_nodes if isinstance(self.num_nodes, int) else parse_nodes(self.num_nodes)[1]
 
 
@@ -249,10 +258,13 @@ class OutputConfig(Section):
     """Folder of this run, exactly; null makes output/runs/<run-id>."""
     name: str | None = None
     """Last part of the run id; null picks two words."""
+    final: Literal["last", "best"] = "last"
+    """Which step final/ holds: the last one, or the one with the best evaluation by evaluation.metric, the earlier of equal ones. The
+    untrained model is never taken: if it was best, final/ is the best step after it, and the end of the run says so."""
 
 
 class Config(Section):
-    """Everything that can be set, by section."""
+    """All settings, by section."""
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -267,5 +279,5 @@ class Config(Section):
 
 
 def interval(text: str) -> Interval:
-    """The interval that a validated setting like checkpoint.every names."""
+    """The value of a validated setting like checkpoint.every."""
     return parse_interval(text)

@@ -1,7 +1,7 @@
-"""Reads YAML 1.2 text into plain values with the place of each, and writes plain values as YAML.
+"""Reads YAML 1.2 into plain values with the position of each, and writes plain values as YAML.
 
-Places are (line, column), both from 1. Nothing but text, numbers, true, false, null, lists and mappings is built: no tags, no
-objects, no dates, and a list that contains itself is refused. The writer quotes what another reader could take for something else.
+A position is (line, column), both from 1. Only text, numbers, true, false, null, lists and mappings are built; other tags are refused,
+dates stay text, and a list that contains itself is refused. The writer quotes text that another YAML reader could take for something else.
 """
 
 import re
@@ -14,47 +14,47 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.reader import ReaderError
 
-Place = tuple[int, int]
+Position = tuple[int, int]
 
 _TAG = "tag:yaml.org,2002:"
 _BREAKS = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*(?: [A-Za-z0-9_./-]+)*")
-_WORDS_WITH_A_MEANING = frozenset(("true", "false", "null", "yes", "no", "on", "off", "y", "n"))
+_RESERVED_WORDS = frozenset(("true", "false", "null", "yes", "no", "on", "off", "y", "n"))
 _EXCERPT_WIDTH = 110
 
 
 @dataclass(frozen=True)
 class Item:
-    """One `name: value` of a mapping; a mapping inside a document's top level is a tuple of Items."""
+    """One `name: value` of a mapping. The value of a section is a tuple of Items."""
 
     name: str
-    name_at: Place
+    name_at: Position
     value: Any
-    value_at: Place
+    value_at: Position
 
 
 class YamlTrouble(Exception):
-    """The text is not YAML, or not a mapping; says where."""
+    """The text is not YAML, or not a mapping; `at` says where."""
 
-    def __init__(self, message: str, at: Place, *, not_a_mapping: bool = False) -> None:
+    def __init__(self, message: str, at: Position, *, not_a_mapping: bool = False) -> None:
         super().__init__(message)
         self.message, self.at, self.not_a_mapping = message, at, not_a_mapping
 
 
 def read_document(text: str) -> tuple[Item, ...]:
-    """The top-level mapping, its mappings as Items in turn; () for an empty document. Repeated names are all listed."""
+    """The sections at the top level, each with its Items; () for an empty document. A repeated name is listed each time."""
     yaml, node = _compose(text)
-    if node is None or _is_null(node):
+    if node is None or node.tag == _TAG + "null":
         return ()
     if not isinstance(node, MappingNode):
         raise YamlTrouble(f"expected sections like 'training:'; got {_kind(node)}", _at(node), not_a_mapping=True)
-    return _items(yaml, node, nested=True)
+    return _items(yaml, node, sections=True)
 
 
 def read_value(text: str) -> Any:
     """One value, as after `key: ` in a file; empty text is null."""
     yaml, node = _compose(text)
-    return None if node is None else _plain(yaml, node, {})
+    return None if node is None else _value(yaml, node, {})
 
 
 def _compose(text: str) -> tuple[YAML, Node | None]:
@@ -64,7 +64,7 @@ def _compose(text: str) -> tuple[YAML, Node | None]:
     except MarkedYAMLError as error:
         mark = error.problem_mark
         at = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        raise YamlTrouble(_own_words(error), at) from error
+        raise YamlTrouble(_rephrased(error), at) from error
     except ReaderError as error:
         before = _BREAKS.split(text[: error.position])
         raise YamlTrouble("a character that YAML does not allow", (len(before), len(before[-1]) + 1)) from error
@@ -74,43 +74,44 @@ def _compose(text: str) -> tuple[YAML, Node | None]:
         raise YamlTrouble("brackets nested too deeply", (1, 1)) from error
 
 
-def _own_words(error: MarkedYAMLError) -> str:
+def _rephrased(error: MarkedYAMLError) -> str:
+    """The common mistakes in plain words, and the parser's own words for the others."""
     problem = str(error.problem or error.context or "cannot be read")
     if "'\\t'" in problem:
-        return "a tab where only spaces may stand"
+        return "a tab where only spaces are allowed"
     if "another document" in problem:
         return "a second document (---) in one file"
     if "stream end" in problem or "end of stream" in problem:
         return "a bracket or quotation mark is never closed"
     if "mapping values are not allowed" in problem:
-        return "a second ':' in one line; quote the value when it belongs to it"
+        return "a second ':' in one line; quote the value if it belongs to it"
     return problem
 
 
-def _items(yaml: YAML, node: MappingNode, *, nested: bool) -> tuple[Item, ...]:
-    found = []
+def _items(yaml: YAML, node: MappingNode, *, sections: bool) -> tuple[Item, ...]:
+    items = []
     for name, value in node.value:
         text = name.value if isinstance(name, ScalarNode) else _kind(name)
-        inside = nested and isinstance(value, MappingNode)
-        plain = _items(yaml, value, nested=False) if inside else _plain(yaml, value, {})
+        is_section = sections and isinstance(value, MappingNode)
+        built = _items(yaml, value, sections=False) if is_section else _value(yaml, value, {})
         absent = isinstance(value, ScalarNode) and not value.value and value.style is None
-        found.append(Item(str(text), _at(name), plain, _at(name) if absent else _at(value)))
-    return tuple(found)
+        items.append(Item(str(text), _at(name), built, _at(name) if absent else _at(value)))
+    return tuple(items)
 
 
-def _plain(yaml: YAML, node: Node, built: dict[int, Any]) -> Any:
-    """The value of a node; `built` remembers lists and mappings, so that aliases cost nothing and cycles are seen."""
+def _value(yaml: YAML, node: Node, built: dict[int, Any]) -> Any:
+    """The plain value of a node. `built` keeps lists and mappings by node, so that aliases cost nothing and cycles are found."""
     if isinstance(node, ScalarNode):
         return _scalar(yaml, node)
     if node.tag not in (_TAG + "seq", _TAG + "map"):
-        raise YamlTrouble(f"the tag {_short_tag(node)} is not allowed in settings", _at(node))
+        raise _bad_tag(node)
     if id(node) not in built:
         built[id(node)] = None
         try:
             if isinstance(node, SequenceNode):
-                built[id(node)] = [_plain(yaml, part, built) for part in node.value]
+                built[id(node)] = [_value(yaml, part, built) for part in node.value]
             else:
-                built[id(node)] = {str(name.value): _plain(yaml, value, built) for name, value in node.value}
+                built[id(node)] = {str(name.value): _value(yaml, value, built) for name, value in node.value}
         except RecursionError as error:
             raise YamlTrouble("brackets nested too deeply", _at(node)) from error
     elif built[id(node)] is None:
@@ -119,21 +120,20 @@ def _plain(yaml: YAML, node: Node, built: dict[int, Any]) -> Any:
 
 
 def _scalar(yaml: YAML, node: ScalarNode) -> Any:
-    tag = node.tag.removeprefix(_TAG) if isinstance(node.tag, str) else str(node.tag)
+    """Text, a number, true, false or null; dates stay text."""
+    tag = str(node.tag).removeprefix(_TAG)
     if tag in ("str", "timestamp", "value", "merge"):
         return node.value
-    if tag == "null":
-        return None
-    if tag in ("bool", "int", "float"):
-        try:
-            return yaml.constructor.construct_object(node)
-        except (ValueError, LookupError) as error:
-            raise YamlTrouble(f"{node.value[:40]!r} is not {tag}", _at(node)) from error
-    raise YamlTrouble(f"the tag {_short_tag(node)} is not allowed in settings", _at(node))
+    if tag not in ("null", "bool", "int", "float"):
+        raise _bad_tag(node)
+    try:
+        return yaml.constructor.construct_object(node)
+    except (ValueError, LookupError) as error:
+        raise YamlTrouble(f"{node.value[:40]!r} is not {tag}", _at(node)) from error
 
 
-def _is_null(node: Node) -> bool:
-    return isinstance(node, ScalarNode) and node.tag == _TAG + "null"
+def _bad_tag(node: Node) -> YamlTrouble:
+    return YamlTrouble(f"the tag {str(node.tag).replace(_TAG, '!!')} is not allowed in settings", _at(node))
 
 
 def _kind(node: Node) -> str:
@@ -142,21 +142,17 @@ def _kind(node: Node) -> str:
     return "a mapping" if isinstance(node, MappingNode) else f"the text {str(node.value)[:40]!r}"
 
 
-def _short_tag(node: Node) -> str:
-    return str(node.tag).replace(_TAG, "!!")
-
-
-def _at(node: Node) -> Place:
+def _at(node: Node) -> Position:
     return node.start_mark.line + 1, node.start_mark.column + 1
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines as YAML counts them."""
+    """The lines of `text` as YAML counts them."""
     return _BREAKS.split(text)
 
 
-def excerpt(text: str, at: Place, *, numbered: bool = True) -> str:
-    """The line of `text` at a place with a caret below the column; long lines are cut around it."""
+def excerpt(text: str, at: Position, *, numbered: bool = True) -> str:
+    """The line of `text` at a position, with a caret below the column; a long line is cut to the part around it."""
     lines = lines_of(text)
     line = lines[at[0] - 1].replace("\t", " ") if at[0] <= len(lines) else ""
     column = min(at[1] - 1, len(line))
@@ -169,7 +165,7 @@ def excerpt(text: str, at: Place, *, numbered: bool = True) -> str:
 
 
 def write_value(value: Any) -> str:
-    """A value in one line of YAML that reads back as the same value, here and with readers of YAML 1.1."""
+    """A value as one line of YAML that reads back as the same value, here and in readers of YAML 1.1."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -183,13 +179,13 @@ def write_value(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{write_value(name)}: {write_value(part)}" for name, part in value.items()) + "}"
     text = str(value)
-    if _PLAIN.fullmatch(text) and text.lower() not in _WORDS_WITH_A_MEANING:
+    if _PLAIN.fullmatch(text) and text.lower() not in _RESERVED_WORDS:
         return text
     return '"' + "".join(_escape(letter) for letter in text) + '"'
 
 
 def _float(value: float) -> str:
-    """`5.0e-05`, not `5e-05`: readers of YAML 1.1 take the latter for text."""
+    """`5.0e-05` instead of `5e-05`, which readers of YAML 1.1 take for text."""
     mantissa, mark, power = repr(value).partition("e")
     return f"{mantissa}.0{mark}{power}" if mark and "." not in mantissa else mantissa + mark + power
 

@@ -1,7 +1,7 @@
-"""All that a run needs of its data: examples to train on, their order, examples to evaluate on, and a report in which every row is counted.
+"""Everything a run needs of its data: examples to train on, their order, examples to evaluate on, and a report that counts every row.
 
-Prepared or streamed, the same steps: rows are tokenized once into a store when that takes about a minute or the store is there, otherwise
-while the model trains. Memory: one block of hashes, the held-out examples, and a byte a row while rows are held out.
+Rows are tokenized once into a store if that takes about a minute or the store exists, otherwise while the model trains; the steps are the
+same. Memory: one block of hashes, the held-out examples, and a byte for each row while rows are held out.
 """
 
 import hashlib
@@ -15,23 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamahome.config.schema import DataConfig
+from llamahome.data.content import Content, content_of
 from llamahome.data.files.sources import Source, open_source
 from llamahome.data.files.splits import Wanted, evaluation_paths, to_evaluate, to_measure, to_train
-from llamahome.data.overlap import overlap, overlaps_apart
 from llamahome.data.records import Row
-from llamahome.data.report import Report
+from llamahome.data.report import DataReport
 from llamahome.data.rows.detect import SAMPLE, DetectedFormat, detect
 from llamahome.data.rows.formats import OWN_NAMES, Names
+from llamahome.data.split_overlap import overlap, overlaps_apart
 from llamahome.data.steps.holdout import count_duplicates, held_out
 from llamahome.data.steps.mixture import RowOrder, order_of
-from llamahome.data.store.counts import SHOWN, Counts
-from llamahome.data.store.judging import allowed_bad, judge_all, require_targets
-from llamahome.data.store.reading import Reading, read_rows
+from llamahome.data.store.counts import SHOWN, Counts, allowed_bad, refuse_bad_rows, require_targets
+from llamahome.data.store.row_reader import RowReader, read_rows
 from llamahome.data.store.shards import MERGED, Task, make_store, ready_store, what_decides
 from llamahome.data.store.store import Store
-from llamahome.data.store.streaming import Streamed
+from llamahome.data.store.streaming import StreamedExamples
 from llamahome.data.store.table import ExampleTable, join
-from llamahome.data.text.ends import notes_of
+from llamahome.data.text.end_tokens import notes_of
 from llamahome.data.text.tokens import ChatTokenizer, require_chat_template
 from llamahome.distributed.processors import usable_cpus
 from llamahome.errors import DataError, MachineError, Problem
@@ -41,7 +41,7 @@ from llamahome.units import many
 _PREPARED_BYTES = 60 * 2_500_000
 """Text that one processor tokenizes in about a minute; measured: 2.5 MB/s with the starter's tokenizer."""
 _SAMPLED_ROWS = 256
-"""Rows of a stream that are read before training, to know their length and that they can be used."""
+"""Rows of a stream that are read before training, to measure their length and to find what is wrong with all rows."""
 _MEASURED_ROWS = 64
 _TOGETHER = 512
 _MANY_HELD = 10_000
@@ -51,90 +51,89 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run trains and evaluates on. Close it."""
+    """What a run trains and evaluates on. The caller closes it."""
 
-    examples: ExampleTable | Streamed
-    """Of any row of the source."""
+    examples: ExampleTable | StreamedExamples
+    """The examples of any row of the source."""
     order: RowOrder
     evaluation: ExampleTable | None
-    """None when nothing is held out."""
+    """None if nothing is held out."""
     evaluation_hashes: NDArray[np.uint64]
-    """Of the content of each row of `evaluation`."""
-    report: Report
+    """Hashes of the rows of `evaluation`."""
+    report: DataReport
     fingerprint: str
-    """Equal when the same rows become the same examples in the same order, wherever the files lie; prepared or streamed."""
-    reading: Reading
+    """Equal if the same rows become the same examples in the same order, wherever the files are, prepared or streamed."""
+    reading: RowReader
     folder: Path | None
-    """Where the store lies; None for a stream."""
+    """Where the store is; None for a stream."""
 
     @property
     def streams(self) -> bool:
         """Whether rows are tokenized while the model trains."""
-        return isinstance(self.examples, Streamed)
+        return isinstance(self.examples, StreamedExamples)
 
     def judge(self, seen: Counts) -> None:
-        """Raise DataError when more rows of a stream turned out bad than all of them may; a prepared source was judged as a whole."""
-        if isinstance(self.examples, Streamed) and seen.bad > allowed_bad(self.reading.data, self.order.epoch_rows):
-            judge_all(self.reading.data, self.reading.opened[0], replace(seen, problems=self.examples.problems()))
+        """Raise DataError if more rows of a stream were bad than are allowed; a prepared source was checked before training."""
+        if isinstance(self.examples, StreamedExamples) and seen.bad > allowed_bad(self.reading.data, self.order.epoch_rows):
+            refuse_bad_rows(self.reading.data, self.reading.opened[0], replace(seen, problems=self.examples.problems()))
 
     def places(self, first: int, last: int, *, seed: int) -> list[str]:
-        """file:line of the rows at the positions from `first` to before `last`."""
+        """file:line of the rows at positions `first` to `last` - 1."""
         rows = self.order.rows_at(np.arange(first, last, dtype=np.int64), seed=seed)
         return [str(self.reading.source.parsed(int(row)).where) for row in rows]
 
     def first_examples(self, count: int) -> ExampleTable:
-        """At least the first `count` examples to train on, where the first rows have so many."""
+        """At least the first `count` examples to train on, if the first rows have so many."""
         return self.examples.examples_of(self.order.first_rows(4 * count))
 
-    def targets_per_row(self) -> float:
-        """Targets of an average row to train on, from up to 256 rows from everywhere: the same whether they are streamed or not."""
+    def content(self) -> Content:
+        """Of an average row to train on, from up to 256 rows from everywhere: the same whether they are streamed or not."""
         rows = min(_SAMPLED_ROWS, self.order.epoch_rows)
-        some = self.examples.examples_of(self.order.rows_at(np.arange(rows), seed=0))
-        return float(np.count_nonzero(some.targets)) / rows
+        return content_of(self.examples.examples_of(self.order.rows_at(np.arange(rows), seed=0)))
 
     def close(self) -> None:
-        """End what works in the background; may be called twice."""
-        if isinstance(self.examples, Streamed):
+        """Stop the workers and close the files; may be called twice."""
+        if isinstance(self.examples, StreamedExamples):
             self.examples.close()
         self.reading.source.close()
 
 
 @dataclass(frozen=True)
-class Whole:
+class StoredExamples:
     """Every row of a source, tokenized."""
 
-    reading: Reading
+    reading: RowReader
     detected: DetectedFormat
     table: ExampleTable
     counts: Counts
     folder: Path | None
-    """Where it lies, None when there was no place to write."""
+    """Where the store is; None if it could not be written."""
 
 
 def prepare(
     data: DataConfig, paths: str | Sequence[str], tokenizer: ChatTokenizer, *, say: Say, processed: Path = PROCESSED_DATA
 ) -> Prepared:
-    """Read `paths`, and data.eval_path when there is one; raises DataError with all bad rows when they are too many."""
+    """Read `paths`, and data.eval_path if it is set; raises DataError with all bad rows if there are too many."""
     task, detected = _task(data, paths, tokenizer, processed, wanted=to_train(data), say=say)
     reading = task.reading
     store = _store(task, say=say)
     if store is not None:
-        _judge(data, reading, store.counts)
-    apart, why = evaluation_paths(data, reading.source.located.evaluation)
+        _refuse_unusable(data, reading, store.counts)
+    eval_paths, why = evaluation_paths(data, reading.source.located.evaluation)
     if why:
         say(why)
-    other = None if apart is None else read_all(data, apart, tokenizer, say=say, processed=processed, wanted=to_evaluate(data))
+    other = None if eval_paths is None else read_all(data, eval_paths, tokenizer, say=say, processed=processed, wanted=to_evaluate(data))
     hashes = reading.source.hashes()
     held = np.flatnonzero(held_out(hashes, data.eval_split if other is None else 0))
     order = order_of(reading.source, held, data.mixture)
-    examples: ExampleTable | Streamed = Streamed(reading) if store is None else store.table
+    examples: ExampleTable | StreamedExamples = StreamedExamples(reading) if store is None else store.table
     if store is None and len(held) > _MANY_HELD:
         say(f"tokenizing {len(held):,} held-out rows before training")
     try:
         evaluation = _of_rows(examples, held) if other is None else other.table
         counts = store.counts if store is not None else _sampled(data, examples, order)
     except BaseException:
-        if isinstance(examples, Streamed):
+        if isinstance(examples, StreamedExamples):
             examples.close()
         raise
     report = _report(reading, detected, counts, duplicates=count_duplicates(hashes))
@@ -142,14 +141,14 @@ def prepare(
         report = replace(report, sampled_rows=counts.rows, train_examples=order.epoch_rows)
     report = replace(report, epoch_rows=order.epoch_rows, mixture=order.told())
     if other is not None:
-        both = overlap(reading.source, hashes, other.reading.source)
+        shared = overlap(reading.source, hashes, other.reading.source)
         report = report.with_other(_report(other.reading, other.detected, other.counts))
-        report = replace(report, shared_with_eval=both.count, shared_example=both.example)
+        report = replace(report, shared_with_eval=shared.count, shared_example=shared.example)
     elif len(evaluation):
         report = report.with_held_out(len(evaluation), rows=int(np.count_nonzero(np.diff(evaluation.firsts))))
         if not report.train_examples:
             require_targets(data, reading.opened[0], replace(counts, kept=0))
-    report = replace(report, shared_apart=tuple(told for _, told in overlaps_apart(reading.source, hashes)))
+    report = replace(report, shared_apart=tuple(sentence for _, sentence in overlaps_apart(reading.source, hashes)))
     return Prepared(
         examples=examples,
         order=order,
@@ -170,10 +169,10 @@ def read_all(
     say: Say,
     processed: Path = PROCESSED_DATA,
     wanted: Wanted | None = None,
-) -> Whole:
-    """Every row of `paths`, none held out; from the store, which is made when it is not there yet. Raises DataError.
+) -> StoredExamples:
+    """Every row of `paths`, none held out, from the store, which is made if it does not exist. Raises DataError.
 
-    Without `wanted`, of data with splits those are read that a finished model is measured on.
+    Without `wanted`, data with splits is read as for measuring a finished model.
     """
     task, detected = _task(data, paths, tokenizer, processed, wanted=wanted or to_measure(data), say=say)
     try:
@@ -184,71 +183,72 @@ def read_all(
             raise
         say(f"{error.problems[0].message}; they are kept in memory")
         (table, counts), folder = read_rows(task.reading, range(len(task.reading.source))), None
-    _judge(data, task.reading, counts)
-    return Whole(task.reading, detected, table, counts, folder)
+    _refuse_unusable(data, task.reading, counts)
+    return StoredExamples(task.reading, detected, table, counts, folder)
 
 
-def report_of(whole: Whole) -> Report:
-    """What became of every row of it."""
+def report_of(whole: StoredExamples) -> DataReport:
+    """What became of every row."""
     return _report(whole.reading, whole.detected, whole.counts, duplicates=count_duplicates(whole.reading.source.hashes()))
 
 
-def first_format(source: Source, wanted: str, names: Names = OWN_NAMES) -> DetectedFormat:
-    """The format of the first rows that are JSON objects; raises DataError when there are none, or when it cannot be told."""
+def first_format(source: Source, format_setting: str, names: Names = OWN_NAMES) -> DetectedFormat:
+    """The format of the first rows that are JSON objects; raises DataError if there are none, or if it cannot be determined."""
     sample = [source.parsed(number) for number in range(min(SAMPLE, len(source)))]
     rows = [row for row in sample if isinstance(row, Row)]
     if not rows:
         raise DataError([row for row in sample if isinstance(row, Problem)][:SHOWN])
-    return detect(rows, wanted, names)
+    return detect(rows, format_setting, names)
 
 
 def _task(
     data: DataConfig, paths: str | Sequence[str], tokenizer: ChatTokenizer, processed: Path, *, wanted: Wanted, say: Say
 ) -> tuple[Task, DetectedFormat]:
-    """Open and look at the first rows, and at some from everywhere to know how much text there is."""
+    """Open the source, detect its format from the first rows, and estimate its text from some rows from everywhere."""
     opened = (paths,) if isinstance(paths, str) else tuple(paths)
     source = open_source(opened, say=say, wanted=wanted)
     detected = first_format(source, data.format, data.columns)
     if detected.name != "text":
         require_chat_template(tokenizer, what=f"the rows are chats ({detected.name})")
     say(f"{' '.join(opened)}: {many(len(source), 'row')}, format {detected.name} ({detected.reason})")
-    some = [source.parsed(int(number)) for number in np.linspace(0, len(source) - 1, min(_MEASURED_ROWS, len(source)))]
-    mean = sum(len(str(row.value)) for row in some if isinstance(row, Row)) / len(some)
-    return Task(Reading(opened, source, data, detected.name, tokenizer), processed, mean * len(source)), detected
+    measured = [source.parsed(int(number)) for number in np.linspace(0, len(source) - 1, min(_MEASURED_ROWS, len(source)))]
+    mean = sum(len(str(row.value)) for row in measured if isinstance(row, Row)) / len(measured)
+    return Task(RowReader(opened, source, data, detected.name, tokenizer), processed, mean * len(source)), detected
 
 
 def _store(task: Task, *, say: Say) -> Store | None:
-    """The store of all rows, made now if that takes about a minute or must be; None when rows are to be streamed."""
-    wanted = task.reading.data.streaming
-    if wanted is True:
+    """The store of all rows, made now if that takes about a minute or is required; None if rows are to be streamed."""
+    streaming = task.reading.data.streaming
+    if streaming is True:
         return None
     store = ready_store(task)
-    if store is not None or (wanted == "auto" and task.text_bytes > _PREPARED_BYTES * usable_cpus()):
+    if store is not None or (streaming == "auto" and task.text_bytes > _PREPARED_BYTES * usable_cpus()):
         return store
     try:
         return make_store(task, say=say)
     except MachineError as error:
-        if wanted is False or error.problems[0].code != "data.store-unwritable":
+        if streaming is False or error.problems[0].code != "data.store-unwritable":
             raise
         say(f"{error.problems[0].message}; rows are tokenized while the model trains")
         return None
 
 
-def _judge(data: DataConfig, reading: Reading, counts: Counts) -> None:
-    judge_all(data, reading.opened[0], counts)
+def _refuse_unusable(data: DataConfig, reading: RowReader, counts: Counts) -> None:
+    """DataError if too many rows are bad, too many tokens are cut off, or nothing is learned."""
+    refuse_bad_rows(data, reading.opened[0], counts)
     require_targets(data, reading.opened[0], counts)
     too_much = counts.losses.judge(data, reading.opened[0])
     if too_much is not None:
         raise DataError(too_much)
 
 
-def _of_rows(examples: ExampleTable | Streamed, rows: NDArray[np.int64]) -> ExampleTable:
+def _of_rows(examples: ExampleTable | StreamedExamples, rows: NDArray[np.int64]) -> ExampleTable:
     return join([examples.examples_of(rows[begin : begin + _TOGETHER]) for begin in range(0, max(1, len(rows)), _TOGETHER)])
 
 
-def _sampled(data: DataConfig, stream: ExampleTable | Streamed, order: RowOrder) -> Counts:
-    """Read the rows of some positions of a stream: whatever is wrong with all rows shows before training."""
-    assert isinstance(stream, Streamed)
+def _sampled(data: DataConfig, stream: ExampleTable | StreamedExamples, order: RowOrder) -> Counts:
+    """Read the rows at some positions of a stream, so that what is wrong with all rows shows before training."""
+    assert isinstance(stream, StreamedExamples)
     _, counts = stream.read(order.rows_at(np.arange(min(_SAMPLED_ROWS, order.epoch_rows)), seed=0))
     require_targets(data, stream.reading.opened[0], counts)
     too_much = counts.losses.judge(data, stream.reading.opened[0])
@@ -257,18 +257,18 @@ def _sampled(data: DataConfig, stream: ExampleTable | Streamed, order: RowOrder)
     return counts
 
 
-def _fingerprint(reading: Reading, hashes: NDArray[np.uint64], held: float | str) -> str:
+def _fingerprint(reading: RowReader, hashes: NDArray[np.uint64], held: float | str) -> str:
     data = reading.data
     digest = hashlib.sha256()
     for begin in range(0, len(hashes), 1 << 20):
         digest.update(hashes[begin : begin + (1 << 20)].astype("<u8", copy=False).tobytes())
-    decides = {key: value for key, value in what_decides(reading).items() if key != MERGED}  # rows without a system text are as before
-    told: dict[str, Any] = {**decides, "held": held, "mixture": data.mixture, "rows": digest.hexdigest()}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    decides = {key: value for key, value in what_decides(reading).items() if key != MERGED}  # does not change rows without a system text
+    content: dict[str, Any] = {**decides, "held": held, "mixture": data.mixture, "rows": digest.hexdigest()}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _report(reading: Reading, detected: DetectedFormat, counts: Counts, *, duplicates: int = 0) -> Report:
-    return Report(
+def _report(reading: RowReader, detected: DetectedFormat, counts: Counts, *, duplicates: int = 0) -> DataReport:
+    return DataReport(
         format=detected.name,
         reason=detected.reason,
         files=len(reading.source.paths),

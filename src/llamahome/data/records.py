@@ -1,7 +1,7 @@
-"""The values that cross the borders of data/: Row, Conversation, Example, Microbatch.
+"""The values that data/ passes on: Row, Conversation, Example, Microbatch.
 
-Legend: T tokens of a micro-batch, D documents in it, N targets in it. Importing this module does not import torch, so that
-looking at data costs no start of it.
+Legend: T tokens of a micro-batch, D documents in it, N targets in it. This module does not import torch, so that commands that only look at
+data start quickly.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 
 def place_of(path: str, line: int, row: int = 0) -> str:
-    """`path:line`; in a Parquet or Arrow file, which has no lines, `path:row 17`; `path:1 (row 17)` where lines hold several rows.
+    """`path:line`; in a Parquet or Arrow file, which has no lines, `path:row 17`; `path:1 (row 17)` if lines hold several rows.
 
     `row` is counted from 0, what is shown from 1.
     """
@@ -31,14 +31,14 @@ def place_of(path: str, line: int, row: int = 0) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One record of a source, as it was written there."""
+    """One record of a source, as it is there."""
 
     index: int
     """Zero-based number within its source file."""
     source: str
     """Path of the file."""
     line: int
-    """One-based line in the file, or number of the row where there are no lines; for people."""
+    """One-based line in the file, or one-based number of the row if the file has no lines."""
     value: dict[str, Any]
 
     @property
@@ -53,11 +53,11 @@ class Conversation:
 
     row: Row
     turns: tuple[dict[str, Any], ...] = ()
-    """Each with "role" (Role) and "content" (str), ready for a chat template. Beside "tool_calls" there may be no content; a tool's
+    """Each with "role" (Role) and "content" (str), ready for a chat template. A turn with "tool_calls" may have no content; a tool's
     turn may have "name" and "tool_call_id"."""
     text: str | None = None
     context_only: frozenset[int] = frozenset()
-    """Numbers of assistant turns that are never learned (the prompt's turns of prompt/completion, turns of weight 0)."""
+    """Numbers of assistant turns that are never learned: those of the prompt of prompt_completion, and those of weight 0."""
     tools: tuple[dict[str, Any], ...] = ()
     """Definitions of the tools that the assistant may call, for the chat template."""
 
@@ -71,7 +71,7 @@ class Example:
     line: int
     tokens: NDArray[np.int32]
     targets: NDArray[np.bool_]
-    """Which tokens are learned; the first token of an example never is, for nothing predicts it."""
+    """Which tokens are learned; the first token of an example never is, because nothing predicts it."""
     cut: int = 0
     """Tokens beyond max_length that are not in `tokens`."""
     cut_targets: int = 0
@@ -93,13 +93,13 @@ class Microbatch:
     labels_N: torch.Tensor
     """int64 [N]: the token that each of them must predict."""
     keys: tuple[int, ...] = field(default=())
-    """Positions of the documents in the data order; names the rows when a step goes wrong."""
+    """Positions of the documents in the data order; they name the rows if a step fails."""
     index: int = 0
     """Number of this micro-batch in its step over all ranks; seeds its dropout."""
     idle: bool = False
-    """A pass for the sake of the other ranks, which need this one to take part: it holds no row and learns nothing."""
+    """A pass that other ranks need this rank to take part in: it holds no row and learns nothing."""
     documents: object | None = None
-    """What the back end that took it to the device made of the boundaries, for its attention."""
+    """Document boundaries in the form that the back end's attention reads; set by the back end that moved the tensors to the device."""
 
     @property
     def num_tokens(self) -> int:

@@ -1,4 +1,4 @@
-"""What became of every row and token of the data, in numbers: nothing is dropped that is not counted here."""
+"""Counts of what became of every row and token of the data; everything that is dropped is counted here."""
 
 from dataclasses import dataclass, replace
 
@@ -7,19 +7,19 @@ from llamahome.units import many, show_count
 
 
 @dataclass(frozen=True)
-class Report:
+class DataReport:
     """Counts over one reading of the data; tokens and targets are those of training and held-out examples together.
 
-    When rows are streamed all but the counts of rows, held-out rows and duplicates are those of a sample.
+    If rows are streamed, all counts except those of rows, held-out rows and duplicates are of a sample.
     """
 
     format: str
     reason: str
-    """Why the rows are believed to be in this format."""
+    """Why the rows are taken to be in this format."""
     files: int
     rows: int
     kept: int
-    """Rows that are trained or evaluated on."""
+    """Rows to train or evaluate on."""
     examples: int
     train_examples: int
     eval_examples: int
@@ -30,7 +30,7 @@ class Report:
     overlong_dropped: int = 0
     split: int = 0
     without_targets: int = 0
-    """Rows left out because nothing in them would be learned, for example when the whole answer was cut off."""
+    """Rows left out because nothing in them would be learned, for example if the whole answer was cut off."""
     tokens: int = 0
     targets: int = 0
     cut_tokens: int = 0
@@ -39,24 +39,24 @@ class Report:
     """Length of the longest row before it was cut."""
     longest_where: str = ""
     duplicates: int = 0
-    """Rows whose content another row has too."""
+    """Rows with the content of an earlier row."""
     shared_with_eval: int = 0
     """Training rows that are also among the rows to evaluate on."""
     shared_example: str = ""
-    """Places of one of them."""
+    """Where one of them is, in both."""
     shared_apart: tuple[str, ...] = ()
-    """Training rows that are also in splits that are left alone, in sentences."""
+    """A sentence for each split that is left alone and shares rows with the training rows."""
     system_merged: int = 0
     """Rows whose system text was written before the first question."""
     ignored_files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    """What else should be known, in sentences."""
+    """Other sentences for people."""
     sampled_rows: int = 0
-    """Rows that were read to begin with when the others are streamed; 0 when all were read."""
+    """Rows that were read before training if the others are streamed; 0 if all were read."""
     epoch_rows: int = 0
-    """Rows that an epoch of training goes through."""
+    """Rows of an epoch of training."""
     mixture: tuple[str, ...] = ()
-    """How often rows are seen, where data.mixture says so."""
+    """How often rows are seen, if data.mixture is set."""
 
     @property
     def mean_tokens(self) -> float:
@@ -65,21 +65,21 @@ class Report:
 
     @property
     def lost_share(self) -> float:
-        """Targets cut off or left out over those and the ones that are learned."""
+        """Share of all targets that were cut off or left out."""
         return self.cut_targets / max(1, self.cut_targets + self.targets)
 
     @property
     def tokens_per_row(self) -> float:
-        """Tokens of an average row, those without an example counted as 0."""
+        """Tokens of an average row; a row without an example counts as 0."""
         return self.tokens / max(1, self.sampled_rows or self.rows)
 
-    def with_held_out(self, examples: int, *, rows: int) -> "Report":
-        """The same when `examples` of `rows` rows of it are held out; of a sample they are none."""
+    def with_held_out(self, examples: int, *, rows: int) -> "DataReport":
+        """The same report if `examples` of `rows` rows are held out; the examples of a sample stay."""
         train = self.train_examples - (0 if self.sampled_rows else examples)
         return replace(self, train_examples=train, eval_examples=examples, eval_rows=rows)
 
-    def with_other(self, other: "Report") -> "Report":
-        """The same together with rows to evaluate on from files of their own."""
+    def with_other(self, other: "DataReport") -> "DataReport":
+        """The same report together with rows to evaluate on from other files."""
         longest = max((self, other), key=lambda each: each.longest_tokens)
         summed = {
             name: getattr(self, name) + getattr(other, name) for name in _SUMMED if not self.sampled_rows or name in ("files", "rows")
@@ -94,7 +94,7 @@ class Report:
         )
 
     def lines(self) -> list[str]:
-        """For people; a line for each thing that is not as one would hope."""
+        """The report for people: totals, then a line for each kind of loss."""
         share = self.targets / max(1, self.tokens)
         lines = [f"{many(self.rows, 'row')} in {many(self.files, 'file')}, format {self.format}: {self.reason}"]
         each = f"{self.mean_tokens:,.0f} per example, {share:.0%} of them learned; longest {self.longest_tokens:,} ({self.longest_where})"
@@ -109,39 +109,31 @@ class Report:
         return [*lines, *lost_lines(self), *self.shared_apart, *self.notes]
 
 
-def lost_lines(counts: Report | Counts) -> list[str]:
-    """A line for each thing that is not as one would hope, of a whole report or of the rows seen so far."""
+def lost_lines(counts: DataReport | Counts) -> list[str]:
+    """A line for each kind of loss, of a whole report or of the rows seen so far."""
     share = counts.cut_targets / max(1, counts.cut_targets + counts.targets)
     cut = f"{counts.cut_tokens:,} tokens lost, {counts.cut_targets:,} of them targets, {share:.1%} of all targets"
-    lost: list[tuple[int, str]] = [(counts.bad, "bad rows left out")]
-    if isinstance(counts, Report):
-        lost.append((counts.overlong_truncated, f"rows cut to max_length: {cut}"))
-        lost.append((counts.overlong_dropped, f"rows longer than max_length left out: {cut}"))
+    if isinstance(counts, DataReport):
+        truncated, dropped = counts.overlong_truncated, counts.overlong_dropped
     else:
-        lost.append((counts.truncated, f"rows cut to max_length: {cut}"))
-        lost.append((counts.dropped, f"rows longer than max_length left out: {cut}"))
-    lost.append((counts.split, "rows longer than max_length split"))
-    lost.append((counts.without_targets, "rows left out because nothing in them is learned"))
-    lost.append(
-        (counts.system_merged, "rows with the system text before the first question, in the saved chat template too (model.system_role)")
-    )
-    if isinstance(counts, Report):
-        lost.append((counts.duplicates, "rows with the content of an earlier one"))
-        lost.append((counts.shared_with_eval, "rows to train on that are in the evaluation file too" + _for_example(counts)))
-        lost.append((len(counts.ignored_files), f"data files not read: {', '.join(counts.ignored_files[:3])}"))
-    return [f"{count:,} {what if count > 1 else _singular(what)}" for count, what in lost if count]
+        truncated, dropped = counts.truncated, counts.dropped
+    lost = [
+        (counts.bad, "bad row", "left out"),
+        (truncated, "row", f"cut to max_length: {cut}"),
+        (dropped, "row", f"longer than max_length left out: {cut}"),
+        (counts.split, "row", "longer than max_length split"),
+        (counts.without_targets, "row", "left out because nothing in them is learned"),
+        (counts.system_merged, "row", "with the system text before the first question, in the saved chat template too (model.system_role)"),
+    ]
+    if isinstance(counts, DataReport):
+        example = f", for example {counts.shared_example}" if counts.shared_example else ""
+        lost += [
+            (counts.duplicates, "row", "with the content of an earlier one"),
+            (counts.shared_with_eval, "row", f"to train on that are in the evaluation file too{example}"),
+            (len(counts.ignored_files), "data file", f"not read: {', '.join(counts.ignored_files[:3])}"),
+        ]
+    return [f"{many(count, thing)} {what}" for count, thing, what in lost if count]
 
-
-def _for_example(report: Report) -> str:
-    return f", for example {report.shared_example}" if report.shared_example else ""
-
-
-def _singular(what: str) -> str:
-    many = next(word for word in _ONE if what.startswith(word))
-    return _ONE[many] + what.removeprefix(many)
-
-
-_ONE = {"bad rows": "bad row", "rows": "row", "data files": "data file"}
 
 _SUMMED = (
     *("files", "rows", "kept", "examples", "bad", "overlong_truncated", "overlong_dropped", "split", "without_targets"),

@@ -1,4 +1,4 @@
-"""Rows as the model will see them, token by token: learned, context, or cut off by max_length; what `data show` prints."""
+"""Rows as the model sees them, token by token: learned, context, or cut off by max_length. `data show` prints them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from llamahome.errors import Problem
 
 Kind = Literal["learned", "context", "cut"]
 Only = Literal["cut", "no-target"]
-"""Rows that lose tokens to data.max_length; rows of which nothing is learned."""
+"""Only rows that lose tokens to data.max_length, or only rows of which nothing is learned."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ShownRow:
     kinds: tuple[Kind, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """The object that `data show --json` prints; "cut" is there only on tokens that are cut."""
+        """The object that `data show --json` prints; only tokens that are cut have "cut"."""
         tokens = [
             {"id": number, "text": text, "target": kind == "learned"} | ({"cut": True} if kind == "cut" else {})
             for number, text, kind in zip(self.ids, self.texts, self.kinds, strict=True)
@@ -38,7 +38,7 @@ class ShownRow:
         return {"row": self.row.index, "source": self.row.source, "tokens": tokens}
 
     def stretches(self) -> Iterator[tuple[Kind, str, int]]:
-        """Neighbouring tokens of one kind together: kind, text, number of tokens."""
+        """Runs of tokens of one kind: kind, text, number of tokens."""
         begin = 0
         for at in range(1, len(self.kinds) + 1):
             if at == len(self.kinds) or self.kinds[at] != self.kinds[begin]:
@@ -49,7 +49,7 @@ class ShownRow:
 def view(
     source: Source, numbers: Iterable[int], data: DataConfig, tokenizer: ChatTokenizer, *, only: Only | None = None
 ) -> Iterator[ShownRow | Problem]:
-    """These rows, with exactly the tokens and targets that a training run gives them; a Problem for a row that it would refuse."""
+    """These rows with the tokens and targets that a training run gives them; a Problem for a row that it would refuse."""
     detected = first_format(source, data.format, data.columns)
     if detected.name != "text":
         require_chat_template(tokenizer, what=f"the rows are chats ({detected.name})")

@@ -1,1 +1,1 @@
-"""Processes and machines: world.py (ranks and exchanges that are no-ops on one process), launch.py (starting them)."""
+"""Processes and machines: world.py (ranks and collectives, which do nothing on one process), launch.py (starts the processes)."""

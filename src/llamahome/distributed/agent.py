@@ -1,185 +1,163 @@
-"""torch's elastic agent with our judgement: what is worth another attempt, and what the next attempt must know.
+"""torch's elastic agent with our decision whether to restart: only if another attempt may succeed.
 
-Another attempt is worth it when a process was killed, or lost the others. What would fail again is not: a mistake in settings or data,
-a loss that diverged, an orderly stop, a defect before anything was begun. Each attempt is all processes anew, from the newest checkpoint.
+Another attempt may succeed if a process was killed, or lost a peer, or failed unexpectedly after the run had started. It would fail again
+after a mistake in settings or data, a diverged loss or an orderly stop. An attempt starts all processes again from the newest checkpoint.
 """
 
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch._C._distributed_c10d import HashStore, Store
+from torch._C._distributed_c10d import Store
 from torch.distributed.elastic.agent.server.api import RunResult, Worker, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsSpecs
-from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from llamahome.distributed import failures
-from llamahome.distributed.failures import Failure, Told
-from llamahome.distributed.outcome import outcome_as_error
-from llamahome.distributed.rendezvous import Ended, Rounds
-from llamahome.distributed.rounds import Fault
+from llamahome.distributed.failures import ErrorPayload, Failure, error_of_workers
+from llamahome.distributed.membership import MemberFault
+from llamahome.distributed.rendezvous import Ended, MembershipRendezvous
 from llamahome.errors import LlamaHomeError, Stopped
 
-ENDLESS = 10**6
-"""Restarts that torch's agent is allowed; ours are counted here, for it counts without judging."""
-_NO_WAIT_S = 0.1
-_SAVING_S = 120
-_LEAVING_S = 10
-_ASKED_TO_END = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGUSR1)
+UNLIMITED = 10**6
+"""max_restarts for torch's agent, which would count every restart; `Agent` counts its own."""
+_EXIT_BARRIER_S = 0.1
+_KILL_AFTER_S = 10
+_STOP_SIGNALS = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGUSR1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Orders:
-    """What the agent goes by."""
+class LaunchSettings:
+    """What the agent needs to know about the launch."""
 
     folder: Path
-    """Of the launch: where the processes leave word."""
+    """The launch folder, in which workers write their failures."""
     max_restarts: int
-    spoken_by: int
-    """The process that speaks on the screen of this machine; -1 when none does."""
-    asked: list[int]
-    """Signals that came so far."""
+    reporting_rank: int
+    """The rank whose output this machine shows; -1 if none."""
     say: Callable[[str], None]
+    signals: list[int] = field(default_factory=list)
+    """Signals received so far."""
 
 
 class GroupEnded(Exception):
-    """The processes have ended for good; carries the exit status of each that failed."""
+    """The processes have ended and are not restarted; carries the exit statuses of those that failed."""
 
     def __init__(self, statuses: Mapping[int, int]) -> None:
         super().__init__()
         self.statuses = dict(statuses)
 
 
-def is_worth_another_attempt(statuses: Mapping[int, int], told: Sequence[Failure], *, begun: bool) -> bool:
-    """Judge the exit statuses of failed processes and what they told, the cause first; `begun` when a run exists to go on with."""
-    if told and not told[0].is_consequence:
-        return begun and told[0].error.problems[0].code == failures.DEFECT
-    killed = any(status < 0 and status not in _ASKED_TO_END for status in statuses.values())
-    return killed or bool(told)
+def is_retryable(statuses: Mapping[int, int], causes: Sequence[Failure], *, has_run: bool) -> bool:
+    """Whether another attempt may succeed, given the exit statuses of failed processes and the failures they wrote, the cause first.
+
+    `has_run` says whether a run exists that the next attempt can resume.
+    """
+    if causes and not causes[0].is_consequence:
+        return has_run and causes[0].error.problems[0].code == failures.DEFECT
+    return bool(causes) or _killed(statuses) is not None
+
+
+def _killed(statuses: Mapping[int, int]) -> tuple[int, int] | None:
+    """The lowest rank that was killed and did not just obey a request to stop, with its exit status."""
+    return min(((rank, status) for rank, status in statuses.items() if status < 0 and status not in _STOP_SIGNALS), default=None)
 
 
 class Agent(LocalElasticAgent):
     """Starts and watches the processes of this machine."""
 
-    def __init__(self, spec: WorkerSpec, logs: LogsSpecs, orders: Orders) -> None:
-        super().__init__(spec, logs, exit_barrier_timeout=_NO_WAIT_S)
-        self._orders = orders
-        self._rounds = spec.rdzv_handler if isinstance(spec.rdzv_handler, Rounds) else None
+    def __init__(self, spec: WorkerSpec, logs: LogsSpecs, settings: LaunchSettings) -> None:
+        super().__init__(spec, logs, exit_barrier_timeout=_EXIT_BARRIER_S)
+        self._settings = settings
+        self._membership = spec.rdzv_handler if isinstance(spec.rdzv_handler, MembershipRendezvous) else None
         self.restarts = 0
         self.statuses: dict[int, int] = {}
-        """Exit statuses of the processes that failed here in this round, but for those that merely lost a peer."""
+        """Exit statuses of the processes that failed here in this round, unless they only lost a peer."""
 
     def _assign_worker_ranks(self, store: Store, group_rank: int, group_world_size: int, spec: WorkerSpec) -> list[Worker]:
-        counts = self._rounds.counts if self._rounds else [spec.local_world_size]
+        """As torch's, without the exchange over `store`, because the group state contains the process counts."""
+        counts = self._membership.process_counts if self._membership else [spec.local_world_size]
         first, size = sum(counts[:group_rank]), sum(counts)
-        places = [(local, first + local) for local in range(spec.local_world_size)]
-        return [Worker(local, global_rank=rank, role_rank=rank, world_size=size, role_world_size=size) for local, rank in places]
+        ranks = range(first, first + spec.local_world_size)
+        return [Worker(rank - first, global_rank=rank, role_rank=rank, world_size=size, role_world_size=size) for rank in ranks]
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        failures.forget(self._orders.folder)
+        failures.remove_failures(self._settings.folder)
         self.statuses = {}
-        os.environ[failures.BEGUN] = self._begun() or ""
-        os.environ[failures.ROUND] = str(self._rounds.number if self._rounds else self.restarts)
-        for name, value in (self._rounds.variables() if self._rounds else {}).items():
+        os.environ[failures.RUN_TO_RESUME] = self._run_folder() or ""
+        os.environ[failures.ATTEMPT] = str(self._membership.number if self._membership else self.restarts)
+        for name, value in (self._membership.interface_variables() if self._membership else {}).items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-        started: dict[int, Any] = super()._start_workers(worker_group)
-        return started
+        processes: dict[int, Any] = super()._start_workers(worker_group)
+        return processes
 
-    def _begun(self) -> str | None:
-        """The run to go on with; a machine that came later has not begun it itself."""
-        return (self._rounds.run if self._rounds else None) or failures.noted_run(self._orders.folder)
+    def _run_folder(self) -> str | None:
+        """The run to resume. A machine that joined later learns it from the group."""
+        return (self._membership.run if self._membership else None) or failures.noted_run(self._settings.folder)
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
-        """On several machines the processes wait for others that are gone: there is nothing that they could still save."""
-        if self._rounds is None:
+        """On several machines the processes cannot save once another machine has failed, so they are killed."""
+        if self._membership is None:
             super()._stop_workers(worker_group)
-        elif self._rounds.is_gentle:
-            self._shutdown(signal.SIGTERM, timeout=_SAVING_S)
+        elif self._membership.may_save:
+            self._shutdown(signal.SIGTERM, timeout=int(failures.SAVING_S))
         elif self._has_stopped():
-            self._shutdown(signal.SIGTERM, timeout=_LEAVING_S)  # all have saved when the first has left
+            self._shutdown(signal.SIGTERM, timeout=_KILL_AFTER_S)  # all have saved once the first has left
         else:
-            self._shutdown(signal.SIGKILL, timeout=_LEAVING_S)
+            self._shutdown(signal.SIGKILL, timeout=_KILL_AFTER_S)
 
     def _has_stopped(self) -> bool:
-        told = failures.recorded(self._orders.folder)
-        return bool(told) and isinstance(told[0].error, Stopped)
+        causes = failures.read_failures(self._settings.folder)
+        return bool(causes) and isinstance(causes[0].error, Stopped)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state in (WorkerState.FAILED, WorkerState.UNHEALTHY):
-            self._judge({rank: failure.exitcode for rank, failure in result.failures.items()})
-        elif result.state == WorkerState.HEALTHY and self._rounds is not None:
+            statuses = {rank: failure.exitcode for rank, failure in result.failures.items()}
+            if self._membership is None:
+                self._restart_or_end(statuses)
+            else:
+                self._report_failure(self._membership, statuses)
+        elif result.state == WorkerState.HEALTHY and self._membership is not None:
             try:
-                self._rounds.heed(failures.noted_run(self._orders.folder))
+                self._membership.check_others(failures.noted_run(self._settings.folder))
             except (Ended, LlamaHomeError):
                 self._stop_workers(worker_group)
                 raise
         return result
 
     def _exit_barrier(self) -> None:
-        if self._rounds is not None:
-            self._rounds.finished()
+        if self._membership is not None:
+            self._membership.report_done()
 
-    def _judge(self, statuses: Mapping[int, int]) -> None:
-        """Raise GroupEnded unless the processes are to be started again; torch's agent does that when nothing is raised."""
-        told = failures.recorded(self._orders.folder)
-        begun = self._begun() is not None
-        worth = is_worth_another_attempt(statuses, told, begun=begun)
-        if self._rounds is not None:
-            error = outcome_as_error(self._orders.folder, statuses, spoken_by=self._orders.spoken_by, asked=self._orders.asked)
-            lost = error.problems[0].code == failures.PEER_LOST
-            self.statuses = {} if lost else dict(statuses)
-            stop = isinstance(error, Stopped) and not self._orders.asked
-            fault = Fault(error=Told.of(error), worth=worth and not self._orders.asked, is_consequence=lost, is_stop=stop)
-            self._rounds.failed(fault, self._begun())
-            return
-        if self._orders.asked or not worth or self.restarts >= self._orders.max_restarts:
+    def _report_failure(self, rendezvous: MembershipRendezvous, statuses: Mapping[int, int]) -> None:
+        """Report to machine 0, which decides whether all processes start again."""
+        settings, run = self._settings, self._run_folder()
+        retryable = is_retryable(statuses, failures.read_failures(settings.folder), has_run=run is not None)
+        error = error_of_workers(settings.folder, statuses, reporting_rank=settings.reporting_rank, signals=settings.signals)
+        is_consequence = error.problems[0].code == failures.PEER_LOST
+        self.statuses = {} if is_consequence else dict(statuses)
+        fault = MemberFault(
+            error=ErrorPayload.of(error),
+            retryable=retryable and not settings.signals,
+            is_consequence=is_consequence,
+            is_stop=isinstance(error, Stopped) and not settings.signals,
+        )
+        rendezvous.report_failure(fault, run)
+
+    def _restart_or_end(self, statuses: Mapping[int, int]) -> None:
+        """Return if torch's agent is to start the processes again, raise GroupEnded if not."""
+        settings, causes = self._settings, failures.read_failures(self._settings.folder)
+        has_run = self._run_folder() is not None
+        if settings.signals or self.restarts >= settings.max_restarts or not is_retryable(statuses, causes, has_run=has_run):
             raise GroupEnded(statuses)
         self.restarts += 1
-        again = "from the newest checkpoint" if begun else "from the start"
-        self._orders.say(f"{_cause(statuses, told)}: starting all processes again {again} ({self.restarts} of {self._orders.max_restarts})")
-
-
-def _cause(statuses: Mapping[int, int], told: Sequence[Failure]) -> str:
-    killed = {rank: status for rank, status in statuses.items() if status < 0 and status not in _ASKED_TO_END}
-    if killed:
-        rank, status = min(killed.items())
-        return f"process {rank} was killed by {signal.Signals(-status).name}"
-    return told[0].error.problems[0].message
-
-
-class Alone(RendezvousHandler):
-    """The meeting of one machine with itself: every round is complete at once, and nothing listens."""
-
-    def get_backend(self) -> str:
-        """How torch calls it in its log."""
-        return "alone"
-
-    def next_rendezvous(self) -> RendezvousInfo:
-        """Rank 0 of 1; the processes meet over a file of their own, so no address is needed."""
-        return RendezvousInfo(HashStore(), 0, 1, RendezvousStoreInfo("127.0.0.1", 0))
-
-    def is_closed(self) -> bool:
-        """Never."""
-        return False
-
-    def set_closed(self) -> None:
-        """There is nobody to tell."""
-
-    def num_nodes_waiting(self) -> int:
-        """Nobody else can come."""
-        return 0
-
-    def get_run_id(self) -> str:
-        """Of the launch."""
-        return "llamahome"
-
-    def shutdown(self) -> bool:
-        """Nothing is open."""
-        return True
+        killed = _killed(statuses)
+        cause = f"process {killed[0]} was killed by {signal.Signals(-killed[1]).name}" if killed else causes[0].error.problems[0].message
+        source = "from the newest checkpoint" if has_run else "from the start"
+        settings.say(f"{cause}: starting all processes again {source} ({self.restarts} of {settings.max_restarts})")

@@ -1,4 +1,4 @@
-"""Which device a process computes on, and how its scalars come to the host without a wait."""
+"""The device of a process, and copies of scalars from the device to the host that do not block."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from llamahome.errors import ConfigError, Problem
 
 
 def device_here(local_rank: int = 0, size: int = 1, local_size: int = 1, *, processor: bool = False) -> torch.device:
-    """The device of a process: an accelerator where the machine has one and `processor` is not asked for. Raises ConfigError."""
+    """The device of this process: an accelerator if the machine has one and `processor` is false. Raises ConfigError."""
     if processor:
         return torch.device("cpu")
     if torch.cuda.is_available():
@@ -28,22 +28,22 @@ def device_here(local_rank: int = 0, size: int = 1, local_size: int = 1, *, proc
 
 
 class HostCopy:
-    """Scalars on their way from the device to the host. Making one waits for nothing; reading waits for the work queued before it."""
+    """A copy of scalars from the device to the host. The constructor does not wait; `read` waits for the work queued before it."""
 
     def __init__(self, scalars: Sequence[Tensor]) -> None:
-        """`scalars` are 0-dim tensors, on one device but for some that may lie on the host."""
+        """`scalars` are 0-dim tensors on one device; some may be on the host."""
         device = next((scalar.device for scalar in scalars if scalar.device.type != "cpu"), torch.device("cpu"))
         stacked = torch.stack([scalar.detach().to(device, torch.float32, non_blocking=True) for scalar in scalars])
         self.late = device.type != "cpu" and hasattr(torch.get_device_module(device), "Stream")
-        """Whether the device works behind the host, so that the values are not there yet."""
+        """Whether the device runs asynchronously, so that the values arrive later."""
         self._values = stacked.to("cpu", non_blocking=self.late)
-        self._arrived = torch.Event(device=device) if self.late else None
-        if self._arrived is not None:
-            self._arrived.record()
+        self._copied = torch.Event(device=device) if self.late else None
+        if self._copied is not None:
+            self._copied.record()
 
     def read(self) -> list[float]:
-        """The values, in their order."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
+        """The values, in order."""
+        if self._copied is not None:
+            self._copied.synchronize()
         values: list[float] = self._values.tolist()
         return values

@@ -1,53 +1,79 @@
-"""The processes of a run: which one this is, and the few exchanges between them, which are nothing at one process.
+"""The ranks of a run: which one this process is, and the collectives between them, which do nothing if there is only one process.
 
-Gradients are summed, never averaged: the step divides by the targets of the whole batch. Small decisions (stop, out of memory)
-travel over gloo on the CPU even where gradients go over NCCL, so that they never wait for the device. No pickle crosses
-processes: objects travel as JSON. Every method is called by all processes, in the same order.
+Gradients are summed, never averaged: the step divides by the number of targets of the whole batch. Small decisions (stop, out of memory)
+travel over gloo on the CPU even if gradients travel over NCCL, so they never wait for the device. Objects travel as JSON, never as pickle.
+All processes call every method, in the same order.
 """
 
 import json
 import os
 import re
 import shutil
-import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import FileStore, PrefixStore, Store
 
-from llamahome.config.schema import DistributedConfig, interval
-from llamahome.distributed import failures, meeting
+from llamahome.config.schema import DistributedConfig
+from llamahome.distributed import failures
+from llamahome.distributed.connect import join_group
 from llamahome.distributed.devices import device_here
-from llamahome.distributed.place import Place, find_place, leftovers
 from llamahome.distributed.processors import usable_cores
-from llamahome.distributed.roll import Roll, arrive, processes
-from llamahome.distributed.traffic import Traffic
+from llamahome.distributed.rank_info import find_rank_info, leftovers
+from llamahome.distributed.rank_status import RankStatus
 from llamahome.errors import MachineError, Problem, Stopped
 
 _joined = threading.Event()
-"""Set once this process has met others."""
+"""Set once this process has joined a group."""
 
 
 def threads_linger() -> bool:
-    """Whether threads of torch's process groups may live on after the groups: Python's own end then aborts now and then.
+    """Whether threads of torch's process groups may still run after the groups are destroyed; then leave with os._exit.
 
-    A thread of gloo that lets go of the last hold on a tensor while Python ends is thrown out in a place that may not throw
-    ("terminate called without an active exception"). Whoever has nothing left to do leaves with os._exit.
+    If a gloo thread releases the last reference to a tensor while Python shuts down, the process sometimes aborts
+    ("terminate called without an active exception").
     """
     return _joined.is_set()
 
 
+@dataclass
+class Traffic:
+    """Bytes and collectives of this process since the last `take`. Not thread-safe; collectives never run in several threads.
+
+    A ring of n processes sends (n - 1) / n of the data in a gather or a scatter and twice that in a sum, which is a scatter and a gather.
+    No algorithm sends less per process (Patarasuk and Yuan, 2009). tests/distributed/test_placements.py compares this with the network.
+    """
+
+    sent: float = 0.0
+    exchanges: int = 0
+
+    def summed(self, size: int, ranks: int) -> None:
+        """Count a sum of `size` bytes over `ranks`."""
+        self._add(2 * size * (ranks - 1) / ranks)
+
+    def gathered(self, size: int, ranks: int) -> None:
+        """Count an all-gather or a reduce-scatter; `size` is the number of bytes of all ranks together."""
+        self._add(size * (ranks - 1) / ranks)
+
+    def _add(self, sent: float) -> None:
+        if sent:
+            self.sent += sent
+            self.exchanges += 1
+
+    def take(self) -> dict[str, float]:
+        """The counts under their metric names, then start again from zero. Empty if nothing was sent."""
+        sent, exchanges, self.sent, self.exchanges = self.sent, self.exchanges, 0.0, 0
+        return {"net/sent": sent, "net/exchanges": exchanges} if exchanges else {}
+
+
 @dataclass(frozen=True)
 class World:
-    """The place of this process among all."""
+    """Rank, device and collectives of one process."""
 
     rank: int
     size: int
@@ -56,11 +82,11 @@ class World:
     local_size: int = 1
     """Processes on this machine."""
     traffic: Traffic = field(default_factory=Traffic, compare=False)
-    roll: Roll = field(default_factory=Roll, compare=False)
+    rank_status: RankStatus = field(default_factory=RankStatus, compare=False)
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that speaks and writes."""
+        """Whether this is rank 0, which shows messages and writes files."""
         return self.rank == 0
 
     def sum_(self, tensor: torch.Tensor) -> None:
@@ -68,130 +94,134 @@ class World:
         self.start_sum_(tensor)()
 
     def start_sum_(self, tensor: torch.Tensor) -> Callable[[], None]:
-        """Begin to sum `tensor` in place; what is returned waits for the end. Several may be under way."""
+        """Begin to sum `tensor` in place; the returned function waits for the result. Several sums may be in flight."""
         if self.size == 1:
             return lambda: None
         self.traffic.summed(tensor.numel() * tensor.element_size(), self.size)
-        with _Exchange(self):
+        with self.guarded():
             work = dist.all_reduce(tensor, async_op=True)
 
         def wait() -> None:
-            with _Exchange(self):
+            with self.guarded():
                 work.wait()
 
         return wait
 
-    def guarded(self) -> AbstractContextManager[None]:
-        """Around an exchange that torch does itself: its failure becomes MachineError distributed.peer-lost."""
-        return _Exchange(self)
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """A context for collectives: a failure inside becomes MachineError distributed.peer-lost; out of memory passes unchanged."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise MachineError(_peer_lost(self, str(error))) from error
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on at least one process."""
         return self.max(float(flag)) > 0
 
     def max(self, value: float) -> float:
-        """The largest `value` of all processes; not a number if one of them is not."""
+        """The largest `value` of all processes; NaN if one of them is NaN."""
         if self.size == 1:
             return value
-        nan_too = torch.tensor([value if value == value else float("inf"), float(value != value)], dtype=torch.float64)
-        with _Exchange(self):
-            dist.all_reduce(nan_too, op=dist.ReduceOp.MAX)
-        return float("nan") if nan_too[1] > 0 else float(nan_too[0])
+        largest = torch.tensor([value if value == value else float("inf"), float(value != value)], dtype=torch.float64)
+        with self.guarded():
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return float("nan") if largest[1] > 0 else float(largest[0])
 
     def broadcast_object(self, value: Any) -> Any:
-        """The JSON value of process 0 on every process; what the others pass is ignored."""
-        if self.size == 1:
-            return value
-        written = json.dumps(value).encode() if self.is_main else b""
-        length = torch.tensor([len(written)])
-        with _Exchange(self):
-            dist.broadcast(length, src=0)
-            letters = (
-                torch.frombuffer(bytearray(written), dtype=torch.uint8) if self.is_main else torch.empty(int(length), dtype=torch.uint8)
-            )
-            dist.broadcast(letters, src=0)
-        return json.loads(bytes(letters.tolist()))
+        """The JSON value of process 0; the values of the other processes are ignored."""
+        return self.gather(value if self.is_main else None)[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """The JSON values of all processes, by rank, on every process."""
+        """The JSON values of all processes, by rank; every process gets them."""
         if self.size == 1:
             return [value]
-        written = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        with _Exchange(self):
-            dist.all_gather(lengths, torch.tensor([len(written)]))
+        with self.guarded():
+            dist.all_gather(lengths, torch.tensor([len(data)]))
             longest = int(max(lengths))
-            padded = torch.cat([written, torch.zeros(longest - len(written), dtype=torch.uint8)])
-            letters = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
-            dist.all_gather(letters, padded)
-        return [json.loads(bytes(each[: int(length)].tolist())) for each, length in zip(letters, lengths, strict=True)]
+            padded = torch.cat([data, torch.zeros(longest - len(data), dtype=torch.uint8)])
+            texts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
+            dist.all_gather(texts, padded)
+        return [json.loads(bytes(text[: int(length)].tolist())) for text, length in zip(texts, lengths, strict=True)]
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until all processes are here."""
         self.any(False)
 
     def sum_gradients_(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Replace the gradient of every trained parameter by its sum over all processes; one exchange per dtype.
+        """Replace the gradient of every trained parameter by its sum over all processes; one collective per dtype.
 
-        A missing gradient counts as zeros. Afterwards the gradients are slices of one flat tensor, so nothing is copied back;
-        while it fills, up to twice the memory of the gradients is in use.
+        A missing gradient counts as zeros. Afterwards the gradients are views of one flat tensor. While it is filled, up to twice the
+        memory of the gradients is in use.
         """
         trained = [each for each in parameters if each.requires_grad]
         if self.size == 1:
             return
         for dtype in sorted({each.dtype for each in trained}, key=str):
-            same = [each for each in trained if each.dtype == dtype]
-            flat, start = torch.zeros(sum(each.numel() for each in same), dtype=dtype, device=self.device), 0
-            for each in same:
-                view = flat.narrow(0, start, each.numel()).view(each.shape)
-                if each.grad is not None:
-                    view.copy_(each.grad)
-                each.grad, start = view, start + each.numel()
-            self.sum_(flat)
+            self.sum_(flatten_gradients([each for each in trained if each.dtype == dtype]))
+
+
+def flatten_gradients(parameters: Sequence[torch.nn.Parameter]) -> torch.Tensor:
+    """Copy the gradients of `parameters` (one dtype, one device) into one flat tensor and make them views of it; a missing one is 0."""
+    first = parameters[0]
+    flat, start = torch.empty(sum(each.numel() for each in parameters), dtype=first.dtype, device=first.device), 0
+    for each in parameters:
+        view = flat.narrow(0, start, each.numel()).view(each.shape)
+        if each.grad is None:
+            view.zero_()
+        else:
+            view.copy_(each.grad)
+        each.grad, start = view, start + each.numel()
+    return flat
 
 
 @contextmanager
 def open_world(config: DistributedConfig, *, say: Callable[[str], None], processor: bool = False) -> Iterator[World]:
-    """Join the other processes when torchrun or `launch` started this one, else be alone; leave at the end.
+    """Join the other processes if torchrun or `launch` started this one, else run alone; leave at the end.
 
-    `say` is told, on the main process, what was decided otherwise than configured; `processor` leaves accelerators alone. An error
-    that passes through is left for the launcher.
+    On rank 0 `say` gets one line for each setting that could not be followed. With `processor` accelerators are not used. If an error
+    ends the block, it is written for the launcher.
     Raises ConfigError (more processes than GPUs), MachineError (the others cannot be reached).
     """
-    place = find_place(os.environ)
-    rank, size, local_rank, local_size = place.rank, place.size, place.local_rank, place.local_size
+    info = find_rank_info(os.environ)
+    rank, size, local_rank, local_size = info.rank, info.size, info.local_rank, info.local_size
     folder = failures.launch_folder()
     with ExitStack() as stack:
         if folder is not None:
             done = threading.Event()
             stack.callback(done.set)
-            failures.follow_launcher(done)
-            stack.push(lambda kind, error, trace: _leave_word(error, rank, folder))
-        speak = say if rank == 0 else lambda _: None
+            failures.watch_launcher(done)
+            stack.push(lambda kind, error, trace: _report_failure(error, rank, folder))
+        report = say if rank == 0 else lambda _: None
         world = World(rank, size, local_rank, device_here(local_rank, size, local_size, processor=processor), local_size)
         _divide_threads(stack, local_size, alone=size == 1)
-        backend = _backend(config, world.device, speak)
+        backend = _backend(config, world.device, report)
         for name in leftovers(os.environ):
-            speak(f"{name} in the environment is not obeyed: no launcher has set what belongs to it")
-        if config.world_size not in ("auto", size) and place.joins:
-            speak(f"distributed.world_size is {config.world_size}, but {size} processes were started: using {size}")
+            report(f"{name} in the environment is ignored, because the other variables that a launcher sets are missing")
+        if config.world_size not in ("auto", size) and info.joins:
+            report(f"distributed.world_size is {config.world_size}, but {size} processes were started: using {size}")
         if size > 1:
-            _join(world, place, config, backend)
+            _joined.set()
+            join_group(world, info, config, backend)
             stack.callback(dist.destroy_process_group)
             stack.push(lambda kind, error, trace: _leave_together(error, world))
         yield world
 
 
-def _backend(config: DistributedConfig, device: torch.device, say: Callable[[str], None]) -> str:
+def _backend(config: DistributedConfig, device: torch.device, report: Callable[[str], None]) -> str:
     if config.backend == "nccl" and device.type != "cuda":
-        say("distributed.backend nccl needs CUDA, which this machine does not have: using gloo")
+        report("distributed.backend nccl needs CUDA, which this machine does not have: using gloo")
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" and config.backend != "gloo" else "gloo"
 
 
 def _divide_threads(stack: ExitStack, local_size: int, *, alone: bool) -> None:
-    """Give each process of a machine its share of the cores; a number that the user chose (OMP_NUM_THREADS) stands.
+    """Give each process of a machine its share of the cores, unless the user set OMP_NUM_THREADS.
 
-    An outer torchrun puts OMP_NUM_THREADS=1 there by itself, which is nobody's choice.
+    An outer torchrun sets OMP_NUM_THREADS=1 by itself, so that value is not the user's.
     """
     chosen = os.environ.get("OMP_NUM_THREADS")
     if chosen and (alone or failures.launch_folder() is not None or chosen != "1"):
@@ -202,83 +232,32 @@ def _divide_threads(stack: ExitStack, local_size: int, *, alone: bool) -> None:
     stack.callback(torch.set_num_threads, before)
 
 
-def _join(world: World, place: Place, config: DistributedConfig, backend: str) -> None:
-    """Meet the others. On one machine nothing listens beyond loopback: the processes meet over a file in the launch folder."""
-    one_machine = place.size == place.local_size
-    if one_machine:
-        loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
-        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            if loopback:
-                os.environ.setdefault(variable, loopback)
-    timeout, folder = timedelta(seconds=interval(config.timeout).value), failures.launch_folder()
-    attempt = os.environ.get(failures.ROUND) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if one_machine and folder:
-        store: Store = FileStore(f"{folder}/meeting-{attempt}", world.size)
-        patience, waited = timeout, config.timeout
-    else:
-        patience, waited = timedelta(seconds=interval(config.join_timeout).value), config.join_timeout
-        store = PrefixStore(f"llamahome-{attempt}", _open_store(place, config))
-    missing = arrive(store, rank=world.rank, size=world.size, within=patience)
-    if missing:
-        message = f"{processes(missing)} of {world.size} did not arrive within {waited}"
-        hint = (
-            f"unset RANK WORLD_SIZE if nobody started {world.size} processes; --set distributed.join_timeout='10 min' if they are only slow"
-        )
-        raise MachineError(Problem(code="distributed.ranks-missing", message=message, where=place.starter, hint=hint))
-    world.roll.open(PrefixStore("roll", store), rank=world.rank, size=world.size)
-    _joined.set()
-    with _Exchange(world):
-        dist.init_process_group(backend, store=PrefixStore("group", store), rank=world.rank, world_size=world.size, timeout=timeout)
+_CPP_LOCATION = re.compile(r"\[\S+:\d+\] ")
+"""The C++ file and line in front of a message of torch."""
 
 
-def _open_store(place: Place, config: DistributedConfig) -> Store:
-    """The store that the launcher named; what it named may be left over from something else."""
-    try:
-        return meeting.open_store(place, config)
-    except MachineError as error:
-        if error.problems[0].code != "distributed.machines-not-met" or place.starter == "llamahome":
-            raise
-        where = f"{place.address or config.master_addr}:{place.port or config.master_port}"
-        message = f"process {place.rank} of {place.size} found no process 0 at {where} within {config.join_timeout}"
-        hint = f"unset RANK WORLD_SIZE if nobody started {place.size} processes, or start process 0"
-        raise MachineError(Problem(code="distributed.machines-not-met", message=message, where=place.starter, hint=hint)) from error
-
-
-_SOURCE_PLACE = re.compile(r"\[\S+:\d+\] ")
-"""The C++ file and line in front of a message, which tells a reader nothing."""
-
-
-class _Exchange:
-    """Turns a failed exchange into MachineError distributed.peer-lost; running out of memory stays what it is."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
-            late = "imed out" in str(error) or "imeout" in str(error)
-            why = "another process did not answer in time" if late else "another process has left"
-            hint = "--set distributed.timeout='30 min' if it was only slow" if late else "llamahome train-resume latest"
-            detail = _SOURCE_PLACE.sub("", str(error).splitlines()[0]).split(". This is")[0][:200]
-            away = f": {', '.join(absent)} did not come" if (absent := self.world.roll.absent()) else ""
-            message = f"process {self.world.rank} of {self.world.size} cannot go on {self.world.roll.phase}: {why}{away} ({detail})"
-            raise MachineError(Problem(code=failures.PEER_LOST, message=message, hint=hint)) from error
+def _peer_lost(world: World, text: str) -> Problem:
+    """The problem if a collective failed with the message `text`."""
+    timed_out = "imed out" in text or "imeout" in text
+    reason = "another process did not answer in time" if timed_out else "another process has left"
+    hint = "--set distributed.timeout='30 min' if it was only slow" if timed_out else "llamahome train-resume latest"
+    detail = _CPP_LOCATION.sub("", text.splitlines()[0]).split(". This is")[0][:200]
+    missing = f": {', '.join(absent)} did not join" if (absent := world.rank_status.absent()) else ""
+    message = f"process {world.rank} of {world.size} failed {world.rank_status.phase}: {reason}{missing} ({detail})"
+    return Problem(code=failures.PEER_LOST, message=message, hint=hint)
 
 
 def _leave_together(error: BaseException | None, world: World) -> None:
-    """After an orderly stop nobody leaves before all have saved: the launcher ends the others once the first is gone."""
+    """After an orderly stop wait until all processes have saved, because the launcher ends the others once the first one has left."""
     if isinstance(error, Stopped):
-        failures.leave_in_peace()
+        failures.ignore_sigterm()
         world.barrier()
 
 
-def _leave_word(error: BaseException | None, rank: int, folder: Path) -> None:
-    """Leave the error that ends this process for its launcher, which alone speaks then; after a dead one, tidy up for it."""
+def _report_failure(error: BaseException | None, rank: int, folder: Path) -> None:
+    """Write the error that ends this process for its launcher; if the launcher has died, remove its folder."""
     if failures.launcher_is_gone():
         shutil.rmtree(folder, ignore_errors=True)
     elif error is not None and not isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit):
-        failures.record(error, rank=rank, folder=folder)
-        failures.fall_silent()
+        failures.write_failure(error, rank=rank, folder=folder)
+        failures.mute_stderr()

@@ -1,103 +1,110 @@
-"""What is saved and loaded again: a PEFT folder for an adapter, a Hugging Face folder for a fully trained model. Safetensors only.
+"""Save and load trained models: a PEFT folder for an adapter, a Hugging Face folder for a fully trained model; safetensors only.
 
-The folder also holds what belongs to the base beside its weights (companions.py), so that any tool loads it as it is.
+The folder also holds the auxiliary files of the base (auxiliary_files.py), so that any tool can load it.
 """
 
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from peft import PeftModel
-from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llamahome.distributed.tensorfiles import Part, Pieces, write_files
+from llamahome.distributed.tensorfiles import TensorSlices, WriterShare, write_files
 from llamahome.errors import ConfigError, MachineError, Problem
-from llamahome.model.bases import base_is_gone
-from llamahome.model.companions import copy_companions
+from llamahome.model.auxiliary_files import copy_auxiliary_files
+from llamahome.model.limits import rows_of_adapter, shapes_of
 from llamahome.model.load import find_model, load_model
-from llamahome.model.lora import quiet_peft, use_own_forward
+from llamahome.model.lora import does_not_fit, quiet_peft, use_own_forward
 from llamahome.model.shard import Placement
-from llamahome.model.vocabulary import grow_embeddings, in_float32, rows_needed
-from llamahome.model.weightfiles import refuse_not_finite
+from llamahome.model.vocabulary import cast_trained_rows, grow_embeddings, rows_needed
+from llamahome.model.weightfiles import check_finite, write_index
+from llamahome.rundir import BASE_MODELS, as_typed
 
 SavedModel: TypeAlias = PeftModel | PreTrainedModel
-"""What is written to disk: an adapter's wrapper, or the model itself."""
+"""A PEFT wrapper, of which the adapter is saved, or a fully trained model."""
 _SAMPLE = 1 << 20
+"""Bytes per sample of a weights file in `fingerprint`."""
+_MOST_FOLDERS = 200
+"""Number of folders per directory in which a moved base is searched."""
 
 
 def changing(model: SavedModel) -> dict[str, Tensor]:
-    """What training changes of what is saved, by its name in the state dict: trained weights, and buffers of a fully trained model."""
-    named = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    """The saved tensors that training changes, by name in the state dict: trained weights, and the buffers of a fully trained model."""
+    trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
     if isinstance(model, PeftModel):
-        return named
-    kept = model.state_dict().keys()
-    return named | {name: buffer for name, buffer in model.named_buffers() if name in kept}
+        return trained
+    saved = model.state_dict().keys()
+    return trained | {name: buffer for name, buffer in model.named_buffers() if name in saved}
 
 
 def save_model(model: SavedModel, folder: Path, *, base: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-    """Write `model` into `folder` (made if need be): the adapter alone, or every weight in float32.
+    """Write `model` into `folder`, which is created if it does not exist: only the adapter, or all weights in float32.
 
-    `weights` are copies of what `changing` names, written in the place of what the model holds by now.
+    `weights` are copies of the tensors that `changing` returns; they are written instead of the current ones.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PeftModel):
-        # PEFT would look into the base's config on the hub to see whether the vocabulary grew; ours never does.
+        # save_embedding_layers=False, or PEFT would read the base's config on the hub to see whether its vocabulary was resized.
         values = dict(weights if weights is not None else changing(model))
         model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False, state_dict=values)
         (folder / "README.md").unlink(missing_ok=True)  # an empty model card template
     else:
         model.save_pretrained(folder, save_original_format=False, state_dict=dict(weights) if weights is not None else None)
-    copy_companions(base, folder)
+    copy_auxiliary_files(base, folder)
 
 
-def save_in_parts(model: PreTrainedModel, folder: Path, *, base: Path, weights: Mapping[str, Tensor | Pieces], part: Part) -> list[Path]:
-    """Write a fully trained model as `save_model` does, by several processes into several files; all of them call it.
+def save_in_parts(
+    model: PreTrainedModel, folder: Path, *, base: Path, weights: Mapping[str, Tensor | TensorSlices], part: WriterShare
+) -> list[Path]:
+    """Write a fully trained model as `save_model` does, but each process writes some of the files; all processes call it.
 
-    Returns the files of weights that this process wrote; those without weights are written by the first.
+    Returns the weight files that this process wrote. The first process also writes the config and the other files.
     """
-    kept = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict().keys() - weights.keys()}
-    written = write_files(folder, "model", {**weights, **kept}, part=part, metadata={"format": "pt"})
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict().keys() - weights.keys()}
+    written = write_files(folder, "model", {**weights, **buffers}, part=part, metadata={"format": "pt"})
     if part.number == 0:
         config = copy.deepcopy(model.config)
         config.architectures, config.dtype = [type(model).__name__], torch.float32
         config.save_pretrained(folder)
         if len(set(written.file_of.values())) > 1:
-            size = sum(tensor.nbytes for tensor in (*weights.values(), *kept.values()))
-            index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(written.file_of.items()))}
-            (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        copy_companions(base, folder)
+            write_index(folder, written.file_of, nbytes=sum(tensor.nbytes for tensor in (*weights.values(), *buffers.values())))
+        copy_auxiliary_files(base, folder)
     return written.mine
 
 
 def restore_model(model: SavedModel, folder: Path, placement: Placement | None = None) -> None:
-    """Put the trained weights of `folder` into a model of the same shape, in place; from whatever placement into whatever placement."""
+    """Load the trained weights in `folder` into a model of the same shape, in place; the placement may differ from the saved run's."""
     if isinstance(model, PeftModel):
         try:
             adapter = load_peft_weights(str(folder), device="cpu")
         except (OSError, ValueError, SafetensorError) as error:
             message = f"the adapter cannot be read: {str(error).splitlines()[0][:200]}"
             raise ConfigError(Problem(code="model.unreadable", message=message, where=str(folder))) from error
-        _refuse_unfitting(folder, adapter, get_peft_model_state_dict(model, save_embedding_layers=False))
+        _require_same_shapes(folder, adapter, get_peft_model_state_dict(model, save_embedding_layers=False))
         set_peft_model_state_dict(model, adapter)
         return
     saved = dict(load_model(folder, dtype=torch.float32, device=torch.device("cpu")).named_parameters())
-    _refuse_unfitting(folder, saved, dict(model.named_parameters()))
+    _require_same_shapes(folder, saved, dict(model.named_parameters()))
     with torch.no_grad():
         for name, parameter in (placement.parameters if placement is not None else dict(model.named_parameters())).items():
             parameter.copy_(placement.part(name, saved[name]) if placement is not None else saved[name])
 
 
-def _refuse_unfitting(folder: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """ConfigError unless the saved weights have the names and shapes of the wanted ones, all of them."""
-    have, want = ({name: tuple(weight.shape) for name, weight in weights.items()} for weights in (saved, wanted))
+def _require_same_shapes(folder: Path, saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise ConfigError unless the saved weights have exactly the names and shapes of the expected ones."""
+    have, want = ({name: tuple(weight.shape) for name, weight in weights.items()} for weights in (saved, expected))
     if different := sorted(name for name in have.keys() | want.keys() if have.get(name) != want.get(name)):
         name = different[0]
         message = f"{len(different)} weights differ in shape from this model's: {name} is {have.get(name)} there, {want.get(name)} here"
@@ -116,60 +123,166 @@ def base_of(folder: Path) -> str:
 
 
 def trained_rows(folder: Path) -> int:
-    """Rows that the embedding of the base needs for the adapter in `folder`; 0 where it trains none of them, or is no adapter."""
-    return rows_needed(_adapter_config(folder)) if is_adapter(folder) else 0
+    """The number of embedding rows that the adapter in `folder` needs; 0 if it trains no rows or `folder` holds no adapter."""
+    return max(rows_needed(_adapter_config(folder)), *rows_of_adapter(folder)[0], 0) if is_adapter(folder) else 0
+
+
+def fit_rows(model: PreTrainedModel, folder: Path, base: Path) -> None:
+    """Resize the embedding and head of `model` to the rows of the adapter in `folder`; ConfigError if the adapter lacks their values."""
+    embedding, head = (layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings()))
+    before, (saved, adapted) = embedding.shape[0], rows_of_adapter(folder)
+    saved_rows = max(saved) if len(saved) >= (1 if head is embedding else 2) else 0
+    grow_embeddings(model, max(rows_needed(_adapter_config(folder)), saved_rows))
+    rows = model.get_input_embeddings().weight.shape[0]
+    if other := sorted(number for number in (*saved, *adapted) if number != rows):
+        message = f"it was trained on a model with {other[0]:,} rows for tokens, and {as_typed(base)} has {before:,}"
+        raise ConfigError(Problem(code="model.other-vocabulary", message=message, where=str(folder)))
 
 
 def _adapter_config(folder: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        found["base_model_name_or_path"]
+        config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(Problem(code="model.unreadable", message="adapter_config.json cannot be read", where=str(folder))) from error
-    return found
+    return config
 
 
 def find_base(folder: Path, *, typed: str | None = None, say: Callable[[str], None]) -> Path:
-    """The folder of the base of an adapter: what was `typed`, or what its folder records. Raises what find_model raises."""
+    """The folder of an adapter's base: `typed` if given, else the base that the adapter records. Raises as find_model does."""
     recorded = base_of(folder)
     try:
         return find_model(typed or recorded, say=say)
     except (ConfigError, MachineError) as error:
         if typed is None and error.problems[0].code in ("model.not-found", "model.hub-failed"):
-            gone = base_is_gone(recorded, f"{folder / 'adapter_config.json'}: base_model_name_or_path", adapter=folder)
-            raise ConfigError(gone) from error
+            where = f"{folder / 'adapter_config.json'}: base_model_name_or_path"
+            raise ConfigError(base_is_gone(recorded, where, adapter=folder)) from error
         raise
+
+
+def base_is_gone(recorded: str, where: str, *, adapter: Path | None = None) -> Problem:
+    """The problem that the base `recorded` in `where` does not exist; its hint works with every command that has --set.
+
+    With `adapter`, the directories around the recorded base and the adapter are searched. The hint names a folder if exactly one fits.
+    """
+    fitting = _fitting_bases(recorded, adapter) if adapter is not None else []
+    message = f"the base model {recorded!r} that is recorded there cannot be found: it is no local folder, and no hub delivers it"
+    hint = f"--set model.name={as_typed(fitting[0])}" if len(fitting) == 1 else "--set model.name=FOLDER, the folder where the base is now"
+    return Problem(code="model.base-gone", message=message, where=where, hint=hint)
+
+
+def _fitting_bases(recorded: str, adapter: Path) -> list[Path]:
+    """The fitting folders in the first directory that has any: the recorded one, data/models/base, those above the adapter."""
+    input_sizes = _input_sizes(adapter)
+    directories = [Path(recorded).expanduser().parent, BASE_MODELS, *list(adapter.resolve().parents)[:2]]
+    for directory in directories:
+        folders = islice(sorted(directory.iterdir()), _MOST_FOLDERS) if input_sizes and directory.is_dir() else []
+        if fitting := [folder for folder in folders if (folder / "config.json").is_file() and _fits(folder, input_sizes)]:
+            return fitting
+    return []
+
+
+def _input_sizes(adapter: Path) -> dict[str, int]:
+    """Input size of each adapted layer, by the name of its weight in the base."""
+    sizes = {}
+    for name, shape in shapes_of(adapter).items():
+        layer, mark, _ = name.removeprefix("base_model.model.").partition(".lora_A.")
+        if mark and ".experts" not in layer:
+            sizes[f"{layer}.weight"] = shape[-1]
+    return sizes
+
+
+def _fits(folder: Path, input_sizes: dict[str, int]) -> bool:
+    shapes = shapes_of(folder)
+    return all(name in shapes and size in shapes[name] for name, size in input_sizes.items())
 
 
 def open_trained(
     folder: Path, *, dtype: torch.dtype, device: torch.device, say: Callable[[str], None], base: str | None = None
 ) -> PreTrainedModel:
-    """A model to talk to or to evaluate: a base, a fully trained model, or an adapter with its base (adapter kept apart, float32).
+    """Load a model to chat with or to evaluate: a base, a fully trained model, or an adapter on its base (not merged, float32).
 
-    `base` stands in the place of the base that an adapter's folder records.
+    `base` replaces the base that the adapter's folder records.
     """
-    found = find_base(folder, typed=base, say=say) if is_adapter(folder) else find_model(str(folder), say=say)
+    base_folder = find_base(folder, typed=base, say=say) if is_adapter(folder) else find_model(str(folder), say=say)
     try:
-        model = load_model(found, dtype=dtype, device=device)
-    except ConfigError as error:  # another model is no remedy for who asks for this one
+        model = load_model(base_folder, dtype=dtype, device=device)
+    except ConfigError as error:  # without the hints, which name another model
         raise ConfigError([replace(problem, hint=None) for problem in error.problems]) from error
+    if not is_adapter(folder):
+        return model
+    fit_rows(model, folder, base_folder)
+    try:
+        with quiet_peft():
+            adapted = PeftModel.from_pretrained(model, str(folder))
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise ConfigError(does_not_fit(folder, error)) from error
+    _merge_head(adapted)
+    cast_trained_rows(adapted)
+    check_finite(adapted, folder)
+    use_own_forward(adapted)
+    return adapted.get_base_model()
+
+
+def can_switch_off(folder: Path) -> bool:
+    """Whether `without_adapter` leaves the base: the adapter in `folder` changes neither the embedding nor the output head."""
+    return not trained_rows(folder) and not rows_of_adapter(folder)[1]
+
+
+@contextmanager
+def without_adapter(model: PreTrainedModel) -> Iterator[bool]:
+    """Switch off the adapter of a model that `open_trained` opened, so that it computes as its base; True if it has one."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+    for layer in layers:
+        layer.enable_adapters(enabled=False)
+    try:
+        yield bool(layers)
+    finally:
+        for layer in layers:
+            layer.enable_adapters(enabled=True)
+            layer.requires_grad_(False)  # PEFT makes adapters trainable when it switches them on
+
+
+def _merge_head(adapted: PeftModel) -> None:
+    """Merge an adapter of the output head into its weight, which the loss and generation read directly; a tied weight is copied first."""
+    model: Any = adapted.get_base_model()
+    head = model.get_output_embeddings()
+    if not hasattr(head, "lora_A"):
+        return
+    _untie(model, head)
+    head.merge()
+    model.set_output_embeddings(head.get_base_layer())
+
+
+def _untie(model: Any, head: Any) -> None:
+    """Give an adapted head a weight of its own if it has that of the embedding, which the adapter does not change."""
+    layer = head.get_base_layer()
+    if layer.weight is model.get_input_embeddings().weight:
+        layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
+
+
+def wrap_plain(model: PreTrainedModel, folder: Path, *, merge: bool = False) -> PreTrainedModel:
+    """`model` with the adapter in `folder` as PEFT alone computes it, or merged into the weights; unchanged if the folder holds no adapter.
+
+    Raises ConfigError when PEFT cannot load it.
+    """
     if not is_adapter(folder):
         return model
     grow_embeddings(model, trained_rows(folder))
     try:
         with quiet_peft():
-            adapted = PeftModel.from_pretrained(model, str(folder))
+            adapted: Any = PeftModel.from_pretrained(model, str(folder))
+            own = adapted.get_base_model()
+            if merge and hasattr(own.get_output_embeddings(), "lora_A"):
+                _untie(own, own.get_output_embeddings())
+            return adapted.merge_and_unload() if merge else own
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0][:300]
-        raise ConfigError(Problem(code="model.unreadable", message=f"PEFT cannot load it: {first}", where=str(folder))) from error
-    in_float32(adapted)
-    refuse_not_finite(adapted, folder)
-    use_own_forward(adapted)
-    return adapted.get_base_model()
+        raise ConfigError(does_not_fit(folder, error)) from error
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over a base model's config and its weights' names, sizes and a MiB from both ends and the middle of each file."""
+    """SHA-256 of a base model: its config, and the name, the size and three samples of 1 MiB (start, middle, end) of each weights file."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size

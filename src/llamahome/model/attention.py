@@ -1,4 +1,7 @@
-"""How transformers calls a back end's attention: the boundaries of documents travel beside the tokens, and no mask is built."""
+"""Register the attention of a back end with transformers.
+
+The boundaries of the documents are passed as numbers beside the tokens, so transformers builds no attention mask.
+"""
 
 from typing import Any
 
@@ -9,13 +12,17 @@ from transformers import AttentionInterface
 from llamahome.model.backends.backend import Scoring
 
 ATTENTION_NAME = "llamahome_documents"
-"""What a model's config names while it trains; generation uses torch's own."""
+"""The attention implementation in the model's config during training; generation uses torch's attention."""
+
+
+class OtherAttention(ValueError):
+    """A model needs a kind of attention that no back end computes."""
 
 
 def register_attention(*, outside_graphs: bool = False) -> None:
-    """Make `ATTENTION_NAME` known to transformers; may be called again. With `outside_graphs` torch.compile does not look into it.
+    """Register `ATTENTION_NAME` with transformers; calling it again is safe. `outside_graphs` hides the function from torch.compile.
 
-    It has no entry among the mask functions, so transformers builds no mask: the boundaries travel as numbers.
+    No mask function is registered for the name, so transformers builds no mask.
     """
     disable: Any = torch.compiler.disable
     if outside_graphs:
@@ -27,9 +34,12 @@ def register_attention(*, outside_graphs: bool = False) -> None:
 def _documents_forward(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """The form transformers calls: query [1, H, T, E] -> [1, T, H, E]; `options` are its own and our `documents` and `attend`."""
+    """Compute attention as transformers calls it: query [1, H, T, E] -> [1, T, H, E].
+
+    `options` holds the options of transformers and, passed through the decoder, our `documents` and `attend`.
+    """
     if attention_mask is not None or options.get("s_aux") is not None:
-        raise ValueError("its attention has a mask or sinks of its own")
+        raise OtherAttention("its attention has a mask or sinks of its own")
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     scoring = Scoring(
         scale=options.get("scaling") or q.shape[-1] ** -0.5,
@@ -38,4 +48,4 @@ def _documents_forward(
         dropout=options.get("dropout", 0.0) if module.training else 0.0,
     )
     attended_THE: Tensor = options["attend"](q, k, v, options["documents"], scoring)
-    return attended_THE.unsqueeze(0).contiguous(), None  # some models flatten heads by a view
+    return attended_THE.unsqueeze(0).contiguous(), None  # some models flatten the heads with view()

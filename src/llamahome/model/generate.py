@@ -1,4 +1,9 @@
-"""Answers from a model: token ids in, token ids out, the same answer every time unless a temperature is set."""
+"""Generate answers: token ids in, token ids out, deterministic unless a temperature is set.
+
+A PromptCache keeps the keys and values of a prompt and its answer, so that the next turn of a chat computes only what is new. Answers are
+those of a computation from the beginning up to rounding: in float32 the tests find the same tokens, in bfloat16 a near tie may fall
+differently.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,50 +12,116 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.generation.streamers import BaseStreamer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
+from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
-from llamahome.model.limits import limits_from
+from llamahome.model.limits import ModelLimits, limits_from
 from llamahome.model.packing import packing_of
+from llamahome.model.sampling import GREEDY, Sampling, choose_token, generator_for
 
 
 @contextmanager
 def _ready_to_generate(model: PreTrainedModel) -> Iterator[None]:
-    """Torch's own attention (not where scores are capped) without the settings that the base brings, and back to what was before."""
-    training, before, brought = model.training, model.config._attn_implementation, model.generation_config
+    """Switch `model` to evaluation, torch's attention and an empty generation config; restore all three at the end.
+
+    Models that cap attention scores use the eager attention, because torch's has no cap.
+    """
+    training, attention, generation_config = model.training, model.config._attn_implementation, model.generation_config
     capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
     packing = packing_of(model)
     model.eval()
     packing.begin(None)
     if packing.why_alone is None or capped:
         model.set_attn_implementation("eager" if capped else "sdpa")
-    model.generation_config = GenerationConfig()  # transformers would fill in penalties and limits from it
+    model.generation_config = GenerationConfig()  # transformers would add penalties and limits of the base's config
     try:
         yield
     finally:
-        model.generation_config = brought
-        model.set_attn_implementation(before)
+        model.generation_config = generation_config
+        model.set_attn_implementation(attention)
         model.train(training)
 
 
-class _Relay(BaseStreamer):  # type: ignore[misc]
-    """Passes new token ids on as they come; the first call carries the prompt."""
+class _Draw(LogitsProcessor):  # type: ignore[misc]
+    """Chooses the next token of each row itself, and leaves only this token to transformers, whose own draw uses a global generator."""
 
-    def __init__(self, tell: Callable[[list[int]], None]) -> None:
-        self._tell, self._prompt_seen = tell, False
+    def __init__(self, sampling: Sampling, lengths: Sequence[int], width: int) -> None:
+        seed = sampling.seeded().seed
+        assert seed is not None
+        self._sampling, self._sources = sampling, [generator_for(seed, number) for number in range(len(lengths))]
+        self._starts = [width - length for length in lengths]
 
-    def put(self, value: Tensor) -> None:
-        if self._prompt_seen:
-            self._tell(value.flatten().tolist())
-        self._prompt_seen = True
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        rows = zip(input_ids, scores, self._sources, self._starts, strict=True)
+        chosen = [choose_token(logits_V, ids[start:], self._sampling, source) for ids, logits_V, source, start in rows]
+        only = torch.full_like(scores, -torch.inf)
+        return only.scatter(1, torch.tensor(chosen, device=scores.device)[:, None], 0.0)
 
-    def end(self) -> None:
-        """Nothing is held back."""
+
+class _Listener(StoppingCriteria):  # type: ignore[misc]
+    """Passes on each new token of a single prompt, then asks whether to stop; says nothing after the end of the answer.
+
+    A streamer of transformers is no alternative: it gets a token only after the criteria were asked.
+    """
+
+    def __init__(self, tell: Callable[[list[int]], None] | None, stop: Callable[[], bool] | None, *, end_ids: Sequence[int]) -> None:
+        self._tell, self._stop, self._end_ids, self._over = tell, stop, end_ids, False
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        if self._tell is not None and not self._over:
+            new = input_ids[:, -1].tolist()
+            self._tell(new)
+            self._over = new[0] in self._end_ids
+        self._over = self._over or (self._stop is not None and self._stop())
+        return torch.full((input_ids.shape[0],), self._over, device=input_ids.device)
+
+
+class PromptCache:
+    """The keys and values of the last prompt and its answer, for the next prompt that begins in the same way.
+
+    Models that keep a state instead of keys and values, and models whose rotary tables depend on the length, always compute all tokens.
+    """
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._values: Cache | None = None
+        self.reused = 0
+        """Tokens of the last prompt that were not computed again."""
+
+    def take(self, prompt: Sequence[int]) -> Cache | None:
+        """The values of the longest beginning of `prompt` that is known, at most all but its last token; None if there is none."""
+        values, ids = self._values, self._ids
+        self._values, self._ids, self.reused = None, [], 0
+        if values is None:
+            return None
+        most = min(len(ids), len(prompt) - 1)
+        shared = next((number for number in range(most) if ids[number] != prompt[number]), most)
+        surplus = len(ids) - shared
+        if shared == 0 or (surplus and any(layer.is_sliding and layer.get_seq_length() >= layer.sliding_window for layer in values.layers)):
+            return None  # a full sliding window has forgotten what would have to come back
+        if surplus:
+            values.crop(-surplus)
+        self.reused = shared
+        return values
+
+    def keep(self, ids: Sequence[int], values: Cache | None, model: PreTrainedModel) -> None:
+        """Remember the values of `ids`, all but the last of which were computed, if this model can go on from them."""
+        layers = getattr(values, "layers", None)
+        plain = layers and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+        if values is not None and plain and not packing_of(model).rotaries and values.get_seq_length() == len(ids) - 1:
+            self._values, self._ids = values, list(ids[:-1])
+
+
+def limits_of_loaded(model: PreTrainedModel) -> ModelLimits:
+    """The limits of a loaded model: positions, trained length."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return limits_from(model.config.get_text_config().to_dict(), shapes)
 
 
 def positions_of(model: PreTrainedModel) -> int | None:
-    """Tokens that a model with a table of positions can take; None where it has none."""
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    return limits_from(model.config.get_text_config().to_dict(), shapes).positions
+    """The number of positions of a model with a position table, or None."""
+    return limits_of_loaded(model).positions
 
 
 @torch.no_grad()
@@ -59,37 +130,51 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     end_ids: Sequence[int],
-    max_new_tokens: int,
-    temperature: float = 0.0,
+    max_new_tokens: int | None = None,
+    sampling: Sampling = GREEDY,
     tell: Callable[[list[int]], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+    cache: PromptCache | None = None,
 ) -> list[list[int]]:
     """Continue each prompt until one of `end_ids` or `max_new_tokens`; the end token is not part of the answer.
 
-    It ends where a model with a table of positions has no more of them. Prompts are padded on the left to one batch, where the rows of
-    one leave each other alone. Greedy at temperature 0. `tell` gets new ids as they appear (one prompt only).
+    Generation also stops at the last position of a model with a position table. The prompts are padded on the left to one batch, unless
+    padding would change the results of this model. `max_new_tokens` replaces that of `sampling`. With one prompt, `tell` receives new ids
+    as they appear, and `cache` keeps what the next prompt may share. `stop` is asked after each token and ends all answers.
     """
-    if len(prompts) > 1 and not packing_of(model).shares_beginnings:  # padding would change what a row comes to
-        choices: dict[str, Any] = {"end_ids": end_ids, "max_new_tokens": max_new_tokens, "temperature": temperature}
-        return [generate(model, [prompt], **choices)[0] for prompt in prompts]
-    width = max(len(prompt) for prompt in prompts)
+    if len(prompts) > 1 and not packing_of(model).shares_prefixes:  # padding would change the results
+        sampling = sampling.seeded() if sampling.draws else sampling
+        options: dict[str, Any] = {"end_ids": end_ids, "max_new_tokens": max_new_tokens, "stop": stop}
+        return [generate(model, [prompt], sampling=sampling, **options)[0] for prompt in prompts]
+    rows = model.get_input_embeddings().weight.shape[0]
+    end_ids = [number for number in end_ids if number < rows]  # a tokenizer may have more tokens than the embedding has rows
+    width, most = max(len(prompt) for prompt in prompts), max_new_tokens or sampling.max_new_tokens
     positions = positions_of(model)
-    if positions is not None and width + max_new_tokens > positions:
-        max_new_tokens = positions - width
-        if max_new_tokens < 1:
+    if positions is not None and width + most > positions:
+        most = positions - width
+        if most < 1:
             return [[] for _ in prompts]
-    filler = end_ids[0] if end_ids else 0
-    tokens = torch.tensor([[filler] * (width - len(p)) + list(p) for p in prompts], device=model.device)
+    padding = end_ids[0] if end_ids else 0
+    tokens = torch.tensor([[padding] * (width - len(p)) + list(p) for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    choice: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     settings = GenerationConfig(
-        max_new_tokens=max_new_tokens, eos_token_id=list(end_ids) or None, pad_token_id=filler, use_cache=True, **choice
+        max_new_tokens=most, do_sample=False, eos_token_id=list(end_ids) or None, pad_token_id=padding, use_cache=True
     )
+    parts: dict[str, Any] = {}
+    if sampling.draws or sampling.repetition_penalty != 1:
+        parts["logits_processor"] = LogitsProcessorList([_Draw(sampling, [len(prompt) for prompt in prompts], width)])
+    if tell is not None or stop is not None:
+        parts["stopping_criteria"] = StoppingCriteriaList([_Listener(tell, stop, end_ids=end_ids)])
+    if cache is not None and (known := cache.take(prompts[0])) is not None:
+        parts["past_key_values"] = known
     with _ready_to_generate(model):
         output: Any = model.generate(
-            input_ids=tokens, attention_mask=mask, generation_config=settings, streamer=_Relay(tell) if tell else None
+            input_ids=tokens, attention_mask=mask, generation_config=settings, return_dict_in_generate=True, **parts
         )
+    if cache is not None:
+        cache.keep(output.sequences[0].tolist(), getattr(output, "past_key_values", None), model)
     answers = []
-    for row in output[:, width:].tolist():
-        stop = next((i for i, token in enumerate(row) if token in end_ids), len(row))
-        answers.append(row[:stop])
+    for row in output.sequences[:, width:].tolist():
+        length = next((i for i, token in enumerate(row) if token in end_ids), len(row))
+        answers.append(row[:length])
     return answers

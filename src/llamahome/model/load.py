@@ -1,6 +1,6 @@
-"""From a name to a model in memory: a folder, a name under data/models/base/, the starter, or a hub id.
+"""Find and load a base model: a folder, a name under data/models/base/, the starter model, or a hub id.
 
-Nothing but safetensors is read and no code from a model's repository is run. Weights are memory-mapped and kept once, in one type.
+Only safetensors are read, and no code from a model's repository is run. Weights are memory-mapped and kept once, in one dtype.
 """
 
 import difflib
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -20,29 +21,29 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from llamahome.errors import ConfigError, LlamaHomeError, MachineError, Problem
 from llamahome.model.attention import register_attention
 from llamahome.model.backends.loss import Head
-from llamahome.model.decoder import decoder_of
-from llamahome.model.kinds import missing_weights, why_no_decoder, why_unknown
-from llamahome.model.limits import without_lost_padding
-from llamahome.model.probe import Unfit, settle
+from llamahome.model.limits import remove_lost_ids, shapes_of
+from llamahome.model.packing import decoder_of
+from llamahome.model.probe import UnsupportedModel, choose_packing
 from llamahome.model.starter import STARTER, fetch_starter
-from llamahome.model.weightfiles import INDEX, refuse_broken, refuse_not_finite
+from llamahome.model.unsupported import first_line, missing_weights, other_shapes, why_no_decoder, why_unknown
+from llamahome.model.weightfiles import INDEX, check_finite, check_weight_files
 from llamahome.rundir import BASE_MODELS, as_typed
 
 CausalLM = PreTrainedModel
-"""What the rest of llamahome calls a model: a causal language model of transformers."""
+"""A causal language model of transformers."""
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
-"""What configs call the cap of the logits: Gemma 2 and others, RecurrentGemma, xLSTM."""
+"""Config keys for the cap of the logits: Gemma 2 and others, RecurrentGemma, xLSTM."""
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.spm", "*.vocab", "*.tiktoken", "LICENSE*", "NOTICE*"]
 
 
 def quiet_transformers() -> None:
-    """No progress bars and no advice from transformers on the screen; its messages still reach our log."""
+    """Switch off the progress bars and warnings of transformers."""
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity(logging.ERROR)
 
 
 def find_model(name: str, *, revision: str | None = None, say: Callable[[str], None]) -> Path:
-    """The local folder of a base model, fetched first when it is the starter or a hub id. Raises ConfigError or MachineError."""
+    """The local folder of a base model; the starter and hub ids are downloaded first. Raises ConfigError or MachineError."""
     quiet_transformers()
     for folder in (Path(name).expanduser(), BASE_MODELS / name):
         if folder.is_dir():
@@ -50,8 +51,7 @@ def find_model(name: str, *, revision: str | None = None, say: Callable[[str], N
             return folder
     if name == STARTER:
         return fetch_starter(say=say)
-    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1
-    if looks_like_path:
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:  # a path, no hub id
         raise ConfigError(_unknown_model(name))
     return _from_hub(name, revision, say)
 
@@ -61,38 +61,34 @@ def _unknown_model(name: str) -> Problem:
     near = difflib.get_close_matches(name, known, n=1)
     return Problem(
         code="model.not-found",
-        message=f"there is no model {name!r}: neither a folder, nor a name under {BASE_MODELS}, nor a hub id like org/name",
+        message=f"there is no model {name!r}: it is not a folder, not a name under {BASE_MODELS}, and not a hub id like org/name",
         where="model.name",
         hint=f"--model {near[0] if near else STARTER}",
     )
 
 
 def _check_folder(folder: Path) -> None:
-    """ConfigError when a folder cannot be a base model, saying what it is instead."""
+    """Raise ConfigError if `folder` cannot be a base model; the message says what it is instead."""
+    hint = f"--model {_nested_model(folder) or STARTER}"
     if (folder / "adapter_config.json").is_file():
-        problem = "it holds an adapter, not a base model"
-        code, hint = "model.is-an-adapter", f"llamahome chat {folder}"
+        code, message, hint = "model.is-an-adapter", "it holds an adapter, not a base model", f"llamahome chat {folder}"
     elif not (folder / "config.json").is_file():
-        code, problem, hint = (
-            "model.no-config",
-            "it has no config.json, so it is not a model folder",
-            f"--model {_inside(folder) or STARTER}",
-        )
+        code, message = "model.no-config", "it has no config.json, so it is not a model folder"
     elif any(folder.glob("*.safetensors")) or (folder / INDEX).is_file():
-        refuse_broken(folder)
+        check_weight_files(folder)
         return
     elif any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
-        code, problem = "model.pickled-weights", "its weights are pickled; they could run code when they are opened, so they are not"
+        code, message = "model.pickled-weights", "its weights are pickled and are not opened, because opening them could run code"
         hint = f"--model {STARTER}, or a copy of this model with .safetensors files"
     else:
-        code, problem, hint = "model.no-weights", "it has a config.json but no .safetensors file", f"--model {_inside(folder) or STARTER}"
-    raise ConfigError(Problem(code=code, message=problem, where=str(folder), hint=hint))
+        code, message = "model.no-weights", "it has a config.json but no .safetensors file"
+    raise ConfigError(Problem(code=code, message=message, where=str(folder), hint=hint))
 
 
-def _inside(folder: Path) -> str | None:
-    """The first folder of this one that holds a model, as one types it: a download often puts the model one floor deeper."""
-    held = (path.parent for pattern in ("*/config.json", "*/*/config.json") for path in sorted(folder.glob(pattern)))
-    return next((as_typed(path) for path in held if any(path.glob("*.safetensors"))), None)
+def _nested_model(folder: Path) -> str | None:
+    """The first subfolder that holds a model, as a user types it: downloads often put the model one level deeper."""
+    parents = (path.parent for pattern in ("*/config.json", "*/*/config.json") for path in sorted(folder.glob(pattern)))
+    return next((as_typed(path) for path in parents if any(path.glob("*.safetensors"))), None)
 
 
 def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Path:
@@ -102,7 +98,7 @@ def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Pa
     try:
         return Path(snapshot_download(**settings, local_files_only=True))
     except (errors.LocalEntryNotFoundError, errors.HFValidationError, ValueError):
-        pass  # not in the cache, or not whole
+        pass  # not in the cache, or only in part
     say(f"fetching {name} from the hub")
     reason, hint = "", f"--model {STARTER}, or a folder that holds this model"
     try:
@@ -121,57 +117,75 @@ def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Pa
 
 
 def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The causal language model in `folder` with all weights in `dtype` on `device`, set up for its documents (packing.py)."""
+    """Load the causal language model in `folder`, with all weights in `dtype` on `device` and its packing decided (packing.py).
+
+    Raises ConfigError if the model cannot be loaded or trained.
+    """
     register_attention()
     quiet_transformers()
     try:
-        if (why := why_unknown(folder, CONFIG_MAPPING)) is not None:
-            raise ConfigError(_unsupported(folder, why))
+        if (reason := why_unknown(folder, CONFIG_MAPPING)) is not None:
+            raise ConfigError(_unsupported(folder, reason))
         config = AutoConfig.from_pretrained(folder)
         _refuse_unsupported(config, folder)
-        if without_lost_padding(config):  # torch's embedding would refuse it
-            logging.getLogger(__name__).warning("pad_token_id of %s has no row in the embedding: left out", folder / "config.json")
-        settings: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-        if device.type != "cpu":  # tensor by tensor to where they stay, so that the whole model never lies in the machine's memory
-            settings["device_map"] = {"": device}
-        model, found = AutoModelForCausalLM.from_pretrained(folder, **settings)
+        remove_lost_ids(config)
+        options: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+        if device.type != "cpu":  # loads tensor by tensor, so that the CPU's memory never holds the whole model
+            options["device_map"] = {"": device}
+        model, info = AutoModelForCausalLM.from_pretrained(folder, **options)
     except LlamaHomeError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        raise ConfigError(_unreadable(folder, f"transformers cannot load it: {first}")) from error
-    if missing := sorted(found["missing_keys"]):
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
+        mismatch = other_shapes(_expected_shapes(config), shapes_of(folder)) if "ignore_mismatched_sizes" in str(error) else None
+        raise ConfigError(_unreadable(folder, mismatch or f"transformers cannot load it: {first_line(error)}")) from error
+    if missing := sorted(info["missing_keys"]):
         raise ConfigError(_unreadable(folder, missing_weights(config, missing)))
     model.to(device)
-    refuse_not_finite(model, folder)
+    check_finite(model, folder)
     try:
-        settle(model, head_of(model))
-    except Unfit as error:
+        choose_packing(model, head_of(model))
+    except UnsupportedModel as error:
         raise ConfigError(_unsupported(folder, str(error))) from error
     return model
 
 
+def _expected_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each weight that a model with this config has."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+
+
 def _refuse_unsupported(config: Any, folder: Path) -> None:
-    if getattr(config, "quantization_config", None):
-        raise ConfigError(_unsupported(folder, "its weights are quantized"))
+    if settings := getattr(config, "quantization_config", None):
+        raise ConfigError(_quantized(settings if isinstance(settings, dict) else settings.to_dict(), folder))
     masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if (why := why_no_decoder(config, known=config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, masked=masked)) is not None:
-        raise ConfigError(_unsupported(folder, why))
+    if (reason := why_no_decoder(config, known=config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, masked=masked)) is not None:
+        raise ConfigError(_unsupported(folder, reason))
 
 
-def _unreadable(folder: Path, why: str) -> Problem:
-    return Problem(code="model.unreadable", message=why, where=str(folder), hint=f"--model {STARTER}")
+def _unreadable(folder: Path, reason: str) -> Problem:
+    return Problem(code="model.unreadable", message=reason, where=str(folder), hint=f"--model {STARTER}")
 
 
-def _unsupported(folder: Path, why: str) -> Problem:
-    return Problem(code="model.unsupported", message=f"this model cannot be trained: {why}", where=str(folder), hint=f"--model {STARTER}")
+def _quantized(settings: dict[str, Any], folder: Path) -> Problem:
+    """Quantised weights: those of bitsandbytes can be de-quantised by an export."""
+    method = str(settings.get("quant_method") or "bitsandbytes").rpartition(".")[2].lower()
+    message = f"its weights are quantised ({method}), and only models with weights in 16 or 32 bits are computed here"
+    hint = f"llamahome export {as_typed(folder)} --to merged, and then the exported folder" if "bitsandbytes" in method else None
+    return Problem(code="model.unsupported", message=message, where=str(folder), hint=hint)
+
+
+def _unsupported(folder: Path, reason: str) -> Problem:
+    message = f"this model cannot be trained: {reason}"
+    return Problem(code="model.unsupported", message=message, where=str(folder), hint=f"--model {STARTER}")
 
 
 def head_of(model: PreTrainedModel) -> Head:
-    """The output head with the scale and cap that this architecture gives its logits."""
+    """The output head, with the scale and cap of the logits in this architecture."""
     config = model.config.get_text_config()
     head: Any = model.get_output_embeddings()
-    layer = head.token_adapter.base_layer if hasattr(head, "token_adapter") else head  # PEFT's wrapper puts trained rows into `weight`
+    layer = head.token_adapter.base_layer if hasattr(head, "token_adapter") else head  # PEFT's wrapper merges trained rows into `weight`
     if not isinstance(layer, nn.Linear):
         raise ConfigError(_unsupported(Path(model.name_or_path), f"its output head is a {type(layer).__name__}"))
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
@@ -180,6 +194,6 @@ def head_of(model: PreTrainedModel) -> Head:
 
 
 def decoder_layers(model: PreTrainedModel) -> list[Any]:
-    """The layers of the decoder: children of its longest list of modules."""
+    """The layers of the decoder: the items of its longest ModuleList."""
     lists = [module for module in decoder_of(model).modules() if isinstance(module, nn.ModuleList)]
     return list(max(lists, key=lambda modules: sum(1 for _ in modules)))

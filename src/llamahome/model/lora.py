@@ -1,20 +1,21 @@
-"""LoRA through PEFT, with a forward and backward of our own for the plain case (no dropout, no DoRA, one adapter).
+"""Add LoRA adapters with PEFT, and replace PEFT's forward and backward for plain adapters (no dropout, no DoRA, one adapter).
 
-PEFT is handed exact names (model/targets.py): what it makes of `all-linear` takes routers and leaves shared experts out, by architecture.
+PEFT creates the modules, their initial values and their names, so a saved adapter is a PEFT adapter. PEFT receives exact names
+(model/targets.py), because its own `all-linear` includes routers and misses shared experts in some architectures.
 
-PEFT makes the modules, their initial values and their names, so what is saved is a PEFT adapter. For the plain case the layer's class is
-replaced by one whose forward needs no input cast to float32 and no separate passes for scaling and adding; the frozen weight is
-never given a gradient and the layer's input is kept once for both paths. Its forward and gradients equal PEFT's own, see
-tests/model/test_lora.py.
+A plain layer gets a class whose forward does not cast the input to float32, scales and adds inside the matrix products, stores the input
+once and computes no gradient for the frozen weight. Results equal PEFT's (tests/model/test_lora.py).
 Source: LoRA, arXiv 2106.09685.
 
 Legend: T tokens, I inputs, O outputs, R rank.
 """
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,56 +24,101 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora.layer import Linear as PeftLinear
 from peft.tuners.lora.layer import ParamWrapper
+from peft.utils import get_peft_model_state_dict, load_peft_weights
 from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers as keys_as_loaded
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llamahome.config.schema import LoraConfig
 from llamahome.errors import ConfigError, Problem
-from llamahome.model.targets import Chosen, choose, shortened
-from llamahome.model.vocabulary import in_float32, trained_tokens
+from llamahome.model.targets import ChosenTargets, choose, shortest_suffixes
+from llamahome.model.vocabulary import cast_trained_rows, trainable_token_indices
 
+_SIZES = re.compile(r"size mismatch for (\S+): copying a param with shape torch.Size\((\S.*?)\) .*? current model is torch.Size\((.*?)\)")
 ADAPTER = "default"
-"""PEFT's own name for the only adapter; it does not appear in saved files."""
+"""PEFT's name for the only adapter; saved files do not contain it."""
 
 
 def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: str, seed: int, lean: bool, new_rows: Sequence[int] = ()) -> PeftModel:
-    """Freeze `model`, add float32 adapters to what `config.target_modules` names, and return the PEFT model around it.
+    """Freeze `model`, add float32 adapters to the layers in `config.target_modules`, and return PEFT's wrapper.
 
-    `base` is what the saved adapter names as its base model. The first values come from `seed` alone. `lean` uses our forward where it
-    applies (products in the stored type, no autocast). `new_rows` of embedding and head are trained, too. Raises ConfigError when
-    nothing carries one of the wanted names, when PEFT cannot adapt with dropout or DoRA what does, or when PEFT would load none of it.
+    `base` is the base model's name in the saved adapter. Initial values depend on `seed` only. `lean` uses our forward for plain layers;
+    it computes in the dtype of the weights, without autocast. `new_rows` of embedding and head are trained, too. Raises ConfigError if a
+    name selects no layer, if PEFT supports no dropout or DoRA for a selected layer, or if PEFT could not load any of the adapters.
     """
     chosen = _loadable(model, choose(model, config.target_modules))
-    modules, parameters = _spelled(model, chosen, config)
+    modules, parameters = _peft_names(model, chosen, config)
     settings = PeftLoraConfig(
         task_type="CAUSAL_LM",
         r=config.rank,
-        lora_alpha=config.alpha,  # PEFT divides it, so a fraction works
+        lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=modules,
         target_parameters=parameters or None,
-        trainable_token_indices=trained_tokens(model, new_rows),
+        trainable_token_indices=trainable_token_indices(model, new_rows),
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
-        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2's matrix lies the other way round,
+        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2's linear layer
     )
     model.name_or_path = base  # PEFT writes it into the adapter's config
     with torch.random.fork_rng(devices=[]), quiet_peft():
         torch.manual_seed(seed)
         adapted = get_peft_model(model, settings)
-    in_float32(adapted)
+    cast_trained_rows(adapted)
     if lean:
         use_own_forward(adapted)
     return adapted
 
 
-def _loadable(model: PreTrainedModel, chosen: Chosen) -> Chosen:
-    """`chosen` without the layers whose adapter would be at its first values wherever PEFT loads it, which PEFT does not tell; we do.
+def load_lora(model: PreTrainedModel, folder: Path, *, base: str, dropout: float, lean: bool) -> PeftModel:
+    """Freeze `model`, add the adapter in `folder` with its own ranks and layers to train it further, and return PEFT's wrapper.
 
-    While PEFT loads an adapter it renames the keys as transformers renames those of the family's weights. Where `x.weight_proj` becomes
-    `x.weight_proj.weight`, the key `x.weight_proj.lora_A.weight` becomes one that nothing has (Inkling2 in transformers 5.23).
+    `base` is the base model's name in the saved adapter, and `dropout` that of this run. Values are float32, as add_lora's. Raises
+    ConfigError when the adapter does not fit to the model or holds weights that PEFT does not use.
+    """
+    try:
+        settings = PeftLoraConfig.from_pretrained(str(folder))
+        settings.lora_dropout, settings.base_model_name_or_path = dropout, base
+        with quiet_peft(), warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True, config=settings)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError, UserWarning) as error:
+        raise ConfigError(does_not_fit(folder, error)) from error
+    model.name_or_path = base
+    _require_all_used(adapted, folder)
+    cast_trained_rows(adapted)
+    if lean:
+        use_own_forward(adapted)
+    return adapted
+
+
+def _require_all_used(adapted: PeftModel, folder: Path) -> None:
+    """Raise ConfigError if PEFT has left out weights of the adapter, as it does for layers that the base lacks.
+
+    Names of single experts may be stacked when they are loaded, so they are not compared.
+    """
+    unused = load_peft_weights(str(folder), device="cpu").keys() - get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+    if lost := sorted(name for name in unused if "expert" not in name):
+        message = f"the adapter does not fit to this base: {len(lost)} of its weights have no layer here, for example {lost[0]}"
+        raise ConfigError(Problem(code="model.weights-do-not-fit", message=message, where=str(folder)))
+
+
+def does_not_fit(folder: Path, error: Exception) -> Problem:
+    """The problem that PEFT cannot load an adapter, with both shapes if these are the reason."""
+    text = " ".join(str(error).split())
+    if sizes := _SIZES.search(text):
+        message = f"the adapter does not fit to this base: {sizes[1]} has {sizes[2]} in the adapter, and {sizes[3]} here"
+        return Problem(code="model.weights-do-not-fit", message=message, where=str(folder))
+    return Problem(code="model.unreadable", message=f"PEFT cannot load it: {text[:300]}", where=str(folder))
+
+
+def _loadable(model: PreTrainedModel, chosen: ChosenTargets) -> ChosenTargets:
+    """`chosen` without the layers whose adapters PEFT would not load; logs a warning, or raises ConfigError if no layer is left.
+
+    When PEFT loads an adapter, it renames the keys as transformers renames the weights of the model family, and ignores keys that then
+    match nothing: if `x.weight_proj` becomes `x.weight_proj.weight`, so does `x.weight_proj.lora_A.weight` (Inkling2, transformers 5.23).
     """
     saved = {f"base_model.model.{path}.lora_{side}.weight": torch.empty((1, 1), device="meta") for path in chosen.modules for side in "AB"}
     loaded = keys_as_loaded(model, PeftLoraConfig(target_modules=chosen.modules), saved)
@@ -80,43 +126,42 @@ def _loadable(model: PreTrainedModel, chosen: Chosen) -> Chosen:
     if not lost:
         return chosen
     kinds = ", ".join(sorted({path.rpartition(".")[2] for path in lost}))
-    message = f"PEFT cannot load an adapter of {kinds} in {type(model).__name__}: transformers renames it on the way"
-    kept = Chosen([path for path in chosen.modules if path not in lost], chosen.parameters)
+    message = f"PEFT cannot load an adapter of {kinds} in {type(model).__name__}, because transformers renames its weights"
+    kept = ChosenTargets([path for path in chosen.modules if path not in lost], chosen.parameters)
     if not kept.modules and not kept.parameters:
         hint = "--set lora.target_modules=all-linear"
         raise ConfigError(Problem(code="lora.not-loadable", message=message, where="lora.target_modules", hint=hint))
-    logging.getLogger(__name__).warning("%s; %d layers get none", message, len(lost))
+    logging.getLogger(__name__).warning("%s; %d layers get no adapter", message, len(lost))
     return kept
 
 
-def _spelled(model: PreTrainedModel, chosen: Chosen, config: LoraConfig) -> tuple[list[str], list[str]]:
-    """What is chosen, in names for PEFT's target_modules and target_parameters that mean nothing else here and wherever it is loaded."""
-    every = [path for path, _ in model.named_modules()]
-    modules = shortened(chosen.modules, every)
+def _peft_names(model: PreTrainedModel, chosen: ChosenTargets, config: LoraConfig) -> tuple[list[str], list[str]]:
+    """Names for PEFT's target_modules and target_parameters that select exactly the `chosen` paths, now and when PEFT loads them."""
+    modules = shortest_suffixes(chosen.modules, [path for path, _ in model.named_modules()])
     renamed = {name for name in modules if _is_renamed(model, name)}
     modules = [name for name in modules if name not in renamed]
     as_weights = [f"{path}.weight" for path in chosen.modules if any(path == name or path.endswith("." + name) for name in renamed)]
     weights = [path for path, _ in model.named_parameters()]
-    parameters = shortened([*chosen.parameters, *as_weights], weights, least=2)
+    parameters = shortest_suffixes([*chosen.parameters, *as_weights], weights, least=2)
     if parameters and (config.dropout or config.use_dora):
-        raise ConfigError(_not_plain(model, parameters, config))
+        raise ConfigError(_no_dropout_or_dora(model, parameters, config))
     return modules, parameters
 
 
 def _is_renamed(model: PreTrainedModel, name: str) -> bool:
-    """Whether PEFT takes a name for that of single experts of an older transformers, and would adapt stacked ones in its place.
+    """Whether PEFT takes `name` for single experts of an older transformers version and would adapt stacked experts instead.
 
-    It does so when an adapter is made and again when one is loaded. The weight of the layer, named as a parameter, is left as it is.
+    PEFT does so when it creates and when it loads an adapter, but only for names of layers, not for names of parameters.
     """
     settings = PeftLoraConfig(target_modules=[name])
     try:
         convert_peft_config_for_transformers(settings, model=model, conversions=None)
-    except ValueError:  # one of two names that belong together
+    except ValueError:  # PEFT requires a second name beside this one
         return True
     return set(settings.target_modules) != {name}
 
 
-def _not_plain(model: PreTrainedModel, parameters: Sequence[str], config: LoraConfig) -> Problem:
+def _no_dropout_or_dora(model: PreTrainedModel, parameters: Sequence[str], config: LoraConfig) -> Problem:
     what, setting = ("dropout", "lora.dropout=0") if config.dropout else ("DoRA", "lora.use_dora=false")
     names = ", ".join(name.removesuffix(".weight") for name in parameters)
     message = f"in {type(model).__name__} PEFT adapts {names} as parameters, where {what} does not work"
@@ -126,14 +171,14 @@ def _not_plain(model: PreTrainedModel, parameters: Sequence[str], config: LoraCo
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Hide one warning that PEFT 0.21 causes and its user cannot act on: it asks transformers for a property under its old name."""
+    """Hide a deprecation warning that PEFT 0.21 causes, because it reads a property of transformers by its old name."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         yield
 
 
 def use_own_forward(model: nn.Module) -> int:
-    """Give every plain LoRA layer on a floating-point matrix our forward; returns how many."""
+    """Replace the forward of every plain LoRA layer by ours; returns their number."""
     plain = [module for module in model.modules() if _is_plain(module)]
     for module in plain:
         module.__class__ = LeanLoraLinear if type(module) is PeftLinear else LeanLoraWeight
@@ -141,7 +186,7 @@ def use_own_forward(model: nn.Module) -> int:
 
 
 def _is_plain(module: Any) -> bool:
-    """One adapter of two matrices on a Linear: no DoRA or other variant, no bias of its own, no dropout."""
+    """Whether `module` is one adapter on a Linear, without variants such as DoRA, without bias and without dropout."""
     if type(module) not in (PeftLinear, ParamWrapper) or type(module.base_layer) is not nn.Linear or list(module.lora_A) != [ADAPTER]:
         return False
     if type(module) is ParamWrapper and module.parameter_name != "weight":
@@ -151,15 +196,15 @@ def _is_plain(module: Any) -> bool:
 
 
 class _LeanLora(torch.autograd.Function):
-    """y = x W' + b + (x A') B' * scale, all products in the type of x."""
+    """y = x W' + b + (x A') B' * scale, with all products in the dtype of x."""
 
     @staticmethod
     def forward(ctx: Any, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
         a, b = a_RI.to(x_TI.dtype), (b_OR * scale).to(x_TI.dtype)
         low_TR = x_TI @ a.t()
         out = F.linear(x_TI, weight_OI, bias_O).addmm_(low_TR, b.t())
-        ctx.save_for_backward(x_TI, weight_OI, low_TR, a, b)  # cast once for both directions
-        ctx.scale, ctx.types = scale, (a_RI.dtype, b_OR.dtype)
+        ctx.save_for_backward(x_TI, weight_OI, low_TR, a, b)  # a and b as cast, so that backward does not cast again
+        ctx.scale, ctx.dtypes = scale, (a_RI.dtype, b_OR.dtype)
         return out
 
     @staticmethod
@@ -168,13 +213,13 @@ class _LeanLora(torch.autograd.Function):
         x_TI, weight_OI, low_TR, a, b = ctx.saved_tensors
         grad_low_TR = grad_TO @ b
         grad_x = (grad_TO @ weight_OI).addmm_(grad_low_TR, a) if ctx.needs_input_grad[0] else None
-        grad_a = (grad_low_TR.t() @ x_TI).to(ctx.types[0])
-        grad_b = (grad_TO.t() @ low_TR).to(ctx.types[1]).mul_(ctx.scale)
+        grad_a = (grad_low_TR.t() @ x_TI).to(ctx.dtypes[0])
+        grad_b = (grad_TO.t() @ low_TR).to(ctx.dtypes[1]).mul_(ctx.scale)
         return grad_x, None, None, grad_a, grad_b, None
 
 
 class LeanLoraLinear(PeftLinear):  # type: ignore[misc]
-    """PEFT's LoRA layer with the lean forward; anything but its plain use goes to PEFT's own."""
+    """PEFT's LoRA layer with the lean forward; uses PEFT's forward if the call or the adapter is not plain."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output: x [..., I] -> [..., O]."""
@@ -183,7 +228,7 @@ class LeanLoraLinear(PeftLinear):  # type: ignore[misc]
 
 
 class LeanLoraWeight(ParamWrapper):  # type: ignore[misc]
-    """The same for a Linear whose weight PEFT adapts as a parameter; its own forward adds B A to the whole weight in every pass."""
+    """The same for a Linear whose weight PEFT adapts as a parameter; PEFT's forward would add B A to the whole weight in every pass."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output: x [..., I] -> [..., O]."""
@@ -196,8 +241,9 @@ LEAN = (LeanLoraLinear, LeanLoraWeight)
 
 
 def _factors(layer: Any, x: Tensor, args: Any, kwargs: Any) -> tuple[Tensor, Tensor, float] | None:
-    foreign = args or kwargs or (not x.is_meta and torch.is_autocast_enabled(x.device.type))
-    return None if foreign else lean_factors(layer)
+    """What `lean_factors` returns; None if the call has further arguments or runs under autocast."""
+    not_plain = args or kwargs or (not x.is_meta and torch.is_autocast_enabled(x.device.type))
+    return None if not_plain else lean_factors(layer)
 
 
 def _lean(layer: Any, x: Tensor, factors: tuple[Tensor, Tensor, float]) -> Tensor:
@@ -208,7 +254,7 @@ def _lean(layer: Any, x: Tensor, factors: tuple[Tensor, Tensor, float]) -> Tenso
 
 
 def lean_factors(layer: LeanLoraLinear | LeanLoraWeight) -> tuple[Tensor, Tensor, float] | None:
-    """A [R, I], B [O, R] and the scale; None while the adapter is switched off, merged or not the only active one."""
+    """A [R, I], B [O, R] and the scale; None if the adapter is disabled, merged or not the only active one."""
     if layer.disable_adapters or layer.merged or layer.active_adapters != [ADAPTER]:
         return None
     return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, layer.scaling[ADAPTER]

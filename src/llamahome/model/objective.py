@@ -1,9 +1,9 @@
-"""From the tensors of one micro-batch to the summed loss of its targets: decoder, then the loss head on target positions only.
+"""Compute the summed loss of a micro-batch: the decoder, then the output head at the target positions only.
 
-The loop calls the objective and knows nothing of adapters, precision or attention. Legend: T tokens, N targets, D hidden size.
+Adapters, precision and attention are hidden from the training loop here. Legend: T tokens, N targets, D hidden size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -21,43 +21,53 @@ T = TypeVar("T")
 
 
 def directly(work: Callable[[], T]) -> T:
-    """Where every weight is at hand, work that needs them is just done."""
+    """Call `work`; for models whose weights are not sharded."""
     return work()
 
 
 class Within(Protocol):
-    """Does work that reads whole weights, which may have to come from other processes first."""
+    """Calls a function that reads whole weights, after gathering sharded weights from other processes."""
 
     def __call__(self, work: Callable[[], T], /) -> T: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Supervised fine-tuning: sum over targets of -log p(target | what stands before it in its document)."""
+    """Supervised fine-tuning: the sum over all targets of -log p(target | earlier tokens of its document)."""
 
     model: PreTrainedModel
-    """The causal language model itself, adapters inside, not the wrapper around it."""
+    """The causal language model with its adapters, not PEFT's wrapper."""
     backend: Backend
     within: Within = directly
 
     def loss_sum(self, batch: Batch) -> Tensor:
-        """() float32, nats, summed over the targets of `batch`; differentiable."""
+        """() float32, in nats, summed over the targets of `batch`; differentiable."""
         return self.within(lambda: self.backend.loss_sum(self._hidden(batch), batch.labels_N, head_of(self.model)))
 
     @torch.no_grad()
     def stats(self, batch: Batch) -> HeadStats:
-        """Summed loss and number of targets ranked first; the caller sets evaluation mode."""
+        """The summed loss and the number of targets ranked first. The caller sets evaluation mode."""
         return self.within(lambda: self.backend.stats(self._hidden(batch), batch.labels_N, head_of(self.model)))
 
+    @torch.no_grad()
+    def stats_each(self, batch: Batch, targets: Sequence[int]) -> list[HeadStats]:
+        """`stats` of each document of `batch`, which have so many `targets`, at least one each, after one pass of the decoder."""
+
+        def each() -> list[HeadStats]:
+            parts = zip(torch.split(self._hidden(batch), list(targets)), torch.split(batch.labels_N, list(targets)), strict=True)
+            return [self.backend.stats(hidden, labels, head_of(self.model)) for hidden, labels in parts]
+
+        return self.within(each)
+
     def _hidden(self, batch: Batch) -> Tensor:
-        """[N, D], the states that predict the targets."""
-        laid = self.backend.lay(batch, self.model)
+        """The hidden states [N, D] that predict the targets."""
+        laid = self.backend.make_pass(batch, self.model)
         return hidden_states(self.model, laid, self.backend).index_select(0, laid.rows_N)
 
 
 def hidden_states(model: PreTrainedModel, laid: Pass, backend: Backend) -> Tensor:
-    """The decoder's last hidden states [T, D], products in the types of the back end's precision."""
+    """The decoder's last hidden states [T, D], with matrix products in the dtype of the back end's precision."""
     precision = backend.precision
-    casts = torch.autocast(laid.tokens_T.device.type, precision.compute) if precision.autocast else nullcontext()
-    with casts:
+    context = torch.autocast(laid.tokens_T.device.type, precision.compute) if precision.autocast else nullcontext()
+    with context:
         return last_hidden(model, laid.tokens_T, laid.positions_T, laid.documents, attend=backend.attend)

@@ -1,7 +1,7 @@
-"""Which number types a run uses: from what was asked for and what the device was measured to do, never from its name.
+"""Choose the dtypes of a run from the settings and from measurements of the device, never from the device's name.
 
-bfloat16 products are several times faster than float32 on processors that have them and tens of times slower on those that emulate them.
-Trained weights, their gradients and the optimizer are float32 whatever is chosen here.
+bfloat16 products are several times faster than float32 on processors that support them, and tens of times slower if they are emulated.
+Trained weights, their gradients and the optimizer state are always float32.
 """
 
 from dataclasses import dataclass
@@ -12,61 +12,61 @@ from llamahome.config.schema import Config
 from llamahome.errors import MachineError, Problem
 
 _FAST_ENOUGH = 1.2
-"""bfloat16 must win by this much to be worth its rounding."""
+"""Speedup from which bfloat16 is worth its rounding."""
 _EMULATED = 0.75
-"""Below it the device emulates bfloat16: measured 1/44 to 1/499 on processors without the instructions, 1.8 and more on those with them."""
+"""Speedup below which bfloat16 is emulated; measured: 1/44 to 1/499 on processors without the instructions, 1.8 and more with them."""
 
 
 @dataclass(frozen=True)
 class LowPrecision:
-    """What a device does with bfloat16 products."""
+    """How a device computes bfloat16 products."""
 
     fast: bool
-    """Worth choosing when nobody says."""
+    """Fast enough to be the default."""
     there: bool
-    """Not emulated."""
+    """Supported by the hardware, not emulated."""
     reason: str
 
     @staticmethod
     def measured(speedup: float) -> "LowPrecision":
-        """From how many times as fast as float32 they are."""
-        told = f"bf16 products are {speedup:.1f}x as fast as float32 here" if speedup >= 0.1 else "bf16 products are emulated here"
-        return LowPrecision(speedup >= _FAST_ENOUGH, speedup >= _EMULATED, told)
+        """From the measured speedup over float32."""
+        reason = f"bf16 products are {speedup:.1f}x as fast as float32 here" if speedup >= 0.1 else "bf16 products are emulated here"
+        return LowPrecision(speedup >= _FAST_ENOUGH, speedup >= _EMULATED, reason)
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Types of one run."""
+    """The dtypes of one run."""
 
     storage: torch.dtype
-    """Of weights as they are loaded; with method full always float32."""
+    """Dtype of the loaded weights; float32 with method full."""
     compute: torch.dtype
-    """Of matrix products."""
+    """Dtype of matrix products."""
     reason: str
 
     @property
     def autocast(self) -> bool:
-        """Products are cast on the fly, because weights are stored in another type."""
+        """Whether products need autocast, because weights are stored in another dtype."""
         return self.storage != self.compute
 
     @property
     def name(self) -> str:
-        """What training.mixed_precision is resolved to."""
+        """The resolved value of training.mixed_precision."""
         return "bf16" if self.compute == torch.bfloat16 else "no"
 
 
 def choose_precision(config: Config, low: LowPrecision) -> Precision:
-    """Resolve model.dtype and training.mixed_precision. Raises MachineError for what the device does not have but emulates."""
-    wanted, dtype = config.training.mixed_precision, config.model.dtype
+    """Resolve model.dtype and training.mixed_precision. Raises MachineError if the device does not support a requested dtype."""
+    requested, dtype = config.training.mixed_precision, config.model.dtype
     full, stores_low = config.training.method == "full", dtype == "bfloat16" and config.training.method == "lora"
-    if wanted == "fp16":
+    if requested == "fp16":
         raise MachineError(_refusal("training.mixed_precision", "fp16 needs loss scaling; llamahome trains in bf16 or float32"))
-    if (wanted == "bf16" or stores_low) and not low.there:
-        where, asked = ("training.mixed_precision", "bf16") if wanted == "bf16" else ("model.dtype", "bfloat16")
-        raise MachineError(_refusal(where, f"{asked} is asked for by name, but {low.reason}"))
-    if wanted in ("no", False):
+    if (requested == "bf16" or stores_low) and not low.there:
+        where, name = ("training.mixed_precision", "bf16") if requested == "bf16" else ("model.dtype", "bfloat16")
+        raise MachineError(_refusal(where, f"{name} is requested, but {low.reason}"))
+    if requested in ("no", False):
         computes_low, reason = False, "as set"
-    elif wanted == "bf16":
+    elif requested == "bf16":
         computes_low, reason = True, "as set"
     else:
         computes_low, reason = low.fast, low.reason

@@ -1,139 +1,130 @@
-"""Rotary tables that depend on the length of what they are made for (longrope, dynamic NTK), made for each document of a pass alone.
+"""Make rotary tables for each document of a pass alone, for models whose tables depend on the length (longrope, dynamic NTK).
 
-transformers makes such tables from the largest position of a whole pass and keeps what it computed for the next one, so that rows change
-each other. Here a module in the state it was loaded in makes the table of each document, on the processor: nothing is read back from a
-device. Cost: T cosines and sines of half a head on the processor and one copy per pass, a few milliseconds for 16,384 tokens.
+transformers makes such tables from the largest position of a whole pass and keeps state for the next pass, so documents would change each
+other. Here a copy of the module as it was loaded makes the table of each document on the CPU, so nothing is read back from a device.
+Cost: T cosines and sines of half a head on the CPU and one copy per pass, a few milliseconds for 16,384 tokens.
 """
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_GROWS = ("dynamic", "longrope")
-"""Types of transformers whose table is made for a length."""
+_LENGTH_DEPENDENT = ("dynamic", "longrope")
+"""Rope types of transformers whose table depends on the length."""
 _FIRST = 3
-"""Positions whose angles are compared with and without a long one behind them."""
+"""Number of first positions whose angles are compared with and without a long position behind them."""
 _POWERS = range(3, 25)
-"""Lengths of powers of two that are tried beside those that the config names; no model is longer than 2^24 tokens."""
+"""Exponents of the powers of two that are tested as lengths; no model is longer than 2^24 tokens."""
 
 
 class DocumentRotary(nn.Module):
-    """Stands in the place of `own`, which makes the tables of one document at a time while `lengths` fit the pass."""
+    """Replaces the rotary module `own`: makes one table per document if `lengths` fit the pass, else calls `own`."""
 
     def __init__(self, own: nn.Module) -> None:
         super().__init__()
         self.own = own
-        self._loaded = [copy.deepcopy(own).cpu()]  # in a list, so that it is no part of the model and never moves
+        self._loaded = [copy.deepcopy(own).cpu()]  # in a list, so that torch does not register it as a submodule
         self.lengths: tuple[int, ...] | None = None
-        """Tokens of each document of the pass; stays for layers that are computed again in the backward pass."""
+        """Tokens of each document of the pass; kept for layers that the backward pass recomputes."""
 
     def forward(self, x: Tensor, position_ids: Tensor, *args: Any, **options: Any) -> Any:
-        """The tables of all documents end to end, as `own` gives them; x is read for its type and device alone."""
+        """The concatenated tables of all documents, in the form that `own` returns; only dtype and device of x matter."""
         if self.lengths is None or sum(self.lengths) != position_ids.shape[-1]:
             return self.own(x, position_ids, *args, **options)
-        whole = [self._table(x, position_ids, length, args, options) for length in self.lengths]
-        if isinstance(whole[0], Tensor):
-            return torch.cat(whole, -2).to(x.device, non_blocking=True)
-        return tuple(torch.cat(parts, -2).to(x.device, non_blocking=True) for parts in zip(*whole, strict=True))
+        tables = [self._table(x, position_ids, length, args, options) for length in self.lengths]
+        if isinstance(tables[0], Tensor):
+            return torch.cat(tables, -2).to(x.device, non_blocking=True)
+        return tuple(torch.cat(parts, -2).to(x.device, non_blocking=True) for parts in zip(*tables, strict=True))
 
     def _table(self, x: Tensor, position_ids: Tensor, length: int, args: Any, options: Any) -> Any:
-        """Of a document of `length` tokens, on the processor."""
+        """The table of a document of `length` tokens, on the CPU."""
         positions = torch.arange(length).expand(*position_ids.shape[:-1], length)
         like = torch.empty((*x.shape[:-2], length, x.shape[-1]), dtype=x.dtype, device="cpu")
-        return as_loaded(self._loaded[0])(like, positions, *args, **options)
+        return fresh_copy(self._loaded[0])(like, positions, *args, **options)
 
     def reset(self) -> None:
-        """Back to the state of loading, for a forward that is not ours (generation)."""
+        """Restore the state after loading, for a forward of transformers (generation)."""
         device = next((buffer.device for buffer in self.own.buffers()), torch.device("cpu"))
-        self.own, self.lengths = as_loaded(self._loaded[0]).to(device), None
+        self.own, self.lengths = fresh_copy(self._loaded[0]).to(device), None
 
     def __getattr__(self, name: str) -> Any:
-        """What a model asks its rotary module for beside tables."""
+        """Other attributes come from `own`."""
         try:
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("own"), name)
 
 
-def as_loaded(module: nn.Module) -> nn.Module:
-    """A copy whose state nobody shares, but for the config."""
+def fresh_copy(module: nn.Module) -> nn.Module:
+    """A deep copy of `module` that shares only the config."""
     config = getattr(module, "config", None)
-    twin: nn.Module = copy.deepcopy(module, {id(config): config})
-    return twin
+    duplicate: nn.Module = copy.deepcopy(module, {id(config): config})
+    return duplicate
 
 
 def wrap_rotaries(decoder: nn.Module, lengths: Sequence[int]) -> list[DocumentRotary]:
-    """Put a DocumentRotary in the place of each module whose tables depend on the pass; `lengths` are tried beside powers of two."""
-    made = []
+    """Replace each module whose tables depend on the pass by a DocumentRotary; tests `lengths` and powers of two."""
+    wrapped = []
     for parent in list(decoder.modules()):
         for name, child in list(parent.named_children()):
             if _makes_tables(child) and depends_on_pass(child, lengths):
-                made.append(DocumentRotary(child))
-                setattr(parent, name, made[-1])
-    return made
+                wrapped.append(DocumentRotary(child))
+                setattr(parent, name, wrapped[-1])
+    return wrapped
 
 
 def _makes_tables(module: nn.Module) -> bool:
-    """Whether it turns positions into something without weights."""
-    takes = inspect.signature(type(module).forward).parameters
-    return "position_ids" in takes and next(module.parameters(), None) is None and not list(module.children())
+    """Whether the module computes something from positions, without weights and children."""
+    parameters = inspect.signature(type(module).forward).parameters
+    return "position_ids" in parameters and next(module.parameters(), None) is None and not list(module.children())
 
 
 def depends_on_pass(module: nn.Module, lengths: Sequence[int]) -> bool:
-    """Whether the first angles change with a long position behind them, or after one: by its type, and by trying."""
-    kinds = getattr(module, "rope_type", None) or ()
-    if any(grows in kind for kind in _texts(kinds) for grows in _GROWS):
+    """Whether the first angles change with a long position in the same call or in an earlier call: by the rope type, or by a test."""
+    rope_type = getattr(module, "rope_type", None)
+    types = rope_type.values() if isinstance(rope_type, dict) else [rope_type]
+    if any(name in each for each in types if isinstance(each, str) for name in _LENGTH_DEPENDENT):
         return True
     limits = (getattr(module, name, None) for name in ("max_seq_len_cached", "original_max_seq_len"))
-    tried = sorted({*lengths, *(limit for limit in limits if isinstance(limit, int)), *(1 << power for power in _POWERS)})
-    return any(_changes(module, call, tried) for call in _calls(module))
+    tested = sorted({*lengths, *(limit for limit in limits if isinstance(limit, int)), *(1 << power for power in _POWERS)})
+    return any(_changes(module, options, tested) for options in _call_options(module))
 
 
-def _texts(kinds: Any) -> list[str]:
-    values = kinds.values() if isinstance(kinds, dict) else [kinds]
-    return [kind for kind in values if isinstance(kind, str)]
-
-
-def _calls(module: Any) -> list[Callable[[nn.Module, Tensor], Any]]:
-    """The ways in which a model may ask this module for tables: for each kind of layer, where it knows several."""
-    dtype = torch.float32
-    takes = inspect.signature(type(module).forward).parameters
-    kinds: list[Any] = [None]
-    if "layer_type" in takes:
-        kinds = sorted(set(getattr(module, "layer_types", None) or getattr(getattr(module, "config", None), "layer_types", None) or ()))
-
-    def call(kind: Any) -> Callable[[nn.Module, Tensor], Any]:
-        options = {} if kind is None else {"layer_type": kind}
-
-        def ask(asked: nn.Module, positions_T: Tensor) -> Any:
-            return asked(torch.empty(1, len(positions_T), 8, dtype=dtype), positions_T[None], **options)
-
-        return ask
-
-    return [call(kind) for kind in kinds]
+def _call_options(module: nn.Module) -> list[dict[str, Any]]:
+    """The keyword arguments with which a model may call this module: one set per layer type if it has several."""
+    if "layer_type" not in inspect.signature(type(module).forward).parameters:
+        return [{}]
+    layer_types = getattr(module, "layer_types", None) or getattr(getattr(module, "config", None), "layer_types", None) or ()
+    return [{"layer_type": each} for each in sorted(set(layer_types))]
 
 
 @torch.no_grad()
-def _changes(module: nn.Module, call: Callable[[nn.Module, Tensor], Any], lengths: Sequence[int]) -> bool:
-    own = as_loaded(module).cpu()
+def _changes(module: nn.Module, options: dict[str, Any], lengths: Sequence[int]) -> bool:
+    """Whether the angles of the first positions change because of a position near one of `lengths`."""
+
+    def angles(rotary: nn.Module, positions_T: Tensor) -> Tensor:
+        return _angles(rotary(torch.empty(1, len(positions_T), 8, dtype=torch.float32), positions_T[None], **options))
+
+    loaded = fresh_copy(module).cpu()
     first = torch.arange(_FIRST)
     try:
-        wanted = _angles(call(as_loaded(own), first))
+        expected = angles(fresh_copy(loaded), first)
         for length in lengths:
-            used = as_loaded(own)
-            longer = torch.cat([first, torch.tensor([max(_FIRST, length - 1)]), torch.tensor([max(_FIRST, length)])])
-            beside, after = _angles(call(used, longer)), _angles(call(used, first))
-            if not (torch.equal(beside[..., :_FIRST, :], wanted) and torch.equal(after, wanted)):
+            rotary = fresh_copy(loaded)
+            longer = torch.cat([first, torch.tensor([max(_FIRST, length - 1), max(_FIRST, length)])])
+            together, afterwards = angles(rotary, longer), angles(rotary, first)
+            if not (torch.equal(together[..., :_FIRST, :], expected) and torch.equal(afterwards, expected)):
                 return True
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError):
-        return False  # it is asked in another way; the probe of the whole model judges
+        return False  # it is called in another way; probe.py tests the whole model
     return False
 
 
 def _angles(tables: Any) -> Tensor:
+    """Tables as one real tensor: a tensor or a tuple of tensors, which may be complex."""
     parts = [tables] if isinstance(tables, Tensor) else list(tables)
     return torch.cat([torch.view_as_real(part).flatten(-2) if part.is_complex() else part for part in parts], -1)

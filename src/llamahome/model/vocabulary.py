@@ -1,8 +1,8 @@
-"""More rows for an embedding whose tokenizer has more tokens: model.resize_embeddings.
+"""Add rows to embedding and output head if the tokenizer has more tokens than the model (model.resize_embeddings).
 
-The new rows of embedding and output head begin as the mean of the old ones, so a new token is at first like any other. Full fine-tuning
-trains all rows; with adapters PEFT trains the new ones alone (trainable tokens) and saves them beside the adapter. Whoever loads such an
-adapter gives the base as many rows first, as PEFT's AutoPeftModelForCausalLM does by itself; what stands in them then is replaced.
+New rows are initialized with the mean of the old rows. Full fine-tuning trains all rows; with adapters, PEFT trains only the new rows
+(trainable tokens) and saves them with the adapter. To load such an adapter, the base must be resized first, as PEFT's
+AutoPeftModelForCausalLM does; the adapter then replaces the new rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from llamahome.errors import ConfigError, Problem
 
 @torch.no_grad()
 def grow_embeddings(model: PreTrainedModel, rows: int) -> range:
-    """Give the embedding and the head of `model` `rows` rows where they have fewer; returns the new ones."""
+    """Resize embedding and head of `model` to `rows` rows if they have fewer; returns the indices of the new rows."""
     before = model.get_input_embeddings().weight.shape[0]
     if rows <= before:
         return range(0)
@@ -32,14 +32,14 @@ def grow_embeddings(model: PreTrainedModel, rows: int) -> range:
 
 
 def refuse_lost_bias(model: PreTrainedModel, base: Path, *, method: str) -> None:
-    """ConfigError: PEFT leaves out the bias of a head of which it trains rows, so an adapter would mean another model there than here."""
+    """Raise ConfigError if rows of a head with a bias are to be trained with an adapter, because PEFT then ignores the bias."""
     if method == "lora" and model.get_output_embeddings().bias is not None:
-        message = "its output head has a bias, which PEFT leaves out where rows of the head are trained with an adapter"
+        message = "its output head has a bias, which PEFT leaves out if rows of the head are trained with an adapter"
         raise ConfigError(Problem(code="model.cannot-grow", message=message, where=str(base), hint="--method full"))
 
 
-def trained_tokens(model: PreTrainedModel, rows: Sequence[int]) -> dict[str, list[int]] | None:
-    """What PEFT calls trainable_token_indices: the new rows of the embedding, and of the head where it has weights of its own."""
+def trainable_token_indices(model: PreTrainedModel, rows: Sequence[int]) -> dict[str, list[int]] | None:
+    """PEFT's trainable_token_indices: the new rows of the embedding, and of the head if it has its own weight."""
     if not rows:
         return None
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -49,14 +49,14 @@ def trained_tokens(model: PreTrainedModel, rows: Sequence[int]) -> dict[str, lis
 
 
 def rows_needed(adapter_config: Mapping[str, Any]) -> int:
-    """Rows of the embedding that a saved adapter counts on; 0 when it trains none."""
-    trained = adapter_config.get("trainable_token_indices") or {}
-    every = trained.values() if isinstance(trained, Mapping) else [trained]
-    return max((int(row) for rows in every for row in rows), default=-1) + 1
+    """The number of embedding rows that a saved adapter needs; 0 if it trains none."""
+    indices = adapter_config.get("trainable_token_indices") or {}
+    lists = indices.values() if isinstance(indices, Mapping) else [indices]
+    return max((int(row) for rows in lists for row in rows), default=-1) + 1
 
 
-def in_float32(model: nn.Module) -> None:
-    """Keep trained rows in float32, as all that is trained."""
+def cast_trained_rows(model: nn.Module) -> None:
+    """Convert trained rows to float32, like all trained weights."""
     for name, parameter in model.named_parameters():
         if "trainable_tokens_delta" in name:
             parameter.data = parameter.data.float()

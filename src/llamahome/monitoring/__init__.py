@@ -1,4 +1,4 @@
-"""Know what happens. Files only; a viewer never touches a run.
+"""Records what a run does and shows it. Viewers only read the files of a run.
 
-Reading order: recorder, throughput, sinks, supersede, status; progress, plain, panel, sparkline; resources; runs, report.
+Reading order: recorder, throughput, sinks, status; progress, plain, panel, display; resources, environment; runs, report.
 """

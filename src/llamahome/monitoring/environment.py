@@ -1,4 +1,4 @@
-"""Where and with what a run was made: versions, machine and command, for environment.json. No user names, no environment variables."""
+"""Writes environment.json: versions, machine and command of a run. No user names, no environment variables."""
 
 import importlib.metadata
 import json
@@ -12,11 +12,13 @@ from typing import Any
 import psutil
 import torch
 
+from llamahome import durable
+
 _PACKAGES = ("llamahome", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
 
 
 def write_environment(path: Path, command: Sequence[str]) -> None:
-    """Write environment.json: what one needs to know to repeat the run, or to explain why it differs."""
+    """Write environment.json, which helps to repeat the run or to explain why a second run differs."""
     content = {
         "command": list(command),
         "python": sys.version.split()[0],
@@ -29,20 +31,20 @@ def write_environment(path: Path, command: Sequence[str]) -> None:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    durable.write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def _accelerators() -> list[str]:
-    """Names of this machine's accelerators, as far as torch knows them."""
+    """Names of the accelerators that torch finds on this machine."""
     if not torch.accelerator.is_available():
         return []
     module: Any = torch.get_device_module(torch.accelerator.current_accelerator())
-    found = torch.accelerator.device_count()
-    return [module.get_device_name(i) for i in range(found)] if hasattr(module, "get_device_name") else [module.__name__] * found
+    count = torch.accelerator.device_count()
+    return [module.get_device_name(i) for i in range(count)] if hasattr(module, "get_device_name") else [module.__name__] * count
 
 
 def _processor() -> str:
-    """The processor's name as the system tells it, or its architecture."""
+    """The processor's name, or its architecture if the system does not give a name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

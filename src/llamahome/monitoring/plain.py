@@ -1,6 +1,6 @@
-"""The progress of a run as lines, for logs and pipes: no carriage returns, no colours, one key=value line at most every 10 s.
+"""The progress of a run as lines for logs and pipes: no carriage returns, no colours, at most one key=value line every 10 s.
 
-Nothing is lost by the rule: what a line would have said goes into the next one, and metrics.jsonl has every step.
+What happens between two key=value lines goes into the next one, and metrics.jsonl has every step.
 """
 
 import os
@@ -10,140 +10,137 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from llamahome.monitoring.progress import Pace, PhaseLabels, RunSummary, describe, one_line, short_metrics, show_results
+from llamahome.monitoring.display import PhaseLabels, RunSummary, StepTimer, format_metrics, print_results, printable, summary_rows
 from llamahome.rundir import as_typed
 from llamahome.units import show_seconds
 
-PLAIN_EVERY_SECONDS = 10.0
-_SHORT_EVALUATION = 1.0
-"""Seconds: an evaluation that took no longer the last time is not told when it begins."""
+_LINE_EVERY_SECONDS = 10.0
+_SHORT_EVALUATION_SECONDS = 1.0
+"""An evaluation is not announced if the previous one took less than this."""
 
 
 class PlainProgress:
-    """Lines for logs and pipes: no carriage returns, no colours, a key=value line for the first, the last, and one step per 10 s."""
+    """Writes phases, messages, and a key=value line for the first step, the last step, and one step every 10 s."""
 
     def __init__(self, stream: TextIO, *, phases: int | None = None, now: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._now = now
         self._labels = PhaseLabels(phases)
-        self._open_phase: str | None = None
+        self._open_label: str | None = None
         self._summary: RunSummary | None = None
-        self._pace: Pace | None = None
-        self._waiting: dict[str, str] = {}
-        self._shown_at: float | None = None
-        self._evaluation: str | None = None
-        self._evaluation_began = 0.0
-        self._evaluation_took: float | None = None
-
-    def _line(self, text: str) -> None:
-        self._end_line()
-        self._write(one_line(text) + "\n")
-
-    def _end_line(self) -> None:
-        if self._open_phase is not None:
-            self._write("\n")
-            self._open_phase = None
-
-    def _begin(self, label: str) -> None:
-        self._end_line()
-        self._write(label)
-        self._open_phase = label
-
-    def _end(self, label: str, text: str) -> None:
-        if self._open_phase == label:
-            self._open_phase = None
-            self._write(text + "\n")
-        else:
-            self._line(label + text)
-
-    def _write(self, text: str) -> None:
-        """Write and flush; a reader that has gone (`2>&1 | tee`, and Ctrl-C ends tee first) or a full disk must not cost the training."""
-        try:
-            self._stream.write(text)
-            self._stream.flush()
-        except BrokenPipeError:  # from now on into nothing: what waits in the buffer would fail again when Python ends
-            nothing = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nothing, self._stream.fileno())
-            os.close(nothing)
-        except OSError:  # of the file that stderr was sent to; what is lost there stands in metrics.jsonl and events.jsonl
-            return
+        self._timer: StepTimer | None = None
+        self._pending: dict[str, str] = {}
+        self._last_shown: float | None = None
+        self._evaluation_label: str | None = None
+        self._evaluation_started = 0.0
+        self._evaluation_seconds: float | None = None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """`[2/6] data ...` at once, ` 1.2 s` when the block ends; the whole line again when something was said in between."""
+        """Write `[2/6] data ...` at once and ` 1.2 s` at the end, after the label again if other lines came in between."""
         self.close()
-        label, started, ending = self._labels.next(name), self._now(), "failed after "
+        label, started, outcome = self._labels.next(name), self._now(), "failed after "
         self._begin(label)
         try:
             yield
-            ending = ""
+            outcome = ""
         finally:
-            self._end(label, f" {ending}{self._now() - started:.1f} s")
+            self._end(label, f" {outcome}{self._now() - started:.1f} s")
 
     def say(self, line: str) -> None:
-        """Show one line."""
-        self._line(line)
+        """Write one line."""
+        self._end_open_line()
+        self._write(printable(line) + "\n")
 
     def warn(self, message: str, consequence: str) -> None:
-        """`warning: message; consequence`."""
-        self._line(f"warning: {message}; {consequence}")
+        """Write `warning: message; consequence`."""
+        self.say(f"warning: {message}; {consequence}")
 
     def start(self, summary: RunSummary) -> None:
-        """Show what is trained on what, in three lines."""
+        """Write model, data and batch, a line each."""
         self._summary = summary
-        self._pace = Pace(summary, self._now)
-        for name, text in describe(summary):
-            self._line(f"{name}: {text}")
+        self._timer = StepTimer(summary, self._now)
+        for name, text in summary_rows(summary):
+            self.say(f"{name}: {text}")
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Note a step; show it when it is the first, the last, or 10 s after the line before."""
-        self._waiting |= {"step": str(step), **short_metrics(metrics)}
-        last = False
-        if self._pace is not None and self._summary is not None:
-            self._pace.reached(step)
-            last = step >= self._summary.horizon
-            self._waiting |= {
+        """Keep the metrics of `step`, and write them if it is the first step, the last one, or 10 s after the previous line."""
+        self._pending |= {"step": str(step), **format_metrics(metrics)}
+        is_last = False
+        if self._timer is not None and self._summary is not None:
+            self._timer.update(step)
+            is_last = step >= self._summary.horizon
+            self._pending |= {
                 "step": f"{step}/{self._summary.horizon}",
-                "elapsed": show_seconds(self._pace.elapsed()),
-                "left": show_seconds(self._pace.left() or 0.0),
+                "elapsed": show_seconds(self._timer.elapsed()),
+                "left": show_seconds(self._timer.left() or 0.0),
             }
-        if last or self._shown_at is None or self._now() - self._shown_at >= PLAIN_EVERY_SECONDS:
-            self._show_waiting()
+        if is_last or self._last_shown is None or self._now() - self._last_shown >= _LINE_EVERY_SECONDS:
+            self._show_pending()
 
     def evaluating(self, step: int) -> None:
-        """`evaluation after step 12 ...`, as of a phase; not said when the last evaluation was short."""
-        told = self._evaluation_took is None or self._evaluation_took > _SHORT_EVALUATION
-        self._evaluation = f"evaluation after step {step} ..." if told else None
-        if self._evaluation is not None:
-            self._begin(self._evaluation)
-        self._evaluation_began = self._now()
+        """Write `evaluation after step 12 ...`, unless the previous evaluation was short."""
+        was_short = self._evaluation_seconds is not None and self._evaluation_seconds <= _SHORT_EVALUATION_SECONDS
+        self._evaluation_label = None if was_short else f"evaluation after step {step} ..."
+        if self._evaluation_label is not None:
+            self._begin(self._evaluation_label)
+        self._evaluation_started = self._now()
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The time it took and its loss where it was said that it began; the figures go into the next key=value line, too."""
-        self._evaluation_took = self._now() - self._evaluation_began
-        if self._evaluation is not None:
+        """Write the time and the loss if the evaluation was announced, and add the metrics to the next key=value line."""
+        self._evaluation_seconds = self._now() - self._evaluation_started
+        if self._evaluation_label is not None:
             loss = f", held-out loss {metrics['eval/loss']:.4f}" if "eval/loss" in metrics else ""
-            self._end(self._evaluation, f" {self._evaluation_took:.1f} s{loss}")
+            self._end(self._evaluation_label, f" {self._evaluation_seconds:.1f} s{loss}")
         if metrics:
-            self._waiting |= {"eval_step": str(step), **short_metrics(metrics)}
+            self._pending |= {"eval_step": str(step), **format_metrics(metrics)}
 
     def saved(self, step: int, path: Path) -> None:
-        """Goes into the next key=value line."""
-        self._waiting["saved"] = as_typed(path)
+        """Add the path to the next key=value line."""
+        self._pending["saved"] = as_typed(path)
 
     def finish(self, lines: Sequence[str]) -> None:
-        """Show the last step when it still waits, then the result on stdout."""
+        """Write the pending line, then the result on stdout."""
         self.close()
-        show_results(lines)
+        print_results(lines)
 
     def close(self) -> None:
-        """Show the last step when it still waits."""
-        if self._waiting:
-            self._show_waiting()
-        self._end_line()
+        """Write the pending line."""
+        if self._pending:
+            self._show_pending()
+        self._end_open_line()
 
-    def _show_waiting(self) -> None:
-        pairs = sorted(self._waiting.items(), key=lambda pair: pair[0] != "step")  # the step leads, also after an evaluation
-        self._line(" ".join(f"{name}={value}" for name, value in pairs))
-        self._waiting = {}
-        self._shown_at = self._now()
+    def _show_pending(self) -> None:
+        pairs = sorted(self._pending.items(), key=lambda pair: pair[0] != "step")  # the step comes first
+        self.say(" ".join(f"{name}={value}" for name, value in pairs))
+        self._pending = {}
+        self._last_shown = self._now()
+
+    def _begin(self, label: str) -> None:
+        self._end_open_line()
+        self._write(label)
+        self._open_label = label
+
+    def _end(self, label: str, text: str) -> None:
+        if self._open_label == label:
+            self._open_label = None
+            self._write(text + "\n")
+        else:
+            self.say(label + text)
+
+    def _end_open_line(self) -> None:
+        if self._open_label is not None:
+            self._open_label = None
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        """Write and flush. A closed pipe (`2>&1 | tee`: Ctrl-C ends tee first) or a full disk must not end the training."""
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except BrokenPipeError:  # redirect to the null device, because flushing the buffer at exit would fail again
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+        except OSError:  # stderr goes to a file on a full disk; metrics.jsonl and events.jsonl hold what is lost here
+            return

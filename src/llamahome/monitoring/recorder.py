@@ -1,8 +1,7 @@
-"""Writes down what a run does: metrics.jsonl, events.jsonl, samples.jsonl, status.json and TensorBoard's event files.
+"""Records a run in metrics.jsonl, events.jsonl, samples.jsonl, status.json and TensorBoard's event files.
 
-Nothing is read from the device in a step: `record` keeps device scalars, `cut` sends those of some steps to the host in one transfer,
-and `write` reads them; only `write` waits for the device. Counts of tokens and targets run from the start of the run, over resumes.
-Every rank may hold a Recorder; only the main one writes. `system` gives the newest sample of the machine, which TensorBoard shows by step.
+A step reads nothing from the device: `record` keeps device scalars, `cut` starts one transfer of the scalars since the last cut to the
+host, and `write` reads them. Only `write` waits for the device. Tokens and targets are counted from the start of the run, over resumes.
 """
 
 import time
@@ -16,33 +15,37 @@ import torch
 
 from llamahome.distributed.devices import HostCopy
 from llamahome.monitoring.resources import process_memory
-from llamahome.monitoring.sinks import AppendFile, DiskTrouble, JsonlSink, Sink, TensorBoardSink, json_line
+from llamahome.monitoring.sinks import AppendFile, DiskTrouble, JsonlSink, Sink, TensorBoardSink, json_line, supersede_after
 from llamahome.monitoring.status import RunState, StatusFile
-from llamahome.monitoring.supersede import supersede_after
 
 _NOT_TRAINING = ("evaluate", "save")
-"""Parts that do not count as training time in tokens per second."""
+"""Parts whose time is left out of tokens per second."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """The steps of one line of metrics, whose losses may still be on their way from the device."""
+    """The steps of one line of metrics. Their losses may still be in transfer from the device."""
 
     step: int
-    """The last one."""
+    """The last step."""
     values: HostCopy
-    """Loss of each step in nats per target, then the gradient norm of the last."""
+    """Loss of each step in nats per target, then the gradient norm of the last step."""
     targets: list[int]
-    """Of each step, over all ranks."""
+    """Targets of each step, over all ranks."""
     tokens: int
-    told: dict[str, float]
-    """Metrics that were known when the window was closed."""
+    known: dict[str, float]
+    """Metrics that need no transfer."""
     sent: Mapping[str, float]
+    """Sums over the steps of what this process sent to other processes, by metric."""
     device: torch.device
 
 
 class Recorder:
-    """The notebook of one run. `resume_step` takes back what was written about later steps."""
+    """Records one run. Every rank may hold a Recorder; only the main one writes files.
+
+    At a resume, records of steps after `resume_step` are moved to superseded.jsonl. `system` returns the newest sample of the machine,
+    which is written to TensorBoard with each line of metrics. A speed/mfu is recorded only if `peak_flops` is known.
+    """
 
     def __init__(
         self,
@@ -86,21 +89,21 @@ class Recorder:
 
     @property
     def totals(self) -> tuple[int, int]:
-        """(tokens, targets) since the start of the run; saved in the checkpoint."""
+        """(tokens, targets) since the start of the run; the checkpoint saves them."""
         return self._total_tokens, self._total_targets
 
     @property
     def waits(self) -> bool:
-        """Whether a step was recorded that is not written yet."""
+        """Whether steps have been recorded since the last cut."""
         return bool(self._losses)
 
     def restore_totals(self, tokens: int, targets: int) -> None:
-        """Go on counting from what the checkpoint says."""
+        """Set the counts to those of the checkpoint."""
         self._total_tokens, self._total_targets = tokens, targets
 
     def record(self, step: int, *, loss: torch.Tensor, grad_norm: torch.Tensor, learning_rate: float, tokens: int, targets: int) -> None:
-        """Note one step without reading the device: `loss` is its mean per target (0-dim), `tokens` and `targets` count all ranks."""
-        self._losses.append(loss.detach().float().clone())  # a copy: the caller may add into the same tensor again
+        """Keep one step without reading the device. `loss` is the mean per target (0-dim); `tokens` and `targets` count all ranks."""
+        self._losses.append(loss.detach().float().clone())  # a copy, because the caller may reuse the tensor
         self._grad_norm = grad_norm.detach().float().clone()
         self._targets.append(targets)
         self._learning_rate = learning_rate
@@ -110,27 +113,28 @@ class Recorder:
         self._status.step(step)
 
     def cut(self, step: int, sent: Mapping[str, float] = MappingProxyType({})) -> Window | None:
-        """Close the line of metrics of the steps since the last cut, up to `step`; waits for nothing. None without such a step.
+        """Return the window of the steps since the last cut, up to `step`, without waiting; None if there are none.
 
-        `sent` are sums over these steps of what this process sent to others, by metric.
+        `sent` holds sums over these steps of what this process sent to other processes, by metric.
         """
         if not self._losses or self._grad_norm is None:
             return None
-        told = {"train/learning_rate": self._learning_rate, "train/tokens": self._total_tokens, "train/targets": self._total_targets}
+        known = {"train/learning_rate": self._learning_rate, "train/tokens": self._total_tokens, "train/targets": self._total_targets}
         values = HostCopy((*self._losses, self._grad_norm))
-        window = Window(step, values, self._targets, self._window_tokens, told, sent, self._losses[-1].device)
+        window = Window(step, values, self._targets, self._window_tokens, known, sent, self._losses[-1].device)
         self._losses, self._targets, self._window_tokens = [], [], 0
         return window
 
     def write(self, window: Window, parts: Mapping[str, float]) -> dict[str, float]:
-        """Write and return the metrics of `window`, whose seconds per part are `parts`. Waits for the device, once."""
+        """Write and return the metrics of `window`; `parts` holds its seconds per part. Waits for the device once."""
         steps, targets = len(window.targets), sum(window.targets)
         *losses, grad_norm = window.values.read()
         weights = window.targets if targets else [1] * steps
+        weighted = sum(loss * weight for loss, weight in zip(losses, weights, strict=True))
         metrics = {
-            "train/loss": losses[0] if steps == 1 else sum(map(_product, losses, weights)) / sum(weights),
+            "train/loss": losses[0] if steps == 1 else weighted / sum(weights),
             "train/grad_norm": grad_norm,
-            **window.told,
+            **window.known,
             **self._speed(parts, window.tokens, targets),
             **{f"time/{part}": seconds / steps for part, seconds in parts.items()},
             **{name: total / steps for name, total in window.sent.items()},
@@ -144,7 +148,7 @@ class Recorder:
 
     def _speed(self, parts: Mapping[str, float], tokens: int, targets: int) -> dict[str, float]:
         now = time.perf_counter()
-        # before the first write there is no earlier moment that does not include loading the model
+        # the first window has no previous write to measure from: time since the start would include loading the model
         wall = sum(parts.values()) if self._last_write is None else now - self._last_write
         self._last_write = now
         seconds = wall - sum(parts.get(part, 0.0) for part in _NOT_TRAINING)
@@ -156,29 +160,29 @@ class Recorder:
         return speed
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write `metrics` of `step` as they are, for what is not measured in a step: eval/loss and its like."""
+        """Write `metrics` of `step` unchanged; for metrics that are not measured in a step, such as eval/loss."""
         now = time.time()
         for sink in self._sinks:
             sink.log(step, now, metrics)
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Write down that something happened: a save, a refused step, a signal."""
+        """Write an event: a save, a refused step, a signal."""
         if self._is_main:
             self._events.append(json_line({"t": round(time.time(), 3), "kind": kind, **fields}))
 
     def sample(self, step: int, prompt: str, answer: str, reference: str) -> None:
-        """Write down what the model of `step` answers to a held-out prompt."""
+        """Write the answer of the model of `step` to a held-out prompt."""
         if self._is_main:
             record = {"t": round(time.time(), 3), "step": step, "prompt": prompt, "answer": answer, "reference": reference}
             self._samples.append(json_line(record))
 
     def status(self, state: RunState, step: int, horizon: int, **fields: Any) -> None:
-        """Say how the run is doing; "running" starts a heartbeat, any other state ends it."""
+        """Write status.json. "running" starts the heartbeat, any other state ends it."""
         if self._is_main:
             self._status.set(state, step=step, horizon=horizon, fields=fields)
 
     def close(self) -> None:
-        """Write what still waits and end the heartbeat; steps that were not cut are not written."""
+        """Write the pending records and end the heartbeat. Steps since the last cut are not written."""
         self._status.close()
         for sink in self._sinks:
             sink.close()
@@ -186,15 +190,11 @@ class Recorder:
         self._samples.close()
 
 
-def _product(value: float, weight: int) -> float:
-    return value * weight
-
-
 def _memory(device: torch.device) -> dict[str, float]:
     resident, peak = process_memory()
     memory: dict[str, float] = {"memory/rss": resident, "memory/peak": peak}
-    own: Any = torch.get_device_module(device)
-    if hasattr(own, "max_memory_allocated"):  # the most so far: at the end of a step little is left of what it needed
-        memory["memory/gpu_allocated"] = own.max_memory_allocated(device)
-        memory["memory/gpu_reserved"] = own.max_memory_reserved(device)
+    module: Any = torch.get_device_module(device)
+    if hasattr(module, "max_memory_allocated"):  # the peak, because a step has freed most of its memory when it ends
+        memory["memory/gpu_allocated"] = module.max_memory_allocated(device)
+        memory["memory/gpu_reserved"] = module.max_memory_reserved(device)
     return memory

@@ -1,4 +1,4 @@
-"""How one run did, gathered from its files: settings, losses, evaluations, checkpoints, counts, time. No torch."""
+"""Summarizes one run from its files: settings, losses, evaluations, checkpoints, counts, time. No torch."""
 
 import itertools
 import math
@@ -9,6 +9,8 @@ from typing import Any
 from llamahome.config.describe import settings
 from llamahome.config.load import read_saved_config
 from llamahome.errors import ConfigError
+from llamahome.monitoring.display import metric_name
+from llamahome.monitoring.lineage import Ancestor, read_lineage
 from llamahome.monitoring.runs import RunInfo, describe_run, read_records, read_series
 from llamahome.rundir import RunPaths
 
@@ -23,36 +25,40 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class RunReport:
-    """Everything that `llamahome runs show` tells."""
+    """Everything that `llamahome runs show` shows."""
 
     info: RunInfo
     changed_settings: dict[str, Any]
-    """Dotted key -> value, where it is not the default."""
+    """Dotted key -> value of each setting that is not at its default."""
     settings_problem: str | None
     """Why config.yaml could not be read."""
     losses: list[Point]
     evaluations: list[dict[str, float]]
-    """Records with eval/ metrics, each with its step."""
+    """Records with eval/ metrics and their step."""
     checkpoints: list[tuple[int, Path]]
     final: Path | None
+    lineage: list[Ancestor]
+    """The adapters that the run began with, the nearest first."""
     tokens: int
     targets: int
     training_seconds: float
-    """Time in training steps, over resumes; without evaluating, saving and start-up."""
+    """Time in training steps, over resumes; without evaluation, saving and start-up."""
     events: dict[str, int]
-    """How often each kind of event happened."""
+    """Count of each kind of event."""
     files: list[Path]
     damaged_lines: int
 
     @property
     def best(self) -> Point | None:
-        """The lowest evaluation loss."""
-        points = [Point(int(record["step"]), record["eval/loss"]) for record in self.evaluations if "eval/loss" in record]
-        return min((point for point in points if math.isfinite(point.value)), key=lambda point: point.value, default=None)
+        """The best evaluation by evaluation.metric, the earlier of equal ones: the lowest loss, or the highest of another metric."""
+        metric = str(self.changed_settings.get("evaluation.metric", "loss"))
+        name, sign = f"eval/{metric_name(metric)}", 1 if metric == "loss" else -1
+        points = [Point(int(record["step"]), record[name]) for record in self.evaluations if name in record]
+        return min((point for point in points if math.isfinite(point.value)), key=lambda point: sign * point.value, default=None)
 
 
 def report_run(paths: RunPaths) -> RunReport:
-    """Read all files of one run; what is not there is empty."""
+    """Read all files of one run. A missing file leaves its fields empty."""
     metrics_file = paths.metrics_dir / "metrics.jsonl"
     series = read_series(metrics_file)
     changed, problem = _changed_settings(paths)
@@ -69,6 +75,7 @@ def report_run(paths: RunPaths) -> RunReport:
         evaluations=[record for record in series if "step" in record and any(name.startswith("eval/") for name in record)],
         checkpoints=paths.checkpoints(),
         final=paths.final if paths.final.is_dir() else None,
+        lineage=read_lineage(paths),
         tokens=int(steps[-1].get("train/tokens", 0)) if steps else 0,
         targets=int(steps[-1].get("train/targets", 0)) if steps else 0,
         training_seconds=_training_seconds(steps),
@@ -79,7 +86,7 @@ def report_run(paths: RunPaths) -> RunReport:
 
 
 def _changed_settings(paths: RunPaths) -> tuple[dict[str, Any], str | None]:
-    """Settings that are not at their default; a file of another version is told, not refused."""
+    """The settings that are not at their default, and why config.yaml could not be read: it may be from another version."""
     try:
         config = read_saved_config(paths.config).config
     except ConfigError as error:
@@ -93,7 +100,7 @@ def _changed_settings(paths: RunPaths) -> tuple[dict[str, Any], str | None]:
 
 
 def _training_seconds(steps: list[dict[str, float]]) -> float:
-    """Tokens divided by tokens per second, record by record: the clock of a resumed run has gaps, its counts have none."""
+    """Sum tokens / tokens per second over the records, because the timestamps of a resumed run have gaps and its counts do not."""
     counts = [0.0, *(record.get("train/tokens", 0.0) for record in steps)]
     seconds = 0.0
     for (before, after), record in zip(itertools.pairwise(counts), steps, strict=True):

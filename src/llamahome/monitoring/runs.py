@@ -1,10 +1,9 @@
-"""What runs there are and how they did, read from their files alone; a run that works is not disturbed. No torch.
+"""Lists and finds runs by their files, also while they train. No torch.
 
-Listing reads status.json and the end of metrics.jsonl of each run; showing one run reads its metrics once. A torn last line, which
-a process leaves that died while writing or is writing now, is left out; other lines that cannot be read are counted.
+A list reads status.json and the end of metrics.jsonl of each run. A torn last line is ignored, because the process may still be writing
+it or was killed while it wrote; other lines that cannot be parsed are counted.
 """
 
-import json
 import math
 import os
 import re
@@ -18,30 +17,31 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llamahome.errors import Problem, UsageError
+from llamahome.monitoring.series import parse
 from llamahome.monitoring.status import LOST_AFTER_SECONDS, read_status
-from llamahome.rundir import NEWEST, RUNS, RunPaths, first_command, nearby, open_run
+from llamahome.rundir import NEWEST, RUNS, RunPaths, first_command, nearby, open_run, sweep_of
 
 ShownState = Literal["running", "finished", "stopped", "failed", "lost"]
 
 _TAIL_BYTES = 65536
-"""Enough for the last 100 records of metrics.jsonl."""
-_STAMP = re.compile(r"\d{8}-\d{6}")
+"""Holds the last 100 records of metrics.jsonl."""
+_TIMESTAMP = re.compile(r"\d{8}-\d{6}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """One run in a list."""
+    """State and last metrics of a run."""
 
     run_id: str
     folder: Path
     state: ShownState
-    """`lost`: it says that it runs, but its process is gone or has been silent for 30 s."""
+    """`lost`: status.json says "running", but the process is gone or its last heartbeat is more than 30 s old."""
     step: int | None
     horizon: int | None
     started: float
     """Unix seconds."""
     heartbeat: float | None
-    """Unix seconds of the last sign of life."""
+    """Unix seconds of the last heartbeat."""
     loss: float | None
     eval_loss: float | None
     tokens: int | None
@@ -49,46 +49,35 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class Series:
-    """The records of one .jsonl file, in order, and how many lines in it could not be read."""
+    """The records of one .jsonl file in order, and the number of lines that could not be parsed."""
 
     records: list[dict[str, Any]]
     damaged: int
 
 
 def read_records(path: Path) -> Series:
-    """Every whole record; an empty series when there is no such file. A torn last line is not counted as damaged."""
+    """Read every complete record of `path`; none if the file is missing. A torn last line does not count as damaged."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return Series([], 0)
-    return _parse(content)
+    return _whole_records(content)
 
 
 def read_series(path: Path) -> list[dict[str, float]]:
-    """The records of a metrics.jsonl as numbers; what was not finite is nan."""
+    """Read the numbers of a metrics.jsonl; null, which stands for a number that was not finite, becomes nan."""
     return [
         {name: math.nan if value is None else value for name, value in record.items() if value is None or isinstance(value, int | float)}
         for record in read_records(path).records
     ]
 
 
-def _parse(content: bytes) -> Series:
-    lines = content.split(b"\n")
-    records, damaged = [], 0
-    for line in lines[:-1]:  # what follows the last newline is torn
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if isinstance(record, dict):
-            records.append(record)
-        elif line.strip():
-            damaged += 1
-    return Series(records, damaged)
+def _whole_records(content: bytes) -> Series:
+    return Series(*parse(content[: content.rfind(b"\n") + 1]))  # what follows has no newline yet
 
 
 def list_runs(root: Path = RUNS) -> list[RunInfo]:
-    """Every run under `root`, the newest run, and those that --output put elsewhere and whose status names their folder; oldest first."""
+    """List the runs under `root`, the newest run, and the runs elsewhere (--output) that their status.json locates; oldest first."""
     folders = {folder.resolve(): folder for folder in _run_folders(root)}
     runs = [describe_run(open_run(folder)) for folder in folders.values()]
     return sorted(runs, key=lambda run: (run.started, run.run_id))
@@ -112,7 +101,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def describe_run(paths: RunPaths) -> RunInfo:
-    """State and last figures of one run."""
+    """Read the state and the last metrics of one run."""
     status = read_status(paths.metrics_dir / "status.json")
     last = _last_values(paths.metrics_dir / "metrics.jsonl")
     step = max((value for value in (status.get("step"), last.get("step")) if isinstance(value, int)), default=None)
@@ -132,7 +121,7 @@ def describe_run(paths: RunPaths) -> RunInfo:
 
 
 def _last_values(metrics: Path) -> dict[str, Any]:
-    """The newest value of each metric in the end of the file."""
+    """The last value of each metric, from the end of the file."""
     try:
         with metrics.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -141,26 +130,26 @@ def _last_values(metrics: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     values: dict[str, Any] = {}
-    for record in _parse(content).records:  # the first line may be cut, and is then no record
+    for record in _whole_records(content).records:  # a first line that is cut off does not parse
         values |= {name: value for name, value in record.items() if value is not None}
     return values
 
 
 def _state(status: dict[str, Any]) -> ShownState:
-    said = status.get("state")
-    if said in ("finished", "stopped", "failed"):
-        return said  # type: ignore[no-any-return]
+    state = status.get("state")
+    if state in ("finished", "stopped", "failed"):
+        return state  # type: ignore[no-any-return]
     heartbeat = status.get("t")
-    if said != "running" or not isinstance(heartbeat, int | float) or time.time() - heartbeat > LOST_AFTER_SECONDS:
+    if state != "running" or not isinstance(heartbeat, int | float) or time.time() - heartbeat > LOST_AFTER_SECONDS:
         return "lost"
-    here = status.get("host") == socket.gethostname()
-    return "lost" if here and not _is_alive(status.get("pid")) else "running"
+    on_this_host = status.get("host") == socket.gethostname()
+    return "lost" if on_this_host and not _is_alive(status.get("pid")) else "running"
 
 
 def _is_alive(pid: object) -> bool:
     if not isinstance(pid, int):
         return False
-    import psutil
+    import psutil  # most states need no process list
 
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
@@ -171,12 +160,12 @@ def _is_alive(pid: object) -> bool:
 
 
 def _started(paths: RunPaths) -> float:
-    stamp = _STAMP.match(paths.run_id)
-    if stamp:
+    timestamp = _TIMESTAMP.match(paths.run_id)
+    if timestamp:
         try:
-            return datetime.strptime(stamp[0], "%Y%m%d-%H%M%S").timestamp()
+            return datetime.strptime(timestamp[0], "%Y%m%d-%H%M%S").timestamp()
         except ValueError:
-            pass  # digits that are no date: a name that the user chose
+            pass  # not a date: the user chose a name of digits
     try:
         return paths.config.stat().st_mtime
     except OSError:
@@ -184,9 +173,9 @@ def _started(paths: RunPaths) -> float:
 
 
 def find_run(name: str, root: Path = RUNS) -> RunPaths:
-    """The run that `name` means: `latest`, a folder (also a checkpoint in it), a run id, or a part that only one run id has.
+    """Find a run by `latest`, its folder or a checkpoint in it, its run id, or a part that only one run id contains.
 
-    UsageError `run.unknown` or `run.ambiguous` otherwise.
+    Raises UsageError `run.unknown` or `run.ambiguous`.
     """
     if name == "latest":
         return _latest(root)
@@ -202,10 +191,10 @@ def find_run(name: str, root: Path = RUNS) -> RunPaths:
     if len(similar) == 1:
         return open_run(runs[similar[0]].folder)
     if similar:
-        shown = "\n".join(similar[:-11:-1])
-        message = f"{name!r} is a part of {len(similar)} run ids" + (", the newest ten of which are" if len(similar) > 10 else "")
+        newest = "\n".join(similar[:-11:-1])
+        message = f"{len(similar)} run ids contain {name!r}" + ("; the newest ten are" if len(similar) > 10 else "")
         raise UsageError(
-            Problem(code="run.ambiguous", message=message, where="RUN", excerpt=shown, hint=f"llamahome runs show {similar[-1]}")
+            Problem(code="run.ambiguous", message=message, where="RUN", excerpt=newest, hint=f"llamahome runs show {similar[-1]}")
         )
     raise UsageError(Problem(code="run.unknown", message=f"there is no run {name!r}", where="RUN", hint=_nearest(name, list(runs))))
 
@@ -213,7 +202,7 @@ def find_run(name: str, root: Path = RUNS) -> RunPaths:
 def _latest(root: Path) -> RunPaths:
     if _is_run(NEWEST):
         return open_run(NEWEST)
-    runs = list_runs(root)
+    runs = [run for run in list_runs(root) if sweep_of(run.folder) is None]
     if not runs:
         raise UsageError(Problem(code="run.unknown", message="there is no run yet", where=str(root), hint=first_command()))
     return open_run(runs[-1].folder)
@@ -222,6 +211,6 @@ def _latest(root: Path) -> RunPaths:
 def _nearest(name: str, run_ids: list[str]) -> str:
     if not run_ids:
         return first_command()
-    words = {_STAMP.sub("", run_id).strip("-"): run_id for run_id in run_ids} | {run_id: run_id for run_id in run_ids}
-    close = get_close_matches(name, list(words), n=1, cutoff=0.5)
-    return f"llamahome runs show {words[close[0]]}" if close else "llamahome runs list"
+    by_name = {_TIMESTAMP.sub("", run_id).strip("-"): run_id for run_id in run_ids} | {run_id: run_id for run_id in run_ids}
+    close = get_close_matches(name, list(by_name), n=1, cutoff=0.5)
+    return f"llamahome runs show {by_name[close[0]]}" if close else "llamahome runs list"

@@ -1,8 +1,8 @@
-"""Where metrics are written: JSON lines and TensorBoard event files, both append-only with one writer.
+"""Writes metrics as JSON lines and as TensorBoard event files; both are append-only and have one writer.
 
-Nothing here may end a training: this is the border at which a full or vanished disk is counted, told once and tried again. A write
-that fails half-way is cut back to the last whole record, and what could not be written waits in memory (at most 1 MiB a file) for the
-next attempt, so a disk that recovers loses nothing. Records follow TFRecord framing in TensorBoard's files.
+A full or missing disk never ends a training: a failed write is counted, reported once and tried again. A write that fails half-way is
+truncated to the last whole record, and records that could not be written wait in memory (at most 1 MiB per file) for the next attempt,
+so nothing is lost if the disk recovers. TensorBoard's files use TFRecord framing.
 """
 
 import contextlib
@@ -17,118 +17,121 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from llamahome import durable
+from llamahome.errors import MachineError, Problem
+
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
 
-_MOST_WAITING = 2**20
-"""Bytes that wait for a disk to recover: hours of metrics at one line a second."""
+_MAX_PENDING_BYTES = 2**20
+"""Per file, while the disk is full: hours of metrics at one line per second."""
 
 
 class Sink(Protocol):
-    """Something that keeps metrics."""
+    """A destination for metrics."""
 
     def log(self, step: int, t: float, metrics: Mapping[str, float]) -> None:
-        """Keep `metrics` of `step`, observed at unix time `t`."""
+        """Write `metrics` of `step`, observed at unix time `t`."""
 
     def close(self) -> None:
-        """Write what still waits and let go of the file."""
+        """Write the pending records and close the file."""
 
 
 class DiskTrouble:
-    """Counts the writes that failed and tells of each spell of trouble once."""
+    """Counts failed writes, and warns once each time that writing begins to fail."""
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self.failures = 0
         self.lost_bytes = 0
         self._warn = warn
-        self._ailing: set[Path] = set()
+        self._failing: set[Path] = set()
 
     def failed(self, path: Path, error: OSError) -> None:
-        """A write to `path` failed; only the first of a spell is told."""
+        """Note that a write to `path` failed; warn unless one of the files is failing already."""
         self.failures += 1
-        if not self._ailing:
+        if not self._failing:
             self._warn(f"cannot write {path}: {error.strerror or error}; training goes on, metrics wait in memory and are written later")
-        self._ailing.add(path)
+        self._failing.add(path)
 
     def recovered(self, path: Path) -> None:
-        """A write to `path` worked."""
-        self._ailing.discard(path)
+        """Note that a write to `path` succeeded."""
+        self._failing.discard(path)
 
     def lost(self, path: Path, count: int) -> None:
-        """`count` bytes of records for `path` are given up."""
+        """Note that `count` bytes of records for `path` are dropped; warn at the first ones."""
         if self.lost_bytes == 0:
-            self._warn(f"metrics for {path} could not be written and are lost; the training itself is not touched")
+            self._warn(f"metrics for {path} could not be written and are lost; the training is not affected")
         self.lost_bytes += count
 
 
 class AppendFile:
-    """A file that only grows, by whole records; opened at the first record."""
+    """A file to which whole records are appended; opened at the first record."""
 
     def __init__(self, path: Path, trouble: DiskTrouble) -> None:
         self.path = path
         self._trouble = trouble
         self._descriptor: int | None = None
         self._size = 0
-        self._waiting: deque[bytes] = deque()
+        self._pending: deque[bytes] = deque()
 
     def append(self, record: bytes) -> None:
-        """Add one record now, or as soon as the disk takes it."""
-        self._waiting.append(record)
+        """Write one record now, or as soon as the disk has room."""
+        self._pending.append(record)
         try:
-            self._write_waiting()
+            self._write_pending()
         except OSError as error:
             self._trouble.failed(self.path, error)
-            while sum(map(len, self._waiting)) > _MOST_WAITING:
-                self._trouble.lost(self.path, len(self._waiting.popleft()))
+            while sum(map(len, self._pending)) > _MAX_PENDING_BYTES:
+                self._trouble.lost(self.path, len(self._pending.popleft()))
 
-    def _write_waiting(self) -> None:
+    def _write_pending(self) -> None:
         if self._descriptor is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-            self._size = _whole_size(self._descriptor) if self.path.suffix == ".jsonl" else os.fstat(self._descriptor).st_size
+            self._size = _complete_size(self._descriptor) if self.path.suffix == ".jsonl" else os.fstat(self._descriptor).st_size
             os.ftruncate(self._descriptor, self._size)
-        while self._waiting:
-            record = self._waiting[0]
+        while self._pending:
+            record = self._pending[0]
             try:
-                done = 0
-                while done < len(record):
-                    done += os.write(self._descriptor, record[done:])
+                written = 0
+                while written < len(record):
+                    written += os.write(self._descriptor, record[written:])
             except OSError:
                 with contextlib.suppress(OSError):
-                    os.ftruncate(self._descriptor, self._size)  # never leave half a record
+                    os.ftruncate(self._descriptor, self._size)  # remove the half record
                 raise
             self._size += len(record)
-            self._waiting.popleft()
+            self._pending.popleft()
         self._trouble.recovered(self.path)
 
     def close(self) -> None:
-        """Try once more to write what waits, then close."""
+        """Try once more to write the pending records, then close."""
         try:
-            if self._waiting:
-                self._write_waiting()
+            if self._pending:
+                self._write_pending()
         except OSError as error:
             self._trouble.failed(self.path, error)
-            self._trouble.lost(self.path, sum(map(len, self._waiting)))
-            self._waiting.clear()
+            self._trouble.lost(self.path, sum(map(len, self._pending)))
+            self._pending.clear()
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
 
-def _whole_size(descriptor: int) -> int:
-    """Size up to the last newline: a process that died in a write leaves a torn last line, which must not glue to the next."""
+def _complete_size(descriptor: int) -> int:
+    """Size up to the last newline: a process that was killed in a write may have left a torn last line."""
     end = os.fstat(descriptor).st_size
     while end > 0:
         start = max(0, end - 65536)
-        found = os.pread(descriptor, end - start, start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
+        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
         end = start
     return 0
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:
-    """One line of strict JSON; a number that is not finite becomes null, which every reader understands."""
+    """Return one line of strict JSON; numbers that are not finite become null, because JSON has no name for them."""
     return json.dumps(_strict(record), ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n"
 
 
@@ -143,7 +146,7 @@ def _strict(value: Any) -> Any:
 
 
 class JsonlSink:
-    """Metrics as JSON lines: {"t": unix seconds, "step": number, name: value, ...}."""
+    """Writes metrics as JSON lines: {"t": unix seconds, "step": number, name: value, ...}."""
 
     def __init__(self, path: Path, *, trouble: DiskTrouble) -> None:
         self._file = AppendFile(path, trouble)
@@ -153,15 +156,15 @@ class JsonlSink:
         self._file.append(json_line({"t": round(t, 3), "step": step, **metrics}))
 
     def close(self) -> None:
-        """Write what still waits and close the file."""
+        """Write the pending records and close the file."""
         self._file.close()
 
 
 class TensorBoardSink:
-    """Metrics as scalars that TensorBoard shows under the same names; records from `purge_step` on in older files are hidden by it."""
+    """Writes metrics as TensorBoard scalars under the same names. TensorBoard hides the records of older files from `purge_step` on."""
 
     def __init__(self, folder: Path, *, purge_step: int | None, trouble: DiskTrouble) -> None:
-        # 0.3 s, so not at the top; the protocol buffers alone, without the reader and its web server
+        # Imported here because it takes 0.3 s. Only the protocol buffers are imported, not the reader and its web server.
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         self._file = AppendFile(folder / _event_file_name(folder), trouble)
@@ -185,13 +188,67 @@ class TensorBoardSink:
         self._append(Event(wall_time=t, step=step, summary=Summary(value=values)))
 
     def close(self) -> None:
-        """Write what still waits and close the file."""
+        """Write the pending records and close the file."""
         self._file.close()
 
 
 def _event_file_name(folder: Path) -> str:
-    """TensorBoard reads the files of a folder in the order of their names, so a new one must sort after all others."""
+    """A name that sorts after those of the other files, because TensorBoard reads the files of a folder in the order of their names."""
     prefix = "events.out.tfevents."
     stamps = [path.name.removeprefix(prefix).split(".")[0] for path in folder.glob(f"{prefix}*")]
     stamp = max([int(time.time()), *(int(text) + 1 for text in stamps if text.isdigit())])
     return f"{prefix}{stamp:010d}.{socket.gethostname()}.{os.getpid()}"
+
+
+def supersede_after(folder: Path, step: int) -> int:
+    """Move the metrics and samples of the steps after `step` to superseded.jsonl, because a resumed run repeats those steps.
+
+    Returns the number of moved records. Drops a torn last line. One pass over each file, constant memory. A kill is harmless at any
+    point: the records are flushed to superseded.jsonl before a file without them replaces the original by a rename. If the process is
+    killed in between, the next resume moves the records again: superseded.jsonl may then hold a record twice, metrics.jsonl never does.
+    Raises MachineError if the folder cannot be written.
+    """
+    try:
+        return sum(_move_records_after(step, folder / name) for name in ("metrics.jsonl", "samples.jsonl") if (folder / name).is_file())
+    except OSError as error:
+        raise MachineError(
+            Problem(
+                code="machine.metrics-not-writable",
+                message=f"cannot trim the metrics to step {step}: {error.strerror or error}",
+                where=str(error.filename or folder),
+                hint=f"free disk space or make {folder} writable, then run the same command again",
+            )
+        ) from error
+
+
+def _move_records_after(step: int, path: Path) -> int:
+    kept_path = path.with_name(f".{path.name}.kept")
+    superseded_path = path.with_name("superseded.jsonl")
+    moved, torn = 0, False
+    with path.open("rb") as source, kept_path.open("wb") as kept, superseded_path.open("ab") as superseded:
+        for line in source:
+            if not line.endswith(b"\n"):
+                torn = True
+            elif _step_of(line) <= step:
+                kept.write(line)
+            else:
+                superseded.write(json_line({**json.loads(line), "file": path.name}))
+                moved += 1
+        durable.flush_open(superseded, superseded_path)
+        durable.flush_open(kept, kept_path)
+    if moved or torn:
+        durable.rename(kept_path, path)
+    else:
+        kept_path.unlink()
+    if superseded_path.stat().st_size == 0:
+        superseded_path.unlink()
+    return moved
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a record; -1 for a line without a step, which stays in its file."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError):
+        return -1
+    return step if isinstance(step, int | float) else -1

@@ -1,1 +1,1 @@
-"""What a run would need and take, before it starts."""
+"""Predicts memory, time and traffic of a run before it starts."""

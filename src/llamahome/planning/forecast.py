@@ -1,8 +1,8 @@
-"""Memory and time of a step on many ranks, for each way to lay the weights, and which way to take.
+"""Predicts memory and time of a step on many ranks for each strategy, and finds settings with which a step fits.
 
-Time is arithmetic over the rate of the device, plus what the links need, plus a pass over memory for the update. Exchanges may hide
-behind arithmetic: the time if none is hidden and the time if all of it is are both told. The first is the prediction, because it is
-nearer to published pairs.
+Time is operations / rate of the device, plus communication, plus one pass over memory for the update. Communication may overlap with
+computation: a forecast has the time without any overlap and the time with full overlap. The first is the prediction, because it is
+nearer to published measurements.
 """
 
 from collections.abc import Sequence
@@ -10,42 +10,44 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from llamahome.planning.hardware import Device
-from llamahome.planning.memory import TILE_BYTES, Layout, Memory, Pass, memory_of
-from llamahome.planning.shapes import Shape, flops_per_token
-from llamahome.planning.traffic import Exchange, counts, exchanges, seconds_of, sent_bytes
+from llamahome.planning.memory import TILE_BYTES, Memory, Pass, ShardLayout, memory_of
+from llamahome.planning.shapes import ModelShape, flops_per_token
+from llamahome.planning.traffic import Collective, count_by_kind, step_collectives, total_seconds, total_sent_bytes
 
 Strategy = Literal["replicate", "shard", "hybrid"]
 STRATEGIES: tuple[Strategy, ...] = ("replicate", "shard", "hybrid")
 USABLE = 0.92
-"""Share of a device's memory that a step may fill: the rest is the driver's, and gaps between blocks."""
-_UPDATE_BYTES = 28
-"""AdamW reads weight, gradient and two moments and writes three of them, in float32."""
-_FEWEST_TOKENS = 256
+"""Share of a device's memory that a step may fill; the rest is for the driver and for fragmentation."""
+_UPDATE_BYTES_PER_WEIGHT = 28
+"""AdamW reads weight, gradient and two moments, and writes weight and moments, in float32."""
+_MIN_TOKENS, _MAX_RANKS = 256, 65_536
+"""Fewer tokens per micro-batch, or more ranks, are not suggested."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What each rank does in a step."""
+    """The work of each rank in a step."""
 
     tokens: int
-    """Of one pass."""
+    """Tokens of one micro-batch."""
     passes: int
+    """Micro-batches per step."""
     length: int
-    """Of a document."""
+    """Tokens of a document."""
     target_share: float
     kept_bytes: int
-    """What a pass of `tokens` keeps for the backward pass when nothing is recomputed."""
+    """What a micro-batch of `tokens` keeps for its backward pass if nothing is recomputed."""
     recomputes: bool | None
-    """Gradient checkpointing; None decides by `largest_share`, as a run does."""
+    """Gradient checkpointing. None means auto: `largest_share` decides, as in a run."""
     largest_share: float
-    """Of the memory that weights, gradients and optimizer leave, which activations may take before they are recomputed."""
+    """Activations are recomputed if they take more than this share of the memory that weights, gradients and optimizer leave."""
     tile_bytes: int = TILE_BYTES
-    """Of the loss head's tile of logits."""
+    """Bytes of a tile of logits in the loss head."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """The ranks."""
+    """The ranks and their device."""
 
     device: Device
     ranks: int
@@ -54,104 +56,107 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a step takes with one strategy."""
+    """Memory and time of a step with one strategy."""
 
     strategy: Strategy
-    layout: Layout
+    layout: ShardLayout
     memory: Memory
     recomputes: bool
     fits: bool
     exchanges: dict[str, int]
-    """How many of each kind in a step."""
+    """Collectives per step by kind."""
     sent_bytes: int
-    """By one rank in a step."""
+    """Bytes that one rank sends per step."""
     sent_by_formula: int
+    """The same by formula."""
     compute_seconds: float
     exchange_seconds: float
     update_seconds: float
     tokens: int
-    """Of a step, on all ranks."""
+    """Tokens of a step, on all ranks."""
 
     @property
     def seconds(self) -> float:
-        """Of a step, when no exchange hides behind arithmetic."""
+        """Time of a step without overlap of communication and computation."""
         return self.compute_seconds + self.exchange_seconds + self.update_seconds
 
     @property
     def seconds_if_hidden(self) -> float:
-        """Of a step, when exchanges and arithmetic go on at once."""
+        """Time of a step with full overlap of communication and computation."""
         return max(self.compute_seconds, self.exchange_seconds) + self.update_seconds
 
     @property
     def tokens_per_s(self) -> float:
-        """On all ranks together."""
+        """Tokens per second on all ranks."""
         return self.tokens / self.seconds
 
 
-def layout_of(strategy: Strategy, cluster: Cluster, *, stored: int, computed: int, apart: bool) -> Layout:
-    """How a strategy lays the weights over the ranks; hybrid cuts inside a machine."""
+def layout_of(strategy: Strategy, cluster: Cluster, *, stored: int, computed: int, apart: bool) -> ShardLayout:
+    """The distribution of the weights with `strategy`; hybrid shards within a node."""
     shards = {"replicate": 1, "shard": cluster.ranks, "hybrid": min(cluster.per_node, cluster.ranks)}[strategy]
-    return Layout(shards, cluster.ranks // shards, stored, computed, apart)
+    return ShardLayout(shards, cluster.ranks // shards, stored, computed, apart)
 
 
 def forecast(
-    strategy: Strategy, shape: Shape, layout: Layout, cluster: Cluster, *, work: Work, counted: Sequence[Exchange] | None = None
+    strategy: Strategy, shape: ModelShape, layout: ShardLayout, cluster: Cluster, *, work: Work, counted: Sequence[Collective] | None = None
 ) -> Forecast:
-    """Predict a step; `counted` are the exchanges that the placed model made, None takes those of the formula."""
-    device, room = cluster.device, USABLE * cluster.device.memory_bytes
+    """Predict a step. `counted` are the collectives of a dry run; None uses the formula."""
+    device = cluster.device
     memory, recomputes = _memory(shape, layout, work, device)
-    formula = exchanges(shape, layout, per_node=cluster.per_node, passes=work.passes)
-    made = formula if counted is None else counted
+    formula = step_collectives(shape, layout, per_node=cluster.per_node, passes=work.passes)
+    collectives = formula if counted is None else counted
     per_token = flops_per_token(shape, length=work.length, target_share=work.target_share, recomputes=recomputes)
-    updated = shape.trained if layout.apart else shape.trained / layout.shards
+    updated_weights = shape.trained if layout.apart else shape.trained / layout.shards
     return Forecast(
         strategy=strategy,
         layout=layout,
         memory=memory,
         recomputes=recomputes,
-        fits=memory.total <= room,
-        exchanges=counts(made),
-        sent_bytes=sent_bytes(made),
-        sent_by_formula=sent_bytes(formula),
+        fits=memory.total <= USABLE * device.memory_bytes,
+        exchanges=count_by_kind(collectives),
+        sent_bytes=total_sent_bytes(collectives),
+        sent_by_formula=total_sent_bytes(formula),
         compute_seconds=work.passes * work.tokens * per_token / device.flops,
-        exchange_seconds=seconds_of(made, device),
-        update_seconds=updated * _UPDATE_BYTES / (device.memory_gbps * 1e9),
+        exchange_seconds=total_seconds(collectives, device),
+        update_seconds=updated_weights * _UPDATE_BYTES_PER_WEIGHT / (device.memory_gbps * 1e9),
         tokens=work.passes * work.tokens * cluster.ranks,
     )
 
 
-def _memory(shape: Shape, layout: Layout, work: Work, device: Device) -> tuple[Memory, bool]:
-    """What one rank holds, and whether it recomputes."""
-    one = Pass(
-        work.tokens, round(work.tokens * work.target_share), work.kept_bytes, bool(work.recomputes), work.passes > 1, work.tile_bytes
-    )
-    memory = memory_of(shape, layout, one)
+def _memory(shape: ModelShape, layout: ShardLayout, work: Work, device: Device) -> tuple[Memory, bool]:
+    """Memory of one rank, and whether activations are recomputed."""
+    targets = round(work.tokens * work.target_share)
+    micro_batch = Pass(work.tokens, targets, work.kept_bytes, bool(work.recomputes), work.passes > 1, work.tile_bytes)
+    memory = memory_of(shape, layout, micro_batch)
     free = device.memory_bytes - memory.weights - memory.gradients - memory.optimizer
     if work.recomputes is None and work.kept_bytes > work.largest_share * free:
-        return memory_of(shape, layout, replace(one, recomputes=True)), True
-    return memory, one.recomputes
+        return memory_of(shape, layout, replace(micro_batch, recomputes=True)), True
+    return memory, micro_batch.recomputes
 
 
-def remedy(strategy: Strategy, shape: Shape, cluster: Cluster, *, layout: Layout, work: Work) -> str | None:
-    """Settings with which this strategy fits, tried out; None when there are none."""
-    room = USABLE * cluster.device.memory_bytes
-    if _memory(shape, layout, work, cluster.device)[0].total <= room:
+def remedy(strategy: Strategy, shape: ModelShape, cluster: Cluster, *, layout: ShardLayout, work: Work) -> str | None:
+    """Find options with which `strategy` fits; empty if it fits already, None if there are none."""
+
+    def fits(smaller: Work) -> bool:
+        return _memory(shape, layout, smaller, cluster.device)[0].total <= USABLE * cluster.device.memory_bytes
+
+    if fits(work):
         return ""
     tokens = work.tokens
-    while tokens >= _FEWEST_TOKENS:
-        less = replace(work, tokens=tokens, kept_bytes=work.kept_bytes * tokens // work.tokens, recomputes=True)
-        if _memory(shape, layout, less, cluster.device)[0].total <= room:
-            words = [] if _memory(shape, layout, work, cluster.device)[1] else ["--set training.gradient_checkpointing=true"]
-            words += [f"--set training.micro_batch_tokens={tokens}"] if tokens < work.tokens else []
-            words += [f"--set data.max_length={tokens}"] if tokens < work.length else []
-            return " ".join(words)
+    while tokens >= _MIN_TOKENS:
+        if fits(replace(work, tokens=tokens, kept_bytes=work.kept_bytes * tokens // work.tokens, recomputes=True)):
+            _, recomputes = _memory(shape, layout, work, cluster.device)
+            options = [] if recomputes else ["--set training.gradient_checkpointing=true"]
+            options += [f"--set training.micro_batch_tokens={tokens}"] if tokens < work.tokens else []
+            options += [f"--set data.max_length={tokens}"] if tokens < work.length else []
+            return " ".join(options)
         tokens //= 2
     if work.passes > 1 and remedy(strategy, shape, cluster, layout=layout, work=replace(work, passes=1)) is not None:
         return "--micro-batches 1"
-    if strategy != "shard":
+    if strategy != "shard" or cluster.ranks * 2 > _MAX_RANKS:
         return None
     wider = replace(cluster, ranks=cluster.ranks * 2)
-    if wider.ranks > 65_536:
-        return None
-    more = remedy(strategy, shape, wider, layout=replace(layout, shards=wider.ranks), work=work)
-    return more if more is None or "--world-size" in more else f"--world-size {wider.ranks} {more}".strip()
+    options_there = remedy(strategy, shape, wider, layout=replace(layout, shards=wider.ranks), work=work)
+    if options_there is None or "--world-size" in options_there:
+        return options_there
+    return f"--world-size {wider.ranks} {options_there}".strip()

@@ -1,42 +1,42 @@
-"""What lies in the memory of one rank at the worst moment of a step, by what it is for.
+"""Estimates the peak memory of one rank in a step, by purpose.
 
-How much a token keeps for the backward pass is handed in: model/place.py knows it, and decides with it whether to recompute.
-Frozen weights lie in their stored type; what is trained, its gradient and the two moments of AdamW are float32.
+The caller passes the bytes that a micro-batch keeps for its backward pass; model/place.py uses the same number to decide whether to
+recompute. Frozen weights have their storage dtype. Trained weights, their gradients and the two moments of AdamW are float32.
 """
 
 from dataclasses import dataclass, fields
 
-from llamahome.planning.shapes import Part, Shape
+from llamahome.planning.shapes import LayerShape, ModelShape
 
 FLOAT32 = 4
 TILE_BYTES = 2 * 4 * 128 * 49_152
-"""Of the loss head: a tile of float32 logits and as much for what is made of it, where the back end does not say."""
+"""Default for the loss head: a tile of float32 logits and as much again for its gradient."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How the weights lie over the ranks and in which types they are stored and multiplied."""
+class ShardLayout:
+    """How the weights are distributed over the ranks, and the sizes of their dtypes."""
 
     shards: int
-    """Ranks that share one copy of the weights; 1 replicates."""
+    """Ranks that share one copy of the weights; 1 means replication."""
     copies: int
-    """Such groups."""
+    """Number of copies, each on `shards` ranks."""
     stored: int
-    """Bytes of a frozen weight."""
+    """Bytes per stored frozen weight."""
     computed: int
-    """Bytes of a weight in a matrix product."""
+    """Bytes per weight in a matrix product."""
     apart: bool
-    """What is trained (adapters) stays whole on every rank; only frozen weights are cut."""
+    """Trained weights (adapters) are replicated on every rank; only frozen weights are sharded."""
     sums_each_pass: bool = False
-    """Gradients of cut weights are summed in every pass instead of the last, so that no rank keeps whole ones."""
+    """Gradients of sharded weights are reduced after every micro-batch, not once per step, so that no rank keeps full gradients."""
 
     @property
     def ranks(self) -> int:
-        """All of them."""
+        """Number of ranks."""
         return self.shards * self.copies
 
-    def gathered(self, part: Part, *, inside_layer: bool) -> int:
-        """Bytes of a part put together for a pass: frozen weights as stored, trained ones of layers as multiplied, the others float32."""
+    def gathered(self, part: LayerShape, *, inside_layer: bool) -> int:
+        """Bytes of an all-gathered part: frozen weights as stored, trained weights of layers as computed, other trained weights float32."""
         if self.apart:
             return part.frozen * self.stored
         return part.frozen * self.stored + part.trained * (self.computed if inside_layer else FLOAT32)
@@ -44,40 +44,40 @@ class Layout:
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward and backward on one rank."""
+    """One micro-batch: forward and backward on one rank."""
 
     tokens: int
     targets: int
     kept_bytes: int
-    """For the backward pass, when nothing is recomputed."""
+    """Kept for the backward pass if nothing is recomputed."""
     recomputes: bool
     several: bool = False
-    """A step has more than one of them."""
+    """Whether a step has more than one micro-batch."""
     tile_bytes: int = TILE_BYTES
-    """Of the loss head's tile."""
+    """Bytes of a tile of logits in the loss head."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank."""
+    """Bytes on one rank, by purpose."""
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
     loss: int
-    """A tile of logits, the gradient of the states that predict targets, and that of a trained head."""
+    """A tile of logits, the gradient of the hidden states of targets, a cast head, and the gradient of a trained head."""
     buffers: int
-    """Weights gathered or cast for a while, and gradients on their way to other ranks."""
+    """Temporarily gathered or cast weights, and gradients in communication buffers."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum over all purposes."""
         return sum(getattr(self, field.name) for field in fields(self))
 
 
-def memory_of(shape: Shape, layout: Layout, work: Pass) -> Memory:
-    """What one rank holds."""
+def memory_of(shape: ModelShape, layout: ShardLayout, work: Pass) -> Memory:
+    """Estimate the peak memory of one rank."""
     trained = shape.trained if layout.apart else _share(shape.trained, layout.shards)
     frozen = _share(shape.weights - shape.trained, layout.shards)
     return Memory(
@@ -90,30 +90,30 @@ def memory_of(shape: Shape, layout: Layout, work: Pass) -> Memory:
     )
 
 
-def activations(shape: Shape, layout: Layout, work: Pass) -> int:
-    """Kept for the backward pass: all of it, or the input of every layer and all of one layer."""
+def activations(shape: ModelShape, layout: ShardLayout, work: Pass) -> int:
+    """Bytes kept for the backward pass: everything, or with recomputation the input of every layer and everything of one layer."""
     if not work.recomputes:
         return work.kept_bytes
     return work.tokens * shape.hidden * layout.computed * shape.layers + work.kept_bytes // shape.layers
 
 
-def _loss(shape: Shape, layout: Layout, work: Pass) -> int:
+def _loss(shape: ModelShape, layout: ShardLayout, work: Pass) -> int:
     grad_hidden = work.targets * shape.hidden * layout.computed
     cast_head = shape.head * layout.computed if layout.computed != layout.stored else 0
     return work.tile_bytes + grad_hidden + cast_head + (shape.head * FLOAT32 if shape.head_trained else 0)
 
 
-def _buffers(shape: Shape, layout: Layout, work: Pass) -> int:
-    """Casts and flat gradients of whole weights; of cut ones two whole layers, the rest, and gradients that are not cut yet."""
-    flat = shape.trained * FLOAT32 if layout.ranks > 1 and layout.apart else 0
+def _buffers(shape: ModelShape, layout: ShardLayout, work: Pass) -> int:
+    """Replicated: casts and flat gradients. Sharded: two gathered layers, the gathered rest, and gradients before they are scattered."""
+    flat_gradients = shape.trained * FLOAT32 if layout.ranks > 1 and layout.apart else 0
     if layout.shards == 1:
         casts = 0 if layout.apart or layout.computed == FLOAT32 else shape.layers * shape.layer.trained_products * layout.computed
-        return casts + flat
-    whole = 2 * layout.gathered(shape.layer, inside_layer=True) + layout.gathered(shape.rest, inside_layer=False)
+        return casts + flat_gradients
+    gathered = 2 * layout.gathered(shape.layer, inside_layer=True) + layout.gathered(shape.rest, inside_layer=False)
     if layout.apart:
-        return whole + flat
-    uncut = shape.trained if work.several and not layout.sums_each_pass else max(2 * shape.layer.trained, shape.rest.trained)
-    return whole + uncut * FLOAT32
+        return gathered + flat_gradients
+    unscattered = shape.trained if work.several and not layout.sums_each_pass else max(2 * shape.layer.trained, shape.rest.trained)
+    return gathered + unscattered * FLOAT32
 
 
 def _share(weights: int, ranks: int) -> int:

@@ -1,6 +1,6 @@
-"""What a plan has to know of a model, in plain numbers, and a few well-known shapes for which nothing has to be fetched.
+"""The sizes of a model that a plan needs, and the configs of well-known models, so that planning them downloads nothing.
 
-Layers are taken to be alike: a model is what its layers are, times their number, and a rest (embeddings, last norm, output head).
+All layers are assumed to be alike: a model is its number of layers times one layer, and a rest (embeddings, last norm, output head).
 """
 
 from collections.abc import Mapping
@@ -23,57 +23,58 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "llama-3-8b": _LLAMA_3 | {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32},
     "llama-3-70b": _LLAMA_3 | {"hidden_size": 8192, "intermediate_size": 28_672, "num_hidden_layers": 80, "num_attention_heads": 64},
 }
-"""What stands in the config.json of these models, as far as it decides their size. Sources: "The Llama 3 Herd of Models" (arXiv
+"""The fields of these models' config.json that decide their size. Sources: "The Llama 3 Herd of Models" (arXiv
 2407.21783, table 3); docs/log.md for the starter."""
 
 
 @dataclass(frozen=True)
-class Part:
+class LayerShape:
     """Weights of one layer, or of everything outside the layers."""
 
     frozen: int
     trained: int
     products: int
-    """Weights that every token is multiplied with, adapters included: no embeddings, no norms, no output head."""
+    """Weights in matrix products of every token, adapters included: no embeddings, no norms, no output head."""
     trained_products: int
 
     @property
     def weights(self) -> int:
-        """All of them."""
+        """Frozen and trained weights."""
         return self.frozen + self.trained
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A model with what is trained on it."""
+class ModelShape:
+    """The sizes of a model and of its trained weights."""
 
     name: str
     layers: int
-    layer: Part
-    rest: Part
+    layer: LayerShape
+    rest: LayerShape
     hidden: int
     attention: int
     """Heads times head size."""
     head: int
-    """Weights of the output head, whether it shares them with the embeddings or not."""
+    """Weights of the output head, also if they are tied to the embeddings."""
     head_trained: bool
 
     @property
     def weights(self) -> int:
-        """Of the whole model, adapters included."""
+        """Weights of the whole model, adapters included."""
         return self.layers * self.layer.weights + self.rest.weights
 
     @property
     def trained(self) -> int:
-        """Weights that learn."""
+        """Weights that are trained."""
         return self.layers * self.layer.trained + self.rest.trained
 
 
-def flops_per_token(shape: Shape, *, length: float, target_share: float, recomputes: bool) -> float:
-    """Floating-point operations that a token of documents of `length` needs, forward and backward.
+def flops_per_token(shape: ModelShape, *, length: float, target_share: float, recomputes: bool) -> float:
+    """Floating-point operations per token, forward and backward, in documents of `length` tokens.
 
-    A weight costs 2 forward, 2 for the gradient of its input and, if it is trained, 2 for its own. A query sees half of its document on
-    average: 2 * length * (heads * size) a layer forward, twice that backward. With `recomputes` each layer's forward is done twice.
+    A weight costs 2 forward, 2 for the gradient of its input and, if it is trained, 2 for its own gradient. A query attends to half of its
+    document on average: 2 * length * (heads * head size) per layer forward, twice that backward. `recomputes` runs each layer's forward
+    twice.
     """
     part = shape.layer
     attention = 2.0 * length * shape.attention

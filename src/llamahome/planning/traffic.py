@@ -1,133 +1,137 @@
-"""What ranks send each other in a step, how many bytes that is for one of them, and how long it takes.
+"""Counts the collectives of a step, the bytes that one rank sends in them, and their time.
 
-Exchanges are rings: of a whole of S bytes over n ranks each sends (n - 1) / n * S for a gathering or a scattered sum and twice that for
-a sum that all get. A ring that crosses machines runs at the pace of the network adapters that its ranks of one machine have together,
-and pays for every hop. Source of the arithmetic: Thakur, Rabenseifner and Gropp, "Optimization of Collective Communication Operations
-in MPICH" (2005), section 4.
+All collectives are assumed to be rings. Over n ranks and S bytes in total, each rank sends (n - 1) / n * S in an all-gather or a
+reduce-scatter and twice that in an all-reduce. A ring over several nodes runs at the rate of all network adapters of the ring's ranks on
+one node, and each hop costs latency. Source: Thakur, Rabenseifner and Gropp, "Optimization of Collective Communication Operations in
+MPICH" (2005), section 4.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from llamahome.planning.hardware import Device
-from llamahome.planning.memory import FLOAT32, Layout
-from llamahome.planning.shapes import Shape
+from llamahome.planning.memory import FLOAT32, ShardLayout
+from llamahome.planning.shapes import ModelShape
 
 Kind = Literal["all_gather", "reduce_scatter", "all_reduce"]
 
 
 @dataclass(frozen=True)
-class Group:
-    """The ranks of one exchange."""
+class RankGroup:
+    """The ranks of a collective."""
 
     ranks: int
     per_node: int
-    """How many of them sit on one machine."""
+    """Ranks of the group on one node."""
 
     @property
     def crosses(self) -> bool:
-        """Whether it needs the network."""
+        """Whether the group has ranks on several nodes."""
         return self.ranks > self.per_node
 
 
 @dataclass(frozen=True)
-class Exchange:
-    """Equal exchanges of a step."""
+class Collective:
+    """One kind of collective of one size, and how often a step runs it."""
 
     kind: Kind
     whole_bytes: int
-    """What all ranks of the group have together when it is done."""
-    group: Group
+    """Bytes of the full tensor: the gathered one, or the one that is reduced."""
+    group: RankGroup
     count: int = 1
 
     @property
     def sent_bytes(self) -> float:
-        """By one rank, in all of them."""
-        rounds = 2 if self.kind == "all_reduce" else 1
-        return self.count * rounds * (self.group.ranks - 1) / self.group.ranks * self.whole_bytes
+        """Bytes that one rank sends in all `count` of them."""
+        rings = 2 if self.kind == "all_reduce" else 1
+        return self.count * rings * (self.group.ranks - 1) / self.group.ranks * self.whole_bytes
 
     def seconds(self, device: Device) -> float:
-        """All of them one after the other, with nothing else on the links."""
+        """Time of all `count` of them one after the other, on idle links."""
         inside = device.inside_gbps / 8 * 1e9
         rate = min(inside, device.between_gbps / 8 * 1e9 * self.group.per_node) if self.group.crosses else inside
         hops = (2 if self.kind == "all_reduce" else 1) * (self.group.ranks - 1)
         return self.sent_bytes / rate + self.count * hops * device.hop_seconds
 
 
-def exchanges(shape: Shape, layout: Layout, *, per_node: int, passes: int) -> list[Exchange]:
-    """The large exchanges of a step of `passes` micro-batches, from arithmetic alone.
+def step_collectives(shape: ModelShape, layout: ShardLayout, *, per_node: int, passes: int) -> list[Collective]:
+    """The large collectives of a step of `passes` micro-batches, by formula.
 
-    Replicated: one sum of all gradients. Sharded: in every pass each layer is gathered for the forward and again for the backward pass,
-    the rest once, and the gradients of cut weights are summed into shards once per step, or in every pass where the layout says so;
-    several copies of a sharded model then sum their shards, once per step. Adapters are summed whole over all ranks.
+    Replicated: one all-reduce of all gradients. Sharded: in every micro-batch each layer is gathered for the forward and again for the
+    backward pass, and the rest is gathered once; the gradients of sharded weights are reduce-scattered once per step, or after every
+    micro-batch if `layout.sums_each_pass`; several copies of a sharded model then all-reduce their shards once per step. The gradients
+    of adapters are all-reduced over all ranks.
     """
     if layout.ranks == 1:
         return []
-    everyone = Group(layout.ranks, min(per_node, layout.ranks))
-    found = [Exchange("all_reduce", shape.trained * FLOAT32, everyone)] if layout.apart or layout.shards == 1 else []
+    all_ranks = RankGroup(layout.ranks, min(per_node, layout.ranks))
+    collectives = [Collective("all_reduce", shape.trained * FLOAT32, all_ranks)] if layout.apart or layout.shards == 1 else []
     if layout.shards == 1:
-        return found
-    inside = Group(layout.shards, min(per_node, layout.shards))
-    across = Group(layout.copies, max(1, min(per_node, layout.ranks) // layout.shards))
-    for part, times, in_layer in ((shape.layer, shape.layers, True), (shape.rest, 1, False)):
-        whole = layout.gathered(part, inside_layer=in_layer)
-        found.append(Exchange("all_gather", whole, inside, passes * times * (2 if in_layer else 1)))
+        return collectives
+    shard_group = RankGroup(layout.shards, min(per_node, layout.shards))
+    copy_group = RankGroup(layout.copies, max(1, min(per_node, layout.ranks) // layout.shards))
+    for part, number, is_layer in ((shape.layer, shape.layers, True), (shape.rest, 1, False)):
+        gathered = layout.gathered(part, inside_layer=is_layer)
+        collectives.append(Collective("all_gather", gathered, shard_group, passes * number * (2 if is_layer else 1)))
         if part.trained and not layout.apart:
-            found.append(Exchange("reduce_scatter", part.trained * FLOAT32, inside, times * (passes if layout.sums_each_pass else 1)))
+            gradients, sums = part.trained * FLOAT32, number * (passes if layout.sums_each_pass else 1)
+            collectives.append(Collective("reduce_scatter", gradients, shard_group, sums))
             if layout.copies > 1:
-                found.append(Exchange("all_reduce", part.trained * FLOAT32 // layout.shards, across, times))
-    return found
+                collectives.append(Collective("all_reduce", gradients // layout.shards, copy_group, number))
+    return collectives
 
 
-def sent_bytes(found: Sequence[Exchange]) -> int:
-    """By one rank in a step."""
-    return round(sum(each.sent_bytes for each in found))
+def total_sent_bytes(collectives: Sequence[Collective]) -> int:
+    """Bytes that one rank sends in all of them."""
+    return round(sum(collective.sent_bytes for collective in collectives))
 
 
-def seconds_of(found: Sequence[Exchange], device: Device) -> float:
-    """Of all exchanges of a step, one after the other."""
-    return sum(each.seconds(device) for each in found)
+def total_seconds(collectives: Sequence[Collective], device: Device) -> float:
+    """Time of all of them, one after the other."""
+    return sum(collective.seconds(device) for collective in collectives)
 
 
-def counts(found: Sequence[Exchange]) -> dict[str, int]:
-    """How many of each kind in a step."""
-    kinds: dict[str, int] = {}
-    for each in found:
-        kinds[each.kind] = kinds.get(each.kind, 0) + each.count
-    return dict(sorted(kinds.items()))
+def count_by_kind(collectives: Sequence[Collective]) -> dict[str, int]:
+    """Number of collectives of each kind."""
+    counts: Counter[str] = Counter()
+    for collective in collectives:
+        counts[collective.kind] += collective.count
+    return dict(sorted(counts.items()))
 
 
-def extended(shallow: Sequence[Exchange], deep: Sequence[Exchange], *, depths: tuple[int, int], layers: int) -> list[Exchange]:
-    """What a model of `layers` exchanges, from what models of two depths did: each further layer adds the same again.
+def extended(shallow: Sequence[Collective], deep: Sequence[Collective], *, depths: tuple[int, int], layers: int) -> list[Collective]:
+    """Extrapolate from the collectives of models with `depths` layers to those of a model with `layers` layers.
 
-    An exchange that both made comes more often, one that changed its size (a flat one of all gradients) grows. Raises ValueError when
-    neither explains the difference.
+    Each further layer is assumed to add the same: to the count of a collective that both models have, or to the size of one that differs
+    between them (an all-reduce of all gradients). Raises ValueError if neither explains the difference.
     """
-    few, many = _tally(shallow), _tally(deep)
+    few, many = _count_each(shallow), _count_each(deep)
 
-    def at(first: int, second: int) -> int:
-        more, left = divmod((second - first) * (layers - depths[0]), depths[1] - depths[0])
-        if left or first + more < 0:
+    def extrapolate(first: int, second: int) -> int:
+        growth, remainder = divmod((second - first) * (layers - depths[0]), depths[1] - depths[0])
+        if remainder or first + growth < 0:
             raise ValueError("not every layer adds the same")
-        return first + more
+        return first + growth
 
-    found = [replace(each, count=at(few[each], many[each])) for each in few.keys() & many.keys()]
-    gone, new = (sorted(ours.keys() - others.keys(), key=_rank) for ours, others in ((few, many), (many, few)))
-    if len(gone) > 1 or [(each.kind, each.group, few[each]) for each in gone] != [(each.kind, each.group, many[each]) for each in new]:
-        raise ValueError("an exchange of one depth has no like at the other")
-    pairs = zip(gone, new, strict=True)
-    found += [replace(old, whole_bytes=at(old.whole_bytes, now.whole_bytes), count=few[old]) for old, now in pairs]
-    return sorted((each for each in found if each.count), key=_rank)
-
-
-def _rank(each: Exchange) -> tuple[str, int, int, int]:
-    return each.kind, each.group.ranks, each.group.per_node, each.whole_bytes
+    result = [replace(shared, count=extrapolate(few[shared], many[shared])) for shared in few.keys() & many.keys()]
+    only_few = sorted(few.keys() - many.keys(), key=_sort_key)
+    only_many = sorted(many.keys() - few.keys(), key=_sort_key)
+    if len(only_few) > 1 or [(c.kind, c.group, few[c]) for c in only_few] != [(c.kind, c.group, many[c]) for c in only_many]:
+        raise ValueError("a collective of one depth has no counterpart at the other depth")
+    for old, new in zip(only_few, only_many, strict=True):
+        result.append(replace(old, whole_bytes=extrapolate(old.whole_bytes, new.whole_bytes), count=few[old]))
+    return sorted((collective for collective in result if collective.count), key=_sort_key)
 
 
-def _tally(found: Sequence[Exchange]) -> dict[Exchange, int]:
-    tally: dict[Exchange, int] = {}
-    for each in found:
-        single = replace(each, count=1)
-        tally[single] = tally.get(single, 0) + each.count
-    return tally
+def _sort_key(collective: Collective) -> tuple[str, int, int, int]:
+    return collective.kind, collective.group.ranks, collective.group.per_node, collective.whole_bytes
+
+
+def _count_each(collectives: Sequence[Collective]) -> Counter[Collective]:
+    """Count by kind, size and group; the keys have count 1."""
+    counts: Counter[Collective] = Counter()
+    for collective in collectives:
+        counts[replace(collective, count=1)] += collective.count
+    return counts

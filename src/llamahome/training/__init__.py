@@ -1,1 +1,1 @@
-"""The heart. Reading order: loop, step, evaluate, schedule, optimizer, stop, state. Imports only torch from outside."""
+"""The training loop and its parts. Reading order: loop, step, run, metrics, evaluate, schedule. Imports only torch from outside."""

@@ -1,41 +1,62 @@
-"""Held-out loss, perplexity and token accuracy: sums over all targets of all ranks, divided once."""
+"""Held-out loss, perplexity and token accuracy, and answers to sample prompts.
+
+The figures are sums over all targets of all ranks, divided once.
+"""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from llamahome.data.records import Microbatch
+from llamahome.data.store.table import ExampleTable
+from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.distributed.world import World
+from llamahome.model.backends.loss import HeadStats
+from llamahome.model.generate import generate
+from llamahome.model.objective import Objective
+from llamahome.model.shard import Placement
+from llamahome.monitoring.display import metric_name
+from llamahome.monitoring.recorder import Recorder
 
-
-class Stats(Protocol):
-    """Sums over the targets of one micro-batch."""
-
-    @property
-    def loss_sum(self) -> Tensor: ...  # noqa: D102
-    @property
-    def correct(self) -> Tensor: ...  # noqa: D102
+ANSWER_TOKENS = 64
+"""Most tokens in the answer to a sample prompt."""
+_TEXT_PROMPT_TOKENS = 32
+"""Most tokens of a plain text that are used as a sample prompt."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the model of one step does on the held-out rows."""
+    """How well the model of one step predicts the held-out rows."""
 
     loss: float
     """Nats per target."""
     accuracy: float
     """Share of targets that the model ranks first."""
     targets: int
+    metric: str = "loss"
+    """evaluation.metric: what decides whether this evaluation is better than another."""
+    score: float | None = None
+    """Mean score of generated answers, if that is the metric."""
+
+    @property
+    def value(self) -> float:
+        """The value of the metric."""
+        if self.metric == "loss":
+            return self.loss
+        return self.accuracy if self.score is None else self.score
+
+    def better(self, than: float) -> bool:
+        """Whether the value is better than another value of the same metric."""
+        return self.value < than if self.metric == "loss" else self.value > than
 
     @property
     def noise(self) -> float:
-        """How far the loss of the same rows moves from one evaluation to another by chance: two standard errors, in nats.
+        """How much the loss of the same rows changes by chance from one evaluation to the next: two standard errors, in nats.
 
-        Between two states of a model the loss of a target moves by about one nat, so the error of the mean is 1 / sqrt(targets).
+        Between two states of a model the loss of a target changes by about one nat, so the error of the mean is 1 / sqrt(targets).
         """
         return 2 / math.sqrt(max(1, self.targets))
 
@@ -47,28 +68,139 @@ class Evaluation:
     @property
     def metrics(self) -> dict[str, float]:
         """Under their public names."""
-        return {"eval/loss": self.loss, "eval/perplexity": self.perplexity, "eval/token_accuracy": self.accuracy}
+        scores = {} if self.score is None else {f"eval/{metric_name(self.metric)}": self.score}
+        return {"eval/loss": self.loss, "eval/perplexity": self.perplexity, "eval/token_accuracy": self.accuracy} | scores
 
 
 @torch.no_grad()
 def evaluate(
-    stats: Callable[[Microbatch], Stats], model: torch.nn.Module, microbatches: Sequence[Microbatch], *, world: World
+    stats: Callable[[Microbatch], HeadStats], model: torch.nn.Module, microbatches: Sequence[Microbatch], *, world: World
 ) -> Evaluation:
-    """Run `model` over this rank's micro-batches in evaluation mode; all ranks must call it. Reads the device once, at the end.
+    """Run `model` over the micro-batches of this rank in evaluation mode; all ranks must call it. Reads the device once, at the end.
 
-    What the micro-batches came to is added up in float64 behind that read: not every device has such numbers.
+    The sums of the micro-batches are added up in float64 on the processor, because not every device has float64.
     """
     was_training = model.training
     model.eval()
-    found = [torch.zeros(2, device=world.device)]
+    sums = [torch.zeros(2, device=world.device)]
     try:
         for microbatch in microbatches:
-            sums = stats(microbatch)
-            found.append(torch.stack([sums.loss_sum.float(), sums.correct.float()]))
+            each = stats(microbatch)
+            sums.append(torch.stack([each.loss_sum.float(), each.correct.float()]))
     finally:
         model.train(was_training)
     targets = float(sum(microbatch.num_targets for microbatch in microbatches))
-    total = torch.cat([torch.stack(found).cpu().double().sum(dim=0), torch.tensor([targets], dtype=torch.float64)])
+    total = torch.cat([torch.stack(sums).cpu().double().sum(dim=0), torch.tensor([targets], dtype=torch.float64)])
     world.sum_(total)
     loss, correct, targets = total.tolist()
     return Evaluation(loss / max(1.0, targets), correct / max(1.0, targets), int(targets))
+
+
+@dataclass(frozen=True)
+class SamplePrompt:
+    """A held-out prompt and the answer in the data."""
+
+    tokens: list[int]
+    prompt: str
+    """As the model sees it."""
+    shown: str
+    """As people read it, without control tokens."""
+    reference: str
+
+
+@dataclass(frozen=True)
+class SampleAnswer:
+    """The answers of the model to a prompt before and after training."""
+
+    prompt: SamplePrompt
+    before: str
+    after: str
+
+
+def sample_prompts(table: ExampleTable, tokenizer: ChatTokenizer, count: int) -> list[SamplePrompt]:
+    """Prompts from the first `count` examples of `table`: the tokens before the last span of targets, with that span as reference."""
+    prompts = []
+    for number in range(min(count, len(table))):
+        example = table.example(number)
+        targets = example.targets.nonzero()[0]
+        breaks = (targets[1:] - targets[:-1] > 1).nonzero()[0]
+        start = int(targets[breaks[-1] + 1] if len(breaks) else targets[0])
+        start = min(_TEXT_PROMPT_TOKENS, (len(example.tokens) + 1) // 2) if start < 2 else start
+        tokens = example.tokens.tolist()
+        prompt, answer = tokens[:start], tokens[start:]
+        prompts.append(SamplePrompt(prompt, tokenizer.decode(prompt), tokenizer.decode_plain(prompt), tokenizer.decode_plain(answer)))
+    return prompts
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What decides whether an evaluation is better than another."""
+
+    metric: str
+    """evaluation.metric."""
+    mean_score: Callable[[], float] | None = None
+    """The value of a metric that needs generated answers; all ranks call it."""
+
+
+BY_LOSS = Judge("loss")
+
+
+class Evaluator:
+    """Evaluates the model as it is now and lets it answer the sample prompts; keeps the first and the last result of both."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        placement: Placement,
+        tokenizer: ChatTokenizer,
+        recorder: Recorder,
+        *,
+        microbatches: Sequence[Microbatch] | None,
+        prompts: Sequence[SamplePrompt],
+        untrained: dict[str, Any] | None = None,
+        judge: Judge = BY_LOSS,
+    ) -> None:
+        """`microbatches` are this rank's share of the held-out rows, None when there are none.
+
+        `untrained` is what `results` returned before the first update, from the state of a resumed run.
+        """
+        self._objective, self._placement, self._tokenizer, self._recorder = objective, placement, tokenizer, recorder
+        self._microbatches, self._prompts = microbatches, prompts
+        self._judge = judge
+        self._answers: list[list[str]] = [untrained["answers"]] if untrained and untrained["answers"] else []
+        """Answers to each prompt, one list per evaluation."""
+        self.first = Evaluation(**untrained["evaluation"]) if untrained and untrained["evaluation"] else None
+        self.last: Evaluation | None = None
+
+    def evaluate(self, step: int) -> Evaluation | None:
+        """Record and return the evaluation after `step` updates; all ranks call it. None without held-out rows."""
+        world = self._placement.exchange.world
+        if (world.is_main or self._placement.equal_passes) and self._prompts:
+            self._answer(step)
+        if self._microbatches is None:
+            return None
+        measured = evaluate(self._objective.stats, self._objective.model, self._microbatches, world=world)
+        score = self._judge.mean_score() if self._judge.mean_score is not None else None
+        self.last = replace(measured, metric=self._judge.metric, score=score)
+        self.first = self.first or self.last
+        self._recorder.log(step, self.last.metrics)
+        return self.last
+
+    def results(self) -> dict[str, Any]:
+        """The last evaluation and the last answers, as JSON values."""
+        return {"evaluation": asdict(self.last) if self.last else None, "answers": self._answers[-1] if self._answers else []}
+
+    def samples(self) -> list[SampleAnswer]:
+        """Each prompt with its first and its last answer; empty unless it was answered twice."""
+        if len(self._answers) < 2:
+            return []
+        return [SampleAnswer(*each) for each in zip(self._prompts, self._answers[0], self._answers[-1], strict=False)]
+
+    def _answer(self, step: int) -> None:
+        tokens, end_ids = [prompt.tokens for prompt in self._prompts], self._tokenizer.all_ends
+        model = self._objective.model
+        ids = self._placement.within(lambda: generate(model, tokens, end_ids=end_ids, max_new_tokens=ANSWER_TOKENS))
+        answers = [self._tokenizer.decode(row) for row in ids]
+        self._answers.append(answers)
+        for prompt, answer in zip(self._prompts, answers, strict=True):
+            self._recorder.sample(step, prompt.prompt, answer, prompt.reference)

@@ -1,18 +1,20 @@
-"""The learning rate and what is due, as pure functions of the step: nothing to save, nothing to drift on resume."""
+"""The learning rate and what is due, as pure functions of the step: nothing to save, nothing that drifts on resume.
 
-import bisect
-import itertools
+A run that is resumed with another end keeps its learning rate (`resumed_curve`): the rate falls from that of the last step to zero at the
+new end. A checkpoint has to remember only where that fall begins, and how high. The height is a share of the peak, so that another
+training.learning_rate scales every rate that follows.
+"""
+
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from llamahome.units import Interval
 
 Shape = Literal["cosine", "linear", "constant"]
-_SHARE, _FEWEST_ROWS, _USUALLY, _MOST = 0.1, 16, 2, 10
-"""The rule of evaluation.rows and evaluation.every auto, as their texts in config/schema.py say it."""
+OnExtend = Literal["keep", "replan"]
 
 
 def warmup_steps(warmup: float, horizon: int) -> int:
@@ -30,8 +32,56 @@ def learning_rate(step: int, *, peak: float, horizon: int, warmup: int, shape: S
     return peak * (1 - progress) if shape == "linear" else peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+@dataclass(frozen=True)
+class Curve:
+    """Rates from the warm-up to `horizon`, where cosine and linear reach zero."""
+
+    peak: float
+    horizon: int
+    shape: Shape
+    warmup: int
+    """Steps."""
+    begin: int
+    """Update, counted from 0, from which the rate falls: `warmup` unless the run was extended or shortened."""
+    height: float = 1.0
+    """Share of the peak at `begin`."""
+
+    def rate(self, step: int) -> float:
+        """Learning rate of update number `step`, counted from 0."""
+        if step < self.warmup:
+            return learning_rate(step, peak=self.peak, horizon=self.horizon, warmup=self.warmup, shape=self.shape)
+        return learning_rate(step, peak=self.peak * self.height, horizon=self.horizon, warmup=self.begin, shape=self.shape)
+
+    def share(self, step: int) -> float:
+        """The rate of update number `step` over the peak."""
+        return replace(self, peak=1.0).rate(step)
+
+
+def planned_curve(*, peak: float, horizon: int, warmup: float, shape: Shape) -> Curve:
+    """The curve of a run from its first step; `warmup` as in `warmup_steps`."""
+    steps = warmup_steps(warmup, horizon)
+    return Curve(peak, horizon, shape, steps, steps)
+
+
+def resumed_curve(old: Curve, new: Curve, step: int, *, on_extend: OnExtend, warmup_changed: bool = False) -> Curve:
+    """The curve after `step` updates along `old`, when the settings now plan `new`.
+
+    keep: from the rate of the last update to zero at the new horizon; a warm-up that is not over is finished first, as it began.
+    Another peak scales the rest, and another length of the warm-up counts if the warm-up is not over. replan: `new`.
+    """
+    if on_extend == "replan" or step == 0:
+        return new
+    warmup = new.warmup if warmup_changed else old.warmup
+    rising = step < max(warmup, old.warmup)
+    if (new.horizon, new.shape) == (old.horizon, old.shape) and (warmup == old.warmup or not rising):
+        return replace(old, peak=new.peak)
+    if rising:
+        return Curve(new.peak, new.horizon, new.shape, warmup, warmup)
+    return Curve(new.peak, new.horizon, new.shape, old.warmup, step - 1, old.share(step - 1))
+
+
 class Due:
-    """Says when something that happens every so often is due. Steps and epochs depend on the step alone; seconds on the clock."""
+    """Tells when something periodic is due. Steps and epochs depend on the step alone, seconds on the clock."""
 
     def __init__(self, every: Interval, *, steps_per_epoch: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._every, self._clock = every, clock
@@ -39,7 +89,7 @@ class Due:
         self._last = clock()
 
     def after(self, step: int) -> bool:
-        """Whether it is due after `step` updates; asked once per step."""
+        """Whether it is due after `step` updates; call it once per step."""
         if self._every.unit == "seconds":
             if self._clock() - self._last < self._every.value:
                 return False
@@ -48,51 +98,5 @@ class Due:
         return self._times(step) > self._times(step - 1)
 
     def _times(self, step: int) -> int:
-        """How often it has been due; the small number keeps 17 / 1.7 from being 9.99."""
+        """How often it has been due; the small addend keeps 17 / 1.7 from being 9.99."""
         return math.floor(step / self._gap + 1e-6)
-
-
-@dataclass(frozen=True)
-class EvaluationPlan:
-    """How many held-out rows are evaluated, and how often."""
-
-    rows: int
-    every: Interval
-    share: float
-    """What all evaluations together cost, over the cost of training."""
-
-
-def plan_evaluations(
-    row_tokens: Iterable[int],
-    *,
-    work: float,
-    answers: float,
-    horizon: int,
-    steps_per_epoch: float,
-    rows: int | Literal["auto"],
-    every: Interval | None,
-) -> EvaluationPlan:
-    """Let all evaluations of a run take at most a tenth of its `work`: that before training, those in between and that at the end.
-
-    Costs are counted in tokens of a forward pass: `row_tokens` of each held-out row, those first that are taken first, `answers` for the
-    sample answers of one evaluation. Rows: as many as are afforded at the frequency that was set, and else four times, but never fewer
-    than 16 of them. Frequency, where none was set: as often as those rows are afforded, up to ten times in between.
-    """
-    upto, budget, most = [0, *itertools.accumulate(map(int, row_tokens))], _SHARE * work, max(0, horizon - 1)
-    between = min(_USUALLY, most) if every is None else _times_between(every, horizon, steps_per_epoch)
-    afforded = bisect.bisect_right(upto, max(0.0, budget / (2 + between) - answers)) - 1
-    taken = min(len(upto) - 1, max(afforded, _FEWEST_ROWS) if rows == "auto" else rows)
-    cost = upto[taken] + answers
-    if every is None:
-        between = max(0, min(_MOST, most, int(budget / max(1.0, cost)) - 2))
-        every = Interval(math.ceil(horizon / (between + 1)), "steps")
-        between = _times_between(every, horizon, steps_per_epoch)
-    return EvaluationPlan(taken, every, (2 + between) * cost / max(1.0, work))
-
-
-def _times_between(every: Interval, horizon: int, steps_per_epoch: float) -> int:
-    """How often it is due before the last step; by the clock nobody knows before, so that counts as usual."""
-    if every.unit == "seconds":
-        return min(_USUALLY, max(0, horizon - 1))
-    gap = every.value * (steps_per_epoch if every.unit == "epochs" else 1.0)
-    return min(max(0, horizon - 1), math.floor((horizon - 1) / gap + 1e-6))

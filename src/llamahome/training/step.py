@@ -1,9 +1,9 @@
 """One optimizer update over one global batch.
 
-The loss is the sum over all targets of all ranks divided by their number, counted before the first backward pass, so any cut into
+The loss is the sum over all targets of all ranks divided by their number, counted before the first backward pass, so any split into
 micro-batches or ranks gives the same gradient up to rounding. An update whose loss or gradient is not finite is refused on the device,
-without waiting for it: the optimizer skips when `found_inf` is set. Nothing here reads a value of a GPU back. When memory runs out in a
-pass of any process, all of them learn it with the gradients, and nothing is updated.
+without waiting for it: the optimizer skips the update when `found_inf` is set. Nothing here reads a value back from a GPU. When a rank
+runs out of memory in a pass, all ranks learn it with the gradients, and nothing is updated.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from llamahome.data.records import Microbatch
-from llamahome.distributed.exchange import Exchange
+from llamahome.distributed.reducer import Reducer
 from llamahome.distributed.world import World
 from llamahome.monitoring.throughput import PartClock
-from llamahome.training.recovery import exhausted
+from llamahome.training.recovery import RanOut, is_out_of_memory, update_does_not_fit
 
 _MIX = 0x9E3779B97F4A7C15
 """2^64 / golden ratio: spreads (seed, step, micro-batch) over seeds, as in SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
@@ -34,17 +34,14 @@ class StepResult:
     """() float32, 1 when the update was not applied."""
 
 
-@dataclass(frozen=True)
-class RanOut:
-    """Memory ran out in a pass of some process; no weight has changed. Where passes wait for each other, only that process knows."""
-
-    told: str | None
-    """What this process was told; None when it was another one."""
+def step_seed(seed: int, step: int) -> int:
+    """Seed of everything random in update number `step`: derived from the seed of the run, never carried along."""
+    return seed * _MIX + step
 
 
-def dropout_seed(seed: int, step: int, index: int) -> int:
-    """Seed of everything random inside micro-batch `index` of `step`: derived, never carried along."""
-    return ((seed * _MIX + step) * _MIX + index) & 0x7FFF_FFFF_FFFF_FFFF
+def microbatch_seed(seed_of_step: int, index: int) -> int:
+    """Seed of everything random in micro-batch `index` of a step; dropout uses it."""
+    return (seed_of_step * _MIX + index) & 0x7FFF_FFFF_FFFF_FFFF
 
 
 def train_step(
@@ -53,69 +50,75 @@ def train_step(
     microbatches: Sequence[Microbatch],
     *,
     num_targets: int,
-    seeds: Sequence[int],
+    seed: int,
     max_grad_norm: float | None,
-    exchange: Exchange,
+    reducer: Reducer,
     clock: PartClock,
 ) -> StepResult | RanOut:
-    """Update the weights once. `num_targets` counts the targets of all ranks; a rank without micro-batches takes part all the same.
+    """Update the weights once. `num_targets` counts the targets of all ranks, `seed` is that of the step; all ranks call it, also
+    a rank without micro-batches.
 
-    Without a target on any rank, because all rows of the step were left out, nothing changes: neither weights nor optimizer.
+    If no rank has a target, because all rows of the step were left out, neither weights nor optimizer change. Raises OutOfMemory when
+    memory runs out after the passes.
     """
-    parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
-    loss = torch.zeros((), dtype=torch.float32, device=exchange.world.device)
+    loss = torch.zeros((), dtype=torch.float32, device=reducer.world.device)
     if num_targets == 0:
         return StepResult(loss, loss, loss)
-    told = None
+    share, ran_out = loss, None
     try:
-        _passes(loss, objective, microbatches, num_targets=num_targets, seeds=seeds, exchange=exchange, clock=clock)
+        for number, microbatch in enumerate(microbatches, start=1):
+            torch.manual_seed(microbatch_seed(seed, microbatch.index))
+            with clock.part("forward"):
+                share = objective(microbatch) / num_targets
+            with clock.part("backward"):
+                reducer.before_backward(last=number == len(microbatches))
+                share.backward()  # type: ignore[no-untyped-call]
+            loss += share.detach()
     except (MemoryError, RuntimeError) as error:
-        if not exhausted(error):
+        if not is_out_of_memory(error):
             raise
-        told = str(error) or "no more memory"  # Python's own says nothing
-    if told is not None:  # outside of the handler: the error holds on to all that the pass has kept
+        ran_out = RanOut(str(error) or "no more memory")  # a MemoryError of Python has no message
+    share = loss  # frees the graph of the last pass
+    if ran_out is not None:  # outside of the handler, because the error holds everything that the pass has kept
         optimizer.zero_grad(set_to_none=True)
-        if exchange.passes_wait:
-            return RanOut(told)
+        if reducer.collective_in_forward:
+            return ran_out
+    try:
+        return _update(loss, optimizer, ran_out, max_grad_norm=max_grad_norm, reducer=reducer, clock=clock)
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise update_does_not_fit(error, world=reducer.world) from error
+        raise
+
+
+def _update(
+    loss: Tensor,
+    optimizer: torch.optim.Optimizer,
+    ran_out: RanOut | None,
+    *,
+    max_grad_norm: float | None,
+    reducer: Reducer,
+    clock: PartClock,
+) -> StepResult | RanOut:
+    """Sum loss and gradients over all ranks, clip, and update the weights unless a rank ran out of memory."""
     with clock.part("exchange"):
-        summed = exchange.finish(loss, gave_up=told is not None)
-        if _anybody(exchange.world, summed.gave_up, mine=told is not None):
+        summed = reducer.finish(loss, gave_up=ran_out is not None)
+        if _any_gave_up(reducer.world, summed.gave_up, mine=ran_out is not None):
             optimizer.zero_grad(set_to_none=True)
-            return RanOut(told)
-    loss, grad_norm = summed.loss, summed.grad_norm
+            return ran_out or RanOut(None)
     with clock.part("update"):
-        refused = 1.0 - (torch.isfinite(loss) & torch.isfinite(grad_norm)).float()
+        parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
+        refused = 1.0 - (torch.isfinite(summed.loss) & torch.isfinite(summed.grad_norm)).float()
         if max_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, grad_norm)
-        optimizer.found_inf = refused  # type: ignore[attr-defined]  # what torch's GradScaler sets, too
+            torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, summed.grad_norm)
+        optimizer.found_inf = refused  # type: ignore[attr-defined]  # torch's GradScaler sets it, too
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss, grad_norm, refused)
+    return StepResult(summed.loss, summed.grad_norm, refused)
 
 
-def _anybody(world: World, gave_up: Tensor, *, mine: bool) -> bool:
-    """Whether a process gave up. Reading it from a GPU would wait for all that is queued there: then it travels once more, over gloo."""
+def _any_gave_up(world: World, gave_up: Tensor, *, mine: bool) -> bool:
+    """Whether a rank gave up. Reading `gave_up` from a GPU would wait for all queued work, so the ranks ask each other over gloo there."""
     if world.size == 1:
         return mine
     return float(gave_up) > 0 if gave_up.device.type == "cpu" else world.any(mine)
-
-
-def _passes(
-    loss: Tensor,
-    objective: Callable[[Microbatch], Tensor],
-    microbatches: Sequence[Microbatch],
-    *,
-    num_targets: int,
-    seeds: Sequence[int],
-    exchange: Exchange,
-    clock: PartClock,
-) -> None:
-    """Forward and backward of every micro-batch of this rank; adds its share of the loss to `loss`."""
-    for number, (microbatch, seed) in enumerate(zip(microbatches, seeds, strict=True), start=1):
-        torch.manual_seed(seed)
-        with clock.part("forward"):
-            share = objective(microbatch) / num_targets
-        with clock.part("backward"):
-            exchange.before_backward(last=number == len(microbatches))
-            share.backward()  # type: ignore[no-untyped-call]
-        loss += share.detach()

@@ -1,7 +1,7 @@
 """Every reason for which a run ends before its last step, and the signals that ask for it.
 
-The first SIGINT, SIGTERM or SIGUSR1 sets a flag that the loop reads after each step; a second SIGINT or SIGTERM leaves at once with 130.
-Before training begins a flag set earlier waits, too: the first thing the loop then does is save.
+The first SIGINT, SIGTERM or SIGUSR1 sets a flag that the loop reads after each step; a second SIGINT or SIGTERM exits at once with 130.
+A flag that is set before training begins stays set, so the loop saves before its first step.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import Literal
 
 Reason = Literal["finished", "asked to stop", "no gain", "diverged"]
 
-_ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _EARLY = "\nstopping with a checkpoint as soon as data and model are loaded; once more leaves at once\n"
 _FIRST = "\nstopping after this step with a checkpoint; once more leaves at once\n"
 _SECOND = "\nleft at once; the last checkpoint stays\n"
@@ -25,12 +25,12 @@ class StopRequest:
     def __init__(self) -> None:
         self.asked = False
         self.training = False
-        """Whether steps are being done; only what is said depends on it."""
+        """Whether the loop is running; only the message depends on it."""
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """Take the signals over for the time of the block (only possible in the main thread) and give them back after it."""
-        before = {number: signal.signal(number, self._receive) for number in _ASKING}
+        """Handle the signals within the block (only possible in the main thread) and restore their handlers after it."""
+        before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
         try:
             yield self
         finally:
@@ -40,15 +40,15 @@ class StopRequest:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         del frame
         if self.asked and number != signal.SIGUSR1:
-            _tell(_SECOND)
-            os._exit(130)  # not an exception: it would be caught and cleaned up after, which is what the user does not want to wait for
+            _write_to_stderr(_SECOND)
+            os._exit(130)  # no exception, because the user does not want to wait for its clean-up
         if not self.asked:
-            _tell(_FIRST if self.training else _EARLY)
+            _write_to_stderr(_FIRST if self.training else _EARLY)
         self.asked = True
 
 
-def _tell(text: str) -> None:
-    """Write past every buffer and lock, for a signal may come in the middle of a write; Ctrl-C ends the reader of a pipe, too."""
+def _write_to_stderr(text: str) -> None:
+    """Write past every buffer and lock, because a signal may arrive during a write. Ctrl-C also ends the reader of a pipe."""
     if os.environ.get("RANK", "0") == "0":
         with suppress(OSError):
             os.write(2, text.encode())

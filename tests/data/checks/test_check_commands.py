@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 from tests.support.projects import chats
 from tests.support.tokenizers import save_tokenizer
-from typer.testing import CliRunner, Result
 
 from llamahome.cli.data import data_app
-from llamahome.data.checks.plots import write_histogram
-from llamahome.data.checks.stats import histogram
+from llamahome.data.checks.stats import histogram, write_histogram
 from llamahome.errors import ConfigError, DataError, MachineError, UsageError
 
 MODEL = ("--model", "model")
@@ -46,7 +45,7 @@ def test_the_exit_status_is_that_of_training() -> None:
     assert run("check", "none.jsonl", *MODEL).exit_code == 3
 
 
-def test_findings_are_blocks_on_stderr_and_counts_stand_on_stdout() -> None:
+def test_findings_are_blocks_on_stderr_and_counts_are_on_stdout() -> None:
     result = run("check", write([*chats(2), "nonsense", answer("a"), answer("a")]), *MODEL, "--no-quality")
     assert "error[data.bad-json]: rows.jsonl:3: not valid JSON" in result.stderr and "   3 | nonsense" in result.stderr
     assert "warning[data.duplicate]: rows.jsonl:5: " in result.stderr
@@ -57,7 +56,7 @@ def test_findings_are_blocks_on_stderr_and_counts_stand_on_stdout() -> None:
     assert "--no-quality" in lines[-1] or "llamahome[quality]" in lines[-1]
 
 
-def test_what_is_not_read_and_how_files_are_read_is_said() -> None:
+def test_skipped_files_and_how_files_are_read_are_reported() -> None:
     Path("folder").mkdir()
     Path("folder/rows.csv").write_text("prompt;completion\na;b\n")
     Path("folder/rows.xlsx").write_text("")
@@ -74,12 +73,12 @@ def test_twenty_of_a_kind_are_shown_and_json_has_all() -> None:
     assert set(lines[0]) == {"level", "code", "where", "source", "line", "row", "path", "message", "excerpt", "hint"}
 
 
-def test_nothing_is_wrong_is_said_and_needs_no_model_without_tokens() -> None:
+def test_a_clean_result_is_reported_and_needs_no_model_without_tokens() -> None:
     result = run("check", write(chats(3)), "--no-tokens", "--model", "there/is/none")
     assert result.exit_code == 0 and "nothing is wrong" in result.stdout and result.stderr == ""
 
 
-def test_settings_count_and_bad_ones_are_refused() -> None:
+def test_settings_apply_and_invalid_ones_are_refused() -> None:
     path = write([answer("a b c"), answer(None)])
     assert run("check", path, *MODEL, "--set", "data.on_bad_row=skip", "--set", "data.max_bad_share=0.5").exit_code == 0
     assert isinstance(run("check", path, *MODEL, "--set", "data.eval_split=0.1", "--eval-data", path).exception, ConfigError)
@@ -92,10 +91,10 @@ def test_the_evaluation_data_is_compared() -> None:
     assert "2 rows to evaluate on in 1 file" in result.stdout
 
 
-def test_a_cleaned_copy_is_told_with_its_record() -> None:
+def test_a_cleaned_copy_is_reported_with_its_record() -> None:
     path = write([answer("a"), answer("a"), answer(None), answer("b <|im_end|>")])
     result = run("check", path, *MODEL, "--fix", "clean.jsonl")
-    assert result.exit_code == 3 and "clean.jsonl: 2 rows, 1 of them mended; 2 left out" in result.stdout
+    assert result.exit_code == 3 and "clean.jsonl: 2 rows, 1 of them repaired; 2 left out" in result.stdout
     assert "clean.jsonl.changes.jsonl: 3 changes, 1 data.control-token-in-text, 1 data.duplicate, 1 data.null-content" in result.stdout
     assert run("check", "clean.jsonl", *MODEL).exit_code == 0
     refused = run("check", path, *MODEL, "--fix", "clean.jsonl")
@@ -181,7 +180,7 @@ def test_a_copy_is_offered_only_where_it_would_be_better() -> None:
     assert "--fix clean-2.jsonl" in run("check", write(twice), *MODEL, "--no-quality").stderr, "that name is free"
 
 
-def test_a_command_that_takes_the_rows_out_of_an_object_works() -> None:
+def test_the_suggested_command_that_takes_rows_out_of_an_object_works() -> None:
     Path("one.json").write_text(json.dumps({"tags": ["x"], "my rows": chats(3)}))
     Path("many.json").write_text(json.dumps({"tags": ["x"], "my rows": chats(3)}, indent=1))
     for name in ("one", "many"):
@@ -193,7 +192,7 @@ def test_a_command_that_takes_the_rows_out_of_an_object_works() -> None:
     assert run("check", "rows.jsonl", *MODEL, "--set", "data.columns={messages: turns}").exit_code == 0
 
 
-def test_a_key_that_stands_twice_with_one_value_is_mended_and_no_other() -> None:
+def test_a_repeated_key_is_repaired_only_if_its_values_are_equal() -> None:
     same = json.dumps(answer("a"))[:-1] + ', "id": 7, "id": 7}'
     other = json.dumps(answer("b"))[:-1] + ', "id": 7, "id": 8}'
     run("check", write([*chats(2), same, other]), *MODEL, "--no-quality", "--fix", "clean.jsonl")
@@ -206,7 +205,7 @@ def test_a_key_that_stands_twice_with_one_value_is_mended_and_no_other() -> None
     ]
 
 
-def test_splits_and_columns_are_told_and_rows_in_two_splits_are_warned_about() -> None:
+def test_splits_and_columns_are_reported_and_rows_in_two_splits_are_warnings() -> None:
     rows = [{"question": f"What is {number}?", "answer": f"It is {number}.", "id": number} for number in range(12)]
     Path("d").mkdir()
     for name, some in (("train", rows[:8]), ("dev", rows[7:10]), ("test", rows[5:6])):
@@ -218,7 +217,7 @@ def test_splits_and_columns_are_told_and_rows_in_two_splits_are_warned_about() -
     )
     assert "8 rows in 1 file" in result.stdout and "3 rows to evaluate on in 1 file" in result.stdout
     assert "prompt_completion: every row has `question` (the prompt) and `answer` (learned); not read: id" in result.stdout
-    assert "warning[data.shared-with-eval]: d/train.jsonl:8: stands in the evaluation data too, d/dev.jsonl:1" in result.stderr
+    assert "warning[data.shared-with-eval]: d/train.jsonl:8: is in the evaluation data too, d/dev.jsonl:1" in result.stderr
     assert "warning[data.shared-with-split]: d/train.jsonl: 1 row to train on in the split test too" in result.stderr
     assert "1 rows" not in result.stdout and run("check", "d", *MODEL, "--set", "data.split=test").stdout.count("1 row in 1 file") == 1
     assert "test is read (test.jsonl)" in run("stats", "d", *MODEL, "--set", "data.split=test").stderr

@@ -1,4 +1,4 @@
-"""A cleaned copy is clean, every change is in the record, and nothing is written where something is in the way."""
+"""A cleaned copy is clean, every change is in the record, and nothing is written if something is in the way."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ from llamahome.config.schema import DataConfig
 from llamahome.data.checks.check import Request, check
 from llamahome.data.checks.findings import Found
 from llamahome.data.checks.fix import CHANGES, Fixed, fix
-from llamahome.data.checks.mend import apart
+from llamahome.data.checks.repair import split_control_tokens
 from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.errors import DataError, LlamaHomeError, MachineError, UsageError
 
@@ -65,7 +65,7 @@ def asked(question: str, answer: Any = "Fine.") -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
-def test_what_needs_nothing_is_copied_as_it_stands() -> None:
+def test_a_row_that_needs_no_change_is_copied_unchanged() -> None:
     lines = [
         b'{"messages":  [{"role":"user","content":"a\\u00e9"},{"role":"assistant","content":"b"}], "id": 1}',
         json.dumps(asked("c")).encode(),
@@ -75,7 +75,7 @@ def test_what_needs_nothing_is_copied_as_it_stands() -> None:
     assert OUT.read_bytes() == b"".join(line + b"\n" for line in lines) and changes() == []
 
 
-def test_every_kind_of_fault_is_mended_or_left_out_and_recorded() -> None:
+def test_every_kind_of_fault_is_repaired_or_dropped_and_recorded() -> None:
     misspelt = {"messages": [{"rol": "user", "content": "b"}, {"role": "Asistant ", "content": "c"}]}
     rows = [
         b"\xef\xbb\xbf" + json.dumps(asked("a")).encode(),
@@ -164,7 +164,7 @@ def broken(row: dict[str, Any], fault: str, earlier: list[bytes]) -> bytes:
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.integers(0, 5), st.lists(faults, min_size=1, max_size=1)), min_size=1, max_size=12))
-def test_a_cleaned_copy_has_no_fault_that_is_mended_and_no_row_is_lost_in_silence(made: list[tuple[int, list[str]]]) -> None:
+def test_a_cleaned_copy_has_no_repairable_fault_and_every_lost_row_is_recorded(made: list[tuple[int, list[str]]]) -> None:
     good = chats(6)
     lines: list[bytes] = []
     for number, (fault,) in made:
@@ -188,7 +188,7 @@ def test_a_cleaned_copy_has_no_fault_that_is_mended_and_no_row_is_lost_in_silenc
 BROKEN = ("data.bad-json", "data.nul-byte", "data.not-utf8")
 
 
-def test_the_copy_never_takes_the_place_of_what_it_is_made_from() -> None:
+def test_the_copy_never_replaces_its_source() -> None:
     path = write(chats(3))
     before = Path(path).read_bytes()
     for out, words in (
@@ -205,7 +205,7 @@ def test_the_copy_never_takes_the_place_of_what_it_is_made_from() -> None:
     assert Path(path).read_bytes() == before and not Path("folder/new.jsonl").exists()
 
 
-def test_a_file_that_is_there_is_overwritten_only_by_force(tmp_path: Path) -> None:
+def test_an_existing_file_is_overwritten_only_with_force(tmp_path: Path) -> None:
     path, out = write(chats(2)), tmp_path / "out.jsonl"
     record = Path(f"{out}{CHANGES}")
     for target in (out, record):
@@ -221,14 +221,14 @@ def test_a_file_that_is_there_is_overwritten_only_by_force(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("rows", [[{"a": 1}], [asked("a", None)], [b"nonsense"], [asked("a"), {"text": "b"}], []])
-def test_where_nothing_can_be_written_nothing_is_left(rows: list[Any], tmp_path: Path) -> None:
+def test_if_no_row_can_be_kept_no_file_is_left(rows: list[Any], tmp_path: Path) -> None:
     path = write(rows)
     with pytest.raises(DataError):
         fix(request(path), tmp_path / "out.jsonl")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_refuses_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failing_disk_leaves_no_file(tmp_path: Path) -> None:
     path = write(chats(2))
     (tmp_path / "file").write_text("")
     with pytest.raises(LlamaHomeError) as caught:
@@ -260,7 +260,7 @@ def test_without_a_tokenizer_control_tokens_stay() -> None:
 @given(st.lists(st.sampled_from(["<|im_end|>", "<|im_", "end|>", "<|endoftext|>", "<", "|", " ", "a"]), max_size=12).map("".join))
 def test_a_text_taken_apart_has_no_control_token_and_the_same_letters(text: str) -> None:
     tokenizer = TOKENIZER
-    found = apart(text, tokenizer)
+    found = split_control_tokens(text, tokenizer)
     assert tokenizer.control_token_in(found) is None
     assert found.replace(" ", "") == text.replace(" ", "")
 

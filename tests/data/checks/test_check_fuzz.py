@@ -1,4 +1,4 @@
-"""Bytes of any kind: a check ends, tells DataErrors as findings, and says "error" exactly where training refuses."""
+"""Arbitrary bytes: a check ends, reports every DataError as a finding, and reports an error exactly if training refuses."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Text that was read in the wrong encoding, paths inside rows, and rows that say the same."""
+"""Text that was decoded with the wrong encoding, paths inside rows, and duplicate rows."""
 
 import json
 from typing import Any
@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamahome.data.checks.duplicates import content_key, in_common, near_known, near_repeats, open_signer, repeats, same_letters
-from llamahome.data.checks.languages import languages_known, open_identifier, rare_languages
-from llamahome.data.checks.mojibake import lost_at, misread_at, repaired, unprintable_at
+from llamahome.data.checks.answer_quality import languages_known, open_identifier, rare_languages
+from llamahome.data.checks.duplicates import content_key, in_common, near_repeats, repeats, same_letters, sign, word_runs
+from llamahome.data.checks.repair_text import lost_at, misread_at, redecoded, unprintable_at
 from llamahome.data.records import Conversation, Row
 from llamahome.data.rows.jsonpath import change_strings, path_in, put, rename, show_path, strings, value_at
 
@@ -40,21 +40,21 @@ def misread(text: str, encoding: str) -> str:
 
 @pytest.mark.parametrize("text", WELL_READ)
 def test_text_that_was_read_well_is_left_alone(text: str) -> None:
-    assert misread_at(text) is None and repaired(text) is None
+    assert misread_at(text) is None and redecoded(text) is None
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
 @pytest.mark.parametrize("text", ["Where is the café?", "It’s “there” – now…", "20 °C", "Ещё раз", "Γειά σου", "so 🙂", "garçon déjà où"])
 def test_text_that_was_misread_is_found_and_read_again(text: str, encoding: str) -> None:
     once = misread(text, encoding)
-    assert misread_at(once) is not None and repaired(once) == text
+    assert misread_at(once) is not None and redecoded(once) == text
     twice = misread(once, encoding)
-    assert repaired(twice) == text
+    assert redecoded(twice) == text
 
 
 def test_a_repair_that_is_not_certain_is_not_made() -> None:
-    assert misread_at("naïve and cafÃ©") == 13 and repaired("naïve and cafÃ©") is None
-    assert repaired("cafÃ© €") is None, "a euro sign that was read well"
+    assert misread_at("naïve and cafÃ©") == 13 and redecoded("naïve and cafÃ©") is None
+    assert redecoded("cafÃ© €") is None, "a euro sign that was read well"
 
 
 signs = st.sampled_from("aé\u00c3\u00c2\u00a9\u20ac\u2122\u00e2\u0080\u00d0\u0178 ")
@@ -63,7 +63,7 @@ signs = st.sampled_from("aé\u00c3\u00c2\u00a9\u20ac\u2122\u00e2\u0080\u00d0\u01
 @settings(deadline=None, max_examples=300)
 @given(st.text(signs, max_size=12))
 def test_a_repair_changes_nothing_of_ascii_and_leaves_text(text: str) -> None:
-    found = repaired(text)
+    found = redecoded(text)
     if found is not None:
         assert [c for c in found if c.isascii()] == [c for c in text if c.isascii()]
         assert all(category(c) not in ("Cc", "Cn", "Co", "Cs") for c in found if not c.isascii())
@@ -148,11 +148,23 @@ def test_every_usable_row_but_the_first_of_its_kind_is_a_repeat(found: list[tupl
     assert repeats(hashes, usable) == expected
 
 
-@pytest.mark.skipif(not near_known(), reason="the extra `quality` is not installed")
+def test_the_share_of_equal_values_estimates_the_share_of_word_runs_in_common() -> None:
+    rng = np.random.default_rng(3)
+    off = []
+    for number in range(150):
+        words = [f"w{word}" for word in rng.integers(0, 10**6, 200)]
+        other = list(words)
+        for at in rng.integers(0, 200, number % 12):
+            other[at] = f"x{at}"
+        one, two = " ".join(words), " ".join(other)
+        first, second = word_runs(one), word_runs(two)
+        off.append(float((sign(one) == sign(two)).mean()) - len(first & second) / len(first | second))
+    assert abs(np.mean(off)) < 0.015 and np.std(off) < 0.0625  # 64 draws: at most 1 / (2 * 8)
+
+
 def test_rows_that_share_most_of_their_words_are_near_and_others_are_not() -> None:
     words = [f"word{number}" for number in range(120)]
     texts = [" ".join(words), " ".join([*words[:118], "other", "end"]), " ".join(reversed(words)), "too short", "too short"]
-    sign = open_signer()
     signatures = np.stack([sign(text) for text in texts])
 
     def shared(one: int, other: int) -> float:

@@ -1,13 +1,13 @@
-"""`data check --fix` also mends what no row says: encodings, tables in one value, and JSON as people write it; --dry-run only shows it."""
+"""`data check --fix` repairs encodings, tables in one value, and JSON as people write it; --dry-run only shows the changes."""
 
 import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from llamahome.cli.data import data_app
-from llamahome.data.checks.spelling import as_json
+from llamahome.data.checks.repair_text import as_json
 
 ROWS = [{"prompt": f"Wie heißt {number}?", "completion": f"größer als {number}"} for number in range(5)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)

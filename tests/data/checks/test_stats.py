@@ -1,4 +1,4 @@
-"""Figures of data: each is what counting by hand gives."""
+"""The statistics of data equal those counted by hand."""
 
 import json
 from itertools import combinations, pairwise
@@ -14,7 +14,7 @@ from tests.support.tokenizers import save_tokenizer
 
 from llamahome.config.schema import DataConfig
 from llamahome.data.checks.check import Request, look_over
-from llamahome.data.checks.facts import LENGTHS
+from llamahome.data.checks.row_sizes import LENGTHS
 from llamahome.data.checks.stats import Stats, example_lengths, histogram, padding_share, stats_of
 from llamahome.data.prepare import prepare
 from llamahome.data.text.tokens import load_tokenizer

@@ -1,4 +1,4 @@
-"""Files that are broken as a whole, each with the code, the line and the words that it is refused with."""
+"""Files that are broken as a whole, each with the code, the line and the words of its error."""
 
 import gzip
 import io
@@ -47,7 +47,7 @@ FILES = [
         "breaks here: not valid JSON: invalid control",
     ),
     ("a.json", b'[{"a": 1},\n{"a": 2}]\n[{"a": 3}]', "data.bad-json-array", "a.json:2", "something follows the end"),
-    ("a.json", b'[{"a": 1},\n{"a": 2},\n]', "data.bad-json-array", "a.json:2", "a comma stands before the end"),
+    ("a.json", b'[{"a": 1},\n{"a": 2},\n]', "data.bad-json-array", "a.json:2", "there is a comma before the end"),
     ("a.json", b"[1, 2, 3]", "data.bad-json-array", "a.json:1", "not an object"),
     ("a.json", b'[{"a": 1}, "x"]', "data.bad-json-array", "a.json:1", "not an object"),
     ("a.json", b"[", "data.bad-json-array", "a.json:1", "not closed"),
@@ -83,7 +83,7 @@ FILES = [
 
 
 @pytest.mark.parametrize(("name", "raw", "code", "where", "words"), FILES, ids=[f"{number}-{case[0]}" for number, case in enumerate(FILES)])
-def test_a_broken_file_is_named_with_its_place(
+def test_a_broken_file_is_reported_with_its_place(
     name: str, raw: bytes, code: str, where: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -126,20 +126,20 @@ ROW_FILES = [
 @pytest.mark.parametrize(
     ("name", "raw", "number", "code", "where", "words"), ROW_FILES, ids=[f"{number}-{case[0]}" for number, case in enumerate(ROW_FILES)]
 )
-def test_a_broken_row_is_named_and_the_others_are_read(
+def test_a_broken_row_is_reported_and_the_others_are_read(
     name: str, raw: bytes, number: int, code: str, where: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path(name).write_bytes(raw)
     source = open_source(name)
-    found = list(source)
-    bad = found[number]
+    rows = list(source)
+    bad = rows[number]
     assert isinstance(bad, Problem) and (bad.code, bad.where) == (code, where) and words in bad.message
-    assert len(found) == (1 if name == "a.txt" else 3) and sum(isinstance(row, Problem) for row in found) == 1
+    assert len(rows) == (1 if name == "a.txt" else 3) and sum(isinstance(row, Problem) for row in rows) == 1
     assert len(set(source.hashes().tolist())) >= 1
 
 
-def test_a_row_group_that_cannot_be_decoded_is_named_by_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_group_that_cannot_be_decoded_is_reported_with_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(ROWS), sink, row_group_size=10, compression="zstd")

@@ -1,17 +1,19 @@
-"""Archives and large Parquet files are copied once to the cache: whole, for one state of the file, with room left on the disk."""
+"""Archives and large Parquet files are copied once to the cache: complete, for one state of the file, with room left on the disk."""
 
 import gzip
 import json
 import os
 import random
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llamahome.data.files import parquet, spool
+from llamahome.data.files.columnar import DecodedGroups
+from llamahome.data.files.guarded_file import ReaderLimits
 from llamahome.data.files.sources import Source, open_source
 from llamahome.errors import DataError, MachineError
 
@@ -44,17 +46,17 @@ def texts(source: Source, numbers: list[int]) -> list[dict[str, str]]:
 
 
 def test_an_archive_is_unpacked_once_and_its_rows_are_named_by_it() -> None:
-    said: list[str] = []
-    source = open_source(write_archive(), say=said.append)
+    notes: list[str] = []
+    source = open_source(write_archive(), say=notes.append)
     assert source.row(7).where == "a.jsonl.gz:8" and source.paths == ("a.jsonl.gz",)
     (copy,) = copies()
-    assert len(said) == 1 and "a.jsonl.gz" in said[0]
+    assert len(notes) == 1 and "a.jsonl.gz" in notes[0]
     before = (SPOOL / copy).stat()
-    assert open_source("a.jsonl.gz", say=said.append).row(7).value == ROWS[7]
-    assert (SPOOL / copy).stat() == before and len(said) == 1
+    assert open_source("a.jsonl.gz", say=notes.append).row(7).value == ROWS[7]
+    assert (SPOOL / copy).stat() == before and len(notes) == 1
 
 
-def test_members_of_an_archive_that_follow_each_other_are_all_read() -> None:
+def test_consecutive_members_of_an_archive_are_all_read() -> None:
     one, two = (gzip.compress(json.dumps(row).encode() + b"\n") for row in ROWS[:2])
     Path("a.jsonl.gz").write_bytes(one + two)
     assert texts(open_source("a.jsonl.gz"), [0, 1]) == ROWS[:2]
@@ -71,10 +73,9 @@ def test_another_state_of_the_archive_replaces_the_copy_and_a_damaged_copy_is_ma
     assert second in copies()
 
 
-def test_without_room_nothing_is_left_and_the_disk_is_not_filled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool, "_LEFT_FREE", 1 << 62)
+def test_without_room_nothing_is_left_and_the_disk_is_not_filled() -> None:
     with pytest.raises(MachineError) as caught:
-        open_source(write_archive())
+        open_source(write_archive(), limits=ReaderLimits(free_disk=1 << 62))
     (problem,) = caught.value.problems
     assert problem.code == "machine.disk-full" and "gzip -dc a.jsonl.gz > a.jsonl" in str(problem.hint)
     assert [name for name in copies() if not name.endswith(".lock")] == []
@@ -96,14 +97,14 @@ def test_a_write_that_fails_in_the_middle_leaves_nothing() -> None:
     assert len(open_source(path)) == len(ROWS)
 
 
-def test_a_cache_that_cannot_be_written_is_named_with_what_unpacks_elsewhere() -> None:
+def test_a_cache_that_cannot_be_written_is_reported_with_a_command_that_unpacks_elsewhere() -> None:
     Path("data").write_text("a file where the folder should be")
     with pytest.raises(MachineError) as caught:
         open_source(write_archive())
     assert caught.value.problems[0].code == "machine.cache-not-writable" and "gzip -dc" in str(caught.value.problems[0].hint)
 
 
-def test_several_at_once_make_one_copy() -> None:
+def test_several_threads_make_one_copy() -> None:
     path, made = write_archive(), []
     threads = [threading.Thread(target=lambda: made.append(open_source(path).row(5).value)) for _ in range(6)]
     for thread in threads:
@@ -114,9 +115,8 @@ def test_several_at_once_make_one_copy() -> None:
     assert len([name for name in copies() if not name.endswith(".lock")]) == 1
 
 
-def test_a_parquet_file_is_read_in_place_in_order_and_copied_when_rows_are_asked_for_in_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet, "_DECODED", 2000)
-    source = open_source(write_parquet())
+def test_a_parquet_file_is_read_in_place_in_order_and_copied_if_rows_are_read_in_no_order() -> None:
+    source = open_source(write_parquet(), limits=ReaderLimits(decoded=2000))
     assert texts(source, list(range(200))) == ROWS and len(source.hashes()) == 200
     assert not SPOOL.exists()
     numbers = list(range(200))
@@ -135,28 +135,24 @@ def test_a_parquet_file_that_fits_into_memory_is_never_copied() -> None:
     assert texts(source, numbers) == [ROWS[number] for number in numbers] and not SPOOL.exists()
 
 
-def test_decoded_groups_are_bounded_over_all_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet, "_DECODED", 2000)
-    decoded = parquet.Decoded()
+def test_decoded_groups_are_bounded_over_all_files() -> None:
+    decoded = DecodedGroups(2000)
     table = pa.Table.from_pylist(ROWS[:10])
     for group in range(20):
         assert decoded.get("a.parquet", group, lambda: table) is table
-        assert decoded._size <= 2000 and decoded._size == sum(kept.nbytes for kept in decoded._kept.values())
-    assert 0 < len(decoded._kept) < 20
+        assert decoded.size <= 2000 and decoded.size == sum(each.nbytes for each in decoded.groups.values())
+    assert 0 < len(decoded.groups) < 20
 
 
-def test_large_row_groups_are_copied_at_once_and_without_room_the_run_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet, "_LARGEST_GROUP", 100)
-    assert texts(open_source(write_parquet()), [150, 3]) == [ROWS[150], ROWS[3]] and len(copies()) == 1
-    monkeypatch.setattr(spool, "_LEFT_FREE", 1 << 62)
+def test_large_row_groups_are_copied_at_once_and_without_room_the_run_does_not_start() -> None:
+    limits = ReaderLimits(row_group=100)
+    assert texts(open_source(write_parquet(), limits=limits), [150, 3]) == [ROWS[150], ROWS[3]] and len(copies()) == 1
     with pytest.raises(MachineError, match="no room"):
-        open_source(write_parquet(ROWS[:50]))
+        open_source(write_parquet(ROWS[:50]), limits=replace(limits, free_disk=1 << 62))
 
 
-def test_without_room_for_a_copy_rows_in_no_order_are_read_in_place_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet, "_DECODED", 2000)
-    monkeypatch.setattr(spool, "_LEFT_FREE", 1 << 62)
-    source = open_source(write_parquet())
+def test_without_room_for_a_copy_rows_in_no_order_are_read_in_place_and_a_note_says_so() -> None:
+    source = open_source(write_parquet(), limits=ReaderLimits(decoded=2000, free_disk=1 << 62))
     numbers = list(range(200))
     random.Random(0).shuffle(numbers)
     assert texts(source, numbers) == [ROWS[number] for number in numbers]

@@ -1,4 +1,4 @@
-"""A file that is something else than its name says is told as what it is, and the command in the help makes a file that is read."""
+"""A file that is not what its name says is reported as what it is, and the hint's command makes a file that is read."""
 
 import bz2
 import gzip
@@ -105,7 +105,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", [*REAL, "SQLite"])
 @pytest.mark.parametrize("name", ["it's rows.jsonl", "rows.csv", "rows.json", "rows.txt", "rows"])
-def test_another_kind_under_the_name_of_a_text_is_named_and_its_help_makes_rows(tmp_path: Path, kind: str, name: str) -> None:
+def test_another_kind_under_the_name_of_a_text_is_reported_and_the_hint_makes_rows(tmp_path: Path, kind: str, name: str) -> None:
     (tmp_path / name).write_bytes(REAL[kind] if kind in REAL else database(tmp_path))
     problem = refusal(Path(name))
     assert problem.code == "data.other-kind" and kind in problem.message
@@ -116,7 +116,7 @@ def test_another_kind_under_the_name_of_a_text_is_named_and_its_help_makes_rows(
 
 @pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow"])
 @pytest.mark.parametrize("kind", ["Parquet", "Arrow", "gzip"])
-def test_another_kind_under_the_name_of_a_table_is_named(tmp_path: Path, kind: str, name: str) -> None:
+def test_another_kind_under_the_name_of_a_table_is_reported(tmp_path: Path, kind: str, name: str) -> None:
     (tmp_path / name).write_bytes(REAL[kind])
     if name.endswith(kind.lower()):
         assert len(open_source(name)) == len(ROWS)
@@ -128,7 +128,7 @@ def test_another_kind_under_the_name_of_a_table_is_named(tmp_path: Path, kind: s
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.jsonl.zst", "rows.parquet", "rows.arrow"])
-def test_text_under_another_name_is_named_and_its_help_makes_rows(tmp_path: Path, name: str) -> None:
+def test_text_under_another_name_is_reported_and_the_hint_makes_rows(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(TEXT)
     problem = refusal(Path(name))
     assert "it is text" in problem.message
@@ -138,7 +138,7 @@ def test_text_under_another_name_is_named_and_its_help_makes_rows(tmp_path: Path
 @pytest.mark.parametrize(
     "name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a.md", "a.parquet", "a.arrow", "a.jsonl.gz", "a.csv.zst", "a"]
 )
-def test_a_git_lfs_pointer_is_named_in_the_place_of_any_file(tmp_path: Path, name: str) -> None:
+def test_a_git_lfs_pointer_is_reported_instead_of_any_file(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(POINTER)
     assert is_pointer(name)
     for path in (Path(name), tmp_path / name):
@@ -174,7 +174,7 @@ def test_text_that_begins_like_another_kind_is_read(tmp_path: Path) -> None:
         ("rows.packed", bz2.compress(TEXT)),
     ],
 )
-def test_the_help_for_a_name_that_is_not_read_keeps_rows_rows(tmp_path: Path, name: str, content: bytes) -> None:
+def test_the_hint_for_an_unread_name_keeps_rows_as_rows(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     (tmp_path / "rows.jsonl").write_text("not to be written over")
     hint = str(refusal(tmp_path / name).hint)
@@ -187,7 +187,7 @@ def test_the_help_for_a_name_that_is_not_read_keeps_rows_rows(tmp_path: Path, na
 
 
 @pytest.mark.parametrize("name", ["rows.pkl", "rows.npy", "rows.html", "rows.docx"])
-def test_no_help_makes_a_text_of_what_is_none(tmp_path: Path, name: str) -> None:
+def test_no_hint_makes_a_text_of_a_file_that_is_not_text(tmp_path: Path, name: str) -> None:
     inside = {
         "rows.pkl": b"\x80\x04\x95ab",
         "rows.npy": b"\x93NUMPY\x01\0",
@@ -198,7 +198,7 @@ def test_no_help_makes_a_text_of_what_is_none(tmp_path: Path, name: str) -> None
     assert refusal(tmp_path / name).hint is None
 
 
-def test_a_stream_of_arrow_is_told_under_any_name(tmp_path: Path) -> None:
+def test_an_arrow_stream_is_recognised_under_any_name(tmp_path: Path) -> None:
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, TABLE.schema) as writer:
         writer.write_table(TABLE)
@@ -209,7 +209,7 @@ def test_a_stream_of_arrow_is_told_under_any_name(tmp_path: Path) -> None:
     assert len(open_source(str(tmp_path / "rows.arrow"))) == len(ROWS)
 
 
-def test_json_lines_under_the_name_of_a_text_are_learned_as_it_and_that_is_said(tmp_path: Path) -> None:
+def test_json_lines_under_the_name_of_a_text_are_learned_as_text_and_a_note_says_so(tmp_path: Path) -> None:
     notes: list[str] = []
     for name, text in (("rows.txt", TEXT), ("prose.txt", b"{braces} are no rows\n" + TEXT)):
         (tmp_path / name).write_bytes(text)

@@ -1,4 +1,4 @@
-"""An encoding is named only when the file is in it, and then the command in the help makes a file that is read."""
+"""An encoding is named only if the file is in it, and then the hint's command makes a file that is read."""
 
 import json
 import shutil
@@ -71,20 +71,20 @@ def mended(folder: Path, hint: str) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize(("codec", "text"), TEXTS, ids=[f"{codec}-{number}" for number, (codec, _) in enumerate(TEXTS)])
-def test_an_encoding_is_named_only_when_it_gives_back_the_text(tmp_path: Path, codec: str, text: str) -> None:
+def test_an_encoding_is_named_only_if_it_decodes_to_the_text(tmp_path: Path, codec: str, text: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(lines(text).encode(codec))
-    found = open_source(str(path)).parsed(0)
-    assert isinstance(found, Problem) and found.code == "data.not-utf8" and "byte 0x" in found.message
-    assert found.hint is not None or codec not in NAMED
-    if found.hint is not None:
-        assert mended(tmp_path, found.hint) == rows(text)
+    problem = open_source(str(path)).parsed(0)
+    assert isinstance(problem, Problem) and problem.code == "data.not-utf8" and "byte 0x" in problem.message
+    assert problem.hint is not None or codec not in NAMED
+    if problem.hint is not None:
+        assert mended(tmp_path, problem.hint) == rows(text)
 
 
 @pytest.mark.parametrize("mark", [True, False])
 @pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
 @pytest.mark.parametrize("text", ["only ASCII", WEST, CHINESE, RUSSIAN])
-def test_utf16_and_utf32_are_named(tmp_path: Path, codec: str, text: str, mark: bool) -> None:
+def test_utf16_and_utf32_are_recognised(tmp_path: Path, codec: str, text: str, mark: bool) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes((("\ufeff" if mark else "") + lines(text)).encode(codec))
     with pytest.raises(DataError) as raised:
@@ -94,13 +94,13 @@ def test_utf16_and_utf32_are_named(tmp_path: Path, codec: str, text: str, mark: 
     assert mended(tmp_path, str(problem.hint)) == rows(text)
 
 
-def test_a_file_of_which_a_part_is_utf8_is_given_no_name(tmp_path: Path) -> None:
+def test_a_file_that_is_partly_utf8_has_no_encoding(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(lines(WEST).encode() + lines(WEST).encode("cp1252"))
     assert encoding_of(str(path)) is None
 
 
-def test_a_byte_far_below_that_the_encoding_has_not_takes_the_name_away(tmp_path: Path) -> None:
+def test_a_byte_far_below_that_the_encoding_lacks_excludes_it(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     content = lines(CHINESE).encode("gbk") * 2000
     path.write_bytes(content)
@@ -113,12 +113,12 @@ def test_a_stray_nul_byte_does_not_make_utf16(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     for text in ('{"a": "x\0y"}', '{"prompt": "größer\0 als", "completion": "b"}', '{"a": "\0\0\0\0"}'):
         path.write_text(text + "\n")
-        found = open_source(str(path)).parsed(0)
-        assert isinstance(found, Problem) and found.code == "data.nul-byte"
+        problem = open_source(str(path)).parsed(0)
+        assert isinstance(problem, Problem) and problem.code == "data.nul-byte"
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "txt"])
-def test_japanese_behind_escapes_is_named_though_every_byte_is_ascii(tmp_path: Path, ending: str) -> None:
+def test_japanese_in_escape_sequences_is_recognised_although_every_byte_is_ascii(tmp_path: Path, ending: str) -> None:
     text = {"jsonl": '{"prompt": "春について", "completion": "春が来ました。"}\n', "csv": "prompt,completion\n春について,春が来ました。\n"}
     (tmp_path / f"rows.{ending}").write_bytes(text.get(ending, "春が来ました。\n").encode("iso2022_jp"))
     with pytest.raises(DataError) as caught:
@@ -127,6 +127,6 @@ def test_japanese_behind_escapes_is_named_though_every_byte_is_ascii(tmp_path: P
     assert problem.code == "data.not-utf8" and "iconv -f ISO-2022-JP" in str(problem.hint)
 
 
-def test_an_escape_in_text_alone_makes_no_japanese(tmp_path: Path) -> None:
+def test_an_escape_sequence_in_text_is_not_japanese(tmp_path: Path) -> None:
     (tmp_path / "rows.txt").write_text("\x1b$B is how it begins, and \x1b[0m ends a colour\n")
     assert len(open_source(str(tmp_path / "rows.txt"))) == 1

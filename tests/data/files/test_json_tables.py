@@ -1,4 +1,4 @@
-"""Every shape in which pandas writes a table as one JSON value is named, and the command in the help makes its rows; rows stay rows."""
+"""Every shape in which pandas writes a table as one JSON value is recognised, and the hint's command makes its rows; rows stay rows."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ def refusal(path: Path) -> Problem:
 @pytest.mark.parametrize("name", ["rows.json", "it's rows.jsonl"])
 @pytest.mark.parametrize("rows", [ROWS, ROWS[:1], CHATS], ids=["texts", "one", "chats"])
 @pytest.mark.parametrize("shape", list(shapes(ROWS)))
-def test_a_table_in_one_value_is_named_and_the_help_makes_rows(
+def test_a_table_in_one_value_is_reported_and_the_hint_makes_rows(
     tmp_path: Path, shape: str, rows: list[dict[str, Any]], name: str, indent: int | None
 ) -> None:
     path = tmp_path / name

@@ -1,4 +1,4 @@
-"""JSON is read as Python reads it, but for what Python lets pass: keys that stand twice, NaN, half characters."""
+"""JSON is read as Python reads it, but repeated keys, NaN and lone surrogates are refused."""
 
 import json
 from typing import Any
@@ -23,7 +23,7 @@ def test_json_is_read_as_python_reads_it(value: Any, escaped: bool, after: str) 
 
 @settings(deadline=None, max_examples=60)
 @given(values, values, texts, st.lists(st.sampled_from(("key", 0)), max_size=4))
-def test_a_key_that_stands_twice_is_found_wherever_it_is(one: Any, other: Any, key: str, way: list[str | int]) -> None:
+def test_a_repeated_key_is_found_wherever_it_is(one: Any, other: Any, key: str, way: list[str | int]) -> None:
     text = f"{{{json.dumps(key)}: {json.dumps(one)}, {json.dumps(key)}: {json.dumps(other)}}}"
     path = ""
     for step in reversed(way):
@@ -50,13 +50,13 @@ def test_a_key_that_stands_twice_is_found_wherever_it_is(one: Any, other: Any, k
         ('\ufeff{"a": 1}', "BOM"),
     ],
 )
-def test_what_breaks_a_text_is_told_before_a_key_that_stands_twice(text: str, message: str) -> None:
+def test_broken_json_is_reported_before_a_repeated_key(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         from_json(text)
     assert not isinstance(caught.value, RepeatedKey)
 
 
-def test_half_a_character_is_refused_and_a_message_about_one_can_be_written() -> None:
+def test_a_lone_surrogate_is_refused_and_its_message_can_be_written() -> None:
     with pytest.raises(LoneSurrogate):
         from_json('{"a": "\\ud800"}')
     with pytest.raises(RepeatedKey) as caught:

@@ -1,4 +1,4 @@
-"""Rows are found by number and line; every way of there being none, and every broken line, is named."""
+"""Rows are found by number and line; missing and empty files and broken lines are reported."""
 
 import gzip
 import json
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamahome.data.files import sources, watch
+from llamahome.data.files.guarded_file import ReaderLimits
 from llamahome.data.files.jsonrow import parse_row
 from llamahome.data.files.locate import locate
 from llamahome.data.files.sources import open_source
@@ -37,11 +37,7 @@ def test_rows_and_lines_are_those_of_a_plain_reading(tmp_path_factory, kinds: li
     if not expected:
         assert fails(path).code == "data.empty-file"
         return
-    whole, watch._BLOCK = watch._BLOCK, chunk
-    try:
-        source = open_source(str(path))
-    finally:
-        watch._BLOCK = whole
+    source = open_source(str(path), limits=ReaderLimits(block=chunk))
     assert len(source) == len(expected)
     for number in reversed(range(len(source))):
         row = source.row(number)
@@ -51,7 +47,7 @@ def test_rows_and_lines_are_those_of_a_plain_reading(tmp_path_factory, kinds: li
     source.close()
 
 
-def test_a_folder_is_its_data_files_sorted_and_what_is_not_read_is_named(tmp_path: Path) -> None:
+def test_a_folder_is_its_sorted_data_files_and_unread_files_are_listed(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a/c.jsonl", "a/d.xlsx", ".hidden/e.jsonl", ".f.jsonl", ".gitattributes", "README.md", "LICENSE", "state.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps({"text": name}) + "\n" + json.dumps({"text": "two"}))
@@ -65,7 +61,7 @@ def test_a_folder_is_its_data_files_sorted_and_what_is_not_read_is_named(tmp_pat
     assert sorted(Path(path).name for path in source.ignored) == sorted(ignored)
 
 
-def test_text_in_a_folder_is_read_where_there_is_nothing_else(tmp_path: Path) -> None:
+def test_text_in_a_folder_is_read_if_there_is_nothing_else(tmp_path: Path) -> None:
     for name in ("b.md", "a.txt"):
         (tmp_path / name).write_text(name)
     assert [row.value["text"] for row in open_source(str(tmp_path)) if isinstance(row, Row)] == ["a.txt", "b.md"]
@@ -85,14 +81,14 @@ def test_links_are_followed_and_a_circle_of_them_ends(tmp_path: Path) -> None:
 def test_several_paths_are_read_in_their_order_and_a_file_named_twice_once(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}))
-    said: list[str] = []
+    notes: list[str] = []
     paths = [str(tmp_path / name) for name in ("c.jsonl", "[ab].jsonl", "b.jsonl")]
-    source = open_source(paths, say=said.append)
+    source = open_source(paths, say=notes.append)
     assert [row.value["text"] for row in source if isinstance(row, Row)] == ["c", "a", "b"]
-    assert said == source.notes == [f"{paths[2]} is named twice and read once"]
+    assert notes == source.notes == [f"{paths[2]} is named twice and read once"]
 
 
-def test_everything_that_is_wrong_with_the_paths_is_told_at_once(tmp_path: Path) -> None:
+def test_everything_wrong_with_the_paths_is_reported_at_once(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[{]")
     (tmp_path / "b.csv").write_text("a,a\n1,2\n")
     with pytest.raises(DataError) as caught:
@@ -113,11 +109,10 @@ def test_a_glob_is_the_files_that_match(tmp_path: Path, monkeypatch: pytest.Monk
     assert fails("part-*.json").code == "data.not-found"
 
 
-def test_more_files_than_may_be_open_stay_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_OPEN_FILES", 2)
+def test_more_files_than_may_be_open_stay_readable(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"{number}.jsonl").write_text(json.dumps({"text": str(number)}))
-    source = open_source(str(tmp_path))
+    source = open_source(str(tmp_path), limits=ReaderLimits(open_files=2))
     for number in (4, 0, 3, 1, 2, 4, 0):
         assert source.row(number).value["text"] == str(number)
     assert len(source._open) == 2
@@ -132,7 +127,7 @@ def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:
         source.row(0)
 
 
-def test_nothing_there_is_answered_with_the_nearest_name(tmp_path: Path) -> None:
+def test_a_missing_path_is_answered_with_the_nearest_name(tmp_path: Path) -> None:
     (tmp_path / "docstrings.jsonl").write_text("{}")
     problem = fails(tmp_path / "docstring.jsonl")
     assert problem.code == "data.not-found" and str(tmp_path / "docstrings.jsonl") in str(problem.hint)
@@ -141,7 +136,7 @@ def test_nothing_there_is_answered_with_the_nearest_name(tmp_path: Path) -> None
     assert deeper.code == "data.not-found" and str(tmp_path / "no") in deeper.message
 
 
-def test_an_empty_file_or_folder_is_named(tmp_path: Path) -> None:
+def test_an_empty_file_or_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     assert fails(tmp_path / "none").code == "data.empty-folder"
     (tmp_path / "none" / "notes.xlsx").write_text("a,b\n")
@@ -153,14 +148,14 @@ def test_an_empty_file_or_folder_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.xlsx", "a.tar.gz", "a.zip", "a.jsonl.xz", "a.pdf"])
-def test_other_kinds_of_files_are_refused_with_what_converts_them(name: str, tmp_path: Path) -> None:
+def test_other_kinds_of_files_are_refused_with_a_command_that_converts_them(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"x")
     problem = fails(tmp_path / name)
     assert problem.code == "data.unsupported-file" and ".jsonl" in problem.message
     assert any(word in str(problem.hint) for word in ("python3 -c", "tar -xf", "unzip", "xz", "cp "))
 
 
-def test_the_command_that_takes_the_rows_out_of_an_object_really_does(tmp_path: Path) -> None:
+def test_the_command_that_extracts_rows_from_an_object_works(tmp_path: Path) -> None:
     (tmp_path / "a b.json").write_text('{\n  "version": "1",\n  "rows": [{"text": "x"}, {"text": "y"}]\n}')
     assert os.system(str(fails(tmp_path / "a b.json").hint)) == 0
     assert [row.value["text"] for row in open_source(str(tmp_path / "a b-rows.json")) if isinstance(row, Row)] == ["x", "y"]
@@ -171,7 +166,7 @@ def test_a_json_file_of_one_object_a_line_is_read(tmp_path: Path) -> None:
     assert len(open_source(str(tmp_path / "a.json"))) == 2
 
 
-def test_utf16_and_pipes_are_named(tmp_path: Path) -> None:
+def test_utf16_and_pipes_are_reported(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}', encoding="utf-16")
     problem = fails(tmp_path / "a.jsonl")
     assert problem.code == "data.not-utf8" and "iconv -f UTF-16" in str(problem.hint)
@@ -182,7 +177,7 @@ def test_utf16_and_pipes_are_named(tmp_path: Path) -> None:
     assert dangling.code == "data.not-found" and str(tmp_path / "gone") in dangling.message and dangling.hint
 
 
-def test_an_empty_path_is_not_the_folder_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_path_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
     for path in ("", " "):
@@ -197,13 +192,13 @@ def test_an_empty_path_is_not_the_folder_one_is_in(tmp_path: Path, monkeypatch: 
     assert caught.value.problems[0].hint == "data/training/raw/docstrings.jsonl is there", "it would not be written again"
 
 
-def test_a_file_named_twice_is_read_once_and_that_is_said(tmp_path: Path) -> None:
-    path, said = str(tmp_path / "a.jsonl"), []
+def test_a_file_named_twice_is_read_once_and_a_note_says_so(tmp_path: Path) -> None:
+    path, notes = str(tmp_path / "a.jsonl"), []
     Path(path).write_text('{"text": "x"}\n')
-    assert len(open_source((path, path), say=said.append)) == 1 and said == [f"{path} is named twice and read once"]
+    assert len(open_source((path, path), say=notes.append)) == 1 and notes == [f"{path} is named twice and read once"]
 
 
-def test_rows_of_one_line_are_told_by_their_number(tmp_path: Path) -> None:
+def test_rows_of_one_line_have_their_number_in_the_place(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('[{"a": 1}, {"a": 2}, {"a": nul}]')
     source = open_source(str(path))
@@ -237,7 +232,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("raw", "code", "words"), BROKEN, ids=range(len(BROKEN)))
-def test_a_broken_line_is_named_with_its_place(raw: bytes, code: str, words: str) -> None:
+def test_a_broken_line_is_reported_with_its_place(raw: bytes, code: str, words: str) -> None:
     problem = parse_row(raw, path="dir/mine.jsonl", line=37, index=36)
     assert isinstance(problem, Problem)
     assert (problem.code, problem.where) == (code, "dir/mine.jsonl:37")
@@ -248,10 +243,10 @@ def test_a_broken_line_is_named_with_its_place(raw: bytes, code: str, words: str
 @settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=60))
 def test_any_bytes_give_a_row_or_a_problem(raw: bytes) -> None:
-    found = parse_row(raw, path="a.jsonl", line=1, index=0)
-    assert isinstance(found, Row | Problem)
-    if isinstance(found, Problem):
-        found.render().encode("utf-8")
+    parsed = parse_row(raw, path="a.jsonl", line=1, index=0)
+    assert isinstance(parsed, Row | Problem)
+    if isinstance(parsed, Problem):
+        parsed.render().encode("utf-8")
 
 
 def test_the_record_of_a_cleaned_copy_is_not_data(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Only the split that is meant is read, whatever names it; folders that name none are read whole; what is read and left is said."""
+"""Only the right split is read, however it is named; folders without splits are read whole; notes say what is read and left alone."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -13,8 +13,8 @@ from tests.support.tokenizers import train_tokenizer
 
 from llamahome.config.load import load_config
 from llamahome.config.schema import DataConfig
-from llamahome.data.files.layout import role_of
 from llamahome.data.files.locate import Located, locate
+from llamahome.data.files.split_files import role_of
 from llamahome.data.files.splits import TO_TRAIN, Wanted, to_evaluate, to_measure, to_train
 from llamahome.data.prepare import prepare, read_all
 from llamahome.data.steps.mixture import order_of
@@ -58,7 +58,7 @@ def inside(files: Iterable[str], folder: str = "d") -> list[str]:
     return sorted(Path(file).relative_to(folder).as_posix() for file in files)
 
 
-def found(names: Iterable[str], wanted: Wanted = TO_TRAIN, **others: str) -> tuple[list[str], list[str], list[str]]:
+def chosen(names: Iterable[str], wanted: Wanted = TO_TRAIN, **others: str) -> tuple[list[str], list[str], list[str]]:
     """What is read, there to evaluate on, and left alone."""
     located = locate(make(names, others=others), wanted=wanted)
     return inside(located.files), inside(located.evaluation), inside(file for _, files in located.apart for file in files)
@@ -66,7 +66,7 @@ def found(names: Iterable[str], wanted: Wanted = TO_TRAIN, **others: str) -> tup
 
 def refused(names: Iterable[str], wanted: Wanted = TO_TRAIN, **others: str) -> Problem:
     with pytest.raises(DataError) as caught:
-        found(names, wanted, **others)
+        chosen(names, wanted, **others)
     (problem,) = caught.value.problems
     return problem
 
@@ -100,12 +100,12 @@ SPLIT = [
 
 
 @pytest.mark.parametrize(("names", "read", "evaluated", "left"), SPLIT)
-def test_only_train_is_read_where_names_tell_the_splits(names: list[str], read: list[str], evaluated: list[str], left: list[str]) -> None:
-    assert found(names) == (read, evaluated, left)
-    said: list[str] = []
-    located = locate("d", say=said.append)
-    assert len(said) == 1 and "is read" in said[0] and ("left alone" in said[0]) == bool(left)
-    assert ("to evaluate on" in said[0]) == bool(evaluated) and located.ignored == ()
+def test_only_train_is_read_if_names_tell_the_splits(names: list[str], read: list[str], evaluated: list[str], left: list[str]) -> None:
+    assert chosen(names) == (read, evaluated, left)
+    notes: list[str] = []
+    located = locate("d", say=notes.append)
+    assert len(notes) == 1 and "is read" in notes[0] and ("left alone" in notes[0]) == bool(left)
+    assert ("to evaluate on" in notes[0]) == bool(evaluated) and located.ignored == ()
 
 
 WHOLE = [
@@ -122,8 +122,8 @@ WHOLE = [
 
 
 @pytest.mark.parametrize("names", WHOLE)
-def test_a_folder_that_sets_nothing_apart_is_read_whole(names: list[str]) -> None:
-    assert found(names) == (sorted(names), [], [])
+def test_a_folder_without_splits_is_read_whole(names: list[str]) -> None:
+    assert chosen(names) == (sorted(names), [], [])
 
 
 @settings(deadline=None, max_examples=60)
@@ -135,30 +135,30 @@ def test_a_split_is_a_whole_word_of_a_name(before: str, word: str, after: str) -
     assert (role_of(before + word + after) is not None) == whole
 
 
-def test_one_file_by_name_and_a_glob_that_was_typed_are_read_whole() -> None:
+def test_a_named_file_and_a_glob_are_read_whole() -> None:
     make(["train.jsonl", "test.jsonl"])
     assert inside(locate("d/test.jsonl").files) == ["test.jsonl"]
     assert inside(locate("d/*.jsonl").files) == ["test.jsonl", "train.jsonl"]
     assert inside(locate(["d/test.jsonl", "d"]).files) == ["test.jsonl", "train.jsonl"]
 
 
-def test_a_file_of_no_split_beside_train_and_test_is_named() -> None:
-    assert found(["train.jsonl", "test.jsonl", "all.jsonl"]) == (["train.jsonl"], [], ["test.jsonl"])
+def test_a_file_without_split_beside_train_and_test_is_reported() -> None:
+    assert chosen(["train.jsonl", "test.jsonl", "all.jsonl"]) == (["train.jsonl"], [], ["test.jsonl"])
     assert inside(locate("d").ignored) == ["all.jsonl"]
 
 
 def test_the_setting_chooses_a_split_by_its_name_or_its_usual_one() -> None:
     names = ["train.jsonl", "dev.jsonl", "test.jsonl"]
-    assert found(names, Wanted("test")) == (["test.jsonl"], ["dev.jsonl"], ["train.jsonl"])
-    assert found(names, Wanted("validation"))[0] == found(names, Wanted("dev"))[0] == ["dev.jsonl"]
-    assert found(names, Wanted("all"))[0] == sorted(names)
+    assert chosen(names, Wanted("test")) == (["test.jsonl"], ["dev.jsonl"], ["train.jsonl"])
+    assert chosen(names, Wanted("validation"))[0] == chosen(names, Wanted("dev"))[0] == ["dev.jsonl"]
+    assert chosen(names, Wanted("all"))[0] == sorted(names)
     problem = refused(names, Wanted("tests"))
     assert problem.code == "data.unknown-split" and "there are dev" not in problem.message and problem.hint == "--set data.split=test"
     with pytest.raises(DataError, match="there is no split test; there are none"):
         locate("d/train.jsonl", wanted=Wanted("test"))
 
 
-def test_a_help_line_of_splits_mends_what_it_answers() -> None:
+def test_the_hint_of_a_split_error_fixes_it() -> None:
     for names, wanted in (
         (["en/train.jsonl", "de/train.jsonl", "de/test.jsonl"], TO_TRAIN),
         (["en/train.jsonl", "de/train.jsonl"], Wanted(subset="fr")),
@@ -180,19 +180,19 @@ def test_subsets_are_chosen_or_refused_unless_one_is_the_default() -> None:
     names = [f"{folder}/{SHARD.format(split)}" for folder in ("de", "en") for split in ("train", "test")]
     problem = refused(names)
     assert problem.code == "data.several-subsets" and "de, en" in problem.message
-    assert found(names, Wanted(subset="EN"))[0] == [names[2]]
-    assert found(names, Wanted(subset="all"))[::2] == ([names[0], names[2]], [names[1], names[3]])
-    assert found([*names, SHARD.format("train")])[0] == [SHARD.format("train")]
+    assert chosen(names, Wanted(subset="EN"))[0] == [names[2]]
+    assert chosen(names, Wanted(subset="all"))[::2] == ([names[0], names[2]], [names[1], names[3]])
+    assert chosen([*names, SHARD.format("train")])[0] == [SHARD.format("train")]
 
 
-def test_the_readme_of_a_data_set_tells_its_files() -> None:
+def test_the_readme_of_a_data_set_names_its_files() -> None:
     names = ["e/t1.jsonl", "e/x.jsonl", "f/a.jsonl", "f/deep/b.jsonl", "other.jsonl"]
-    assert found(names, **{"README.md": README}) == (["e/t1.jsonl"], [], ["e/x.jsonl"])
-    assert found(names, Wanted(subset="fr"), **{"README.md": README}) == (["f/a.jsonl", "f/deep/b.jsonl"], [], [])
+    assert chosen(names, **{"README.md": README}) == (["e/t1.jsonl"], [], ["e/x.jsonl"])
+    assert chosen(names, Wanted(subset="fr"), **{"README.md": README}) == (["f/a.jsonl", "f/deep/b.jsonl"], [], [])
     plain = "---\nconfigs:\n- config_name: default\n  data_files: 'e/*'\n---\n"
-    assert found(names, **{"README.md": plain})[0] == ["e/t1.jsonl", "e/x.jsonl"]
+    assert chosen(names, **{"README.md": plain})[0] == ["e/t1.jsonl", "e/x.jsonl"]
     for broken in ("---\nconfigs: [\n---\n", "---\nconfigs: 7\n---\n", "---\nconfigs:\n- data_files: {a: 1}\n---\n", "# only words"):
-        assert found(names, **{"README.md": broken})[0] == names
+        assert chosen(names, **{"README.md": broken})[0] == names
 
 
 def test_what_save_to_disk_wrote_is_read_without_leftovers_and_whole_or_not_at_all() -> None:
@@ -208,7 +208,7 @@ def test_what_save_to_disk_wrote_is_read_without_leftovers_and_whole_or_not_at_a
         locate("d")
 
 
-def test_a_model_is_measured_on_test_and_watched_on_validation() -> None:
+def test_a_finished_model_is_measured_on_test_and_a_run_evaluates_on_validation() -> None:
     make(["train.jsonl", "dev.jsonl", "test.jsonl"])
     data = DataConfig()
     assert inside(locate("d", wanted=to_measure(data)).files) == ["test.jsonl"]
@@ -223,27 +223,27 @@ def rows(name: str, numbers: range) -> None:
     Path("d", name).write_text(text)
 
 
-def test_a_run_trains_on_train_evaluates_on_validation_and_tells_what_stands_in_two_splits() -> None:
+def test_a_run_trains_on_train_evaluates_on_validation_and_reports_rows_in_two_splits() -> None:
     rows("train.jsonl", range(20))
     rows("dev.jsonl", range(18, 24))
     rows("test.jsonl", range(17, 18))
     tokenizer = ChatTokenizer(train_tokenizer())
-    said: list[str] = []
-    prepared = prepare(DataConfig(), "d", tokenizer, say=said.append)
+    notes: list[str] = []
+    prepared = prepare(DataConfig(), "d", tokenizer, say=notes.append)
     assert (prepared.order.epoch_rows, len(prepared.evaluation_hashes)) == (20, 6)
     lines = prepared.report.lines()
     assert any(
         line.startswith("2 rows to train on that are in the evaluation") and "d/train.jsonl:19 is d/dev.jsonl:1" in line for line in lines
     )
     assert any("1 row to train on in the split test too, for example d/train.jsonl:18 is d/test.jsonl:1" in line for line in lines)
-    streamed = prepare(DataConfig(streaming=True), "d", tokenizer, say=said.append)
+    streamed = prepare(DataConfig(streaming=True), "d", tokenizer, say=notes.append)
     assert streamed.fingerprint == prepared.fingerprint and len(streamed.evaluation_hashes) == 6
     streamed.close()
-    given_ = prepare(DataConfig(eval_path="d/dev.jsonl"), "d/train.jsonl", tokenizer, say=said.append)
-    assert given_.fingerprint == prepared.fingerprint, "a split found is a split given"
-    held = prepare(DataConfig(eval_split=0.3), "d", tokenizer, say=said.append)
-    assert held.order.epoch_rows < 20 and "data.eval_split is 0.3, so the validation split is left alone" in said
-    assert read_all(DataConfig(), "d", tokenizer, say=said.append).counts.rows == 1
+    given_ = prepare(DataConfig(eval_path="d/dev.jsonl"), "d/train.jsonl", tokenizer, say=notes.append)
+    assert given_.fingerprint == prepared.fingerprint, "a split that is found equals one that is given"
+    held = prepare(DataConfig(eval_split=0.3), "d", tokenizer, say=notes.append)
+    assert held.order.epoch_rows < 20 and "data.eval_split is 0.3, so the validation split is left alone" in notes
+    assert read_all(DataConfig(), "d", tokenizer, say=notes.append).counts.rows == 1
     for one in (prepared, given_, held):
         one.close()
 

@@ -1,10 +1,8 @@
-"""The fast searches for rows agree with a full parser on any content, in blocks of any size, and name the line where a file breaks."""
+"""The fast scans for rows agree with a full parser on any content, in blocks of any size, and report the line where a file breaks."""
 
 import csv
 import io
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamahome.data.files import plaintext, watch
+from llamahome.data.files.guarded_file import ReaderLimits
 from llamahome.data.files.sources import Source, open_source
 from llamahome.data.records import Row
 from llamahome.errors import DataError, Problem
@@ -22,15 +20,6 @@ OBJECTS = st.dictionaries(
     NASTY, st.one_of(NASTY, st.integers(), st.none(), st.lists(NASTY, max_size=3), st.dictionaries(NASTY, NASTY, max_size=2))
 )
 BLOCKS = st.sampled_from([1, 2, 3, 7, 1 << 20])
-
-
-@contextmanager
-def blocks_of(size: int) -> Iterator[None]:
-    whole, watch._BLOCK = watch._BLOCK, size
-    try:
-        yield
-    finally:
-        watch._BLOCK = whole
 
 
 def refused(path: Path) -> Problem:
@@ -52,8 +41,7 @@ def test_an_array_is_what_json_reads(
     path = tmp_path_factory.mktemp("rows") / "a.json"
     text = json.dumps(rows, indent=indent, ensure_ascii=ascii_only)
     path.write_bytes(("\ufeff \n" + text + "\n").encode())
-    with blocks_of(block):
-        source = open_source(str(path))
+    source = open_source(str(path), limits=ReaderLimits(block=block))
     assert values(source) == rows
     lines = [source.row(number).line for number in range(len(source))]
     shown = path.read_bytes().split(b"\n")
@@ -72,8 +60,7 @@ def test_a_table_is_what_csv_reads(tmp_path_factory, cells: list[list[str]], del
     if not cells:
         assert refused(path).code == "data.empty-file"
         return
-    with blocks_of(block):
-        source = open_source(str(path))
+    source = open_source(str(path), limits=ReaderLimits(block=block))
     assert values(source) == [dict(zip(("a", "b c"), row, strict=True)) for row in cells]
     before = [sum(cell.count("\n") for row in cells[:number] for cell in row) + number for number in range(len(cells))]
     assert [source.row(number).line for number in range(len(source))] == [count + 2 for count in before]
@@ -84,14 +71,13 @@ def test_a_table_is_what_csv_reads(tmp_path_factory, cells: list[list[str]], del
 def test_any_bytes_end_in_rows_or_problems(tmp_path_factory, raw: bytes, kind: str, block: int) -> None:
     path = tmp_path_factory.mktemp("any") / f"a.{kind}"
     path.write_bytes((b"[" if kind == "json" else b"a,b\n" if kind == "csv" else b"") + raw)
-    with blocks_of(block):
-        try:
-            source = open_source(str(path))
-        except DataError as error:
-            assert all(problem.code.startswith("data.") for problem in error.problems)
-            return
-        found = list(source)
-    assert len(source.hashes()) == len(found) and all(isinstance(row, Row | Problem) for row in found)
+    try:
+        source = open_source(str(path), limits=ReaderLimits(block=block))
+    except DataError as error:
+        assert all(problem.code.startswith("data.") for problem in error.problems)
+        return
+    rows = list(source)
+    assert len(source.hashes()) == len(rows) and all(isinstance(row, Row | Problem) for row in rows)
 
 
 @settings(deadline=None, max_examples=60)
@@ -99,15 +85,12 @@ def test_any_bytes_end_in_rows_or_problems(tmp_path_factory, raw: bytes, kind: s
 def test_a_long_text_is_cut_and_nothing_of_it_is_lost(tmp_path_factory, text: str, longest: int, bom: bool) -> None:
     path = tmp_path_factory.mktemp("text") / "a.txt"
     path.write_bytes((b"\xef\xbb\xbf" if bom else b"") + text.encode())
-    whole, plaintext._LONGEST = plaintext._LONGEST, longest
     try:
-        source = open_source(str(path))
+        source = open_source(str(path), limits=ReaderLimits(text_row=longest))
         parts = [source.row(number) for number in range(len(source))]
     except DataError:
         assert not text.strip()
         return
-    finally:
-        plaintext._LONGEST = whole
     assert "".join("".join(row.value["text"] for row in parts).split()) == "".join(text.split())
     assert all(len(row.value["text"].rstrip().encode()) <= longest for row in parts)
     for row in parts:
@@ -116,38 +99,35 @@ def test_a_long_text_is_cut_and_nothing_of_it_is_lost(tmp_path_factory, text: st
     assert bool(source.notes) == (path.stat().st_size > longest)
 
 
-def test_a_short_text_is_one_row_and_a_long_one_breaks_at_blank_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plaintext, "_LONGEST", 20)
+def test_a_short_text_is_one_row_and_a_long_one_breaks_at_blank_lines(tmp_path: Path) -> None:
+    limits = ReaderLimits(text_row=20)
     (tmp_path / "a.md").write_text("# one\n\ntwo\n\nthree three\n\nfour four")
-    source = open_source(str(tmp_path / "a.md"))
+    source = open_source(str(tmp_path / "a.md"), limits=limits)
     assert [(row.line, row.value["text"]) for row in source] == [(1, "# one\n\ntwo\n\n"), (5, "three three\n\n"), (7, "four four")]
     (tmp_path / "a.md").write_text("# one\n\ntwo\n")
-    assert [row.value["text"] for row in open_source(str(tmp_path / "a.md"))] == ["# one\n\ntwo\n"]
+    assert [row.value["text"] for row in open_source(str(tmp_path / "a.md"), limits=limits)] == ["# one\n\ntwo\n"]
 
 
-def test_a_quote_within_plain_text_is_that_quote(tmp_path: Path) -> None:
+def test_a_quote_within_plain_text_is_part_of_the_text(tmp_path: Path) -> None:
     """As in Python's csv: only a quote at the beginning of a field opens it."""
     path = tmp_path / "a.tsv"
     path.write_text('a\tb\n5" pipe\tone\n"x\n""y"\tsay "hi"\n\n7"\t"z\tz"\nlast\t8"\n')
     for block in (1, 4, 1 << 20):
-        with blocks_of(block):
-            source = open_source(str(path))
+        source = open_source(str(path), limits=ReaderLimits(block=block))
         assert [list(row.value.values()) for row in source] == [['5" pipe', "one"], ['x\n"y', 'say "hi"'], ['7"', "z\tz"], ["last", '8"']]
         assert [row.line for row in source] == [2, 3, 6, 7]
 
 
-def test_a_row_beyond_64_mib_is_named_and_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llamahome.data.files import stretches
-
-    monkeypatch.setattr(stretches, "LONGEST_ROW", 40)
+def test_a_row_beyond_64_mib_is_reported_and_not_read(tmp_path: Path) -> None:
+    limits = ReaderLimits(row=40)
     (tmp_path / "a.jsonl").write_text('{"text": "x"}' + "\n" * 60 + '{"text": "' + "y" * 60 + '"}\n{"text": "z"}\n')
-    first, large, last = open_source(str(tmp_path / "a.jsonl"))
+    first, large, last = open_source(str(tmp_path / "a.jsonl"), limits=limits)
     assert isinstance(first, Row) and isinstance(last, Row) and isinstance(large, Problem)
     assert large.code == "data.row-too-large" and large.where == f"{tmp_path / 'a.jsonl'}:61"
-    assert len(open_source(str(tmp_path / "a.jsonl")).hashes()) == 3
+    assert len(open_source(str(tmp_path / "a.jsonl"), limits=limits).hashes()) == 3
 
 
-def test_semicolons_separate_where_the_first_line_has_no_comma_and_that_is_said(tmp_path: Path) -> None:
+def test_semicolons_separate_if_the_first_line_has_no_comma_and_a_note_says_so(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('prompt;"comple,tion"\nx, y;00123\n')
     source = open_source(str(tmp_path / "a.csv"))
     assert source.row(0).value == {"prompt": "x, y", "comple,tion": "00123"} and "a semicolon" in source.notes[0]

@@ -1,4 +1,4 @@
-"""A file that was changed and given its old size and time again is another file: no index, copy or store of before is used."""
+"""A file whose content changed but not its size and time is another file: no old index, copy or store is used."""
 
 import gzip
 import json
@@ -11,7 +11,7 @@ import pytest
 from tests.support.tokenizers import train_tokenizer
 
 from llamahome.config.schema import DataConfig
-from llamahome.data.files import index
+from llamahome.data.files.guarded_file import ReaderLimits
 from llamahome.data.files.sources import open_source
 from llamahome.data.prepare import prepare
 from llamahome.data.text.tokens import ChatTokenizer
@@ -40,27 +40,25 @@ def put_back(path: Path, raw: bytes) -> None:
 
 
 @pytest.mark.parametrize(("name", "written"), [("rows.jsonl", lines), ("rows.jsonl.gz", stored)])
-def test_neither_index_nor_unpacked_copy_of_before_is_used(
-    name: str, written: Callable[[list[str]], bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(index, "_WORTH_CACHING", 0)
+def test_neither_the_old_index_nor_the_old_unpacked_copy_is_used(name: str, written: Callable[[list[str]], bytes]) -> None:
+    limits = ReaderLimits(cached_file=0)
     path = Path(name)
     path.write_bytes(written(["one", "three"]))
-    first = open_source(name)
+    first = open_source(name, limits=limits)
     before = first.hashes().tolist()
     put_back(path, written(["three", "one"]))
-    again = open_source(name)
+    again = open_source(name, limits=limits)
     assert [again.row(number).value["text"] for number in (0, 1)] == ["three", "one"]
     assert again.hashes().tolist() == before[::-1] and again.fingerprint != first.fingerprint
 
 
-def test_no_store_of_before_is_used() -> None:
+def test_no_old_store_is_used() -> None:
     path, tokenizer = Path("rows.jsonl"), ChatTokenizer(train_tokenizer())
 
     def trained_on() -> list[str]:
-        found = prepare(DataConfig(eval_split=0), str(path), tokenizer, say=lambda _: None)
-        table = found.examples.examples_of(found.order.first_rows(2))
-        found.close()
+        prepared = prepare(DataConfig(eval_split=0), str(path), tokenizer, say=lambda _: None)
+        table = prepared.examples.examples_of(prepared.order.first_rows(2))
+        prepared.close()
         return [tokenizer.decode(table.example(number).tokens) for number in range(2)]
 
     path.write_bytes(lines(["good morning", "good evening"]))
@@ -81,7 +79,7 @@ def test_a_file_put_back_while_it_is_read_is_refused() -> None:
     assert caught.value.problems[0].code == "data.file-changed" and "set back" in caught.value.problems[0].message
 
 
-def test_another_name_or_other_rights_of_a_file_that_is_read_are_no_change() -> None:
+def test_a_new_link_or_other_rights_do_not_count_as_a_change() -> None:
     path = Path("rows.jsonl")
     path.write_bytes(lines(["one", "three"]))
     source = open_source(str(path))

@@ -1,4 +1,4 @@
-"""Templates of data.columns say what they were written for, leave nothing dangling, and what is wrong with them is named."""
+"""Templates of data.columns give the expected text, leave no dangling parts, and report what is wrong with them."""
 
 from typing import Any
 
@@ -79,7 +79,7 @@ def test_a_template_reads_a_row_in_every_format_that_takes_texts() -> None:
         assert read.row.value is value, "the row itself is untouched"
 
 
-def test_what_is_wrong_with_a_template_is_named() -> None:
+def test_what_is_wrong_with_a_template_is_reported() -> None:
     with pytest.raises(DataError, match='no row has the key "contxt"') as caught:
         detect([row_of({"q": "a", "context": "c", "answer": "b"})], "auto", columns('{prompt: "{q}: {contxt}", completion: answer}'))
     assert caught.value.problems[0].hint == "--set 'data.columns={prompt: \"{q}: {context}\", completion: answer}'"

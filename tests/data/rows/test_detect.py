@@ -1,4 +1,4 @@
-"""The format is found with its reason or refused with words, also when the columns have other names."""
+"""The format is found with its reason or refused with a hint, also if the columns have other names."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def detect_fails(*values: dict[str, Any]) -> Problem:
     return caught.value.problems[0]
 
 
-def test_mixed_formats_are_named_by_line() -> None:
+def test_mixed_formats_are_reported_with_lines() -> None:
     problem = detect_fails({"messages": ASKED}, {"messages": ASKED}, {"instruction": "a", "output": "b"})
     assert problem.code == "data.mixed-formats"
     assert "mine.jsonl:1 is messages" in problem.message and "mine.jsonl:3 is alpaca" in problem.message
@@ -39,9 +39,9 @@ def test_mixed_formats_are_named_by_line() -> None:
         ({"prompt": "a", "completions": ["b"], "labels": [True]}, ""),
     ],
 )
-def test_preference_data_is_refused_with_words(value: dict[str, Any], hint: str) -> None:
+def test_preference_data_is_refused_with_a_hint(value: dict[str, Any], hint: str) -> None:
     problem = detect_fails(value)
-    assert problem.code == "data.preference" and "learns from good answers alone" in problem.message
+    assert problem.code == "data.preference" and "learns only from good answers" in problem.message
     assert hint in str(problem.hint) if hint else problem.hint is None
 
 
@@ -51,7 +51,7 @@ def test_unknown_keys_are_answered_with_the_nearest_known() -> None:
     assert detect_fails({}).code == "data.unknown-format"
 
 
-def test_other_ways_to_read_the_rows_are_not_passed_over() -> None:
+def test_other_formats_of_the_rows_are_mentioned() -> None:
     reason = detect([row_of({"messages": ASKED, "text": "rendered"})], "auto").reason
     assert "--set data.format=text" in reason
     assert "2 of the first 3 rows" in detect([row_of(v) for v in ({"messages": ASKED}, {"odd": 1}, {"messages": ASKED})], "auto").reason
@@ -77,7 +77,7 @@ def test_columns_of_other_names_are_read(name: str, names: dict[str, str], value
     assert read.text == "What? That." if name == "text" else list(read.turns) == ASKED
 
 
-def test_a_fault_names_the_key_that_the_row_has() -> None:
+def test_an_error_names_the_key_that_the_row_has() -> None:
     names = {"prompt": "question", "completion": "answer"}
     wrong = understand(row_of({"question": "a", "answer": 7}), "prompt_completion", names)
     missing = understand(row_of({"question": "a", "anser": "b"}), "prompt_completion", names)
@@ -87,7 +87,7 @@ def test_a_fault_names_the_key_that_the_row_has() -> None:
     assert isinstance(turn, Problem) and turn.message.startswith('dialogue[0] has no "content"')
 
 
-def test_a_column_that_is_not_there_or_not_read_is_refused() -> None:
+def test_a_column_that_is_missing_or_not_read_is_refused() -> None:
     row = row_of({"question": "a", "answer": "b"})
     with pytest.raises(DataError) as caught:
         detect([row], "auto", {"prompt": "qestion", "completion": "answer", "tools": "gone"})

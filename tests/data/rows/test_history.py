@@ -1,4 +1,4 @@
-"""What was said before a question is read before it, as pairs or as turns, and nothing else is taken for it."""
+"""The history of a question, as pairs or as turns, is read before it, and nothing else is taken for a history."""
 
 import json
 from typing import Any
@@ -39,7 +39,7 @@ PAIRS = [["Who?", "He."]]
 @pytest.mark.parametrize(
     ("ask", "answer"), [("prompt", "response"), ("question", "answer"), ("prompt", "completion"), ("instruction", "output")]
 )
-def test_what_was_said_before_the_question_is_read_before_it(history: Any, ask: str, answer: str) -> None:
+def test_the_history_is_read_before_the_question(history: Any, ask: str, answer: str) -> None:
     found, conversation = read({ask: Q, answer: A, "history": history})
     assert said(conversation) == ["Who?", "He.", Q, A]
     assert [turn["role"] for turn in conversation.turns] == ["user", "assistant"] * 2
@@ -47,17 +47,17 @@ def test_what_was_said_before_the_question_is_read_before_it(history: Any, ask: 
 
 
 @pytest.mark.parametrize("history", ["He was asked before.", ["a", "b"], 7])
-def test_a_history_that_is_no_turns_is_left_alone_and_named(history: Any) -> None:
+def test_a_history_without_turns_is_not_read_and_reported(history: Any) -> None:
     found, conversation = read({"prompt": Q, "response": A, "history": history})
     assert said(conversation) == [Q, A] and "not read: history" in found.reason
 
 
-def test_no_history_goes_before_a_prompt_of_data_columns_but_one_that_is_named_there() -> None:
+def test_data_columns_must_name_the_history_of_a_prompt_that_it_names() -> None:
     row = {"ask": Q, "say": A, "history": PAIRS}
     names = {"prompt": "ask", "completion": "say"}
     assert said(read(row, names)[1]) == [Q, A]
     assert said(read(row, names | {"history": "history"})[1]) == ["Who?", "He.", Q, A]
 
 
-def test_an_empty_history_is_nothing_that_is_not_read() -> None:
+def test_an_empty_history_is_not_reported_as_unread() -> None:
     assert "not read" not in read({"prompt": Q, "response": A, "history": []})[0].reason

@@ -1,4 +1,4 @@
-"""NaN and infinities, which JSON has not: a row is read when nothing reads them, and refused, by name, where something does."""
+"""A row with NaN or an infinity, which JSON does not have, is read if they are not used, and refused if they are."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def understood(tmp_path: Path, line: str, name: str) -> Conversation | Problem:
 
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("shape", ['"score": %s', '"more": {"deep": [1, {"loss": %s}]}', '"score": 1, "other": [%s]'])
-def test_a_row_is_read_when_nothing_reads_them(tmp_path: Path, shape: str, value: str) -> None:
+def test_a_row_is_read_if_nothing_uses_its_not_finite_numbers(tmp_path: Path, shape: str, value: str) -> None:
     line = '{"prompt": "a", "completion": "b", ' + shape % value + "}"
     found = understood(tmp_path, line, "prompt_completion")
     assert isinstance(found, Conversation) and found.turns[1]["content"] == "b"
@@ -36,7 +36,7 @@ def test_a_row_is_read_when_nothing_reads_them(tmp_path: Path, shape: str, value
 
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize(("name", "line", "words"), READ)
-def test_a_row_is_refused_where_they_are_read(tmp_path: Path, name: str, line: str, words: str, value: str) -> None:
+def test_a_row_is_refused_if_its_not_finite_numbers_are_used(tmp_path: Path, name: str, line: str, words: str, value: str) -> None:
     found = understood(tmp_path, line % value, name)
     assert isinstance(found, Problem)
     assert (words % value if "%s" in words else words) in found.message
@@ -49,7 +49,7 @@ def test_an_argument_of_a_tool_call_is_read(tmp_path: Path, value: str) -> None:
     assert isinstance(found, Problem) and found.code == "data.bad-json"
 
 
-def test_what_is_broken_beside_them_is_still_named(tmp_path: Path) -> None:
+def test_broken_json_beside_not_finite_numbers_is_still_reported(tmp_path: Path) -> None:
     for line, code in (
         ('{"score": NaN, "prompt": "a" "b"}', "data.bad-json"),
         ('{"score": NaN, "prompt": "a", "prompt": "b"}', "data.repeated-key"),

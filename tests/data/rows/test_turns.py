@@ -1,4 +1,4 @@
-"""Turns beyond plain text: calls of tools in every spelling, their results, thoughts, weights, and a system text beside the turns."""
+"""Turns beyond plain text: tool calls in every spelling, their results, reasoning, weights, and a system text beside the turns."""
 
 import json
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from llamahome.data.records import Conversation, Row
+from llamahome.data.rows.detect import detect
 from llamahome.data.rows.formats import understand
 from llamahome.errors import Problem
 
@@ -34,7 +35,7 @@ CALL = {"type": "function", "function": {"name": "clock", "arguments": {"zone": 
     ],
 )
 @pytest.mark.parametrize("content", [None, "", "Let me look."])
-def test_tool_calls_in_every_spelling_are_one_form(calls: object, content: str | None) -> None:
+def test_tool_calls_in_every_spelling_become_one_form(calls: object, content: str | None) -> None:
     found = understand(row_of(calling(calls, content)), "messages")
     assert isinstance(found, Conversation), found
     assert found.turns[1] == {"role": "assistant", **({"content": content} if content else {}), "tool_calls": [CALL]}
@@ -51,7 +52,7 @@ def test_results_keep_their_name_and_the_call_they_answer() -> None:
     assert found.tools == ({"type": "function", "function": {"name": "clock"}},)
 
 
-def test_sharegpt_says_calls_and_results_with_roles_of_their_own() -> None:
+def test_sharegpt_has_roles_for_calls_and_results() -> None:
     told = [("human", "time?"), ("function_call", json.dumps(CALL["function"])), ("observation", "12:00"), ("gpt", "Noon.")]
     value = {"conversations": [{"from": role, "value": text} for role, text in told], "tools": '[{"name": "clock"}]', "system": "s"}
     found = understand(row_of(value), "sharegpt")
@@ -73,7 +74,7 @@ def test_the_old_way_of_calling_functions_is_read_too() -> None:
     assert len(found.tools) == 1
 
 
-def test_thoughts_beside_the_answer_go_to_the_template() -> None:
+def test_reasoning_beside_the_answer_reaches_the_template() -> None:
     found = understand(row_of({"messages": [ASKED[0], {**ASKED[1], "reasoning": "hm"}]}), "messages")
     assert isinstance(found, Conversation) and found.turns[1]["reasoning_content"] == found.turns[1]["thinking"] == "hm"
 
@@ -99,7 +100,7 @@ def test_calls_that_no_template_could_write_are_refused(calls: object, words: st
     assert isinstance(found, Problem) and found.code == "data.bad-tool-call" and words in found.message
 
 
-def test_texts_in_parts_are_one_text() -> None:
+def test_a_content_in_parts_is_one_text() -> None:
     parts = [{"type": "text", "text": "What is"}, {"type": "text", "text": " that?"}]
     for format_name, keys in (("messages", ("role", "content")), ("sharegpt", ("from", "value"))):
         turns = [{keys[0]: "user", keys[1]: parts}, {keys[0]: "assistant", keys[1]: [{"text": "A text."}], "weight": 1}]
@@ -125,7 +126,35 @@ def test_texts_in_parts_are_one_text() -> None:
         ([], "data.empty-content", "content is empty"),
     ],
 )
-def test_parts_that_are_no_text_are_named(parts: list[Any], code: str, message: str) -> None:
+def test_parts_that_are_not_text_are_reported(parts: list[Any], code: str, message: str) -> None:
     problem = understand(row_of({"messages": [{"role": "user", "content": parts}, ASKED[1]]}), "messages")
     assert isinstance(problem, Problem)
     assert problem.code == code and problem.message.startswith(f"messages[0].{message}")
+
+
+PARTS = [{"text": "Be "}, {"type": "text", "text": "brief."}]
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        ({"system": PARTS, "messages": [{**turn, "content": [{"text": turn["content"]}]} for turn in ASKED]}, {}),
+        (
+            {
+                "systemInstruction": {"parts": PARTS},
+                "contents": [{"role": role, "parts": [{"text": text}]} for role, text in (("user", "What?"), ("model", "That."))],
+            },
+            {"system": "systemInstruction"},
+        ),
+    ],
+)
+def test_turns_and_system_text_in_parts_are_read_as_their_text(value: dict[str, Any], names: dict[str, str]) -> None:
+    detected = detect([row_of(value)], "auto", names)
+    found = understand(row_of(value), detected.name, names)
+    assert isinstance(found, Conversation), found
+    assert found.turns == ({"role": "system", "content": "Be brief."}, *ASKED)
+
+
+def test_a_part_of_a_system_text_that_is_no_text_is_refused() -> None:
+    found = understand(row_of({"system": [{"type": "image", "image": "x"}], "messages": ASKED}), "messages")
+    assert isinstance(found, Problem) and found.code == "data.not-rendered"

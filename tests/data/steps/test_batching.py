@@ -10,7 +10,7 @@ lengths = st.lists(st.integers(1, 500), max_size=60)
 
 @settings(deadline=None, max_examples=150)
 @given(lengths, st.integers(1, 5), st.integers(1, 800))
-def test_every_example_comes_once_and_no_micro_batch_is_too_large(lengths: list[int], world_size: int, budget: int) -> None:
+def test_every_example_occurs_once_and_no_micro_batch_is_too_large(lengths: list[int], world_size: int, budget: int) -> None:
     ranks = divide(lengths, world_size=world_size, micro_batch_tokens=budget)
     packs = [pack for rank in ranks for pack in rank]
     assert len(ranks) == world_size
@@ -43,7 +43,7 @@ def test_micro_batches_of_a_rank_hold_about_as_many_tokens_each() -> None:
     assert sorted(sum([900, 600, 500, 100][index] for index in pack) for pack in packs) == [1000, 1100]
 
 
-def test_where_levelling_would_break_the_budget_documents_stay_packed() -> None:
+def test_if_spreading_evenly_would_exceed_the_budget_documents_stay_packed() -> None:
     lengths = [6, 6, 4, 4, 4, 4, 4]  # two sixes beside each other leave room for the fours, one each does not
     (packs,) = divide(lengths, world_size=1, micro_batch_tokens=16)
     assert sorted(sum(lengths[index] for index in pack) for pack in packs) == [16, 16]

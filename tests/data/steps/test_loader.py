@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamahome.data.records import Example, Microbatch
-from llamahome.data.steps.loader import Extent, Loader, make_microbatch, sequential_microbatches
+from llamahome.data.records import Example
+from llamahome.data.steps.loader import Extent, Loader, StepBatch, make_microbatch, sequential_microbatches
 from llamahome.data.steps.mixture import plain_order
 from llamahome.data.steps.order import row_at
+from llamahome.data.store.counts import Counts
 from llamahome.data.store.table import ExampleTable, RowRead, build_table
 
 
@@ -30,12 +31,12 @@ def loader_of(table: ExampleTable, **settings: int) -> Loader:
     return Loader(table, plain_order(table.num_rows), **chosen)
 
 
-def documents(steps: list[list[Microbatch]]) -> list[dict[int, list[int]]]:
+def documents(steps: list[StepBatch]) -> list[dict[int, list[int]]]:
     """Per step: position -> tokens of its document."""
     found = []
     for step in steps:
         parts: dict[int, list[int]] = {}
-        for batch in step:
+        for batch in step.microbatches:
             for key, tokens in zip(batch.keys, batch.tokens_T.split(list(batch.lengths)), strict=True):
                 parts[key] = tokens.tolist()
         found.append(parts)
@@ -69,7 +70,7 @@ def test_a_micro_batch_is_its_documents_end_to_end() -> None:
     table = table_of(LENGTHS)
     with loader_of(table) as loader:
         for step in loader:
-            for batch in step:
+            for batch in step.microbatches:
                 rows = [row_at(key, num_rows=len(table), seed=3) for key in batch.keys]
                 examples = [table.example(row) for row in rows]
                 assert list(batch.lengths) == sorted(batch.lengths, reverse=True) == [len(e.tokens) for e in examples]
@@ -84,7 +85,7 @@ def test_a_micro_batch_is_its_documents_end_to_end() -> None:
 def test_micro_batches_are_numbered_over_all_ranks() -> None:
     steps = [list(loader_of(table_of(LENGTHS), rank=rank, world_size=3)) for rank in range(3)]
     for step in zip(*steps, strict=True):
-        numbers = [batch.index for rank in step for batch in rank]
+        numbers = [batch.index for rank in step for batch in rank.microbatches]
         assert numbers == list(range(len(numbers)))
 
 
@@ -92,25 +93,23 @@ def test_a_new_budget_holds_from_the_next_step_and_for_the_last_one_again() -> N
     table = table_of(LENGTHS)
     with loader_of(table, micro_batch_tokens=100) as loader:
         first = next(loader)
-        loader.set_micro_batch_tokens(20)
-        again, rest = loader.again(), list(loader)
+        again, rest = loader.lay_out_again(first, 20), list(loader)
     with loader_of(table, micro_batch_tokens=100) as plain:
         expected = documents(list(plain))
     assert documents([first]) == documents([again]) == expected[:1]
     assert documents(rest) == expected[1:]
-    assert all(batch.num_tokens <= 20 or len(batch.lengths) == 1 for step in [again, *rest] for batch in step)
+    assert all(batch.num_tokens <= 20 or len(batch.lengths) == 1 for step in [again, *rest] for batch in step.microbatches)
+    assert {step.micro_batch_tokens for step in [again, *rest]} == {20}
 
 
-def test_the_position_is_where_another_loader_goes_on() -> None:
+def test_another_loader_continues_where_a_step_ends() -> None:
     table = table_of(LENGTHS)
     with loader_of(table) as loader:
-        expected = documents(list(loader))
-        assert loader.position == 30
-    with loader_of(table) as loader:
-        before = documents([next(loader), next(loader)])
-        position = loader.position
-    with loader_of(table, start_position=position) as loader:
-        assert position == 8 and before + documents(list(loader)) == expected
+        steps = list(loader)
+        expected = documents(steps)
+    assert [(step.begin, step.end) for step in steps] == [(begin, min(begin + 4, 30)) for begin in range(0, 30, 4)]
+    with loader_of(table, start_position=steps[1].end) as loader:
+        assert steps[1].end == 8 and expected[:2] + documents(list(loader)) == expected
 
 
 def test_no_thread_is_left_behind() -> None:
@@ -178,7 +177,7 @@ def test_a_run_resumed_with_another_batch_size_ends_where_it_was_to_end() -> Non
 def test_evaluation_sees_every_example_once() -> None:
     table = table_of(LENGTHS)
     ranks = [sequential_microbatches(table, micro_batch_tokens=40, rank=rank, world_size=2) for rank in range(2)]
-    seen = merged([documents([rank]) for rank in ranks])
+    seen = merged([documents([StepBatch(0, len(table), rank, 40, Counts())]) for rank in ranks])
     assert seen == [{number: table.example(number).tokens.tolist() for number in range(len(table))}]
 
 
@@ -198,9 +197,9 @@ def test_an_epoch_holds_the_same_rows_once_on_any_number_of_ranks(equal_passes: 
             place = {"rank": rank, "world_size": world_size, "equal_passes": equal_passes, "total_positions": len(LENGTHS)}
             with loader_of(table, **place) as loader:
                 steps = list(loader)
-            keys += [key for step in steps for batch in step for key in batch.keys]
-            passes.append([len(step) for step in steps])
-            idle = [batch for step in steps for batch in step if batch.idle]
+            keys += [key for step in steps for batch in step.microbatches for key in batch.keys]
+            passes.append([len(step.microbatches) for step in steps])
+            idle = [batch for step in steps for batch in step.microbatches if batch.idle]
             assert sum(batch.num_tokens + batch.num_targets + len(batch.keys) for batch in idle) == 0
             assert not (idle and world_size == 1) and (equal_passes or not idle)
         assert not equal_passes or all(each == passes[0] for each in passes)

@@ -13,7 +13,7 @@ from tests.support.tokenizers import train_tokenizer
 from llamahome.config.schema import DataConfig
 from llamahome.data.files.sources import Source, open_source
 from llamahome.data.prepare import prepare
-from llamahome.data.steps.mixture import Part, RowOrder, order_of, plain_order
+from llamahome.data.steps.mixture import MixtureSource, RowOrder, order_of, plain_order
 from llamahome.data.steps.order import row_at
 from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.errors import ConfigError, DataError
@@ -82,7 +82,7 @@ def test_every_epoch_is_exact_for_any_parts(sizes: list[tuple[int, int]], seed: 
     for rows, draws in sizes:
         middle = data.draw(st.integers(0, rows))
         runs = tuple((first, count) for first, count in ((begin, middle), (begin + middle, rows - middle)) if count)
-        made.append(Part("", runs, draws))
+        made.append(MixtureSource("", runs, draws))
         begin += rows
     order = RowOrder(held, tuple(made))
     seen = Counter(epoch(order, number, seed=seed))
@@ -96,7 +96,7 @@ def test_every_epoch_is_exact_for_any_parts(sizes: list[tuple[int, int]], seed: 
     assert order.row_at(some, seed=seed) == epoch(order, number, seed=seed)[some % order.epoch_rows]
 
 
-def test_names_that_mean_nothing_or_the_same_file_twice_are_refused() -> None:
+def test_names_that_match_no_file_or_the_same_file_are_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         order_of(source(), NONE, {"d.jsonl": 1, "b": 2, "b/one.jsonl": 3})
     assert [problem.code for problem in caught.value.problems] == ["data.mixture-unknown", "data.mixture-twice"]
@@ -105,7 +105,7 @@ def test_names_that_mean_nothing_or_the_same_file_twice_are_refused() -> None:
     assert empty.value.problems[0].code == "data.mixture-empty"
 
 
-def test_the_report_tells_the_mixture_and_the_fingerprint_holds_it() -> None:
+def test_the_mixture_is_in_the_report_and_in_the_fingerprint() -> None:
     tokenizer = ChatTokenizer(train_tokenizer())
 
     def opened(**settings: object) -> tuple[list[str], str, int]:

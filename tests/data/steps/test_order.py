@@ -1,4 +1,4 @@
-"""The order of rows is a permutation per epoch, depends on nothing but position, size and seed, and never changes between versions."""
+"""The order of rows is a permutation per epoch that depends only on position, size and seed and is the same in every version."""
 
 import numpy as np
 import pytest

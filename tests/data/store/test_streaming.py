@@ -1,4 +1,4 @@
-"""Prepared and streamed data give the same examples in the same steps, from any position; what a stream drops is counted as it goes."""
+"""Prepared and streamed data give the same examples in the same steps from any position; a stream counts what it drops."""
 
 import json
 import random
@@ -19,9 +19,10 @@ from llamahome.data.files.sources import Source
 from llamahome.data.prepare import Prepared, prepare
 from llamahome.data.records import Microbatch, Row
 from llamahome.data.steps.loader import Loader
-from llamahome.data.store import streaming, worker
-from llamahome.data.store.reading import Reading
-from llamahome.data.store.streaming import Streamed
+from llamahome.data.store import streaming
+from llamahome.data.store.row_reader import RowReader, read_rows
+from llamahome.data.store.streaming import StreamedExamples
+from llamahome.data.store.workers import call
 from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.errors import DataError, MachineError, Problem
 
@@ -69,7 +70,7 @@ def opened(path: str | list[str], tokenizer: ChatTokenizer, **settings: Any) -> 
 def steps(found: Prepared, *, total: int, start: int = 0, **settings: Any) -> list[list[Microbatch]]:
     chosen = {"batch_size": 32, "micro_batch_tokens": 200, "seed": 5} | settings
     with Loader(found.examples, found.order, total_positions=total, start_position=start, judge=found.judge, **chosen) as loader:
-        return list(loader)
+        return [batch.microbatches for batch in loader]
 
 
 def same(one: list[list[Microbatch]], other: list[list[Microbatch]]) -> bool:
@@ -82,7 +83,7 @@ def same(one: list[list[Microbatch]], other: list[list[Microbatch]]) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["texts", "chats"])
-def test_ten_thousand_rows_come_in_the_same_steps(tokenizer: ChatTokenizer, kind: str) -> None:
+def test_ten_thousand_rows_give_the_same_steps_prepared_and_streamed(tokenizer: ChatTokenizer, kind: str) -> None:
     path = write(texts(10_000) if kind == "texts" else chats(10_000))
     settings: dict[str, Any] = {**SKIP, "max_length": 24, "on_overlong": "split" if kind == "texts" else "drop"}
     prepared, streamed = (opened(path, tokenizer, streaming=mode, **settings) for mode in (False, True))
@@ -101,25 +102,25 @@ def test_ten_thousand_rows_come_in_the_same_steps(tokenizer: ChatTokenizer, kind
             )
 
 
-def test_several_workers_and_ranks_change_nothing(tokenizer: ChatTokenizer) -> None:
+def test_the_number_of_workers_and_ranks_does_not_change_the_steps(tokenizer: ChatTokenizer) -> None:
     path = write(texts(700))
     prepared = opened(path, tokenizer, streaming=False, max_length=24, **SKIP)
     streamed = opened(path, tokenizer, streaming=True, max_length=24, **SKIP)
-    more = Streamed(streamed.reading, processes=3)
+    more = StreamedExamples(streamed.reading, processes=3)
     with closing(prepared), closing(streamed):
         try:
             assert len(more.pids()) == 3 == more.threads
             for rank in range(2):
                 settings = {"batch_size": 16, "micro_batch_tokens": 100, "seed": 1, "total_positions": 900, "rank": rank, "world_size": 2}
                 with Loader(more, streamed.order, **settings) as loader:
-                    found = list(loader)
+                    found = [batch.microbatches for batch in loader]
                 with Loader(prepared.examples, prepared.order, **settings) as loader:
-                    assert same(found, list(loader))
+                    assert same(found, [batch.microbatches for batch in loader])
         finally:
             more.close()
 
 
-def test_what_is_dropped_is_counted_as_it_goes(tokenizer: ChatTokenizer) -> None:
+def test_a_stream_counts_what_it_drops(tokenizer: ChatTokenizer) -> None:
     path = write(texts(600))
     streamed = opened(path, tokenizer, streaming=True, max_length=24, on_overlong="truncate", eval_split=0, **SKIP)
     prepared = opened(path, tokenizer, streaming=False, max_length=24, on_overlong="truncate", eval_split=0, **SKIP)
@@ -137,7 +138,7 @@ def test_what_is_dropped_is_counted_as_it_goes(tokenizer: ChatTokenizer) -> None
         assert (counted[1].examples, counted[1].tokens) == (report.examples, report.tokens) and report.bad == 7
 
 
-def test_a_bad_row_stops_a_stream_with_its_place(tokenizer: ChatTokenizer) -> None:
+def test_a_bad_row_stops_a_stream_and_is_located(tokenizer: ChatTokenizer) -> None:
     rows = chats(900)
     rows[700] = "{broken"
     streamed = opened(write(rows), tokenizer, streaming=True, eval_split=0)
@@ -147,7 +148,7 @@ def test_a_bad_row_stops_a_stream_with_its_place(tokenizer: ChatTokenizer) -> No
     assert "on_bad_row=skip" in str(caught.value.problems[-1].hint)
 
 
-def test_what_is_wrong_with_all_rows_shows_before_training(tokenizer: ChatTokenizer) -> None:
+def test_a_fault_of_all_rows_is_reported_before_training(tokenizer: ChatTokenizer) -> None:
     for rows, code in (
         (["{broken"] * 300, "data.bad-json"),
         ([{"messages": [{"role": "user", "content": "a"}]}] * 300, "data.no-assistant"),
@@ -177,7 +178,7 @@ def test_skipping_ends_when_too_many_rows_are_bad(tokenizer: ChatTokenizer) -> N
 def test_a_worker_that_dies_ends_the_run_with_its_rows(tokenizer: ChatTokenizer) -> None:
     streamed = opened(write(chats(3000)), tokenizer, streaming=True, eval_split=0)
     with closing(streamed):
-        assert isinstance(streamed.examples, Streamed)
+        assert isinstance(streamed.examples, StreamedExamples)
         with Loader(streamed.examples, streamed.order, batch_size=8, micro_batch_tokens=99, seed=0, total_positions=3000) as loader:
             next(loader)
             (pid,) = streamed.examples.pids()
@@ -197,13 +198,13 @@ class Brittle(Source):
         return [super().parsed(number)][number == 2]
 
 
-def test_a_defect_in_a_worker_is_told_with_the_row_that_shows_it(tokenizer: ChatTokenizer) -> None:
+def test_a_defect_in_a_worker_is_reported_with_the_row_that_causes_it(tokenizer: ChatTokenizer) -> None:
     path = write(chats(5))
-    reading = Reading((path,), Brittle((path,)), DataConfig(), "messages", tokenizer)
+    reading = RowReader((path,), Brittle((path,)), DataConfig(), "messages", tokenizer)
     with pytest.raises(IndexError) as caught:
-        worker.answer(reading, [0, 1, 4, 2, 3])
-    assert caught.value.row == 2  # type: ignore[attr-defined]
-    assert len(worker.answer(reading, [0, 1, 3])) > 100
+        call(lambda rows: read_rows(reading, rows), [0, 1, 4, 2, 3])
+    assert caught.value.rows == [2]  # type: ignore[attr-defined]
+    assert call(lambda rows: read_rows(reading, rows), [0, 1, 3])[1].rows == 3
 
 
 def test_a_file_that_changes_ends_the_stream(tokenizer: ChatTokenizer) -> None:
@@ -215,7 +216,7 @@ def test_a_file_that_changes_ends_the_stream(tokenizer: ChatTokenizer) -> None:
     assert caught.value.problems[0].code == "data.file-changed"
 
 
-def test_a_tokenizer_that_cannot_be_rebuilt_is_used_where_it_is() -> None:
+def test_a_tokenizer_that_cannot_be_rebuilt_is_used_in_this_process() -> None:
     raw = train_tokenizer()
     odd = ChatTokenizer(raw)
     odd.__dict__["fingerprint"] = "another"
@@ -225,7 +226,7 @@ def test_a_tokenizer_that_cannot_be_rebuilt_is_used_where_it_is() -> None:
         assert same(steps(streamed, total=60), steps(plain, total=60))
 
 
-def test_auto_streams_only_what_takes_long(tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streaming_auto_streams_only_large_data(tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(chats(50))
     small = opened(path, tokenizer, eval_split=0)
     small.close()
@@ -237,10 +238,10 @@ def test_auto_streams_only_what_takes_long(tokenizer: ChatTokenizer, monkeypatch
     large = opened(path, tokenizer, eval_split=0, train_on="all")
     large.close()
     assert large.streams and large.report.sampled_rows == 50
-    assert streaming.Streamed is type(large.examples)
+    assert streaming.StreamedExamples is type(large.examples)
 
 
-def test_a_worker_follows_a_parent_that_was_killed(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+def test_a_worker_ends_when_its_parent_is_killed(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     write(chats(50))
     train_tokenizer().save_pretrained("model")
     script = tmp_path / "parent.py"
@@ -261,12 +262,13 @@ import time
 
 from llamahome.config.schema import DataConfig
 from llamahome.data.prepare import prepare
-from llamahome.data.store.streaming import Streamed
+from llamahome.data.store.streaming import StreamedExamples
+from llamahome.data.store.workers import call
 from llamahome.data.text.tokens import load_tokenizer
 
 found = prepare(DataConfig(streaming=True, eval_split=0), "rows.jsonl", load_tokenizer("model"), say=lambda text: None)
 found.close()
-stream = Streamed(found.reading, processes=2)
+stream = StreamedExamples(found.reading, processes=2)
 stream.examples_of(found.order.first_rows(3))
 stream.examples_of(found.order.first_rows(3))
 print(*stream.pids(), flush=True)

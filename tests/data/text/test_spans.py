@@ -1,4 +1,4 @@
-"""Answers that no frame knows: tool calls, marked answers, turns that a template leaves out, texts that it looks into."""
+"""Answers that are verified row by row: tool calls, marked answers, turns that a template leaves out, templates that depend on texts."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from tests.support.tokenizers import train_tokenizer
 
 from llamahome.data.records import Conversation, Row
 from llamahome.data.rows.formats import understand
-from llamahome.data.text.frames import find_frame
 from llamahome.data.text.spans import find_span
 from llamahome.data.text.targets import Tokenized, tokenize
+from llamahome.data.text.template_skeleton import find_skeleton
 from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.errors import Problem
 
@@ -25,21 +25,21 @@ CALLED: list[dict[str, Any]] = [
 
 
 def read(turns: list[dict[str, Any]], **more: Any) -> Conversation:
-    found = understand(Row(0, "rows.jsonl", 1, {"messages": turns, **more}), "messages")
-    assert isinstance(found, Conversation), found
-    return found
+    result = understand(Row(0, "rows.jsonl", 1, {"messages": turns, **more}), "messages")
+    assert isinstance(result, Conversation), result
+    return result
 
 
 def learned(conversation: Conversation, tokenizer: ChatTokenizer, **how: Any) -> str:
-    (found,) = tokenize([conversation], tokenizer, **{"train_on": "assistant", **how})
-    assert isinstance(found, Tokenized), found
-    return tokenizer.decode(found.tokens[found.targets])
+    (result,) = tokenize([conversation], tokenizer, **{"train_on": "assistant", **how})
+    assert isinstance(result, Tokenized), result
+    return tokenizer.decode(result.tokens[result.targets])
 
 
 def refused(conversation: Conversation, tokenizer: ChatTokenizer, **how: Any) -> Problem:
-    (found,) = tokenize([conversation], tokenizer, **{"train_on": "assistant", **how})
-    assert isinstance(found, Problem), found
-    return found
+    (result,) = tokenize([conversation], tokenizer, **{"train_on": "assistant", **how})
+    assert isinstance(result, Problem), result
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +47,11 @@ def qwen() -> ChatTokenizer:
     return ChatTokenizer(FAMILIES["Qwen 2.5"].tokenizer())
 
 
-def test_tool_calls_results_and_definitions_are_written_and_the_calls_learned(qwen: ChatTokenizer) -> None:
+def test_tool_calls_results_and_definitions_are_rendered_and_the_calls_are_targets(qwen: ChatTokenizer) -> None:
     call = '\n<tool_call>\n{"name": "clock", "arguments": {"zone": "UTC", "n": 2}}\n</tool_call><|im_end|>'
     conversation = read(CALLED, tools=TOOLS)
-    (found,) = tokenize([conversation], qwen, train_on="assistant")
-    assert isinstance(found, Tokenized), found
+    (result,) = tokenize([conversation], qwen, train_on="assistant")
+    assert isinstance(result, Tokenized), result
     pieces = [
         ('<|im_start|>system\nYou are kind.\n\nTools:\n{"type": "function", "function": {"name": "clock", ', False),
         ('"parameters": {"zone": "string"}}}\n<|im_end|>\n<|im_start|>user\ntime?<|im_end|>\n<|im_start|>assistant', False),
@@ -62,27 +62,27 @@ def test_tool_calls_results_and_definitions_are_written_and_the_calls_learned(qw
         ("Noon.<|im_end|>", True),
         ("\n", False),
     ]
-    assert qwen.decode(found.tokens) == "".join(text for text, _ in pieces)
-    assert qwen.decode(found.tokens[found.targets]) == "".join(text for text, target in pieces if target)
+    assert qwen.decode(result.tokens) == "".join(text for text, _ in pieces)
+    assert qwen.decode(result.tokens[result.targets]) == "".join(text for text, target in pieces if target)
 
 
-def test_words_beside_a_call_and_two_calls_at_once_are_learned(qwen: ChatTokenizer) -> None:
+def test_text_beside_a_call_and_two_calls_in_one_turn_are_targets(qwen: ChatTokenizer) -> None:
     call = {"name": "clock", "arguments": {"zone": 'Örebro "x"\n', "deep": {"list": [1, 2.5, None, True]}}}
     turns = [CALLED[0], {"role": "assistant", "content": "Let me look.", "tool_calls": [call, call]}]
     text = learned(read(turns), qwen)
     assert text.startswith("Let me look.\n<tool_call>") and text.count("</tool_call>") == 2 and text.endswith("</tool_call><|im_end|>")
 
 
-def test_arguments_go_as_text_to_a_template_that_writes_them_as_they_are() -> None:
+def test_a_template_that_prints_arguments_unchanged_gets_them_as_json_text() -> None:
     texts = ChatTokenizer(FAMILIES["Qwen 2.5"].tokenizer(QWEN25.replace("call.function.arguments | tojson", "call.function.arguments")))
     assert '"arguments": {"zone": "UTC", "n": 2}}' in learned(read(CALLED), texts)
 
 
-def test_an_empty_content_goes_to_a_template_that_asks_every_turn_for_it() -> None:
+def test_a_template_that_reads_the_content_of_every_turn_gets_an_empty_one() -> None:
     asking = QWEN25.replace("{%- if turn.content -%}{{ '\\n' ~ turn.content }}{%- endif -%}", "{{- '\\n' + turn.content -}}")
     assert asking != QWEN25
-    found = learned(read(CALLED), ChatTokenizer(FAMILIES["Qwen 2.5"].tokenizer(asking)))
-    assert found.startswith('\n<tool_call>\n{"name": "clock"') and found.endswith("Noon.<|im_end|>")
+    result = learned(read(CALLED), ChatTokenizer(FAMILIES["Qwen 2.5"].tokenizer(asking)))
+    assert result.startswith('\n<tool_call>\n{"name": "clock"') and result.endswith("Noon.<|im_end|>")
     problem = refused(read(CALLED), ChatTokenizer(train_tokenizer()))
     assert problem.code == "data.turn-left-out" and "the name of the tool clock of turn 1" in problem.message
 
@@ -94,14 +94,14 @@ def test_an_empty_content_goes_to_a_template_that_asks_every_turn_for_it() -> No
         ("call.function.name", "'tool'", "leaves out the name of the tool clock"),
     ],
 )
-def test_a_call_that_is_not_written_whole_is_refused(old: str, new: str, words: str) -> None:
+def test_a_call_that_is_not_fully_rendered_is_refused(old: str, new: str, words: str) -> None:
     changed = ChatTokenizer(FAMILIES["Qwen 2.5"].tokenizer(QWEN25.replace(old, new)))
     for train_on in ("assistant", "last", "all"):
         problem = refused(read(CALLED), changed, train_on=train_on)
-        assert problem.code == "data.turn-left-out" and words in problem.message and "chat_template" in str(problem.hint)
+        assert problem.code == "data.turn-left-out" and words in problem.message and problem.hint is None
 
 
-def test_definitions_that_the_template_does_not_know_are_refused() -> None:
+def test_tool_definitions_that_the_template_ignores_are_refused() -> None:
     problem = refused(read(CALLED[:1] + CALLED[4:], tools=TOOLS), ChatTokenizer(FAMILIES["ChatML"].tokenizer()))
     assert problem.code == "data.turn-left-out" and "the definition of the tool clock" in problem.message
 
@@ -121,7 +121,7 @@ def test_a_turn_that_the_template_leaves_out_is_refused(train_on: str) -> None:
     assert learned(read(turns[1:]), deaf) == "Noon.<|im_end|>"
 
 
-def test_thoughts_beside_an_answer_are_learned_where_the_template_writes_them() -> None:
+def test_thoughts_before_an_answer_are_targets_if_the_template_renders_them() -> None:
     written = "('<think>' ~ turn.reasoning_content ~ '</think>' if turn.thinking else '') ~ turn.content ~"
     thought = CHATML.replace("turn.content ~", written)
     turns = [CALLED[0], {"role": "assistant", "content": "Noon.", "reasoning_content": "hm"}]
@@ -140,18 +140,18 @@ MARKED = CHATML.replace(
 
 
 @pytest.mark.parametrize("inside", [f"{ANSWER}", f"{ANSWER} ~ '\\n'", f"'<think>' ~ {ANSWER}"])
-def test_marks_of_generation_decide_as_they_do_in_transformers(inside: str) -> None:
+def test_generation_marks_give_the_same_targets_as_in_transformers(inside: str) -> None:
     marked = train_tokenizer(template=MARKED.replace(ANSWER, inside, 1))
     for contents in (["Hi there", "Fine."], ["  spaced ", "\ttabs"], ["👩‍👩‍👧 é", "e\u0301"]):
         turns = [turn for text in contents for turn in ({"role": "user", "content": "q"}, {"role": "assistant", "content": text})]
         reference = marked.apply_chat_template(turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
-        (found,) = tokenize([read(turns)], ChatTokenizer(marked), train_on="assistant")
-        assert isinstance(found, Tokenized), found
-        assert found.tokens.tolist() == reference["input_ids"]
-        assert found.targets.tolist() == [bool(value) for value in reference["assistant_masks"]]
+        (result,) = tokenize([read(turns)], ChatTokenizer(marked), train_on="assistant")
+        assert isinstance(result, Tokenized), result
+        assert result.tokens.tolist() == reference["input_ids"]
+        assert result.targets.tolist() == [bool(value) for value in reference["assistant_masks"]]
 
 
-def test_of_marked_answers_the_last_alone_or_those_of_weight_one() -> None:
+def test_train_on_last_and_weights_apply_to_marked_answers() -> None:
     marked = ChatTokenizer(train_tokenizer(template=MARKED))
     turns = [CALLED[0], {"role": "assistant", "content": "One"}, CALLED[0], {"role": "assistant", "content": "Two"}]
     assert learned(read(turns), marked, train_on="last") == "Two<|im_end|>"
@@ -166,11 +166,11 @@ def test_of_marked_answers_the_last_alone_or_those_of_weight_one() -> None:
             ENDLESS,
             "leave out <|im_end|>",
         ),
-        ("== 'assistant' -%}", "== 'assistant' and loop.last -%}", "enclose 1 stretches for 2 assistant turns"),
+        ("== 'assistant' -%}", "== 'assistant' and loop.last -%}", "enclose 1 texts for 2 assistant turns"),
         ("generation -%}{{ turn.content", "generation -%}{{ turn.content | upper", "changes the assistant's text"),
     ],
 )
-def test_marks_that_are_not_the_turns_and_their_ends_are_refused(old: str, new: str, words: str) -> None:
+def test_generation_marks_that_do_not_match_the_turns_are_refused(old: str, new: str, words: str) -> None:
     assert old in MARKED
     marked = ChatTokenizer(train_tokenizer(template=MARKED.replace(old, new, 1)))
     turns = [CALLED[0], {"role": "assistant", "content": "One"}, CALLED[0], {"role": "assistant", "content": "Two"}]
@@ -178,26 +178,26 @@ def test_marks_that_are_not_the_turns_and_their_ends_are_refused(old: str, new: 
     assert problem.code == "data.mask-unproved" and words in problem.message
 
 
-def test_a_template_that_looks_into_the_texts_is_proved_row_by_row() -> None:
+def test_a_template_that_depends_on_the_texts_is_verified_row_by_row() -> None:
     peeking = CHATML.replace("turn.content ~", "('[code] ' if 'def ' in turn.content else '') ~ turn.content ~")
     tokenizer = ChatTokenizer(train_tokenizer(template=peeking))
     turns = [{"role": "user", "content": "def f"}, {"role": "assistant", "content": "a def b"}, CALLED[0], CALLED[4]]
     assert learned(read(turns), tokenizer) == "[code] a def b<|im_end|>Noon.<|im_end|>"
-    frame = find_frame(turns, tokenizer)
-    assert frame is not None and frame.spans(turns, [1, 3], tokenizer.render(turns)) is None
+    skeleton = find_skeleton(turns, tokenizer)
+    assert skeleton is not None and skeleton.spans(turns, [1, 3], tokenizer.render(turns)) is None
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "Qwen 3"])
-def test_a_frame_says_what_a_proof_of_the_row_itself_says(name: str) -> None:
+def test_a_skeleton_gives_the_spans_that_verifying_the_row_gives(name: str) -> None:
     tokenizer = ChatTokenizer(FAMILIES[name].tokenizer())
     for texts in (["a", "b", "c", "d"], [" a ", "  b\n", "c\n", "\n d"], ["ä 🙂", "e\u0301", "漢", "\t字"]):
         turns = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, texts, strict=True)]
-        whole, frame = tokenizer.render(turns), find_frame(turns, tokenizer)
-        assert frame is not None
-        assert frame.spans(turns, [1, 3], whole) == [find_span(turns, number, whole, tokenizer) for number in (1, 3)]
+        whole, skeleton = tokenizer.render(turns), find_skeleton(turns, tokenizer)
+        assert skeleton is not None
+        assert skeleton.spans(turns, [1, 3], whole) == [find_span(turns, number, whole, tokenizer) for number in (1, 3)]
 
 
 def test_a_template_that_ignores_the_generation_prompt_is_refused() -> None:
     bare = CHATML.partition("{%- if add_generation_prompt")[0]
     problem = refused(read([CALLED[0], CALLED[4]]), ChatTokenizer(train_tokenizer(template=bare)))
-    assert problem.code == "data.mask-unproved" and "asked for the beginning of an answer it writes none" in problem.message
+    assert problem.code == "data.mask-unproved" and "it has no generation prompt" in problem.message

@@ -1,4 +1,4 @@
-"""Masks against an oracle that writes ChatML token ids by hand from pieces."""
+"""Targets compared with ChatML token ids that are composed by hand."""
 
 from pathlib import Path
 
@@ -31,15 +31,15 @@ def plain(text: str) -> Conversation:
 
 
 def one(conversation: Conversation, tokenizer: ChatTokenizer, *, train_on: str = "assistant") -> Tokenized:
-    (found,) = tokenize([conversation], tokenizer, train_on=train_on)
-    assert isinstance(found, Tokenized), found
-    return found
+    (result,) = tokenize([conversation], tokenizer, train_on=train_on)
+    assert isinstance(result, Tokenized), result
+    return result
 
 
 def refused(conversation: Conversation, tokenizer: ChatTokenizer, *, train_on: str = "assistant") -> Problem:
-    (found,) = tokenize([conversation], tokenizer, train_on=train_on)
-    assert isinstance(found, Problem)
-    return found
+    (result,) = tokenize([conversation], tokenizer, train_on=train_on)
+    assert isinstance(result, Problem)
+    return result
 
 
 def oracle(turns: list[tuple[str, str]], tokenizer: ChatTokenizer, learned: set[int]) -> tuple[list[int], list[bool]]:
@@ -71,16 +71,16 @@ CHATS = {
 def test_targets_equal_chatml_written_by_hand(turns: list[tuple[str, str]], tokenizer: ChatTokenizer) -> None:
     learned = {number for number, (role, _) in enumerate(turns) if role == "assistant"}
     ids, mask = oracle(turns, tokenizer, learned)
-    found = one(chat(*turns), tokenizer)
-    assert found.tokens.tolist() == ids
-    assert found.targets.tolist() == mask
+    result = one(chat(*turns), tokenizer)
+    assert result.tokens.tolist() == ids
+    assert result.targets.tolist() == mask
 
 
 @pytest.mark.parametrize("content", ["\nanswer", "  answer", "\n\n  code\n", "\tx", " \n y"])
 def test_white_space_around_an_answer_is_learned_and_nothing_before_it(content: str, tokenizer: ChatTokenizer) -> None:
-    found = one(chat(("user", "q"), ("assistant", content)), tokenizer)
-    assert tokenizer.decode(found.tokens[found.targets]) == content + END
-    assert tokenizer.decode(found.tokens) == f"{START}user\nq{END}\n{START}assistant\n{content}{END}\n"
+    result = one(chat(("user", "q"), ("assistant", content)), tokenizer)
+    assert tokenizer.decode(result.tokens[result.targets]) == content + END
+    assert tokenizer.decode(result.tokens) == f"{START}user\nq{END}\n{START}assistant\n{content}{END}\n"
 
 
 letters = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<|>\0"), min_size=1, max_size=30).filter(str.strip)
@@ -91,9 +91,9 @@ letters = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<
 def test_decoded_targets_are_the_answers_and_their_ends(pairs: list[tuple[str, str]]) -> None:
     tokenizer = _shared()
     turns = [turn for question, answer in pairs for turn in (("user", question), ("assistant", answer))]
-    found = one(chat(*turns), tokenizer)
-    assert tokenizer.decode(found.tokens[found.targets]) == "".join(answer + END for _, answer in pairs)
-    assert not found.targets[0]
+    result = one(chat(*turns), tokenizer)
+    assert tokenizer.decode(result.tokens[result.targets]) == "".join(answer + END for _, answer in pairs)
+    assert not result.targets[0]
 
 
 _SHARED: list[ChatTokenizer] = []
@@ -105,20 +105,20 @@ def _shared() -> ChatTokenizer:
     return _SHARED[0]
 
 
-def test_last_learns_the_last_answer_alone(tokenizer: ChatTokenizer) -> None:
-    found = one(chat(*CHATS["two turns"]), tokenizer, train_on="last")
-    assert tokenizer.decode(found.tokens[found.targets]) == "Fine, thank you." + END
+def test_train_on_last_learns_only_the_last_answer(tokenizer: ChatTokenizer) -> None:
+    result = one(chat(*CHATS["two turns"]), tokenizer, train_on="last")
+    assert tokenizer.decode(result.tokens[result.targets]) == "Fine, thank you." + END
 
 
-def test_all_learns_every_token_but_the_first(tokenizer: ChatTokenizer) -> None:
-    found = one(chat(*CHATS["two turns"]), tokenizer, train_on="all")
-    assert found.targets[1:].all() and not found.targets[0]
-    assert found.tokens.tolist() == one(chat(*CHATS["two turns"]), tokenizer).tokens.tolist()
+def test_train_on_all_learns_every_token_but_the_first(tokenizer: ChatTokenizer) -> None:
+    result = one(chat(*CHATS["two turns"]), tokenizer, train_on="all")
+    assert result.targets[1:].all() and not result.targets[0]
+    assert result.tokens.tolist() == one(chat(*CHATS["two turns"]), tokenizer).tokens.tolist()
 
 
 def test_a_turn_that_is_context_only_is_not_learned(tokenizer: ChatTokenizer) -> None:
-    found = one(chat(*CHATS["two turns"], context_only=frozenset({1})), tokenizer)
-    assert tokenizer.decode(found.tokens[found.targets]) == "Fine, thank you." + END
+    result = one(chat(*CHATS["two turns"], context_only=frozenset({1})), tokenizer)
+    assert tokenizer.decode(result.tokens[result.targets]) == "Fine, thank you." + END
 
 
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<pad>"])
@@ -136,9 +136,9 @@ def test_a_template_without_an_end_token_gets_the_end_of_text_after_the_last_tur
         "{% for t in messages %}{{ t.role ~ ': ' ~ t.content ~ '\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     )
     bare = ChatTokenizer(train_tokenizer(template=template))
-    found = one(chat(*CHATS["two turns"]), bare)
-    assert bare.decode(found.tokens[found.targets]) == "Hi thereFine, thank you." + END
-    assert bare.decode(found.tokens).endswith("assistant: Fine, thank you." + END)
+    result = one(chat(*CHATS["two turns"]), bare)
+    assert bare.decode(result.tokens[result.targets]) == "Hi thereFine, thank you." + END
+    assert bare.decode(result.tokens).endswith("assistant: Fine, thank you." + END)
     assert one(chat(*CHATS["two turns"]), bare, train_on="all").tokens[-1] == bare.eos_id
 
 
@@ -146,8 +146,8 @@ def test_space_before_an_answer_and_before_its_end_belongs_to_the_target() -> No
     template = "{% for t in messages %}{% if t.role == 'user' %}[Q] {{ t.content }} [A]"
     template += "{% else %} {{ t.content }} <|im_end|>{% endif %}{% endfor %}"
     spaced = ChatTokenizer(train_tokenizer(template=template))
-    found = one(chat(*CHATS["two turns"]), spaced)
-    assert spaced.decode(found.tokens[found.targets]) == " Hi there <|im_end|> Fine, thank you. <|im_end|>"
+    result = one(chat(*CHATS["two turns"]), spaced)
+    assert spaced.decode(result.tokens[result.targets]) == " Hi there <|im_end|> Fine, thank you. <|im_end|>"
 
 
 def test_a_token_that_straddles_the_border_is_cut_there() -> None:
@@ -156,8 +156,8 @@ def test_a_token_that_straddles_the_border_is_cut_there() -> None:
     )
     straddling = ChatTokenizer(train_tokenizer(template=template))
     assert len(straddling.encode(["the cat"])[0].ids) < len(straddling.encode(["the c"])[0].ids) + len(straddling.encode(["at"])[0].ids)
-    found = one(chat(("user", "x"), ("assistant", "at sat")), straddling)
-    assert straddling.decode(found.tokens[found.targets]) == "at sat" + END
+    result = one(chat(("user", "x"), ("assistant", "at sat")), straddling)
+    assert straddling.decode(result.tokens[result.targets]) == "at sat" + END
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused_with_the_reason() -> None:
@@ -190,36 +190,52 @@ def test_what_the_template_refuses_is_a_problem_of_that_row() -> None:
     assert isinstance(tokenize([chat(*CHATS["one turn"])], strict, train_on="assistant")[0], Tokenized)
 
 
-def test_no_second_beginning_of_text_for_a_template_that_writes_its_own() -> None:
+@pytest.mark.parametrize(
+    ("turns", "condition", "words"),
+    [
+        ((("user", "a"), ("user", "b"), ("assistant", "c")), "messages[0].role == messages[1].role", "roles must alternate"),
+        ((("user", "a"), ("tool", "b"), ("assistant", "c")), "messages[1].role == 'tool'", "only user and assistant"),
+    ],
+)
+def test_a_refusal_that_no_setting_avoids_quotes_the_template_and_the_turns_without_a_hint(
+    turns: tuple[tuple[str, str], ...], condition: str, words: str
+) -> None:
+    strict = ChatTokenizer(train_tokenizer(template=f"{{% if {condition} %}}{{{{ raise_exception('{words}') }}}}{{% endif %}}" + CHATML))
+    problem = refused(chat(*turns), strict)
+    assert problem.code == "data.template-refused" and problem.hint is None
+    assert words in problem.message and problem.message.endswith(", ".join(role for role, _ in turns))
+
+
+def test_a_template_that_writes_a_beginning_of_text_gets_no_second_one() -> None:
     doubled = ChatTokenizer(train_tokenizer(template="<|endoftext|>" + CHATML, adds_bos=True))
-    found = one(chat(*CHATS["one turn"]), doubled)
-    assert found.tokens.tolist().count(doubled.bos_id) == 1 and found.tokens[0] == doubled.bos_id
+    result = one(chat(*CHATS["one turn"]), doubled)
+    assert result.tokens.tolist().count(doubled.bos_id) == 1 and result.tokens[0] == doubled.bos_id
 
 
 @pytest.mark.parametrize("adds_bos", [False, True])
-def test_plain_text_is_learned_whole_with_its_end(adds_bos: bool) -> None:
+def test_all_of_a_plain_text_and_its_end_are_targets(adds_bos: bool) -> None:
     tokenizer = ChatTokenizer(train_tokenizer(template=None, adds_bos=adds_bos))
-    found = one(plain("The cat sat."), tokenizer)
-    assert tokenizer.decode(found.tokens) == ("<|endoftext|>" if adds_bos else "") + "The cat sat." + END
-    assert found.targets[1:].all() and not found.targets[0]
-    again = one(plain(tokenizer.decode(found.tokens)), tokenizer)
-    assert again.tokens.tolist() == found.tokens.tolist()
+    result = one(plain("The cat sat."), tokenizer)
+    assert tokenizer.decode(result.tokens) == ("<|endoftext|>" if adds_bos else "") + "The cat sat." + END
+    assert result.targets[1:].all() and not result.targets[0]
+    again = one(plain(tokenizer.decode(result.tokens)), tokenizer)
+    assert again.tokens.tolist() == result.tokens.tolist()
 
 
-def test_truncation_counts_what_it_cuts(tokenizer: ChatTokenizer) -> None:
+def test_truncation_counts_the_tokens_and_targets_that_it_cuts(tokenizer: ChatTokenizer) -> None:
     conversation = chat(*CHATS["two turns"])
     whole = one(conversation, tokenizer)
     for length in range(8, len(whole.tokens) + 2):
-        (found,) = encode([conversation], tokenizer, train_on="assistant", max_length=length, on_overlong="truncate")
-        assert isinstance(found, Encoded)
-        (example,) = found.examples
+        (result,) = encode([conversation], tokenizer, train_on="assistant", max_length=length, on_overlong="truncate")
+        assert isinstance(result, Encoded)
+        (example,) = result.examples
         assert example.tokens.tolist() == whole.tokens[:length].tolist()
         assert example.cut == max(0, len(whole.tokens) - length)
         assert example.cut_targets + example.targets.sum() == whole.targets.sum()
-        assert found.outcome == ("truncated" if example.cut else "whole")
+        assert result.outcome == ("truncated" if example.cut else "whole")
 
 
-def test_drop_leaves_out_and_error_names_the_length(tokenizer: ChatTokenizer) -> None:
+def test_drop_removes_a_long_row_and_error_names_its_length(tokenizer: ChatTokenizer) -> None:
     conversation = chat(*CHATS["two turns"])
     length = len(one(conversation, tokenizer).tokens)
     (dropped,) = encode([conversation], tokenizer, train_on="assistant", max_length=8, on_overlong="drop")
@@ -229,21 +245,21 @@ def test_drop_leaves_out_and_error_names_the_length(tokenizer: ChatTokenizer) ->
         assert isinstance(problem, Problem) and problem.code == "data.overlong" and problem.hint == f"--set data.max_length={length}"
 
 
-def test_split_pieces_are_the_whole_text_and_no_first_token_is_learned(tokenizer: ChatTokenizer) -> None:
+def test_the_parts_of_a_split_text_are_the_text_and_their_first_tokens_are_no_targets(tokenizer: ChatTokenizer) -> None:
     text = plain("The cat sat on the mat. " * 5)
     whole = one(text, tokenizer)
-    (found,) = encode([text], tokenizer, train_on="assistant", max_length=8, on_overlong="split")
-    assert isinstance(found, Encoded) and found.outcome == "split"
-    assert np.concatenate([example.tokens for example in found.examples]).tolist() == whole.tokens.tolist()
-    assert all(len(example.tokens) <= 8 and not example.targets[0] for example in found.examples)
+    (result,) = encode([text], tokenizer, train_on="assistant", max_length=8, on_overlong="split")
+    assert isinstance(result, Encoded) and result.outcome == "split"
+    assert np.concatenate([example.tokens for example in result.examples]).tolist() == whole.tokens.tolist()
+    assert all(len(example.tokens) <= 8 and not example.targets[0] for example in result.examples)
 
 
-def test_texts_of_tokens_join_to_the_whole_even_inside_characters(tokenizer: ChatTokenizer) -> None:
-    found = one(chat(*CHATS["emoji"]), tokenizer)
-    assert "".join(tokenizer.texts(found.tokens.tolist())) == tokenizer.decode(found.tokens)
+def test_the_texts_of_tokens_join_to_the_text_even_inside_characters(tokenizer: ChatTokenizer) -> None:
+    result = one(chat(*CHATS["emoji"]), tokenizer)
+    assert "".join(tokenizer.texts(result.tokens.tolist())) == tokenizer.decode(result.tokens)
 
 
-def test_ends_of_answers_are_found_from_the_template(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+def test_end_tokens_are_found_from_the_template(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     assert tokenizer.end_ids == (tokenizer.added_tokens[END],)
     other = ChatTokenizer(train_tokenizer(template=CHATML.replace("im_end", "endoftext")))
     assert other.end_ids == (other.added_tokens["<|endoftext|>"], other.added_tokens[END])
@@ -259,12 +275,12 @@ def test_targets_agree_with_transformers_own_mask_of_a_template_with_generation_
     for turns in CHATS.values():
         listed = [{"role": role, "content": content} for role, content in turns]
         reference = marked.apply_chat_template(listed, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
-        found = one(chat(*turns), ChatTokenizer(marked))
-        assert found.tokens.tolist() == reference["input_ids"]
-        assert found.targets.tolist() == [bool(value) for value in reference["assistant_masks"]]
+        result = one(chat(*turns), ChatTokenizer(marked))
+        assert result.tokens.tolist() == reference["input_ids"]
+        assert result.targets.tolist() == [bool(value) for value in reference["assistant_masks"]]
 
 
-def test_a_prompt_without_chat_template_or_against_it_is_a_data_error() -> None:
+def test_a_prompt_that_has_no_template_or_that_it_refuses_is_a_data_error() -> None:
     with pytest.raises(DataError, match=r"data\.no-chat-template"):
         ChatTokenizer(train_tokenizer(template=None)).encode_prompt([{"role": "user", "content": "hi"}])
     strict = ChatTokenizer(train_tokenizer(template="{{ raise_exception('never') }}"))

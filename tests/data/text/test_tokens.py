@@ -1,4 +1,4 @@
-"""A tokenizer is loaded from files alone, says what is missing, and looking at data costs no start of torch."""
+"""A tokenizer is loaded from files alone, says what is missing, and does not import torch."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from llamahome.data.text.tokens import load_tokenizer
 from llamahome.errors import ConfigError
 
 
-def test_a_template_in_a_file_replaces_the_own_one(tmp_path: Path) -> None:
+def test_a_template_file_replaces_the_template_of_the_model(tmp_path: Path) -> None:
     save_tokenizer(tmp_path, template=None)
     (tmp_path / "mine.jinja").write_text(CHATML)
     assert load_tokenizer(tmp_path).chat_template is None
@@ -19,7 +19,7 @@ def test_a_template_in_a_file_replaces_the_own_one(tmp_path: Path) -> None:
     assert tokenizer.render([{"role": "user", "content": "x"}]) == "<|im_start|>user\nx<|im_end|>\n"
 
 
-def test_a_template_that_is_no_jinja_is_named_with_its_line(tmp_path: Path) -> None:
+def test_a_template_that_is_not_valid_jinja_is_reported_with_its_line(tmp_path: Path) -> None:
     save_tokenizer(tmp_path)
     (tmp_path / "bad.jinja").write_text("{% for a in messages %}\n{{ a.role }\n{% endfor %}")
     with pytest.raises(ConfigError, match=r"bad.jinja:2: the chat template is not valid Jinja"):
@@ -28,14 +28,14 @@ def test_a_template_that_is_no_jinja_is_named_with_its_line(tmp_path: Path) -> N
         load_tokenizer(tmp_path, chat_template=str(tmp_path / "gone.jinja"))
 
 
-def test_a_folder_without_tokenizer_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_is_reported(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "gone"):
         with pytest.raises(ConfigError) as caught:
             load_tokenizer(folder)
         assert caught.value.problems[0].code == "model.no-tokenizer" and caught.value.problems[0].where == str(folder)
 
 
-def test_saved_truncation_and_padding_are_not_obeyed(tmp_path: Path) -> None:
+def test_truncation_and_padding_saved_with_a_tokenizer_are_ignored(tmp_path: Path) -> None:
     save_tokenizer(tmp_path)
     import tokenizers
 

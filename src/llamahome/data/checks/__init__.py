@@ -1,1 +1,1 @@
-"""What is wrong with data, what it comes to, and a cleaned copy. Begin with check."""
+"""What is wrong with data, statistics, and a cleaned copy. Start reading at check.py."""

@@ -1,4 +1,4 @@
-"""What `data check` finds: one thing that is wrong with the data, where it is, and whether a training run would refuse it."""
+"""The findings of `data check`: what is wrong, where, and whether a training run would refuse it."""
 
 import bisect
 import re
@@ -15,12 +15,12 @@ Level = Literal["error", "warning"]
 
 _LINE = re.compile(r":(?:row )?(\d+)(?: \(row \d+\))?$")
 SHOWN = 20
-"""Findings of one kind that are shown to people; all are counted, and --json prints all."""
+"""How many findings of one kind are shown; all of them are counted, and --json prints all."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a row is."""
+class RowLocation:
+    """The file, row and line of a row."""
 
     source: str
     row: int
@@ -35,14 +35,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Found:
-    """One finding. An error is what a training run with these settings refuses; a warning is what it does all the same."""
+    """One finding. A training run with these settings refuses an error and accepts what a warning is about."""
 
     level: Level
     problem: Problem
-    place: Place | None = None
-    """None when it is not about one row."""
+    place: RowLocation | None = None
+    """None if the finding is not about a single row."""
     path: str | None = None
-    """Where in the row, like messages[2].content."""
+    """The place in the row, such as messages[2].content."""
 
     def as_json(self) -> dict[str, Any]:
         """The object that `data check --json` prints."""
@@ -68,13 +68,13 @@ class Found:
 
 @dataclass
 class Tally:
-    """Counts of each kind, and the first findings of it."""
+    """How many findings of each kind there are, and the first of them."""
 
     counts: Counter[tuple[Level, str]] = field(default_factory=Counter)
     first: dict[tuple[Level, str], list[Found]] = field(default_factory=dict)
 
     def add(self, found: Found) -> None:
-        """Count one finding; keep it when it is among the first of its kind."""
+        """Count one finding; keep it if it is among the first of its kind."""
         kind = (found.level, found.problem.code)
         self.counts[kind] += 1
         kept = self.first.setdefault(kind, [])
@@ -82,12 +82,12 @@ class Tally:
             kept.append(found)
 
     def kinds(self) -> list[tuple[Level, str]]:
-        """Every kind that was found: errors before warnings, in the order of the alphabet."""
+        """All kinds that were found, sorted: errors before warnings, then by code."""
         return sorted(self.counts)
 
     def total(self, level: Level) -> int:
-        """How many findings of this level there are."""
-        return sum(count for (one, _), count in self.counts.items() if one == level)
+        """The number of findings of this level."""
+        return sum(count for (kind_level, _), count in self.counts.items() if kind_level == level)
 
     def shown(self) -> Iterator[Found]:
         """The first findings of each kind."""
@@ -95,11 +95,11 @@ class Tally:
             yield from self.first[kind]
 
 
-def row_place(source: Source, number: int, parsed: Row | Problem) -> Place:
-    """Where row `number`, counted over all files of the source, is; also when it could not be parsed."""
+def row_location(source: Source, number: int, parsed: Row | Problem) -> RowLocation:
+    """The location of row `number`, counted over all files of the source; `parsed` may be why it could not be parsed."""
     if isinstance(parsed, Row):
-        return Place(parsed.source, parsed.index, parsed.line)
-    which = source.file_of(number)
-    first = bisect.bisect_left(range(len(source)), which, key=source.file_of)
+        return RowLocation(parsed.source, parsed.index, parsed.line)
+    file = source.file_of(number)
+    first = bisect.bisect_left(range(len(source)), file, key=source.file_of)
     line = _LINE.search(parsed.where or "")
-    return Place(source.paths[which], number - first, int(line[1]) if line else number - first + 1)
+    return RowLocation(source.paths[file], number - first, int(line[1]) if line else number - first + 1)

@@ -1,11 +1,14 @@
-"""What the rows come to in figures: lengths, what is learned, what each max_length would cut, what padding would waste.
+"""`data stats`: lengths, what is learned, what each max_length would cut, what padding would waste, and a picture of the lengths.
 
-All of it is computed from the facts of one pass over the rows. Lengths are those of whole rows unless a line says otherwise.
+All numbers come from one pass over the rows. Lengths are those of rows before they are cut unless stated otherwise. The picture needs the
+extra `plots` (matplotlib).
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +17,17 @@ from numpy.typing import NDArray
 from llamahome.config.schema import DataConfig
 from llamahome.data.checks.compare import Side
 from llamahome.data.checks.duplicates import repeats
-from llamahome.data.checks.facts import LENGTHS
+from llamahome.data.checks.row_sizes import LENGTHS
+from llamahome.errors import MachineError, Problem
 
 PADDED_BATCH = 8
-"""Rows in a batch of the padded trainer that is compared with."""
+"""Rows per batch of the padding trainer that is used for comparison."""
 _LONGEST = 5
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Rows of a length from `begin` up to, but not including, `end`."""
+    """The rows whose length is at least `begin` and less than `end`."""
 
     begin: int
     end: int
@@ -33,7 +37,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Cut:
-    """What data.max_length would take away, were it this."""
+    """What this data.max_length would cut."""
 
     max_length: int
     rows: int
@@ -52,29 +56,29 @@ class LongRow:
 
 @dataclass(frozen=True)
 class Stats:
-    """Figures of a source. Lengths and counts are in tokens."""
+    """Statistics of a source. Lengths and counts are in tokens."""
 
     rows: int
     usable: int
-    """Rows that a run does not refuse; all further figures are of these."""
+    """Rows that a run does not refuse; all numbers below are about them."""
     tokens: int
     targets: int
     mean: float
     percentiles: dict[str, int]
-    """Lengths that 50, 90, 95 and 99 % of the rows do not exceed, and the longest."""
+    """The lengths that 50, 90, 95 and 99 % of the rows do not exceed, and the longest."""
     histogram: list[Bin]
     cuts: list[Cut]
     max_length: int
     epoch_examples: int
     epoch_tokens: int
-    """In one pass over the rows with this data.max_length, held-out rows included."""
+    """In one epoch with this data.max_length, including held-out rows."""
     epoch_targets: int
     padded_batch: int
     padding: float
-    """Share of the positions that would be padding in batches of `padded_batch` random rows; here there is none."""
+    """The share of positions that would be padding in batches of `padded_batch` random rows; llamahome does not pad."""
     duplicates: int
     languages: dict[str, int] | None
-    """Rows of each language that is clear; None when it was not looked for."""
+    """The number of rows of each language that is clear; None if languages were not identified."""
     longest: list[LongRow]
 
     def as_json(self) -> dict[str, Any]:
@@ -83,13 +87,13 @@ class Stats:
 
 
 def stats_of(side: Side, data: DataConfig, *, languages: bool) -> Stats:
-    """The figures of these rows; counts of tokens are 0 where none were counted."""
+    """The statistics of these rows; token counts are 0 if the rows were not tokenized."""
     facts, chosen = side.facts, np.flatnonzero(side.facts.usable)
     lengths, targets = facts.tokens[chosen], facts.targets[chosen]
     examples = example_lengths(lengths, data)
     longest = chosen[np.argsort(-lengths, kind="stable")[:_LONGEST]]
     points = {"50%": 0.5, "90%": 0.9, "95%": 0.95, "99%": 0.99, "longest": 1.0}
-    found = Counter(language for language in facts.languages[chosen].tolist() if language)
+    by_language = Counter(language for language in facts.languages[chosen].tolist() if language)
     return Stats(
         rows=len(facts),
         usable=len(chosen),
@@ -109,13 +113,13 @@ def stats_of(side: Side, data: DataConfig, *, languages: bool) -> Stats:
         padded_batch=PADDED_BATCH,
         padding=padding_share(examples, PADDED_BATCH),
         duplicates=len(repeats(facts.hashes, facts.usable)),
-        languages=dict(found.most_common()) if languages else None,
+        languages=dict(by_language.most_common()) if languages else None,
         longest=[LongRow(side.place(int(n)).where, int(facts.tokens[n]), int(facts.targets[n])) for n in longest],
     )
 
 
 def example_lengths(lengths: NDArray[np.int64], data: DataConfig) -> NDArray[np.int64]:
-    """Lengths of the examples that rows of these lengths become under data.max_length."""
+    """The lengths of the examples that rows of these lengths give under data.max_length."""
     limit = data.max_length
     if data.on_overlong == "drop":
         return lengths[lengths <= limit]
@@ -127,7 +131,7 @@ def example_lengths(lengths: NDArray[np.int64], data: DataConfig) -> NDArray[np.
 
 
 def padding_share(lengths: NDArray[np.int64], batch: int) -> float:
-    """Expected share of padding when `batch` random rows are padded to the longest of them.
+    """The expected share of padding if `batch` random rows are padded to the longest of them.
 
     The k-th smallest of n lengths is the longest of a batch with probability C(k-1, batch-1) / C(n, batch): exact, not sampled.
     """
@@ -138,15 +142,15 @@ def padding_share(lengths: NDArray[np.int64], batch: int) -> float:
     ordered = np.sort(lengths)
     rank = np.arange(1, count + 1, dtype=np.float64)
     below = np.ones(count)
-    """Probability that all of a batch lie among the k smallest: the product of (k - i) / (n - i)."""
-    for taken in range(batch):
-        below *= np.maximum(rank - taken, 0) / (count - taken)
+    """The probability that a whole batch is among the k smallest: the product of (k - i) / (n - i)."""
+    for i in range(batch):
+        below *= np.maximum(rank - i, 0) / (count - i)
     largest = float((np.diff(below, prepend=0.0) * ordered).sum())
     return 1 - float(ordered.mean()) / largest
 
 
 def histogram(lengths: Sequence[int] | NDArray[np.int64]) -> list[Bin]:
-    """Rows by length, in stretches whose borders double in two steps: 0, 16, 24, 32, 48, 64, ..."""
+    """Rows by length, in bins whose borders double every two bins: 0, 16, 24, 32, 48, 64, ..."""
     values = np.asarray(lengths, np.int64)
     if not len(values):
         return []
@@ -160,5 +164,37 @@ def histogram(lengths: Sequence[int] | NDArray[np.int64]) -> list[Bin]:
         Bin(begin, end, int(count), int(total))
         for begin, end, count, total in zip(borders, borders[1:], rows.tolist(), tokens.tolist(), strict=False)
     ]
-    first = next(number for number, found in enumerate(bins) if found.rows)
+    first = next(number for number, item in enumerate(bins) if item.rows)
     return bins[first:]
+
+
+def require_plots() -> None:
+    """Raise MachineError if matplotlib is not installed."""
+    if find_spec("matplotlib") is None:
+        message = "matplotlib, which draws the picture, is not installed"
+        raise MachineError(Problem(code="machine.no-matplotlib", message=message, where="--png", hint="pip install 'llamahome[plots]'"))
+
+
+def write_histogram(bins: Sequence[Bin], path: Path, *, max_length: int, title: str) -> None:
+    """Write a PNG: rows by length, and where data.max_length cuts. Raises MachineError if it cannot be written."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    axes.bar([item.begin for item in bins], [item.rows for item in bins], width=[item.end - item.begin for item in bins], align="edge")
+    axes.set_xscale("symlog", base=2, linthresh=16)
+    borders = [item.begin for item in bins] + [bins[-1].end]
+    shown = borders[:: max(1, len(borders) // 10)]
+    axes.set_xticks(shown, [f"{border:,}" for border in shown])
+    axes.axvline(max_length, color="black", linestyle="--", linewidth=1, label=f"data.max_length {max_length:,}")
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("rows")
+    axes.set_title(title)
+    axes.legend()
+    try:
+        figure.savefig(path, format="png")
+    except OSError as error:
+        message = f"cannot write the picture: {error.strerror}"
+        raise MachineError(
+            Problem(code="machine.cannot-write", message=message, where=str(path), hint="--png with another place")
+        ) from error

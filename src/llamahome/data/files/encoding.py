@@ -1,8 +1,8 @@
-"""Which encoding a file is in that is not UTF-8: named only when it decodes the whole file, and what it decodes to is plausible text.
+"""The encoding of a file that is not UTF-8: named only if it decodes the whole file into plausible text.
 
 Plausible means: no control or unassigned characters, letters of one script in a word, no capital within a word, and mostly letters that are
-frequent in the languages of the encoding. Where two encodings give different texts that are both plausible, none is named, and a file
-of which a part is UTF-8 is in none. Cost: only when a byte was wrong; at most 256 KiB are weighed, and the file is decoded once more.
+frequent in the languages of the encoding. If two encodings give different plausible texts none is named, and neither is one for a file of
+which a part is UTF-8. Cost: only if a byte was wrong; at most 256 KiB are scored, and the file is decoded once more.
 """
 
 import codecs
@@ -17,11 +17,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
-_WEIGHED = 1 << 18
+_SCORED = 1 << 18
 """Bytes of lines with other characters than ASCII."""
 _BLOCK = 1 << 20
 _LEAST, _AHEAD, _OLD = 0.6, 0.15, 0.85
-"""Share of the characters that must be frequent, and by how much more than with any other encoding. Measured on the texts of the test."""
+"""Least share of frequent characters, least lead over other encodings, factor for old encodings. Measured on the texts of the test."""
 
 _WEST = "éèàçêîôûâëïüùñóíáúäößåøæãõòìœÿÄÖÜÉÀÈÇÅØÆÑÓÁÍÚŒ¿¡«»“”‘’„–—…€£§°©®·×½²³´\xa0"
 _CENTRAL = "ąćęłńśźżĄĆĘŁŃŚŹŻáčďéěíňóřšťúůýžÁČĎÉÍŇÓŘŠŤÚŮÝŽőűŐŰöüäôľĺŕăâîşţÖÜÄÎŞŢ„”“–’«»…\xa0"
@@ -49,11 +49,11 @@ class _Candidate:
     name: str
     """As iconv spells it."""
     frequent: str | None
-    """None: the syllables of Korean."""
+    """Characters beyond ASCII that are frequent in its languages; None: the syllables of Korean."""
     least: float = _LEAST
     scripts: tuple[str, ...] = _LATIN
     old: bool = False
-    """Rarely met today: what a newer one makes as good a text of is taken to be that."""
+    """Rarely met today, so a newer encoding wins if its text is as plausible."""
 
 
 _CANDIDATES = (
@@ -89,49 +89,54 @@ _WITH_CAPITALS = ("LATIN", "CYRILLIC", "GREEK")
 _LETTER_BY_LETTER = ("CYRILLIC", "GREEK", "HEBREW", "ARABIC", "THAI")
 _NO_TEXT = ("Cc", "Cn", "Co", "Cs")
 _ESCAPES = re.compile(rb"\x1b\$[@B][!-~]+\x1b\([BJ]")
-"""Japanese between the two signs by which ISO-2022-JP begins and ends it; all of it is ASCII, so nothing else would notice."""
+"""Japanese between the escape sequences of ISO-2022-JP; all of it is ASCII, so nothing else would notice it."""
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
 _SPACES = frozenset("\t\r\n\f\ufeff")
 _CAPITAL_WITHIN = re.compile(r"[a-zß-öø-ÿа-яё][A-ZÀ-ÖØ-ÞА-ЯЁΑ-Ω]")
 _WITHIN = re.compile(r"[^\W\d_]([^\x00-\x7f’–—…·])(?=[^\W\d_])")
 
 
 def help_for(path: str) -> str | None:
-    """The command that makes UTF-8 of the file; None when it is not certain what it is in."""
+    """The command that converts the file to UTF-8; None if its encoding is not certain."""
     encoding = encoding_of(path)
     return None if encoding is None else to_utf8(encoding, path)
 
 
 def to_utf8(encoding: str, path: str) -> str:
-    """The iconv command for a file in this encoding, unpacked first where it is an archive."""
+    """The iconv command for a file in this encoding, unpacked first if it is an archive."""
     place, unpack = Path(path), {".gz": "gzip", ".zst": "zstd"}.get(Path(path).suffix.lower())
     inner = place.with_suffix("") if unpack else place
-    target = shlex.quote(f"{inner.stem}-utf8{inner.suffix}")
-    source = shlex.quote(path)
+    target, source = shlex.quote(f"{inner.stem}-utf8{inner.suffix}"), shlex.quote(path)
     if unpack:
         return f"{unpack} -dc {source} | iconv -f {encoding} -t UTF-8 > {target}"
     return f"iconv -f {encoding} -t UTF-8 {source} > {target}"
 
 
 def encoding_of(path: str) -> str | None:
-    """The encoding, as iconv spells it, of a file that is not UTF-8; None when none is certain."""
+    """The encoding, as iconv spells it, of a file that is not UTF-8; None if it is not certain."""
     with contextlib.suppress(OSError):
         status = Path(path).stat()
-        return _found(path, status.st_size, status.st_mtime_ns)
+        return _detect(path, status.st_size, status.st_mtime_ns)
     return None
 
 
 def codec_of(encoding: str) -> str:
-    """What Python calls an encoding that encoding_of or wide_encoding named."""
+    """Python's name of an encoding that encoding_of or wide_encoding named."""
     return next((candidate.codec for candidate in _CANDIDATES if candidate.name == encoding), encoding)
 
 
 @lru_cache(maxsize=64)
-def _found(path: str, _size: int, _modified_ns: int) -> str | None:
+def _detect(path: str, _size: int, _modified_ns: int) -> str | None:
     if path.lower().endswith(".zst"):
         return None  # the standard library does not read it
     with contextlib.suppress(OSError, EOFError):
-        best = _likeliest(_weighed(path))
-        if best is not None and _decodes(path, best.codec):
+        best = _likeliest(_undecodable_lines(path))
+        if best is not None and _decodes_to_text(path, best.codec):
             return best.name
     return None
 
@@ -140,25 +145,25 @@ def _opened(path: str) -> IO[bytes]:
     return gzip.open(path, "rb") if path.lower().endswith(".gz") else Path(path).open("rb")  # type: ignore[return-value]
 
 
-def _weighed(path: str) -> bytes:
-    """Lines with bytes beyond ASCII; nothing when some of them are UTF-8, for then the file is in no one encoding."""
-    found, size, as_utf8 = [], 0, 0
+def _undecodable_lines(path: str) -> bytes:
+    """Lines that are not UTF-8; nothing if many of the lines beyond ASCII are, because then the file is in no single encoding."""
+    lines, size, as_utf8 = [], 0, 0
     with _opened(path) as file:
-        while size < _WEIGHED and (line := file.readline(_WEIGHED)):
+        while size < _SCORED and (line := file.readline(_SCORED)):
             if line.isascii():
                 continue
             try:
                 line.decode("utf-8")
                 as_utf8 += 1
             except UnicodeDecodeError:
-                found.append(line)
+                lines.append(line)
             size += len(line)
-    return b"".join(found) if as_utf8 * 10 <= len(found) else b""
+    return b"".join(lines) if as_utf8 * 10 <= len(lines) else b""
 
 
 def _likeliest(raw: bytes) -> _Candidate | None:
-    """The one candidate that makes text of the bytes; None where there is none, or two that differ."""
-    weighed: list[tuple[float, _Candidate, str]] = []
+    """The one candidate that makes plausible text of the bytes; None if there is none, or if two make different texts."""
+    plausible: list[tuple[float, _Candidate, str]] = []
     for candidate in _CANDIDATES if raw else ():
         try:
             text = raw.decode(candidate.codec)
@@ -166,16 +171,16 @@ def _likeliest(raw: bytes) -> _Candidate | None:
             continue
         share = _share(text, candidate)
         if share is not None and share >= candidate.least:
-            weighed.append((share / candidate.least * (_OLD if candidate.old else 1), candidate, text))
-    if not weighed:
+            plausible.append((share / candidate.least * (_OLD if candidate.old else 1), candidate, text))
+    if not plausible:
         return None
-    share, _, text = max(weighed, key=lambda found: found[0])
-    rivals = [other for other, _, theirs in weighed if theirs != text and other > share - _AHEAD]
-    return None if rivals else next(candidate for _, candidate, theirs in weighed if theirs == text)
+    best, _, text = max(plausible, key=lambda scored: scored[0])
+    rivals = [score for score, _, other in plausible if other != text and score > best - _AHEAD]
+    return None if rivals else next(candidate for _, candidate, other in plausible if other == text)
 
 
 def _share(text: str, candidate: _Candidate) -> float | None:
-    """How many of the characters beyond ASCII are frequent ones; None when the text cannot be one."""
+    """The share of frequent characters among those beyond ASCII; None if the text is not plausible."""
     others = [character for character in text if character > "\x7f"]
     kinds = {character: unicodedata.category(character) for character in set(others)}
     if not others or any(kind in _NO_TEXT for kind in kinds.values()):
@@ -199,77 +204,65 @@ def _share(text: str, candidate: _Candidate) -> float | None:
     if candidate.frequent is None:
         return sum("\uac00" <= letter <= "\ud7a3" for letter in letters) / max(1, len(letters))
     good = sum(character in candidate.frequent for character in others)
-    capitals = sum(not found[1].isascii() for found in _CAPITAL_WITHIN.findall(text)) if candidate.scripts[0] in _WITH_CAPITALS else 0
-    signs = sum(kinds[sign][0] not in "LM" for sign in _WITHIN.findall(text)) if candidate.scripts[0] in _WITH_CAPITALS else 0
+    capitals = signs = 0
+    if candidate.scripts[0] in _WITH_CAPITALS:
+        capitals = sum(not pair[1].isascii() for pair in _CAPITAL_WITHIN.findall(text))
+        signs = sum(kinds[sign][0] not in "LM" for sign in _WITHIN.findall(text))
     return (good - 2 * (capitals + signs)) / len(others)
 
 
-def _decodes(path: str, codec: str) -> bool:
+def _decodes_to_text(path: str, codec: str) -> bool:
     """Whether the whole file is text in this encoding, read a block at a time."""
-    decoder = codecs.getincrementaldecoder(codec)()
     with _opened(path) as file:
-        try:
-            while block := file.read(_BLOCK):
-                if not _sane(decoder.decode(block)):
-                    return False
-            return _sane(decoder.decode(b"", final=True))
-        except UnicodeDecodeError:
-            return False
+        return decodes(iter(lambda: file.read(_BLOCK), b""), codec, to_text=True)
 
 
 def _sane(text: str) -> bool:
-    """Whether no character is a control, unassigned or private one; line ends, tabs and page ends are text."""
+    """Whether no character is a control, unassigned or private one, except line ends, tabs and page ends."""
     return not any(unicodedata.category(character) in _NO_TEXT for character in set(text) - _SPACES)
 
 
 def wide_encoding(head: bytes, read: Callable[[], Iterator[bytes]]) -> str | None:
     """UTF-16, UTF-32 (with or without a mark) or ISO-2022-JP, as iconv spells it; None for others. `read` gives the whole file."""
-    for mark, name in (
-        (codecs.BOM_UTF32_LE, "UTF-32"),
-        (codecs.BOM_UTF32_BE, "UTF-32"),
-        (codecs.BOM_UTF16_LE, "UTF-16"),
-        (codecs.BOM_UTF16_BE, "UTF-16"),
-    ):
+    for mark, name in _MARKS:
         if head.startswith(mark):
             return name
-    if _ESCAPES.search(head) and _all_decodes(read(), "ISO-2022-JP"):
+    if _ESCAPES.search(head) and decodes(read(), "ISO-2022-JP"):
         return "ISO-2022-JP"
     if b"\0" not in head:
         return None
     for name in ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE"):
-        if _is_wide(head[: len(head) // 4 * 4], name) and _all_decodes(read(), name):
+        if _is_wide(head[: len(head) // 4 * 4], name) and decodes(read(), name):
             return name
     return None
 
 
 def _is_wide(head: bytes, name: str) -> bool:
-    """Whether the bytes are text in this encoding, of which some is ASCII, as line ends and brackets are."""
-    try:
-        text = codecs.getincrementaldecoder(name)().decode(head)
-    except UnicodeDecodeError:
-        return False
+    """Whether the bytes are text in this encoding that is partly ASCII, because line ends and brackets are."""
+    text = _decoded(head, name)
     if not text or not _sane(text):
         return False
-    plain = sum(map(str.isascii, text)) / len(text)
-    return plain >= (
-        0.8 if name.startswith("UTF-16") and _is_utf8(head) else 0.1
-    )  # bytes that are UTF-8 too are most likely that, with a stray NUL
+    as_utf8 = _decoded(head, "utf-8") if name.startswith("UTF-16") else None
+    is_utf8 = as_utf8 is not None and _sane(as_utf8.replace("\0", ""))  # then it is most likely UTF-8 with a stray NUL
+    return sum(map(str.isascii, text)) / len(text) >= (0.8 if is_utf8 else 0.1)
 
 
-def _is_utf8(head: bytes) -> bool:
-    """Whether the bytes are UTF-8 text but for NULs."""
+def _decoded(head: bytes, name: str) -> str | None:
     try:
-        return _sane(codecs.getincrementaldecoder("utf-8")().decode(head).replace("\0", ""))
+        return codecs.getincrementaldecoder(name)().decode(head)
     except UnicodeDecodeError:
-        return False
+        return None
 
 
-def _all_decodes(blocks: Iterator[bytes], name: str) -> bool:
+def decodes(blocks: Iterator[bytes], name: str, *, to_text: bool = False) -> bool:
+    """Whether all `blocks`, one after the other, are in the encoding `name`, and without control characters if `to_text`."""
     decoder = codecs.getincrementaldecoder(name)()
     try:
         for block in blocks:
-            decoder.decode(block)
-        decoder.decode(b"", final=True)
+            text = decoder.decode(block)
+            if to_text and not _sane(text):
+                return False
+        text = decoder.decode(b"", final=True)
+        return not to_text or _sane(text)
     except UnicodeDecodeError:
         return False
-    return True

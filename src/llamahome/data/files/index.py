@@ -1,7 +1,8 @@
-"""Where the rows of a file begin, and their hashes, kept beside the data so that the next start finds them at once.
+"""Arrays about a data file (where its rows begin, their hashes), cached on disk so that the next start loads them at once.
 
-Arrays lie under data/training/processed/index/ as `<name>-<fingerprint>.<what>`, one write and one rename each, with a checksum: a damaged
-or foreign file is built again, never trusted. Without a place to write they stay in memory. Cost: 8 bytes a row for each array, mapped.
+Arrays lie under data/training/processed/index/ as `<name>-<key>.<what>`. Each is written to a temporary file with a checksum and renamed
+once; an array that is damaged or belongs to another file is computed again. If the folder cannot be written the arrays stay in memory.
+Cost: 8 bytes a row for each array, memory-mapped.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import re
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -19,31 +20,27 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from llamahome.data.files.watch import WatchedFile
+from llamahome.data.files.guarded_file import GuardedFile
 from llamahome.rundir import PROCESSED_DATA
 
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 """Takes a sentence for people, such as that there is no cache."""
-Piece = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""Starts of some rows and their lines; the last piece holds one start more, which is where the last row ends."""
+RowStarts = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Offsets of some rows and their lines. The last such pair of a scan holds one offset more, the end of the last row."""
 
+NO_LINES = np.empty(0, np.int64)
 _VERSION = 1
 _HEADER = struct.Struct("<8sIIQ8s")
 _MAGIC = b"LLHINDEX"
-_WORTH_CACHING = 1 << 24
-"""Bytes (16 MiB) of a file; a smaller one is indexed and hashed faster than people notice."""
-NO_LINES = np.empty(0, np.int64)
-_FLUSH = 1 << 17
-"""Numbers (1 MiB) held before they are written."""
 
 
 @dataclass(frozen=True)
 class RowIndex:
-    """Row i is the bytes from starts[i] to starts[i + 1], and stands in line lines[i]."""
+    """Row i is the bytes from starts[i] to starts[i + 1] and begins in line lines[i]."""
 
     starts: NDArray[np.int64]
     lines: NDArray[np.int64]
-    """Empty when row i stands in line i + 1, as in most JSONL files."""
+    """Empty if row i is in line i + 1, as in most JSONL files."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -53,43 +50,40 @@ class RowIndex:
         return int(self.lines[number]) if len(self.lines) else number + 1
 
 
-def key_of(file: WatchedFile, reader: str) -> str:
-    """32 hex digits: 16 of the file's full path, 16 of its size, times, inode and of how it is read."""
-    status = file.stamp
-    rest = f"{_VERSION} {reader} {status.size} {status.modified_ns} {status.changed_ns} {status.inode}"
-    return "".join(hashlib.blake2b(part.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest() for part in (_full(file), rest))
-
-
-def cache_name(file: WatchedFile, reader: str) -> str:
-    """`<name>-<key>`, which is what every cached thing of the file begins with."""
+def cache_name(file: GuardedFile, reader: str) -> str:
+    """`<name>-<key>`, the beginning of every cached file's name; the key is 16 hex digits of the path and 16 of the state and reader."""
     name = re.sub(r"[^\w.-]", "_", Path(file.path).name, flags=re.ASCII)[:60]
-    return f"{name}-{key_of(file, reader)}"
+    full = os.path.abspath(file.path)  # noqa: PTH100 (Path.absolute keeps "..", resolve looks up every part on the disk)
+    status = file.stamp
+    state = f"{_VERSION} {reader} {status.size} {status.modified_ns} {status.changed_ns} {status.inode}"
+    return f"{name}-{_hex(full)}{_hex(state)}"
 
 
-def forget_older(folder: Path, name: str) -> None:
-    """Remove what is kept of earlier states of the file that `name` (from cache_name) belongs to."""
+def remove_older(folder: Path, name: str) -> None:
+    """Remove what is cached of earlier states of the file that `name` (from cache_name) belongs to."""
     with contextlib.suppress(OSError):
         for old in folder.glob(f"{name[:-16]}*"):
             if not old.name.startswith(name) and not old.name.endswith((".tmp", ".lock")):
                 old.unlink(missing_ok=True)
 
 
-class Shelf:
-    """The cached arrays of one file, read in one way."""
+class ArrayCache:
+    """The cached arrays of one file, read by one reader."""
 
-    def __init__(self, file: WatchedFile, reader: str, tell: Tell) -> None:
-        self._folder = PROCESSED_DATA / "index" if file.size >= _WORTH_CACHING else None
-        self._name, self._tell = cache_name(file, reader), tell
+    def __init__(self, file: GuardedFile, reader: str, notify: Notify) -> None:
+        self._file, self._notify = file, notify
+        self._folder = PROCESSED_DATA / "index" if file.size >= file.limits.cached_file else None
+        self._name = cache_name(file, reader)
         self._verified: set[str] = set()
 
     def load(self, what: str) -> NDArray[np.int64] | None:
-        """The array `what`, mapped; None when it is not there or not whole."""
+        """The array `what`, memory-mapped; None if it is missing or damaged."""
         if self._folder is None:
             return None
         path = self._folder / f"{self._name}.{what}"
         try:
             with path.open("rb") as file:
-                count = self._count(file, what, path.stat().st_size)
+                count = self._verify(file, what, path.stat().st_size)
             if count is None:
                 return None
             self._verified.add(what)
@@ -97,62 +91,69 @@ class Shelf:
         except OSError:
             return None
 
-    def keep(self, what: str) -> "Writer":
-        """A writer of the array `what`."""
-        return Writer(self, self._folder, f"{self._name}.{what}", self._tell)
-
-    def seal(self, what: str, count: int, checksum: int) -> bytes:
-        """The header of an array."""
-        return _HEADER.pack(_MAGIC, _VERSION, checksum, count, _seal(self._name, what))
-
     def load_index(self) -> RowIndex | None:
-        """The starts and lines, when both are there."""
+        """The row index; None unless both of its arrays are cached."""
         starts, lines = self.load("starts"), self.load("lines")
         if starts is None or lines is None or len(starts) == 0 or len(lines) not in (0, len(starts) - 1):
             return None
         return RowIndex(starts, lines)
 
-    def build_index(self, pieces: Iterable[Piece]) -> RowIndex:
-        """Keep what a scan finds."""
-        with self.keep("starts") as starts, self.keep("lines") as lines:
-            count, plain = 0, True
-            for some, numbers in pieces:
-                starts.append(some)
-                expected = np.arange(count + 1, count + len(numbers) + 1)
-                if plain and not np.array_equal(numbers, expected):
-                    plain = False
-                    for begin in range(0, count, _FLUSH):
-                        lines.append(np.arange(begin + 1, min(begin + _FLUSH, count) + 1))
-                if not plain:
+    def build_index(self, scan: Iterable[RowStarts]) -> RowIndex:
+        """Cache the row index that a scan yields."""
+        chunk = self._file.limits.buffered_numbers
+        with self._writer("starts") as starts, self._writer("lines") as lines:
+            count, one_row_per_line = 0, True
+            for offsets, numbers in scan:
+                starts.append(offsets)
+                if one_row_per_line and not np.array_equal(numbers, np.arange(count + 1, count + len(numbers) + 1)):
+                    one_row_per_line = False
+                    for begin in range(0, count, chunk):
+                        lines.append(np.arange(begin + 1, min(begin + chunk, count) + 1))
+                if not one_row_per_line:
                     lines.append(numbers)
                 count += len(numbers)
             return RowIndex(starts.finish(), lines.finish())
 
-    def _count(self, file: BinaryIO, what: str, size: int) -> int | None:
-        """How many numbers the file holds; None when it is not what it should be. The checksum is taken once in a process."""
+    def hashes(self, count: int, compute: Callable[[], Iterator[bytes]]) -> NDArray[np.uint64]:
+        """The hashes of `count` rows, cached; `compute` yields them as joined big-endian digests of 64 bits."""
+        hashes = self.load("hashes")
+        if hashes is None or len(hashes) != count:
+            self._file.check()
+            with self._writer("hashes") as writer:
+                for digests in compute():
+                    writer.append(np.frombuffer(digests, ">u8").astype(np.uint64).view(np.int64))
+                hashes = writer.finish()
+        return hashes.view(np.uint64)
+
+    def _writer(self, what: str) -> "_ArrayWriter":
+        return _ArrayWriter(self, what, self._folder, self._name, self._file.limits.buffered_numbers, self._notify)
+
+    def _verify(self, file: BinaryIO, what: str, size: int) -> int | None:
+        """How many numbers the file holds; None if it is damaged. The checksum is computed once in a process."""
         head = file.read(_HEADER.size)
         if len(head) != _HEADER.size:
             return None
-        magic, version, checksum, count, seal = _HEADER.unpack(head)
-        if (magic, version, seal) != (_MAGIC, _VERSION, _seal(self._name, what)) or size != _HEADER.size + 8 * count:
+        magic, version, checksum, count, owner = _HEADER.unpack(head)
+        if (magic, version, owner) != (_MAGIC, _VERSION, _owner(self._name, what)) or size != _HEADER.size + 8 * count:
             return None
-        found = checksum if what in self._verified else 0
-        while what not in self._verified and (part := file.read(8 * _FLUSH)):
-            found = zlib.crc32(part, found)
-        return int(count) if found == checksum else None
+        actual = checksum if what in self._verified else 0
+        while what not in self._verified and (part := file.read(8 * self._file.limits.buffered_numbers)):
+            actual = zlib.crc32(part, actual)
+        return int(count) if actual == checksum else None
 
 
-class Writer:
-    """Numbers to a file of the cache; to memory when there is no cache, or no room for it."""
+class _ArrayWriter:
+    """Writes numbers to the cache; keeps them in memory if there is no cache or no room for it."""
 
-    def __init__(self, shelf: Shelf, folder: Path | None, name: str, tell: Tell) -> None:
-        self._shelf, self._folder, self._name, self._tell = shelf, folder, name, tell
+    def __init__(self, cache: ArrayCache, what: str, folder: Path | None, name: str, buffered: int, notify: Notify) -> None:
+        self._cache, self._what, self._folder, self._name, self._notify = cache, what, folder, name, notify
+        self._buffered = buffered
         self._parts: list[NDArray[np.int64]] = []
-        self._held = self._count = self._checksum = 0
+        self._in_memory = self._count = self._checksum = 0
         self._file: BinaryIO | None = None
         self._partial = Path()
         if folder is not None:
-            self._partial = folder / f"{name}.{os.getpid()}-{threading.get_ident()}.tmp"
+            self._partial = folder / f"{name}.{what}.{os.getpid()}-{threading.get_ident()}.tmp"
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 self._file = self._partial.open("w+b", buffering=0)
@@ -160,7 +161,7 @@ class Writer:
             except OSError as error:
                 self._give_up(error)
 
-    def __enter__(self) -> "Writer":
+    def __enter__(self) -> "_ArrayWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -172,27 +173,26 @@ class Writer:
     def append(self, numbers: NDArray[np.int64]) -> None:
         """Add numbers at the end."""
         self._parts.append(numbers)
-        self._held += len(numbers)
-        if self._held >= _FLUSH and self._file is not None:
+        self._in_memory += len(numbers)
+        if self._in_memory >= self._buffered and self._file is not None:
             self._flush()
 
     def finish(self) -> NDArray[np.int64]:
-        """All numbers, mapped from the cache where it could be written."""
+        """All numbers, memory-mapped from the cache if it could be written."""
         if self._file is not None:
             self._flush()
         if self._file is not None:
-            what = self._name.rpartition(".")[2]
             try:
                 self._file.seek(0)
-                self._write(self._shelf.seal(what, self._count, self._checksum))
-                self._partial.replace(self._partial.with_name(self._name))
-                forget_older(self._partial.parent, self._name.removesuffix(f".{what}"))
+                self._write(_HEADER.pack(_MAGIC, _VERSION, self._checksum, self._count, _owner(self._name, self._what)))
+                self._partial.replace(self._partial.with_name(f"{self._name}.{self._what}"))
+                remove_older(self._partial.parent, self._name)
             except OSError as error:
                 self._give_up(error)
             else:
-                kept = self._shelf.load(what)
-                if kept is not None:
-                    return kept
+                cached = self._cache.load(self._what)
+                if cached is not None:
+                    return cached
                 self._give_up(OSError("the cache cannot be read back"))
         return np.concatenate([np.empty(0, np.int64), *self._parts])
 
@@ -206,7 +206,7 @@ class Writer:
             return
         self._checksum = zlib.crc32(raw, self._checksum)
         self._count += len(numbers)
-        self._parts, self._held = [], 0
+        self._parts, self._in_memory = [], 0
 
     def _write(self, raw: bytes) -> None:
         assert self._file is not None
@@ -215,8 +215,8 @@ class Writer:
             left = left[self._file.write(left) :]
 
     def _give_up(self, error: OSError) -> None:
-        """Go on in memory, with what was written so far."""
-        self._tell(f"no index is kept under {self._folder}: {error.strerror or error}; the next start searches the files again")
+        """Continue in memory, beginning with what was written so far."""
+        self._notify(f"no index is kept under {self._folder}: {error.strerror or error}; the next start searches the files again")
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.seek(_HEADER.size)
@@ -224,10 +224,10 @@ class Writer:
             self.__exit__()
 
 
-def _seal(name: str, what: str) -> bytes:
-    """Binds the content to its name, so that a renamed file is not believed."""
+def _hex(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+
+
+def _owner(name: str, what: str) -> bytes:
+    """Binds the content to the file's name, so that a renamed file is not believed."""
     return hashlib.blake2b(f"{name}.{what}".encode(), digest_size=8).digest()
-
-
-def _full(file: WatchedFile) -> str:
-    return os.path.abspath(file.path)  # noqa: PTH100 (Path.absolute keeps "..", resolve asks the disk about every part)

@@ -1,5 +1,6 @@
-"""The bytes of one row to text and to a Row, or to the problem that says where they stop being UTF-8 or JSON."""
+"""Decodes the bytes of one row to a Row, or to a Problem with the line and column where they are not UTF-8 or JSON."""
 
+import codecs
 import json
 import math
 import shlex
@@ -7,55 +8,67 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
+from llamahome.data.files.commands import break_at_returns, move, sibling
 from llamahome.data.files.encoding import help_for
-from llamahome.data.files.jsontext import LoneSurrogate, NotFinite, RepeatedKey, Unusual, from_json, with_not_finite
+from llamahome.data.files.jsontext import LoneSurrogate, NotFinite, RepeatedKey, Unusual, from_json, json_or_none, with_not_finite
 from llamahome.data.records import Row
 from llamahome.errors import Problem
 
-_LOOK = 1 << 12
-"""Bytes of the ends of a file in which white space may stand."""
+_EDGE = 1 << 12
+"""Bytes at both ends of a file that may be white space."""
+_FIRST_LINE = 1 << 24
 _WIDTH = 100
 """Characters of a line that an excerpt shows."""
+_JSON_TYPES = {
+    Unusual: "an object",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+}
 
 
 def parse_row(raw: bytes, *, path: str, line: int, index: int) -> Row | Problem:
-    """The JSON object that `raw` holds, or a Problem that names `path:line` and the column; never raises. `line` is where `raw` begins."""
+    """The JSON object in `raw`, which begins in `line`, or a Problem with `path:line` and the column; never raises."""
     text = read_text(raw, path=path, line=line)
     if isinstance(text, Problem):
         return text
+    where = f"{path}:{line}"
     try:
         value = _value(text)
     except JSONDecodeError as error:
-        return _broken(error, text, path=path, line=line, index=index)
+        return _not_json(error, text, path=path, line=line, index=index)
     except RepeatedKey as error:
-        return _repeated(error, text, where=f"{path}:{line}", line=line)
+        return _repeated(error, text, where=where, line=line)
     except LoneSurrogate as error:
         shown = excerpt(text, line, at=text.lower().find("\\ud"))
-        return Problem(code="data.lone-surrogate", message=str(error), where=f"{path}:{line}", excerpt=shown)
+        return Problem(code="data.lone-surrogate", message=str(error), where=where, excerpt=shown)
     except ValueError as error:
-        return Problem(code="data.bad-json", message=f"not valid JSON: {error}", where=f"{path}:{line}", excerpt=excerpt(text, line))
+        return Problem(code="data.bad-json", message=f"not valid JSON: {error}", where=where, excerpt=excerpt(text, line))
     if isinstance(value, dict):
         return Row(index, path, line, value)
     message = f"a row must be a JSON object, this is {kind(value)}"
     hint = "one object a line"
-    if index == 0 and text.lstrip().startswith("[") and (moved := _as_array(path)):
-        hint += f"; an array is read from a .json file: {moved}"
-    return Problem(code="data.not-an-object", message=message, where=f"{path}:{line}", excerpt=excerpt(text, line), hint=hint)
+    if index == 0 and text.lstrip().startswith("[") and (command := _rename_array(path)):
+        hint += f"; an array is read from a .json file: {command}"
+    return Problem(code="data.not-an-object", message=message, where=where, excerpt=excerpt(text, line), hint=hint)
 
 
 def _value(text: str) -> Any:
-    """The JSON value; NaN and infinities pass, for only where they are read can they be wrong."""
+    """The JSON value. An object may hold NaN and infinities, because they matter only if they are used."""
     try:
         return from_json(text)
-    except NotFinite as error:
+    except NotFinite:
         value = with_not_finite(text)
         if isinstance(value, dict):
             return value
-        raise error
+        raise
 
 
 def read_text(raw: bytes, *, path: str, line: int) -> str | Problem:
-    """`raw` as text, or the Problem of a byte that is not UTF-8 or is NUL, with its line; `raw` begins in `line`."""
+    """`raw`, which begins in `line`, as text, or the Problem of a byte that is NUL or not UTF-8."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -71,14 +84,14 @@ def read_text(raw: bytes, *, path: str, line: int) -> str | Problem:
         )
     if "\0" not in text:
         return text
-    begin, line, column = _place(text, text.index("\0"), line)
+    begin, line, column = _position(text, text.index("\0"), line)
     shown = excerpt(text[begin:].partition("\n")[0].replace("\0", "\\0"), line, at=column - 1)
     hint = f"tr -d '\\000' < {shlex.quote(path)} > {shlex.quote('clean' + Path(path).suffix)}"
     return Problem(code="data.nul-byte", message=f"NUL byte at column {column}", where=f"{path}:{line}", excerpt=shown, hint=hint)
 
 
-def _place(text: str, at: int, line: int) -> tuple[int, int, int]:
-    """Where the line of character `at` begins, its number and the one-based column, when the text begins in `line`."""
+def _position(text: str, at: int, line: int) -> tuple[int, int, int]:
+    """Where the line of character `at` begins, its number and the one-based column, if the text begins in `line`."""
     begin = text.rfind("\n", 0, at) + 1
     return begin, line + text.count("\n", 0, begin), at - begin + 1
 
@@ -90,32 +103,21 @@ def excerpt(text: str, line: int, *, at: int = 0) -> str:
     return f"{line} | {'...' if begin else ''}{part}{'...' if begin + _WIDTH < len(text) else ''}"
 
 
-def _as_array(path: str) -> str | None:
-    """The command that gives a file the name of an array, when that is what the whole file begins and ends as."""
+def _rename_array(path: str) -> str | None:
+    """The command that renames a JSONL file to .json if the whole file begins and ends as an array."""
     place = Path(path)
-    if place.suffix.lower() not in (".jsonl", ".ndjson"):
+    if place.suffix.lower() not in (".jsonl", ".ndjson") or place.with_suffix(".json").exists():
         return None
     try:
         with place.open("rb") as file:
-            begin = file.read(_LOOK).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-            file.seek(max(0, place.stat().st_size - _LOOK))
-            end = file.read(_LOOK).rstrip()[-1:]
+            begin = file.read(_EDGE).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+            file.seek(max(0, place.stat().st_size - _EDGE))
+            end = file.read(_EDGE).rstrip()[-1:]
+            file.seek(0)
+            one_list_a_line = json_or_none(file.readline(_FIRST_LINE)) is not None and file.readline(_FIRST_LINE).strip()
     except OSError:
         return None
-    if (begin, end) != (b"[", b"]") or place.with_suffix(".json").exists() or _is_a_list_a_line(place):
-        return None
-    return f"mv {shlex.quote(path)} {shlex.quote(str(place.with_suffix('.json')))}"
-
-
-def _is_a_list_a_line(place: Path) -> bool:
-    """Whether the first line is a whole list and another line follows."""
-    with place.open("rb") as file:
-        first = file.readline(1 << 24)
-        try:
-            json.loads(first.decode("utf-8-sig"))
-        except (ValueError, RecursionError):
-            return False
-        return bool(file.readline(1 << 24).strip())
+    return move(path, place.with_suffix(".json")) if (begin, end) == (b"[", b"]") and not one_list_a_line else None
 
 
 def kind(value: object) -> str:
@@ -124,16 +126,7 @@ def kind(value: object) -> str:
         return "null"
     if isinstance(value, float) and not math.isfinite(value):
         return json.dumps(value)
-    names = {
-        Unusual: "an object",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        str: "a string",
-        list: "a list",
-        dict: "an object",
-    }
-    return names[type(value)]
+    return _JSON_TYPES[type(value)]
 
 
 def _repeated(error: RepeatedKey, text: str, *, where: str, line: int) -> Problem:
@@ -144,21 +137,21 @@ def _repeated(error: RepeatedKey, text: str, *, where: str, line: int) -> Proble
     return Problem(code="data.repeated-key", message=f"{error}; only one can be learned", where=where, excerpt=shown, hint=hint)
 
 
-def _broken(error: JSONDecodeError, text: str, *, path: str, line: int, index: int) -> Problem:
-    whole = text.rstrip()
-    ended = error.pos >= len(whole) or error.msg.startswith("Unterminated string")
+def _not_json(error: JSONDecodeError, text: str, *, path: str, line: int, index: int) -> Problem:
+    text = text.rstrip()
+    ended = error.pos >= len(text) or error.msg.startswith("Unterminated string")
     reason = "unexpected end of data" if ended else error.msg[0].lower() + error.msg[1:].removesuffix(" at")
-    begin, line, column = _place(whole, len(whole) - 1 if ended else error.pos, line)
+    begin, line, column = _position(text, len(text) - 1 if ended else error.pos, line)
     hint = None
-    if index == 0 and whole.lstrip() in ("[", "[{") and (moved := _as_array(path)):
-        hint = f"a row is one line; an array over many lines is read from a .json file: {moved}"
-    elif index == 0 and whole.lstrip() == "{" and Path(path).suffix.lower() in (".jsonl", ".ndjson"):
+    if index == 0 and text.lstrip() in ("[", "[{") and (command := _rename_array(path)):
+        hint = f"a row is one line; an array over many lines is read from a .json file: {command}"
+    elif index == 0 and text.lstrip() == "{" and Path(path).suffix.lower() in (".jsonl", ".ndjson"):
         target = shlex.quote(Path(path).stem + "-lines.jsonl")
         hint = f"jq -c . {shlex.quote(path)} > {target}   if it holds objects over many lines: a row is one line"
-    elif reason == "extra data" and whole[error.pos] == "{" and "\r" in whole[: error.pos].rpartition("}")[2]:
-        hint = f"tr '\\r' '\\n' < {shlex.quote(path)} > {shlex.quote(Path(path).stem + '-lines' + Path(path).suffix)}"
-    elif reason == "extra data" and whole[error.pos] == "{":
+    elif reason == "extra data" and text[error.pos] == "{" and "\r" in text[: error.pos].rpartition("}")[2]:
+        hint = break_at_returns(path, sibling(path, "-lines" + Path(path).suffix).name)
+    elif reason == "extra data" and text[error.pos] == "{":
         hint = f"one object a line: break line {line} after column {column - 1}"
-    shown = excerpt(whole[begin:].partition("\n")[0], line, at=column)
+    shown = excerpt(text[begin:].partition("\n")[0], line, at=column)
     message = f"not valid JSON: {reason} at column {column}"
     return Problem(code="data.bad-json", message=message, where=f"{path}:{line}", excerpt=shown, hint=hint)

@@ -1,4 +1,4 @@
-"""A JSON file that holds a whole table in one value, as pandas writes it, is told as that, with a command that makes rows of it.
+"""Recognises a JSON file that holds a whole table in one value, as pandas writes it, and suggests a command that makes rows of it.
 
     list     {"prompt": ["a", "b"], "completion": ["c", "d"]}             DataFrame.to_dict("list")
     columns  {"prompt": {"0": "a", "1": "b"}, "completion": {...}}        DataFrame.to_json()
@@ -7,18 +7,17 @@
     table    {"schema": {...}, "data": [{"index": 0, "prompt": "a", ...}, ...]}
     values   [["a", "c"], ["b", "d"]]
 
-Cost: one parse of a file that is a single value of at most 64 MiB; other files are only looked at where they begin.
+Cost: one parse of a file that is a single value of at most 64 MiB; of other files only the beginning is read.
 """
 
-import json
+import codecs
 import re
-import shlex
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from llamahome.data.files.commands import run_python, sibling
+from llamahome.data.files.guarded_file import GuardedFile
 from llamahome.data.files.jsonrow import excerpt
-from llamahome.data.files.watch import LONGEST_ROW, WatchedFile
+from llamahome.data.files.jsontext import json_or_none
 from llamahome.errors import DataError, Problem
 
 _SPLIT = {"columns", "index", "data", "index_names", "column_names"}
@@ -31,8 +30,8 @@ _ROWS = {
     "split": "[dict(zip(t['columns'],r)) for r in t['data']]",
     "table": "t['data']",
 }
-"""Python for the rows of each shape, `t` being the value."""
-_CALLED = {
+"""Python code for the rows of each shape; `t` is the value."""
+_DESCRIPTION = {
     "list": "one object of columns, each a list, as DataFrame.to_dict('list') of pandas writes it",
     "columns": "one object of columns, each an object by row, as DataFrame.to_json() of pandas writes it",
     "index": "one object of rows by their index, as DataFrame.to_json(orient='index') of pandas writes it",
@@ -42,39 +41,30 @@ _CALLED = {
 }
 
 
-def refuse_table(file: WatchedFile, head: bytes) -> None:
-    """DataError when the whole file is one JSON value that holds a table."""
-    begin = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    inner = begin[1:].lstrip()[:1]
-    if begin[:1] not in (b"{", b"[") or (begin[:1] == b"[" and inner != b"[") or file.size > LONGEST_ROW or not _may_be_one(file, begin):
+def refuse_table(file: GuardedFile, head: bytes) -> None:
+    """DataError if the whole file is one JSON value that holds a table."""
+    begin = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    if begin[:1] != b"{" and not (begin[:1] == b"[" and begin[1:].lstrip()[:1] == b"["):
         return
-    try:
-        value = json.loads(file.read(0, file.size).decode("utf-8-sig"))
-    except (ValueError, RecursionError):
+    if file.size > file.limits.row or not _may_be_one_value(begin):
         return
-    shape = shape_of(value)
+    shape = shape_of(json_or_none(file.read(0, file.size)))
     if shape is not None:
         raise DataError(_problem(file, shape, begin))
 
 
-def _may_be_one(file: WatchedFile, begin: bytes) -> bool:
-    """Whether no second object follows in a line of its own, seen from the first lines, so that a file of rows is not parsed whole."""
-    first, ended, rest = begin.partition(b"\n")
-    second = rest.lstrip()[:1]
-    if not (ended and second == b"{"):
-        return True
-    try:
-        json.loads(first)
-    except (ValueError, RecursionError):
-        return True
-    return False
+def _may_be_one_value(begin: bytes) -> bool:
+    """Whether no object in a line of its own follows the first line, so that a file of rows is not parsed whole."""
+    first, _, rest = begin.partition(b"\n")
+    return rest.lstrip()[:1] != b"{" or json_or_none(first) is None
 
 
 def shape_of(value: object) -> str | None:
     """Which of the shapes of a table the value has; None for a row or anything else."""
     if isinstance(value, list):
         lengths = {len(row) if isinstance(row, list) and row else 0 for row in value}
-        return "values" if len(lengths) == 1 and lengths != {0} and not any(_is_turn(part) for row in value for part in row) else None
+        equal = len(lengths) == 1 and lengths != {0}
+        return "values" if equal and not any(isinstance(cell, dict) for row in value for cell in row) else None
     if not isinstance(value, dict) or not value:
         return None
     if isinstance(value.get("schema"), dict) and "fields" in value["schema"] and _all(value.get("data"), dict):
@@ -84,7 +74,8 @@ def shape_of(value: object) -> str | None:
     parts = list(value.values())
     if all(isinstance(part, list) and part for part in parts):
         equal = len({len(part) for part in parts}) == 1
-        return "list" if equal and not all(_is_turn(cell) for part in parts for cell in part) and _has_texts(parts) else None
+        turns = any(_all(part, dict) for part in parts)  # then the value is a row of its own
+        return "list" if equal and not turns and any(isinstance(part[0], str | list) for part in parts) else None
     if all(isinstance(part, dict) and part for part in parts):
         if all(_NUMBER.fullmatch(key) for key in value):
             return "index"
@@ -93,23 +84,12 @@ def shape_of(value: object) -> str | None:
     return None
 
 
-def _has_texts(parts: list[list[Any]]) -> bool:
-    """Whether some column has texts or lists of turns in it, and none is a list of turns itself, which would be a row of its own."""
-    if any(all(map(_is_turn, part)) for part in parts):
-        return False
-    return any(isinstance(part[0], str | list) for part in parts)
-
-
-def _is_turn(value: object) -> bool:
-    return isinstance(value, Mapping)
-
-
 def _all(value: object, kind: type) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(part, kind) for part in value)
 
 
 def rows_of(value: Any, shape: str) -> list[dict[str, Any]] | None:
-    """The rows of the table; None where its columns have no names."""
+    """The rows of the table; None if its columns have no names."""
     if shape == "list":
         return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
     if shape == "columns":
@@ -122,12 +102,11 @@ def rows_of(value: Any, shape: str) -> list[dict[str, Any]] | None:
     return list(value["data"]) if shape == "table" else None
 
 
-def _problem(file: WatchedFile, shape: str, begin: bytes) -> Problem:
+def _problem(file: GuardedFile, shape: str, begin: bytes) -> Problem:
     hint = None
-    if shape in _ROWS and file.place == file.path:
-        place = Path(file.path)
+    if shape in _ROWS and not file.is_copy:
         code = f"import json,sys; t=json.load(open(sys.argv[1],encoding='utf-8-sig')); json.dump({_ROWS[shape]},sys.stdout)"
-        hint = f'python3 -c "{code}" {shlex.quote(file.path)} > {shlex.quote(str(place.with_name(place.stem + "-rows.json")))}'
+        hint = run_python(code, file.path, output=sibling(file.path, "-rows.json"))
     shown = excerpt(begin[:400].decode("utf-8", "replace"), 1)
-    message = f"the file holds {_CALLED[shape]}; a row is one object"
+    message = f"the file holds {_DESCRIPTION[shape]}; a row is one object"
     return Problem(code="data.whole-table", message=message, where=f"{file.path}:1", excerpt=shown, hint=hint)

@@ -1,69 +1,56 @@
-"""A text or Markdown file is one row, {"text": ...}, as it stands; one over 1 MiB is cut into rows at blank lines.
+"""A text or Markdown file is one row, {"text": ...}, as it is; one over 1 MiB is cut into rows at blank lines.
 
-Where there is no blank line within 1 MiB it is cut at a line's end, and without one between two characters. Nothing is lost: the
-rows joined are the file but for white space at its head; a part that would be white space alone belongs to the row before it.
+Without a blank line within 1 MiB it is cut at a line end, and without one between two characters. Nothing is lost: the joined rows are the
+file except for white space at its beginning. A part that is only white space belongs to the row before it.
 """
 
-import json
-import shlex
+import codecs
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from llamahome.data.files.index import NO_LINES, Piece, Tell
-from llamahome.data.files.jsonl import BOM
+from llamahome.data.files.byte_ranges import RangeFormat
+from llamahome.data.files.commands import move
+from llamahome.data.files.guarded_file import GuardedFile
+from llamahome.data.files.index import NO_LINES, Notify, RowStarts
 from llamahome.data.files.jsonrow import read_text
-from llamahome.data.files.stretches import Layout
-from llamahome.data.files.watch import WatchedFile
+from llamahome.data.files.kinds import is_object
 from llamahome.data.records import Row
 from llamahome.errors import Problem
 from llamahome.units import show_bytes
 
-_LONGEST = 1 << 20
-"""Bytes of a row (1 MiB); a text is learned in pieces of max_length tokens anyhow."""
 _LOOK = 64
-_JSON_HEAD, _JSON_LINES = 1 << 16, 20
-"""Bytes and lines in which rows under the name of a text are looked for."""
+_TESTED_LINES = 20
 
 
-def text_layout(file: WatchedFile, tell: Tell) -> Layout:
-    """How to read the file as text; a long one is told."""
-    if file.size > _LONGEST:
-        tell(f"{file.path}: {show_bytes(file.size)} of text, cut at blank lines into rows of at most {show_bytes(_LONGEST)}")
-    _tell_rows(file, tell)
-    return Layout(f"text {_LONGEST}", scan_text, _whole, partial(_parse, file.path))
+def text_layout(file: GuardedFile, notify: Notify) -> RangeFormat:
+    """How to read the file as text; notifies about a long text, and about one that is really JSON lines."""
+    longest = file.limits.text_row
+    if file.size > longest:
+        notify(f"{file.path}: {show_bytes(file.size)} of text, cut at blank lines into rows of at most {show_bytes(longest)}")
+    _notify_of_json(file, notify)
+    return RangeFormat(f"text {longest}", scan_text, _without_mark, partial(_parse, file.path))
 
 
-def _tell_rows(file: WatchedFile, tell: Tell) -> None:
-    """Say when the text is JSON lines, which are learned with their signs under this name."""
-    lines = file.read(0, min(_JSON_HEAD, file.size)).removeprefix(BOM).split(b"\n")
-    whole = [line for line in (lines if file.size <= _JSON_HEAD else lines[:-1])[:_JSON_LINES] if line.strip()]
-    if whole and all(_is_object(line) for line in whole):
-        better = shlex.quote(str(Path(file.path).with_suffix(".jsonl")))
-        name = (
-            f": mv {shlex.quote(file.path)} {better}"
-            if file.place == file.path and not Path(file.path).with_suffix(".jsonl").exists()
-            else ""
-        )
-        tell(f"{file.path}: the lines are JSON objects, and are learned as text; under a name that ends in .jsonl they are rows{name}")
+def _notify_of_json(file: GuardedFile, notify: Notify) -> None:
+    head = file.head()
+    lines = head.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    tested = [line for line in (lines if len(head) == file.size else lines[:-1])[:_TESTED_LINES] if line.strip()]
+    if tested and all(map(is_object, tested)):
+        renamed = Path(file.path).with_suffix(".jsonl")
+        command = "" if file.is_copy or renamed.exists() else f": {move(file.path, renamed)}"
+        notify(f"{file.path}: the lines are JSON objects, and are learned as text; under a name that ends in .jsonl they are rows{command}")
 
 
-def _is_object(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def scan_text(file: WatchedFile) -> Iterator[Piece]:
-    """Start and line of each part."""
+def scan_text(file: GuardedFile) -> Iterator[RowStarts]:
+    """Offset and line of each part."""
     begin, line = 0, 1
-    if file.size == len(BOM) and file.read(0, file.size) == BOM:
+    if file.size == len(codecs.BOM_UTF8) and file.head() == codecs.BOM_UTF8:
         begin = file.size
     while begin < file.size:
-        window = file.read(begin, min(file.size, begin + _LONGEST))
+        window = file.read(begin, min(file.size, begin + file.limits.text_row))
         cut = len(window) if begin + len(window) == file.size else _cut(window)
         if not window[:_LOOK].isspace() or window[:cut].strip():  # the short look saves a copy of nearly every part
             yield np.array([begin]), np.array([line])
@@ -73,7 +60,7 @@ def scan_text(file: WatchedFile) -> Iterator[Piece]:
 
 
 def _cut(window: bytes) -> int:
-    """After the last blank line; else after the last line; else before the last character that may go on."""
+    """The offset after the last blank line, else after the last line, else before the last character, which may continue."""
     blank = max(window.rfind(b"\n\n") + 2, window.rfind(b"\n\r\n") + 3)
     if blank > 3:
         return blank
@@ -86,10 +73,10 @@ def _cut(window: bytes) -> int:
     return end
 
 
-def _whole(stretch: bytes) -> bytes:
-    return stretch.removeprefix(BOM)
+def _without_mark(raw: bytes) -> bytes:
+    return raw.removeprefix(codecs.BOM_UTF8)
 
 
-def _parse(path: str, stretch: bytes, line: int, number: int) -> Row | Problem:
-    text = read_text(_whole(stretch), path=path, line=line)
+def _parse(path: str, raw: bytes, line: int, number: int) -> Row | Problem:
+    text = read_text(_without_mark(raw), path=path, line=line)
     return text if isinstance(text, Problem) else Row(index=number, source=path, line=line, value={"text": text})

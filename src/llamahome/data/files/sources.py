@@ -1,7 +1,7 @@
-"""Files to rows: any row by its number, over one or many files of any kind, without reading them all.
+"""Any row by its number, over one or many files of any kind, without reading the files whole.
 
-Every kind of file has a reader of the same shape (FileRows); this module puts them one after the other. Cost: one pass over each file for
-where its rows begin, kept under data/training/processed/index; afterwards a row is one read and one parse. At most 64 files are open.
+Every kind of file has a reader with the same methods (FileRows); a Source is the files one after the other. Cost: one pass over each
+file to find where its rows begin, cached under data/training/processed/index; afterwards a row is one read and one parse.
 """
 
 import bisect
@@ -18,27 +18,22 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llamahome.data.files.arrow import ArrowBatches
+from llamahome.data.files.byte_ranges import ByteRangeRows
+from llamahome.data.files.columnar import ArrowBatches, DecodedGroups, ParquetGroups, TableRows
 from llamahome.data.files.delimited import table_layout
-from llamahome.data.files.index import Tell
-from llamahome.data.files.jsonarray import array_layout
-from llamahome.data.files.jsonl import lines_layout
+from llamahome.data.files.guarded_file import LIMITS, GuardedFile, ReaderLimits
+from llamahome.data.files.index import Notify
+from llamahome.data.files.json_files import array_layout, lines_layout
 from llamahome.data.files.kinds import ending, kind_of
 from llamahome.data.files.locate import Located, locate
-from llamahome.data.files.parquet import Decoded, ParquetGroups
 from llamahome.data.files.plaintext import text_layout
 from llamahome.data.files.splits import TO_TRAIN, Wanted
 from llamahome.data.files.spool import PACKED, unpacked
-from llamahome.data.files.stretches import StretchRows
-from llamahome.data.files.tabular import TableRows
-from llamahome.data.files.watch import WatchedFile
 from llamahome.data.records import Row
 from llamahome.errors import DataError, Problem
 
-_OPEN_FILES = 64
-"""Files kept open; a folder may hold more than a process may open."""
 _VERSION = 1
-"""Of what rows the same bytes give; part of the fingerprint."""
+"""Of the rows that the readers make of the same bytes; part of the fingerprint."""
 
 
 class FileRows(Protocol):
@@ -47,15 +42,15 @@ class FileRows(Protocol):
     def __len__(self) -> int: ...
 
     def parsed(self, number: int) -> Row | Problem:
-        """Row `number` of the file, or what is wrong with it; DataError when the file cannot be read any more."""
+        """Row `number` of the file, or what is wrong with it; DataError if the file can no longer be read."""
         ...
 
     def parsed_range(self, numbers: range) -> list[Row | Problem]:
-        """`parsed` of rows that follow each other."""
+        """`parsed` of consecutive rows."""
         ...
 
     def raw(self, number: int) -> bytes:
-        """The bytes of the row as they stand; the row as JSON where there are none."""
+        """The bytes of the row as they are in the file; the row as JSON if the format has none."""
         ...
 
     def hashes(self) -> NDArray[np.uint64]:
@@ -63,39 +58,46 @@ class FileRows(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what is open; a later read opens it again."""
+        """Close the file; a later read opens it again."""
         ...
 
 
 class Source:
     """The rows of one or more files, in the order of the files and of their rows. May be read from several threads."""
 
-    def __init__(self, paths: tuple[str, ...], *, located: Located | None = None, say: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        paths: tuple[str, ...],
+        *,
+        located: Located | None = None,
+        say: Callable[[str], None] | None = None,
+        limits: ReaderLimits = LIMITS,
+    ) -> None:
         self.paths = paths
         self.located = located or Located(paths)
-        """What else there is: data files that are not read, rows to evaluate on, splits that are left alone."""
+        """What else is there: data files that are not read, rows to evaluate on, splits that are left alone."""
         self.notes: list[str] = []
-        """What people should know about how the files are read; `say` was told each at once."""
-        self._say = say
+        """What people should know about how the files are read; `say` received each at once."""
+        self._say, self._limits = say, limits
         self._lock = threading.RLock()
         self._open: OrderedDict[int, FileRows] = OrderedDict()
         self._files: list[FileRows] = []
         digest = hashlib.blake2b(digest_size=16)
         problems: list[Problem] = []
-        decoded = Decoded()
+        decoded = DecodedGroups(limits.decoded)
         for path in paths:
             try:
-                rows, stamp = _open_file(path, self.tell, decoded)
+                rows, state = _open_file(path, self.tell, decoded, limits)
             except DataError as error:
                 problems += error.problems
                 continue
-            digest.update(f"{os.path.relpath(path)}\0{stamp}\0".encode("utf-8", "surrogateescape"))
+            digest.update(f"{os.path.relpath(path)}\0{state}\0".encode("utf-8", "surrogateescape"))
             self._files.append(rows)
-            self._used(len(self._files) - 1)
+            self._use(len(self._files) - 1)
         if problems:
             raise DataError(problems)
         self.fingerprint = digest.hexdigest()
-        """Of what is read: names, sizes, times and readers; equal when the same rows come in the same order."""
+        """Of names, sizes, times and readers; equal if the same rows come in the same order."""
         self._ends = list(accumulate(map(len, self._files)))
 
     def __len__(self) -> int:
@@ -105,41 +107,41 @@ class Source:
         return (self.parsed(number) for number in range(len(self)))
 
     def row(self, number: int) -> Row:
-        """Row `number`, counted over all files; raises DataError when it is not a JSON object."""
+        """Row `number`, counted over all files; raises DataError if it is not a JSON object."""
         row = self.parsed(number)
         if isinstance(row, Problem):
             raise DataError(row)
         return row
 
     def parsed(self, number: int) -> Row | Problem:
-        """Row `number`, or what is wrong with it; raises DataError when its file changed."""
+        """Row `number`, or what is wrong with it; raises DataError if its file changed."""
         with self._lock:
-            rows, inside = self._find(number)
-            return rows.parsed(inside)
+            file, inside = self._find(number)
+            return file.parsed(inside)
 
     def parsed_range(self, numbers: range) -> list[Row | Problem]:
-        """`parsed` of rows that follow each other: the same at a third of the cost, for lines are read together."""
-        found: list[Row | Problem] = []
-        while len(found) < len(numbers):
+        """`parsed` of consecutive rows, at a third of the cost because they are read together."""
+        rows: list[Row | Problem] = []
+        while len(rows) < len(numbers):
             with self._lock:
-                rows, inside = self._find(numbers.start + len(found))
-                found += rows.parsed_range(range(inside, min(len(rows), inside + len(numbers) - len(found))))
-        return found
+                file, inside = self._find(numbers.start + len(rows))
+                rows += file.parsed_range(range(inside, min(len(file), inside + len(numbers) - len(rows))))
+        return rows
 
     def raw(self, number: int) -> bytes:
-        """The bytes of row `number` as they stand in the file (a line without its end); JSON in one spelling for Parquet and Arrow."""
+        """The bytes of row `number` as they are in the file (a line without its end); canonical JSON for Parquet and Arrow."""
         with self._lock:
-            rows, inside = self._find(number)
-            return rows.raw(inside)
+            file, inside = self._find(number)
+            return file.raw(inside)
 
     def hashes(self) -> NDArray[np.uint64]:
         """64 bits of BLAKE2b of each row's content: equal rows of one kind of file have equal hashes."""
-        found = []
-        for which, rows in enumerate(self._files):
+        hashes = []
+        for number, file in enumerate(self._files):
             with self._lock:
-                self._used(which)
-                found.append(rows.hashes())
-        return found[0] if len(found) == 1 else np.concatenate([np.empty(0, np.uint64), *found])
+                self._use(number)
+                hashes.append(file.hashes())
+        return hashes[0] if len(hashes) == 1 else np.concatenate([np.empty(0, np.uint64), *hashes])
 
     def file_of(self, number: int) -> int:
         """Which of `paths` holds row `number`."""
@@ -147,82 +149,87 @@ class Source:
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        """Data files beside them that are not read."""
+        """Data files among the paths that are not read."""
         return self.located.ignored
 
     def close(self) -> None:
-        """Give all files back; a later read opens them again."""
+        """Close all files; a later read opens them again."""
         with self._lock:
             while self._open:
                 self._open.popitem()[1].close()
 
     def tell(self, note: str) -> None:
-        """Say a sentence to people, each only once."""
+        """Pass a sentence on to people, once."""
         if note not in self.notes:
             self.notes.append(note)
             if self._say is not None:
                 self._say(note)
 
     def _find(self, number: int) -> tuple[FileRows, int]:
+        """The file that holds row `number`, and the row's number within it."""
         if not 0 <= number < len(self):
             raise IndexError(number)
-        which = self.file_of(number)
-        self._used(which)
-        rows = self._files[which]
-        return rows, number - self._ends[which] + len(rows)
+        index = self.file_of(number)
+        self._use(index)
+        file = self._files[index]
+        return file, number - self._ends[index] + len(file)
 
-    def _used(self, which: int) -> None:
-        """Count the file among those used last; the one longest unused is closed."""
-        self._open[which] = self._files[which]
-        self._open.move_to_end(which)
-        if len(self._open) > _OPEN_FILES:
+    def _use(self, index: int) -> None:
+        """Mark the file as used last; the file used longest ago is closed if too many are open."""
+        self._open[index] = self._files[index]
+        self._open.move_to_end(index)
+        if len(self._open) > self._limits.open_files:
             self._open.popitem(last=False)[1].close()
 
 
-def open_source(path: str | Sequence[str], *, say: Callable[[str], None] | None = None, wanted: Wanted = TO_TRAIN) -> Source:
+def open_source(
+    path: str | Sequence[str],
+    *,
+    say: Callable[[str], None] | None = None,
+    wanted: Wanted = TO_TRAIN,
+    limits: ReaderLimits = LIMITS,
+) -> Source:
     """Index the files, folders, globs or hub data sets that `path` names; `say` takes sentences for people, `wanted` chooses a split.
 
-    Raises DataError when there is nothing to read, or a file is not what its name says.
+    Raises DataError if there is nothing to read, or if a file is not what its name says.
     """
     notes: list[str] = []
-    found = locate(path, say=notes.append, wanted=wanted)
-    source = Source(found.files, located=found, say=say)
+    located = locate(path, say=notes.append, wanted=wanted)
+    source = Source(located.files, located=located, say=say, limits=limits)
     for note in notes:
         source.tell(note)
     if len(source) == 0:
-        single = len(found.files) == 1
-        raise DataError(
-            Problem(
-                code="data.empty-file" if single else "data.empty-folder",
-                message="the file holds no rows" if single else f"{len(found.files)} files hold no rows",
-                where=found.files[0] if single else path if isinstance(path, str) else ", ".join(path),
-                hint=_fill(found.files[0]) if single else "write rows into them, one JSON object a line",
-            )
-        )
+        raise DataError(_no_rows(path if isinstance(path, str) else ", ".join(path), located.files))
     return source
 
 
-def _fill(path: str) -> str:
+def _no_rows(typed: str, files: Sequence[str]) -> Problem:
+    if len(files) > 1:
+        hint = "write rows into them, one JSON object a line"
+        return Problem(code="data.empty-folder", message=f"{len(files)} files hold no rows", where=typed, hint=hint)
+    (path,) = files
+    hint = "write rows into it, or remove it"
     if ending(path) in (".jsonl", ".ndjson"):
-        return f"llamahome data sample {shlex.quote(path)} --force   fills it with rows to begin with"
-    return "write rows into it, or remove it"
+        hint = f"llamahome data sample {shlex.quote(path)} --force   fills it with rows to begin with"
+    return Problem(code="data.empty-file", message="the file holds no rows", where=path, hint=hint)
 
 
-def _open_file(path: str, tell: Tell, decoded: Decoded) -> tuple[FileRows, str]:
-    """The file's rows, and what tells this state of it from another."""
-    file = unpacked(path, tell) if Path(path).suffix.lower() in PACKED else WatchedFile(path)
+def _open_file(path: str, notify: Notify, decoded: DecodedGroups, limits: ReaderLimits) -> tuple[FileRows, str]:
+    """The file's rows, and what distinguishes this state of it from another."""
+    packed = Path(path).suffix.lower() in PACKED
+    file = unpacked(path, notify, limits) if packed else GuardedFile(path, limits=limits)
     kind = kind_of(file)
     state = f"{_VERSION} {kind} {file.origin.size} {file.origin.modified_ns} {file.origin.changed_ns}"
     if kind == "parquet":
-        return TableRows(file, ParquetGroups(file, decoded, tell), reader=kind, tell=tell), state
+        return TableRows(file, ParquetGroups(file, decoded, notify), reader=kind, notify=notify), state
     if kind == "arrow":
-        return TableRows(file, ArrowBatches(file), reader=kind, tell=tell), state
+        return TableRows(file, ArrowBatches(file), reader=kind, notify=notify), state
     if kind == "jsonl":
         layout = lines_layout(file)
     elif kind == "array":
         layout = array_layout(file)
     elif kind == "text":
-        layout = text_layout(file, tell)
+        layout = text_layout(file, notify)
     else:
-        layout = table_layout(file, tell, tabs=kind == "tsv")
-    return StretchRows(file, layout, tell), state
+        layout = table_layout(file, notify, tabs=kind == "tsv")
+    return ByteRangeRows(file, layout, notify), state

@@ -1,21 +1,31 @@
-"""Which split of a data set is read, which is there to evaluate on, and which is left alone; all of it is said.
+"""Which split and subset of a data set is read, which split is for evaluation, and which are left alone; all of it is reported.
 
-Without a choice (data.split, data.subset) train is read, or of what is to be evaluated test or validation. A data set of several subsets
-without a default one is refused, for rows of different kinds are easily taken for one. Folders that name no splits are read whole.
+Without a choice (data.split, data.subset) train is read, or for evaluation test or validation. A data set of several subsets without a
+default is refused, because their rows may be of different kinds. A folder that names no splits is read whole.
 """
 
 import difflib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llamahome.config.schema import DataConfig
-from llamahome.data.files.layout import TEST, TRAIN, VALIDATION, Filed, Layout, by_split, role_of
+from llamahome.data.files.split_files import TEST, TRAIN, VALIDATION, SplitFile, SplitLayout, by_split, role_of, stem_of, words_of
 from llamahome.errors import DataError, Problem
 from llamahome.units import many
 
 ALL = "all"
+_CODES = (
+    "afarazbebgbnbscacscydadeeleneseteufafifrgaglguhehihrhuhyidisitjakakkkmknkoltlvmkmlmnmrmsmynenlnopapl"
+    "psptroruskslsqsrsvswtatethtltrukuruzvizh"
+)
+_LANGUAGES = frozenset(_CODES[at : at + 2] for at in range(0, len(_CODES), 2))
+"""Codes of ISO 639-1."""
+_PURPOSES = frozenset(("sft", "dpo", "pref", "prefs", "preference", "preferences", "rm", "reward", "gen", "rl", "ppo", "kto", "orpo"))
+_NO_SUBSET = frozenset(
+    ("data", "dataset", "set", "split", "partial", "part", "parts", "shard", "chunk", "batch", "file", "v", "version", "of")
+)
 
 
 @dataclass(frozen=True)
@@ -25,21 +35,21 @@ class Wanted:
     split: str | None = None
     subset: str | None = None
     prefer: tuple[str, ...] = (TRAIN,)
-    """What is read without a choice, the first of these that there is."""
+    """Without a choice, the first of these that exists is read."""
     required: bool = True
-    """Whether a choice is refused where there is nothing to choose."""
+    """Whether a choice is refused if there is nothing to choose from."""
 
     @property
     def chosen(self) -> bool:
-        """Whether somebody asked for a split or a subset."""
+        """Whether a split or a subset was chosen."""
         return self.split is not None or self.subset is not None
 
 
 TO_TRAIN = Wanted()
 TO_EVALUATE = (VALIDATION, TEST)
-"""Preferred of data that is evaluated on during training."""
+"""Preferred for evaluation during training."""
 TO_MEASURE = (TEST, VALIDATION)
-"""Preferred of data that a finished model is measured on."""
+"""Preferred to measure a finished model."""
 EVERYTHING = Wanted(ALL, ALL)
 
 
@@ -49,7 +59,7 @@ def to_train(data: DataConfig) -> Wanted:
 
 
 def to_evaluate(data: DataConfig) -> Wanted:
-    """What these settings read of data.eval_path; data.split is of the rows to train on."""
+    """What these settings read of data.eval_path; data.split is about the rows to train on."""
     return Wanted(None, data.subset, TO_EVALUATE, required=False)
 
 
@@ -58,85 +68,150 @@ def to_measure(data: DataConfig) -> Wanted:
     return Wanted(data.split, data.subset, TO_MEASURE)
 
 
+def evaluation_paths(data: DataConfig, split: tuple[str, ...]) -> tuple[tuple[str, ...] | None, str]:
+    """The rows to evaluate on if `split` is the validation split, None if they are held out; and why the split is not used."""
+    if data.eval_path is not None:
+        return (data.eval_path,), f"data.eval_path is {data.eval_path}, so the validation split is left alone" if split else ""
+    if split and data.eval_split != "auto":
+        return None, f"data.eval_split is {data.eval_split:g}, so the validation split is left alone"
+    return split or None, ""
+
+
 @dataclass(frozen=True)
 class Choice:
-    """Files of a data set with splits."""
+    """The files to read of a data set with splits."""
 
     files: tuple[str, ...]
     evaluation: tuple[str, ...] = ()
-    """Those of the validation split, when another one is read."""
+    """Those of the validation split, if another one is read."""
     apart: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Splits that are left alone."""
     note: str = ""
 
 
-def choose(path: str, layout: Layout | None, files: Sequence[str], wanted: Wanted) -> Choice | None:
-    """The files to read; None when the folder has no splits and is read whole. Raises DataError for a choice that is not there."""
+def choose(path: str, layout: SplitLayout | None, files: Sequence[str], wanted: Wanted) -> Choice | None:
+    """The files to read; None if the folder has no splits and is read whole. Raises DataError for a choice that does not exist."""
     if layout is None or wanted == EVERYTHING:
         return None
-    layout = _with_implied_train(layout)
-    roles = {role_of(each.split) for each in layout.filed} - {None}
+    layout = _with_named_subsets(_with_implied_train(layout), wanted.subset)
+    roles = {role_of(file.split) for file in layout.files} - {None}
     if not wanted.chosen and not layout.declared and roles <= {TRAIN}:
-        return None
-    filed = _of_subset(path, layout, wanted)
+        together = _read_together(layout, files)
+        return Choice(tuple(files), note=f"{path}: {together}") if together else None
+    candidates = _of_subset(path, layout, wanted)
     if wanted.split == ALL:
-        return Choice(tuple(each.path for each in filed))
-    splits = by_split(filed)
-    name = _split(path, splits, wanted)
+        return Choice(tuple(file.path for file in candidates))
+    splits = by_split(candidates)
+    name = _find_split(splits, wanted)
     if name is None:
+        _refuse_split(path, splits, wanted)
         if len(splits) == 1 and not layout.rest:
             only = next(iter(splits))
-            told = "" if role_of(only) == TRAIN else f"{path}: {only} is the only split of it and is read"
-            return Choice(tuple(splits[only]), note=told)
-        told = ", ".join(f"{split} ({many(len(paths), 'file')})" for split, paths in splits.items())
-        note = f"{path}: no split of it is {' or '.join(wanted.prefer)}, so all are read: {told}; --set data.split=NAME reads one"
-        return Choice(tuple(files), note=note) if wanted.subset is None else Choice(tuple(each.path for each in filed), note=note)
-    validation = None if role_of(name) == VALIDATION or wanted.prefer != (TRAIN,) else _one(splits, VALIDATION)
-    apart = {split: paths for split, paths in splits.items() if split not in (name, validation)}
+            note = "" if role_of(only) == TRAIN else f"{path}: {only} is the only split of it and is read"
+            return Choice(tuple(splits[only]), note=note)
+        listed = ", ".join(f"{split} ({many(len(paths), 'file')})" for split, paths in splits.items())
+        note = f"{path}: no split of it is {' or '.join(wanted.prefer)}, so all are read: {listed}; --set data.split=NAME reads one"
+        return Choice(tuple(files) if wanted.subset is None else tuple(file.path for file in candidates), note=note)
+    validation = None if role_of(name) == VALIDATION or wanted.prefer != (TRAIN,) else _split_for(splits, VALIDATION)
+    apart = tuple((split, tuple(paths)) for split, paths in splits.items() if split not in (name, validation))
     evaluation = tuple(splits[validation]) if validation is not None else ()
-    note = _note(path, layout, filed, name, validation, splits)
-    return Choice(tuple(splits[name]), evaluation, tuple((split, tuple(paths)) for split, paths in apart.items()), note)
+    notes = (_note(path, layout, candidates, name, validation), _read_together(layout, splits[name]))
+    return Choice(tuple(splits[name]), evaluation, apart, "; ".join(filter(None, notes)))
 
 
-def _with_implied_train(layout: Layout) -> Layout:
-    """Where files are called nothing but `test` or `dev`, those beside them that name no split are what is trained on."""
-    if any(role_of(each.split) == TRAIN for each in layout.filed) or layout.declared or not layout.rest:
+def require_splits(wanted: Wanted, paths: Sequence[str]) -> None:
+    """DataError if a split or subset was chosen, because these paths have none."""
+    what, choice = ("split", wanted.split) if wanted.split is not None else ("subset", wanted.subset)
+    if wanted.required and choice not in (None, ALL):
+        raise _unknown(what, str(choice), [], ", ".join(paths))
+
+
+def _with_implied_train(layout: SplitLayout) -> SplitLayout:
+    """If files are called nothing but `test` or `dev`, those beside them that name no split are the ones to train on."""
+    if any(role_of(file.split) == TRAIN for file in layout.files) or layout.declared or not layout.rest:
         return layout
-    if not all(each.alone for each in layout.filed):
-        return Layout(layout.by, (), layout.rest, declared=False)
-    by = f"{layout.by} (what names none is train)"
-    return Layout(by, (*(Filed(path, TRAIN) for path in layout.rest), *layout.filed))
+    if not all(file.alone for file in layout.files):
+        return SplitLayout(layout.source, (), layout.rest, declared=False)
+    train = (SplitFile(path, TRAIN) for path in layout.rest)
+    return SplitLayout(f"{layout.source} (what names none is train)", (*train, *layout.files))
 
 
-def _of_subset(path: str, layout: Layout, wanted: Wanted) -> list[Filed]:
-    """The files of the subset that is wanted, or of the one that there is."""
-    subsets: dict[str, list[Filed]] = {}
-    for each in layout.filed:
-        subsets.setdefault(each.subset, []).append(each)
+def _with_named_subsets(layout: SplitLayout, subset: str | None) -> SplitLayout:
+    """The layout with subsets from the file names (`en.train.jsonl`), if these leave no doubt or `subset` is one of them."""
+    named = _subsets_by_name(layout)
+    names = {*named.values()}
+    if len(names) < 2:
+        return layout
+    splits: dict[str, set[str]] = {}
+    for file in layout.files:
+        splits.setdefault(file.split, set()).add(named[file.path])
+    same_in_every_split = len(splits) > 1 and all(present == names for present in splits.values())
+    if names <= _LANGUAGES or names <= _PURPOSES or same_in_every_split or (subset or "").casefold() in names:
+        return replace(layout, files=tuple(replace(file, subset=named[file.path]) for file in layout.files), declared=True)
+    return layout
+
+
+def _read_together(layout: SplitLayout, files: Sequence[str]) -> str:
+    """A note about files that may be of several subsets and are read together; "" if their names say nothing."""
+    names = sorted({name for path, name in _subsets_by_name(layout).items() if path in files} - {""})
+    if len(names) < 2:
+        return ""
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"{shown} are read together; --set data.subset={names[0]} reads one"
+
+
+def _subsets_by_name(layout: SplitLayout) -> Mapping[str, str]:
+    """The subset in each file's name; empty if folders or the data set itself name subsets, or if some file's name has none."""
+    if layout.declared or layout.rest or any(file.subset for file in layout.files):
+        return {}
+    named = {file.path: _subset_of_name(file.path) for file in layout.files}
+    return named if all(named.values()) else {}
+
+
+def _subset_of_name(path: str) -> str:
+    """What the name says beside its split; "" for numbers, parts and versions, and for a name without a split."""
+    stem = stem_of(path)
+    if role_of(stem) is None:
+        return ""
+    return "-".join(word for word in words_of(stem) if role_of(word) is None and word not in _NO_SUBSET and not word.isdigit())
+
+
+def _of_subset(path: str, layout: SplitLayout, wanted: Wanted) -> list[SplitFile]:
+    """The files of the chosen subset, or of the only or default one."""
+    subsets: dict[str, list[SplitFile]] = {}
+    for file in layout.files:
+        subsets.setdefault(file.subset, []).append(file)
     if wanted.subset == ALL and ALL not in subsets:
-        return list(layout.filed)
+        return list(layout.files)
     if wanted.subset is not None:
-        found = next((name for name in subsets if name.casefold() == wanted.subset.casefold()), None)
-        if found is None:
+        chosen = next((name for name in subsets if name.casefold() == wanted.subset.casefold()), None)
+        if chosen is None:
             raise _unknown("subset", wanted.subset, [name for name in subsets if name], path)
-        return subsets[found]
-    able = [name for name, filed in subsets.items() if _split_or_none(by_split(filed), wanted) is not None] or list(subsets)
-    usual = [name for name in (layout.default, "", "default") if name in able]
-    if len(able) > 1 and not usual:
+        return subsets[chosen]
+    fitting = [name for name, files in subsets.items() if _find_split(by_split(files), wanted) is not None] or list(subsets)
+    usual = [name for name in (layout.default, "", "default") if name in fitting]
+    if len(fitting) > 1 and not usual:
         if wanted.split == ALL:
-            return list(layout.filed)
-        names = ", ".join(able[:12]) + (f" and {len(able) - 12} more" if len(able) > 12 else "")
-        message = f"there are {len(able)} subsets, and rows of one may differ from those of another: {names}"
-        hint = f"--set data.subset={able[0]}   reads one, and all instead of its name every one"
+            return list(layout.files)
+        names = ", ".join(fitting[:12]) + (f" and {len(fitting) - 12} more" if len(fitting) > 12 else "")
+        message = f"there are {len(fitting)} subsets, and rows of one may differ from those of another: {names}"
+        hint = f"--set data.subset={fitting[0]}   reads one, and all instead of its name every one"
         raise DataError(Problem(code="data.several-subsets", message=message, where=path, hint=hint))
-    return subsets[usual[0] if usual else able[0]]
+    return subsets[usual[0] if usual else fitting[0]]
 
 
-def _split(path: str, splits: Mapping[str, list[str]], wanted: Wanted) -> str | None:
-    """The split to read; None when none is chosen and none is preferred."""
-    found = _split_or_none(splits, wanted)
-    if found is not None:
-        return found
+def _find_split(splits: Mapping[str, list[str]], wanted: Wanted) -> str | None:
+    """The chosen split, or the first preferred one; None if there is none."""
+    if wanted.split is None:
+        return next((name for role in wanted.prefer if (name := _split_for(splits, role)) is not None), None)
+    choice = wanted.split.casefold()
+    exact = next((name for name in splits if name.casefold() == choice), None)
+    role = role_of(choice)
+    return exact or (_split_for(splits, role) if role is not None and choice.isalpha() else None)
+
+
+def _refuse_split(path: str, splits: Mapping[str, list[str]], wanted: Wanted) -> None:
+    """DataError if a chosen split does not exist, or if several splits are for the preferred role."""
     if wanted.split is not None:
         raise _unknown("split", wanted.split, list(splits), path)
     for role in wanted.prefer:
@@ -145,39 +220,31 @@ def _split(path: str, splits: Mapping[str, list[str]], wanted: Wanted) -> str | 
             message = f"{len(names)} splits are called {role}: {', '.join(names)}"
             hint = f"--set data.split={names[0]}   reads one"
             raise DataError(Problem(code="data.several-splits", message=message, where=path, hint=hint))
-    return None
 
 
-def _split_or_none(splits: Mapping[str, list[str]], wanted: Wanted) -> str | None:
-    if wanted.split is not None:
-        asked = wanted.split.casefold()
-        exact = next((name for name in splits if name.casefold() == asked), None)
-        role = role_of(asked)
-        return exact or (_one(splits, role) if role is not None and asked.isalpha() else None)
-    return next((name for role in wanted.prefer if (name := _one(splits, role)) is not None), None)
-
-
-def _one(splits: Mapping[str, list[str]], role: str) -> str | None:
-    """The split for this: the one of this very name, or the only one whose name says so."""
+def _split_for(splits: Mapping[str, list[str]], role: str) -> str | None:
+    """The split of this very name, or the only one whose name says this role."""
     names = [name for name in splits if role_of(name) == role]
     return role if role in names else "eval" if "eval" in names else names[0] if len(names) == 1 else None
 
 
-def _note(path: str, layout: Layout, filed: Sequence[Filed], name: str, validation: str | None, splits: Mapping[str, list[str]]) -> str:
+def _note(path: str, layout: SplitLayout, candidates: Sequence[SplitFile], name: str, validation: str | None) -> str:
     """What is read, evaluated on and left alone, in one line."""
-    words = [f"{split} is {'read' if split == name else 'left alone'} ({_files(paths, path)})" for split, paths in splits.items()]
+    splits = by_split(candidates)
+    others = [split for split in splits if split not in (name, validation)]
+    parts = [f"{name} is read ({_files(splits[name], path)})"]
     if validation is not None:
-        told = f"{validation} is there to evaluate on ({_files(splits[validation], path)})"
-        words = [told if word.startswith(f"{validation} is left") else word for word in words]
-    words.sort(key=lambda word: (not word.startswith(f"{name} is read"), " is left alone (" in word))
-    subset = filed[0].subset if len({each.subset for each in filed}) == 1 else ""
-    others = sorted({each.subset for each in layout.filed} - {each.subset for each in filed})
-    if others:
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        words.append(f"of the subsets {subset or 'the first folder'} is read, not {', '.join(others[:3])}{more} (data.subset)")
+        parts.append(f"{validation} is there to evaluate on ({_files(splits[validation], path)})")
+    parts += [f"{split} is left alone ({_files(splits[split], path)})" for split in others]
+    read = {file.subset for file in candidates}
+    unread = sorted({file.subset for file in layout.files} - read)
+    if unread:
+        more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
+        subset = next(iter(read)) if len(read) == 1 else ""
+        parts.append(f"of the subsets {subset or 'the first folder'} is read, not {', '.join(unread[:3])}{more} (data.subset)")
     if layout.rest:
-        words.append(f"{many(len(layout.rest), 'file')} of no split not read")
-    return f"{path}: splits by {layout.by}: {'; '.join(words)}" if len(words) > 1 else ""
+        parts.append(f"{many(len(layout.rest), 'file')} of no split not read")
+    return f"{path}: splits by {layout.source}: {'; '.join(parts)}" if len(parts) > 1 else ""
 
 
 def _files(paths: Sequence[str], folder: str) -> str:
@@ -186,26 +253,8 @@ def _files(paths: Sequence[str], folder: str) -> str:
     return os.path.relpath(paths[0], folder) if Path(folder).is_dir() else Path(paths[0]).name
 
 
-def _unknown(what: str, asked: str, there: Sequence[str], path: str) -> DataError:
-    usual = [name for name in there if name == TRAIN]
-    near = next(iter([*difflib.get_close_matches(asked, there, n=1), *usual, *there]), None)
-    message = f"there is no {what} {asked}; there {'is' if len(there) == 1 else 'are'} {', '.join(there) or 'none'}"
-    hint = f"--set data.{what}={near}" if near else f"--set data.{what}=null"
+def _unknown(what: str, choice: str, names: Sequence[str], path: str) -> DataError:
+    near = next(iter([*difflib.get_close_matches(choice, names, n=1), *(name for name in names if name == TRAIN), *names]), None)
+    message = f"there is no {what} {choice}; there {'is' if len(names) == 1 else 'are'} {', '.join(names) or 'none'}"
     code = "data.unknown-split" if what == "split" else "data.unknown-subset"
-    return DataError(Problem(code=code, message=message, where=path, hint=hint))
-
-
-def require_splits(wanted: Wanted, paths: Sequence[str]) -> None:
-    """DataError when a split or subset was asked for, and these paths have none."""
-    what, asked = ("split", wanted.split) if wanted.split is not None else ("subset", wanted.subset)
-    if wanted.required and asked not in (None, ALL):
-        raise _unknown(what, str(asked), [], ", ".join(paths))
-
-
-def evaluation_paths(data: DataConfig, split: tuple[str, ...]) -> tuple[tuple[str, ...] | None, str]:
-    """Where the rows to evaluate on are when `split` is the validation split, None when they are held out; and why it is not used."""
-    if data.eval_path is not None:
-        return (data.eval_path,), f"data.eval_path is {data.eval_path}, so the validation split is left alone" if split else ""
-    if split and data.eval_split != "auto":
-        return None, f"data.eval_split is {data.eval_split:g}, so the validation split is left alone"
-    return split or None, ""
+    return DataError(Problem(code=code, message=message, where=path, hint=f"--set data.{what}={near or 'null'}"))

@@ -1,95 +1,112 @@
-"""Files that can only be read from the beginning, written once into the cache in a form in which any place can be reached.
+"""Copies files that can only be read from the beginning into the cache, once, in a form in which any part can be read.
 
-Archives (.gz, .zst) are unpacked and large Parquet files become Arrow, under data/training/processed/spool/. A copy is whole or not there
-(one rename), belongs to one state of its file (its name), is made by one process while others wait, and never fills the disk.
+Archives (.gz, .zst) are unpacked and large Parquet files become Arrow, under data/training/processed/spool/. A copy is complete or absent
+(one rename) and belongs to one state of its file (its name). One process makes it while others wait, and it never fills the disk.
 """
 
 import contextlib
+import errno
 import fcntl
+import io
 import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 import pyarrow as pa
 
-from llamahome.data.files.disguise import real_kind, text_under
-from llamahome.data.files.index import Tell, cache_name, forget_older
-from llamahome.data.files.watch import WatchedFile
+from llamahome import durable
+from llamahome.data.files.guarded_file import LIMITS, GuardedFile, ReaderLimits
+from llamahome.data.files.index import Notify, cache_name, remove_older
+from llamahome.data.files.signatures import real_content, real_kind
 from llamahome.errors import DataError, MachineError, Problem
 from llamahome.lfs import is_pointer, lfs_problem
 from llamahome.rundir import PROCESSED_DATA
 from llamahome.units import show_bytes
 
 PACKED = {".gz": "gzip", ".zst": "zstd"}
-_LEFT_FREE = 1 << 28
-"""Bytes (256 MiB) of the disk that a copy leaves to others."""
-_AT_A_TIME = 1 << 22
-_HEAD = 1 << 16
 
 Fill = Callable[[BinaryIO, Callable[[], None]], None]
-"""Writes the copy; the second argument is called between writes and raises when the disk runs full."""
+"""Writes the copy; it calls its second argument between writes, which raises if the disk runs full."""
 
 
-def unpacked(path: str, tell: Tell) -> WatchedFile:
-    """The content of an archive, unpacked when it is not yet; raises DataError for one that is torn, MachineError without room."""
+def unpacked(path: str, notify: Notify, limits: ReaderLimits = LIMITS) -> GuardedFile:
+    """The content of an archive, unpacked if it is not yet. Raises DataError for a damaged archive, MachineError without room."""
     if is_pointer(path):
         raise DataError(lfs_problem(path))
-    archive = WatchedFile(path)
+    archive = GuardedFile(path, limits=limits)
 
-    def fill(sink: BinaryIO, room: Callable[[], None]) -> None:
-        for part in _parts(archive):
+    def fill(sink: BinaryIO, require_room: Callable[[], None]) -> None:
+        for part in _decompressed(archive):
             sink.write(part)
-            room()
+            require_room()
 
-    return WatchedFile(path, place=copy_once(archive, "unpacked", fill, tell=tell, least=archive.size))
+    place = copy_once(archive, "unpacked", fill, notify=notify, least=archive.size)
+    return GuardedFile(path, place=place, limits=limits)
 
 
-def _parts(archive: WatchedFile) -> Iterator[bytes]:
+def content_place(path: str) -> str:
+    """Where the bytes of the file can be read: the file itself, or the unpacked copy of an archive; raises as unpacked does."""
+    return str(unpacked(path, lambda _: None).place) if Path(path).suffix.lower() in PACKED else path
+
+
+@contextlib.contextmanager
+def text_to(place: Path, name: str) -> Iterator[TextIO]:
+    """A file of UTF-8 text to write, compressed if `name` ends in .gz or .zst."""
+    codec = PACKED.get(Path(name).suffix.lower())
+    if codec is None:
+        with place.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+        return
+    with pa.OSFile(str(place), "wb") as raw, pa.CompressedOutputStream(raw, codec) as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8", newline="\n")
+        yield text
+        text.flush()
+        text.detach()
+
+
+def _decompressed(archive: GuardedFile) -> Iterator[bytes]:
     codec = PACKED[Path(archive.path).suffix.lower()]
     try:
         with pa.OSFile(archive.place) as raw, pa.CompressedInputStream(raw, codec) as stream:
-            while part := stream.read(_AT_A_TIME):
+            while part := stream.read(archive.limits.block):
                 yield part
     except OSError as error:
-        quoted = shlex.quote(archive.path)
-        ends = "Truncated" in str(error)
-        message = "the archive ends too early" if ends else f"the archive cannot be unpacked: {error}"
-        hint: str | None = (
-            f"copy or download it again; it is whole when this says nothing: {'gzip' if codec == 'gzip' else 'zstd'} -t {quoted}"
-        )
-        head = archive.read(0, min(_HEAD, archive.size))
-        other = text_under(archive.path, head) if real_kind(head) != codec else None
-        if other is not None:
-            message, hint = f"the archive cannot be unpacked: {other[0]}", other[1]
+        truncated = "Truncated" in str(error)
+        message = "the archive ends too early" if truncated else f"the archive cannot be unpacked: {error}"
+        hint: str | None = f"copy or download it again; it is whole if this prints nothing: {codec} -t {shlex.quote(archive.path)}"
+        head = archive.head()
+        real = real_content(archive.path, head) if real_kind(head) != codec else None
+        if real is not None:
+            message, hint = f"the archive cannot be unpacked: {real[0]}", real[1]
         code = "data.bad-gzip" if codec == "gzip" else "data.bad-zst"
         raise DataError(Problem(code=code, message=message, where=archive.path, hint=hint)) from error
 
 
-def copy_once(file: WatchedFile, kind: str, fill: Fill, *, tell: Tell, least: int) -> str:
-    """Where the copy of `file` lies, made by `fill` when it is not there; `least` bytes must be free to begin. Raises MachineError."""
+def copy_once(file: GuardedFile, kind: str, fill: Fill, *, notify: Notify, least: int) -> str:
+    """Where the copy of `file` is; `fill` makes it if it is missing, and `least` bytes must be free to begin. Raises MachineError."""
     folder, name = PROCESSED_DATA / "spool", cache_name(file, kind)
-    if found := _standing(folder, name):
-        return found
+    if copy := _existing(folder, name):
+        return copy
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if found := _standing(folder, name):
-                return found
-            tell(f"{file.path}: writing it once, {kind}, to {folder}")
-            made = _make(file, folder, name, fill, least)
-            forget_older(folder, name)
+            if copy := _existing(folder, name):
+                return copy
+            notify(f"{file.path}: writing it once, {kind}, to {folder}")
+            copy = _make(file, folder, name, fill, least)
+            remove_older(folder, name)
             (folder / f"{name}.lock").unlink(missing_ok=True)
-            return made
+            return copy
     except OSError as error:
         raise MachineError(_cannot_copy(file, folder, error)) from error
 
 
-def _standing(folder: Path, name: str) -> str | None:
-    """A copy of the size that its name tells."""
+def _existing(folder: Path, name: str) -> str | None:
+    """A copy whose size is the one in its name."""
     for path in folder.glob(f"{name}-*"):
         with contextlib.suppress(OSError):
             if path.name == f"{name}-{path.stat().st_size}":
@@ -97,37 +114,34 @@ def _standing(folder: Path, name: str) -> str | None:
     return None
 
 
-def _make(file: WatchedFile, folder: Path, name: str, fill: Fill, least: int) -> str:
+def _make(file: GuardedFile, folder: Path, name: str, fill: Fill, least: int) -> str:
     partial = folder / f"{name}.{os.getpid()}.tmp"
 
-    def room(wanted: int = 0) -> None:
-        if shutil.disk_usage(folder).free < wanted + _LEFT_FREE:
+    def require_room(size: int = 0) -> None:
+        if shutil.disk_usage(folder).free < size + file.limits.free_disk:
             raise MachineError(_cannot_copy(file, folder, None))
 
-    room(least)
+    require_room(least)
     try:
         with partial.open("wb") as sink:
-            fill(sink, room)
-            sink.flush()
-            os.fsync(sink.fileno())
+            fill(sink, require_room)
+            durable.flush_open(sink, partial)
         file.check()
         target = folder / f"{name}-{partial.stat().st_size}"
-        partial.replace(target)
+        durable.rename(partial, target)
     finally:
         partial.unlink(missing_ok=True)
     return str(target)
 
 
-def _cannot_copy(file: WatchedFile, folder: Path, error: OSError | None) -> Problem:
+def _cannot_copy(file: GuardedFile, folder: Path, error: OSError | None) -> Problem:
+    """The problem of a folder that cannot be written, or of a full disk (no error, or one that says so)."""
     codec = PACKED.get(Path(file.path).suffix.lower())
-    program = {"gzip": "gzip -dc", "zstd": "zstd -dc"}.get(codec or "", "")
-    elsewhere = f"{program} {shlex.quote(file.path)} > {shlex.quote(Path(file.path).stem)}   on a disk with room" if codec else None
-    if error is not None and not isinstance(error, PermissionError) and error.errno not in (28, 122):
+    unpack = f"{codec} -dc {shlex.quote(file.path)} > {shlex.quote(Path(file.path).stem)}   on a disk with room" if codec else None
+    if error is not None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
         message = f"cannot write a copy under {folder}: {error.strerror}"
-        return Problem(code="machine.cache-not-writable", message=message, where=file.path, hint=elsewhere)
-    if isinstance(error, PermissionError):
-        message = f"cannot write a copy under {folder}: {error.strerror}"
-        return Problem(code="machine.cache-not-writable", message=message, where=file.path, hint=f"chmod u+rwx {folder}")
-    free = show_bytes(shutil.disk_usage(folder).free)
-    message = f"no room for a copy under {folder}: {free} are free, {show_bytes(_LEFT_FREE)} of them are left to others"
-    return Problem(code="machine.disk-full", message=message, where=file.path, hint=elsewhere or "free space there, or give JSONL instead")
+        hint = f"chmod u+rwx {folder}" if isinstance(error, PermissionError) else unpack
+        return Problem(code="machine.cache-not-writable", message=message, where=file.path, hint=hint)
+    free, kept_free = show_bytes(shutil.disk_usage(folder).free), show_bytes(file.limits.free_disk)
+    message = f"no room for a copy under {folder}: {free} are free, and {kept_free} of them must stay free"
+    return Problem(code="machine.disk-full", message=message, where=file.path, hint=unpack or "free space there, or give JSONL instead")

@@ -1,1 +1,1 @@
-"""Rows to conversations: which format, and what is wrong with a row. Begin with formats."""
+"""Rows to conversations: the format of the rows, and what is wrong with a row. Begin with formats."""

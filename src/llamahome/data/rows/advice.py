@@ -1,7 +1,7 @@
-"""What to do about rows that are in no format: a mapping that would train the right thing, or the setting with words to put in.
+"""Explains why rows are taken to be in a format and which keys are not read; suggests a setting for rows in no format.
 
-A setting that can be typed as it stands is shown only where the names leave no doubt about the answer; elsewhere COLUMN stands for what
-only a person knows, and no row has a key of that name.
+A setting that can be typed as it is is shown only if the names leave no doubt about the answer. Otherwise COLUMN stands for what only a
+person knows, and no row has a key of that name.
 """
 
 import json
@@ -10,82 +10,190 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llamahome.data.files.commands import extract_list, list_within
 from llamahome.data.files.jsonrow import excerpt
-from llamahome.data.files.kinds import ending, list_within, take_out
+from llamahome.data.files.kinds import ending
 from llamahome.data.records import Row
-from llamahome.data.rows.fault import nearest
-from llamahome.data.rows.parts import CHOICES, COMPLETION, PROMPT, WEAK_PROMPT, Unclear, find_parts, first_answer, plain_name
+from llamahome.data.rows.column_roles import (
+    CHOICES,
+    COMPLETION,
+    PROMPT,
+    WEAK_PROMPT,
+    ColumnRoles,
+    Unclear,
+    answer_of,
+    context_columns,
+    find_roles,
+    first_answer,
+    plain_name,
+    system_column,
+)
+from llamahome.data.rows.columns import columns_of
+from llamahome.data.rows.formats import KEYS, Names, has_history, text_column
+from llamahome.data.rows.row_error import nearest
+from llamahome.data.rows.turns import TURN_LISTS, are_pairs, are_texts, opened, turn_keys, turn_list
 from llamahome.errors import Problem
 
-_HOLE = "COLUMN"
-_FORMATS = "messages, sharegpt, alpaca, prompt_completion, text"
-_CLOSE = 0.85
-"""How much of a name two spellings must share to be one: `respone` and `response` (0.93), not `prompt_id` and `prompt` (0.80)."""
+_PLACEHOLDER = "COLUMN"
+_FORMATS = ", ".join(KEYS)
+_SPELLING = 0.85
+"""Similarity of two spellings of one name: `respone` and `response` (0.93), not `prompt_id` and `prompt` (0.80)."""
+_SHOWN_UNREAD = 6
+_LABELS = ("label", "labels", "class", "category", "sentiment", "rating", "score", "intent")
 
 
 def setting(**columns: str) -> str:
-    """The option that sets data.columns so, as a shell takes it."""
+    """The option that sets data.columns, quoted for a shell."""
     inside = ", ".join(f"{ours}: {_yaml(theirs)}" for ours, theirs in columns.items())
     return f"--set {shlex.quote(f'data.columns={{{inside}}}')}"
 
 
-def unknown(rows: Sequence[Row], by_keys: str | None, *, turns_within: bool) -> Problem:
-    """The problem of rows in no format. `by_keys` is the format of what a list within the first holds, `turns_within` whether turns."""
+def _yaml(text: str) -> str:
+    """The text as a value inside a YAML mapping on one line."""
+    plain = re.fullmatch(r"[A-Za-z][\w-]*(?: [\w-]+)*", text) and text.lower() not in ("true", "false", "null", "yes", "no", "on", "off")
+    return text if plain else json.dumps(text, ensure_ascii=False)
+
+
+def reason(value: Mapping[str, Any], name: str, names: Names) -> str:
+    """Which keys of the row show the format, and which are not read. `value` includes the texts of templates."""
+    read = {column for theirs in names.values() for column in columns_of(theirs)} | {*names.values(), "system", "tools", "functions"}
+    if name in ("messages", "sharegpt"):
+        key = turn_list(value, names) or ""
+        shown = _shown_turns(value, key, name)
+        read.add(key)
+    elif name == "text":
+        key = text_column(value, names)
+        shown, read = f"`{key}`, and no other key that a format knows", read | {key}
+    elif name == "alpaca":
+        shown, columns = _shown_alpaca(value, names)
+        read |= columns
+    elif isinstance(roles := find_roles(value, names), ColumnRoles):
+        shown, read = _shown_roles(value, roles, names), read | {*roles.columns()}
+    else:
+        shown = f"`{names.get('prompt', 'prompt')}` and `{names.get('completion', 'completion')}`"
+    if name == "prompt_completion" and not isinstance(value.get(names.get("prompt", "prompt")), list):
+        history = names.get("history", "history")
+        shown += f", after the turns of `{history}`" if has_history(value, names) else ""
+        read |= {history} if has_history(value, names) or value.get(history) in (None, "", []) else set()
+    unread = [key for key in value if key not in read]
+    more = f" and {len(unread) - _SHOWN_UNREAD} more" if len(unread) > _SHOWN_UNREAD else ""
+    shown = shown.replace("\n", "\\n")  # a template may have line ends
+    return shown + (f"; not read: {', '.join(unread[:_SHOWN_UNREAD])}{more}" if unread else "")
+
+
+def _shown_turns(value: Mapping[str, Any], key: str, name: str) -> str:
+    turns = opened(value.get(key))
+    if are_pairs(key, turns):
+        return f"a list `{key}` of pairs, read as user and assistant in turn"
+    if are_texts(key, turns):
+        return f"a list `{key}` of texts, read as user and assistant in turn"
+    speaker, text = turn_keys(turns, ("role", "content") if name == "messages" else ("from", "value"))
+    if isinstance(value.get(key), dict):
+        return f"`{key}` with one list of {speaker} and one of {text}, read turn by turn"
+    return f"a list `{key}` of objects with {speaker} and {text}"
+
+
+def _shown_alpaca(value: Mapping[str, Any], names: Names) -> tuple[str, set[str]]:
+    """The description of an alpaca row and the keys that are read."""
+    columns = {key: names.get(key, key) for key in KEYS["alpaca"]}
+    system, context = (None, ()) if names else (system_column(value), context_columns(value))
+    others = {key for key in (system, *context) if key is not None} - {*columns.values()}
+    if not others:
+        return f"`{columns['instruction']}` and `{columns['output']}`", {*columns.values()}
+    after = tuple(dict.fromkeys(key for key in (*context, "input") if key in value and key not in ("instruction", "output")))
+    return _shown_roles(value, ColumnRoles("instruction", "output", system, after), names), {*columns.values(), *others}
+
+
+def _shown_roles(value: Mapping[str, Any], roles: ColumnRoles, names: Names) -> str:
+    """Which column has which role, unless the names alone say it."""
+    if roles.columns() == ("prompt", "completion") or ({"prompt", "completion"} <= names.keys() and not roles.system):
+        return f"`{roles.prompt}` and `{roles.completion}`"
+    question = " and ".join(f"`{key}`" for key in (roles.prompt, *roles.context))
+    first = "" if answer_of(value, roles.completion) is value[roles.completion] else "the first of "
+    before = f"`{roles.system}` (the system text), " if roles.system else ""
+    return f"{before}{question} (the prompt) and {first}`{roles.completion}` (learned)"
+
+
+def alternative(value: Mapping[str, Any], name: str, names: Names, without_turns: str | None) -> str:
+    """What else the rows could be read as, so that no choice is silent; `without_turns` is the format of their other keys."""
+    if names:
+        return ""
+    if name == "text":
+        roles = find_roles(value)
+        labels = [key for key in value if isinstance(key, str) and plain_name(key) in (*COMPLETION, *_LABELS)]
+        asks = isinstance(roles, ColumnRoles) or roles.candidates["prompt"]
+        if asks or not labels or not isinstance(value[labels[0]], str | int | float):
+            return ""
+        answer = labels[0] if isinstance(value[labels[0]], str) else f"{{{labels[0]}}}"
+        return f" ({setting(prompt=text_column(value), completion=answer)} learns to answer with {labels[0]} instead)"
+    other = without_turns if name in ("messages", "sharegpt") else ("text" if "text" in value else None)
+    return f" (--set data.format={other} would read its other keys instead)" if other else ""
+
+
+def other_keys(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The row without its list of turns."""
+    key = turn_list(value, {})
+    return {name: part for name, part in value.items() if name not in (key, *TURN_LISTS)}
+
+
+def unknown(rows: Sequence[Row], inner_format: str | None, *, inner_is_turn: bool) -> Problem:
+    """The problem of rows in no format. The other parameters are about the objects in a list within the first row."""
     row = rows[0]
-    found = find_parts(row.value, taken={})
+    roles = find_roles(row.value)
     keys = ", ".join(f'"{key}"' for key in list(row.value)[:12]) or "none"
     code, message = "data.unknown-format", f"the rows are in none of the formats {_FORMATS}; the keys here are {keys}"
-    hint = _mapping(rows, found) if isinstance(found, Unclear) else None
-    if isinstance(found, Unclear) and found.why:
-        code, message = "data.unclear-columns", f"{found.why}: the setting data.columns tells; the keys here are {keys}"
+    hint = _mapping(rows, roles) if isinstance(roles, Unclear) else None
+    if isinstance(roles, Unclear) and roles.why:
+        code, message = "data.unclear-columns", f"{roles.why}; set data.columns to choose; the keys here are {keys}"
     within = list_within(row.value)
-    if within is not None and by_keys:
+    if within is not None and inner_format:
         alone = len(rows) == 1 and ending(row.source) == ".json"
-        hint = take_out(row.source, within) if alone else f'the rows ({by_keys}) stand in the list "{within}": write each of them in a line'
-    elif within is not None and turns_within:
+        in_lines = f'the rows ({inner_format}) are in the list "{within}": write each of them on a line of its own'
+        hint = extract_list(row.source, within) if alone else in_lines
+    elif within is not None and inner_is_turn:
         hint = setting(messages=within)
-    return Problem(
-        code=code, message=message, where=row.where, excerpt=excerpt(json.dumps(row.value, ensure_ascii=False), row.line), hint=hint
-    )
+    shown = excerpt(json.dumps(row.value, ensure_ascii=False), row.line)
+    return Problem(code=code, message=message, where=row.where, excerpt=shown, hint=hint)
 
 
-def _mapping(rows: Sequence[Row], found: Unclear) -> str | None:
-    """The setting that reads these rows, whole where that is certain."""
-    texts = _text_columns(rows)
-    if any(plain_name(key) in CHOICES for key in rows[0].value) and found.found["prompt"]:
+def _mapping(rows: Sequence[Row], unclear: Unclear) -> str | None:
+    """The setting that reads these rows, complete if it is certain."""
+    value, texts = rows[0].value, _text_columns(rows)
+    if any(plain_name(key) in CHOICES for key in value) and unclear.candidates["prompt"]:
         return "write each question with its choices as one text, in a column of its own, and name it in data.columns"
-    if not rows[0].value:
+    if not value:
         return None
-    ask, answers, about = (list(found.found[part]) for part in ("prompt", "completion", "context"))
-    asked = ask or _misspelt(texts, (*PROMPT, *WEAK_PROMPT[0]))
-    answers = answers or _misspelt([key for key in texts if key not in asked], COMPLETION)
-    if not (asked or answers or about) and len(texts) == len(rows[0].value) == 1:
+    prompts, answers, context = (list(unclear.candidates[role]) for role in ("prompt", "completion", "context"))
+    prompts = prompts or _misspelt(texts, (*PROMPT, *WEAK_PROMPT[0]))
+    answers = answers or _misspelt([key for key in texts if key not in prompts], COMPLETION)
+    if not (prompts or answers or context) and len(texts) == len(value) == 1:
         return setting(text=texts[0]) if _is_one_text(rows, texts[0]) else None
-    alone = len(about) == 1 and {*about, *answers} == {*texts} and len(texts) == 2
-    about = [*asked, *about, *(["text"] if found.text_is_context else [])] if asked or alone else []
-    if any(key not in texts for key in about) or any(not isinstance(first_answer(rows[0].value[key]), str) for key in answers):
+    only_context = len(context) == 1 and {*context, *answers} == {*texts} and len(texts) == 2
+    shown_columns = [*prompts, *context, *(["text"] if unclear.text_is_context else [])] if prompts or only_context else []
+    not_texts = any(key not in texts for key in shown_columns) or any(not isinstance(first_answer(value[key]), str) for key in answers)
+    if not_texts or any(re.search(r"[{}]", key) for key in shown_columns):
         return None
-    if any(re.search(r"[{}]", key) for key in about):
-        return None
-    prompt = _HOLE if not about else about[0] if len(about) == 1 else "\n\n".join(f"{{{key}}}" for key in about)
-    completion = answers[0] if len(answers) == 1 else _HOLE
-    system = found.found["system"]
+    prompt = "\n\n".join(f"{{{key}}}" for key in shown_columns) if len(shown_columns) > 1 else next(iter(shown_columns), _PLACEHOLDER)
+    completion = answers[0] if len(answers) == 1 else _PLACEHOLDER
+    system = unclear.candidates["system"]
     shown = setting(**({"system": system[0]} if len(system) == 1 else {}), prompt=prompt, completion=completion)
-    if _HOLE not in (prompt, completion):
+    if _PLACEHOLDER not in (prompt, completion):
         return shown
-    choice = f"{' or '.join(answers)} for {_HOLE}" if len(answers) > 1 else f"the key to learn for {_HOLE}"
-    if prompt == _HOLE:
-        choice = f"the key to read for {_HOLE}" if completion != _HOLE else f"the keys to read and to learn for {_HOLE}"
+    choice = f"{' or '.join(answers)} for {_PLACEHOLDER}" if len(answers) > 1 else f"the key to learn for {_PLACEHOLDER}"
+    if prompt == _PLACEHOLDER:
+        both = completion == _PLACEHOLDER
+        choice = f"the keys to read and to learn for {_PLACEHOLDER}" if both else f"the key to read for {_PLACEHOLDER}"
     return f'{shown}   with {choice}; "{{a}} {{b}}" joins two keys'
 
 
 def _is_one_text(rows: Sequence[Row], key: str) -> bool:
-    """Whether the only column is plain text: not lists as text, nor a table whose columns some other sign separates."""
-    if any(str(row.value[key] or "").lstrip()[:1] in ("[", "{") for row in rows):
+    """Whether the only column is plain text: not lists as text, nor a table whose delimiter was not recognised."""
+    cells = [str(row.value[key] or "") for row in rows]
+    if any(cell.lstrip()[:1] in ("[", "{") for cell in cells):
         return False
     words = {word.lower() for word in key.split()}
-    between = {*re.findall(r"[^\w .-]+", key), *([" "] if words & {*PROMPT} and words & {*COMPLETION} else [])}
-    return not any(all(sign in str(row.value[key] or "") for row in rows) for sign in between)
+    delimiters = {*re.findall(r"[^\w .-]+", key), *([" "] if words & {*PROMPT} and words & {*COMPLETION} else [])}
+    return not any(all(delimiter in cell for cell in cells) for delimiter in delimiters)
 
 
 def _text_columns(rows: Sequence[Row]) -> list[str]:
@@ -95,26 +203,21 @@ def _text_columns(rows: Sequence[Row]) -> list[str]:
 
 
 def _misspelt(columns: Sequence[str], known: Sequence[str]) -> list[str]:
-    """The one column whose name is nearly a known one; none where there are several."""
-    near = [key for key in columns if nearest(plain_name(key), known, cutoff=_CLOSE)]
+    """The one column whose name is nearly a known one; none if there are several."""
+    near = [key for key in columns if nearest(plain_name(key), known, cutoff=_SPELLING)]
     return near if len(near) == 1 else []
 
 
-def _yaml(text: str) -> str:
-    """The text as a value inside a YAML mapping in one line."""
-    plain = re.fullmatch(r"[A-Za-z][\w-]*(?: [\w-]+)*", text) and text.lower() not in ("true", "false", "null", "yes", "no", "on", "off")
-    return text if plain else json.dumps(text, ensure_ascii=False)
-
-
 def good_answers(value: Mapping[str, Any], chosen: str) -> str | None:
-    """The setting that learns the better answers of preference pairs alone; None where their prompt is not known."""
+    """The setting that learns only the better answers of preference pairs; None if their prompt is not known."""
     answer = value[chosen]
     if isinstance(answer, list):
         first = answer[0].get("role", answer[0].get("from")) if answer and isinstance(answer[0], dict) else None
         if first != "assistant" or not isinstance(value.get("prompt"), list):
             return setting(messages=chosen) if first in ("user", "human", "system") else None
-    found = find_parts({key: part for key, part in value.items() if plain_name(key) not in COMPLETION}, taken={"completion": chosen})
-    if isinstance(found, Unclear):
+    questions = {key: part for key, part in value.items() if plain_name(key) not in COMPLETION}
+    roles = find_roles(questions, {"completion": chosen})
+    if isinstance(roles, Unclear):
         return None
-    prompt = found.prompt if not found.context else "\n\n".join(f"{{{key}}}" for key in (found.prompt, *found.context))
+    prompt = roles.prompt if not roles.context else "\n\n".join(f"{{{key}}}" for key in (roles.prompt, *roles.context))
     return setting(prompt=prompt, completion=chosen)

@@ -1,8 +1,8 @@
 """The setting data.columns applied to a row: columns of other names, and templates that make a text of several columns.
 
-A value with `{column}` in it is a template, `{{` and `}}` are braces; any other value is the name of a column. A line or paragraph of a
-template whose columns are all empty in a row (missing, null or white space) is left out with the line ends before it, so that nothing
-dangles; a template whose columns are all empty makes no text.
+A value with `{column}` in it is a template, in which `{{` and `}}` are braces; any other value is the name of a column. A line or paragraph
+of a template whose columns are all empty in a row (missing, null or white space) is left out with the line ends before it. A template
+whose columns are all empty makes no text.
 """
 
 import math
@@ -14,43 +14,43 @@ from typing import Any
 
 from llamahome.config.columns import template_pieces
 from llamahome.data.files.jsonrow import kind
-from llamahome.data.rows.fault import Finding
+from llamahome.data.rows.row_error import RowError
 
 Names = Mapping[str, str]
-_ENDS = re.compile(r"(\n+)")
+_LINE_ENDS = re.compile(r"(\n+)")
 
 
 @lru_cache(maxsize=256)
 def columns_of(written: str) -> tuple[str, ...]:
-    """The columns that a value of data.columns reads, in their order."""
+    """The columns that a value of data.columns reads, in order."""
     return tuple(column for _, column in template_pieces(written) if column is not None) or (written,)
 
 
 @lru_cache(maxsize=256)
 def is_template(written: str) -> bool:
-    """Whether the value of data.columns is more than the name of a column."""
+    """Whether the value of data.columns is a template, not the name of a column."""
     return any(column is not None for _, column in template_pieces(written))
 
 
 def with_templates(value: dict[str, Any], names: Names) -> dict[str, Any]:
-    """The row with one more key for each template, which is the template itself; raises Finding for a column that is no text."""
-    made = {written: rendered(written, value) for written in names.values() if is_template(written)}
-    return {**value, **made} if made else value
+    """The row with the text of each template, under the template itself as key; raises RowError for a column that is not text."""
+    rendered_texts = {written: rendered(written, value) for written in names.values() if is_template(written)}
+    return {**value, **rendered_texts} if rendered_texts else value
 
 
 def rendered(written: str, value: Mapping[str, Any]) -> str:
-    """The template's text for this row; raises Finding."""
+    """The template's text for this row; raises RowError."""
     cells = {column: _text(value.get(column), column) for column in columns_of(written)}
-    there = {column for column, cell in cells.items() if cell.strip()}
+    filled = {column for column, cell in cells.items() if cell.strip()}
     texts: list[str] = []
-    for paragraph in _paragraphs(written) if there else ():
-        if _left_out(paragraph, there):
+    for paragraph in _paragraphs(written) if filled else ():
+        if _is_empty(paragraph, filled):
             continue
         for line in paragraph:
-            if not _left_out((line,), there):
-                text = "".join(literal if column is None else cells[column] if column in there else "" for literal, column in line.pieces)
-                blanks = any(column is not None and column not in there for _, column in line.pieces)
-                texts += [line.before if texts else "", text.strip(" \t") if blanks else text]
+            if not _is_empty((line,), filled):
+                text = "".join(literal if column is None else cells[column] if column in filled else "" for literal, column in line.pieces)
+                has_blanks = any(column is not None and column not in filled for _, column in line.pieces)
+                texts += [line.before if texts else "", text.strip(" \t") if has_blanks else text]
     return "".join(texts)
 
 
@@ -59,7 +59,7 @@ class _Line:
     """One line of a template."""
 
     before: str
-    """The line ends before it; two and more begin a paragraph."""
+    """The line ends before it; two or more begin a paragraph."""
     pieces: tuple[tuple[str, str | None], ...]
 
     @property
@@ -67,15 +67,15 @@ class _Line:
         return [column for _, column in self.pieces if column is not None]
 
 
-def _left_out(lines: tuple[_Line, ...], there: set[str]) -> bool:
-    """Whether the lines have columns, and none that is there."""
+def _is_empty(lines: tuple[_Line, ...], filled: set[str]) -> bool:
+    """Whether the lines have columns, all of them empty."""
     columns = [column for line in lines for column in line.columns]
-    return bool(columns) and not there & {*columns}
+    return bool(columns) and not filled & {*columns}
 
 
 @lru_cache(maxsize=256)
 def _paragraphs(written: str) -> tuple[tuple[_Line, ...], ...]:
-    """The lines of the template, those between empty lines together."""
+    """The lines of the template, grouped by the empty lines between them."""
     lines: list[_Line] = []
     pieces: list[tuple[str, str | None]] = []
     before = ""
@@ -83,7 +83,7 @@ def _paragraphs(written: str) -> tuple[tuple[_Line, ...], ...]:
         if column is not None:
             pieces.append((text, column))
             continue
-        for part in _ENDS.split(text):
+        for part in _LINE_ENDS.split(text):
             if part.startswith("\n"):
                 lines.append(_Line(before, tuple(pieces)))
                 pieces, before = [], part
@@ -99,7 +99,7 @@ def _paragraphs(written: str) -> tuple[tuple[_Line, ...], ...]:
 
 
 def _text(cell: object, column: str) -> str:
-    """A cell as text: numbers as JSON writes them, nothing for null; a Finding for lists, objects and numbers that are not finite."""
+    """A cell as text: numbers as JSON writes them, "" for null; a RowError for lists, objects and numbers that are not finite."""
     if cell is None:
         return ""
     if isinstance(cell, str):
@@ -108,4 +108,4 @@ def _text(cell: object, column: str) -> str:
         return str(cell).lower()
     if isinstance(cell, int | float) and math.isfinite(cell):
         return str(cell)
-    raise Finding("data.wrong-type", f"{column} is {kind(cell)}; a template of data.columns takes texts and numbers")
+    raise RowError("data.wrong-type", f"{column} is {kind(cell)}; a template of data.columns takes texts and numbers")

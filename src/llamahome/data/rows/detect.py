@@ -1,4 +1,4 @@
-"""Which format the rows are in, found from the first of them, with the reason; never from the file's name."""
+"""The format of the rows, found from the keys of the first of them, with the reason; never from the file's name."""
 
 import json
 import shlex
@@ -7,130 +7,128 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llamahome.data.files.commands import list_within
 from llamahome.data.files.jsonrow import excerpt
-from llamahome.data.files.kinds import ending, list_within
+from llamahome.data.files.kinds import ending
 from llamahome.data.records import Row
-from llamahome.data.rows.advice import good_answers, setting, unknown
+from llamahome.data.rows.advice import alternative, good_answers, other_keys, reason, setting, unknown
+from llamahome.data.rows.column_roles import ColumnRoles, find_roles
 from llamahome.data.rows.columns import columns_of, with_templates
-from llamahome.data.rows.fault import Finding, nearest, problem_at
-from llamahome.data.rows.formats import FORMATS, KEYS, OWN_NAMES, Names, parts_of, text_column
-from llamahome.data.rows.parts import Parts
-from llamahome.data.rows.reasons import also, reason, without_turns
-from llamahome.data.rows.turnlists import TURN_LISTS, from_text, spelled, turn_list
+from llamahome.data.rows.formats import FORMATS, KEYS, OWN_NAMES, Names, text_column
+from llamahome.data.rows.row_error import RowError, nearest, problem_at
+from llamahome.data.rows.turns import TURN_LISTS, opened, turn_keys, turn_list
 from llamahome.errors import DataError, Problem
 
 SAMPLE = 64
-"""Rows that are looked at."""
-
+"""Rows that are examined."""
 _PAIRS = (("chosen", "rejected"), ("accepted", "rejected"), ("chosen_response", "rejected_response"), ("preferred", "dispreferred"))
-"""Keys of a better and a worse answer."""
+"""Keys of the better and the worse answer."""
 
 
 @dataclass(frozen=True)
 class DetectedFormat:
-    """The name of a format and why the rows are believed to be in it."""
+    """The name of a format and why the rows are taken to be in it."""
 
     name: str
     reason: str
 
 
-def detect(rows: Sequence[Row], wanted: str, names: Names = OWN_NAMES) -> DetectedFormat:
-    """The one format of the first rows; `wanted` other than "auto" is taken at its word. `names` is data.columns.
+def detect(rows: Sequence[Row], format_setting: str, names: Names = OWN_NAMES) -> DetectedFormat:
+    """The one format of the first rows, or data.format unless that is "auto". `names` is data.columns.
 
-    Raises DataError when the rows are preference data, of more than one format, or of none, or when a column in `names` is not there
-    or not read.
+    Raises DataError if the rows are preference data, of several formats or of none, or if a column in `names` does not exist or is not
+    read.
     """
     rows = rows[:SAMPLE]
     _check_columns(rows, names)
-    found = DetectedFormat(wanted, f"data.format is {wanted}") if wanted != "auto" else _detect(rows, names)
-    unread = [ours for ours in names if ours not in KEYS[found.name]]
+    if format_setting == "auto":
+        detected = _detect(rows, names)
+    else:
+        detected = DetectedFormat(format_setting, f"data.format is {format_setting}")
+    unread = [ours for ours in names if ours not in KEYS[detected.name]]
     if unread:
-        message = f"data.columns.{unread[0]} is not read: the rows are in the format {found.name} ({found.reason})"
+        message = f"data.columns.{unread[0]} is not read: the rows are in the format {detected.name} ({detected.reason})"
         fitting = [name for name in FORMATS if all(ours in KEYS[name] for ours in names)]
-        hint = f"--set data.format={fitting[0]}" if fitting else f"{found.name} reads {', '.join(KEYS[found.name])}"
+        hint = f"--set data.format={fitting[0]}" if fitting else f"{detected.name} reads {', '.join(KEYS[detected.name])}"
         raise DataError(Problem(code="data.unread-column", message=message, where=rows[0].where if rows else None, hint=hint))
-    return found
+    return detected
 
 
 def _detect(rows: Sequence[Row], names: Names) -> DetectedFormat:
-    firsts: dict[str, Row] = {}
+    first_of: dict[str, Row] = {}
     count = 0
-    refused: list[Problem] = []
+    problems: list[Problem] = []
     for row in rows:
-        problem = _preference(row, names)
-        if problem is not None:
-            raise DataError(problem)
+        preference = _preference(row, names)
+        if preference is not None:
+            raise DataError(preference)
         try:
             name = _format_of(with_templates(row.value, names), names)
-        except Finding as finding:
-            refused.append(problem_at(row, finding))
+        except RowError as error:
+            problems.append(problem_at(row, error))
             continue
         if name is not None:
-            firsts.setdefault(name, row)
+            first_of.setdefault(name, row)
             count += 1
-    if not firsts:
-        raise DataError(refused or _unknown(rows))
-    if len(firsts) > 1:
-        raise DataError(_mixed(firsts))
-    name, row = next(iter(firsts.items()))
-    many = "every row" if count == len(rows) else f"{count} of the first {len(rows)} rows"
-    other = _by_keys(without_turns(row.value)) if name in ("messages", "sharegpt") else None
+    if not first_of:
+        raise DataError(problems or _unknown(rows))
+    if len(first_of) > 1:
+        raise DataError(_mixed(first_of))
+    name, row = next(iter(first_of.items()))
+    which = "every row" if count == len(rows) else f"{count} of the first {len(rows)} rows"
+    without_turns = _by_keys(other_keys(row.value)) if name in ("messages", "sharegpt") else None
     value = with_templates(row.value, names)
-    return DetectedFormat(name, f"{many} has {reason(value, name, names)}" + also(row.value, name, names, other))
+    return DetectedFormat(name, f"{which} has {reason(value, name, names)}" + alternative(row.value, name, names, without_turns))
 
 
 def _format_of(value: Mapping[str, Any], names: Names) -> str | None:
-    """The format that the row's keys speak for; keys that data.columns names speak first. `value` has what templates made."""
-    theirs = {ours: value[key] for ours, key in names.items() if key in value}
-    if theirs:
-        own = {key: part for key, part in value.items() if key not in names and key not in names.values()}
-        likely = [name for name in FORMATS if all(ours in KEYS[name] for ours in names)]
-        found = _by_keys({key: part for key, part in (own | theirs).items() if any(key in KEYS[name] for name in likely)})
-        asked = "prompt_completion" if isinstance(parts_of(value, names), Parts) else None
-        if found is None and "prompt_completion" in likely:
-            found = asked
-        found = found or _by_keys(own | theirs)
-        return asked if found == "prompt_completion" else found
-    return _by_keys(value)
+    """The format that the row's keys indicate, first those that data.columns names. `value` includes the texts of templates."""
+    renamed = {ours: value[key] for ours, key in names.items() if key in value}
+    if not renamed:
+        return _by_keys(value)
+    others = {key: part for key, part in value.items() if key not in names and key not in names.values()}
+    likely = [name for name in FORMATS if all(ours in KEYS[name] for ours in names)]
+    with_roles = "prompt_completion" if isinstance(find_roles(value, names), ColumnRoles) else None
+    known = {key: part for key, part in (others | renamed).items() if any(key in KEYS[name] for name in likely)}
+    name = _by_keys(known) or (with_roles if "prompt_completion" in likely else None) or _by_keys(others | renamed)
+    return with_roles if name == "prompt_completion" else name
 
 
 def _by_keys(value: Mapping[str, Any]) -> str | None:
     key = turn_list(value, OWN_NAMES)
-    turns = from_text(value[key]) if key is not None else None
+    turns = opened(value[key]) if key is not None else None
     if isinstance(turns, list):
         first = next((turn for turn in turns if isinstance(turn, dict)), {})
-        speaker, _ = spelled(turns, ("role", "content"))
+        speaker, _ = turn_keys(turns, ("role", "content"))
         return "sharegpt" if "from" in first or "value" in first or speaker != "role" else "messages"
     if "instruction" in value and "output" in value:
         return "alpaca"
-    parts = parts_of(value)
-    if isinstance(parts, Parts):
+    roles = find_roles(value)
+    if isinstance(roles, ColumnRoles):
         return "prompt_completion"
-    if parts.text_is_context:
-        return None
-    return "text" if text_column(value) in value else None
+    return "text" if not roles.text_is_context and text_column(value) in value else None
 
 
 def _check_columns(rows: Sequence[Row], names: Names) -> None:
-    """DataError for each column of data.columns that no row has."""
-    there = {key: None for row in rows for key in row.value}
-    wrong = {ours: [column for column in columns_of(theirs) if column not in there] for ours, theirs in names.items() if rows}
-    mended = {ours: _mended(theirs, wrong[ours], there) for ours, theirs in names.items() if rows}
-    whole = {ours: theirs for ours, theirs in mended.items() if theirs is not None}
+    """DataError with each column of data.columns that no row has."""
+    keys = {key: None for row in rows for key in row.value}
+    missing = {ours: [column for column in columns_of(theirs) if column not in keys] for ours, theirs in names.items() if rows}
+    corrected = {ours: _corrected(names[ours], columns, keys) for ours, columns in missing.items()}
+    complete = {ours: theirs for ours, theirs in corrected.items() if theirs is not None}
     problems = []
-    for ours, columns in wrong.items():
+    for ours, columns in missing.items():
         for column in columns:
-            hint = setting(**whole) if ours in whole else f"the rows have {', '.join(list(there)[:12]) or 'no keys'}"
+            hint = setting(**complete) if ours in complete else f"the rows have {', '.join(list(keys)[:12]) or 'no keys'}"
             message = f'no row has the key "{column}", which data.columns.{ours} names'
             problems.append(Problem(code="data.unknown-column", message=message, where=rows[0].where, hint=hint))
     if problems:
         raise DataError(problems)
 
 
-def _mended(theirs: str, wrong: Sequence[str], there: Mapping[str, Any]) -> str | None:
-    """The value of data.columns with the nearest column for each that is not there; None where there is none near."""
-    for column in wrong:
-        near = nearest(column, there)
+def _corrected(theirs: str, missing: Sequence[str], keys: Mapping[str, Any]) -> str | None:
+    """The value of data.columns with the nearest key instead of each missing one; None if one has no near key."""
+    for column in missing:
+        near = nearest(column, keys)
         if near is None:
             return None
         theirs = near if theirs == column else theirs.replace(f"{{{column}}}", f"{{{near}}}")
@@ -138,7 +136,7 @@ def _mended(theirs: str, wrong: Sequence[str], there: Mapping[str, Any]) -> str 
 
 
 def _preference(row: Row, names: Names) -> Problem | None:
-    """The problem of a row that holds answers to be avoided; those would teach the wrong thing, and data.columns names the good."""
+    """The problem of a row with answers to be avoided, which would teach the wrong thing; none if data.columns names the good answer."""
     if names.keys() & {"completion", "messages", "conversations", "output", "text"}:
         return None
     value, hint = row.value, None
@@ -146,7 +144,7 @@ def _preference(row: Row, names: Names) -> Problem | None:
     if pair is not None:
         what = f"preference pairs ({pair[0]}, {pair[1]})"
         good = good_answers(value, pair[0])
-        hint = f"{good}   learns the better answers alone" if good else None
+        hint = f"{good}   learns only the better answers" if good else None
     elif "completion" in value and isinstance(value.get("label"), bool):
         what = "answers labelled good or bad (completion, label)"
         lines = ending(row.source) in (".jsonl", ".ndjson")
@@ -159,22 +157,22 @@ def _preference(row: Row, names: Names) -> Problem | None:
         return None
     return Problem(
         code="data.preference",
-        message=f"rows are {what}; this version learns from good answers alone",
+        message=f"rows are {what}; this version learns only from good answers",
         where=row.where,
         excerpt=excerpt(json.dumps(value, ensure_ascii=False), row.line),
         hint=hint,
     )
 
 
-def _mixed(firsts: dict[str, Row]) -> Problem:
-    (first, one), (_, other), *_ = firsts.items()
-    seen = ", ".join(f"{row.where} is {name}" for name, row in firsts.items())
+def _mixed(first_of: dict[str, Row]) -> Problem:
+    (name, first), (_, second), *_ = first_of.items()
+    examples = ", ".join(f"{row.where} is {format_}" for format_, row in first_of.items())
     return Problem(
         code="data.mixed-formats",
-        message=f"rows are in {len(firsts)} formats: {seen}",
-        where=other.where,
-        excerpt=excerpt(json.dumps(other.value, ensure_ascii=False), other.line),
-        hint=f"a file for each format; --set data.format={first} reads rows like line {one.line} and lists every other one",
+        message=f"rows are in {len(first_of)} formats: {examples}",
+        where=second.where,
+        excerpt=excerpt(json.dumps(second.value, ensure_ascii=False), second.line),
+        hint=f"a file for each format; --set data.format={name} reads rows like line {first.line} and lists every other one",
     )
 
 
@@ -187,5 +185,5 @@ def _unknown(rows: Sequence[Row]) -> Problem:
             return Problem(code="data.wrong-type", message=message, where=rows[0].where, excerpt=shown)
     within = list_within(value)
     inner = value[within] if within is not None else [{}]
-    turns = bool({"role", "from"} & inner[0].keys()) and spelled(inner, ("role", ""))[1] in inner[0]
-    return unknown(rows, _by_keys(inner[0]), turns_within=turns)
+    is_turn = bool({"role", "from"} & inner[0].keys()) and turn_keys(inner, ("role", ""))[1] in inner[0]
+    return unknown(rows, _by_keys(inner[0]), inner_is_turn=is_turn)

@@ -1,6 +1,6 @@
-"""Where something lies inside a row: `messages[2].content` to the value there, and a copy of the row with another value there.
+"""Paths inside a row: the value at `messages[2].content`, and a copy of the row with another value there.
 
-Steps are keys (str) and numbers (int). A row is never changed; what is copied is the way down to the change, the rest is shared.
+Steps are keys (str) and numbers (int). A row is never changed: a copy is made of the objects on the path, and the rest is shared.
 """
 
 import re
@@ -19,16 +19,16 @@ def show_path(steps: Steps) -> str:
 
 
 def path_in(message: str, value: dict[str, Any]) -> Steps | None:
-    """The path with which a message about the row begins; None when it begins with none, or with one that leads nowhere in the row."""
-    found = _PATH.match(message)
-    if found is None:
+    """The path at the beginning of a message about the row; None if there is none, or no such value in the row."""
+    match = _PATH.match(message)
+    if match is None:
         return None
-    steps = tuple(int(number) if number else key for number, key in _STEP.findall(found[1]))
+    steps = tuple(int(number) if number else key for number, key in _STEP.findall(match[1]))
     return steps if leads(value, steps) else None
 
 
 def leads(value: Any, steps: Steps) -> bool:
-    """Whether there is a value at the end of the path."""
+    """Whether the row has a value at the path."""
     for step in steps:
         if isinstance(step, int):
             if not isinstance(value, list) or not step < len(value):
@@ -40,14 +40,14 @@ def leads(value: Any, steps: Steps) -> bool:
 
 
 def value_at(value: Any, steps: Steps) -> Any:
-    """The value at the end of a path that leads somewhere."""
+    """The value at a path that exists."""
     for step in steps:
         value = value[step]
     return value
 
 
 def put(value: Any, steps: Steps, new: Any) -> Any:
-    """A copy of `value` with `new` at the end of the path."""
+    """A copy of `value` with `new` at the path."""
     if not steps:
         return new
     step, rest = steps[0], steps[1:]
@@ -57,7 +57,7 @@ def put(value: Any, steps: Steps, new: Any) -> Any:
 
 
 def rename(value: Any, steps: Steps, new: str) -> Any:
-    """A copy of `value` in which the last key of the path is called `new`; it keeps its place among the keys."""
+    """A copy of `value` in which the last key of the path is renamed to `new`; the order of the keys stays."""
     holder = value_at(value, steps[:-1])
     return put(value, steps[:-1], {new if key == steps[-1] else key: part for key, part in holder.items()})
 

@@ -1,1 +1,1 @@
-"""Examples to steps: the order of rows, who has which, and the next steps laid out ahead. Begin with order."""
+"""Examples to steps: the order of the rows, their division over ranks, and loading ahead. Start reading at order.py."""

@@ -1,7 +1,7 @@
-"""Which rows are set aside for evaluation: by a hash of their bytes, so that the choice is stable and duplicates stay together.
+"""Which rows are held out for evaluation. A hash of their bytes decides, so that the choice is stable and duplicates stay together.
 
-Nothing needs to be parsed. Memory: a byte a row and a few blocks, whatever the number of rows; hashes are read in blocks, for they may
-lie on disk. Hashes are spread evenly, so that the smallest of them are found below a threshold that is guessed from their number.
+Rows need not be parsed. Memory: one byte per row and a few blocks; hashes are read in blocks, because they may be on disk. Hashes are
+distributed evenly, so that the smallest ones are found below a threshold that is estimated from their number.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,60 +11,60 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-_SHARE, _LEAST, _FROM, _MOST = 0.02, 32, 320, 1000
-"""The rule of eval_split auto, as its text in config/schema.py says it."""
+_SHARE, _MIN_ROWS, _MIN_SOURCE_ROWS, _MAX_ROWS = 0.02, 32, 320, 1000
+"""The rule of eval_split auto, as documented in config/schema.py."""
 _BLOCK = 1 << 20
-"""Hashes looked at together (8 MiB)."""
-_SORTED_TOGETHER = 1 << 21
+"""Hashes that are read together (8 MiB)."""
+_SORTED_BLOCK = 1 << 21
 _RANGE = 2**64
 
 Hashes = NDArray[np.uint64]
 
 
 def held_out(hashes: Hashes, split: float | Literal["auto"]) -> NDArray[np.bool_]:
-    """Which rows are held out. All rows of one hash go the same way, and at least one hash always stays for training.
+    """Which rows are held out. All rows with the same hash are treated alike, and at least one hash always stays for training.
 
-    A share takes the hashes below a threshold, so that a row never changes sides when others are added; a count takes the smallest hashes.
+    A share selects the hashes below a threshold, so that adding rows never moves a row to the other side; a count selects the smallest.
     """
     if not len(hashes) or split == 0:
         return np.zeros(len(hashes), np.bool_)
     if split == "auto":
-        limit = int(_SHARE * _RANGE)
-        rows = sum(int(np.count_nonzero(block < np.uint64(limit))) for _, block in _blocks(hashes))
-        if rows < _LEAST and len(hashes) >= _FROM:
-            limit = _limit_of(hashes, _LEAST)
-        elif rows > _MOST:
-            limit = _limit_of(hashes, _MOST)
+        threshold = int(_SHARE * _RANGE)
+        rows = sum(int(np.count_nonzero(block < np.uint64(threshold))) for _, block in _blocks(hashes))
+        if rows < _MIN_ROWS and len(hashes) >= _MIN_SOURCE_ROWS:
+            threshold = _threshold(hashes, _MIN_ROWS)
+        elif rows > _MAX_ROWS:
+            threshold = _threshold(hashes, _MAX_ROWS)
     else:
-        limit = int(split * _RANGE) if split < 1 else _limit_of(hashes, int(split))
+        threshold = int(split * _RANGE) if split < 1 else _threshold(hashes, int(split))
     largest = max(int(block.max()) for _, block in _blocks(hashes))
-    chosen = np.empty(len(hashes), np.bool_)
-    for begin, block in _blocks(hashes):  # the largest hash of all stays for training, whatever the limit
-        chosen[begin : begin + len(block)] = block < np.uint64(min(limit, largest))
-    return chosen
+    held = np.empty(len(hashes), np.bool_)
+    for begin, block in _blocks(hashes):  # the largest hash always stays for training
+        held[begin : begin + len(block)] = block < np.uint64(min(threshold, largest))
+    return held
 
 
 def count_duplicates(hashes: Hashes) -> int:
-    """Rows that have the hash of an earlier one."""
-    parts = -(-len(hashes) // _SORTED_TOGETHER)
+    """The number of rows with the hash of an earlier row."""
+    parts = -(-len(hashes) // _SORTED_BLOCK)
     borders = [number * _RANGE // parts for number in range(parts)] + [_RANGE]
-    found = 0
+    count = 0
     for low, high in pairwise(borders):
         some = np.sort(_select(hashes, lambda block, low=low, high=high: (block >= np.uint64(low)) & (block <= np.uint64(high - 1))))  # type: ignore[misc]
-        found += int(np.count_nonzero(some[1:] == some[:-1]))
-    return found
+        count += int(np.count_nonzero(some[1:] == some[:-1]))
+    return count
 
 
 def count_shared(hashes: Hashes, others: Hashes) -> int:
-    """Rows whose hash is among `others`."""
+    """The number of rows whose hash is among `others`."""
     known = np.append(np.sort(others), np.uint64(0))
     return (
         sum(int(np.count_nonzero(known[np.searchsorted(known[:-1], block)] == block)) for _, block in _blocks(hashes)) if len(others) else 0
     )
 
 
-def _limit_of(hashes: Hashes, rows: int) -> int:
-    """The threshold below which the smallest hashes lie that are of `rows` rows or, with duplicates, just more."""
+def _threshold(hashes: Hashes, rows: int) -> int:
+    """The threshold below which there are the smallest hashes of `rows` rows, or slightly more if there are duplicates."""
     reach = min(1.0, 2 * rows / len(hashes) + 1e-6)
     while True:
         some = np.sort(_select(hashes, lambda block, reach=reach: block <= np.uint64(min(_RANGE - 1, int(reach * _RANGE)))))  # type: ignore[misc]
@@ -75,8 +75,8 @@ def _limit_of(hashes: Hashes, rows: int) -> int:
         reach = min(1.0, reach * 4)
 
 
-def _select(hashes: Hashes, wanted: Callable[[Hashes], NDArray[np.bool_]]) -> Hashes:
-    return np.concatenate([np.empty(0, np.uint64), *(block[wanted(block)] for _, block in _blocks(hashes))])
+def _select(hashes: Hashes, condition: Callable[[Hashes], NDArray[np.bool_]]) -> Hashes:
+    return np.concatenate([np.empty(0, np.uint64), *(block[condition(block)] for _, block in _blocks(hashes))])
 
 
 def _blocks(hashes: Hashes) -> Iterator[tuple[int, Hashes]]:

@@ -5,7 +5,7 @@ they are laid out. A position is one row of the order: it gives one example, sev
 that a checkpoint needs. Memory: a few steps ahead.
 
     with Loader(examples, order, batch_size=32, ...) as loader:
-        for microbatches in loader:      # one optimizer step, maybe empty on this rank
+        for batch in loader:      # one optimizer step: batch.microbatches, maybe none on this rank
             ...
 """
 
@@ -106,13 +106,38 @@ def sequential_microbatches(
     deliver: Deliver = stay,
 ) -> list[Microbatch]:
     """The part of this rank of every example of the table, once; for evaluation."""
-    place = _Place(rank, world_size, equal_passes)
+    place = _Cursor(rank, world_size, equal_passes)
     return _lay_out(table, range(len(table)), micro_batch_tokens=micro_batch_tokens, place=place, deliver=deliver)
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One optimizer step: the positions it consumes and this rank's share of their examples."""
+
+    begin: int
+    """First position of the step."""
+    end: int
+    """Position after the last one of the step; a run that goes on continues there."""
+    microbatches: list[Microbatch]
+    micro_batch_tokens: int
+    """The budget with which the micro-batches were laid out."""
+    counts: Counts
+    """What became of the rows of the step, over all ranks."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of this rank."""
+        return sum(microbatch.num_tokens for microbatch in self.microbatches)
+
+    @property
+    def num_targets(self) -> int:
+        """Targets of this rank."""
+        return sum(microbatch.num_targets for microbatch in self.microbatches)
 
 
 @dataclass
 class Loader:
-    """Iterates over steps; each item is the list of this rank's micro-batches. Close it, or use it as a context manager."""
+    """Iterates over the steps of a run; each item is one StepBatch. Close it, or use it as a context manager."""
 
     examples: Examples
     order: RowOrder
@@ -130,33 +155,26 @@ class Loader:
     deliver: Deliver = stay
     judge: Callable[[Counts], None] | None = None
     """Called with `seen` after each step of the first epoch; may raise DataError when too many rows were bad."""
+    row_names: Callable[[int, int], list[str]] = lambda begin, end: []
+    """Names of the rows at positions from `begin` to before `end`, for messages."""
     seen: Counts = field(init=False, default_factory=Counts)
     """What became of the rows of the steps given out, over all ranks, since this loader began."""
-    _yielded: tuple[int, int] = field(init=False)
-    """Positions of the step last given out."""
+    _position: int = field(init=False)
+    """End of the step last given out."""
     _planned: int = field(init=False)
     """Where the next step to lay out begins."""
-    _pending: deque["Future[_Step]"] = field(init=False, default_factory=deque)
+    _pending: deque["Future[StepBatch]"] = field(init=False, default_factory=deque)
     _pool: ThreadPoolExecutor | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if self.order.epoch_rows < 1:
             raise ValueError("a loader needs at least one row")
-        self._yielded = (self.start_position, self.start_position)
-        self._planned = self.start_position
+        self._position = self._planned = self.start_position
 
-    @property
-    def position(self) -> int:
-        """Rows consumed when the step last given out is done; a Loader with it as start_position goes on there."""
-        return self._yielded[1]
-
-    def set_micro_batch_tokens(self, micro_batch_tokens: int) -> None:
-        """Lay out every step not yet given out with this budget; the examples in each step stay the same."""
+    def lay_out_again(self, batch: StepBatch, micro_batch_tokens: int) -> StepBatch:
+        """The same examples with another budget, which holds for every later step, too."""
         self.micro_batch_tokens = micro_batch_tokens
-
-    def again(self) -> list[Microbatch]:
-        """The step last given out, laid out with the present budget."""
-        return self._build(*self._yielded, self.micro_batch_tokens).microbatches
+        return self._build(batch.begin, batch.end, micro_batch_tokens)
 
     def close(self) -> None:
         """Stop working ahead and wait for the threads to end; may be called twice."""
@@ -164,7 +182,7 @@ class Loader:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self._pool = None
         self._pending.clear()
-        self._planned = self._yielded[1]
+        self._planned = self._position
 
     def __enter__(self) -> "Loader":
         return self
@@ -175,7 +193,7 @@ class Loader:
     def __iter__(self) -> "Loader":
         return self
 
-    def __next__(self) -> list[Microbatch]:
+    def __next__(self) -> StepBatch:
         self._work_ahead()
         if not self._pending:
             self.close()
@@ -187,11 +205,13 @@ class Loader:
             self.close()
             raise
         self._work_ahead()
-        self._yielded = (step.begin, step.end)
+        self._position = step.end
         self.seen.add(step.counts)
         if self.judge is not None and step.begin < self.order.epoch_rows:
             self.judge(self.seen)
-        return step.microbatches if step.micro_batch_tokens == self.micro_batch_tokens else self.again()
+        if step.micro_batch_tokens != self.micro_batch_tokens:
+            return self._build(step.begin, step.end, self.micro_batch_tokens)
+        return step
 
     def _work_ahead(self) -> None:
         threads = self.examples.threads
@@ -202,18 +222,18 @@ class Loader:
             self._pending.append(self._pool.submit(self._build, self._planned, end, self.micro_batch_tokens))
             self._planned = end
 
-    def _build(self, begin: int, end: int, micro_batch_tokens: int) -> "_Step":
+    def _build(self, begin: int, end: int, micro_batch_tokens: int) -> StepBatch:
         rows = self.order.rows_at(np.arange(begin, end, dtype=np.int64), seed=self.seed)
         table, counts = self.examples.examples_of(rows), Counts()
         counts.count_table(table)
-        place = _Place(self.rank, self.world_size, self.equal_passes)
+        place = _Cursor(self.rank, self.world_size, self.equal_passes)
         keys = (table.row_of + begin).tolist()
         laid = _lay_out(table, keys, micro_batch_tokens=micro_batch_tokens, place=place, deliver=self.deliver)
-        return _Step(begin, end, micro_batch_tokens, laid, counts)
+        return StepBatch(begin, end, laid, micro_batch_tokens, counts)
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Cursor:
     """Which rank this is, of how many, and whether all have to run equally often."""
 
     rank: int
@@ -221,18 +241,7 @@ class _Place:
     equal_passes: bool
 
 
-@dataclass(frozen=True)
-class _Step:
-    """One step laid out."""
-
-    begin: int
-    end: int
-    micro_batch_tokens: int
-    microbatches: list[Microbatch]
-    counts: Counts
-
-
-def _lay_out(table: ExampleTable, keys: Sequence[int], *, micro_batch_tokens: int, place: _Place, deliver: Deliver) -> list[Microbatch]:
+def _lay_out(table: ExampleTable, keys: Sequence[int], *, micro_batch_tokens: int, place: _Cursor, deliver: Deliver) -> list[Microbatch]:
     """Micro-batches of one rank for every example of the table; numbered over all ranks, idle ones behind all others."""
     ranks = divide(table.lengths.tolist(), world_size=place.world_size, micro_batch_tokens=micro_batch_tokens)
     first, mine = sum(len(packs) for packs in ranks[: place.rank]), ranks[place.rank]

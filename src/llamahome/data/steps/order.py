@@ -1,7 +1,7 @@
-"""Position in the data to row number: a keyed permutation of the rows for each epoch, computed, never stored.
+"""Maps a position in the data to a row number: a keyed permutation of the rows for each epoch, which is computed and never stored.
 
-Invariant: over one epoch every row comes exactly once; which one comes at a position depends on (position, number of rows, seed) alone.
-Cost: a few hundred integer operations for any position, however far. A Feistel network (Luby and Rackoff, 1988) over the next even number
+Invariant: in one epoch every row occurs exactly once; which row is at a position depends only on (position, number of rows, seed).
+Cost: a few hundred integer operations for any position. A Feistel network (Luby and Rackoff, 1988) over the next even number
 of bits permutes a range at most 16 times too large for tiny and 4 times for other sizes; walking its cycle until the result is a row number
 keeps it a permutation (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). The round function is the finalizer of
 SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014) with the constants of Stafford's variant 13.
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _ROUNDS = 8
-"""Four are a strong pseudo-random permutation for large halves; small halves need more to look random."""
-_LEAST_BITS = 2
-"""Bits of half a block for the smallest sets."""
+"""Four rounds give a strong pseudo-random permutation for large halves; small halves need more to look random."""
+_MIN_BITS = 2
+"""Bits of half a block for the smallest data sets."""
 
 
 def row_at(position: int, *, num_rows: int, seed: int) -> int:
-    """The row at `position` counted from the start of training; epoch after epoch, each in an order of its own."""
+    """The row at `position`, counted from the start of training; every epoch has an order of its own."""
     if num_rows < 1 or position < 0:
         raise ValueError(f"there is no row at position {position} of {num_rows} rows")
     epoch, value = divmod(position, num_rows)
@@ -36,7 +36,7 @@ def row_at(position: int, *, num_rows: int, seed: int) -> int:
 
 
 def rows_at(positions: NDArray[np.int64], *, num_rows: int, seed: int) -> NDArray[np.int64]:
-    """row_at for many positions at once; equal to it element by element."""
+    """`row_at` for many positions at once, with the same results."""
     if num_rows < 1 or (len(positions) and int(positions.min()) < 0):
         raise ValueError(f"there are no such positions in {num_rows} rows")
     epochs = positions // num_rows
@@ -44,12 +44,12 @@ def rows_at(positions: NDArray[np.int64], *, num_rows: int, seed: int) -> NDArra
 
 
 def mixed_seed(seed: int, purpose: int) -> int:
-    """A seed of its own for each purpose, derived from the run's."""
+    """A seed for one purpose, derived from the seed of the run."""
     return _mix(_mix(seed + _GOLDEN & _MASK) ^ _mix(purpose * _GOLDEN & _MASK)) >> 1
 
 
 def _permute(values: NDArray[np.uint64], *, num_rows: int, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """keys [rounds, values]."""
+    """The permuted values; keys have the shape [rounds, values]."""
     half = np.uint64(_half_bits(num_rows))
     low = np.uint64((1 << int(half)) - 1)
     walking = np.arange(len(values))
@@ -64,7 +64,7 @@ def _permute(values: NDArray[np.uint64], *, num_rows: int, keys: NDArray[np.uint
 
 
 def _half_bits(num_rows: int) -> int:
-    return max(_LEAST_BITS, ((num_rows - 1).bit_length() + 1) // 2)
+    return max(_MIN_BITS, ((num_rows - 1).bit_length() + 1) // 2)
 
 
 def _round_keys(seed: int, epoch: int) -> tuple[int, ...]:
@@ -73,7 +73,7 @@ def _round_keys(seed: int, epoch: int) -> tuple[int, ...]:
 
 
 def _round_keys_of(seed: int, epochs: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """_round_keys of many epochs: [rounds, epochs]."""
+    """`_round_keys` for many epochs: [rounds, epochs]."""
     states = _mix_array(epochs.astype(np.uint64) + np.uint64(_mix(seed + _GOLDEN & _MASK)))
     return np.stack([_mix_array(states + np.uint64(number * _GOLDEN & _MASK)) for number in range(1, _ROUNDS + 1)])
 

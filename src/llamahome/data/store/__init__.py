@@ -1,1 +1,1 @@
-"""Examples of all rows, tokenized once into files or while the model trains. Begin with reading."""
+"""The examples of all rows, tokenized once into files or while the model trains. Start reading at row_reader.py."""

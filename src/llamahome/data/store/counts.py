@@ -1,14 +1,16 @@
-"""What became of rows, counted: sums that can be added up over shards, processes and steps."""
+"""What became of rows, in numbers that add up over shards, processes and steps; and when the numbers stop a run."""
 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
-from llamahome.data.checks.losses import Losses
+from llamahome.config.schema import DataConfig
 from llamahome.data.store.table import OUTCOMES, ExampleTable
+from llamahome.data.store.truncation import Truncation
 from llamahome.data.text.targets import Encoded
-from llamahome.errors import Problem
+from llamahome.errors import DataError, Problem
+from llamahome.units import many
 
 SHOWN = 20
 """Bad rows that are listed."""
@@ -16,12 +18,12 @@ SHOWN = 20
 
 @dataclass
 class Counts:
-    """Counts over some rows. Tokens and targets are those of the examples, `cut` ones are lost to max_length."""
+    """Counts over some rows. `tokens` and `targets` are those of the examples; data.max_length removed the `cut` ones."""
 
     rows: int = 0
     whole: int = 0
     truncated: int = 0
-    """Rows that were cut, with those of which nothing is left to learn."""
+    """Rows that were cut, including those that lost all their targets."""
     split: int = 0
     dropped: int = 0
     without_targets: int = 0
@@ -37,15 +39,15 @@ class Counts:
     cut_targets: int = 0
     system_merged: int = 0
     """Rows whose system text was written before the first question."""
-    losses: Losses = field(default_factory=Losses)
-    """What max_length takes away."""
+    losses: Truncation = field(default_factory=Truncation)
+    """What data.max_length removed."""
     longest_needed: int = 0
-    """max_length that keeps all of the longest row left without a target."""
+    """The max_length that keeps all of the longest row that lost all its targets."""
     problems: list[Problem] = field(default_factory=list)
     """The first bad rows."""
 
     def count_table(self, table: ExampleTable) -> None:
-        """All that a table knows of its rows."""
+        """Add everything that a table says about its rows."""
         self.rows += table.num_rows
         for name, count in zip(OUTCOMES, np.bincount(table.outcomes, minlength=len(OUTCOMES)).tolist(), strict=True):
             setattr(self, name, getattr(self, name) + count)
@@ -58,20 +60,20 @@ class Counts:
         self.cut_tokens += int(table.cut_tokens.sum(dtype=np.int64))
         self.cut_targets += int(table.cut_targets.sum(dtype=np.int64))
 
-    def note_problem(self, problem: Problem) -> None:
-        """Why a row is bad; the row itself is counted with its table."""
+    def add_problem(self, problem: Problem) -> None:
+        """Record why a row is bad; the row itself is counted with its table."""
         self.overlong += problem.code == "data.overlong"
         if len(self.problems) < SHOWN:
             self.problems.append(problem)
 
-    def note_length(self, encoded: Encoded, where: str, *, kept: bool) -> None:
-        """How long a row was before it was cut, and whether anything is left of it."""
+    def add_length(self, encoded: Encoded, where: str, *, kept: bool) -> None:
+        """Record the length of a row before it was cut; `kept` is whether it gives an example."""
         self.losses.add(encoded, where)
         if not kept:
             self.longest_needed = max(self.longest_needed, encoded.num_tokens)
 
     def add(self, other: "Counts") -> None:
-        """Count the rows of `other` too; they come after these."""
+        """Add the counts of the rows that come after these."""
         self.losses.merge(other.losses)
         self.longest_needed = max(self.longest_needed, other.longest_needed)
         self.problems = [*self.problems, *other.problems][:SHOWN]
@@ -83,14 +85,55 @@ class Counts:
         return {name: getattr(self, name) for name in _SUMS}
 
     def as_json(self) -> dict[str, Any]:
-        """Everything as JSON values."""
+        """All counts as JSON values; `counts_from` reads them."""
         return asdict(self) | {"losses": self.losses.as_json()}
 
 
-_SUMS = [each.name for each in fields(Counts) if each.type is int and each.name != "longest_needed"]
+_SUMS = [item.name for item in fields(Counts) if item.type is int and item.name != "longest_needed"]
 
 
 def counts_from(values: dict[str, Any]) -> Counts:
-    """What `as_json` gave; raises TypeError or KeyError when it is something else."""
-    problems, losses = [Problem(**problem) for problem in values["problems"]], Losses.from_json(values["losses"])
+    """The counts that `as_json` gave; raises TypeError or KeyError if `values` is anything else."""
+    problems, losses = [Problem(**problem) for problem in values["problems"]], Truncation.from_json(values["losses"])
     return Counts(**{**values, "problems": problems, "losses": losses})
+
+
+def refuse_bad_rows(data: DataConfig, path: str, counts: Counts) -> None:
+    """Raise DataError if more rows are bad than the settings allow; `counts` covers all rows of `path`."""
+    rows = counts.rows
+    if counts.overlong and data.on_overlong == "error":
+        hint = "--set data.on_overlong=truncate cuts their end off, drop leaves them out"
+    elif not counts.bad or (data.on_bad_row == "skip" and counts.bad <= allowed_bad(data, rows)):
+        return
+    else:
+        hint = _skip_hint(counts, data.max_bad_share)
+    more = f", the first {SHOWN} are listed" if counts.bad > SHOWN else ""
+    allowed = f"; data.max_bad_share allows {data.max_bad_share:g}" if data.on_bad_row == "skip" else ""
+    message = f"{counts.bad:,} of {many(rows, 'row')} cannot be used{more}{allowed}"
+    raise DataError([*counts.problems[:SHOWN], Problem(code="data.bad-rows", message=message, where=path, hint=hint)])
+
+
+def allowed_bad(data: DataConfig, rows: int) -> float:
+    """How many of `rows` may be bad if bad rows are skipped; rounded up a little, so that 0.1 of 10 is 1."""
+    return data.max_bad_share * rows + 1e-9
+
+
+def require_targets(data: DataConfig, path: str, counts: Counts) -> None:
+    """Raise DataError if no row gives an example."""
+    if counts.kept:
+        return
+    if counts.truncated + counts.dropped:
+        message = f"nothing is left to learn: data.max_length {data.max_length:,} cuts every answer off"
+        hint = f"--set data.max_length={counts.longest_needed} keeps all of the longest row"
+    else:
+        message, hint = "nothing is left to learn: no row has more than one token", "give longer texts"
+    raise DataError(Problem(code="data.no-targets", message=message, where=path, hint=hint))
+
+
+def _skip_hint(counts: Counts, allowed: float) -> str:
+    if counts.bad == counts.rows:
+        hints = {problem.hint for problem in counts.problems}
+        return (hints.pop() if len(hints) == 1 else None) or "repair the rows; not one of them can be used"
+    share = np.ceil(counts.bad / counts.rows * 1e4) / 1e4
+    wider = f" --set data.max_bad_share={min(share, 0.9999):g}" if counts.bad > allowed * counts.rows else ""
+    return f"repair them, or leave them out with --set data.on_bad_row=skip{wider}"

@@ -1,6 +1,6 @@
-"""Examples made while the model trains: rows are tokenized when their step comes near, and never written anywhere.
+"""Examples that are made while the model trains: rows are tokenized shortly before their step and are not written to disk.
 
-The loader asks ahead of the loop from threads of its own; each waits for one worker process. Memory: the rows asked for and the workers.
+The loader calls this from its own threads, each of which waits for one worker process. Memory: the requested rows and the workers.
 """
 
 import os
@@ -10,41 +10,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamahome.data.store.counts import SHOWN, Counts
-from llamahome.data.store.reading import Reading
+from llamahome.data.store.row_reader import ParallelReader, RowReader
 from llamahome.data.store.table import ExampleTable
-from llamahome.data.store.workers import Workers
 from llamahome.distributed.processors import usable_cpus
 from llamahome.errors import DataError, Problem
 
-_MOST_PROCESSES = 4
-_PROCESSORS_EACH = 4
-"""Processors of a training process for each one that tokenizes for it; one makes 500,000 tokens a second, more than most trainings take."""
-
+_MAX_PROCESSES = 4
+_PROCESSORS_PER_WORKER = 4
+"""Processors of a training process per worker; one worker makes 500,000 tokens a second, more than most trainings consume."""
 _NICENESS = 10
-"""The training comes first; what is left is enough to stay ahead of it."""
+"""Training has priority; the processor time that is left is enough to stay ahead of it."""
 
 
-class Streamed:
-    """Reads rows for the loader. `threads` calls of examples_of run at once. Close it."""
+class StreamedExamples:
+    """Reads rows for the loader; `threads` calls of examples_of run at once. Close it."""
 
-    def __init__(self, reading: Reading, *, processes: int | None = None) -> None:
+    def __init__(self, reading: RowReader, *, processes: int | None = None) -> None:
         if processes is None:
-            trainers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's word for the processes of this machine
-            processes = min(_MOST_PROCESSES, max(1, usable_cpus() // trainers // _PROCESSORS_EACH))
+            ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
+            processes = min(_MAX_PROCESSES, max(1, usable_cpus() // ranks_here // _PROCESSORS_PER_WORKER))
         self.reading = reading
-        self._workers = Workers(reading, processes=processes, niceness=_NICENESS, here=False)
+        self._reader = ParallelReader(reading, processes=processes, niceness=_NICENESS, local=False)
         self.threads = max(1, processes)
         self._problems: dict[str, Problem] = {}
 
     def examples_of(self, rows: NDArray[np.int64]) -> ExampleTable:
-        """The examples of these rows; raises DataError at once for a row that cannot be used, unless such rows are skipped."""
+        """The examples of these rows. Raises DataError for a row that cannot be used, unless the settings skip such rows."""
         return self.read(rows)[0]
 
     def read(self, rows: NDArray[np.int64]) -> tuple[ExampleTable, Counts]:
-        """The same, and the counts."""
-        table, counts = self._workers.read(rows.tolist())
+        """`examples_of`, and the counts."""
+        table, counts = self._reader.read(rows.tolist())
         if counts.bad and (self.reading.data.on_bad_row == "error" or counts.overlong):
-            raise DataError([*counts.problems, _stopped(self.reading, counts)])
+            raise DataError([*counts.problems, _bad_rows(self.reading, counts)])
         for problem in counts.problems:
             if len(self._problems) < SHOWN:
                 self._problems[str(problem.where)] = problem
@@ -55,20 +53,20 @@ class Streamed:
         return list(self._problems.values())
 
     def pids(self) -> list[int]:
-        """Ids of the processes."""
-        return self._workers.pids()
+        """Ids of the worker processes."""
+        return self._reader.pids()
 
     def close(self) -> None:
-        """End the processes; may be called twice."""
-        self._workers.close()
+        """End the worker processes; may be called twice."""
+        self._reader.close()
 
 
-def _stopped(reading: Reading, counts: Counts) -> Problem:
-    """Why a stream ends here, and how to see what else would end it."""
-    rest = "" if counts.overlong else "; --set data.on_bad_row=skip leaves such rows out"
+def _bad_rows(reading: RowReader, counts: Counts) -> Problem:
+    """Why the stream ends, and which commands list or skip the bad rows."""
+    skip = "" if counts.overlong else "; --set data.on_bad_row=skip leaves such rows out"
     return Problem(
         code="data.bad-rows",
         message=f"{counts.bad:,} of the {counts.rows:,} rows that were just tokenized cannot be used",
         where=reading.opened[0],
-        hint=f"llamahome data check {' '.join(map(shlex.quote, reading.opened))} lists all of them" + rest,
+        hint=f"llamahome data check {' '.join(map(shlex.quote, reading.opened))} lists all of them" + skip,
     )

@@ -1,32 +1,30 @@
-"""Processes that tokenize rows: started, asked and ended here; worker.py is what runs in them.
+"""A pool of processes that work on rows for this process.
 
-A worker is an ordinary child with two pipes, no shared memory and no port. Its terminal signals are its parent's business: it sits in a
-process group of its own. One that dies takes the run down with the names of the rows it worked on. Memory: about 100 MB each.
+A worker is a child with one socket to its parent: no port, no shared memory, no torch. It runs in a process group of its own, so that
+Ctrl-C reaches only the parent, and it ends when the parent ends, however that happens. Messages are pickled by multiprocessing; both
+ends are this program. The pools of multiprocessing itself run the user's main script again in every process, leave the processes running
+when the parent is killed, and do not say which rows a lost process was working on. Memory: about 100 MB per worker.
 """
 
 import contextlib
-import json
+import gc
 import os
 import queue
-import shlex
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
-from typing import IO
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import IO, Any, Generic, TypeVar
 
-from llamahome.data.records import Row
-from llamahome.data.store.counts import Counts
-from llamahome.data.store.messages import FAILED, PROBLEMS, READY, ROWS, receive, send
-from llamahome.data.store.packed import Damaged, unpack
-from llamahome.data.store.reading import Reading, read_rows
-from llamahome.data.store.table import ExampleTable
-from llamahome.errors import DataError, LlamaHomeError, MachineError, Problem
+from llamahome.errors import LlamaHomeError, MachineError, Problem
 
-_PATIENCE_S = 5.0
-"""How long a worker whose pipe was closed may take to end."""
-_SHOWN_ROWS = 3
+_MAIN = "import sys; from llamahome.data.store.workers import serve; serve(*map(int, sys.argv[1:]))"
 _VARIABLES = {
     "TOKENIZERS_PARALLELISM": "false",
     "RAYON_NUM_THREADS": "1",
@@ -35,189 +33,180 @@ _VARIABLES = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-"""One thread in each: the processes are what runs in parallel."""
+"""One thread per worker, because the workers are what runs in parallel."""
+_POLL_S = 1.0
+"""How often a worker checks that its parent is alive."""
+
+Result = TypeVar("Result")
+Work = Callable[[Sequence[int]], Result]
 
 
-class _Differs(Exception):
-    """The worker could not build the same tokenizer from its description."""
+class WorkerFailed(Exception):
+    """A worker ended or hit a defect while it worked on `rows`, which are empty if it was not ready yet."""
+
+    def __init__(self, reason: str, rows: Sequence[int]) -> None:
+        super().__init__(reason, rows)
+        self.reason, self.rows = reason, rows
 
 
-class Workers:
-    """So many processes for one source and tokenizer; any thread may call `read`. Close it.
+class CannotOpen(Exception):
+    """What a worker opened is not equal to what its parent has."""
 
-    Where a tokenizer cannot be rebuilt in another process (it is compared by fingerprint), this process does the work, one call at a time.
+
+class WorkerPool(Generic[Result]):
+    """Processes that each call `open_work(*arguments)` once and then answer requests with the function it returned. Close it.
+
+    With `local`, this process works beside them with that function, in the thread that asks.
     """
 
-    def __init__(self, reading: Reading, *, processes: int, niceness: int, here: bool) -> None:
-        """Start them, giving way to others by `niceness`; with `here` this process works beside them, one call at a time."""
-        self.processes = processes
-        self._reading = reading
-        self._free: queue.SimpleQueue[_Worker | None] = queue.SimpleQueue()
-        self._all: list[_Worker] = []
-        self._here = threading.Lock()
+    def __init__(
+        self,
+        open_work: Callable[..., Callable[[Any], Result]],
+        *arguments: Any,
+        processes: int,
+        niceness: int = 0,
+        local: Work[Result] | None = None,
+    ) -> None:
+        self._workers: list[_Worker] = []
+        self._idle: queue.SimpleQueue[Work[Result]] = queue.SimpleQueue()
         try:
             for _ in range(processes):
-                self._all.append(_Worker(_description(reading), niceness))
+                self._workers.append(_Worker((open_work, arguments), niceness))
         except OSError as error:
             self.close()
-            message = f"cannot start a process that tokenizes: {error.strerror}"
-            raise MachineError(
-                Problem(code="data.worker-failed", message=message, hint="free some memory, or allow more processes")
-            ) from error
-        for worker in self._all:
-            self._free.put(worker)
-        if here or not self._all:
-            self._free.put(None)
+            message = f"cannot start a process that reads rows: {error.strerror}"
+            hint = "free some memory, or allow more processes"
+            raise MachineError(Problem(code="data.worker-failed", message=message, hint=hint)) from error
+        for worker in self._workers:
+            self._idle.put(worker)
+        if local is not None:
+            self._idle.put(local)
 
-    def read(self, numbers: Sequence[int]) -> tuple[ExampleTable, Counts]:
-        """The examples and counts of these rows; raises the DataError of a source that changed, MachineError when a worker dies."""
-        worker = self._free.get()
+    def __call__(self, rows: Sequence[int]) -> Result:
+        """The result for these rows; waits for an idle worker. Any thread may call it.
+
+        Raises WorkerFailed, CannotOpen, or the LlamaHomeError that the worker raised.
+        """
+        work = self._idle.get()
         try:
-            if worker is not None:
-                with contextlib.suppress(_Differs):
-                    return worker.read(self._reading, numbers)
-            with self._here:
-                return read_rows(self._reading, numbers)
+            return work(rows)
         finally:
-            self._free.put(worker)
+            self._idle.put(work)
 
+    @property
     def pids(self) -> list[int]:
-        """Ids of the processes that were started."""
-        return [worker.pid for worker in self._all]
+        """Ids of the processes."""
+        return [worker.process.pid for worker in self._workers]
 
     def close(self) -> None:
-        """End the processes; may be called twice. A call of `read` that still waits fails."""
-        for worker in self._all:
-            worker.hang_up()
-        for worker in self._all:
+        """End the processes; may be called twice. Calls that still wait for a process fail."""
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
             worker.close()
-        self._all = []
+        self._workers = []
 
 
 class _Worker:
-    """One process."""
+    """One process, as its parent sees it."""
 
-    def __init__(self, description: bytes, niceness: int) -> None:
-        self._complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
-        self._differs = self._ready = False
+    def __init__(self, opening: tuple[Callable[..., Any], tuple[Any, ...]], niceness: int) -> None:
+        self._opening = opening
+        self._opened = False
+        self._connection, child = Pipe()
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process runs)
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "llamahome.data.store.worker", str(os.getpid()), str(niceness)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._complaints,
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _MAIN, str(child.fileno()), str(os.getpid()), str(niceness)],
+                stdin=subprocess.DEVNULL,
+                stdout=self._stderr,
+                stderr=self._stderr,
                 env={**os.environ, **_VARIABLES},
+                pass_fds=[child.fileno()],
                 process_group=0,
             )
         except OSError:
-            self._complaints.close()
+            self._connection.close()
+            self._stderr.close()
             raise
-        self.pid = self._process.pid
-        self._post = threading.Thread(target=self._send, args=(description,), daemon=True)
-        self._post.start()  # a description may be larger than a pipe, and nobody reads it yet
+        finally:
+            child.close()
 
-    def read(self, reading: Reading, numbers: Sequence[int]) -> tuple[ExampleTable, Counts]:
-        """Ask for rows and wait for the answer."""
-        self._greet(reading)
-        if self._differs:
-            raise _Differs
-        self._send(json.dumps(list(map(int, numbers))).encode())
-        answer = self._receive(reading, numbers)
-        if answer[:1] != ROWS:
-            raise self._told(answer, reading, numbers)
-        try:
-            return unpack(answer[1:], reading.source.paths)
-        except Damaged as damaged:
-            raise MachineError(_failed(f"a process that tokenizes answered garbage ({damaged})", reading, numbers)) from damaged
-
-    def hang_up(self) -> None:
-        """Tell it that there is nothing more to do."""
-        if self._process.stdin is not None and not self._post.is_alive():
-            try:
-                self._process.stdin.close()
-            except OSError:
-                self._process.kill()
-        else:
-            self._process.kill()
+    def __call__(self, rows: Sequence[int]) -> Any:
+        """Send a request and wait for the answer."""
+        if not self._opened:  # here, because it blocks until the process reads it
+            self._ask(self._opening, ())
+            self._opened = True
+        return self._ask(rows, rows)
 
     def close(self) -> None:
-        """Wait for its end; make it end when it takes too long."""
+        """Wait until the process, which was killed, has ended."""
+        self.process.wait()
+        self._connection.close()
+        self._stderr.close()
+
+    def _ask(self, request: Any, rows: Sequence[int]) -> Any:
         try:
-            self._process.wait(_PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._post.join()
-        for stream in (self._process.stdin, self._process.stdout, self._complaints):
-            if stream is not None:
-                try:
-                    stream.close()
-                except OSError:
-                    continue
+            self._connection.send(request)
+            answer = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise WorkerFailed(self._exit_reason(), rows) from error
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
-    def _greet(self, reading: Reading) -> None:
-        if self._ready:
-            return
-        answer = self._receive(reading, [])
-        if answer[:1] != READY:
-            raise self._told(answer, reading, [])
-        tokenizer, source = answer[1:].decode().split()
-        self._differs = tokenizer != reading.tokenizer.fingerprint
-        if source != reading.source.fingerprint:
-            hint = "run again when nothing writes to it"
-            where = reading.source.paths[0]
-            raise DataError(Problem(code="data.file-changed", message="a file was changed while it was read", where=where, hint=hint))
-        self._ready = True
-
-    def _send(self, message: bytes) -> None:
-        assert self._process.stdin is not None
-        try:
-            send(self._process.stdin, message)
-        except (OSError, ValueError):
-            return  # it is gone; the answer that does not come tells why
-
-    def _receive(self, reading: Reading, numbers: Sequence[int]) -> bytes:
-        assert self._process.stdout is not None
-        answer = receive(self._process.stdout)
-        if answer is not None:
-            return answer
-        status = self._process.wait()
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        self._complaints.seek(0)
-        said = self._complaints.read().decode("utf-8", "replace").strip().splitlines()
-        message = f"a process that tokenizes {how}" + (f": {said[-1]}" if said and status > 0 else "")
-        raise MachineError(_failed(message, reading, numbers))
-
-    def _told(self, answer: bytes, reading: Reading, numbers: Sequence[int]) -> LlamaHomeError:
-        content = json.loads(answer[1:])
-        if answer[:1] == PROBLEMS:
-            kind = {each.__name__: each for each in LlamaHomeError.__subclasses__()}.get(content[0], LlamaHomeError)
-            return kind([Problem(**problem) for problem in content[1]])
-        assert answer[:1] == FAILED
-        row, line = content
-        return MachineError(_failed(f"a process that tokenizes failed: {line}", reading, numbers if row is None else [row]))
+    def _exit_reason(self) -> str:
+        status = self.process.wait()
+        if status < 0:
+            return f"was killed by signal {-status}"
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode("utf-8", "replace").strip().splitlines()
+        return f"ended with status {status}" + (f": {lines[-1]}" if lines else "")
 
 
-def _description(reading: Reading) -> bytes:
-    told = {
-        "tokenizer": reading.tokenizer.describe(),
-        "system_role": reading.tokenizer.system_role,
-        "opened": reading.source.paths,  # and not what was typed: which split of it is read was decided
-        "data": reading.data.model_dump(),
-        "format": reading.format_name,
-    }
-    return json.dumps(told).encode()
+def serve(descriptor: int, parent: int, niceness: int) -> None:
+    """The main function of a worker: answer requests until the parent closes the connection."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        os.nice(niceness)
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+    connection, work = Connection(descriptor), None
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            request = connection.recv()
+            try:
+                if work is None:
+                    open_work, arguments = request
+                    work, answer = open_work(*arguments), None
+                    gc.freeze()  # so that the collector skips the imported libraries: a tenth of the time
+                else:
+                    answer = call(work, request)
+            except (LlamaHomeError, CannotOpen) as error:
+                answer = error
+            except BaseException as error:
+                line = traceback.format_exception_only(error)[-1].strip()
+                connection.send(WorkerFailed(f"failed: {line}", getattr(error, "rows", ())))
+                raise
+            connection.send(answer)
 
 
-def _failed(message: str, reading: Reading, numbers: Sequence[int]) -> Problem:
-    """What happened, with the rows that were being worked on."""
-    if not len(numbers):
-        hint = "free some memory: each process that tokenizes takes about 150 MB"
-        return Problem(code="data.worker-failed", message=f"{message}, before it read a row", hint=hint)
-    places = [reading.source.parsed(int(number)) for number in numbers[:_SHOWN_ROWS]]
-    where = [place.where or "" for place in places]
-    more = f" and {len(numbers) - len(where):,} more" if len(numbers) > len(where) else ""
-    others = f", while it worked on {', '.join(where)}{more}" if len(numbers) > 1 else ""
-    first = places[0]
-    shown = f"llamahome data show {shlex.quote(first.source)} --row {first.index}" if isinstance(first, Row) else None
-    return Problem(code="data.worker-failed", message=message + others, where=where[0], hint=shown)
+def call(work: Work[Result], rows: Sequence[int]) -> Result:
+    """work(rows); an error that is a defect gets an attribute `rows`: the single row that raises it, or else all of them."""
+    try:
+        return work(rows)
+    except LlamaHomeError:
+        raise
+    except BaseException as error:
+        if len(rows) > 1:
+            for at in range(len(rows)):
+                call(work, rows[at : at + 1])
+        error.rows = rows  # type: ignore[attr-defined]
+        raise
+
+
+def _exit_with(parent: int) -> None:
+    """End this process as soon as the parent has ended, even if a fork of the parent keeps the connection open."""
+    while os.getppid() == parent:
+        time.sleep(_POLL_S)
+    os._exit(0)

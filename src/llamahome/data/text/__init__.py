@@ -1,1 +1,1 @@
-"""Conversations to examples: the model's template and tokens, and which of them are learned, proved. Begin with targets."""
+"""Conversations to examples with the chat template and tokenizer of the model. Start reading at targets.py."""

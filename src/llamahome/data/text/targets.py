@@ -1,8 +1,8 @@
-"""Conversations to examples: the tokens of each row and which of them are learned, proved against the rendered text.
+"""Conversations to examples: the tokens of each row and which of them are targets, verified against the rendered text.
 
-The chat is rendered once and tokenized as a whole; layout.py knows which stretches of the text are answers. The tokens must write exactly
-that text, byte for byte, and one must end at each border of an answer; otherwise the answers are decoded and compared, after the text was
-tokenized in parts if need be. A row of which neither can be shown is refused, never guessed.
+A chat is rendered once and tokenized as one text; render.py gives the spans of its answers. The bytes of the tokens must be exactly that
+text, and a token must end at each border of an answer. Otherwise the answers are decoded and compared, if necessary after the text was
+tokenized in parts. A row that cannot be verified either way is refused.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamahome.data.records import Conversation, Example
-from llamahome.data.rows.fault import Finding, problem_at
-from llamahome.data.text.layout import Layout, TrainOn, lay_out
+from llamahome.data.rows.row_error import RowError, problem_at
+from llamahome.data.text.render import Rendered, TrainOn, render
 from llamahome.data.text.spans import Span
 from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.errors import Problem
@@ -25,7 +25,7 @@ OnOverlong = Literal["truncate", "drop", "split", "error"]
 
 @dataclass(frozen=True)
 class Tokenized:
-    """A whole conversation in tokens, before max_length is applied."""
+    """A conversation in tokens, before max_length is applied."""
 
     conversation: Conversation
     tokens: NDArray[np.int32]
@@ -33,8 +33,8 @@ class Tokenized:
 
 
 @dataclass(frozen=True)
-class _Marked:
-    """Tokens of a text, and the ranges of them that are learned."""
+class _TargetRanges:
+    """The tokens of a text, and the ranges of tokens that are targets."""
 
     ids: NDArray[np.int32]
     ranges: Sequence[tuple[int, int]]
@@ -42,160 +42,160 @@ class _Marked:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What became of one row: its examples (none when it was dropped), and its size before anything was cut."""
+    """The examples of one row (none if it was dropped), and its size before anything was cut."""
 
     examples: tuple[Example, ...]
     num_tokens: int
     num_targets: int
     outcome: Literal["whole", "truncated", "dropped", "split"]
     lost: tuple[tuple[int, int], ...] = ()
-    """Targets cut off or left out: (length, count), `count` of them would be there with a max_length of `length`, a multiple of 64.
-    The first token of each part of a split row, which nothing predicts, is not among them."""
+    """Targets that were cut, as (length, count): a max_length of `length`, a multiple of 64, would keep `count` of them. The first token of
+    each part of a split row is not counted, because no token predicts it."""
 
 
 def encode(
     conversations: Sequence[Conversation], tokenizer: ChatTokenizer, *, train_on: TrainOn, max_length: int, on_overlong: OnOverlong
 ) -> list[Encoded | Problem]:
-    """Examples of a batch of conversations, in their order, each at most `max_length` tokens long."""
+    """The examples of a batch of conversations, in order, each at most `max_length` tokens long."""
     return [
-        whole if isinstance(whole, Problem) else fit(whole, max_length=max_length, on_overlong=on_overlong)
-        for whole in tokenize(conversations, tokenizer, train_on=train_on)
+        item if isinstance(item, Problem) else fit(item, max_length=max_length, on_overlong=on_overlong)
+        for item in tokenize(conversations, tokenizer, train_on=train_on)
     ]
 
 
 def tokenize(conversations: Sequence[Conversation], tokenizer: ChatTokenizer, *, train_on: TrainOn) -> list[Tokenized | Problem]:
-    """Tokens and targets of whole conversations."""
-    layouts: list[Layout | Problem] = []
+    """Tokens and targets of conversations, before max_length is applied."""
+    rendered: list[Rendered | Problem] = []
     for conversation in conversations:
         try:
-            layouts.append(lay_out(conversation, tokenizer, train_on=train_on))
-        except Finding as finding:
-            layouts.append(problem_at(conversation.row, finding))
-    ids = iter(tokenizer.encode_ids([layout.text for layout in layouts if isinstance(layout, Layout)]))
+            rendered.append(render(conversation, tokenizer, train_on=train_on))
+        except RowError as finding:
+            rendered.append(problem_at(conversation.row, finding))
+    ids = iter(tokenizer.encode_ids([item.text for item in rendered if isinstance(item, Rendered)]))
     return [
-        layout if isinstance(layout, Problem) else _mark(conversation, layout, next(ids), tokenizer)
-        for conversation, layout in zip(conversations, layouts, strict=True)
+        item if isinstance(item, Problem) else _mark_targets(conversation, item, next(ids), tokenizer)
+        for conversation, item in zip(conversations, rendered, strict=True)
     ]
 
 
-def fit(whole: Tokenized, *, max_length: int, on_overlong: OnOverlong) -> Encoded | Problem:
-    """Apply max_length: cut the end, leave out, split (plain text only), or refuse."""
-    count, learned = len(whole.tokens), int(whole.targets.sum())
+def fit(tokenized: Tokenized, *, max_length: int, on_overlong: OnOverlong) -> Encoded | Problem:
+    """Apply max_length: cut the end, drop the row, split it (plain text only), or refuse it."""
+    count, targets = len(tokenized.tokens), int(tokenized.targets.sum())
     if count <= max_length:
-        row = whole.conversation.row
-        example = Example(row.source, row.index, row.line, whole.tokens, whole.targets)
-        return Encoded((example,), count, learned, "whole")
+        row = tokenized.conversation.row
+        example = Example(row.source, row.index, row.line, tokenized.tokens, tokenized.targets)
+        return Encoded((example,), count, targets, "whole")
     if on_overlong == "drop":
-        return Encoded((), count, learned, "dropped", ((_rounded(count), learned),) if learned else ())
+        return Encoded((), count, targets, "dropped", ((_rounded(count), targets),) if targets else ())
     if on_overlong == "truncate":
-        places = np.flatnonzero(whole.targets[max_length:]) + max_length + 1
-        kept = _example(whole, 0, max_length, cut=count - max_length, cut_targets=len(places))
-        lengths, counts = np.unique(_rounded(places), return_counts=True)
-        return Encoded((kept,), count, learned, "truncated", tuple(zip(lengths.tolist(), counts.tolist(), strict=True)))
-    if on_overlong == "split" and whole.conversation.text is not None:
+        lost = np.flatnonzero(tokenized.targets[max_length:]) + max_length + 1
+        kept = _example(tokenized, 0, max_length, cut=count - max_length, cut_targets=len(lost))
+        lengths, counts = np.unique(_rounded(lost), return_counts=True)
+        return Encoded((kept,), count, targets, "truncated", tuple(zip(lengths.tolist(), counts.tolist(), strict=True)))
+    if on_overlong == "split" and tokenized.conversation.text is not None:
         begins = range(0, count, max_length)
-        examples = tuple(_example(whole, at, min(at + max_length, count)) for at in begins)
-        return Encoded(examples, count, learned, "split")
+        examples = tuple(_example(tokenized, at, min(at + max_length, count)) for at in begins)
+        return Encoded(examples, count, targets, "split")
     message = f"{count:,} tokens, more than data.max_length {max_length:,}"
     if on_overlong == "split":
         message += "; a chat cannot be split"
     hint = f"--set data.max_length={count}"
-    return problem_at(whole.conversation.row, Finding("data.overlong", message, hint=hint))
+    return problem_at(tokenized.conversation.row, RowError("data.overlong", message, hint=hint))
 
 
 def _rounded(length: Any) -> Any:
-    """Up to the next multiple of 64."""
+    """Round up to a multiple of 64."""
     return -(-length // 64) * 64
 
 
-def _example(whole: Tokenized, begin: int, end: int, *, cut: int = 0, cut_targets: int = 0) -> Example:
-    row = whole.conversation.row
-    targets = whole.targets[begin:end].copy()
+def _example(tokenized: Tokenized, begin: int, end: int, *, cut: int = 0, cut_targets: int = 0) -> Example:
+    row = tokenized.conversation.row
+    targets = tokenized.targets[begin:end].copy()
     targets[:1] = False
-    return Example(row.source, row.index, row.line, whole.tokens[begin:end], targets, cut, cut_targets)
+    return Example(row.source, row.index, row.line, tokenized.tokens[begin:end], targets, cut, cut_targets)
 
 
-def _mark(conversation: Conversation, layout: Layout, ids: Sequence[int], tokenizer: ChatTokenizer) -> Tokenized | Problem:
-    """Targets of one row: from the tokens of the whole text, else from the text tokenized in parts, else a Problem."""
-    text, spans = layout.text, layout.spans
+def _mark_targets(conversation: Conversation, rendered: Rendered, ids: Sequence[int], tokenizer: ChatTokenizer) -> Tokenized | Problem:
+    """The targets of one row, found by the first of three methods that can verify them, or a Problem."""
+    text, spans = rendered.text, rendered.spans
     if spans is None:
-        found: _Marked | Span = _Marked(np.array(ids, np.int32), [])
+        result: _TargetRanges | Span = _TargetRanges(np.array(ids, np.int32), [])
     else:
-        found = _by_bytes(ids, text, spans, tokenizer) or _by_offsets(text, spans, tokenizer) or _in_parts(text, spans, tokenizer)
-    if isinstance(found, Span):
-        return problem_at(conversation.row, _lossy(text[found.begin : found.end]))
-    before, after = len(layout.before), len(layout.after)
-    size = before + len(found.ids) + after
+        result = _by_bytes(ids, text, spans, tokenizer) or _by_offsets(text, spans, tokenizer) or _in_parts(text, spans, tokenizer)
+    if isinstance(result, Span):
+        return problem_at(conversation.row, _lossy(text[result.begin : result.end]))
+    before, after = len(rendered.before), len(rendered.after)
+    size = before + len(result.ids) + after
     tokens = np.empty(size, np.int32)
-    tokens[:before], tokens[before : size - after], tokens[size - after :] = layout.before, found.ids, layout.after
+    tokens[:before], tokens[before : size - after], tokens[size - after :] = rendered.before, result.ids, rendered.after
     targets = np.full(size, spans is None)
     targets[:before], targets[size - after :] = True, True
-    for begin, end in found.ranges:
+    for begin, end in result.ranges:
         targets[before + begin : before + end] = True
     targets[:1] = False
     return Tokenized(conversation, tokens, targets)
 
 
-def _by_bytes(ids: Sequence[int], text: str, spans: Sequence[Span], tokenizer: ChatTokenizer) -> _Marked | None:
-    """The cheap proof: the tokens write the text byte for byte, and one ends at each border. None when that cannot be said."""
-    written = text.encode()
-    if tokenizer.spelling is None or not tokenizer.spelling.writes(ids, written):
+def _by_bytes(ids: Sequence[int], text: str, spans: Sequence[Span], tokenizer: ChatTokenizer) -> _TargetRanges | None:
+    """The fast method: the bytes of the tokens are the text, and a token ends at each border. None if this is not so."""
+    encoded = text.encode()
+    if tokenizer.token_bytes is None or not tokenizer.token_bytes.equal(ids, encoded):
         return None
     tokens = np.array(ids, np.int32)
-    ends = tokenizer.spelling.ends(tokens)
+    ends = tokenizer.token_bytes.ends(tokens)
     borders = [border for span in spans for border in (span.begin, span.stop, span.end)]
-    if len(written) != len(text):
+    if len(encoded) != len(text):
         borders = [len(text[:border].encode()) for border in borders]
-    places = np.searchsorted(ends, borders)
-    exact = (ends[places] == borders) | (np.array(borders) == 0)
+    at = np.searchsorted(ends, borders)
+    exact = (ends[at] == borders) | (np.array(borders) == 0)
     if not exact.all():
         return None
-    counts = np.where(np.array(borders) == 0, 0, places + 1).tolist()
+    counts = np.where(np.array(borders) == 0, 0, at + 1).tolist()
     for number, span in enumerate(spans):
         stop = counts[3 * number + 1]
         if span.last_id is not None and ids[stop - 1] != span.last_id:
             return None
-    return _Marked(tokens, [(counts[at], counts[at + 2]) for at in range(0, len(counts), 3)])
+    return _TargetRanges(tokens, [(counts[i], counts[i + 2]) for i in range(0, len(counts), 3)])
 
 
-def _by_offsets(text: str, spans: Sequence[Span], tokenizer: ChatTokenizer) -> _Marked | None:
-    """For tokenizers that write something else than their tokens' bytes: places by offsets, proved by decoding."""
+def _by_offsets(text: str, spans: Sequence[Span], tokenizer: ChatTokenizer) -> _TargetRanges | None:
+    """For tokenizers whose tokens have no bytes of their own: borders from offsets, verified by decoding."""
     pieces = tokenizer.encode([text])[0]
     ranges = []
     for span in spans:
         begin, stop, end = np.searchsorted(pieces.starts, (span.begin, span.stop, span.end)).tolist()
-        if not _proved(pieces.ids, (begin, stop, end), text, span, tokenizer):
+        if not _verified(pieces.ids, (begin, stop, end), text, span, tokenizer):
             return None
         ranges.append((begin, end))
-    return _Marked(pieces.ids, ranges)
+    return _TargetRanges(pieces.ids, ranges)
 
 
-def _in_parts(text: str, spans: Sequence[Span], tokenizer: ChatTokenizer) -> "_Marked | Span":
-    """The text cut at the borders of its spans and tokenized part by part; the first span that cannot be proved even so."""
+def _in_parts(text: str, spans: Sequence[Span], tokenizer: ChatTokenizer) -> "_TargetRanges | Span":
+    """Tokenize the text in parts, cut at the borders of its spans. Returns the first span that cannot be verified even so."""
     borders = [0, *(border for span in spans for border in (span.begin, span.stop, span.end)), len(text)]
     parts = tokenizer.encode_parts([text[a:b] for a, b in pairwise(borders)])
     ends = np.cumsum([len(part) for part in parts]).tolist()
     ids = np.concatenate([np.array(part, np.int32) for part in parts])
     for number, span in enumerate(spans):
-        if not _proved(ids, (ends[3 * number], ends[3 * number + 1], ends[3 * number + 2]), text, span, tokenizer):
+        if not _verified(ids, (ends[3 * number], ends[3 * number + 1], ends[3 * number + 2]), text, span, tokenizer):
             return span
-    return _Marked(ids, [(ends[3 * number], ends[3 * number + 2]) for number in range(len(spans))])
+    return _TargetRanges(ids, [(ends[3 * number], ends[3 * number + 2]) for number in range(len(spans))])
 
 
-def _proved(ids: NDArray[np.int32], found: tuple[int, int, int], text: str, span: Span, tokenizer: ChatTokenizer) -> bool:
-    """Whether the tokens in the range decode to the span's text, all of it and nothing else, with its end-of-turn token at its stop."""
-    begin, stop, end = found
-    wanted = text[span.begin : span.end]
+def _verified(ids: NDArray[np.int32], borders: tuple[int, int, int], text: str, span: Span, tokenizer: ChatTokenizer) -> bool:
+    """Whether the tokens from begin to end decode to exactly the text of the span, with its end-of-turn token before stop."""
+    begin, stop, end = borders
+    expected = text[span.begin : span.end]
     if begin >= end or (span.last_id is not None and int(ids[stop - 1]) != span.last_id):
         return False
-    if tokenizer.decode(ids[begin:end]) == wanted:
+    if tokenizer.decode(ids[begin:end]) == expected:
         return True
     before, through = tokenizer.decode(ids[:begin]), tokenizer.decode(ids[:end])
     if not through.startswith(before):
         return False
-    return through[len(before) :] == wanted or tokenizer.normalize(through[len(before) :]) == tokenizer.normalize(wanted)
+    return through[len(before) :] == expected or tokenizer.normalize(through[len(before) :]) == tokenizer.normalize(expected)
 
 
-def _lossy(text: str) -> Finding:
+def _lossy(text: str) -> RowError:
     message = "the tokenizer cannot write the answer: its tokens do not decode to the same text"
-    return Finding("data.not-representable", message, hint="remove the row, or the characters that the model does not know", part=text)
+    return RowError("data.not-representable", message, hint="remove the row, or the characters that the model does not know", part=text)

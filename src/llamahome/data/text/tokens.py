@@ -1,7 +1,7 @@
-"""The model's own tokenizer and chat template: text of a chat as the model expects it, and its tokens with their places in the text.
+"""The model's own tokenizer and chat template: the text of a chat as the model expects it, and its tokens with their offsets.
 
-The only file of data/ that knows transformers. No code from a model folder is ever run; templates run in transformers' sandbox.
-Beginning-of-text is never added to a rendered chat: a template that wants it writes it.
+The only file of data/ that imports transformers. No code from a model folder is ever run; templates run in transformers' sandbox.
+A beginning-of-text token is never added to a rendered chat, because a template that needs one writes it.
 """
 
 import datetime
@@ -19,27 +19,32 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from llamahome.data.rows.fault import Finding
-from llamahome.data.text.opening import check_template, read_stops, read_template, set_eos
-from llamahome.data.text.place import SystemRole, TokenizerPlace
-from llamahome.data.text.spelling import Spelling, read_spelling
-from llamahome.data.text.system import for_system_turns, way_out
-from llamahome.data.text.template import TEMPLATE_DATE, ChatTemplate
-from llamahome.data.text.vocabulary import why_no_tokenizer
+from llamahome.data.rows.row_error import RowError
+from llamahome.data.text.template import TEMPLATE_DATE, ChatTemplate, with_remedy, with_system_role
+from llamahome.data.text.token_bytes import TokenBytes, read_token_bytes
+from llamahome.data.text.tokenizer_files import (
+    SystemRole,
+    TokenizerSource,
+    check_template,
+    read_stops,
+    read_template,
+    set_eos,
+    why_no_tokenizer,
+)
 from llamahome.errors import ConfigError, DataError, Problem
 
 _GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
-"""Tokenizer classes whose whole behaviour is in tokenizer.json; others are left to AutoTokenizer, which imports torch."""
+"""Tokenizer classes that tokenizer.json describes completely; AutoTokenizer, which imports torch, opens the others."""
 
-_REMEMBERED_WORDS = 1 << 17
-"""Words whose tokens the tokenizer keeps; its own 10,000 are soon full. Measured on the sample: a seventh faster, at some 20 MB."""
+_CACHED_WORDS = 1 << 17
+"""Size of the tokenizer's cache of words; the default of 10,000 is soon full. Measured on the sample: a seventh faster, for some 20 MB."""
 _ANCHORS = ("\n", "a", ";")
-"""Put before a part of a text so that it is not the beginning of one; the first that does not grow together with it is taken."""
+"""Put before a part of a text so that it is not at the beginning; the first one that does not merge with the part is used."""
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """Tokens of one text: ids int32 [n], and int64 [n]: the character of the text at which each begins."""
+class TokenPieces:
+    """The tokens of one text: ids int32 [n], and starts int64 [n], the character at which each token begins."""
 
     ids: NDArray[np.int32]
     starts: NDArray[np.int64]
@@ -55,78 +60,79 @@ class ChatTokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         if hasattr(self._backend.model, "_resize_cache"):
-            self._backend.model._resize_cache(_REMEMBERED_WORDS)
+            self._backend.model._resize_cache(_CACHED_WORDS)
         added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
         self.added_tokens: dict[str, int] = added
-        """Tokens that are found in text before anything else, by their text."""
+        """Ids of the tokens that are matched in a text before all others, by their text."""
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} - {""}
         self.control_tokens: frozenset[str] = frozenset(special)
-        """Tokens that steer the model; a text of a chat must not contain one."""
+        """Special tokens; a text of a chat must not contain one."""
         self.eos_token: str | None = tokenizer.eos_token
         self.eos_id: int | None = tokenizer.eos_token_id
         self.bos_token: str | None = tokenizer.bos_token
         self.bos_id: int | None = tokenizer.bos_token_id
+        self.pad_id: int | None = tokenizer.pad_token_id
         self.stop_ids = tuple(number for number in stop_ids if 0 <= number < len(tokenizer))
-        """What the files of the model call an end; tokens alone, although a model may name others."""
-        self.frames: dict[Any, Any] = {}
-        """What data/text/frames.py has learned of the template."""
+        """End tokens that the model's files name, without ids that the tokenizer does not have."""
+        self.skeletons: dict[Any, Any] = {}
+        """The skeletons that data/text/template_skeleton.py has found so far."""
         self._control = _any_of(special)
         self._added_lengths = sorted({len(text) for text in added if text}, reverse=True)
         self._added = _any_of(added)
 
     @property
     def chat_template(self) -> str | None:
-        """The template's text, None when the model has none."""
+        """The text of the template; None if the model has none."""
         template = self._tokenizer.chat_template
         return template.get("default") if isinstance(template, dict) else template
 
     @cached_property
     def adds_bos(self) -> bool:
-        """Whether the tokenizer puts the beginning-of-text token before plain text."""
+        """Whether the tokenizer puts a beginning-of-text token before plain text."""
         ids = self._backend.encode("a", add_special_tokens=True).ids
         return self.bos_id is not None and ids[0] == self.bos_id
 
     @cached_property
     def turn_end(self) -> str | None:
-        """The token that the template writes after an assistant turn, None when it writes none."""
+        """The token that the template writes after an assistant turn; None if it writes none."""
         if self.chat_template is None:
             return None
         try:
             text = self.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "zebra"}])
-        except Finding:
+        except RowError:
             return None
         return self.added_token_at(text.rpartition("zebra")[2].lstrip())
 
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
-        """Tokens at which an answer ends: what the template writes after an assistant turn, and end-of-text."""
-        found = [] if self.turn_end is None else [self.added_tokens[self.turn_end]]
-        return tuple(found) if self.eos_id is None or self.eos_id in found else (*found, self.eos_id)
+        """Tokens at which an answer ends: the one that the template writes after an assistant turn, and end-of-text."""
+        ids = [] if self.turn_end is None else [self.added_tokens[self.turn_end]]
+        return tuple(ids) if self.eos_id is None or self.eos_id in ids else (*ids, self.eos_id)
 
     @property
     def all_ends(self) -> tuple[int, ...]:
-        """Tokens at which the model is not asked to go on: `end_ids`, and what its files name."""
+        """Tokens at which generation stops: `end_ids` and `stop_ids`."""
         return tuple(dict.fromkeys((*self.end_ids, *self.stop_ids)))
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
-        """The id of every token, by its own spelling."""
+        """The id of every token, by its text in the vocabulary."""
         return dict(self._backend.get_vocab(with_added_tokens=True))
 
     @cached_property
-    def spelling(self) -> Spelling | None:
-        """The bytes of every token, None when the kind of tokenizer is not known well enough."""
-        return read_spelling(self._backend)
+    def token_bytes(self) -> TokenBytes | None:
+        """The bytes of every token; None if the type of tokenizer is not supported."""
+        return read_token_bytes(self._backend)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over everything that decides which tokens a chat becomes."""
+        """SHA-256 of everything that decides which tokens a chat becomes."""
         digest = hashlib.sha256(self._backend.to_str().encode())
         digest.update(json.dumps([self._tokenizer.chat_template, self._tokenizer.special_tokens_map, str(TEMPLATE_DATE)]).encode())
         return digest.hexdigest()
 
     def describe(self) -> dict[str, str]:
-        """The files of a folder from which load_tokenizer makes the same tokenizer, by name; for another process."""
+        """Names and contents of files from which load_tokenizer makes the same tokenizer in another process, without importing torch."""
         template = self._tokenizer.chat_template
         named = [{"name": name, "template": text} for name, text in template.items()] if isinstance(template, dict) else template
         settings = {"tokenizer_class": _GENERIC[1], "chat_template": named, **self._tokenizer.special_tokens_map}
@@ -134,95 +140,94 @@ class ChatTokenizer:
 
     @cached_property
     def template(self) -> ChatTemplate:
-        """The chat template, ready to render; raises DataError when the model has none."""
+        """The chat template, ready to render; raises DataError if the model has none."""
         require_chat_template(self, what="a chat is to be rendered")
         plain, with_tools = self._tokenizer.get_chat_template(), self._tokenizer.get_chat_template(tools=[{}])
         variables = dict(self._tokenizer.special_tokens_map)
-        own = ChatTemplate(plain, with_tools, compiler=_compile_jinja_template, variables=variables)
-        return for_system_turns(own, self.system_role)
+        template = ChatTemplate(plain, with_tools, compiler=_compile_jinja_template, variables=variables)
+        return with_system_role(template, self.system_role)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What should be known about how chats are written."""
-        shown = (
-            f"the chat template shows the date: every row is written as on {TEMPLATE_DATE:%d %B %Y}, today's date is used in a chat alone"
-        )
+        """What the user should know about how chats are rendered."""
+        date = f"{TEMPLATE_DATE:%d %B %Y}"
+        shown = f"the chat template shows the date: every row is written as on {date}, today's date is used in a chat alone"
         return (shown,) if self.template.shows_date else ()
 
     def render(self, turns: Sequence[dict[str, Any]], *, tools: Sequence[dict[str, Any]] = (), add_generation_prompt: bool = False) -> str:
-        """The chat as one text, as rows are written; raises Finding when the template refuses it."""
+        """Render the chat for training; raises RowError if the template refuses it."""
         return self.template.render(turns, tools=tools, prompt=add_generation_prompt, date=TEMPLATE_DATE)
 
-    def encode(self, texts: Sequence[str]) -> list[Pieces]:
-        """Tokens of each text, with nothing added; all processors work on a batch."""
+    def encode(self, texts: Sequence[str]) -> list[TokenPieces]:
+        """The tokens of each text, without special tokens; a batch is tokenized on all processors."""
         return [
-            Pieces(np.array(found.ids, np.int32), np.array([start for start, _ in found.offsets], np.int64))
-            for found in self._backend.encode_batch(list(texts), add_special_tokens=False)
+            TokenPieces(np.array(encoding.ids, np.int32), np.array([start for start, _ in encoding.offsets], np.int64))
+            for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False)
         ]
 
     def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids alone of each text, with nothing added; the fastest way."""
-        return [found.ids for found in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        """Only the token ids of each text, without special tokens; the fastest way."""
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode_parts(self, parts: Sequence[str]) -> list[list[int]]:
-        """Ids of each part of one text, none of them reaching into the next part, and no space put before any but the first."""
-        found = self.encode_ids(parts)
-        if not self._spaced:
-            return found
+        """The ids of each part of one text: no token spans two parts, and no space is put before any part but the first."""
+        ids = self.encode_ids(parts)
+        if not self._adds_space:
+            return ids
         for number in range(1, len(parts)):
             for anchor in _ANCHORS:
                 alone, together = self.encode_ids([anchor, anchor + parts[number]])
                 if together[: len(alone)] == alone:
-                    found[number] = together[len(alone) :]
+                    ids[number] = together[len(alone) :]
                     break
-        return found
+        return ids
 
     @cached_property
-    def _spaced(self) -> bool:
-        """Whether a space is put before every text, as SentencePiece does."""
-        return self.spelling is None or not self.spelling.writes(self.encode_ids(["a"])[0], b"a")
+    def _adds_space(self) -> bool:
+        """Whether the tokenizer puts a space before every text, as SentencePiece does."""
+        return self.token_bytes is None or not self.token_bytes.equal(self.encode_ids(["a"])[0], b"a")
 
     def encode_prompt(self, turns: Sequence[dict[str, Any]]) -> list[int]:
-        """Tokens after which the model answers today: the chat so far and the beginning of an assistant turn. Raises DataError."""
+        """The chat so far and the beginning of the next answer, rendered with today's date. Raises DataError."""
         require_chat_template(self, what="this is a chat")
         try:
             text = self.template.render(turns, tools=(), prompt=True, date=datetime.date.today())
             if turns[0]["role"] == "system" and turns[0]["content"].strip() not in text:
-                raise Finding("data.turn-left-out", "the model's chat template leaves out the system message")
-        except Finding as finding:
-            told = way_out(finding, turns, self.template)
-            raise DataError(Problem(code=told.code, message=told.message, hint=told.hint)) from finding
+                raise RowError("data.turn-left-out", "the model's chat template leaves out the system message")
+        except RowError as finding:
+            error = with_remedy(finding, turns, self.template)
+            raise DataError(Problem(code=error.code, message=error.message, hint=error.hint)) from finding
         return [int(number) for number in self.encode([text])[0].ids]
 
     def decode(self, ids: Sequence[int] | NDArray[np.int32]) -> str:
-        """The text of the tokens, control tokens included, nothing tidied."""
+        """The exact text of the tokens, including special tokens."""
         return str(self._backend.decode([int(number) for number in ids], skip_special_tokens=False))
 
     def decode_plain(self, ids: Sequence[int] | NDArray[np.int32]) -> str:
-        """The text of the tokens without control tokens, for people."""
+        """The text of the tokens without special tokens, for people."""
         return str(self._backend.decode([int(number) for number in ids], skip_special_tokens=True))
 
     def normalize(self, text: str) -> str:
-        """The text as the tokenizer sees it, for example in Unicode NFC."""
+        """The text after the tokenizer's normalizer, for example in Unicode NFC."""
         normalizer = self._backend.normalizer
         return text if normalizer is None else str(normalizer.normalize_str(text))
 
     def control_token_in(self, text: str) -> str | None:
-        """The first control token that the text contains."""
-        found = self._control.search(text)
-        return found[0] if found else None
+        """The first special token in the text."""
+        match = self._control.search(text)
+        return match[0] if match else None
 
     def added_token_at(self, text: str) -> str | None:
         """The added token with which the text begins."""
-        found = self._added.match(text)
-        return found[0] if found else None
+        match = self._added.match(text)
+        return match[0] if match else None
 
     def added_token_before(self, text: str) -> str | None:
         """The added token with which the text ends."""
         return next((text[-length:] for length in self._added_lengths if text[-length:] in self.added_tokens), None)
 
     def texts(self, ids: Sequence[int]) -> list[str]:
-        """Text of each token; joined they are the text of all. A character of several tokens belongs to the last of them."""
+        """The text of each token; joined, they are the text of all. A character that spans several tokens belongs to the last of them."""
         texts: list[str] = []
         window, done = 0, 0
         for number in range(len(ids)):
@@ -234,9 +239,9 @@ class ChatTokenizer:
         return texts
 
 
-def open_tokenizer(place: TokenizerPlace) -> ChatTokenizer:
-    """What `load_tokenizer` gives."""
-    folder, template, eos, role = TokenizerPlace(*place)
+def open_tokenizer(place: TokenizerSource) -> ChatTokenizer:
+    """`load_tokenizer` with the values of a TokenizerSource."""
+    folder, template, eos, role = TokenizerSource(*place)
     return load_tokenizer(folder, chat_template=template, eos_token=eos, system_role=role)
 
 
@@ -247,9 +252,9 @@ def load_tokenizer(
     eos_token: str | None = None,
     system_role: SystemRole = "auto",
 ) -> ChatTokenizer:
-    """The tokenizer of a model folder, with its own chat template and end token or those that are given.
+    """The tokenizer of a model folder, with its own chat template and end token or the given ones.
 
-    Raises ConfigError when the folder has no fast tokenizer, the template is no Jinja, or the vocabulary has no such end token.
+    Raises ConfigError if the folder has no fast tokenizer, the template is not valid Jinja, or the vocabulary lacks the end token.
     """
     place = Path(folder)
     template = read_template(chat_template) if chat_template is not None else None
@@ -270,15 +275,11 @@ def load_tokenizer(
 
 
 def require_chat_template(tokenizer: ChatTokenizer, *, what: str) -> None:
-    """DataError when the model does not say how it writes chats; `what` says why it must."""
+    """Raise DataError if the model has no chat template; `what` says why one is needed."""
     if tokenizer.chat_template is None:
-        raise DataError(
-            Problem(
-                code="data.no-chat-template",
-                message=f"{what}, but the model's tokenizer has no chat template",
-                hint="--set model.chat_template=FILE.jinja, or --model with a model that was tuned for chat",
-            )
-        )
+        message = f"{what}, but the model's tokenizer has no chat template"
+        hint = "--set model.chat_template=FILE.jinja, or --model with a model that was tuned for chat"
+        raise DataError(Problem(code="data.no-chat-template", message=message, hint=hint))
 
 
 def _open(place: Path) -> Any:

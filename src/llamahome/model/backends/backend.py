@@ -1,6 +1,6 @@
-"""The interface of a back end: everything of a training pass that differs by device. Who implements it: reference, cuda, cpu.
+"""The interface of a back end: the parts of a training pass that differ by device; implemented by reference, cuda and cpu.
 
-A run has one back end, chosen once (choose.py). The rest of the program asks it and never asks which device there is.
+choose.py selects one back end per run. All other code calls the back end and never asks for the type of the device.
 
 Legend: T tokens, N targets, D hidden size, H query heads, K key heads, E head size (that of v may differ).
 """
@@ -13,20 +13,35 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llamahome.config.schema import Config
-from llamahome.model.backends.documents import Documents
 from llamahome.model.backends.loss import Head, HeadStats
 from llamahome.model.precision import Precision
 
 
+@dataclass(frozen=True, eq=False)
+class Documents:
+    """The document boundaries of a pass, made once per pass and used by every layer.
+
+    If all documents begin with the same `shared` tokens, the pass holds these tokens once, followed by the own tokens of each document.
+    """
+
+    lengths: tuple[int, ...]
+    """Tokens of each document, the shared ones included."""
+    shared: int = 0
+    """Number of shared tokens; less than the length of the shortest document."""
+    starts: Tensor | None = None
+    """int32 [documents + 1] on the device: the first token of each document, and the number of tokens. None if the back end does not use
+    it."""
+
+
 @dataclass(frozen=True)
 class Scoring:
-    """What an attention layer does with its scores."""
+    """How an attention layer computes its scores."""
 
     scale: float
     window: int | None = None
-    """How many tokens back a token may look, itself included."""
+    """Number of tokens that a query sees, itself included; None for all before it."""
     softcap: float | None = None
-    """Scores are squashed to softcap * tanh(score / softcap) (Gemma 2)."""
+    """Scores become softcap * tanh(score / softcap) (Gemma 2)."""
     dropout: float = 0.0
 
 
@@ -38,7 +53,7 @@ class Attend(Protocol):
 
 
 class Batch(Protocol):
-    """A micro-batch: documents end to end, as data/records.py's Microbatch holds them."""
+    """A micro-batch of concatenated documents, such as the Microbatch of data/records.py."""
 
     @property
     def tokens_T(self) -> Tensor: ...  # noqa: D102
@@ -64,37 +79,37 @@ class Pass:
     tokens_T: Tensor
     positions_T: Tensor
     rows_N: Tensor
-    """Places of the states that predict the targets; one may stand there for several documents."""
+    """Index of the state that predicts each target; several documents may use the same state of a shared token."""
     documents: Documents
 
 
 class Backend(Protocol):
-    """Everything that differs by device."""
+    """The parts of a training pass that differ by device."""
 
     name: str
     device: torch.device
     precision: Precision
     micro_batch_tokens: int
-    """Tokens of a pass when nobody says."""
-    fewest_tokens: int
-    """To which passes shrink, when nobody says, before activations are recomputed."""
+    """Default number of tokens of a pass."""
+    min_micro_batch_tokens: int
+    """Automatic sizing shrinks passes down to this number of tokens before it recomputes activations."""
     compiles: bool
-    """Whether it has anything to compile, on some machine."""
-    compile_costs: str
-    """What compiling takes during the run, for people; empty where it is done before the first step."""
+    """Whether this back end compiles anything on any machine."""
+    compile_note: str
+    """What the user should know about the cost or the result of compiling; empty if there is nothing to tell."""
     memory_gbps: float
-    """About how fast memory is read and written, 10^9 bytes a second; for the time of an update in a plan."""
+    """Approximate memory bandwidth in 10^9 bytes a second, from which a plan estimates the time of an update."""
     pass_tokens_per_answer_token: float
-    """Tokens of a forward pass in the time in which all sample answers get one token longer; for the share that evaluating takes."""
+    """Tokens of a forward pass that take as long as generating one token of all sample answers; used to plan the time of evaluations."""
 
     def attend(self, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, documents: Documents, scoring: Scoring, /) -> Tensor:
         """Causal attention inside each document, [T, H, E of v]."""
 
-    def deliver(self, batch: B, /) -> B:
-        """`batch` on the device; called on the loader's thread, ahead of the step."""
+    def to_device(self, batch: B, /) -> B:
+        """`batch` on the device; the loader's thread calls it ahead of the step."""
 
-    def lay(self, batch: Batch, model: PreTrainedModel, /) -> Pass:
-        """What `model` computes of a delivered batch."""
+    def make_pass(self, batch: Batch, model: PreTrainedModel, /) -> Pass:
+        """The pass that `model` computes for a batch on the device."""
 
     def loss_sum(self, hidden_ND: Tensor, labels_N: Tensor, head: Head) -> Tensor:
         """() float32: sum over targets of -log p(label); differentiable in hidden states and in a trained head."""
@@ -102,29 +117,29 @@ class Backend(Protocol):
     def stats(self, hidden_ND: Tensor, labels_N: Tensor, head: Head) -> HeadStats:
         """Summed loss and number of targets ranked first, without gradients."""
 
-    def wins_back(self, tokens: float, *, weights: int, processes: int) -> bool:
-        """Whether passes over `tokens` by all processes win back the time of compiling what this process would have to compile."""
+    def compile_pays_off(self, tokens: float, *, weights: int, processes: int) -> bool:
+        """Whether compiling saves more time than it takes, if all processes together train on `tokens`."""
 
     def cannot_compile(self) -> str | None:
-        """Why nothing is compiled here, or None when all is ready to be; may compile what does not depend on a model."""
+        """The reason why nothing can be compiled here, or None. May compile everything that does not depend on a model."""
 
     def compile(self, model: PreTrainedModel) -> int:
-        """Let parts of `model` run compiled, after adapters have been added; returns how many. Only after `cannot_compile` gave None."""
+        """Compile parts of `model` and return their number. Call it after adapters were added and `cannot_compile` returned None."""
 
     def kept_bytes(self, config: Config, model: PreTrainedModel, tokens: int, *, longest: int, compiled: bool) -> int:
         """Estimated memory that a forward pass over `tokens` in documents of up to `longest` keeps for the backward pass."""
 
     def tile_bytes(self, vocabulary: int) -> int:
-        """Memory of the loss head's tile of logits and of what is made of it."""
+        """Memory of the loss head's tile of logits and of the values computed from it."""
 
-    def remarks(self, model: PreTrainedModel) -> list[str]:
-        """Lines that tell what of `model` is computed in a slower way, what is used instead, and why."""
+    def performance_notes(self, model: PreTrainedModel) -> list[str]:
+        """Messages about parts of `model` that run on a slower path, with the reason and the path."""
 
-    def mark(self) -> object:
-        """The moment at which the device has done what was asked of it so far; nobody waits for it."""
+    def timestamp(self) -> object:
+        """The time at which the device finishes all work queued so far; does not wait for it."""
 
     def seconds_between(self, earlier: Any, later: Any) -> float:
-        """From one mark to a later one; waits until the device has come there."""
+        """Seconds between two timestamps; waits until the device has reached the later one."""
 
     def free_bytes(self, local_size: int) -> int | None:
-        """Memory of the device that this process may fill; None where the device uses the machine's memory."""
+        """Device memory that this process may use; None if the device uses the machine's memory."""

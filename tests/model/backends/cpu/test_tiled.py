@@ -1,4 +1,4 @@
-"""Attention in tiles gives what float64 gives, rounded, for any documents, heads, windows and shared beginnings; threads change no bit."""
+"""Tiled attention equals float64 but for rounding, for any documents, heads, windows and shared prefixes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,23 +12,22 @@ from tests.support.levels import CASES, kernels_at
 from tests.support.models import FP32
 from torch import Tensor
 
-from llamahome.model.backends.backend import Scoring
+from llamahome.model.backends.backend import Documents, Scoring
 from llamahome.model.backends.cpu.backend import CpuBackend
 from llamahome.model.backends.cpu.blocks import block_attention
-from llamahome.model.backends.cpu.native import Kernels, expects_pairs, has_compiler
+from llamahome.model.backends.cpu.native import Kernels, expects_bf16_pairs, has_compiler
 from llamahome.model.backends.cpu.tiled import can_tile, tiled_attention, will_tile
 from llamahome.model.backends.cuda.backend import CudaBackend
-from llamahome.model.backends.documents import Documents
 from llamahome.model.precision import Precision
 
 CPU = torch.device("cpu")
-LOW_BAND = 8 * 2**-9
-"""As in tests/contracts/test_attention.py: inputs, probabilities, slopes of scores and results are rounded by 2^-9 at most."""
+BF16_TOLERANCE = 8 * 2**-9
+"""As in tests/contracts/test_attention.py: inputs, probabilities, score gradients and results are rounded by 2^-9 at most."""
 
 
 @dataclass(frozen=True)
-class Ours:
-    """Attention in tiles at one level in one type."""
+class Tiled:
+    """Tiled attention at one level in one dtype."""
 
     kernels: Kernels
     dtype: torch.dtype
@@ -49,20 +48,20 @@ class Ours:
         return [out.detach(), *torch.autograd.grad(out, qkv, incoming)]
 
     def assert_close(self, found: list[Tensor], wanted: list[Tensor], *, looser: float = 1) -> None:
-        """The result and three gradients; float32 is exact to 1e-6 and 1e-5 of them, or of a tenth where they are smaller."""
+        """Compare the result and three gradients, in float32 to 1e-6 and 1e-5 of their norm, or of a tenth of its expected value."""
         for ours, right, band in zip(found, wanted, (1e-6, 1e-5, 1e-5, 1e-5), strict=False):
             assert ours.dtype == self.dtype
             off = (ours.double() - right).norm()
             if self.dtype == torch.bfloat16:
-                assert off <= LOW_BAND * right.norm() + 1e-4
+                assert off <= BF16_TOLERANCE * right.norm() + 1e-4
             else:
                 assert off <= looser * band * max(float(right.norm()), 0.1 * right.numel() ** 0.5)
 
 
 @pytest.fixture(scope="module", params=CASES)
-def ours(request: pytest.FixtureRequest) -> Ours:
+def ours(request: pytest.FixtureRequest) -> Tiled:
     level, dtype = request.param
-    return Ours(kernels_at(level, "attention_forward", dtype), dtype)
+    return Tiled(kernels_at(level, "attention_forward", dtype), dtype)
 
 
 @pytest.fixture
@@ -73,21 +72,21 @@ def threads() -> Iterator[None]:
 
 
 def alone(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, window: int | None) -> Tensor:
-    """One document in float64."""
+    """Attention of one document in float64."""
     k, v = (x.repeat_interleave(q_THE.shape[1] // x.shape[1], 1) for x in (k_TKE, v_TKE))
     ahead = torch.arange(len(q_THE))[None, :] - torch.arange(len(q_THE))[:, None]
-    hidden = (ahead > 0) | (ahead <= -(window or len(q_THE)))
+    hidden_keys = (ahead > 0) | (ahead <= -(window or len(q_THE)))
     scores = torch.einsum("qhe,khe->hqk", q_THE, k) * q_THE.shape[2] ** -0.5
-    return torch.einsum("hqk,khe->qhe", scores.masked_fill(hidden, float("-inf")).softmax(-1), v)
+    return torch.einsum("hqk,khe->qhe", scores.masked_fill(hidden_keys, float("-inf")).softmax(-1), v)
 
 
 def expected(qkv: list[Tensor], incoming: Tensor, lengths: list[int], window: int | None, shared: int = 0) -> list[Tensor]:
-    """In float64 on whole documents, each with its own copy of the shared beginning."""
+    """Result and gradients in float64 for complete documents, each with its own copy of the shared prefix."""
     exact = [x.detach().double().requires_grad_() for x in qkv]
     results, start = [], shared
     for number, length in enumerate(lengths):
-        places = torch.cat([torch.arange(shared), torch.arange(start, start + length - shared)])
-        out = alone(*(x[places] for x in exact), window)
+        index = torch.cat([torch.arange(shared), torch.arange(start, start + length - shared)])
+        out = alone(*(x[index] for x in exact), window)
         results.append(out if number == 0 else out[shared:])
         start += length - shared
     out = torch.cat(results)
@@ -104,8 +103,8 @@ BORDERS = [1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 131, 132, 133]
     heads=st.sampled_from([(4, 4), (4, 2), (3, 1), (9, 3)]),
     sizes=st.sampled_from([(16, 16), (32, 32), (64, 64), (80, 80), (96, 96), (128, 128), (48, 112), (64, 16)]),
 )
-def test_it_equals_float64_but_for_rounding(
-    ours: Ours, lengths: list[int], window: int | None, heads: tuple[int, int], sizes: tuple[int, int]
+def test_results_equal_float64_but_for_rounding(
+    ours: Tiled, lengths: list[int], window: int | None, heads: tuple[int, int], sizes: tuple[int, int]
 ) -> None:
     qkv, incoming = ours.tensors(sum(lengths), heads=heads, size=sizes[0], value_size=sizes[1], seed=sum(lengths))
     ours.assert_close(ours.tiled(qkv, incoming, Documents(tuple(lengths)), window), expected(qkv, incoming, lengths, window))
@@ -117,7 +116,7 @@ def test_it_equals_float64_but_for_rounding(
     own=st.lists(st.integers(1, 70), min_size=1, max_size=5),
     window=st.none() | st.integers(1, 160),
 )
-def test_a_shared_beginning_equals_a_copy_in_each_document(ours: Ours, shared: int, own: list[int], window: int | None) -> None:
+def test_a_shared_prefix_equals_a_copy_in_each_document(ours: Tiled, shared: int, own: list[int], window: int | None) -> None:
     lengths = [shared + each for each in sorted(own, reverse=True)]
     qkv, incoming = ours.tensors(shared + sum(own), seed=shared)
     documents = Documents(tuple(lengths), shared)
@@ -126,14 +125,14 @@ def test_a_shared_beginning_equals_a_copy_in_each_document(ours: Ours, shared: i
 
 @pytest.mark.parametrize("window", [None, 1, 64, 300, 700], ids=str)
 @pytest.mark.parametrize(("lengths", "shared"), [([513, 512, 511], 0), ([1200, 40], 0), ([1100, 700], 600), ([560], 40)], ids=str)
-def test_keys_in_several_segments_add_up(ours: Ours, lengths: list[int], shared: int, window: int | None) -> None:
+def test_gradients_of_several_key_segments_add_up(ours: Tiled, lengths: list[int], shared: int, window: int | None) -> None:
     qkv, incoming = ours.tensors(sum(lengths) - shared * (len(lengths) - 1), heads=(2, 1))
     documents = Documents(tuple(lengths), shared)
     ours.assert_close(ours.tiled(qkv, incoming, documents, window), expected(qkv, incoming, lengths, window, shared))
 
 
-def test_a_very_long_document_has_longer_segments(ours: Ours) -> None:
-    """At most sixteen, or the parts of the queries' gradient would grow with the square of the length; beside torch's kernel in float64."""
+def test_a_very_long_document_has_longer_segments(ours: Tiled) -> None:
+    """At most sixteen segments, because the partial gradients of queries would otherwise grow with the square of the length."""
     qkv, incoming = ours.tensors(8300, heads=(1, 1), size=16)
     exact = [x.detach().double().requires_grad_() for x in qkv]
     documents = Documents((8300,))
@@ -144,7 +143,7 @@ def test_a_very_long_document_has_longer_segments(ours: Ours) -> None:
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize(("lengths", "shared"), [([1300], 0), ([130, 120, 16, 15, 1], 0), ([640, 630, 600], 550)], ids=str)
-def test_the_number_of_threads_changes_no_bit(ours: Ours, lengths: list[int], shared: int) -> None:
+def test_the_number_of_threads_changes_no_bit(ours: Tiled, lengths: list[int], shared: int) -> None:
     qkv, incoming = ours.tensors(sum(lengths) - shared * (len(lengths) - 1), heads=(6, 2))
     documents = Documents(tuple(lengths), shared)
     results = []
@@ -155,8 +154,8 @@ def test_the_number_of_threads_changes_no_bit(ours: Ours, lengths: list[int], sh
         assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
 
 
-def test_it_is_no_further_from_float64_than_blocks_are(ours: Ours) -> None:
-    """In bfloat16 it is closer; in float32 both are exact to less than 1e-6 (measured: 6e-7 and 4e-7)."""
+def test_it_is_at_least_as_exact_as_blocks(ours: Tiled) -> None:
+    """In bfloat16 it is more exact; in float32 both are exact to less than 1e-6 (measured: 6e-7 and 4e-7)."""
     most = 1.0 if ours.dtype == torch.bfloat16 else 2.0
     lengths = [400, 130]
     qkv, incoming = ours.tensors(sum(lengths), size=64)
@@ -167,7 +166,7 @@ def test_it_is_no_further_from_float64_than_blocks_are(ours: Ours) -> None:
         assert (mine.double() - right).norm() < most * (theirs.double() - right).norm()
 
 
-def test_scores_of_any_size_and_sign_are_weighed(ours: Ours) -> None:
+def test_scores_of_any_size_and_sign_are_supported(ours: Tiled) -> None:
     qkv, incoming = ours.tensors(200)
     for factor in (0.0, 100.0, -100.0):
         large = [(qkv[0] * factor).detach().requires_grad_(), *qkv[1:]]
@@ -176,19 +175,19 @@ def test_scores_of_any_size_and_sign_are_weighed(ours: Ours) -> None:
         assert all(each.isfinite().all() for each in found)
 
 
-def test_rows_of_the_inputs_may_lie_apart(ours: Ours) -> None:
+def test_inputs_may_be_strided(ours: Tiled) -> None:
     qkv, incoming = ours.tensors(90)
     documents = Documents((60, 30))
     joined = torch.cat([x.detach().flatten(1) for x in qkv], 1)
     apart = [part.view(90, -1, 32).requires_grad_() for part in joined.split([128, 64, 64], 1)]
     assert not any(x.is_contiguous() for x in apart)
-    turned = [x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_() for x in qkv]
+    transposed = [x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_() for x in qkv]
     wanted = ours.tiled(qkv, incoming, documents, None)
-    for others in (apart, turned):
+    for others in (apart, transposed):
         assert all(torch.equal(one, two) for one, two in zip(ours.tiled(others, incoming, documents, None), wanted, strict=True))
 
 
-def test_not_a_number_stays_one(ours: Ours) -> None:
+def test_nan_stays_in_its_row_and_head(ours: Tiled) -> None:
     qkv, incoming = ours.tensors(80)
     broken = [qkv[0].detach().clone().requires_grad_(), *qkv[1:]]
     broken[0].data[37, 2, 5] = float("nan")
@@ -197,7 +196,7 @@ def test_not_a_number_stays_one(ours: Ours) -> None:
     assert out[:37].isfinite().all() and out[38:].isfinite().all()
 
 
-def test_a_document_never_feels_its_neighbour(ours: Ours) -> None:
+def test_a_document_does_not_depend_on_its_neighbours(ours: Tiled) -> None:
     lengths, (qkv, incoming) = [70, 33, 140], ours.tensors(243)
     documents = Documents(tuple(lengths))
     others = torch.ones(243, dtype=torch.bool)
@@ -207,7 +206,7 @@ def test_a_document_never_feels_its_neighbour(ours: Ours) -> None:
     assert all(torch.equal(old[others], new[others]) for old, new in zip(before, after, strict=True))
 
 
-def test_what_is_kept_grows_with_tokens_alone(ours: Ours) -> None:
+def test_memory_kept_for_the_backward_pass_grows_linearly(ours: Tiled) -> None:
     kept: list[int] = []
     for length in (200, 400):
         qkv, _ = ours.tensors(length, size=64)
@@ -223,7 +222,7 @@ def test_what_is_kept_grows_with_tokens_alone(ours: Ours) -> None:
     assert kept[1] < 2.01 * kept[0]
 
 
-def test_other_tensors_are_left_to_blocks(ours: Ours) -> None:
+def test_unsupported_tensors_run_in_blocks(ours: Tiled) -> None:
     qkv, incoming = ours.tensors(40, size=24)
     assert not can_tile(qkv[0], qkv[1], qkv[2], ours.kernels)
     wide = [x.detach().double() for x in ours.tensors(40)[0]]
@@ -234,11 +233,11 @@ def test_other_tensors_are_left_to_blocks(ours: Ours) -> None:
 
 
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler here")
-def test_memory_is_planned_for_the_back_end_that_will_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plans_know_whether_tiles_will_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     config = SimpleNamespace(hidden_size=576, num_attention_heads=9)
     narrow = SimpleNamespace(hidden_size=576, num_attention_heads=9, head_dim=24)
     assert will_tile(config, torch.float32)
     assert not will_tile(narrow, torch.float32)
-    assert will_tile(config, torch.bfloat16) == expects_pairs()
+    assert will_tile(config, torch.bfloat16) == expects_bf16_pairs()
     monkeypatch.setenv("LLAMAHOME_CPU_LEVEL", "avx2")
     assert not will_tile(config, torch.bfloat16)

@@ -1,1 +1,1 @@
-"""The back end for processors: C++ passes compiled on the user's machine, and how they are called."""
+"""The back end for processors: C++ kernels compiled on the user's machine, and the code that calls them."""

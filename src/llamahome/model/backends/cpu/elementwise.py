@@ -1,9 +1,9 @@
-"""Norm, gate and rotation of a decoder layer as single passes over memory, with backward passes of their own.
+"""RMS norm, gated activation and rotary embedding of a decoder layer, each one pass over memory, with backward passes of their own.
 
-What is cheap to compute again is not kept: the norm keeps its input and one number per row, the gate its input, the rotation nothing.
-A linear layer that reads a norm or a gate (linears.py) keeps its sources in the place of what it reads, and gets this again from
-the same pass over memory that turns the gradient. All work on the compiled kernels (native.py); a `plain_` twin in PyTorch's words
-says what is meant and is what tests compare with.
+What is cheap to recompute is not kept: the norm keeps its input and one number per row, the gate its input, the rotation nothing. A linear
+layer whose input is a norm or a gate (merged_linear.py) keeps the sources of that input instead, and its backward pass recomputes the input
+in the same pass over memory that computes the gradient. All use the compiled kernels (native.py); the `plain_` functions define the
+operations in PyTorch, and the tests compare both.
 
 Legend: T tokens, D hidden size, F feed-forward size, H query heads, K key heads, E head size.
 """
@@ -19,154 +19,155 @@ from torch import Tensor
 from llamahome.model.backends.cpu.native import Kernels
 
 _CHUNKS = 16
-"""The norm's weight gradient is summed over this many parts of the rows, then over the parts: fixed, so threads do not change the bits."""
+"""The gradient of a norm's weight is summed over this many chunks of rows, then over the chunks. The number is fixed, so that the number of
+threads does not change the bits."""
 GATES = ("silu", "gelu_tanh")
-"""In the order of their numbers in kernels.cpp."""
+"""Activations, in the order of their numbers in kernels.cpp."""
 
 
 @dataclass(frozen=True)
-class Norm:
-    """How a root-mean-square norm is computed."""
+class NormOptions:
+    """The parameters of a root-mean-square norm."""
 
     eps: float
     offset: float
-    """Added to the weight: Gemma stores it less one."""
+    """Added to the weight; Gemma stores the weight minus 1."""
     dtype: torch.dtype | None
-    """Of the result; None is that of the input."""
+    """dtype of the result; None for that of the input."""
 
 
-def plain_norm(x: Tensor, weight_D: Tensor, how: Norm) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * (weight + offset), worked out in float32."""
+def plain_norm(x: Tensor, weight_D: Tensor, options: NormOptions) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * (weight + offset), computed in float32."""
     wide = x.float()
-    normal = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + how.eps)
-    return (normal * (weight_D.float() + how.offset)).to(how.dtype or x.dtype)
+    normalized = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + options.eps)
+    return (normalized * (weight_D.float() + options.offset)).to(options.dtype or x.dtype)
 
 
-def plain_gate(both: Tensor, kind: str) -> Tensor:
-    """gate(a) * b for [..., 2F] = [a, b]."""
-    a, b = both.float().chunk(2, -1)
-    return ((F.silu(a) if kind == "silu" else F.gelu(a, approximate="tanh")) * b).to(both.dtype)
+def plain_gate(gate_up: Tensor, kind: str) -> Tensor:
+    """activation(gate) * up for [..., 2F] = [gate, up]."""
+    gate, up = gate_up.float().chunk(2, -1)
+    return ((F.silu(gate) if kind == "silu" else F.gelu(gate, approximate="tanh")) * up).to(gate_up.dtype)
 
 
 def plain_rotation(x_THE: Tensor, cosine_TE: Tensor, sine_TE: Tensor) -> Tensor:
-    """Rotary positions as in Llama: pairs (i, i + E/2) turned by their token's angles."""
+    """Rotary embedding as in Llama: rotates the pairs (i, i + E/2) by the angles of their token."""
     a, b = x_THE.float().chunk(2, -1)
-    turned = x_THE.float() * cosine_TE[:, None].float() + torch.cat([-b, a], -1) * sine_TE[:, None].float()
-    return turned.to(x_THE.dtype)
+    rotated = x_THE.float() * cosine_TE[:, None].float() + torch.cat([-b, a], -1) * sine_TE[:, None].float()
+    return rotated.to(x_THE.dtype)
 
 
 @dataclass(frozen=True)
-class AsItIs:
-    """A product reads what is kept."""
+class Identity:
+    """The input of a product is its source."""
 
-    def read(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """What the product reads, and what is to be kept besides the sources."""
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The input of the product, and tensors to keep beside the sources."""
         return x, ()
 
-    def back(
-        self, grad: Tensor | None, x: Tensor, *, wanted: Sequence[bool], again: bool
+    def backward(
+        self, grad: Tensor | None, x: Tensor, *, needs_grad: Sequence[bool], recompute: bool
     ) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
-        """What was read, when it is needed `again`, and the gradients of the sources."""
+        """The input of the product, if `recompute`, and the gradients of the sources."""
         return x, (grad,)
 
 
 @dataclass(frozen=True)
-class Normed:
-    """A product reads the norm of what is kept, [T, D] and a weight [D]."""
+class RmsNorm:
+    """The input of a product is the norm of x [T, D] with a weight [D]."""
 
-    how: Norm
+    options: NormOptions
     kernels: Kernels
 
-    def read(self, x: Tensor, weight_D: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """What the product reads, and one number per row to be kept."""
+    def forward(self, x: Tensor, weight_D: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The norm, and one number per row to keep."""
         size = x.shape[-1]
-        weight = weight_D.float() + self.how.offset
-        out = torch.empty_like(x, dtype=self.how.dtype or x.dtype)
+        weight = weight_D.float() + self.options.offset
+        out = torch.empty_like(x, dtype=self.options.dtype or x.dtype)
         inverse = torch.empty(x.numel() // size, dtype=torch.float32)
-        self.kernels("norm_forward", (x.dtype, out.dtype), x, weight, out, inverse, inverse.numel(), size, self.how.eps)
+        self.kernels("norm_forward", (x.dtype, out.dtype), x, weight, out, inverse, inverse.numel(), size, self.options.eps)
         return out, (inverse,)
 
-    def back(
-        self, grad: Tensor | None, x: Tensor, weight_D: Tensor, inverse: Tensor, *, wanted: Sequence[bool], again: bool
+    def backward(
+        self, grad: Tensor | None, x: Tensor, weight_D: Tensor, inverse: Tensor, *, needs_grad: Sequence[bool], recompute: bool
     ) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
-        """What was read, when it is needed `again`, and the gradients of x and of the weight."""
+        """The norm, if `recompute`, and the gradients of x and of the weight."""
         if grad is None:
-            return self.read(x, weight_D)[0] if again else None, (None, None)
+            return self.forward(x, weight_D)[0] if recompute else None, (None, None)
         grad, size = grad.contiguous(), x.shape[-1]
-        weight = weight_D.float() + self.how.offset
-        grad_x = torch.empty_like(x) if wanted[0] else None
-        partial = torch.zeros(_CHUNKS, size, dtype=torch.float32) if wanted[1] else None
-        out = torch.empty_like(grad) if again else None
+        weight = weight_D.float() + self.options.offset
+        grad_x = torch.empty_like(x) if needs_grad[0] else None
+        partial = torch.zeros(_CHUNKS, size, dtype=torch.float32) if needs_grad[1] else None
+        out = torch.empty_like(grad) if recompute else None
         chunks = _CHUNKS if partial is not None else inverse.numel()
-        types = (x.dtype, grad.dtype)
-        self.kernels("norm_backward", types, grad, x, weight, inverse, grad_x, partial, out, chunks, inverse.numel(), size)
+        dtypes = (x.dtype, grad.dtype)
+        self.kernels("norm_backward", dtypes, grad, x, weight, inverse, grad_x, partial, out, chunks, inverse.numel(), size)
         return out, (grad_x, None if partial is None else partial.sum(0).to(weight_D.dtype))
 
 
 @dataclass(frozen=True)
-class Gated:
-    """A product reads the gated [T, F] of what is kept, [T, 2F].
+class GatedActivation:
+    """The input of a product is activation(gate) * up [T, F] of [gate, up] [T, 2F].
 
-    What is made again takes the place of the gradient that comes in, and the gradient that of what was kept: memory that is read anyway
-    costs nothing to write.
+    The backward pass writes the recomputed input over the incoming gradient, and the outgoing gradient over the source, because memory that
+    was just read is cheap to write.
     """
 
     kind: str
     kernels: Kernels
 
-    def read(self, both: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """What the product reads; nothing is kept besides."""
-        size = both.shape[-1] // 2
-        out = both.new_empty(*both.shape[:-1], size)
-        self.kernels("gated_forward", (both.dtype,), both, out, out.numel() // size, size, GATES.index(self.kind))
+    def forward(self, gate_up: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The gated activation; nothing to keep beside the source."""
+        size = gate_up.shape[-1] // 2
+        out = gate_up.new_empty(*gate_up.shape[:-1], size)
+        self.kernels("gated_forward", (gate_up.dtype,), gate_up, out, out.numel() // size, size, GATES.index(self.kind))
         return out, ()
 
-    def back(
-        self, grad: Tensor | None, both: Tensor, *, wanted: Sequence[bool], again: bool
+    def backward(
+        self, grad: Tensor | None, gate_up: Tensor, *, needs_grad: Sequence[bool], recompute: bool
     ) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
-        """What was read, when it is needed `again`, and the gradient of both halves."""
+        """The gated activation, if `recompute`, and the gradient of the source."""
         if grad is None:
-            return self.read(both)[0] if again else None, (None,)
-        grad, size = grad.contiguous(), both.shape[-1] // 2
-        grad_both, out = (both, grad) if again else (torch.empty_like(both), None)
+            return self.forward(gate_up)[0] if recompute else None, (None,)
+        grad, size = grad.contiguous(), gate_up.shape[-1] // 2
+        grad_gate_up, out = (gate_up, grad) if recompute else (torch.empty_like(gate_up), None)
         sizes = grad.numel() // size, size, GATES.index(self.kind)
-        self.kernels("gated_backward", (both.dtype,), grad, both, grad_both, out, *sizes)
-        return out, (grad_both,)
+        self.kernels("gated_backward", (gate_up.dtype,), grad, gate_up, grad_gate_up, out, *sizes)
+        return out, (grad_gate_up,)
 
 
-Reading = AsItIs | Normed | Gated
-"""How what a product reads is made of its sources, which are kept for the backward pass in its place."""
+InputTransform = Identity | RmsNorm | GatedActivation
+"""Computes the input of a product from its sources. The backward pass keeps the sources instead of the input."""
 
 
-class _Read(torch.autograd.Function):
-    """What would be read, by itself."""
+class _Transform(torch.autograd.Function):
+    """An input transform by itself, without a product."""
 
     @staticmethod
-    def forward(ctx: Any, reading: Reading, *sources: Tensor) -> Tensor:
+    def forward(ctx: Any, transform: InputTransform, *sources: Tensor) -> Tensor:
         sources = tuple(source.contiguous() for source in sources)
-        out, kept = reading.read(*sources)
+        out, kept = transform.forward(*sources)
         ctx.save_for_backward(*sources, *kept)
-        ctx.reading = reading
+        ctx.transform = transform
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        _, found = ctx.reading.back(gradients[0], *ctx.saved_tensors, wanted=ctx.needs_input_grad[1:], again=False)
-        return None, *found
+        _, grads = ctx.transform.backward(gradients[0], *ctx.saved_tensors, needs_grad=ctx.needs_input_grad[1:], recompute=False)
+        return None, *grads
 
 
 class _Rotation(torch.autograd.Function):
-    """From the columns [q | k | v] of one product to q [T, H, E] and k [T, K, E], turned, and v [T, K, E]; and all three gradients back."""
+    """Splits columns [q | k | v] into heads: rotated q [T, H, E] and k [T, K, E], and v [T, K, E]."""
 
     @staticmethod
     def forward(
-        ctx: Any, all_TO: Tensor, cosine_TE: Tensor, sine_TE: Tensor, heads: tuple[int, int], kernels: Kernels
+        ctx: Any, qkv_TO: Tensor, cosine_TE: Tensor, sine_TE: Tensor, heads: tuple[int, int], kernels: Kernels
     ) -> tuple[Tensor, Tensor, Tensor]:
         tokens, size = cosine_TE.shape
-        q, k, v = (all_TO.new_empty(tokens, count, size) for count in (heads[0], heads[1], heads[1]))
-        types, angles = (all_TO.dtype, cosine_TE.dtype), (cosine_TE, sine_TE)
-        kernels("rotate", types, all_TO, q, k, v, *angles, tokens, *heads, size, 0)
-        ctx.save_for_backward(*angles)  # all layers share them
+        q, k, v = (qkv_TO.new_empty(tokens, count, size) for count in (heads[0], heads[1], heads[1]))
+        dtypes, angles = (qkv_TO.dtype, cosine_TE.dtype), (cosine_TE, sine_TE)
+        kernels("rotate", dtypes, qkv_TO, q, k, v, *angles, tokens, *heads, size, 0)
+        ctx.save_for_backward(*angles)  # shared by all layers
         ctx.heads, ctx.kernels = heads, kernels
         return q, k, v
 
@@ -180,23 +181,23 @@ class _Rotation(torch.autograd.Function):
         return grad, None, None, None, None
 
 
-def norm(x: Tensor, weight_D: Tensor, how: Norm, kernels: Kernels) -> Tensor:
-    """`plain_norm` in one pass; x [..., D]."""
-    result: Tensor = _Read.apply(Normed(how, kernels), x, weight_D)  # type: ignore[no-untyped-call]
+def rms_norm(x: Tensor, weight_D: Tensor, options: NormOptions, kernels: Kernels) -> Tensor:
+    """`plain_norm` by kernels; x [..., D]."""
+    result: Tensor = _Transform.apply(RmsNorm(options, kernels), x, weight_D)  # type: ignore[no-untyped-call]
     return result
 
 
-def gated(both: Tensor, kind: str, kernels: Kernels) -> Tensor:
-    """`plain_gate` in one pass; both [..., 2F] -> [..., F]."""
-    result: Tensor = _Read.apply(Gated(kind, kernels), both)  # type: ignore[no-untyped-call]
+def gated_activation(gate_up: Tensor, kind: str, kernels: Kernels) -> Tensor:
+    """`plain_gate` by kernels; [..., 2F] -> [..., F]."""
+    result: Tensor = _Transform.apply(GatedActivation(kind, kernels), gate_up)  # type: ignore[no-untyped-call]
     return result
 
 
-def rotated(
-    all_TO: Tensor, cosine_TE: Tensor, sine_TE: Tensor, *, heads: tuple[int, int], kernels: Kernels
+def rotate_heads(
+    qkv_TO: Tensor, cosine_TE: Tensor, sine_TE: Tensor, *, heads: tuple[int, int], kernels: Kernels
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Split [q | k | v] columns into heads and apply `plain_rotation` to q and k; `heads` of queries and keys."""
-    known = cosine_TE.dtype in (torch.float32, all_TO.dtype)
-    cosine_TE, sine_TE = ((angle if known else angle.float()).contiguous() for angle in (cosine_TE, sine_TE))
-    result: tuple[Tensor, Tensor, Tensor] = _Rotation.apply(all_TO.contiguous(), cosine_TE, sine_TE, heads, kernels)  # type: ignore[no-untyped-call]
+    """Split columns [q | k | v] into heads and apply `plain_rotation` to q and k; `heads` is the number of query and key heads."""
+    supported = cosine_TE.dtype in (torch.float32, qkv_TO.dtype)
+    cosine_TE, sine_TE = ((angle if supported else angle.float()).contiguous() for angle in (cosine_TE, sine_TE))
+    result: tuple[Tensor, Tensor, Tensor] = _Rotation.apply(qkv_TO.contiguous(), cosine_TE, sine_TE, heads, kernels)  # type: ignore[no-untyped-call]
     return result

@@ -1,8 +1,8 @@
-"""Replace parts of a loaded decoder by passes of our own where they are proved equal: norms, gated feed-forward, attention's projections.
+"""Replaces parts of a loaded decoder by kernels where they are proved equal: norms, gated feed-forward blocks and attention projections.
 
-A part is replaced when its class computes, statement by statement, what Llama's does (norms: when its values do), and the whole model
-is then compared with itself on a few tokens; where they differ everything is put back. Anything else in the model runs as it is.
-Replacing sets `forward` on the module, so names, weights and what is saved stay the same. Equality of values and gradients:
+A part is replaced if its class has the same bytecode as Llama's (for norms: the same values). Afterwards the whole model is compared with
+its original output for a few tokens, and all parts are restored if they differ. Everything else in the model runs unchanged. A replacement
+sets `forward` on the module, so names, weights and saved files stay the same. Equality of values and gradients:
 tests/model/backends/cpu/test_fuse.py.
 """
 
@@ -19,20 +19,29 @@ from transformers import PreTrainedModel
 from transformers.models.llama import modeling_llama
 
 from llamahome.model.attention import ATTENTION_NAME
-from llamahome.model.backends.backend import Backend, Pass, Scoring
-from llamahome.model.backends.cpu.elementwise import GATES, Gated, Norm, Normed, norm, plain_gate, plain_norm, rotated
-from llamahome.model.backends.cpu.linears import Fan, can_fan, fan_shape
+from llamahome.model.backends.backend import Backend, Documents, Pass, Scoring
+from llamahome.model.backends.cpu.autotune import ProductShape, Speedups, autotune
+from llamahome.model.backends.cpu.elementwise import (
+    GATES,
+    GatedActivation,
+    NormOptions,
+    RmsNorm,
+    plain_gate,
+    plain_norm,
+    rms_norm,
+    rotate_heads,
+)
+from llamahome.model.backends.cpu.merged_linear import MergedLinear, can_merge, merged_shape
 from llamahome.model.backends.cpu.native import Kernels
-from llamahome.model.backends.cpu.race import Shape, Speeds, race
-from llamahome.model.backends.documents import Documents
-from llamahome.model.decoder import decoder_of
 from llamahome.model.objective import hidden_states
+from llamahome.model.packing import decoder_of
 from llamahome.model.precision import Precision
 
-_SAME = 1e-5
-"""Relative distance in float32 at which two ways to compute the same are the same."""
-_SAME_MODEL = {torch.float32: 1e-4, torch.bfloat16: 0.3}
-"""The same after all layers, in the type of the products; measured on the starter: 2e-6 and 0.13, rounding grows over 30 layers."""
+_TOLERANCE = 1e-5
+"""Relative distance in float32 up to which two functions are the same."""
+_MODEL_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.3}
+"""The same for the output of the model, by dtype of the products; measured on the starter: 2e-6 and 0.13, as rounding grows over 30
+layers."""
 _WINDOWS: dict[str, Callable[[Any], int | None]] = {
     "LlamaAttention": lambda module: None,
     "GemmaAttention": lambda module: None,
@@ -40,54 +49,57 @@ _WINDOWS: dict[str, Callable[[Any], int | None]] = {
     "MistralAttention": lambda module: getattr(module.config, "sliding_window", None),
     "Qwen2Attention": lambda module: module.sliding_window,
 }
-"""Attention classes that are Llama's but for the window that they pass on."""
-_HALVES = {"self_attn": "input_layernorm", "mlp": "post_attention_layernorm"}
-"""The parts of a layer of Llama's form and the norms before them."""
+"""Attention classes that equal Llama's but for their window."""
+_NORM_NAMES = {"self_attn": "input_layernorm", "mlp": "post_attention_layernorm"}
+"""The blocks of a Llama layer and the norms before them."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Before:
-    """The norm in front of a part, for the part to make."""
+class FusedNorm:
+    """The norm before a block, which the block's merged linear layer computes."""
 
-    norm: Any
-    reading: Normed
+    module: Any
+    transform: RmsNorm
 
 
 @dataclasses.dataclass(frozen=True)
-class _Maker:
-    """Makes fans whose products were raced; without `speeds` ours are taken wherever they are there."""
+class _Merger:
+    """Merges linear layers; without `speedups` it does not autotune, and the kernels are used wherever they can be."""
 
     kernels: Kernels
     precision: Precision
     tokens: int
-    speeds: dict[Shape, Speeds] | None
+    speedups: dict[ProductShape, Speedups] | None
 
-    def fan(self, *layers: nn.Module) -> Fan:
-        shape = fan_shape(layers, tokens=self.tokens, compute=self.precision.compute)
-        if self.speeds is not None and shape not in self.speeds:
-            self.speeds.update(race([shape], self.kernels))
-        return Fan(layers, compute=self.precision.compute, kernels=self.kernels, speeds=(self.speeds or {}).get(shape))
+    def merge(self, *layers: nn.Module) -> MergedLinear:
+        shape = merged_shape(layers, tokens=self.tokens, compute=self.precision.compute)
+        if self.speedups is not None and shape not in self.speedups:
+            self.speedups.update(autotune([shape], self.kernels))
+        return MergedLinear(layers, compute=self.precision.compute, kernels=self.kernels, speedups=(self.speedups or {}).get(shape))
+
+    def can_merge(self, *layers: nn.Module) -> bool:
+        return can_merge(layers, autocast=self.precision.autocast)
 
 
-def fuse(model: PreTrainedModel, backend: Backend, *, kernels: Kernels, speeds: dict[Shape, Speeds] | None = None) -> int:
-    """Replace what can be replaced in `model`, in place; returns how many parts. Call it after adapters have been added.
+def fuse(model: PreTrainedModel, backend: Backend, *, kernels: Kernels, speedups: dict[ProductShape, Speedups] | None = None) -> int:
+    """Replace all supported parts of `model` in place and return their number. Call it after adapters have been added.
 
-    `speeds` are filled with what the products of each shape were raced to.
+    Adds the measured speed-up of each product's shape to `speedups`.
     """
     precision, before = backend.precision, _probe(model, backend)
-    parts = list(decoder_of(model).modules())
-    make = _Maker(kernels, precision, backend.micro_batch_tokens, speeds)
-    replaced = [module for module in parts if _replace(module, make)]
-    replaced += [module for module in parts if _replace_layer(module, kernels, precision)]
+    modules = list(decoder_of(model).modules())
+    merger = _Merger(kernels, precision, backend.micro_batch_tokens, speedups)
+    replaced = [module for module in modules if _replace(module, merger)]
+    replaced += [module for module in modules if _replace_layer(module, kernels, precision)]
     after = _probe(model, backend)
-    if not (after - before).norm() <= _SAME_MODEL[precision.compute] * before.norm():
+    if not (after - before).norm() <= _MODEL_TOLERANCE[precision.compute] * before.norm():
         unfuse(model)
         return 0
     return len(replaced)
 
 
 def unfuse(model: nn.Module) -> None:
-    """Give every part its own forward back."""
+    """Restore the original forward of every part."""
     for module in model.modules():
         module.__dict__.pop("forward", None)
 
@@ -100,62 +112,57 @@ def _probe(model: PreTrainedModel, backend: Backend) -> Tensor:
     return hidden_states(model, Pass(tokens, positions, tokens, Documents((7, 4))), backend).float()
 
 
-def keeps_little(model: PreTrainedModel) -> bool:
-    """Whether the layers of `model` have the form whose norms and gates are made again instead of kept, once they are replaced."""
-    layer = next((each for each in decoder_of(model).modules() if _has_form(each)), None)
-    return layer is not None and _is_attention(layer.self_attn) and _gate_of(layer.mlp) is not None
+def recomputes_activations(model: PreTrainedModel) -> bool:
+    """Whether `fuse` will replace the layers of `model`, so that norms and gates are recomputed in the backward pass instead of kept."""
+    layer = next((module for module in decoder_of(model).modules() if _is_llama_layer(module)), None)
+    return layer is not None and _is_llama_attention(layer.self_attn) and _gate_of(layer.mlp) is not None
 
 
-def _replace(module: Any, make: _Maker) -> bool:
-    kernels, precision = make.kernels, make.precision
-    if (how := _norm_of(module)) is not None:
-        module.forward = functools.partial(_norm_forward, module, how, kernels)
-    elif (kind := _gate_of(module)) is not None and _can(precision, [module.gate_proj, module.up_proj], [module.down_proj]):
-        inner = make.fan(module.gate_proj, module.up_proj)
-        outer = make.fan(module.down_proj)
-        module.forward = functools.partial(_feed_forward, module, (inner, outer), kind, kernels)
-    elif _is_attention(module) and _can(precision, [module.q_proj, module.k_proj, module.v_proj], [module.o_proj]):
-        inner = make.fan(module.q_proj, module.k_proj, module.v_proj)
-        outer = make.fan(module.o_proj)
-        module.forward = functools.partial(_attention_forward, module, (inner, outer), kernels)
+def _replace(module: Any, merger: _Merger) -> bool:
+    kernels = merger.kernels
+    if (options := _norm_options(module)) is not None:
+        module.forward = functools.partial(_norm_forward, module, options, kernels)
+    elif (
+        (gate := _gate_of(module)) is not None and merger.can_merge(module.gate_proj, module.up_proj) and merger.can_merge(module.down_proj)
+    ):
+        linears = merger.merge(module.gate_proj, module.up_proj), merger.merge(module.down_proj)
+        module.forward = functools.partial(_feed_forward, module, linears, gate, kernels)
+    elif _is_llama_attention(module) and merger.can_merge(module.q_proj, module.k_proj, module.v_proj) and merger.can_merge(module.o_proj):
+        linears = merger.merge(module.q_proj, module.k_proj, module.v_proj), merger.merge(module.o_proj)
+        module.forward = functools.partial(_attention_forward, module, linears, kernels)
     else:
         return False
     return True
 
 
 def _replace_layer(module: Any, kernels: Kernels, precision: Precision) -> bool:
-    """Let the replaced parts of a layer of Llama's form make the norms of what they read themselves, so that these are not kept."""
-    if not _has_form(module):
+    """Let the replaced blocks of a Llama layer compute the norms before them, so that the norms are not kept."""
+    if not _is_llama_layer(module):
         return False
-    norms: dict[str, Before] = {}
-    for part, name in _HALVES.items():
-        made = getattr(module, name)
-        own = vars(made).get("forward")
-        if "forward" in vars(getattr(module, part)) and isinstance(own, functools.partial) and own.func is _norm_forward:
-            norms[part] = Before(made, Normed(dataclasses.replace(own.args[1], dtype=precision.compute), kernels))
+    norms: dict[str, FusedNorm] = {}
+    for block, norm_name in _NORM_NAMES.items():
+        norm = getattr(module, norm_name)
+        forward = vars(norm).get("forward")
+        if "forward" in vars(getattr(module, block)) and isinstance(forward, functools.partial) and forward.func is _norm_forward:
+            norms[block] = FusedNorm(norm, RmsNorm(dataclasses.replace(forward.args[1], dtype=precision.compute), kernels))
     if norms:
         module.forward = functools.partial(_layer_forward, module, norms)
     return bool(norms)
 
 
-def _can(precision: Precision, *fans: list[nn.Module]) -> bool:
-    return all(can_fan(layers, autocast=precision.autocast) for layers in fans)
-
-
-def _same_code(function: Any, other: Any) -> bool:
-    """Two functions consist of the same instructions on the same names."""
+def _same_bytecode(function: Any, other: Any) -> bool:
+    """Whether two functions have the same instructions and names."""
     first, second = (getattr(each, "__wrapped__", each).__code__ for each in (function, other))
     return (first.co_code, first.co_names, first.co_varnames) == (second.co_code, second.co_names, second.co_varnames)
 
 
-def _has_form(module: Any) -> bool:
-    """A layer of Llama's form."""
-    parts = all(isinstance(getattr(module, name, None), nn.Module) for name in (*_HALVES, *_HALVES.values()))
-    return parts and _same_code(type(module).forward, modeling_llama.LlamaDecoderLayer.forward)
+def _is_llama_layer(module: Any) -> bool:
+    has_parts = all(isinstance(getattr(module, name, None), nn.Module) for name in (*_NORM_NAMES, *_NORM_NAMES.values()))
+    return has_parts and _same_bytecode(type(module).forward, modeling_llama.LlamaDecoderLayer.forward)
 
 
-def _norm_of(module: Any) -> Norm | None:
-    """How `module` normalizes, judged by what it does with random numbers; None when it is no such norm."""
+def _norm_options(module: Any) -> NormOptions | None:
+    """The parameters of an RMS norm, found by comparing its output for random numbers; None for other modules."""
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     weight = getattr(module, "weight", None)
     if (
@@ -166,91 +173,93 @@ def _norm_of(module: Any) -> Norm | None:
         or list(module.children())
     ):
         return None
-    twin, random = copy.deepcopy(module).float().cpu(), torch.Generator().manual_seed(0)
-    twin.weight.data = torch.randn(weight.shape, generator=random)
-    x = torch.randn(3, weight.shape[0], generator=random)
+    twin, generator = copy.deepcopy(module).float().cpu(), torch.Generator().manual_seed(0)
+    twin.weight.data = torch.randn(weight.shape, generator=generator)
+    x = torch.randn(3, weight.shape[0], generator=generator)
     with torch.no_grad():
-        wanted = twin(x)
-        for how in (Norm(eps, 0.0, None), Norm(eps, 1.0, None)):
-            if (plain_norm(x, twin.weight, how) - wanted).norm() <= _SAME * wanted.norm():
-                return how
+        expected = twin(x)
+        for options in (NormOptions(eps, 0.0, None), NormOptions(eps, 1.0, None)):
+            if (plain_norm(x, twin.weight, options) - expected).norm() <= _TOLERANCE * expected.norm():
+                return options
     return None
 
 
 def _gate_of(module: Any) -> str | None:
-    """Which gate a feed-forward block of Llama's form has; None when it has another form or gate."""
+    """The activation of a feed-forward block of Llama's form; None for another form or activation."""
     if not all(isinstance(getattr(module, name, None), nn.Module) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
         return None
-    if not _same_code(type(module).forward, modeling_llama.LlamaMLP.forward):
+    if not _same_bytecode(type(module).forward, modeling_llama.LlamaMLP.forward):
         return None
     x = torch.linspace(-6, 6, 97)
-    both = torch.cat([x, torch.ones_like(x)])
-    wanted = module.act_fn(x)
-    return next((kind for kind in GATES if (plain_gate(both, kind) - wanted).norm() <= _SAME * wanted.norm()), None)
+    gate_up = torch.cat([x, torch.ones_like(x)])
+    expected = module.act_fn(x)
+    return next((gate for gate in GATES if (plain_gate(gate_up, gate) - expected).norm() <= _TOLERANCE * expected.norm()), None)
 
 
-def _is_attention(module: Any) -> bool:
-    """Attention as Llama's, with rotary positions as Llama's."""
+def _is_llama_attention(module: Any) -> bool:
+    """Whether attention and its rotary embedding equal Llama's."""
     rotation = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
     if type(module).__name__ not in _WINDOWS or not type(module).__module__.startswith("transformers.models.") or rotation is None:
         return False
-    return _same_code(rotation, modeling_llama.apply_rotary_pos_emb)
+    return _same_bytecode(rotation, modeling_llama.apply_rotary_pos_emb)
 
 
-def _norm_forward(module: Any, how: Norm, kernels: Kernels, x: Tensor) -> Tensor:
+def _norm_forward(module: Any, options: NormOptions, kernels: Kernels, x: Tensor) -> Tensor:
     if module.weight.device.type != "cpu":
         result: Tensor = type(module).forward(module, x)
         return result
-    return norm(x, module.weight, how, kernels)
+    return rms_norm(x, module.weight, options, kernels)
 
 
-def _layer_forward(module: Any, norms: dict[str, Before], hidden_states: Tensor, **options: Any) -> Tensor:
-    def part(name: str, x: Tensor, **more: Any) -> Any:
-        if name in norms:
-            return getattr(module, name)(x, before=norms[name], **more)
-        return getattr(module, name)(getattr(module, _HALVES[name])(x), **more)
+def _layer_forward(module: Any, norms: dict[str, FusedNorm], hidden_states: Tensor, **options: Any) -> Tensor:
+    def run(block: str, x: Tensor, **options: Any) -> Any:
+        if block in norms:
+            return getattr(module, block)(x, norm=norms[block], **options)
+        return getattr(module, block)(getattr(module, _NORM_NAMES[block])(x), **options)
 
-    attended, _ = part("self_attn", hidden_states, **options)
-    between: Tensor = hidden_states + attended
-    result: Tensor = between + part("mlp", between)
+    attended, _ = run("self_attn", hidden_states, **options)
+    residual: Tensor = hidden_states + attended
+    result: Tensor = residual + run("mlp", residual)
     return result
 
 
-def _feed_forward(module: Any, fans: tuple[Fan, Fan], kind: str, kernels: Kernels, x: Tensor, *, before: Before | None = None) -> Tensor:
-    inner, outer = fans
-    if not (inner.usable and outer.usable):
-        result: Tensor = type(module).forward(module, before.norm(x) if before else x)
+def _feed_forward(
+    module: Any, linears: tuple[MergedLinear, MergedLinear], gate: str, kernels: Kernels, x: Tensor, *, norm: FusedNorm | None = None
+) -> Tensor:
+    gate_up, down = linears
+    if not (gate_up.usable and down.usable):
+        result: Tensor = type(module).forward(module, norm.module(x) if norm else x)
         return result
-    return outer(_through(inner, before, x), reading=Gated(kind, kernels))
+    return down(_normed_product(gate_up, norm, x), transform=GatedActivation(gate, kernels))
 
 
-def _through(fan: Fan, before: Before | None, x: Tensor) -> Tensor:
-    return fan(x, before.norm.weight, reading=before.reading) if before else fan(x)
+def _normed_product(linear: MergedLinear, norm: FusedNorm | None, x: Tensor) -> Tensor:
+    return linear(x, norm.module.weight, transform=norm.transform) if norm else linear(x)
 
 
 def _attention_forward(
     module: Any,
-    fans: tuple[Fan, Fan],
+    linears: tuple[MergedLinear, MergedLinear],
     kernels: Kernels,
     hidden_states: Tensor,
     position_embeddings: Any = None,
     past_key_values: Any = None,
     *,
-    before: Before | None = None,
+    norm: FusedNorm | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    inner, outer = fans
-    foreign = past_key_values is not None or module.config._attn_implementation != ATTENTION_NAME or hidden_states.shape[0] != 1
-    if foreign or not (inner.usable and outer.usable):
-        x = before.norm(hidden_states) if before else hidden_states
+    qkv, output = linears
+    unsupported = past_key_values is not None or module.config._attn_implementation != ATTENTION_NAME or hidden_states.shape[0] != 1
+    if unsupported or not (qkv.usable and output.usable):
+        x = norm.module(hidden_states) if norm else hidden_states
         result: tuple[Tensor, None] = type(module).forward(module, x, position_embeddings, past_key_values=past_key_values, **options)
         return result
     cosine_TE, sine_TE = (angle[0] for angle in position_embeddings)
-    all_TO = _through(inner, before, hidden_states)[0]
+    qkv_TO = _normed_product(qkv, norm, hidden_states)[0]
     size = module.head_dim
     heads = module.q_proj.out_features // size, module.k_proj.out_features // size
-    q, k, v = rotated(all_TO, cosine_TE, sine_TE, heads=heads, kernels=kernels)
+    q, k, v = rotate_heads(qkv_TO, cosine_TE, sine_TE, heads=heads, kernels=kernels)
     dropout = module.attention_dropout if module.training else 0.0
     scoring = Scoring(scale=module.scaling, window=_WINDOWS[type(module).__name__](module), dropout=dropout)
     out = options["attend"](q, k, v, options["documents"], scoring)
-    return outer(out.reshape(1, out.shape[0], -1)), None
+    return output(out.reshape(1, out.shape[0], -1)), None

@@ -1,35 +1,35 @@
-"""The tiles of the loss head by compiled passes: logits become their gradient where they lie."""
+"""The tiles of the loss head by compiled kernels, which replace logits by their gradient in place."""
 
 import torch
 from torch import Tensor
 
+from llamahome.model.backends.cpu.autotune import ProductDispatch, Speedups
 from llamahome.model.backends.cpu.native import Kernels
-from llamahome.model.backends.cpu.products import Stack, multiplies, outer_product, product
-from llamahome.model.backends.cpu.race import Multipliers, Speeds
+from llamahome.model.backends.cpu.products import Stack, can_multiply, outer_product, product
 from llamahome.model.backends.loss import TILE_LOGITS, Head, PlainTiles, tile_rows
 
-_LOW_TILE_LOGITS = 4 * TILE_LOGITS
-"""bfloat16 all the way, 50 MB: more rows share the reading and packing of the head's weights, which takes longer than the cache saves."""
+_BF16_TILE_LOGITS = 4 * TILE_LOGITS
+"""50 MB in bfloat16. Reading and packing the head's weights for fewer, larger tiles saves more time than a tile that fits the cache."""
 
 
 class CompiledTiles(PlainTiles):
-    """The work on one tile after the other; a head that scales or caps its logits takes its losses from plain torch."""
+    """Computes tiles by kernels; the loss of a head that scales or caps its logits is computed in plain torch."""
 
-    def __init__(self, matrix_VD: Tensor, head: Head, kernels: Kernels, speeds: Speeds | None = None) -> None:
-        """`speeds` say who multiplies; without them our products do, where they can."""
+    def __init__(self, matrix_VD: Tensor, head: Head, kernels: Kernels, speedups: Speedups | None = None) -> None:
+        """`speedups` decide between the kernels and torch for each product; without them the kernels are used if they can be."""
         super().__init__(matrix_VD, head)
         self._kernels, self._stack = kernels, Stack([matrix_VD])
-        self._by = Multipliers.of(kernels if multiplies(kernels, [matrix_VD]) else None, speeds)
+        self._dispatch = ProductDispatch.of(kernels if can_multiply(kernels, [matrix_VD]) else None, speedups)
         self._in_place = head.scale == 1.0 and head.softcap is None
 
     def rows(self, count: int) -> int:
-        """Of a tile, when there are `count` in all."""
+        """Rows per tile for `count` rows in total."""
         low = self._in_place and self.matrix_VD.dtype == torch.bfloat16
-        return tile_rows(count, self.matrix_VD.shape[0], _LOW_TILE_LOGITS if low else TILE_LOGITS)
+        return tile_rows(count, self.matrix_VD.shape[0], _BF16_TILE_LOGITS if low else TILE_LOGITS)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
-        """[R, V], raw, in the type of the products."""
-        return product(hidden_RD, self._stack, turned=True, kernels=self._by.forward, bias=self.bias_V)
+        """[R, V], neither scaled nor capped, in the dtype of the products."""
+        return product(hidden_RD, self._stack, transposed=True, kernels=self._dispatch.forward, bias=self.bias_V)
 
     def loss(self, low_RV: Tensor, labels_R1: Tensor) -> tuple[Tensor, Tensor]:
         """Summed loss of a tile of raw logits and their gradient."""
@@ -41,8 +41,8 @@ class CompiledTiles(PlainTiles):
 
     def hidden_gradient(self, grad_RV: Tensor) -> Tensor:
         """[R, D]."""
-        return product(grad_RV, self._stack, turned=False, kernels=self._by.inputs)
+        return product(grad_RV, self._stack, transposed=False, kernels=self._dispatch.inputs)
 
     def add_weight_gradient(self, grad_RV: Tensor, hidden_RD: Tensor, total_VD: Tensor) -> None:
-        """Add the tile's share to `total`, float32."""
-        outer_product(grad_RV, hidden_RD, kernels=self._by.weights, out=total_VD)
+        """Add the gradient of a tile to `total_VD`, float32."""
+        outer_product(grad_RV, hidden_RD, kernels=self._dispatch.weights, out=total_VD)

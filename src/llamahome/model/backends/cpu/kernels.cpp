@@ -1,14 +1,14 @@
-// Element-wise work of a decoder layer in one pass over memory each; compiled on the user's machine by native.py.
+// Element-wise kernels of a decoder layer, each one pass over memory. native.py compiles them on the user's machine.
 //
-// Rows are independent and every sum runs over one row (or a fixed chunk of rows) in a fixed order, so results are the same bits
-// whatever the number of threads. Numbers travel as float32 or bfloat16 and are worked on as float32; a NaN stays a NaN.
-// The plain PyTorch words for each of these are in elementwise.py and blocks.py; tests hold the two together.
+// Rows are independent, and each sum runs over one row (or a fixed chunk of rows) in a fixed order, so the number of threads does not
+// change a bit. Numbers are stored as float32 or bfloat16 and computed in float32. A NaN stays a NaN. elementwise.py, blocks.py and loss.py
+// hold the same operations in PyTorch, and the tests compare them.
 
-#include "numbers.h"
+#include "simd.h"
 
-static inline float logistic(float x) { return 1.0f / (1.0f + exponential(-x)); }
+static inline float logistic(float x) { return 1.0f / (1.0f + exp_approx(-x)); }
 
-// Value and slope of the two gates: 0 = SiLU, 1 = GELU in its tanh form.
+// Value and derivative of an activation: 0 = SiLU, 1 = GELU in its tanh form.
 static inline void gate(int kind, float x, float *value, float *slope) {
   if (kind == 0) {
     float s = logistic(x);
@@ -16,7 +16,7 @@ static inline void gate(int kind, float x, float *value, float *slope) {
     *slope = s * (1.0f + x * (1.0f - s));
   } else {
     float inner = 0.7978845608f * (x + 0.044715f * x * x * x);
-    float t = 1.0f - 2.0f / (exponential(2.0f * inner) + 1.0f);
+    float t = 1.0f - 2.0f / (exp_approx(2.0f * inner) + 1.0f);
     *value = 0.5f * x * (1.0f + t);
     *slope = 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.7978845608f * (1.0f + 0.134145f * x * x);
   }
@@ -29,19 +29,19 @@ static void norm_forward(const X *x, const float *weight, Y *out, float *inverse
     const X *in = x + row * size;
     float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < size; i++) sum += get(in[i]) * get(in[i]);
+    for (int64_t i = 0; i < size; i++) sum += to_float(in[i]) * to_float(in[i]);
     float r = 1.0f / __builtin_sqrtf(sum / float(size) + eps);
     inverse[row] = r;
 #pragma omp simd
-    for (int64_t i = 0; i < size; i++) put(out + row * size + i, get(in[i]) * r * weight[i]);
+    for (int64_t i = 0; i < size; i++) assign(out + row * size + i, to_float(in[i]) * r * weight[i]);
   }
 }
 
-// `partial` is null or [chunks, size]: the weight's gradient, summed over fixed chunks of rows. `again` is null or gets what the forward
-// pass gave.
+// `partial` is null or receives the weight's gradient, summed over each chunk of rows, [chunks, size]. `recomputed` is null or receives the
+// output of the forward pass.
 template <class X, class Y>
-static void norm_backward(const Y *grad, const X *x, const float *weight, const float *inverse, X *grad_x, float *partial,
-                          Y *again, int64_t chunks, int64_t rows, int64_t size, int threads) {
+static void norm_backward(const Y *grad, const X *x, const float *weight, const float *inverse, X *grad_x, float *partial, Y *recomputed,
+                          int64_t chunks, int64_t rows, int64_t size, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t chunk = 0; chunk < chunks; chunk++)
     for (int64_t row = rows * chunk / chunks; row < rows * (chunk + 1) / chunks; row++) {
@@ -49,69 +49,69 @@ static void norm_backward(const Y *grad, const X *x, const float *weight, const 
       const Y *g = grad + row * size;
       float r = inverse[row], sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < size; i++) sum += get(g[i]) * weight[i] * get(in[i]);
+      for (int64_t i = 0; i < size; i++) sum += to_float(g[i]) * weight[i] * to_float(in[i]);
       float mean = sum * r * r / float(size);
       if (partial) {
-        float *own = partial + chunk * size;
+        float *weight_grad = partial + chunk * size;
 #pragma omp simd
-        for (int64_t i = 0; i < size; i++) own[i] += get(g[i]) * get(in[i]) * r;
+        for (int64_t i = 0; i < size; i++) weight_grad[i] += to_float(g[i]) * to_float(in[i]) * r;
       }
-      if (again) {
+      if (recomputed) {
 #pragma omp simd
-        for (int64_t i = 0; i < size; i++) put(again + row * size + i, get(in[i]) * r * weight[i]);
+        for (int64_t i = 0; i < size; i++) assign(recomputed + row * size + i, to_float(in[i]) * r * weight[i]);
       }
       if (grad_x) {
 #pragma omp simd
-        for (int64_t i = 0; i < size; i++) put(grad_x + row * size + i, r * (get(g[i]) * weight[i] - get(in[i]) * mean));
+        for (int64_t i = 0; i < size; i++) assign(grad_x + row * size + i, r * (to_float(g[i]) * weight[i] - to_float(in[i]) * mean));
       }
     }
 }
 
 template <int kind, class X>
-static void gated_forward(const X *both, X *out, int64_t rows, int64_t size, int threads) {
+static void gated_forward(const X *gate_up, X *out, int64_t rows, int64_t size, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t row = 0; row < rows; row++) {
-    const X *a = both + row * 2 * size, *b = a + size;
+    const X *a = gate_up + row * 2 * size, *b = a + size;
 #pragma omp simd
     for (int64_t i = 0; i < size; i++) {
       float value, slope;
-      gate(kind, get(a[i]), &value, &slope);
-      put(out + row * size + i, value * get(b[i]));
+      gate(kind, to_float(a[i]), &value, &slope);
+      assign(out + row * size + i, value * to_float(b[i]));
     }
   }
 }
 
-// `again` is null or gets what the forward pass gave; it may lie where `grad` does, and `grad_both` where `both` does.
+// `recomputed` is null or receives the output of the forward pass. It may be the memory of `grad`, and `grad_gate_up` that of `gate_up`.
 template <int kind, class X>
-static void gated_backward(const X *grad, const X *both, X *grad_both, X *again, int64_t rows, int64_t size, int threads) {
+static void gated_backward(const X *grad, const X *gate_up, X *grad_gate_up, X *recomputed, int64_t rows, int64_t size, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t row = 0; row < rows; row++) {
-    const X *a = both + row * 2 * size, *b = a + size, *g = grad + row * size;
-    X *ga = grad_both + row * 2 * size, *gb = ga + size, *out = again ? again + row * size : nullptr;
+    const X *a = gate_up + row * 2 * size, *b = a + size, *g = grad + row * size;
+    X *ga = grad_gate_up + row * 2 * size, *gb = ga + size, *out = recomputed ? recomputed + row * size : nullptr;
     if (out) {
 #pragma omp simd
       for (int64_t i = 0; i < size; i++) {
-        float value, slope, up = get(g[i]), other = get(b[i]);
-        gate(kind, get(a[i]), &value, &slope);
-        put(ga + i, up * other * slope);
-        put(gb + i, up * value);
-        put(out + i, value * other);
+        float value, slope, g_i = to_float(g[i]), up_i = to_float(b[i]);
+        gate(kind, to_float(a[i]), &value, &slope);
+        assign(ga + i, g_i * up_i * slope);
+        assign(gb + i, g_i * value);
+        assign(out + i, value * up_i);
       }
     } else {
 #pragma omp simd
       for (int64_t i = 0; i < size; i++) {
-        float value, slope, up = get(g[i]), other = get(b[i]);
-        gate(kind, get(a[i]), &value, &slope);
-        put(ga + i, up * other * slope);
-        put(gb + i, up * value);
+        float value, slope, g_i = to_float(g[i]), up_i = to_float(b[i]);
+        gate(kind, to_float(a[i]), &value, &slope);
+        assign(ga + i, g_i * up_i * slope);
+        assign(gb + i, g_i * value);
       }
     }
   }
 }
 
-// The heads of a token lie side by side in `all`, queries, keys, values, and apart in q, k and v. Every pair (i, i + size/2) of a query or
-// key is rotated by its token's angle on the way; `back` goes from q, k and v to `all` and turns the other way.
-template <int back, class X, class A>
+// Split the columns [queries | keys | values] of `all` into q, k and v, and rotate each pair (i, i + size/2) of the queries and keys by the
+// angle of its token. With `inverse` it goes the other way: from q, k and v to `all`, rotating by the negative angle.
+template <int inverse, class X, class A>
 static void rotate(X *all, X *q, X *k, X *v, const A *cosine, const A *sine, int64_t tokens, int64_t queries, int64_t keys, int64_t size,
                    int threads) {
   int64_t half = size / 2;
@@ -120,7 +120,7 @@ static void rotate(X *all, X *q, X *k, X *v, const A *cosine, const A *sine, int
     for (int64_t h = 0; h < queries + 2 * keys; h++) {
       X *whole = all + (t * (queries + 2 * keys) + h) * size;
       X *part = h < queries ? q + (t * queries + h) * size : (h < queries + keys ? k : v) + (t * keys + (h - queries) % keys) * size;
-      X *in = back ? part : whole, *out = back ? whole : part;
+      X *in = inverse ? part : whole, *out = inverse ? whole : part;
       if (h >= queries + keys) {
         memcpy(out, in, size * sizeof(X));
         continue;
@@ -128,111 +128,111 @@ static void rotate(X *all, X *q, X *k, X *v, const A *cosine, const A *sine, int
       const A *c = cosine + t * size, *s = sine + t * size;
 #pragma omp simd
       for (int64_t i = 0; i < half; i++) {
-        float turned = back ? -get(s[i]) : get(s[i]), x = get(in[i]), y = get(in[half + i]);
-        put(out + i, x * get(c[i]) - y * turned);
-        put(out + half + i, y * get(c[i]) + x * turned);
+        float s_signed = inverse ? -to_float(s[i]) : to_float(s[i]), x = to_float(in[i]), y = to_float(in[half + i]);
+        assign(out + i, x * to_float(c[i]) - y * s_signed);
+        assign(out + half + i, y * to_float(c[i]) + x * s_signed);
       }
     }
 }
 
-// Softmax of scale * scores in place; query (row % wide) sees keys [first + row % wide - window, first + row % wide), others get 0.
+// Softmax of scale * scores in place. Query i = row % queries sees keys [first + i - window, first + i); all others get 0.
 template <class X>
-static void causal_softmax(X *scores, int64_t rows, int64_t keys, int64_t wide, int64_t first, int64_t window, float scale,
+static void causal_softmax(X *scores, int64_t rows, int64_t keys, int64_t queries, int64_t first, int64_t window, float scale,
                            int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t row = 0; row < rows; row++) {
     X *line = scores + row * keys;
-    int64_t stop = first + row % wide, start = stop - window > 0 ? stop - window : 0;
-    float top = -3.4e38f, sum = 0.0f;
-#pragma omp simd reduction(max : top)
-    for (int64_t i = start; i < stop; i++) top = get(line[i]) > top ? get(line[i]) : top;
+    int64_t stop = first + row % queries, start = stop - window > 0 ? stop - window : 0;
+    float largest = -3.4e38f, sum = 0.0f;
+#pragma omp simd reduction(max : largest)
+    for (int64_t i = start; i < stop; i++) largest = to_float(line[i]) > largest ? to_float(line[i]) : largest;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = start; i < stop; i++) sum += exponential((get(line[i]) - top) * scale);
-    float share = 1.0f / sum;
+    for (int64_t i = start; i < stop; i++) sum += exp_approx((to_float(line[i]) - largest) * scale);
+    float inverse = 1.0f / sum;
 #pragma omp simd
-    for (int64_t i = start; i < stop; i++) put(line + i, exponential((get(line[i]) - top) * scale) * share);
+    for (int64_t i = start; i < stop; i++) assign(line + i, exp_approx((to_float(line[i]) - largest) * scale) * inverse);
     memset(line, 0, start * sizeof(X));
     memset(line + stop, 0, (keys - stop) * sizeof(X));
   }
 }
 
-// Gradient of the above with respect to the scores, in place of the gradient of the probabilities.
+// Gradient of causal_softmax with respect to the scores, in place of the gradient of the probabilities.
 template <class X>
-static void softmax_backward(X *grad, const X *chances, int64_t rows, int64_t keys, float scale, int threads) {
+static void softmax_backward(X *grad, const X *probabilities, int64_t rows, int64_t keys, float scale, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t row = 0; row < rows; row++) {
     X *g = grad + row * keys;
-    const X *p = chances + row * keys;
+    const X *p = probabilities + row * keys;
     float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < keys; i++) sum += get(g[i]) * get(p[i]);
+    for (int64_t i = 0; i < keys; i++) sum += to_float(g[i]) * to_float(p[i]);
 #pragma omp simd
-    for (int64_t i = 0; i < keys; i++) put(g + i, scale * get(p[i]) * (get(g[i]) - sum));
+    for (int64_t i = 0; i < keys; i++) assign(g + i, scale * to_float(p[i]) * (to_float(g[i]) - sum));
   }
 }
 
-// One row of logits becomes its gradient (softmax - target); `loss` gets log sum exp - logit of the target.
+// Replace each row of logits by its gradient, softmax - one_hot(label), and write its loss, log sum exp - logit of the label.
 template <class X>
 static void cross_entropy(X *logits, const int64_t *labels, float *loss, int64_t rows, int64_t size, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t row = 0; row < rows; row++) {
     X *line = logits + row * size;
-    float top = -3.4e38f, sum = 0.0f, wanted = get(line[labels[row]]);
-#pragma omp simd reduction(max : top)
-    for (int64_t i = 0; i < size; i++) top = get(line[i]) > top ? get(line[i]) : top;
+    float largest = -3.4e38f, sum = 0.0f, target = to_float(line[labels[row]]);
+#pragma omp simd reduction(max : largest)
+    for (int64_t i = 0; i < size; i++) largest = to_float(line[i]) > largest ? to_float(line[i]) : largest;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < size; i++) sum += exponential(get(line[i]) - top);
-    float log_sum = top + __builtin_logf(sum), share = 1.0f / sum;
-    loss[row] = log_sum - wanted;
+    for (int64_t i = 0; i < size; i++) sum += exp_approx(to_float(line[i]) - largest);
+    float log_sum = largest + __builtin_logf(sum), inverse = 1.0f / sum;
+    loss[row] = log_sum - target;
 #pragma omp simd
-    for (int64_t i = 0; i < size; i++) put(line + i, exponential(get(line[i]) - top) * share);
-    put(line + labels[row], exponential(wanted - top) * share - 1.0f);
+    for (int64_t i = 0; i < size; i++) assign(line + i, exp_approx(to_float(line[i]) - largest) * inverse);
+    assign(line + labels[row], exp_approx(target - largest) * inverse - 1.0f);
   }
 }
 
-// One entry per combination of types: `_ff` float in and out, `_bb` bfloat16, `_fb` float in and bfloat16 out.
+// Exported functions carry the types of input and output: `_ff` float32, `_bb` bfloat16, `_fb` float32 in and bfloat16 out.
 #define NORM(name, X, Y)                                                                                                         \
   extern "C" void norm_forward_##name(const X *x, const float *w, Y *out, float *inverse, int64_t rows, int64_t size, float eps, \
                                       int threads) {                                                                             \
     norm_forward(x, w, out, inverse, rows, size, eps, threads);                                                                  \
   }                                                                                                                              \
   extern "C" void norm_backward_##name(const Y *grad, const X *x, const float *w, const float *inverse, X *grad_x, float *part,  \
-                                       Y *again, int64_t chunks, int64_t rows, int64_t size, int threads) {                      \
-    norm_backward(grad, x, w, inverse, grad_x, part, again, chunks, rows, size, threads);                                        \
+                                       Y *recomputed, int64_t chunks, int64_t rows, int64_t size, int threads) {                 \
+    norm_backward(grad, x, w, inverse, grad_x, part, recomputed, chunks, rows, size, threads);                                   \
   }
 NORM(ff, float, float)
 NORM(bb, bf16, bf16)
 NORM(fb, float, bf16)
 
-// The letter of the angles comes second.
+// The second letter is the type of the angles.
 #define ROTATE(name, X, A)                                                                                                       \
-  extern "C" void rotate_##name(X *all, X *q, X *k, X *v, const A *c, const A *s, int64_t tokens, int64_t queries, int64_t keys,   \
-                                int64_t size, int back, int threads) {                                                           \
-    back ? rotate<1>(all, q, k, v, c, s, tokens, queries, keys, size, threads)                                                    \
-         : rotate<0>(all, q, k, v, c, s, tokens, queries, keys, size, threads);                                                   \
+  extern "C" void rotate_##name(X *all, X *q, X *k, X *v, const A *c, const A *s, int64_t tokens, int64_t queries, int64_t keys, \
+                                int64_t size, int inverse, int threads) {                                                        \
+    inverse ? rotate<1>(all, q, k, v, c, s, tokens, queries, keys, size, threads)                                                \
+            : rotate<0>(all, q, k, v, c, s, tokens, queries, keys, size, threads);                                               \
   }
 ROTATE(ff, float, float)
 ROTATE(bb, bf16, bf16)
 ROTATE(bf, bf16, float)
 
-#define EACH(name, X)                                                                                                            \
-  extern "C" void gated_forward_##name(const X *both, X *out, int64_t rows, int64_t size, int kind, int threads) {               \
-    kind ? gated_forward<1>(both, out, rows, size, threads) : gated_forward<0>(both, out, rows, size, threads);                  \
-  }                                                                                                                              \
-  extern "C" void gated_backward_##name(const X *grad, const X *both, X *out, X *again, int64_t rows, int64_t size, int kind,    \
-                                        int threads) {                                                                           \
-    kind ? gated_backward<1>(grad, both, out, again, rows, size, threads)                                                        \
-         : gated_backward<0>(grad, both, out, again, rows, size, threads);                                                       \
-  }                                                                                                                              \
-  extern "C" void causal_softmax_##name(X *scores, int64_t rows, int64_t keys, int64_t wide, int64_t first, int64_t window,      \
-                                        float scale, int threads) {                                                              \
-    causal_softmax(scores, rows, keys, wide, first, window, scale, threads);                                                     \
-  }                                                                                                                              \
-  extern "C" void softmax_backward_##name(X *grad, const X *p, int64_t rows, int64_t keys, float scale, int threads) {           \
-    softmax_backward(grad, p, rows, keys, scale, threads);                                                                       \
-  }                                                                                                                              \
-  extern "C" void cross_entropy_##name(X *logits, const int64_t *labels, float *loss, int64_t rows, int64_t size, int threads) { \
-    cross_entropy(logits, labels, loss, rows, size, threads);                                                                    \
+#define FOR_TYPE(name, X)                                                                                                             \
+  extern "C" void gated_forward_##name(const X *gate_up, X *out, int64_t rows, int64_t size, int kind, int threads) {                 \
+    kind ? gated_forward<1>(gate_up, out, rows, size, threads) : gated_forward<0>(gate_up, out, rows, size, threads);                 \
+  }                                                                                                                                   \
+  extern "C" void gated_backward_##name(const X *grad, const X *gate_up, X *out, X *recomputed, int64_t rows, int64_t size, int kind, \
+                                        int threads) {                                                                                \
+    kind ? gated_backward<1>(grad, gate_up, out, recomputed, rows, size, threads)                                                     \
+         : gated_backward<0>(grad, gate_up, out, recomputed, rows, size, threads);                                                    \
+  }                                                                                                                                   \
+  extern "C" void causal_softmax_##name(X *scores, int64_t rows, int64_t keys, int64_t queries, int64_t first, int64_t window,        \
+                                        float scale, int threads) {                                                                   \
+    causal_softmax(scores, rows, keys, queries, first, window, scale, threads);                                                       \
+  }                                                                                                                                   \
+  extern "C" void softmax_backward_##name(X *grad, const X *p, int64_t rows, int64_t keys, float scale, int threads) {                \
+    softmax_backward(grad, p, rows, keys, scale, threads);                                                                            \
+  }                                                                                                                                   \
+  extern "C" void cross_entropy_##name(X *logits, const int64_t *labels, float *loss, int64_t rows, int64_t size, int threads) {      \
+    cross_entropy(logits, labels, loss, rows, size, threads);                                                                         \
   }
-EACH(f, float)
-EACH(b, bf16)
+FOR_TYPE(f, float)
+FOR_TYPE(b, bf16)

@@ -1,8 +1,8 @@
-"""Attention in tiles that keeps no probabilities: the compiled passes of attention.cpp as one autograd function.
+"""Attention in tiles that keeps no probabilities: the kernels of attention.cpp as an autograd function.
 
-For heads whose sizes are multiples of 16, in float32 and, on processors that multiply pairs of it (AVX512_BF16), in bfloat16. It keeps
-its inputs, its result and one number per query and head; the backward pass makes the scores again. Documents lie end to end and are never
-padded, heads that share keys read the same ones, and tokens that all documents begin with are read where they lie.
+It supports head sizes that are multiples of 16, in float32 and, on processors with AVX512_BF16, in bfloat16. It keeps its inputs, its
+result and one number per query and head; the backward pass recomputes the scores. Documents are not padded, grouped heads read the same
+keys, and tokens that all documents share are read in place.
 
 Legend: T tokens, H query heads, K key heads, E head size (that of v may differ).
 """
@@ -12,33 +12,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llamahome.model.backends.cpu.native import Kernels, expects_pairs, has_compiler
-from llamahome.model.backends.documents import Documents
+from llamahome.model.backends.backend import Documents
+from llamahome.model.backends.cpu.native import Kernels, expects_bf16_pairs, has_compiler
 
-_UNIT = 16
-"""Head sizes are multiples of it: as many float32 as the widest vector holds."""
+_HEAD_SIZE_UNIT = 16
+"""Head sizes must be multiples of it: the number of float32 in the widest vector."""
 _NO_WINDOW = 1 << 30
 
 
 def can_tile(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, kernels: Kernels) -> bool:
-    """Whether `tiled_attention` takes these tensors on this machine."""
+    """Whether `tiled_attention` supports these tensors on this machine."""
     if not kernels.has("attention_forward", v_TKE.dtype):
         return False
-    known = all(x.device.type == "cpu" and x.dtype == v_TKE.dtype and x.shape[2] % _UNIT == 0 for x in (q_THE, k_TKE, v_TKE))
-    return known and len(q_THE) > 0
+    supported = all(x.device.type == "cpu" and x.dtype == v_TKE.dtype and x.shape[2] % _HEAD_SIZE_UNIT == 0 for x in (q_THE, k_TKE, v_TKE))
+    return supported and len(q_THE) > 0
 
 
 def will_tile(config: Any, compute: torch.dtype) -> bool:
-    """Whether compiled passes will attend in tiles on this machine, judged by the text config of a model before anything is compiled."""
+    """Whether a model with this text config will use `tiled_attention` on this machine; compiles nothing."""
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    able = {torch.float32: has_compiler, torch.bfloat16: expects_pairs}.get(compute)
-    return able is not None and able() and size % _UNIT == 0
+    is_available = {torch.float32: has_compiler, torch.bfloat16: expects_bf16_pairs}.get(compute)
+    return is_available is not None and is_available() and size % _HEAD_SIZE_UNIT == 0
 
 
 def tiled_attention(
     q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, documents: Documents, *, scale: float, window: int | None, kernels: Kernels
 ) -> Tensor:
-    """Causal attention inside each document, [T, H, E of v], where `can_tile`; rows of q, k and v may lie apart."""
+    """Causal attention inside each document, [T, H, E of v]. Requires `can_tile`; rows of q, k and v may be strided."""
     result: Tensor = _TiledAttention.apply(q_THE, k_TKE, v_TKE, documents, scale, window, kernels)  # type: ignore[no-untyped-call]
     return result
 
@@ -48,7 +48,7 @@ class _TiledAttention(torch.autograd.Function):
     def forward(
         ctx: Any, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, documents: Documents, scale: float, window: int | None, kernels: Kernels
     ) -> Tensor:
-        q, k, v = (_by_token(x) for x in (q_THE, k_TKE, v_TKE))
+        q, k, v = (_contiguous_heads(x) for x in (q_THE, k_TKE, v_TKE))
         out, logs = q.new_empty(*q.shape[:2], v.shape[2]), q.new_empty(q.shape[:2], dtype=torch.float32)
         plan = _plan(q, k, v, documents, window)
         kernels("attention_forward", (q.dtype,), q, k, v, out, logs, plan, scale)
@@ -65,14 +65,14 @@ class _TiledAttention(torch.autograd.Function):
         return grad_q, grad_k, grad_v, None, None, None, None
 
 
-def _by_token(x_THE: Tensor) -> Tensor:
-    """The heads of a token side by side."""
+def _contiguous_heads(x_THE: Tensor) -> Tensor:
+    """x with contiguous heads for each token; copied only if necessary."""
     return x_THE if x_THE.stride()[1:] == (x_THE.shape[2], 1) else x_THE.contiguous()
 
 
 def _plan(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, documents: Documents, window: int | None) -> Tensor:
-    """`Plan` of attention.cpp."""
-    steps = (q_THE.stride(0), k_TKE.stride(0), v_TKE.stride(0))
-    shape = (q_THE.shape[1], k_TKE.shape[1], q_THE.shape[2], v_TKE.shape[2])
-    seen = min(window or _NO_WINDOW, _NO_WINDOW)
-    return torch.tensor([*steps, *shape, seen, documents.shared, len(documents.lengths), *documents.lengths], dtype=torch.int64)
+    """The struct `Plan` of attention.h."""
+    strides = (q_THE.stride(0), k_TKE.stride(0), v_TKE.stride(0))
+    sizes = (q_THE.shape[1], k_TKE.shape[1], q_THE.shape[2], v_TKE.shape[2])
+    visible = min(window or _NO_WINDOW, _NO_WINDOW)
+    return torch.tensor([*strides, *sizes, visible, documents.shared, len(documents.lengths), *documents.lengths], dtype=torch.int64)

@@ -1,8 +1,8 @@
-"""Decoder layers under torch.compile: for each size of pass once, shared by all layers that are alike.
+"""Decoder layers under torch.compile: compiled once per size of pass, and shared by all layers with the same code.
 
-Attention stays outside of the graphs, so neither the number of documents nor their lengths are part of what was compiled: a graph depends
-on the number of tokens alone, and these come in few sizes (passes.py). Evaluation runs uncompiled, for its own graphs would cost as much
-time again. Where compiling fails, the run goes on without and says so.
+Attention stays outside of the graphs, so a graph depends on the number of tokens alone, not on the number or lengths of documents. Passes
+come in few sizes (passes.py). Evaluation runs uncompiled, because its own graphs would take as long to compile again. If compiling fails,
+the run logs an error and continues without it.
 """
 
 import logging
@@ -19,21 +19,21 @@ from llamahome.model.load import decoder_layers
 
 _LOG = logging.getLogger(__name__)
 COMPILER = "inductor"
-_GRAPHS = 512
-"""Of one function: sizes of passes times kinds of layers. torch stops compiling at 8, and goes on uncompiled."""
-_WITH_CHECKPOINTING = "forward_with_checkpointing"
-"""What transformers 5.23 wraps around the forward of a layer; it stays outside of the graph."""
+_MAX_GRAPHS = 512
+"""Per function: sizes of passes times kinds of layers. torch's default is 8, beyond which it runs uncompiled."""
+_CHECKPOINTING_WRAPPER = "forward_with_checkpointing"
+"""The function that transformers 5.23 wraps around the forward of a layer; it stays outside of the graph."""
 
 
 class Compiled:
-    """A function under torch.compile that goes back to the plain one for good when it cannot be compiled."""
+    """A function under torch.compile that falls back to the plain function for good if it cannot be compiled."""
 
-    def __init__(self, function: Callable[..., Any], switch: "Switch", *, whole: bool = False) -> None:
+    def __init__(self, function: Callable[..., Any], switch: "Switch", *, fullgraph: bool = False) -> None:
         self._plain, self._switch = function, switch
-        self._compiled = torch.compile(function, dynamic=False, fullgraph=whole, backend=COMPILER)
+        self._compiled = torch.compile(function, dynamic=False, fullgraph=fullgraph, backend=COMPILER)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the function returns."""
+        """The result of the function."""
         if not self._switch.on:
             return self._plain(*args, **kwargs)
         try:
@@ -44,26 +44,26 @@ class Compiled:
 
 
 class Switch:
-    """Whether compiled functions are used; one for all parts of a model."""
+    """Whether compiled functions are used; one switch for all parts of a model."""
 
     def __init__(self) -> None:
         self.on = True
 
     def turn_off(self, error: BaseException) -> None:
-        """Said once, on the screen."""
+        """Use the plain functions from now on, and log the reason."""
         self.on = False
-        _LOG.error("torch.compile failed, the run goes on without it and is slower: %s", _first_words(error))
+        _LOG.error("torch.compile failed, the run goes on without it and is slower: %s", _first_lines(error))
 
 
-def _first_words(error: BaseException) -> str:
-    """The first two lines that say something: the first often says only which compiler raised."""
+def _first_lines(error: BaseException) -> str:
+    """The first two lines of the message; the first alone often names only the compiler."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2])[:300] or type(error).__name__
 
 
 def compile_layers(model: PreTrainedModel, switch: Switch) -> int:
-    """Let every decoder layer of `model` run compiled while it learns; returns how many."""
-    _prepare_compiler()
+    """Compile every decoder layer of `model` for training; returns the number of layers."""
+    _configure_compiler()
     register_attention(outside_graphs=True)
     layers = decoder_layers(model)
     for layer in layers:
@@ -71,30 +71,30 @@ def compile_layers(model: PreTrainedModel, switch: Switch) -> int:
     return len(layers)
 
 
-def _prepare_compiler() -> None:
+def _configure_compiler() -> None:
     config: Any = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, _GRAPHS)
-    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 8 * _GRAPHS)
-    # Both directions in the forward pass: what fails in the backward pass could not be done again without compiling.
+    config.recompile_limit = max(config.recompile_limit, _MAX_GRAPHS)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 8 * _MAX_GRAPHS)
+    # Compile both directions in the forward pass, because a failure in the backward pass could not fall back to plain code.
     torch._functorch.config.force_non_lazy_backward_lowering = True
 
 
 def why_not_compiled(device: torch.device) -> str | None:
-    """Compiles a small function to see that a compiler is there; why not."""
+    """Compile a small function to check the compiler; returns the reason if that fails."""
     try:
         torch.compile(lambda x: torch.sin(x) + 1, backend=COMPILER)(torch.ones(16, device=device))
     except (torch._dynamo.exc.TorchDynamoException, OSError, ImportError) as error:
-        return f"torch.compile does not work here: {_first_words(error)}"
+        return f"torch.compile does not work here: {_first_lines(error)}"
     return None
 
 
 def _compile_layer(layer: Any, switch: Switch) -> None:
-    own: Any = type(layer).forward
-    checkpoints = own.__code__.co_name == _WITH_CHECKPOINTING
-    plain = MethodType(own.__wrapped__ if checkpoints else own, layer)
+    original: Any = type(layer).forward
+    checkpoints = original.__code__.co_name == _CHECKPOINTING_WRAPPER
+    plain = MethodType(original.__wrapped__ if checkpoints else original, layer)
     compiled = Compiled(plain, switch)
 
-    @wraps(own)
+    @wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
         run = compiled if torch.is_grad_enabled() else plain
         if checkpoints and layer.gradient_checkpointing and layer.training:

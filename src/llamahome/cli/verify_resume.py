@@ -1,0 +1,75 @@
+"""`verify-resume`: the user's own proof that a killed run goes on bit for bit."""
+
+import json
+import sys
+
+import click
+
+from llamahome.cli import options
+from llamahome.cli.train import importing_torch
+
+_OWN = ("--json", "--debug")
+
+
+@click.command(
+    epilog=options.examples(
+        "llamahome verify-resume chats.jsonl",
+        "llamahome verify-resume chats.jsonl --method full --world-size 2 --json",
+    )
+)
+@click.argument("data_paths", metavar="DATA_PATH...", nargs=-1, required=True, help="The data that you train on.")
+@options.together(
+    options.model,
+    options.from_adapter,
+    options.config_files,
+    options.world_size,
+    options.epochs,
+    options.method,
+    options.eval_data,
+    options.assignments,
+)
+@click.option("--steps", type=click.IntRange(min=3), default=8, help="Steps of each run; a third of the way the first checkpoint is saved.")
+@options.as_json
+@options.debug
+@options.pass_overrides
+def verify_resume(overrides: options.Overrides, data_paths: tuple[str, ...], steps: int, as_json: bool, debug: bool) -> None:
+    """Prove on this machine that a killed run goes on bit for bit.
+
+    Trains a few steps undisturbed, trains them again and kills that run with SIGKILL, resumes it, and compares every tensor.
+    """
+    from llamahome.cli.train import check_paths
+    from llamahome.errors import CheckpointError, Problem
+    from llamahome.logs import log_to_stderr
+
+    log_to_stderr(debug=debug)
+    loaded = overrides.load()
+    options.check_settings(loaded)
+    check_paths(loaded, list(data_paths))
+    with importing_torch():
+        from llamahome import verify_resume as proof
+
+    words = _without_own(sys.argv[2:])
+    result = proof.verify_resume(words, steps=steps, say=lambda line: print(line, file=sys.stderr, flush=True))
+    if as_json:
+        shown = {"identical": result.identical, "tensors": result.tensors, "first_difference": result.first_difference}
+        print(json.dumps({**shown, "steps": result.steps, "killed_after": result.killed_after, "resumed_from": result.resumed_from}))
+        if not result.identical:
+            raise click.exceptions.Exit(CheckpointError.exit_status)
+        return
+    if not result.identical:
+        message = f"the resumed run differs from the undisturbed one: {result.first_difference}"
+        if not result.deterministic:
+            message += "; two undisturbed runs differ, too: this machine computes differently each time"
+        raise CheckpointError(Problem(code="checkpoint.resume-differs", message=message))
+    print(f"identical: {result.tensors:,} tensors of model and optimizer, and the position in the data, after {result.steps} steps")
+    print(f"  killed with SIGKILL after step {result.killed_after}, resumed from step {result.resumed_from}")
+
+
+def _without_own(words: list[str]) -> list[str]:
+    """The arguments without those that `train` does not know."""
+    kept, skip = [], False
+    for word in words:
+        if not skip and word not in (*_OWN, "--steps") and not word.startswith("--steps="):
+            kept.append(word)
+        skip = word == "--steps"
+    return kept

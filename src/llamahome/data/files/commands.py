@@ -1,0 +1,39 @@
+"""Shell commands that a hint suggests: they turn a file that cannot be read into one that can."""
+
+import shlex
+from pathlib import Path
+
+ROWS_OF_SHEET = "import pandas,sys; print(pandas.read_excel(sys.argv[1]).to_json(orient='records', lines=True), end='')"
+_LIST_IN_OBJECT = "import json,sys; json.dump(json.load(open(sys.argv[1], encoding='utf-8-sig'))[sys.argv[2]], sys.stdout)"
+
+
+def sibling(path: str, added: str) -> Path:
+    """A name beside the file: its own without the ending, then `added`."""
+    return Path(path).with_name(Path(path).stem + added)
+
+
+def move(path: str, target: Path | str) -> str:
+    """`mv`."""
+    return f"mv {shlex.quote(path)} {shlex.quote(str(target))}"
+
+
+def run_python(code: str, *arguments: str, output: Path) -> str:
+    """A line of Python that writes `output`."""
+    quoted = " ".join(shlex.quote(argument) for argument in arguments)
+    return f'python3 -c "{code}" {quoted} > {shlex.quote(str(output))}'
+
+
+def list_within(value: object) -> str | None:
+    """The key of an object under which it has a list of objects, which may be the rows."""
+    pairs = value.items() if isinstance(value, dict) else ()
+    return next((key for key, part in pairs if isinstance(part, list) and part and isinstance(part[0], dict)), None)
+
+
+def extract_list(path: str, key: str) -> str:
+    """Writes the list under `key` of the one object in the file to a file of its own."""
+    return run_python(_LIST_IN_OBJECT, path, key, output=sibling(path, "-rows.json"))
+
+
+def break_at_returns(path: str, output: Path | str) -> str:
+    """Replaces carriage returns by line feeds."""
+    return f"tr '\\r' '\\n' < {shlex.quote(path)} > {shlex.quote(str(output))}"

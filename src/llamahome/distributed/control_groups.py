@@ -1,0 +1,85 @@
+"""The limits that control groups set for this process: memory and processors, of cgroup version 1 and 2. Standard library only.
+
+Every level above the process is read, because the tightest limit counts and inside a container only the outermost may be visible.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+
+def memory_limits(root: Path) -> Iterator[tuple[int, int]]:
+    """Yield (limit, used) in bytes of each control group that has a limit. Reclaimable file cache does not count as used.
+
+    `root` is the folder that contains proc and sys.
+    """
+    for controllers, group in _groups(root):
+        if not controllers:
+            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            top, names = root / "sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        for folder in _upwards(top, group):
+            limit_and_use = _limit_and_use(folder, names)
+            if limit_and_use is not None:
+                yield limit_and_use
+
+
+def processor_quota(root: Path) -> float | None:
+    """The smallest quota of all control groups of this process, in CPUs; None if there is none."""
+    quotas = []
+    for controllers, group in _groups(root):
+        if not controllers:
+            quotas += [_version_2(folder) for folder in _upwards(root / "sys/fs/cgroup", group)]
+        elif "cpu" in controllers.split(","):
+            for mount in {"cpu", controllers}:
+                quotas += [_version_1(folder) for folder in _upwards(root / "sys/fs/cgroup" / mount, group)]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _groups(root: Path) -> Iterator[tuple[str, str]]:
+    """The controllers and the path of each group of this process; version 2 names no controllers."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        yield controllers, group
+
+
+def _upwards(mount: Path, group: str) -> list[Path]:
+    """The folders of a group and of all its parents."""
+    inner = PurePosixPath(group.lstrip("/"))
+    return [mount / part for part in (inner, *inner.parents)]
+
+
+def _limit_and_use(folder: Path, names: tuple[str, str, str]) -> tuple[int, int] | None:
+    limit_file, use_file, cache_name = names
+    try:
+        limit, used = (folder / limit_file).read_text(encoding="ascii").strip(), int((folder / use_file).read_text(encoding="ascii"))
+        statistics = (folder / "memory.stat").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return None
+    cache = dict(zip(statistics[::2], statistics[1::2], strict=False)).get(cache_name, "0")
+    if not limit.isdigit() or int(limit) == 0:  # "max" in v2; v1 writes a huge number instead
+        return None
+    return int(limit), max(0, used - int(cache))
+
+
+def _version_2(folder: Path) -> float | None:
+    words = read_words(folder / "cpu.max")
+    return int(words[0]) / int(words[1]) if len(words) == 2 and words[0] != "max" else None
+
+
+def _version_1(folder: Path) -> float | None:
+    quota, period = read_words(folder / "cpu.cfs_quota_us"), read_words(folder / "cpu.cfs_period_us")
+    return int(quota[0]) / int(period[0]) if quota and period and int(quota[0]) > 0 else None
+
+
+def read_words(path: Path) -> list[str]:
+    """The words of a file; none if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8").split()
+    except OSError:
+        return []

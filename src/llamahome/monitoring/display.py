@@ -1,0 +1,161 @@
+"""Text that the panel and the plain lines share: run summary, phase labels, time left, short metrics, sparkline."""
+
+import itertools
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from llamahome.units import many, show_bytes
+
+_SHORT_NAMES = {
+    "train/loss": "loss",
+    "eval/loss": "eval_loss",
+    "train/grad_norm": "grad_norm",
+    "train/learning_rate": "learning_rate",
+    "speed/tokens_per_s": "tokens_per_s",
+    "memory/rss": "rss",
+    "memory/peak": "peak",
+}
+_UPDATES_KEPT = 50
+_BARS = "▁▂▃▄▅▆▇█"
+_ASCII_BARS = "_.-=+*#@"
+
+
+def metric_name(metric: str) -> str:
+    """The name of evaluation.metric in metrics and messages: of FILE.py:FUNCTION the function, marked if a figure has that name."""
+    name = re.sub(r"\.py$", "", metric.rpartition(":")[2].rpartition("/")[2]) if ".py" in metric else metric
+    return f"{name}_of_answers" if ".py" in metric and name in ("loss", "perplexity", "token_accuracy") else name
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """What is known about a run before its first step."""
+
+    run_id: str
+    model: str
+    """Name of the base as the user gave it."""
+    method: str
+    """lora or full."""
+    trained_share: float
+    """Trained weights divided by all weights, 0 to 1."""
+    train_rows: int
+    eval_rows: int
+    mean_tokens: float
+    """Mean tokens per example."""
+    target_share: float
+    """Targets divided by tokens, 0 to 1."""
+    batch_size: int
+    tokens_per_step: float
+    """Mean tokens of a global batch."""
+    micro_batch_tokens: int
+    processes: int
+    horizon: int
+    """Planned number of steps."""
+    epochs: float
+    folder: str
+    """Where checkpoints and the final model are saved."""
+    first_step: int = 0
+    """The step that a resumed run continues from."""
+
+
+def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
+    """Model, data and batch as (name, text)."""
+    s = summary
+    trained = "every weight trained" if s.trained_share >= 1 else f"{s.trained_share:.2%} of the weights trained"
+    held_out = f", {s.eval_rows:,} held out" if s.eval_rows else ", none held out"
+    processes = "1 process" if s.processes == 1 else f"{s.processes} processes"
+    return [
+        ("model", f"{s.model}, {s.method}, {trained}"),
+        ("data", f"{many(s.train_rows, 'row')}{held_out}, {s.mean_tokens:,.0f} tokens a row, {s.target_share:.0%} learned"),
+        ("batch", f"{many(s.batch_size, 'row')}, {s.tokens_per_step:,.0f} tokens, {s.micro_batch_tokens:,} at a time, {processes}"),
+    ]
+
+
+class PhaseLabels:
+    """Numbers the phases: `[2/6] data ...`."""
+
+    def __init__(self, total: int | None) -> None:
+        self._total = total
+        self._count = 0
+
+    def next(self, name: str) -> str:
+        """Return the label of the phase that begins now."""
+        self._count += 1
+        return f"[{self._count}/{self._total}] {name} ..." if self._total else f"{name} ..."
+
+
+class StepTimer:
+    """Elapsed time, and the time left, extrapolated from the last 50 updates because the first steps compile and are slow."""
+
+    def __init__(self, summary: RunSummary, now: Callable[[], float]) -> None:
+        self._now = now
+        self._horizon = summary.horizon
+        self._started = now()
+        self._updates: list[tuple[int, float]] = [(summary.first_step, self._started)]
+
+    def update(self, step: int) -> None:
+        """Note that `step` is done."""
+        self._updates = [*self._updates[-_UPDATES_KEPT:], (step, self._now())]
+
+    def elapsed(self) -> float:
+        """Seconds since training began."""
+        return self._now() - self._started
+
+    def left(self) -> float | None:
+        """Seconds until the horizon; None before the first update."""
+        updates = self._updates[1:] if len(self._updates) > 3 else self._updates
+        (first, began), (last, ended) = updates[0], updates[-1]
+        if last <= first:
+            return None
+        return max(0.0, (ended - began) / (last - first) * (self._horizon - last) - (self._now() - ended))
+
+
+_SHOWN_AT_THE_END = ("eval/perplexity", "eval/token_accuracy")
+
+
+def format_metrics(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Format the metrics that fit on a line, by short name."""
+    formatted = {}
+    for name, value in metrics.items():
+        if name not in _SHORT_NAMES and (not name.startswith("eval/") or name in _SHOWN_AT_THE_END):
+            continue
+        if name.startswith("memory/"):
+            text = show_bytes(value).replace(" ", "")
+        elif name == "train/learning_rate":
+            text = f"{value:.2e}"
+        elif name.startswith("speed/"):
+            text = f"{value:.0f}"
+        else:
+            text = f"{value:.4f}"
+        formatted[_SHORT_NAMES.get(name, name.replace("/", "_"))] = text
+    return formatted
+
+
+def printable(text: str) -> str:
+    """Remove carriage returns and terminal control codes from `text`."""
+    return "".join(character for character in text if character in "\n\t" or character.isprintable())
+
+
+def print_results(lines: Sequence[str]) -> None:
+    """Print the result of a run on stdout."""
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
+
+
+def sparkline(values: Sequence[float], *, width: int, unicode: bool = True) -> str:
+    """Draw `values` as at most `width` bars, each the mean of an equal share of the values. Values that are not finite are left out."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite or width < 1:
+        return ""
+    scale = max(map(abs, finite)) or 1.0
+    finite = [value / scale for value in finite]  # the sums must not overflow if the loss has diverged
+    columns = min(width, len(finite))
+    edges = [round(column * len(finite) / columns) for column in range(columns + 1)]
+    means = [sum(finite[start:end]) / (end - start) for start, end in itertools.pairwise(edges)]
+    low, high = min(means), max(means)
+    bars = _BARS if unicode else _ASCII_BARS
+    if high == low:
+        return bars[3] * columns
+    return "".join(bars[min(7, int(8 * ((mean - low) / (high - low))))] for mean in means)

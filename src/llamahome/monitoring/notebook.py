@@ -1,0 +1,140 @@
+"""The progress of a run in a notebook: one output below the cell, which is replaced as the run goes on.
+
+The lines of the phases and the panel are one text in one display, so that a long run leaves one output and not thousands. It is replaced
+at most twice a second. IPython is never imported: a notebook has loaded it, and its publisher takes the text as plain text and as HTML.
+"""
+
+import html
+import io
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from llamahome.monitoring.display import PhaseLabels, RunSummary, print_results, printable
+from llamahome.monitoring.panel import PanelState
+
+Publish = Callable[[dict[str, str], str, bool], None]
+"""Takes the text by its MIME type, the name of the display, and whether that display is there already and is replaced."""
+_SECONDS_BETWEEN_DRAWS = 0.5
+_LINES_OF_A_DISPLAY = 200
+"""A run that says more begins another display, so that replacing one stays cheap and no line is lost."""
+_WIDTH = 110
+_STYLE = "white-space:pre-wrap;line-height:normal;font-family:monospace"
+_numbers = itertools.count(1)
+
+
+def notebook() -> Publish | None:
+    """What shows text below the cell that runs; None in a script, and in IPython on a terminal."""
+    ipython = sys.modules.get("IPython")
+    shell: Any = ipython.get_ipython() if ipython is not None else None
+    if shell is None or type(shell).__module__.startswith("IPython."):  # a notebook's shell is of ipykernel, or of Colab
+        return None
+
+    def publish(data: dict[str, str], name: str, replace: bool) -> None:
+        shell.display_pub.publish(data, transient={"display_id": name}, update=replace)
+
+    return publish
+
+
+class NotebookProgress:
+    """Shows phases, messages and the panel in one display."""
+
+    def __init__(self, publish: Publish, *, phases: int | None = None, now: Callable[[], float] = time.monotonic) -> None:
+        self._publish = publish
+        self._now = now
+        self._labels = PhaseLabels(phases)
+        self._panel: PanelState | None = None
+        self._drawn: float | None = None
+        self._is_behind = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lines: list[str] = []
+        self._name = f"llamahome-{os.getpid()}-{next(_numbers)}"
+        self._is_there = False
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Show `[2/6] data ...` while the block runs, and its time at the end."""
+        label, started, outcome = self._labels.next(name), self._now(), "failed after "
+        self.say(label)
+        lines, place = self._lines, len(self._lines) - 1
+        try:
+            yield
+            outcome = ""
+        finally:
+            lines[place] = f"{label} {outcome}{self._now() - started:.1f} s"
+            if lines is self._lines:
+                self._draw()
+            else:  # another display has begun meanwhile, and the old one stays as it is
+                self.say(lines[place])
+
+    def say(self, line: str) -> None:
+        """Show one line above the panel."""
+        if len(self._lines) >= _LINES_OF_A_DISPLAY:
+            self._begin()
+        self._lines.append(printable(line))
+        self._draw()
+
+    def warn(self, message: str, consequence: str) -> None:
+        """Show `warning: message; consequence`."""
+        self.say(f"warning: {message}; {consequence}")
+
+    def start(self, summary: RunSummary) -> None:
+        """Show the panel."""
+        self._panel = PanelState(summary, now=self._now)
+        self._draw()
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show the metrics, unless the last draw was less than half a second ago."""
+        if self._panel is not None:
+            self._panel.update(step, metrics)
+            self._is_behind = True
+            if self._drawn is None or self._now() - self._drawn >= _SECONDS_BETWEEN_DRAWS:
+                self._draw()
+
+    def evaluating(self, step: int) -> None:
+        """Show that an evaluation is running."""
+        if self._panel is not None:
+            self._panel.evaluating = True
+            self._draw()
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show the new evaluation."""
+        if self._panel is not None:
+            self._panel.evaluating = False
+            self._panel.evaluation = (step, dict(metrics)) if metrics else self._panel.evaluation
+            self._draw()
+
+    def saved(self, step: int, path: Path) -> None:
+        """Show the new checkpoint."""
+        if self._panel is not None:
+            self._panel.checkpoint = path.name
+            self._draw()
+
+    def finish(self, lines: Sequence[str]) -> None:
+        """Show the last step, and print the result on stdout."""
+        self.close()
+        print_results(lines)
+
+    def close(self) -> None:
+        """Show the last step; the display stays."""
+        if self._is_behind:
+            self._draw()
+
+    def _draw(self) -> None:
+        text = "\n".join(self._lines)
+        if self._panel is not None:
+            drawn = io.StringIO()
+            Console(file=drawn, width=_WIDTH, force_terminal=False, force_jupyter=False, color_system=None).print(self._panel.draw())
+            text = f"{text}\n{drawn.getvalue()}".strip("\n")
+        data = {"text/plain": text, "text/html": f'<pre style="{_STYLE}">{html.escape(text)}</pre>'}
+        self._publish(data, self._name, self._is_there)
+        self._is_there, self._is_behind, self._drawn = True, False, self._now()

@@ -1,0 +1,93 @@
+"""Follows a growing .jsonl file from a cursor, and thins curves so that every spike survives. No torch.
+
+A reader never holds the file open: the run may be killed, its records may be moved to superseded.jsonl at a resume, the folder may vanish.
+"""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_MOST_BYTES = 8 << 20
+"""Read at once, so that a long file is followed in pieces of bounded memory."""
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """A position in a file: the file's identity (inode) and the bytes read of it. `Cursor()` is the beginning."""
+
+    inode: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Records:
+    """What was appended since a cursor."""
+
+    records: list[dict[str, Any]]
+    cursor: Cursor
+    """Where to go on."""
+    restarted: bool
+    """The file is another one, or shorter than the cursor: `records` begin at its start, and what was read before no longer counts."""
+    damaged: int
+    """Complete lines that are not JSON objects."""
+    more: bool
+    """There is more to read already; ask again with `cursor`."""
+
+
+def read_from(path: Path, cursor: Cursor = Cursor()) -> Records:
+    """Read the whole records of `path` after `cursor`, at most 8 MiB at once; a torn last line is left for the next time."""
+    try:
+        with path.open("rb") as file:
+            facts = os.fstat(file.fileno())
+            restarted = cursor.offset > 0 and (facts.st_ino != cursor.inode or facts.st_size < cursor.offset)
+            offset = cursor.offset if facts.st_ino == cursor.inode and not restarted else 0
+            file.seek(offset)
+            content = file.read(_MOST_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return Records([], Cursor(), cursor.offset > 0, 0, more=False)
+    whole = content[: content.rfind(b"\n") + 1]
+    if not whole and len(content) == _MOST_BYTES:
+        whole = content  # no line is that long: it is damaged, and passing over it is better than waiting for ever
+    found, damaged = parse(whole)
+    return Records(found, Cursor(facts.st_ino, offset + len(whole)), restarted, damaged, more=len(content) == _MOST_BYTES)
+
+
+def parse(lines: bytes) -> tuple[list[dict[str, Any]], int]:
+    """The records of `lines`, and the number of lines that are not JSON objects. Lines without any text do not count."""
+    records: list[dict[str, Any]] = []
+    damaged = 0
+    for line in lines.split(b"\n"):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        elif line.strip():
+            damaged += 1
+    return records, damaged
+
+
+def thin(x: Sequence[float], y: Sequence[float | None], points: int) -> tuple[list[float], list[float | None]]:
+    """At most about `points` of a curve: of each stretch its lowest and its highest value, in order, and one mark where values are missing.
+
+    The first and the last point always stay. A missing value is None or not finite, and is returned as None.
+    """
+    values = [value if value is not None and math.isfinite(value) else None for value in y]
+    if len(values) <= max(points, 4):
+        return list(x), values
+    stretches = max(1, (points - 2) // 3)
+    inner = len(values) - 2
+    chosen = {0, len(values) - 1}
+    for number in range(stretches):
+        begin, end = 1 + number * inner // stretches, 1 + (number + 1) * inner // stretches
+        known = [(value, index) for index in range(begin, end) if (value := values[index]) is not None]
+        if known:
+            chosen |= {min(known)[1], max(known, key=lambda pair: (pair[0], -pair[1]))[1]}
+        if len(known) < end - begin:
+            chosen.add(next(index for index in range(begin, end) if values[index] is None))
+    return [x[index] for index in sorted(chosen)], [values[index] for index in sorted(chosen)]

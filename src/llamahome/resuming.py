@@ -1,0 +1,118 @@
+"""What a resumed run does differently: which settings changed, and how that changes the learning rate; and the command that resumes a run.
+
+The state of every checkpoint holds the curve of the learning rate, so a resumed run follows it whatever was changed before.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+from llamahome.checkpoint.state import TrainerState
+from llamahome.config.describe import settings
+from llamahome.config.load import LoadedConfig
+from llamahome.config.yamltext import write_value
+from llamahome.errors import ConfigError, Problem
+from llamahome.monitoring.progress import Progress
+from llamahome.rundir import RunPaths, as_typed
+from llamahome.training.run import Outcome, Plan, make_plan
+from llamahome.training.schedule import Curve, planned_curve, resumed_curve
+
+_CURVE = "schedule"
+"""Key of the curve in TrainerState.extra."""
+_LOW_RATE = 0.1
+"""Share of the peak below which steps teach little; a cosine is below it in its last fifth."""
+
+
+def with_plan(state: TrainerState, loaded: LoadedConfig, plan: Plan) -> TrainerState:
+    """The first state of a run, with the learning rate that is planned for it."""
+    return _with(state, _planned(loaded, plan.horizon))
+
+
+def rate_of(state: TrainerState) -> Callable[[int], float]:
+    """The learning rate of each update, counted from 0."""
+    return Curve(**state.extra[_CURVE]).rate
+
+
+def changed_settings(saved: LoadedConfig, loaded: LoadedConfig) -> str | None:
+    """Every setting that differs from the checkpoint, with both values; None when nothing changed."""
+    pairs = [(key, setting.of(saved.config), setting.of(loaded.config)) for key, setting in settings().items()]
+    changes = [f"{key} {write_value(old)} -> {write_value(new)}" for key, old, new in pairs if old != new and not key.startswith("output.")]
+    return f"changed: {', '.join(changes)}" if changes else None
+
+
+def refuse_other_adapter(saved: LoadedConfig, loaded: LoadedConfig) -> None:
+    """Raise ConfigError if model.adapter was changed, because a resumed run has its own weights."""
+    old, new = saved.config.model.adapter, loaded.config.model.adapter
+    if old != new:
+        message = f"model.adapter was {write_value(old)} at the beginning, {write_value(new)} now; a resumed run has its own weights"
+        raise ConfigError(Problem(code="model.adapter-differs", message=message, where=loaded.origins["model.adapter"]))
+
+
+def with_changes(state: TrainerState, saved: LoadedConfig, loaded: LoadedConfig, plan: Plan, rows: int, progress: Progress) -> TrainerState:
+    """The state of a checkpoint with the learning rate that the settings now plan; a change is reported with both rates.
+
+    `saved` are the settings of the checkpoint, `rows` those of an epoch. A checkpoint of a version that saved no curve follows its plan.
+    """
+    before = make_plan(saved.config.training, rows, step=state.step, consumed=state.consumed)
+    old = Curve(**state.extra[_CURVE]) if _CURVE in state.extra else _planned(saved, before.horizon)
+    replanned = _planned(loaded, plan.horizon)
+    warmup_changed = saved.config.training.warmup != loaded.config.training.warmup
+    new = resumed_curve(old, replanned, state.step, on_extend=loaded.config.schedule.on_extend, warmup_changed=warmup_changed)
+    for line in _describe_change(state.step, old, new, replanned, loaded):
+        progress.say(line)
+    if warmup_changed and new.warmup == old.warmup:
+        progress.say(f"training.warmup has no effect any more: the warm-up was over after step {old.warmup:,}")
+    if new != old and new.begin == state.step - 1 and new.height < _LOW_RATE and state.step < new.horizon:
+        left = new.horizon - state.step
+        message = f"the learning rate was at {new.height:.1%} of its peak in step {state.step:,} and keeps falling from there"
+        again = "--set schedule.on_extend=replan plans the rate of the longer run from its start"
+        progress.warn(message, f"the remaining {left:,} steps teach little; {again}")
+    return _with(state, new)
+
+
+def _describe_change(step: int, old: Curve, new: Curve, replanned: Curve, loaded: LoadedConfig) -> list[str]:
+    """How the learning rate changes and why, with the rates of the last step and of the next; nothing when it stays as planned."""
+    if step == 0 or step >= new.horizon or (new == old):
+        return []
+    causes = []
+    if new.horizon != old.horizon:
+        causes.append(f"the run ends at step {new.horizon:,} instead of {old.horizon:,}")
+    if new.peak != old.peak:
+        causes.append(f"training.learning_rate is {new.peak:.3g} instead of {old.peak:.3g}")
+    if new.shape != old.shape:
+        causes.append(f"training.schedule is {new.shape} instead of {old.shape}")
+    if new.warmup != old.warmup:
+        causes.append(f"the warm-up takes {new.warmup:,} steps instead of {old.warmup:,}")
+    how = loaded.config.schedule.on_extend
+    rates = f"learning rate {old.rate(step - 1):.2e} in step {step:,}, {new.rate(step):.2e} in step {step + 1:,}"
+    other = f"; replan would make it {replanned.rate(step):.2e}" if how == "keep" and new != replanned else ""
+    towards = "" if new.shape == "constant" else f", falling to zero at step {new.horizon:,}"
+    why = " and ".join(causes) or "the rest is planned again"
+    meant = f" (planned was {old.rate(step):.2e})" if step < old.horizon else ""
+    return [f"{rates}{meant}: {why}", f"schedule.on_extend {how}{towards}{other}"]
+
+
+def further(paths: RunPaths, loaded: LoadedConfig, state: TrainerState) -> str:
+    """The command that extends a run that has reached its end, where its learning rate is almost zero."""
+    training = loaded.config.training
+    more = f"--max-steps {2 * state.step}" if training.max_steps is not None else f"--epochs {2 * float(training.epochs):g}"
+    if training.schedule != "constant" and loaded.config.schedule.on_extend == "keep":
+        more += " --set schedule.on_extend=replan"
+    return f"llamahome train-resume {as_typed(paths.root)} {more}"
+
+
+def stopped(outcome: Outcome, plan: Plan, paths: RunPaths) -> Problem:
+    """The problem that reports a run that was asked to stop, with the command that resumes it."""
+    saved = as_typed(outcome.checkpoint or paths.root)
+    message = f"stopped after step {outcome.state.step:,} of {plan.horizon:,}; {saved} is complete"
+    return Problem(code="run.stopped", message=message, hint=f"llamahome train-resume {as_typed(paths.root)}")
+
+
+def _planned(loaded: LoadedConfig, horizon: int) -> Curve:
+    training = loaded.config.training
+    return planned_curve(peak=float(training.learning_rate), horizon=horizon, warmup=training.warmup, shape=training.schedule)
+
+
+def _with(state: TrainerState, curve: Curve) -> TrainerState:
+    values: dict[str, Any] = asdict(curve)
+    return replace(state, extra={**state.extra, _CURVE: values})

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server that `llamahome serve` starts."""

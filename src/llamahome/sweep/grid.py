@@ -1,0 +1,193 @@
+"""Turns `--set key=a,b` into the trials of a sweep: every combination of the listed values, each with every seed.
+
+A comma outside brackets and quotes separates two values: `lora.target_modules=[q_proj,v_proj],[q_proj]` lists two lists.
+"""
+
+import itertools
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from llamahome.config.check import check_config
+from llamahome.config.describe import settings
+from llamahome.config.load import LoadedConfig
+from llamahome.errors import ConfigError, Problem, UsageError
+
+MOST_TRIALS = 1000
+_SEED = "training.seed"
+_OPEN, _CLOSE = "[{", "]}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep."""
+
+    number: int
+    """From 1, in the order of the command line; the last listed key changes fastest, then the seed."""
+    values: dict[str, str]
+    """The listed keys and the YAML text of their values here."""
+    seed: int
+    assignments: tuple[str, ...]
+    """Everything after --set, also what is the same in all trials."""
+    final: str = "last"
+    """Whether a trial is compared by its `last` evaluation, or by its `best` because `output.final` keeps that model."""
+
+    @property
+    def name(self) -> str:
+        """`007`, the name of its files."""
+        return f"{self.number:03d}"
+
+    @property
+    def setting(self) -> tuple[tuple[str, str], ...]:
+        """What trials that differ only in their seed have in common."""
+        return tuple(self.values.items())
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The trials, and the settings of each in the same order."""
+
+    trials: list[Trial]
+    loaded: list[LoadedConfig]
+
+
+def split_values(text: str) -> list[str]:
+    """The values in `text`; a comma within brackets, braces or quotes belongs to its value."""
+    values, depth, quote, begin = [], 0, "", 0
+    for at, letter in enumerate(text):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"" and (depth or not text[begin:at].strip()):
+            quote = letter
+        elif letter in _OPEN:
+            depth += 1
+        elif letter in _CLOSE:
+            depth -= 1
+        elif letter == "," and depth <= 0:
+            values.append(text[begin:at].strip())
+            begin = at + 1
+    return [*values, text[begin:].strip()]
+
+
+def make_grid(
+    assignments: Sequence[str], seeds: int, load: Callable[[Sequence[str]], LoadedConfig], flags: Mapping[str, str] = MappingProxyType({})
+) -> Grid:
+    """Every trial with its settings. `load` reads the settings with a list of --set assignments on top; `flags` are the others by key.
+
+    Raises ConfigError or UsageError with every mistake: unknown keys, impossible values, and combinations that contradict themselves.
+    """
+    listed = [(key.strip(), split_values(values)) for key, _, values in (each.partition("=") for each in assignments)]
+    problems = [*_repeated(assignments, listed, seeds), *_typed_twice(listed, flags)]
+    first = load([])
+    for assignment, (key, values) in zip(assignments, listed, strict=True):
+        typed = [f"{key}={value}" for value in values] if "=" in assignment else [assignment]
+        problems += [problem for each in typed for problem in _problems_of(load, each)]
+    if problems:
+        raise ConfigError(list({(each.code, each.message): each for each in problems}.values()))
+    count = seeds
+    for key, values in listed:
+        count *= len(values)
+        problems += _equal_values(key, values, load)
+    if count > MOST_TRIALS:
+        message = f"{count:,} runs; a sweep has at most {MOST_TRIALS:,}"
+        raise UsageError(Problem(code="sweep.too-many", message=message, where="--set"))
+    if count == 1 and not problems:
+        message = "there is nothing to compare: every setting has one value, and there is one seed"
+        raise UsageError(Problem(code="sweep.one-run", message=message, hint="--set 'training.learning_rate=1e-5,1e-4'"))
+    if problems:
+        raise ConfigError(problems)
+    return _combine(listed, seeds, first.config.training.seed, load)
+
+
+def _combine(listed: Sequence[tuple[str, list[str]]], seeds: int, first_seed: int, load: Callable[[Sequence[str]], LoadedConfig]) -> Grid:
+    trials: list[Trial] = []
+    loaded: list[LoadedConfig] = []
+    problems: dict[tuple[str, str], tuple[Problem, dict[str, None]]] = {}
+    varied = [key for key, values in listed if len(values) > 1]
+    for combination in itertools.product(*(values for _, values in listed)):
+        values = dict(zip((key for key, _ in listed), combination, strict=True))
+        plain = [f"{key}={value}" for key, value in values.items()]
+        for number in range(seeds):
+            here = plain
+            seed = load(plain).config.training.seed if _SEED in values else first_seed
+            if seeds > 1:
+                seed += number
+                here = [*(each for each in plain if not each.startswith(f"{_SEED}=")), f"{_SEED}={seed}"]
+            config = load(here)
+            shown = ", ".join(f"{key}={values[key]}" for key in varied)
+            for problem in check_config(config.config, config.origins):
+                problems.setdefault((problem.code, problem.message), (problem, {}))[1][shown] = None
+            trials.append(Trial(len(trials) + 1, {key: values[key] for key in varied}, seed, tuple(here), _final(config)))
+            loaded.append(config)
+    if problems:
+        raise ConfigError([each for problem, where in problems.values() for each in _placed(problem, list(where), len(trials) // seeds)])
+    return Grid(trials, loaded)
+
+
+def _placed(problem: Problem, combinations: Sequence[str], count: int) -> list[Problem]:
+    """The problem of some combinations with their values; without, if all of the `count` have it."""
+    return (
+        [problem] if len(combinations) == count else [replace(problem, message=f"with {each}: {problem.message}") for each in combinations]
+    )
+
+
+def _final(loaded: LoadedConfig) -> str:
+    """Which evaluation is that of the final model; one that another metric chose is not known from the losses."""
+    return "best" if loaded.config.output.final == "best" and loaded.config.evaluation.metric == "loss" else "last"
+
+
+def _problems_of(load: Callable[[Sequence[str]], LoadedConfig], assignment: str) -> list[Problem]:
+    try:
+        load([assignment])
+    except ConfigError as error:
+        return list(error.problems)
+    return []
+
+
+def _repeated(assignments: Sequence[str], listed: Sequence[tuple[str, list[str]]], seeds: int) -> list[Problem]:
+    keys = [key for key, _ in listed]
+    problems = []
+    for key in dict.fromkeys(keys):
+        if keys.count(key) > 1:
+            values = ",".join(each.partition("=")[2] for each in assignments if each.partition("=")[0].strip() == key)
+            message = f"{key} is set {keys.count(key)} times"
+            problems.append(Problem(code="sweep.key-twice", message=message, where="--set", hint=_assignment(key, values)))
+    if seeds > 1 and any(key == _SEED and len(values) > 1 for key, values in listed):
+        message = f"both --seeds and {_SEED} list seeds"
+        problems.append(Problem(code="sweep.key-twice", message=message, where="--seeds", hint=f"leave out --seeds {seeds}"))
+    for key in ("output.dir", "output.name"):
+        if key in keys:
+            message = "every run of a sweep has its own name and its own folder below that of the sweep"
+            problems.append(Problem(code="sweep.key-twice", message=message, where=f"--set {key}", hint=f"leave out --set {key}"))
+    return problems
+
+
+def _typed_twice(listed: Sequence[tuple[str, list[str]]], flags: Mapping[str, str]) -> list[Problem]:
+    """A flag and a list for one key: one of them would be ignored."""
+    return [
+        Problem(
+            code="sweep.key-twice", message=f"both {flags[key]} and --set {key} are given", where=flags[key], hint=f"leave out {flags[key]}"
+        )
+        for key, _ in listed
+        if key in flags
+    ]
+
+
+def _equal_values(key: str, values: Sequence[str], load: Callable[[Sequence[str]], LoadedConfig]) -> list[Problem]:
+    """Values that are written differently and mean the same would be the same run twice."""
+    seen: dict[str, str] = {}
+    problems = []
+    for value in values:
+        meant = repr(settings()[key].of(load([f"{key}={value}"]).config))
+        if meant in seen:
+            message = f"{key} lists one value twice: {seen[meant]} and {value}"
+            problems.append(Problem(code="sweep.value-twice", message=message, where="--set"))
+        seen.setdefault(meant, value)
+    return [replace(problem, hint=_assignment(key, ",".join(seen.values()))) for problem in problems]
+
+
+def _assignment(key: str, values: str) -> str:
+    """The option as one types it, always in quotes."""
+    text = f"{key}={values}"
+    return f"--set {shlex.quote(text)}" if "'" in text else f"--set '{text}'"

@@ -1,0 +1,145 @@
+"""The table of a sweep: its settings from the lowest held-out loss up, the spread over seeds, and which cannot be told apart."""
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llamahome.sweep.grid import Trial
+from llamahome.sweep.trials import Progress, best_of
+from llamahome.units import aligned, many, show_seconds
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting with all of its seeds."""
+
+    values: dict[str, str]
+    trials: list[tuple[Trial, Progress]]
+
+    @property
+    def last(self) -> list[float]:
+        """The held-out loss of the final model of each finished seed: after its last step, or the best with `output.final: best`."""
+        found = [final_loss(trial, progress) for trial, progress in self.trials if progress.state == "finished" and progress.losses]
+        return [loss for loss in found if math.isfinite(loss)]
+
+    @property
+    def mean(self) -> float | None:
+        """Over the finished seeds; None unless all have finished."""
+        return statistics.fmean(self.last) if len(self.last) == len(self.trials) else None
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation over seeds; None for one seed."""
+        return statistics.stdev(self.last) if self.mean is not None and len(self.last) > 1 else None
+
+    @property
+    def noise(self) -> float:
+        """Of its mean: that of one evaluation and the standard error over seeds, as two standard errors."""
+        targets = max((progress.targets for _, progress in self.trials), default=0)
+        return math.hypot(2 / math.sqrt(max(1, targets)), 2 * (self.deviation or 0.0) / math.sqrt(max(1, len(self.last))))
+
+
+def final_loss(trial: Trial, progress: Progress) -> float:
+    """Held-out loss of the final model of a trial that was evaluated."""
+    return min(progress.losses.values()) if trial.final == "best" else progress.losses[max(progress.losses)]
+
+
+def make_rows(trials: Sequence[tuple[Trial, Progress]]) -> list[Row]:
+    """One row for each setting, the finished ones first and by the mean loss of their final models."""
+    rows: dict[tuple[tuple[str, str], ...], Row] = {}
+    for trial, progress in trials:
+        rows.setdefault(trial.setting, Row(trial.values, [])).trials.append((trial, progress))
+    return sorted(rows.values(), key=lambda row: (row.mean is None, row.mean or 0.0, row.trials[0][0].number))
+
+
+def tied(rows: Sequence[Row]) -> int:
+    """How many rows from the top cannot be told apart: their means differ from the first by less than the noise of the difference."""
+    if not rows or rows[0].mean is None:
+        return 0
+    top, mean = rows[0], rows[0].mean
+    count = 0
+    for row in rows:
+        if row.mean is None or row.mean - mean > math.hypot(row.noise, top.noise):
+            break
+        count += 1
+    return count
+
+
+def best_trial(rows: Sequence[Row]) -> Trial | None:
+    """The trial of the first row whose final model has the lowest loss."""
+    if not rows or rows[0].mean is None:
+        return None
+    return min(rows[0].trials, key=lambda pair: (final_loss(*pair), pair[0].number))[0]
+
+
+def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Every trial in the order of the table, under names that do not change; a missing or infinite loss is null."""
+    found = []
+    for rank, row in enumerate(rows, 1):
+        for trial, progress in row.trials:
+            best = best_of(progress)
+            last = progress.losses[max(progress.losses)] if progress.losses else None
+            found.append(
+                {
+                    "rank": rank if row.mean is not None else None,
+                    "trial": trial.name,
+                    "values": trial.values,
+                    "seed": trial.seed,
+                    "state": progress.state,
+                    "reason": progress.reason,
+                    "step": progress.step,
+                    "steps": progress.horizon,
+                    "first_loss": _finite(progress.first),
+                    "best_loss": _finite(best[1] if best else None),
+                    "best_step": best[0] if best else None,
+                    "last_loss": _finite(last),
+                    "mean_loss": row.mean,
+                    "deviation": row.deviation,
+                    "noise": row.noise if progress.targets else None,
+                    "seconds": round(progress.seconds, 3),
+                    "run_id": progress.run_id,
+                }
+            )
+    return found
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """The records with one column for each listed key."""
+    lines = [{**record["values"], **{key: value for key, value in record.items() if key != "values"}} for record in records(rows)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def table_lines(rows: Sequence[Row]) -> Iterator[str]:
+    """The table for people."""
+    keys = list(rows[0].values)
+    cells = [[*keys, "seed", "last", "best", "at step", "steps", "time", "state"]]
+    for row in rows:
+        for trial, progress in row.trials:
+            best = best_of(progress)
+            last = f"{progress.losses[max(progress.losses)]:.4f}" if progress.losses else "-"
+            figures = [last, f"{best[1]:.4f}" if best else "-", str(best[0]) if best else "-"]
+            steps = f"{progress.step}/{progress.horizon}" if progress.horizon else "-"
+            cells.append([*trial.values.values(), str(trial.seed), *figures, steps, show_seconds(progress.seconds), progress.state])
+    yield from aligned(cells)
+    for row in rows:
+        for trial, progress in row.trials:
+            if progress.state == "failed":
+                yield f"trial {trial.name}: {progress.reason}"
+    for row in rows:
+        if row.deviation is not None and row.mean is not None:
+            shown = ", ".join(f"{key}={value}" for key, value in row.values.items()) or "all"
+            yield f"{shown}: {row.mean:.4f} +- {row.deviation:.4f} (standard deviation over {many(len(row.last), 'seed')})"
+    if (count := tied(rows)) > 1:
+        yield f"the first {count} settings cannot be told apart: they differ by less than the noise of {rows[0].noise:.4f}"

@@ -1,0 +1,196 @@
+"""The model that is trained: the base is loaded, then what is trained is added, and the weights are placed on the ranks.
+
+Between the two steps the settings that depend on the model are resolved (resolve.py).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from llamahome.config.schema import Config
+from llamahome.distributed.world import World
+from llamahome.errors import ConfigError, Problem
+from llamahome.model.adapter import SavedModel, fingerprint, fit_rows, trained_rows
+from llamahome.model.adapter_coverage import coverage_lines
+from llamahome.model.backends.backend import Backend
+from llamahome.model.backends.choose import unused_gpu_note
+from llamahome.model.load import CausalLM, load_model
+from llamahome.model.lora import add_lora, load_lora
+from llamahome.model.objective import Objective
+from llamahome.model.packing import packing_of
+from llamahome.model.place import ChosenStrategy, choose_strategy, count_weights, place, trained_parameters, weight_bytes
+from llamahome.model.shard import Placement, replicated, sharded
+from llamahome.model.vocabulary import grow_embeddings, refuse_lost_bias
+from llamahome.monitoring.resources import free_memory_bytes
+from llamahome.monitoring.throughput import model_flops_per_token
+from llamahome.rundir import as_typed
+from llamahome.training.optimizer import make_optimizer
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The loaded base, before anything is trained."""
+
+    folder: Path
+    model: CausalLM
+    backend: Backend
+    strategy: ChosenStrategy
+    new_rows: range
+    """Rows by which the embedding was extended; they are trained, too."""
+    adapter: Path | None
+    """The PEFT folder that is trained further; None for a new adapter."""
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The model and everything that belongs to its weights."""
+
+    model: CausalLM
+    """The causal language model, adapters inside."""
+    saved: SavedModel
+    """What is written to disk: the adapter's wrapper, or the model itself."""
+    base: Path
+    auxiliary: Path
+    """The folder whose tokenizer, template and other files are saved with the model."""
+    objective: Objective
+    placement: Placement
+    """Holds the parameters that this rank updates."""
+    optimizer: torch.optim.AdamW
+    trained_share: float
+    base_fingerprint: str
+
+
+def load_base(
+    config: Config, folder: Path, backend: Backend, world: World, *, embedding_rows: int, adapter: Path | None, say: Say
+) -> BaseModel:
+    """Load the base in `folder` and choose the strategy; the embedding gets the rows of `adapter`, and at least `embedding_rows`."""
+    precision, method = backend.precision, config.training.method
+    say(f"{backend.name} back end, {'bf16' if precision.compute == torch.bfloat16 else 'float32'} products: {precision.reason}")
+    strategy = _choose_strategy(config, folder, backend, world)
+    if world.size > 1:
+        each_pass = "; gradients are summed after every pass" if strategy.sums_each_pass else ""
+        say(f"{strategy.strategy}: {strategy.reason}{each_pass}")
+    first_device = world.device if strategy.strategy == "replicate" else torch.device("cpu")  # sharded layer by layer from there
+    model = load_model(folder, dtype=precision.storage, device=first_device)
+    if adapter is not None:
+        fit_rows(model, adapter, folder)
+    new_rows = grow_embeddings(model, embedding_rows)
+    if new_rows and adapter is not None:
+        _refuse_more_rows(new_rows, adapter)
+    if new_rows:
+        refuse_lost_bias(model, folder, method=method)
+        say(f"the embedding grows by {len(new_rows):,} rows to {new_rows.stop:,}; they begin as the mean of the others and are trained")
+    if strategy.strategy != "replicate":
+        _refuse_sharded(packing_of(model).why_alone, (adapter is not None and trained_rows(adapter) > 0) or bool(new_rows))
+    return BaseModel(folder, model, backend, strategy, new_rows, adapter)
+
+
+def make_learner(config: Config, base: BaseModel, world: World, *, auxiliary: Path, rows: float, tokens: float, say: Say) -> Learner:
+    """Add what is trained, compile and place the model; `rows` and `tokens` are still to be trained on. Changes the model of `base`.
+
+    The files in `auxiliary` are saved with the model.
+    """
+    model, backend, training = base.model, base.backend, config.training
+    passes = packing_of(model).remarks(documents=rows, passes=tokens / backend.micro_batch_tokens)
+    for line in (unused_gpu_note(config, world.device), *backend.performance_notes(model), *passes):
+        if line is not None:
+            say(line)
+    saved: SavedModel = model
+    if training.method == "lora":
+        lean = not backend.precision.autocast
+        name = _base_name(config, base.folder)
+        if base.adapter is not None:
+            saved = load_lora(model, base.adapter, base=name, dropout=config.lora.dropout, lean=lean)
+        else:
+            saved = add_lora(model, config.lora, base=name, seed=training.seed, lean=lean, new_rows=base.new_rows)
+        for line in coverage_lines(model):
+            say(line)
+    checkpointing = training.gradient_checkpointing is True
+    for line in place(model, world=world, checkpointing=checkpointing, sync_batch_norm=config.distributed.sync_batch_norm):
+        say(line)
+    trained = sum(parameter.numel() for parameter in trained_parameters(model).values())
+    if training.compile is True:
+        parts = backend.compile(model)
+        if backend.compile_note:
+            say(f"training.compile: {parts} parts of the model; {backend.compile_note}")
+    placement = _place_weights(base, world)
+    return Learner(
+        model=model,
+        saved=saved,
+        base=base.folder,
+        auxiliary=auxiliary,
+        objective=Objective(model, backend, placement.within),
+        placement=placement,
+        optimizer=make_optimizer(training.optimizer, placement.parameters, weight_decay=training.weight_decay),
+        trained_share=trained / sum(parameter.numel() for parameter in model.parameters()),
+        base_fingerprint=fingerprint(base.folder),
+    )
+
+
+def free_bytes(backend: Backend, world: World) -> int:
+    """Memory that this process may use: its device's own, or its share of the machine's."""
+    own = backend.free_bytes(world.local_size)
+    return free_memory_bytes() // world.local_size if own is None else own
+
+
+def flops_per_token(model: CausalLM, target_share: float) -> float:
+    """Floating-point operations per trained token, from the shapes of the model."""
+    head = model.get_output_embeddings().weight
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and p is not head and "embed" not in name]
+    return model_flops_per_token(
+        matmul_weights=sum(p.numel() for p in matrices),
+        trained_matmul_weights=sum(p.numel() for p in matrices if p.requires_grad),
+        head_weights=head.numel(),
+        head_is_trained=head.requires_grad,
+        target_share=target_share,
+    )
+
+
+def _choose_strategy(config: Config, folder: Path, backend: Backend, world: World) -> ChosenStrategy:
+    """The same on all ranks: what the rank with the least free memory allows."""
+    if world.size == 1:
+        return choose_strategy("replicate", method="", needed=0, free=0, world=world)
+    method = config.training.method
+    needed = weight_bytes(count_weights(folder), method=method, storage=backend.precision.storage)
+    free = int(-world.max(-free_bytes(backend, world)))
+    return choose_strategy(config.distributed.strategy, method=method, needed=needed, free=free, world=world)
+
+
+def _place_weights(base: BaseModel, world: World) -> Placement:
+    chosen = base.strategy
+    if chosen.strategy == "replicate":
+        return replicated(base.model, world)
+    precision = base.backend.precision
+    return sharded(base.model, world, strategy=chosen.strategy, precision=precision, sums_each_pass=chosen.sums_each_pass)
+
+
+def _base_name(config: Config, folder: Path) -> str:
+    """What an adapter names as its base: the folder where the base lies on this machine, or the name in the hub."""
+    local = Path(config.model.name).is_dir() or folder.parts[:1] == ("data",)
+    return str(folder.resolve()) if local else config.model.name
+
+
+def _refuse_more_rows(new_rows: range, adapter: Path) -> None:
+    """ConfigError, because an adapter that is trained further keeps its own rows."""
+    message = f"the tokenizer needs {new_rows.stop:,} rows of the embedding, {len(new_rows):,} more than the adapter has"
+    hint = f"llamahome export {as_typed(adapter)} --to merged, and --model with that folder"
+    raise ConfigError(Problem(code="model.not-trainable-adapter", message=message, where="model.resize_embeddings", hint=hint))
+
+
+def _refuse_sharded(why_alone: str | None, trains_rows: bool) -> None:
+    """ConfigError where weights cannot be sharded.
+
+    All ranks gather sharded weights equally often, so each must have as many passes; and trained rows would be in a weight of which each
+    rank holds a part.
+    """
+    why = f"documents of this model run one at a time: {why_alone}" if why_alone is not None else None
+    if trains_rows:
+        why = "new rows of the embedding are trained"
+    if why is not None:
+        hint = "--set distributed.strategy=replicate"
+        message = f"weights cannot be sharded, because {why}"
+        raise ConfigError(Problem(code="distributed.cannot-shard", message=message, where="distributed.strategy", hint=hint))

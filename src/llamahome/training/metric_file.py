@@ -1,0 +1,144 @@
+"""A metric that is a function in a Python file of the user's: loads it, calls it, and checks what it returns."""
+
+import ast
+import difflib
+import importlib.util
+import inspect
+import math
+import numbers
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from llamahome.errors import ConfigError, Problem
+
+Third = Literal["prompt", "row"]
+_ROW_NAMES = ("row", "record", "example")
+
+
+@dataclass(frozen=True)
+class UserFunction:
+    """A function of the user's that scores an answer."""
+
+    path: Path
+    name: str
+    call: Callable[..., Any]
+    third: Third | None
+    """What the function takes after answer and reference."""
+
+    def score(self, prompt: str, answer: str, reference: str, *, row: dict[str, Any] | None = None, where: str | None = None) -> float:
+        """What the function returns. Raises ConfigError if it raises, returns no finite number, or needs a row and there is none."""
+        if self.third == "row" and row is None:
+            raise ConfigError(self._failed(f"{self.name} takes the row of the data, and here is only its prompt", where))
+        further = {None: (), "prompt": (prompt,), "row": (row,)}[self.third]
+        try:
+            value = self.call(answer, reference, *further)
+            value = value.item() if hasattr(value, "item") and not isinstance(value, numbers.Real) else value
+        except (Exception, SystemExit) as error:  # a function of the user's may raise anything
+            message = f"{self.name} raised {type(error).__name__}: {_first_line(error)}"
+            raise ConfigError(self._failed(message, where, excerpt=_own_line(error, self.path))) from error
+        if not isinstance(value, numbers.Real) or not math.isfinite(value):
+            shown = repr(value)[:80]
+            message = f"{self.name} returned {shown} ({type(value).__name__}), and a score is a finite number"
+            raise ConfigError(self._failed(message, where))
+        return float(value)
+
+    def _failed(self, message: str, where: str | None, *, excerpt: str | None = None) -> Problem:
+        place = f" on the row {where}" if where else ""
+        return Problem(code="evaluation.metric-failed", message=message + place, where=str(self.path), excerpt=excerpt)
+
+
+def load_function(name: str) -> UserFunction:
+    """The function of `FILE.py:FUNCTION`; what is in the folder of the file can be imported from. Raises ConfigError."""
+    written, _, function = (name, "", "") if name.endswith(".py") else name.rpartition(":")
+    path = Path(written).expanduser()
+    if not path.is_file():
+        raise ConfigError(_unreadable(path, "there is no such file"))
+    if not function:
+        defined = _defined(path)
+        hint = f"--metric {written}:{defined[0]}" if len(defined) == 1 else f"--metric {written}:FUNCTION"
+        raise ConfigError(_unreadable(path, f"which function? {_listed(defined)}", hint=hint))
+    module = _run(path)
+    found = getattr(module, function, None)
+    if not callable(found):
+        defined = _defined(path)
+        close = difflib.get_close_matches(function, defined, n=1)
+        nearest = f"--metric {written}:{close[0]}" if close else None
+        raise ConfigError(_unreadable(path, f"it has no function {function!r}; {_listed(defined)}", hint=nearest))
+    return UserFunction(path, function, found, _third(path, function, found))
+
+
+def _run(path: Path) -> Any:
+    """The module of the file, which is run now."""
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    name = f"metric_of_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(_unreadable(path, "it is no Python file"))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # a file of the user's may raise anything
+        message = f"it cannot be imported: {type(error).__name__}: {_first_line(error)}"
+        raise ConfigError(_unreadable(path, message, excerpt=_own_line(error, path))) from error
+    return module
+
+
+def _third(path: Path, name: str, function: Callable[..., Any]) -> Third | None:
+    """What the function takes as its third value: nothing, the prompt, or the row if it is called so or a dict. Raises ConfigError."""
+    takes = "takes (answer, reference), (answer, reference, prompt) or (answer, reference, row)"
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # builtins
+        return None
+    fixed = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = [parameter for parameter in signature.parameters.values() if parameter.kind in fixed]
+    third = parameters[2] if len(parameters) > 2 else None
+    wanted: Third | None = None
+    if third is not None:
+        if third.name in _ROW_NAMES or "dict" in str(third.annotation) or "Mapping" in str(third.annotation):
+            wanted = "row"
+        elif third.default is inspect.Parameter.empty or third.name == "prompt":
+            wanted = "prompt"
+    try:
+        signature.bind(*("", "", "")[: 3 if wanted else 2])
+    except TypeError as error:
+        raise ConfigError(_unreadable(path, f"{name}{signature} cannot be a metric: a metric {takes}")) from error
+    if inspect.iscoroutinefunction(function):
+        raise ConfigError(_unreadable(path, f"{name} is an async function, and a metric is a plain one"))
+    return wanted
+
+
+def _defined(path: Path) -> list[str]:
+    """The public functions of a file, in order, read without running it."""
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (SyntaxError, ValueError):
+        return []
+    return [node.name for node in body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+
+
+def _listed(defined: list[str]) -> str:
+    return f"it has {', '.join(defined[:8])}" if defined else "it has no public function"
+
+
+def _unreadable(path: Path, message: str, *, hint: str | None = None, excerpt: str | None = None) -> Problem:
+    return Problem(code="evaluation.metric-unreadable", message=message, where=str(path), hint=hint, excerpt=excerpt)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]
+
+
+def _own_line(error: BaseException, path: Path) -> str | None:
+    """The last line of the user's file that the error passed through."""
+    if isinstance(error, SyntaxError) and error.lineno is not None:
+        return f"{error.lineno} {(error.text or '').rstrip()}"
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == path.name]
+    return f"{lines[-1].lineno} {lines[-1].line}" if lines else None

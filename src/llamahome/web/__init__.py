@@ -1,0 +1,1 @@
+"""What every server of llamahome shares: who may ask, the socket, and the end on a signal."""

@@ -1,0 +1,41 @@
+"""Several processes write one checkpoint, which one process can read; if one of them cannot write, all raise and nothing is left."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.support.checkpoints import differences
+from tests.support.workers import run_workers
+
+from llamahome.checkpoint.store import load
+from llamahome.distributed.tensorfiles import TensorSlices, WriterShare, plan_files, write_files
+
+
+@pytest.mark.parametrize(("world_size", "full_disk_rank"), [(2, 1), pytest.param(3, 0, marks=pytest.mark.slow)])
+def test_a_checkpoint_of_several_processes_is_read_by_one(tmp_path: Path, world_size: int, full_disk_rank: int) -> None:
+    payload = {"folder": str(tmp_path), "full": full_disk_rank}
+    errors = run_workers("tests/checkpoint/tasks.py:save_with_a_full_disk", world_size, payload)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3"]
+    assert differences(load(tmp_path / "checkpoint-3")) == []
+    assert len(list((tmp_path / "checkpoint-3/optimizer").glob("*.safetensors"))) == world_size
+    assert [each["code"] for each in errors] == ["checkpoint.write-failed"] * world_size
+    assert all("No space left" in each["message"] for each in errors)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.dictionaries(st.text("abc", min_size=1, max_size=4), st.integers(0, 100)), st.integers(1, 5), st.integers(10, 200))
+def test_every_tensor_is_in_one_file_and_files_are_balanced(sizes: dict[str, int], writers: int, largest: int) -> None:
+    files = plan_files(sizes, writers=writers, largest=largest)
+    assert sorted(name for names in files for name in names) == sorted(sizes)
+    loads = [sum(sizes[name] for name in names) for names in files]
+    assert not loads or max(loads) <= sum(loads) / max(1, len(loads)) + max(sizes.values())
+
+
+def test_a_process_without_a_share_gives_its_slices_and_writes_nothing(tmp_path: Path) -> None:
+    fetched = []
+    tensors = {name: TensorSlices(8, lambda name=name: fetched.append(name) or torch.zeros(2)) for name in ("b", "a", "c")}
+    written = write_files(tmp_path, "model", tensors, part=WriterShare(-1, 2))
+    assert sorted(fetched) == ["a", "b", "c"] and written.mine == [] and not list(tmp_path.iterdir())
+    assert set(written.file_of.values()) == {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}

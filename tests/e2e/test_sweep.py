@@ -1,0 +1,229 @@
+"""`llamahome sweep` as it is typed: table and files, the best as a command, ends and kills of every kind, pruning, and docs/Sweep.md."""
+
+import csv
+import json
+import os
+import random
+import re
+import shlex
+import signal
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.e2e.test_readme import commands_of
+from tests.support.projects import ROOT, Project, chats, wait_until, write_rows
+
+RATES = "training.learning_rate=1e-3,1e-2"
+SIX = (
+    "sweep",
+    "chats.jsonl",
+    "--max-steps",
+    "40",
+    "--set",
+    "checkpoint.every=3 steps",
+    "--set",
+    "training.learning_rate=1e-3,1e-2,3e-2",
+    "--set",
+    "lora.rank=2,4",
+)
+CHANGING = ("seconds", "run_id")
+"""Fields of a trial that are of one attempt and not of its result."""
+
+
+def results(project: Project, folder: str) -> list[dict[str, Any]]:
+    """The trials in sweep.json without times."""
+    trials = json.loads((project.folder / folder / "sweep.json").read_text())["trials"]
+    return [{key: value for key, value in trial.items() if key not in CHANGING} for trial in trials]
+
+
+def trials_of(project: Project) -> list[int]:
+    """Processes that train in the project."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words, where = (path / "cmdline").read_bytes().split(b"\0"), (path / "cwd").readlink()
+        except OSError:
+            continue
+        if where == project.folder and b"sweep" not in words and any(b"llamahome" in word for word in words):
+            found.append(int(path.name))
+    return found
+
+
+def recorded(project: Project) -> int:
+    """Lines of metrics of all runs of the project."""
+    return sum(path.read_bytes().count(b"\n") for path in project.folder.glob("data/metrics/logs/*/metrics.jsonl"))
+
+
+def test_a_sweep_compares_its_runs_and_types_the_best(project: Project) -> None:
+    before = project.type("train", "chats.jsonl", "--max-steps", "1").expect(0)
+    newest = project.run.root.resolve()
+    answer = project.type("sweep", "chats.jsonl", "--set", RATES, "--output", "mine", "--json").expect(0)
+    result = answer.json
+    assert result == json.loads((project.folder / "mine/sweep.json").read_text()) and result["state"] == "finished"
+    losses = [trial["last_loss"] for trial in result["trials"]]
+    assert losses == sorted(losses) and losses[0] < result["trials"][0]["first_loss"]
+    rows = list(csv.DictReader((project.folder / "mine/sweep.csv").read_text().splitlines()))
+    assert [float(row["last_loss"]) for row in rows] == losses
+    assert {row["training.learning_rate"] for row in rows} == {"1e-3", "1e-2"}
+    dots = list(ElementTree.parse(project.folder / "mine/sweep.svg").iter("{http://www.w3.org/2000/svg}circle"))
+    assert len(dots) == 2
+    best = result["best"]["trial"]
+    assert [path.parent.name for path in (project.folder / "mine/trials").glob("*/final")] == [best]
+    assert project.run.root.resolve() == newest, before.err
+    listed = project.type("runs", "list", "--json").expect(0)
+    assert len(listed.json) == 1 and "2 runs of a sweep not shown, see the table of mine" in listed.err
+
+    again = project.type("sweep", "chats.jsonl", "--set", RATES, "--output", "mine").expect(0)
+    assert again.out.splitlines()[0].split()[:4] == ["training.learning_rate", "seed", "last", "best"]
+    assert "trial " not in again.err, "nothing is left to run"
+    project.type(*shlex.split(result["best"]["command"])[1:]).expect(0)
+    assert project.run.by_step("eval/loss")[5] == losses[0]
+
+    write_rows(project.folder / "chats.jsonl", chats(24, seed=1))
+    refused = project.type("sweep", "chats.jsonl", "--set", RATES, "--output", "mine")
+    assert refused.codes == ["sweep.other-data"] and "rows have changed" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("--set", "training.epochs=1,2", "--epochs", "2"), "sweep.key-twice"),
+        (("--set", "lora.rank=2,4", "--num-nodes", "2"), "sweep.several-machines"),
+        (("--set", "lora.rank=2,4", "--node-rank", "1"), "sweep.several-machines"),
+        (("--set", "lora.rank=2,4", "--from-adapter", "nothing-here"), "model.not-found"),
+        (("--set", "lora.rank=2,4", "--set", "data.eval_split=0"), "sweep.nothing-held-out"),
+        (("--set", "lora.rank=2,4", "--set", "output.name=a"), "sweep.key-twice"),
+        (("--set", "lora.rank=2,4", "--world-size", "2", "--dry-run"), "sweep.no-plan"),
+        (("--set", "lora.rank=2,4", "--output", "data"), "sweep.not-a-sweep"),
+        (("--set", "lora.rank=2"), "sweep.one-run"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_before_anything_starts(project: Project, words: tuple[str, ...], code: str) -> None:
+    answer = project.type("sweep", "chats.jsonl", *words)
+    assert code in answer.codes and answer.status == 2, answer.err
+    assert not (project.folder / "output").exists()
+
+
+def test_a_dry_run_counts_the_runs_and_starts_none(project: Project) -> None:
+    words = ("sweep", "chats.jsonl", "--set", RATES, "--seeds", "2", "--dry-run")
+    plan = project.type(*words, "--json").expect(0).json
+    assert plan["runs"] == 4 and [trial["steps"] for trial in plan["trials"]] == [5] * 4
+    assert plan["seconds"] == pytest.approx(sum(trial["seconds"] for trial in plan["trials"]))
+    assert "4 runs, 1 at a time" in project.type(*words).expect(0).out
+    assert not (project.folder / "output").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_stopped_and_killed_at_random_gives_the_same_table(make_project: Callable[[Path], Project], tmp_path: Path) -> None:
+    words = (*SIX, "--output", "six", "--keep-all")
+    undisturbed, project = make_project(tmp_path / "undisturbed"), make_project(tmp_path / "project")
+    undisturbed.shell(*words, timeout=600).expect(0)
+    source = random.Random(0)
+    for killed in ("parent", "everybody", "parent", "SIGTERM to a trial", "SIGKILL to a trial", "everybody"):
+        with project.start(*words) as process:
+            lines = recorded(project) + source.randint(0, 60)
+            wait_until(lambda lines=lines, process=process: recorded(project) > lines or process.poll() is not None, seconds=120)
+            time.sleep(source.uniform(0, 0.5))
+            found = trials_of(project)
+            if "trial" not in killed:
+                process.kill()
+            for each in found if killed != "parent" else []:
+                with suppress(ProcessLookupError):
+                    os.kill(each, signal.SIGTERM if "SIGTERM" in killed else signal.SIGKILL)
+            if "trial" in killed:  # the sweep goes on by itself, and a Ctrl-C ends it
+                wait_until(lambda found=found, process=process: process.poll() is not None or set(trials_of(project)) - set(found))
+                process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=120)
+        wait_until(lambda: not trials_of(project))
+        if "trial" in killed and process.returncode != 0:
+            assert process.returncode == 75, err
+            assert json.loads((project.folder / "six/sweep.json").read_text())["state"] == "stopped"
+            assert shlex.split(re.findall(r"^help: (llamahome .*)$", err, flags=re.MULTILINE)[0])[1:] == list(words)
+    project.shell(*words, timeout=600).expect(0)
+    assert results(project, "six") == results(undisturbed, "six")
+
+
+@pytest.mark.slow
+def test_a_failing_run_is_a_row_with_its_reason_and_seeds_show_their_spread(project: Project) -> None:
+    words = ("--set", "lora.target_modules=[q_proj],[nothing_proj]", "--seeds", "2", "--output", "mixed")
+    answer = project.shell("sweep", "chats.jsonl", *words).expect(0)
+    assert "standard deviation over 2 seeds" in answer.out and "error[lora.no-such-module]" in answer.out
+    trials = results(project, "mixed")
+    assert [trial["state"] for trial in trials] == ["finished"] * 2 + ["failed"] * 2
+    losses = [trial["last_loss"] for trial in trials[:2]]
+    assert trials[0]["mean_loss"] == pytest.approx(sum(losses) / 2)
+    assert trials[0]["deviation"] == pytest.approx(abs(losses[0] - losses[1]) / 2**0.5)
+
+
+@pytest.mark.slow
+def test_what_does_not_learn_is_pruned_in_a_real_sweep_and_the_table_says_after_which_step(project: Project) -> None:
+    words = ("--max-steps", "1000", "--set", "training.learning_rate=1e-3,8e-4,1e-9,1e-10", "--output", "pruned")
+    answer = project.shell("sweep", "chats.jsonl", *words).expect(0)
+    trials = {trial["values"]["training.learning_rate"]: trial for trial in results(project, "pruned")}
+    for rate in ("1e-9", "1e-10"):
+        assert trials[rate]["state"] == "pruned" and trials[rate]["step"] == 300, answer.err
+        assert re.search(rf"^{rate} .*300/1000 .*pruned", answer.out, flags=re.MULTILINE), answer.out
+    assert {trials[rate]["state"] for rate in ("1e-3", "8e-4")} == {"finished"}
+    assert trials["1e-3"]["step"] == 1000
+    again = project.type("sweep", "chats.jsonl", *words).expect(0)
+    assert again.out == answer.out and "starts" not in again.err
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_give_one_table_and_train_an_adapter_further(project: Project) -> None:
+    project.type("train", "chats.jsonl", "--max-steps", "2").expect(0)
+    words = ("sweep", "chats.jsonl", "--set", RATES, "--from-adapter", "latest", "--jobs", "2", "--output")
+    first = project.shell(*words, "one").expect(0)
+    assert "2 at a time" in first.err and "--from-adapter output/runs/" in first.err
+    lineages = list((project.folder / "one/trials").glob("*/lineage.json"))
+    assert len(lineages) == 2
+    project.shell(*words, "two").expect(0)
+    assert results(project, "one") == results(project, "two")
+
+
+@pytest.mark.slow
+def test_a_second_sweep_in_a_folder_where_one_runs_is_refused(project: Project) -> None:
+    words = (*SIX, "--output", "six")
+    with project.start(*words) as process:
+        wait_until(lambda: trials_of(project))
+        assert project.shell(*words).codes == ["sweep.running"]
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=120)
+    assert process.returncode == 75
+
+
+def _another_rate(folder: Path) -> None:
+    (folder / ".config/training_config.yaml").write_text((folder / ".config/training_config.yaml").read_text().replace("0.01", "0.02"))
+
+
+FOLDERS: dict[str, Callable[[Path], Any]] = {
+    "sweep.not-a-sweep": lambda folder: (folder / "six/command.json").unlink(),
+    "sweep.other-settings": _another_rate,
+    "sweep.other-data": lambda folder: write_rows(folder / "chats.jsonl", chats(24, seed=1)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", FOLDERS)
+def test_a_folder_that_does_not_fit_is_refused_and_the_one_in_the_help_is_free(project: Project, code: str) -> None:
+    words = ("sweep", "chats.jsonl", "--set", "lora.rank=2,4", "--output")
+    project.shell(*words, "six").expect(0)
+    FOLDERS[code](project.folder)
+    refused = project.type(*words, "six")
+    assert refused.codes == [code] and refused.status == 2
+    option, folder = shlex.split(refused.helps[0])
+    assert option == "--output"
+    project.shell(*words, folder).expect(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", commands_of(ROOT / "docs/Sweep.md"))
+def test_the_commands_of_the_page_do_what_it_says(project: Project, text: str) -> None:
+    words = shlex.split(text)[1:]
+    answer = project.shell(*words, "--max-steps", "1", "--set", "training.batch_size=2", LLAMAHOME_MODEL__NAME="tiny").expect(0)
+    assert "the best:" in answer.out or "--dry-run" in words

@@ -1,0 +1,156 @@
+"""`llamahome plan`: dry runs match the formulas for every strategy and method, and estimates match the run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tests.support.families import tiny_family
+from tests.support.models import NOT_PACKABLE, plain_model, save_tiny, tiny_config
+from tests.support.projects import chats, write_rows
+
+from llamahome.cli.app import app
+from llamahome.config.load import load_config
+from llamahome.errors import ConfigError, LlamaHomeError, UsageError
+from llamahome.model.load import head_of
+from llamahome.model.probe import choose_packing
+from llamahome.model.skeleton import require_packed
+from llamahome.planning.estimate import simulate
+from llamahome.planning.forecast import Cluster
+from llamahome.planning.hardware import DEVICES
+
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 5, "vocab_size": 640}
+
+
+@pytest.fixture(scope="module")
+def shape(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shape")
+    (folder / "config.json").write_text(json.dumps(tiny_config("llama", **SIZES, tie_word_embeddings=False).to_dict()))
+    return folder
+
+
+def run(*words: str) -> str:
+    result = CliRunner().invoke(app, ["plan", "--simulate", *words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_dry_run_counts_the_bytes_of_the_formula(shape: Path, method: str, passes: int, tmp_path: Path) -> None:
+    flags = {"model.name": ("--model", str(shape)), "training.method": ("--method", method)}
+    loaded = load_config(flags=flags, environment={}, folder=tmp_path)
+    simulation = simulate(loaded, Cluster(DEVICES["h100"], 16, 8), passes=passes, target_share=1.0)
+    assert set(simulation.forecasts) == {"replicate", "shard", "hybrid"} and simulation.chosen == "replicate"
+    for forecast in simulation.forecasts.values():
+        assert forecast.sent_bytes == pytest.approx(forecast.sent_by_formula, rel=0.01), forecast.strategy
+    gathered = simulation.forecasts["shard"].exchanges["all_gather"]
+    assert gathered == passes * (2 * 5 + 1)
+    if method == "lora":
+        assert "reduce_scatter" not in simulation.forecasts["shard"].exchanges, "frozen weights have no gradients to send"
+        assert simulation.forecasts["replicate"].exchanges == {"all_reduce": 1}
+    else:
+        assert simulation.forecasts["shard"].exchanges["reduce_scatter"] == 5 + 1, "once per step, not once per micro-batch"
+
+
+def test_the_plan_of_a_thousand_ranks_has_stable_keys(shape: Path) -> None:
+    plan = json.loads(run("--model", str(shape), "--world-size", "1024", "--json"))
+    assert set(plan) == {"simulated", "model", "cluster", "work", "strategies", "chosen", "reason"}
+    assert set(plan["strategies"]["hybrid"]["memory_bytes"]) == {
+        *("weights", "gradients", "optimizer", "activations", "loss", "buffers", "total")
+    }
+    assert plan["cluster"]["ranks"] == 1024 and plan["strategies"]["shard"]["fits"]
+
+
+def test_the_plan_shows_what_does_not_fit_and_options_with_which_it_does(shape: Path) -> None:
+    tight = ["--device-memory", "20 MB", "--set", "training.micro_batch_tokens=8192", "--set", "data.max_length=512"]
+    text = run("--model", str(shape), "--world-size", "1", *tight)
+    assert "does not fit; it would with --set" in text
+    hint = text.split("it would with ")[1].splitlines()[0].split()
+    assert "does not fit" not in run("--model", str(shape), "--world-size", "1", *tight, *hint)
+
+
+def test_the_plan_of_rows_has_the_steps_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "tiny")
+    write_rows(tmp_path / "chats.jsonl", chats(40))
+    words = ["plan", "chats.jsonl", "--model", "tiny", "--set", "training.batch_size=8", "--set", "data.eval_split=0", "--epochs", "2"]
+    result = CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False)
+    plan = json.loads(result.stdout)
+    assert (plan["steps"], plan["rows"], plan["epochs"], plan["simulated"]) == (10, 40, 2, False)
+    assert plan["seconds"] > 0 and plan["step"]["fits"] and plan["disk_bytes"] > plan["checkpoint_bytes"] > plan["copy_bytes"] > 0
+    text = CliRunner().invoke(app, words, catch_exceptions=False).stdout
+    assert "it fits; gradient checkpointing off" in text and "10 of 8 rows" in text
+    few = json.loads(CliRunner().invoke(app, [*words, "--set", "training.batch_size=200", "--json"], catch_exceptions=False).stdout)
+    assert (few["steps"], few["epochs"]) == (1, 2) and few["tokens_per_step"] == pytest.approx(10 * plan["tokens_per_step"])
+
+
+BAD = {
+    "unknown model": (["--model", "nonsense", "--world-size", "8"], ConfigError, "model.no-config"),
+    "no processes": (["--world-size", "0"], ConfigError, "config.out-of-range"),
+    "uneven machines": (["--world-size", "9", "--num-nodes", "2"], ConfigError, "config.uneven-world"),
+    "not whole machines": (["--world-size", "12"], ConfigError, "distributed.world-size-not-divisible"),
+    "unknown device": (["--world-size", "8", "--device", "h1000"], UsageError, "usage.bad-choice"),
+    "memory without a unit": (["--world-size", "8", "--device-memory", "80"], UsageError, "usage.bad-choice"),
+    "no speed": (["--world-size", "8", "--device-tflops", "0"], UsageError, "usage.bad-choice"),
+    "more than all": (["--world-size", "8", "--mfu", "1.5"], UsageError, "usage.bad-choice"),
+    "no size": ([], UsageError, "usage.bad-choice"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_has_a_code_and_a_hint(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words, kind, code = BAD[case]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LlamaHomeError) as caught:
+        run(*words)
+    assert isinstance(caught.value, kind) and [problem.code for problem in caught.value.problems] == [code]
+    assert caught.value.problems[0].hint
+
+
+@pytest.mark.parametrize("change", [{"num_hidden_layers": 0}, {"model_type": "no-such-thing"}])
+def test_a_config_without_layers_or_of_an_unknown_type_is_refused(shape: Path, change: dict[str, object], tmp_path: Path) -> None:
+    values = json.loads((shape / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError) as caught:
+        run("--model", str(tmp_path), "--world-size", "8")
+    assert caught.value.problems[0].code == "model.unplannable"
+
+
+@pytest.mark.parametrize(("family", "why"), [("lfm2", "(conv)"), ("bloom", "code of its own")])
+def test_a_model_that_cannot_be_packed_is_refused(family: str, why: str, tmp_path: Path) -> None:
+    tiny_family(family).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="run one at a time") as caught:
+        run("--model", str(tmp_path), "--world-size", "8")
+    assert caught.value.problems[0].code == "model.unplannable" and why in caught.value.problems[0].message
+
+
+@pytest.mark.parametrize("kind", [*NOT_PACKABLE, "llama", "gemma2", "deepseek", "gpt2"])
+def test_what_is_planned_as_packed_is_what_a_run_packs_once_it_has_the_weights(kind: str) -> None:
+    config, model = tiny_config(kind), plain_model(kind)
+    alone = choose_packing(model, head_of(model)).why_alone
+    messages: list[str] = []
+    try:
+        require_packed(config, say=messages.append)
+        assert alone is None
+    except ConfigError as error:
+        assert alone is not None and alone in error.problems[0].message
+    assert not messages
+
+
+@pytest.mark.parametrize("words", [["rows.jsonl", "--simulate", "--world-size", "8"], [], ["rows.jsonl", "--world-size", "2"]])
+def test_rows_cannot_be_simulated_or_planned_for_several_processes(words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        CliRunner().invoke(app, ["plan", *words], catch_exceptions=False)
+    assert caught.value.problems[0].code == "usage.plan-simulates"
+
+
+def test_bad_options_are_reported_without_torch() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from llamahome.cli.app import app\n"
+        "assert CliRunner().invoke(app, ['plan', '--simulate', '--world-size', '0']).exit_code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,73 @@
+"""What a resumed run does differently follows from the settings of the checkpoint, also if it has no curve."""
+
+from dataclasses import replace
+
+import pytest
+
+from llamahome.config.load import LoadedConfig, load_config
+from llamahome.monitoring.progress import QuietProgress
+from llamahome.resuming import changed_settings, rate_of, with_changes, with_plan
+from llamahome.training.run import first_state, make_plan
+from llamahome.training.schedule import learning_rate
+
+ROWS = 40
+
+
+class KeptLines(QuietProgress):
+    """Keeps the lines and warnings."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def warn(self, message: str, consequence: str) -> None:
+        self.lines.append(f"warning: {message}; {consequence}")
+
+
+def configured(*assignments: str) -> LoadedConfig:
+    fixed = ("training.learning_rate=0.1", "training.batch_size=4", "training.epochs=2", "training.warmup=2")
+    return load_config(assignments=[*fixed, *assignments])
+
+
+def resumed(step: int, *assignments: str, keeps_curve: bool = True) -> tuple[list[float], list[str]]:
+    """Rates of a run of 20 steps resumed after `step` with other settings, and the lines that were shown."""
+    saved, loaded = configured(), configured(*assignments)
+    state = with_plan(first_state(100), saved, make_plan(saved.config.training, ROWS)) if keeps_curve else first_state(100)
+    state = replace(state, step=step, consumed=4 * step)
+    plan, progress = make_plan(loaded.config.training, ROWS, step=step, consumed=4 * step), KeptLines()
+    state = with_changes(state, saved, loaded, plan, ROWS, progress)
+    return [rate_of(state)(number) for number in range(plan.horizon)], progress.lines
+
+
+@pytest.mark.parametrize("keeps_curve", [True, False])
+def test_without_a_change_the_rates_are_as_planned_and_nothing_is_reported(keeps_curve: bool) -> None:
+    rates, lines = resumed(7, keeps_curve=keeps_curve)
+    assert rates == [learning_rate(step, peak=0.1, horizon=20, warmup=2, shape="cosine") for step in range(20)]
+    assert lines == [] and changed_settings(configured(), configured()) is None
+
+
+@pytest.mark.parametrize("change", ["training.epochs=4", "training.max_steps=40", "training.batch_size=2", "training.learning_rate=0.01"])
+@pytest.mark.parametrize("change_too", ["lora.rank=4", "training.schedule=linear"])
+def test_whatever_changes_the_rate_is_reported_with_the_rates_before_and_after(change: str, change_too: str) -> None:
+    key, value = change.split("=")
+    rates, lines = resumed(7, change, change_too)
+    before = learning_rate(6, peak=0.1, horizon=20, warmup=2, shape="cosine")
+    assert f"learning rate {before:.2e} in step 7, {rates[7]:.2e} in step 8" in lines[0]
+    assert rates[7] <= before
+    assert f"{key} " in str(changed_settings(configured(), configured(change))) and value in str(
+        changed_settings(configured(), configured(change))
+    )
+
+
+def test_extending_a_finished_run_warns_and_names_a_setting_that_helps() -> None:
+    rates, lines = resumed(20, "training.epochs=4")
+    assert max(rates[20:]) < 0.001 and "warning" in lines[-1] and "--set schedule.on_extend=replan" in lines[-1]
+    rates, lines = resumed(20, "training.epochs=4", "schedule.on_extend=replan")
+    assert rates[20] > 0.05 and not any("warning" in line for line in lines)
+
+
+def test_a_change_of_a_warm_up_that_is_over_is_reported_as_without_effect() -> None:
+    rates, lines = resumed(7, "training.warmup=5")
+    assert rates == resumed(7)[0] and lines == ["training.warmup has no effect any more: the warm-up was over after step 2"]
