@@ -66,9 +66,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: save_tiny(root / kind, kind) for kind in DEVICE_KINDS}
 
 
-@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
-@pytest.mark.parametrize("kind", DEVICE_KINDS)
-@pytest.mark.parametrize("name", BACKENDS)
+CASES = [(name, kind, lora) for name in BACKENDS for kind in DEVICE_KINDS for lora in (True, False)]
+SLOW = [case for case in CASES if case[0] == "cuda compiled" and case != ("cuda compiled", "llama", True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "lora"),
+    [
+        pytest.param(*case, marks=pytest.mark.slow if case in SLOW else [], id=f"{case[0]}-{case[1]}-{'lora' if case[2] else 'full'}")
+        for case in CASES
+    ],
+)
 def test_loss_and_gradients_equal_the_reference(
     folders: dict[str, Path], name: str, kind: str, lora: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
