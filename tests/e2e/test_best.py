@@ -28,11 +28,12 @@ def test_final_is_the_best_checkpoint_bit_for_bit_and_early_stop_says_why(projec
 
 
 def test_the_best_survives_a_resume_and_the_next_best_is_named_where_it_was_deleted(project: Project) -> None:
-    project.type("train", "chats.jsonl", *OVERSHOOTS, *BEST, "--max-steps", "6").expect(0)
+    project.type("train", "chats.jsonl", *OVERSHOOTS, *BEST, "--set", "evaluation.early_stop_patience=2", "--max-steps", "40").expect(0)
     losses, root = project.run.by_step("eval/loss"), project.run.paths.root
-    best = min((loss, step) for step, loss in losses.items())[1]
-    assert best < 6
-    again = project.type("train-resume", "latest", "--max-steps", "7").expect(0)
+    best, last = min((loss, step) for step, loss in losses.items())[1], max(losses)
+    assert best < last
+    worse = ("--set", "training.learning_rate=3", "--set", "evaluation.early_stop_patience=null", "--max-steps", str(last + 1))
+    again = project.type("train-resume", "latest", *worse).expect(0)
     longer = project.run.by_step("eval/loss")
     assert (
         min(longer, key=lambda step: longer[step]) == best and f"final/ is step {best}, the best of {len(longer)} evaluations" in again.out
