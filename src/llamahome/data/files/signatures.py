@@ -12,6 +12,7 @@ from pathlib import Path
 
 from llamahome.data.files.commands import ROWS_OF_SHEET, move, run_python, sibling
 from llamahome.data.files.guarded_file import GuardedFile
+from llamahome.data.files.served import served_instead
 from llamahome.errors import DataError, Problem
 from llamahome.lfs import is_pointer_text, lfs_problem
 
@@ -72,9 +73,15 @@ def refuse_disguised(file: GuardedFile, head: bytes, named: str | None) -> None:
     if is_pointer_text(head):
         raise DataError(lfs_problem(file.path))
     real = real_kind(head)
-    if real is None or real.lower() == named:
+    if real is None:
+        served = served_instead(head, file.size, named) if named not in ("text", "parquet", "arrow") else None
+        if served is None:
+            return
+        real, hint = served
+    elif real.lower() == named:
         return
-    real, hint = _zip(file) if real == "zip" else (real, _conversion(file, real))
+    else:
+        real, hint = _zip(file) if real == "zip" else (real, _conversion(file, real))
     suffix = Path(file.path).suffix
     if file.is_copy:
         message = f"what is packed in the file is {real}"
@@ -95,6 +102,9 @@ def real_content(path: str, head: bytes) -> tuple[str, str | None] | None:
         return f"it is {real}", move(path, inner.with_suffix(_COLUMNAR[real]))
     if real is not None:
         return f"it is {real}", None
+    served = served_instead(head, len(head), None)
+    if served is not None:
+        return f"it is {served[0]}", served[1]
     text = _text(head)
     if not text:
         return None
