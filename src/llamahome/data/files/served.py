@@ -19,8 +19,9 @@ _TITLE = re.compile(r"<title[^>]*>\s*(.*?)\s*</title>", re.IGNORECASE | re.DOTAL
 _XML = re.compile(r"<\?xml\b|<!doctype\b", re.IGNORECASE)
 _ELEMENT = re.compile(r"<([A-Za-z][\w:.-]*)[\s/>]")
 _FAILED = re.compile(
-    r"\b(not found|access denied|forbidden|unauthori[sz]ed|invalid (?:username|credentials|token)|rate limit|too many requests|is restricted"
-    r"|must be (?:authenticated|logged in)|bad (?:gateway|request)|(?:service|temporarily) unavailable|internal server error|gateway time-?out)\b",
+    r"\b(not found|access denied|forbidden|unauthori[sz]ed|invalid (?:username|credentials|token)|rate limit|too many requests"
+    r"|is restricted|must be (?:authenticated|logged in)|bad (?:gateway|request)|(?:service|temporarily) unavailable"
+    r"|internal server error|gateway time-?out)\b",
     re.IGNORECASE,
 )
 _NAMES_ERROR = {"error", "errors", "detail", "error_description", "documentation_url"}

@@ -19,7 +19,13 @@ from llamahome.data.rows.formats import KEYS
 from llamahome.errors import Problem
 
 _NUMBER = re.compile(r"-?\d+(?:[.,]\d+)?%?")
-_KNOWN = {*PROMPT, *COMPLETION, *CONTEXT, *(name for names in WEAK_PROMPT for name in names), *(key for keys in KEYS.values() for key in keys)}
+_KNOWN = {
+    *PROMPT,
+    *COMPLETION,
+    *CONTEXT,
+    *(name for names in WEAK_PROMPT for name in names),
+    *(key for keys in KEYS.values() for key in keys),
+}
 _SENTENCE_WORDS = 5
 _DELIMITERS = ",;\t|"
 
