@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llamahome import common_system
+from llamahome import system_message
 from llamahome.checkpoint import store
 from llamahome.config.load import LoadedConfig
 from llamahome.data.rows.row_error import RowError
@@ -134,7 +134,7 @@ def export(target: str, wanted: Wanted, *, loaded: LoadedConfig, say: Say) -> Ex
     finally:
         shutil.rmtree(goal.with_name(f"{goal.name}.tmp"), ignore_errors=True)
     if model.system is not None and to != "ollama":
-        say(f"the training rows begin with the system message {common_system.shown(model.system)}: ask the export with it, too")
+        say(f"the training rows begin with the system message {system_message.shown(model.system)}: ask the export with it, too")
     files = sorted(path.relative_to(goal).as_posix() for path in goal.rglob("*") if path.is_file())
     shown = as_typed(goal)
     pushed = push(goal, wanted.push, public=wanted.public) if wanted.push is not None else None
@@ -285,7 +285,7 @@ def _system_of_rows(model: TrainedModel, frame: ollama.ChatFrame | None, say: Sa
     if model.system is None:
         return None
     told, why = (
-        f"the training rows begin with the system message {common_system.shown(model.system)}",
+        f"the training rows begin with the system message {system_message.shown(model.system)}",
         ollama.why_no_system(model.system, frame),
     )
     if why is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llamahome import common_system
+from llamahome import system_message
 from llamahome.checkpoint.manifest import read as read_manifest
 from llamahome.config.load import LoadedConfig
 from llamahome.conversation import model_folder, typed_base
@@ -58,7 +58,7 @@ def find_trained(target: str, loaded: LoadedConfig, say: Say) -> TrainedModel:
     run = run_of(folder)
     if run is None:
         return TrainedModel(folder, base, folder.resolve().name, None)
-    paths, system = open_run(run), common_system.of_model(folder)
+    paths, system = open_run(run), system_message.of_model(folder)
     if folder.resolve().parent == run:
         return TrainedModel(folder, base, paths.run_id, next((path for _, path in reversed(paths.checkpoints())), None), system)
     checkpoint = folder.resolve().parent

@@ -67,8 +67,8 @@ def chat(
         raise UsageError(Problem(code="usage.missing-option", message=message, hint="--prompt TEXT"))
     loaded = overrides.load()
     with importing_torch():
-        from llamahome.common_system import of_model, shown
         from llamahome.conversation import model_folder, open_beside, open_chat
+        from llamahome.system_message import of_model, shown
     chosen = sampling_from(sampling)
     if line := without_effect(sampling):
         print_note(line)

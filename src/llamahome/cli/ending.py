@@ -63,7 +63,7 @@ def show_result(result: "Result", data_paths: Sequence[str]) -> None:
 
 def _system_option(extra: dict[str, Any]) -> str:
     """` --system TEXT` with the message that all training rows begin with, if it is one short line."""
-    from llamahome.common_system import of_state
+    from llamahome.system_message import of_state
 
     text = of_state(extra) or ""
     return f" --system {shlex.quote(text)}" if text and len(text) <= _MAX_WIDTH and text.isprintable() else ""

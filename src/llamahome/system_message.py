@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llamahome.checkpoint.state import read_state
-from llamahome.checkpoint.store import STATE
+from llamahome.checkpoint.state import STATE, read_state
 from llamahome.data.prepare import Prepared
 from llamahome.data.records import Row
 from llamahome.data.rows.formats import understand
