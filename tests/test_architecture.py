@@ -22,6 +22,7 @@ FLOORS = (
         "saving",
         "resuming",
         "conversation",
+        "system_message",
         "sample_size",
         "export",
         "exported_model",

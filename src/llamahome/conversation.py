@@ -32,16 +32,26 @@ from llamahome.rundir import BASE_MODELS
 def model_folder(target: str, loaded: LoadedConfig, *, say: Callable[[str], None]) -> Path:
     """The folder of the model that `target` names: a run (its final model), a checkpoint, a model folder, or the name of a base."""
     for folder in (Path(target), Path(target) / "final", Path(target) / "model"):
-        if is_adapter(folder) or (folder / "config.json").is_file():
-            if is_adapter(folder):
-                find_base(folder, typed=typed_base(loaded), say=say)
+        if is_adapter(folder):
+            find_base(folder, typed=typed_base(loaded), say=say)
             return folder
+        if (folder / "config.json").is_file():
+            return _find_named(str(folder), None, say)
     is_base = target == STARTER or (BASE_MODELS / target).is_dir()
     if not is_base and names_run(target):
         paths, checkpoint = resolve(target)
-        return paths.final if paths.final.is_dir() else (checkpoint or store.choose(paths, warn=lambda _: None)) / store.MODEL
+        if paths.final.is_dir():
+            return paths.final
+        chosen = checkpoint or store.choose(paths, warn=lambda _: None)
+        say(f"{paths.run_id} has no final model yet; its {chosen.name} is used")
+        return chosen / store.MODEL
+    return _find_named(target, loaded.config.model.revision, say)
+
+
+def _find_named(name: str, revision: str | None, say: Callable[[str], None]) -> Path:
+    """The folder of a model that an argument names. Raises what find_model raises, worded for an argument."""
     try:
-        return find_model(target, revision=loaded.config.model.revision, say=say)
+        return find_model(name, revision=revision, say=say)
     except ConfigError as error:
         raise ConfigError([_as_argument(problem) for problem in error.problems]) from error
 

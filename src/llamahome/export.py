@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llamahome import system_message
 from llamahome.checkpoint import store
 from llamahome.config.load import LoadedConfig
 from llamahome.data.rows.row_error import RowError
@@ -96,7 +97,7 @@ class Wanted:
     """The type of the weights; None for the usual one of the form."""
     output: Path | None = None
     system: str | None = None
-    """The system message of a Modelfile."""
+    """The system message of a Modelfile; None for the one that all training rows began with, empty for none."""
     push: str | None = None
     """The id of a repository on a hub."""
     public: bool = False
@@ -116,15 +117,15 @@ def export(target: str, wanted: Wanted, *, loaded: LoadedConfig, say: Say) -> Ex
     _refuse_used(goal)
     if to in ("gguf", "ollama"):
         architecture_of(gguf_config(model.base))
-    refuse_unwritable(goal)
+    refuse_unwritable(goal, what="the export")
     goal.parent.mkdir(parents=True, exist_ok=True)
-    store.require_space(goal.parent, _needed(model, to, quant), what="the export")
     differences: list[Difference] = []
 
     def fill(folder: Path) -> None:
         differences.append(_write(folder, model, replace(wanted, quant=quant), loaded=loaded, say=say))
 
     try:
+        store.require_space(goal.parent, _needed(model, to, quant), what="the export")
         store.write_folder(goal, fill)
     except store.SaveFailed as error:
         message = error.problems[0].message.replace("; earlier ones are untouched", "")
@@ -132,6 +133,8 @@ def export(target: str, wanted: Wanted, *, loaded: LoadedConfig, say: Say) -> Ex
         raise store.SaveFailed(Problem(code="export.write-failed", message=message, where=as_typed(goal), hint=hint)) from error
     finally:
         shutil.rmtree(goal.with_name(f"{goal.name}.tmp"), ignore_errors=True)
+    if model.system is not None and to != "ollama":
+        say(f"the training rows begin with the system message {system_message.shown(model.system)}: ask the export with it, too")
     files = sorted(path.relative_to(goal).as_posix() for path in goal.rglob("*") if path.is_file())
     shown = as_typed(goal)
     pushed = push(goal, wanted.push, public=wanted.public) if wanted.push is not None else None
@@ -256,7 +259,7 @@ def _write_gguf(
         _write_modelfile(folder, path.name, model, tokenizer, wanted.system, say=say)
 
 
-def _write_modelfile(folder: Path, gguf_name: str, model: TrainedModel, tokenizer: ChatTokenizer, system: str | None, *, say: Say) -> None:
+def _write_modelfile(folder: Path, gguf_name: str, model: TrainedModel, tokenizer: ChatTokenizer, typed: str | None, *, say: Say) -> None:
     frame = None
     if tokenizer.chat_template is not None:
         bos = (tokenizer.bos_token or "") if tokenizer.adds_bos else ""  # Ollama writes it itself
@@ -272,5 +275,21 @@ def _write_modelfile(folder: Path, gguf_name: str, model: TrainedModel, tokenize
         say("the model has no chat template: Ollama continues plain text")
     stops = [tokenizer.decode([number]) for number in tokenizer.all_ends]
     stated = read_settings(model.folder / "generation_config.json") or read_settings(model.base / "generation_config.json")
-    text = ollama.modelfile(gguf_name, frame, stops=stops, sampling=ollama.sampling_of(stated), system=system)
+    system = typed if typed is not None else _system_of_rows(model, frame, say)
+    text = ollama.modelfile(gguf_name, frame, stops=stops, sampling=ollama.sampling_of(stated), system=system or None)
     (folder / "Modelfile").write_text(text, encoding="utf-8")
+
+
+def _system_of_rows(model: TrainedModel, frame: ollama.ChatFrame | None, say: Say) -> str | None:
+    """The system message that all training rows began with, if a Modelfile can set it; says what becomes of it."""
+    if model.system is None:
+        return None
+    told, why = (
+        f"the training rows begin with the system message {system_message.shown(model.system)}",
+        ollama.why_no_system(model.system, frame),
+    )
+    if why is not None:
+        say(f"{told}; the Modelfile does not set it: {why}")
+        return None
+    say(f"{told}; the Modelfile sets it (--system TEXT sets another, --system '' none)")
+    return model.system

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llamahome import system_message
 from llamahome.checkpoint.manifest import read as read_manifest
 from llamahome.config.load import LoadedConfig
 from llamahome.conversation import model_folder, typed_base
@@ -35,6 +36,8 @@ class TrainedModel:
     name: str
     checkpoint: Path | None
     """The checkpoint of these weights, or the newest of the run that they end; its manifest names data and step."""
+    system: str | None = None
+    """The system message that all training rows began with."""
 
     @property
     def adapter(self) -> Path | None:
@@ -55,11 +58,11 @@ def find_trained(target: str, loaded: LoadedConfig, say: Say) -> TrainedModel:
     run = run_of(folder)
     if run is None:
         return TrainedModel(folder, base, folder.resolve().name, None)
-    paths = open_run(run)
+    paths, system = open_run(run), system_message.of_model(folder)
     if folder.resolve().parent == run:
-        return TrainedModel(folder, base, paths.run_id, next((path for _, path in reversed(paths.checkpoints())), None))
+        return TrainedModel(folder, base, paths.run_id, next((path for _, path in reversed(paths.checkpoints())), None), system)
     checkpoint = folder.resolve().parent
-    return TrainedModel(folder, base, f"{paths.run_id}-{checkpoint.name}", checkpoint)
+    return TrainedModel(folder, base, f"{paths.run_id}-{checkpoint.name}", checkpoint, system)
 
 
 def say_which_weights(model: TrainedModel, say: Say) -> None:
@@ -120,6 +123,7 @@ def card_facts(model: TrainedModel, form: str, difference: Difference) -> Mappin
         "weights of the base": f"de-quantised from {model.quantization}" if model.quantization else None,
         "licence": license_of(model.base),
         "rank, alpha": f"{settings.get('r')}, {settings.get('lora_alpha')}" if settings else None,
+        "system message of all rows": model.system,
         "data fingerprint": manifest and manifest.fingerprints.data,
         "steps": manifest and manifest.step,
         "greatest logit difference": f"{difference.greatest:.3g} (at most {difference.tolerance:.3g} accepted)",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from llamahome import assembly, durable, resuming
+from llamahome import assembly, durable, resuming, system_message
 from llamahome.assembly import Job, Session, assemble, open_session, read_data
 from llamahome.checkpoint import retention, store
 from llamahome.checkpoint.manifest import Fingerprints
@@ -84,7 +84,8 @@ def train(data_path: str | Sequence[str], loaded: LoadedConfig, *, command: Sequ
             job = assemble(session, data)
         paths = open_run(begun) if begun is not None else _new_run(job, command, parent=adapter)
         note_run(paths.root)
-        state = replace(first_state(int(job.config.training.micro_batch_tokens)), extra={"data_path": [*data.paths]})
+        extra = {"data_path": [*data.paths], **system_message.noted(data.prepared)}
+        state = replace(first_state(int(job.config.training.micro_batch_tokens)), extra=extra)
         return _run(job, paths, resuming.with_plan(state, job.settings, job.plan))
 
 

@@ -108,7 +108,7 @@ def create_run(output: Path | None, name: str | None) -> RunPaths:
         root.mkdir(parents=True, exist_ok=True)
         (root / _RUN_ID).write_text(run_id + "\n", encoding="utf-8")
     except OSError as error:
-        raise MachineError(_unwritable(root, str(error.strerror))) from error
+        raise MachineError(_unwritable(root, "the run's folder", str(error.strerror))) from error
     return RunPaths(root, run_id)
 
 
@@ -124,20 +124,20 @@ def _claim(root: Path) -> tuple[Path, str]:
     raise AssertionError("unreachable: itertools.count never ends")
 
 
-def refuse_unwritable(output: Path | None) -> None:
+def refuse_unwritable(output: Path | None, *, what: str = "the run's folder") -> None:
     """Raise MachineError if the folder of a new run cannot be made at `output`, or under output/runs; called before the long work."""
     folder = output if output is not None else RUNS
     existing = next((each for each in (folder, *folder.absolute().parents) if each.exists()), Path("/"))
     if existing.is_dir() and not os.access(existing, os.W_OK | os.X_OK):
-        raise MachineError(_unwritable(folder, "no right to write there, or the disk is read-only"))
+        raise MachineError(_unwritable(folder, what, "no right to write there, or the disk is read-only"))
     if not existing.is_dir():
-        raise MachineError(_unwritable(folder, f"{existing} is a file"))
+        raise MachineError(_unwritable(folder, what, f"{existing} is a file"))
 
 
-def _unwritable(root: Path, why: str) -> Problem:
+def _unwritable(root: Path, what: str, why: str) -> Problem:
     return Problem(
         code="machine.output-not-writable",
-        message=f"cannot write the run's folder: {why}",
+        message=f"cannot write {what}: {why}",
         where=str(root),
         hint=f"--output {shlex.quote(str(Path.home() / root.name))}, or another folder that you may write to",
     )

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,20 @@ def test_what_was_prepared_is_what_training_uses(project: Project) -> None:
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == stamps and stores(project) == [folder.name]
     shown = project.type("data", "prepare", "chats.jsonl", "--model", "tiny").expect(0)
     assert "20 examples to train on, 4 held out" in shown.out and told["folder"] in shown.out
+
+
+def test_the_next_command_of_prepare_trains_on_what_it_prepared_for_that_model(project: Project) -> None:
+    shutil.copytree(project.folder / "data/models/base/tiny", project.folder / "other model")
+    (project.folder / "my settings.yaml").write_text("data:\n  max_length: 80\n")
+    own = ("--model", "other model", "--config", "my settings.yaml", "--set", "data.train_on=last")
+    told = project.type("data", "prepare", "chats.jsonl", *own).expect(0).out
+    words = shlex.split(told.partition("next: llamahome ")[2])
+    assert stores(project) == [name for name in stores(project) if name in told]
+    before = stores(project)
+    project.type(*words, "--max-steps", "1").expect(0)
+    assert stores(project) == before
+    config = project.run.root.joinpath("config.yaml").read_text()
+    assert "name: other model  # --model" in config and "max_length: 80  #" in config and "train_on: last  # --set" in config
 
 
 def test_a_step_whose_only_row_was_dropped_changes_nothing(rough: Project) -> None:

@@ -1,7 +1,9 @@
 """What people do with an export: push it to a hub, run the printed script, set a system message; and adapters that cannot be exported."""
 
 import json
+import re
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tests.model.export.test_merge import save_adapter
 from tests.support.fakehub import FakeHub, fake_hub
 from tests.support.models import save_tiny
-from tests.support.projects import Project
+from tests.support.projects import Project, chats, write_rows
 from transformers import AutoModelForCausalLM
 
 
@@ -67,6 +69,48 @@ def test_a_system_message_stands_in_the_modelfile(project: Project) -> None:
     assert 'SYSTEM """Be kind.\nBe brief."""\n' in text
     answer = project.type("export", "tiny", "--to", "ollama", "--output", "other", "--system", 'say """').expect(2)
     assert answer.codes == ["export.untranslated-template"]
+
+
+def with_system(rows: list[dict], *texts: str) -> list[dict]:
+    """Rows that begin with these system messages in turn."""
+    systems = [{"role": "system", "content": texts[number % len(texts)]} for number in range(len(rows))]
+    return [{"messages": [system, *row["messages"]]} for system, row in zip(systems, rows, strict=True)]
+
+
+def test_the_system_message_of_all_rows_is_set_in_the_modelfile_and_told_by_every_command_that_uses_the_model(project: Project) -> None:
+    write_rows(project.folder / "chats.jsonl", with_system(chats(24), "You are Marvin.\nSigh."))
+    answer = project.type("train", "chats.jsonl", "--max-steps", "1").expect(0)
+    assert "--system" not in answer.out, "two lines are not typed"
+    told = 'the training rows begin with the system message "You are Marvin. Sigh."'
+    answer = project.type("export", "latest", "--to", "ollama", "--output", "out").expect(0)
+    assert 'SYSTEM """You are Marvin.\nSigh."""\n' in (project.folder / "out/Modelfile").read_text()
+    assert f"{told}; the Modelfile sets it" in answer.err
+    card = (project.folder / "out/README.md").read_text()
+    assert "| system message of all rows | You are Marvin. Sigh. |" in card
+    project.type("export", "latest", "--to", "ollama", "--output", "none", "--system", "").expect(0)
+    assert "SYSTEM" not in (project.folder / "none/Modelfile").read_text()
+    project.type("export", "latest", "--to", "ollama", "--output", "mine", "--system", "Be kind.").expect(0)
+    assert 'SYSTEM """Be kind."""\n' in (project.folder / "mine/Modelfile").read_text()
+    assert told in project.type("export", "latest", "--to", "adapter", "--output", "adapter").expect(0).err
+    asked = ("chat", "latest", "--prompt", "Hello", "--max-new-tokens", "2")
+    assert told in project.type(*asked).expect(0).err
+    assert told not in project.type(*asked, "--system", "").expect(0).err
+
+
+def test_the_chat_that_the_end_of_a_run_offers_has_the_system_message_of_its_rows(project: Project) -> None:
+    write_rows(project.folder / "chats.jsonl", with_system(chats(24), "You're Marvin."))
+    out = project.type("train", "chats.jsonl", "--max-steps", "1").expect(0).out
+    words = shlex.split(re.search(r"llamahome (chat .*)", out)[1])
+    assert words[-2:] == ["--system", "You're Marvin."]
+    project.type(*words, "--prompt", "Hello", "--max-new-tokens", "2").expect(0)
+
+
+@pytest.mark.parametrize("texts", [("Be brief.", "Be long."), None], ids=["different", "none"])
+def test_rows_without_one_system_message_give_a_modelfile_without_one(project: Project, texts: tuple[str, ...] | None) -> None:
+    write_rows(project.folder / "chats.jsonl", with_system(chats(24), *texts) if texts else chats(24))
+    assert "--system" not in project.type("train", "chats.jsonl", "--max-steps", "1").expect(0).out
+    answer = project.type("export", "latest", "--to", "ollama", "--output", "out").expect(0)
+    assert "SYSTEM" not in (project.folder / "out/Modelfile").read_text() and "system message" not in answer.err
 
 
 @pytest.mark.slow

@@ -50,6 +50,7 @@ BAD_FILES = {
     "marked.json": ("\ufeff" + json.dumps({"version": "1", "data": ROWS}, indent=1)).encode(),
     "open.json": json.dumps(ROWS).encode()[:-1],
     "lines.json": ("[]\n" + LINES).encode(),
+    "headerless.csv": b"What is this?,a\nWhat is that?,b\n",
 }
 """Files beside the corpus, each with one fault that a command repairs."""
 PROGRAMS = ("iconv", "jq", "mv", "python3", "tr", "printf", "bzip2", "xz", "gzip", "zstd", "llamahome", "mkdir")

@@ -18,6 +18,8 @@ import pytest
 from tests.e2e.test_readme import commands_of
 from tests.support.projects import ROOT, Project, chats, wait_until, write_rows
 
+from llamahome.monitoring.resources import free_memory_bytes
+
 RATES = "training.learning_rate=1e-3,1e-2"
 SIX = (
     "sweep",
@@ -116,6 +118,18 @@ def test_a_dry_run_counts_the_runs_and_starts_none(project: Project) -> None:
     assert plan["seconds"] == pytest.approx(sum(trial["seconds"] for trial in plan["trials"]))
     assert "4 runs, 1 at a time" in project.type(*words).expect(0).out
     assert not (project.folder / "output").exists()
+
+
+def test_as_many_runs_go_side_by_side_as_the_memory_holds(project: Project) -> None:
+    """Each run needs what the planner counts and about 400 MiB for Python and its libraries; 90 % of the free memory may be used."""
+    words, process, free = ("sweep", "chats.jsonl", "--set", RATES, "--dry-run", "--json"), 400 * 2**20, free_memory_bytes()
+    seeds = free // (2 * process) + 1
+    answer = project.type(*words, "--seeds", str(seeds), "--jobs", str(2 * seeds)).expect(0)
+    needed, jobs = answer.json["trials"][0]["memory_bytes"] + process, answer.json["jobs"]
+    assert answer.json["runs"] == 2 * seeds and f"--jobs {2 * seeds} is more than the memory holds: {jobs} run" in answer.err
+    assert 0.5 * free < (jobs + 1) * needed and jobs * needed < 0.95 * max(free, free_memory_bytes()), "others use the memory, too"
+    few = project.type(*words, "--seeds", "2", "--jobs", "2").expect(0)
+    assert few.json["jobs"] == 2 and "more than the memory holds" not in few.err
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ const ids = (asked.texts ?? []).map((text) => model.tokenize(text, false));
 const answers = [];
 for (const prompt of asked.prompts ?? []) {
   const lora = asked.adapter ? { lora: { adapters: [{ filePath: asked.adapter }] } } : {};
-  const context = await model.createContext({ contextSize: 512, threads: 2, ...lora });
+  const context = await model.createContext({ contextSize: 512, threads: 1, ...lora });
   const answer = [];
   for await (const token of context.getSequence().evaluate(prompt, { temperature: 0, yieldEogToken: true })) {
     answer.push(token);

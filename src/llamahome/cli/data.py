@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,8 +54,7 @@ data_app.add_command(datastats.stats)
 @options.pass_overrides
 def prepare(overrides: options.Overrides, paths: tuple[str, ...], as_json: bool) -> None:
     """Tokenize every row into data/training/processed/, where training finds it; an interrupted preparation continues."""
-    overrides.assignments.append("data.streaming=false")
-    loaded = overrides.load()
+    loaded = replace(overrides, assignments=[*overrides.assignments, "data.streaming=false"]).load()
 
     from llamahome.units import show_bytes, show_seconds
 
@@ -70,7 +69,7 @@ def prepare(overrides: options.Overrides, paths: tuple[str, ...], as_json: bool)
         return
     print("\n".join(prepared.report.lines()))
     print(f"{show_bytes(size)} in {folder}, {show_seconds(seconds)}; you may delete it at any time, and the next run makes it again")
-    print(f"next: llamahome train {shlex.join(paths)}")
+    print(f"next: {shlex.join(['llamahome', 'train', *paths, *overrides.typed()])}")
 
 
 @data_app.command()

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llamahome.pipeline import Result
@@ -56,9 +56,17 @@ def show_result(result: "Result", data_paths: Sequence[str]) -> None:
     print(f"checkpoint  {as_typed(paths.checkpoint(state.step))}")
     print(f"metrics     {as_typed(paths.metrics_dir)}")
     print("next:")
-    print(f"  llamahome chat {final}")
+    print(f"  llamahome chat {final}{_system_option(state.extra)}")
     print(f"  llamahome train-eval {final} {shlex.join(data_paths)}")
     print(f"  llamahome runs show {paths.run_id}")
+
+
+def _system_option(extra: dict[str, Any]) -> str:
+    """` --system TEXT` with the message that all training rows begin with, if it is one short line."""
+    from llamahome.system_message import of_state
+
+    text = of_state(extra) or ""
+    return f" --system {shlex.quote(text)}" if text and len(text) <= _MAX_WIDTH and text.isprintable() else ""
 
 
 def _best_line(result: "Result") -> str:

@@ -32,7 +32,11 @@ FORMS = ("adapter", "merged", "gguf", "ollama")
 )
 @click.option("--quant", help="Type of the weights: f32, bf16, f16; for gguf and ollama also q8_0, q5_1, q5_0, q4_1, q4_0.")
 @click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="A new folder; by default one in output/exports/.")
-@click.option("--system", metavar="TEXT", help="For ollama: the system message that the Modelfile sets.")
+@click.option(
+    "--system",
+    metavar="TEXT",
+    help="For ollama: the system message that the Modelfile sets; '' for none. By default the one that all training rows begin with.",
+)
 @click.option("--push", metavar="HUB_ID", help="Also upload the export to this repository of a hub (org/name), with your own login.")
 @click.option("--public", is_flag=True, help="With --push: everybody may read the repository; by default it is private.")
 @options.assignments

@@ -36,6 +36,12 @@ class Overrides:
 
         return load_config(self.files, flags=self.flags, assignments=self.assignments)
 
+    def typed(self) -> list[str]:
+        """The options as they can be typed again."""
+        words = [word for file in self.files for word in ("--config", str(file))]
+        words += [word for flag, value in self.flags.values() for word in (flag, str(value))]
+        return words + [word for assignment in self.assignments for word in ("--set", assignment)]
+
 
 pass_overrides = click.make_pass_decorator(Overrides, ensure=True)
 

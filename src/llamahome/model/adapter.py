@@ -29,7 +29,7 @@ from llamahome.model.load import find_model, load_model
 from llamahome.model.lora import does_not_fit, quiet_peft, use_own_forward
 from llamahome.model.shard import Placement
 from llamahome.model.vocabulary import cast_trained_rows, grow_embeddings, rows_needed
-from llamahome.model.weightfiles import check_finite, write_index
+from llamahome.model.weightfiles import check_adapter_file, check_finite, write_index
 from llamahome.rundir import BASE_MODELS, as_typed
 
 SavedModel: TypeAlias = PeftModel | PreTrainedModel
@@ -151,6 +151,7 @@ def _adapter_config(folder: Path) -> dict[str, Any]:
 def find_base(folder: Path, *, typed: str | None = None, say: Callable[[str], None]) -> Path:
     """The folder of an adapter's base: `typed` if given, else the base that the adapter records. Raises as find_model does."""
     recorded = base_of(folder)
+    check_adapter_file(folder)
     try:
         return find_model(typed or recorded, say=say)
     except (ConfigError, MachineError) as error:

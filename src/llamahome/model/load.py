@@ -77,8 +77,9 @@ def _check_folder(folder: Path) -> None:
     elif any(folder.glob("*.safetensors")) or (folder / INDEX).is_file():
         check_weight_files(folder)
         return
-    elif any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
-        code, message = "model.pickled-weights", "its weights are pickled and are not opened, because opening them could run code"
+    elif pickled := sorted([*folder.glob("*.bin"), *folder.glob("*.pt")]):
+        message = f"its weights are pickled ({pickled[0].name}) and are not opened, because opening them could run code"
+        code = "model.pickled-weights"
         hint = f"--model {STARTER}, or a copy of this model with .safetensors files"
     else:
         code, message = "model.no-weights", "it has a config.json but no .safetensors file"

@@ -17,6 +17,7 @@ from llamahome.lfs import is_pointer, pull_command
 from llamahome.model.limits import LARGEST_HEADER, read_header
 
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_model.safetensors"
 
 
 def check_weight_files(folder: Path, names: Iterable[str] = ("config.json",)) -> None:
@@ -31,6 +32,17 @@ def check_weight_files(folder: Path, names: Iterable[str] = ("config.json",)) ->
     problems += [_damaged(path) or _truncated(path) for path in files if path.is_file()]
     if present := [problem for problem in problems if problem is not None]:
         raise ConfigError(present)
+
+
+def check_adapter_file(folder: Path) -> None:
+    """Raise ConfigError if the PEFT adapter in `folder` has no safetensors file, for example only a pickle, which is never opened."""
+    if (folder / ADAPTER).is_file():
+        return
+    if pickled := next((path.name for suffix in (".bin", ".pt") for path in sorted(folder.glob(f"*{suffix}"))), None):
+        message = f"its weights are pickled ({pickled}) and are not opened, because opening them could run code"
+        hint = f"a copy of this adapter with {ADAPTER}, which save_pretrained of PEFT writes"
+        raise ConfigError(Problem(code="model.pickled-weights", message=message, where=str(folder), hint=hint))
+    raise ConfigError(Problem(code="model.no-weights", message=f"it has an adapter_config.json but no {ADAPTER}", where=str(folder)))
 
 
 def weight_files(folder: Path) -> list[Path]:

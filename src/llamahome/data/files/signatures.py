@@ -12,6 +12,7 @@ from pathlib import Path
 
 from llamahome.data.files.commands import ROWS_OF_SHEET, move, run_python, sibling
 from llamahome.data.files.guarded_file import GuardedFile
+from llamahome.data.files.served import served_instead
 from llamahome.errors import DataError, Problem
 from llamahome.lfs import is_pointer_text, lfs_problem
 
@@ -71,10 +72,10 @@ def refuse_disguised(file: GuardedFile, head: bytes, named: str | None) -> None:
     """DataError if the file is not of the kind `named` that its name says (None: text, told apart by its first bytes)."""
     if is_pointer_text(head):
         raise DataError(lfs_problem(file.path))
-    real = real_kind(head)
-    if real is None or real.lower() == named:
+    found = _found_instead(file, head, named)
+    if found is None:
         return
-    real, hint = _zip(file) if real == "zip" else (real, _conversion(file, real))
+    real, hint = found
     suffix = Path(file.path).suffix
     if file.is_copy:
         message = f"what is packed in the file is {real}"
@@ -83,6 +84,16 @@ def refuse_disguised(file: GuardedFile, head: bytes, named: str | None) -> None:
     else:
         message = f"the file is {real}, which is not read under a name without an ending"
     raise DataError(Problem(code="data.other-kind", message=message, where=file.path, hint=hint))
+
+
+def _found_instead(file: GuardedFile, head: bytes, named: str | None) -> tuple[str, str | None] | None:
+    """What the file is, and the command or advice that mends it; None if it may be of the kind `named`."""
+    real = real_kind(head)
+    if real is None:
+        return served_instead(head, file.size, named) if named not in ("text", "parquet", "arrow") else None
+    if real.lower() == named:
+        return None
+    return _zip(file) if real == "zip" else (real, _conversion(file, real))
 
 
 def real_content(path: str, head: bytes) -> tuple[str, str | None] | None:
@@ -95,6 +106,9 @@ def real_content(path: str, head: bytes) -> tuple[str, str | None] | None:
         return f"it is {real}", move(path, inner.with_suffix(_COLUMNAR[real]))
     if real is not None:
         return f"it is {real}", None
+    served = served_instead(head, len(head), None)
+    if served is not None:
+        return f"it is {served[0]}", served[1]
     text = _text(head)
     if not text:
         return None

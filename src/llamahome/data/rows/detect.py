@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from llamahome.data.rows.advice import alternative, good_answers, other_keys, re
 from llamahome.data.rows.column_roles import ColumnRoles, find_roles
 from llamahome.data.rows.columns import columns_of, with_templates
 from llamahome.data.rows.formats import FORMATS, KEYS, OWN_NAMES, Names, text_column
+from llamahome.data.rows.headerless import is_table, no_header
 from llamahome.data.rows.row_error import RowError, nearest, problem_at
 from llamahome.data.rows.turns import TURN_LISTS, opened, turn_keys, turn_list
 from llamahome.errors import DataError, Problem
@@ -122,7 +123,7 @@ def _check_columns(rows: Sequence[Row], names: Names) -> None:
             message = f'no row has the key "{column}", which data.columns.{ours} names'
             problems.append(Problem(code="data.unknown-column", message=message, where=rows[0].where, hint=hint))
     if problems:
-        raise DataError(problems)
+        raise DataError(no_header(rows) or problems)
 
 
 def _corrected(theirs: str, missing: Sequence[str], keys: Mapping[str, Any]) -> str | None:
@@ -186,4 +187,7 @@ def _unknown(rows: Sequence[Row]) -> Problem:
     within = list_within(value)
     inner = value[within] if within is not None else [{}]
     is_turn = bool({"role", "from"} & inner[0].keys()) and turn_keys(inner, ("role", ""))[1] in inner[0]
-    return unknown(rows, _by_keys(inner[0]), inner_is_turn=is_turn)
+    problem = no_header(rows) or unknown(rows, _by_keys(inner[0]), inner_is_turn=is_turn)
+    if problem.code == "data.unknown-format" and is_table(rows[0]):
+        problem = replace(problem, message=f"{problem.message} (the first line of the file names them)")
+    return problem

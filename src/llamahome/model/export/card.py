@@ -70,7 +70,8 @@ def commands_inside(folder: Path, to: str, *, name: str) -> list[tuple[str, str]
     """What serves the export, to be typed in its folder."""
     if to in ("merged", "adapter"):
         serve = [("Serve it with vLLM", "vllm serve .")] if to == "merged" else []
-        return [("Chat with llamahome", "llamahome chat ."), *serve, ("Use it in Python", f"python -c '{python_script('.', to)}'")]
+        own = [("Chat with llamahome", "llamahome chat ."), ("Serve it on this machine, for trying it out", "llamahome serve .")]
+        return [*own, *serve, ("Use it in Python", f"python -c '{python_script('.', to)}'")]
     file = next(path.name for path in sorted(folder.glob("*.gguf")) if not path.name.endswith("-adapter.gguf"))
     commands = [("Run it with llama.cpp", f"llama-cli -m {file}"), ("Serve it with llama.cpp", f"llama-server -m {file} --jinja")]
     return [("Add it to Ollama", f"ollama create {name.lower()} -f Modelfile"), *commands] if to == "ollama" else commands

@@ -143,16 +143,21 @@ def modelfile(
     if frame is not None:
         lines.append(f'TEMPLATE """{frame.as_template()}"""')
     if system is not None:
-        if '"""' in system or system.endswith('"'):
-            message = 'the system message holds """ or ends in a quotation mark, which a Modelfile cannot express'
-            raise ConfigError(Problem(code="export.untranslated-template", message=message, where="--system"))
-        if frame is not None and "system" not in frame.around:
-            message = "the chat template has no system turn, so the model would never read it"
-            raise ConfigError(Problem(code="export.untranslated-template", message=message, where="--system"))
+        if (why := why_no_system(system, frame)) is not None:
+            raise ConfigError(Problem(code="export.untranslated-template", message=why, where="--system"))
         lines.append(f'SYSTEM """{system}"""')
     lines += [f"PARAMETER stop {_argument(stop)}" for stop in stops]
     lines += [f"PARAMETER {name} {value}" for name, value in sampling.items()]
     return "\n".join(lines) + "\n"
+
+
+def why_no_system(system: str, frame: ChatFrame | None) -> str | None:
+    """Why a Modelfile cannot set the system message; None if it can."""
+    if '"""' in system or system.endswith('"'):
+        return 'the system message holds """ or ends in a quotation mark, which a Modelfile cannot express'
+    if frame is not None and "system" not in frame.around:
+        return "the chat template has no system turn, so the model would never read it"
+    return None
 
 
 def _argument(text: str) -> str:
