@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.support.sources import ROOT, SOURCES, WRITTEN, assert_none, imports, room, source, tree, within
 
 FLOORS = (
-    {"durable", "errors", "lfs", "units", "logs", "rundir"},
+    {"durable", "errors", "lfs", "units", "logs", "redaction", "rundir"},
     {"config"},
     {"distributed", "web"},
     {"data", "model", "checkpoint", "monitoring"},
