@@ -29,7 +29,7 @@ from llamahome.model.load import find_model, load_model
 from llamahome.model.lora import does_not_fit, quiet_peft, use_own_forward
 from llamahome.model.shard import Placement
 from llamahome.model.vocabulary import cast_trained_rows, grow_embeddings, rows_needed
-from llamahome.model.weightfiles import check_finite, write_index
+from llamahome.model.weightfiles import check_finite, require_adapter_weights, write_index
 from llamahome.rundir import BASE_MODELS, as_typed
 
 SavedModel: TypeAlias = PeftModel | PreTrainedModel
@@ -211,6 +211,7 @@ def open_trained(
         raise ConfigError([replace(problem, hint=None) for problem in error.problems]) from error
     if not is_adapter(folder):
         return model
+    require_adapter_weights(folder)
     fit_rows(model, folder, base_folder)
     try:
         with quiet_peft():
@@ -269,6 +270,7 @@ def wrap_plain(model: PreTrainedModel, folder: Path, *, merge: bool = False) -> 
     """
     if not is_adapter(folder):
         return model
+    require_adapter_weights(folder)
     grow_embeddings(model, trained_rows(folder))
     try:
         with quiet_peft():

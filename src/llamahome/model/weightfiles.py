@@ -17,6 +17,7 @@ from llamahome.lfs import is_pointer, pull_command
 from llamahome.model.limits import LARGEST_HEADER, read_header
 
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_model.safetensors"
 
 
 def check_weight_files(folder: Path, names: Iterable[str] = ("config.json",)) -> None:
@@ -25,12 +26,25 @@ def check_weight_files(folder: Path, names: Iterable[str] = ("config.json",)) ->
     files = weight_files(folder)
     if (folder / INDEX).is_file():
         problems.append(_damaged(folder / INDEX))
+    if outside := [path for path in files if path.parent != folder or path.suffix != ".safetensors"]:
+        message = f"{INDEX} names files that are no .safetensors files of this folder: {', '.join(map(str, outside[:3]))}"
+        raise ConfigError(Problem(code="model.unreadable", message=message, where=str(folder)))
     if missing := [path.name for path in files if not path.is_file()]:
         message = f"{len(missing)} of the {len(files)} files of weights that {INDEX} names are not there: {', '.join(missing[:3])}"
         problems.append(Problem(code="model.incomplete", message=message, where=str(folder)))
     problems += [_damaged(path) or _truncated(path) for path in files if path.is_file()]
     if present := [problem for problem in problems if problem is not None]:
         raise ConfigError(present)
+
+
+def require_adapter_weights(folder: Path) -> None:
+    """Raise ConfigError if an adapter has no safetensors file. PEFT would unpickle adapter_model.bin instead, or ask the hub."""
+    if (folder / ADAPTER).is_file():
+        return
+    code, message = "model.no-weights", f"it has an adapter_config.json but no {ADAPTER}"
+    if (folder / "adapter_model.bin").is_file():
+        code, message = "model.pickled-weights", "its weights are pickled and are not opened, because opening them could run code"
+    raise ConfigError(Problem(code=code, message=message, where=str(folder), hint=f"a copy of this adapter with {ADAPTER}"))
 
 
 def weight_files(folder: Path) -> list[Path]:
