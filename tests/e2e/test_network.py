@@ -49,7 +49,7 @@ def _run(project: Project, folder: Path, *words: str, stdin: str = "", status: i
     environment |= {"NETWORK_LOG": str(log), "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(folder), *_paths()])}
     command = [*_without_network(), sys.executable, *(("-c", code) if code else ("-m", "llamahome", *words))]
     done = subprocess.run(
-        command, cwd=project.folder, env=environment, input=stdin, capture_output=True, text=True, timeout=240, check=False
+        command, cwd=project.folder, env=environment, input=stdin, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
@@ -85,7 +85,6 @@ def test_training_chatting_measuring_and_exporting_ask_nothing_of_the_network(pr
         ("export", "output/training/final", "--to", "merged"): "",
         ("train-distributed", "chats.jsonl", "--max-steps", "2", "--world-size", "2"): "",
         ("checkpoint", "verify", "output/training"): "",
-        ("doctor",): "",
     }
     for words, typed in commands.items():
         asked = _run(project, tmp_path / "guard", *words, stdin=typed, status=0)
