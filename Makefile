@@ -114,6 +114,7 @@ check:
 	@$(python) -m ruff format --check .
 	@$(python) -m ruff check .
 	@$(python) -m mypy
+	@$(python) scripts/audit.py
 	@$(python) -m pytest tests/test_architecture.py tests/test_documents.py
 
 bench:

@@ -136,7 +136,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("a project") / "it's here"
     shutil.copytree(ROOT / "scripts", root / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "src/llamahome").mkdir(parents=True)
-    for name in ("__init__.py", "errors.py", "units.py"):
+    for name in ("__init__.py", "errors.py", "redaction.py", "units.py"):
         shutil.copy(ROOT / "src/llamahome" / name, root / "src/llamahome")
     shutil.copy(ROOT / "tests/support/wheels.py", root / "backend.py")
     (root / "wheels").mkdir()

@@ -18,6 +18,8 @@ and keeps its traceback. Only cli/ catches LlamaHomeErrors. Exit codes: docs/err
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llamahome.redaction import redact
+
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
@@ -35,14 +37,14 @@ class Problem:
     """A command or setting that fixes it, computed from this problem."""
 
     def render(self, *, level: str = "error") -> str:
-        """The block that is printed on stderr, without a trailing newline."""
+        """The block that is printed on stderr, without a trailing newline and without secrets."""
         place = f"{self.where}: " if self.where else ""
         lines = [f"{level}[{self.code}]: {place}{self.message}"]
         if self.excerpt:
             lines += [f"   {line}" for line in self.excerpt.splitlines()]
         if self.hint:
             lines.append(f"help: {self.hint}")
-        return "\n".join(lines)
+        return redact("\n".join(lines))
 
 
 class LlamaHomeError(Exception):

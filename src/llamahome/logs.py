@@ -7,7 +7,16 @@ import logging
 import sys
 from pathlib import Path
 
+from llamahome.redaction import redact
+
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class _Formatter(logging.Formatter):
+    """Without secrets, also in tracebacks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
 
 
 def log_to_stderr(*, debug: bool) -> None:
@@ -16,7 +25,7 @@ def log_to_stderr(*, debug: bool) -> None:
     for handler in [h for h in root.handlers if isinstance(h, logging.StreamHandler) and not isinstance(h, logging.FileHandler)]:
         root.removeHandler(handler)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler.setFormatter(_Formatter(_FORMAT))
     handler.setLevel(logging.INFO if debug else logging.ERROR)
     root.addHandler(handler)
     root.setLevel(logging.INFO)
@@ -27,7 +36,7 @@ def log_to_file(path: Path) -> logging.Handler:
     """Also write every message from INFO on to `path`, whose folder is made; the caller closes the handler."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler.setFormatter(_Formatter(_FORMAT))
     handler.setLevel(logging.INFO)
     logging.getLogger().addHandler(handler)
     return handler

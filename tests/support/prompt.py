@@ -2,9 +2,11 @@
 
 Each command runs in a fork of this process, which has imported everything and computed nothing, so it is a process of its own with
 its own signals, streams and exit status, and starts in a tenth of a second instead of four. `at` sends the process a signal when a
-function of the program is called for the n-th time; the function itself runs as it is. Answers: {"pid": N}, later {"status": S}.
+function of the program is called for the n-th time, or raises an error of the disk; the function itself runs as it is.
+Answers: {"pid": N}, later {"status": S}.
 """
 
+import errno
 import importlib
 import json
 import os
@@ -25,6 +27,19 @@ IMPORTED = (
 )
 
 
+def happen(what: str, args: tuple[Any, ...]) -> None:
+    """Send a signal, leave a file `struck`, or raise an error of the disk; SHORT cuts the file that is being written in half before."""
+    if what.startswith("SIG"):
+        os.kill(os.getpid(), signal.Signals[what])
+    elif what == "STRUCK":
+        os.close(os.open("struck", os.O_CREAT))
+    else:
+        if what == "SHORT" and os.path.isfile(args[1]):
+            os.truncate(args[1], os.path.getsize(args[1]) // 2)
+        number = getattr(errno, "ENOSPC" if what == "SHORT" else what)
+        raise OSError(number, os.strerror(number), str(args[1]))
+
+
 def strike(place: str, turn: int, names: list[str]) -> None:
     """Send this process the signals `names` when `module:function` or `module:Class.method` is called for the `turn`-th time."""
     module, _, path = place.partition(":")
@@ -40,7 +55,7 @@ def strike(place: str, turn: int, names: list[str]) -> None:
         calls += 1
         if calls == turn:
             for each in names:
-                os.kill(os.getpid(), signal.Signals[each])
+                happen(each, args)
         return original(*args, **kwargs)
 
     setattr(holder, name, struck)

@@ -159,6 +159,7 @@ def compare_sizes(folder: Path) -> list[Problem]:
 
 def _compare(folder: Path, wrong: Callable[[Path, FileRecord], str | None]) -> list[Problem]:
     """The problems of a manifest, or those of the files that it lists; `wrong` says what is wrong with a file."""
+    inside = folder.resolve()
     try:
         manifest = read(folder)
     except CheckpointError as error:
@@ -167,7 +168,7 @@ def _compare(folder: Path, wrong: Callable[[Path, FileRecord], str | None]) -> l
     for name, record in manifest.files.items():
         path = folder / name
         try:
-            what = wrong(path, record)
+            what = wrong(path, record) if path.resolve().is_relative_to(inside) else "is a link to a file outside of the checkpoint"
         except FileNotFoundError:
             what = "is missing"
         except OSError as error:

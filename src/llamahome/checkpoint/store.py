@@ -101,13 +101,19 @@ def load(folder: Path) -> Saved:
     problems = manifest.verify(folder)
     if problems:
         raise CheckpointError([*problems[:-1], replace(problems[-1], hint=resume_older(folder))])
-    values = json.loads((folder / VALUES).read_text(encoding="utf-8"))
+    try:
+        tensors = read_tensors(folder / TENSORS)
+        values = json.loads((folder / VALUES).read_text(encoding="utf-8"))
+    except (OSError, ValueError, safetensors.SafetensorError) as error:  # a manifest that fits, of files that are none of ours
+        message = f"the optimizer's state cannot be read: {error}"
+        problem = Problem(code="checkpoint.damaged", message=message, where=str(folder / TENSORS), hint=resume_older(folder))
+        raise CheckpointError(problem) from error
     return Saved(
         folder=folder,
         state=read_state(folder / STATE),
         config_path=folder / CONFIG,
         model_dir=folder / MODEL,
-        optimizer_tensors=read_tensors(folder / TENSORS),
+        optimizer_tensors=tensors,
         optimizer_values=values,
         fingerprints=manifest.read(folder).fingerprints,
     )

@@ -17,6 +17,7 @@ from llamahome.config.schema import Config
 from llamahome.config.validate import validate
 from llamahome.config.yamltext import lines_of, write_value
 from llamahome.errors import ConfigError, Problem
+from llamahome.redaction import redact
 
 DEFAULT = "default"
 _COMMENT = "  # "
@@ -90,8 +91,13 @@ def dump_config(loaded: LoadedConfig) -> str:
             section = setting.section
             lines.append(f"{section}:")
         origin = "".join(letter if letter.isprintable() else "?" for letter in " ".join(loaded.origins[key].split()))
-        lines.append(f"  {setting.name}: {write_value(setting.of(loaded.config))}{_COMMENT}{origin}")
+        lines.append(f"  {setting.name}: {write_value(_without_secrets(setting.of(loaded.config)))}{_COMMENT}{origin}")
     return "\n".join(lines) + "\n"
+
+
+def _without_secrets(value: Any) -> Any:
+    """A value of a setting with *** for a password in an address and for a token. No setting needs one."""
+    return redact(value, {}) if isinstance(value, str) else value
 
 
 def read_saved_config(path: Path) -> LoadedConfig:

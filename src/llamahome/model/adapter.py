@@ -212,6 +212,7 @@ def open_trained(
         raise ConfigError([replace(problem, hint=None) for problem in error.problems]) from error
     if not is_adapter(folder):
         return model
+    check_adapter_file(folder)
     fit_rows(model, folder, base_folder)
     try:
         with quiet_peft():
@@ -270,6 +271,7 @@ def wrap_plain(model: PreTrainedModel, folder: Path, *, merge: bool = False) -> 
     """
     if not is_adapter(folder):
         return model
+    check_adapter_file(folder)
     grow_embeddings(model, trained_rows(folder))
     try:
         with quiet_peft():

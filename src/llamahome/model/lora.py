@@ -35,6 +35,7 @@ from llamahome.config.schema import LoraConfig
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.targets import ChosenTargets, choose, shortest_suffixes
 from llamahome.model.vocabulary import cast_trained_rows, trainable_token_indices
+from llamahome.model.weightfiles import check_adapter_file
 
 _SIZES = re.compile(r"size mismatch for (\S+): copying a param with shape torch.Size\((\S.*?)\) .*? current model is torch.Size\((.*?)\)")
 ADAPTER = "default"
@@ -78,6 +79,7 @@ def load_lora(model: PreTrainedModel, folder: Path, *, base: str, dropout: float
     `base` is the base model's name in the saved adapter, and `dropout` that of this run. Values are float32, as add_lora's. Raises
     ConfigError when the adapter does not fit to the model or holds weights that PEFT does not use.
     """
+    check_adapter_file(folder)
     try:
         settings = PeftLoraConfig.from_pretrained(str(folder))
         settings.lora_dropout, settings.base_model_name_or_path = dropout, base

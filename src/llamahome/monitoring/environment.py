@@ -1,4 +1,4 @@
-"""Writes environment.json: versions, machine and command of a run. No user names, no environment variables."""
+"""Writes environment.json: versions, machine and command of a run. No user names, no environment variables, no secrets."""
 
 import importlib.metadata
 import json
@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from llamahome import durable
+from llamahome.redaction import redact_words
 
 _PACKAGES = ("llamahome", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
 
@@ -20,7 +21,7 @@ _PACKAGES = ("llamahome", "torch", "transformers", "peft", "tokenizers", "safete
 def write_environment(path: Path, command: Sequence[str]) -> None:
     """Write environment.json, which helps to repeat the run or to explain why a second run differs."""
     content = {
-        "command": list(command),
+        "command": redact_words(command),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "processor": _processor(),

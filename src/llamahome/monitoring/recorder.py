@@ -17,6 +17,7 @@ from llamahome.distributed.devices import HostCopy
 from llamahome.monitoring.resources import process_memory
 from llamahome.monitoring.sinks import AppendFile, DiskTrouble, JsonlSink, Sink, TensorBoardSink, json_line, supersede_after
 from llamahome.monitoring.status import RunState, StatusFile
+from llamahome.redaction import redact_values
 
 _NOT_TRAINING = ("evaluate", "save")
 """Parts whose time is left out of tokens per second."""
@@ -168,7 +169,7 @@ class Recorder:
     def event(self, kind: str, **fields: Any) -> None:
         """Write an event: a save, a refused step, a signal."""
         if self._is_main:
-            self._events.append(json_line({"t": round(time.time(), 3), "kind": kind, **fields}))
+            self._events.append(json_line({"t": round(time.time(), 3), "kind": kind, **redact_values(fields)}))
 
     def sample(self, step: int, prompt: str, answer: str, reference: str) -> None:
         """Write the answer of the model of `step` to a held-out prompt."""

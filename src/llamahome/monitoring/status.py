@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from llamahome import durable
 from llamahome.monitoring.sinks import DiskTrouble, json_line
+from llamahome.redaction import redact_values
 
 RunState = Literal["running", "finished", "stopped", "failed"]
 
@@ -37,7 +38,7 @@ class StatusFile:
     def set(self, state: RunState, *, step: int, horizon: int, fields: dict[str, Any]) -> None:
         """Write the state now. "running" starts the heartbeat, any other state ends it."""
         with self._lock:
-            self._record = {**self._record, **fields, "state": state, "step": step, "horizon": horizon}
+            self._record = {**self._record, **redact_values(fields), "state": state, "step": step, "horizon": horizon}
             self._record |= {"pid": os.getpid(), "host": socket.gethostname()}
             self._write()
         if state != "running":

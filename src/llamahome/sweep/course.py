@@ -13,6 +13,7 @@ from typing import Any
 
 from llamahome import durable
 from llamahome.errors import ConfigError, Problem
+from llamahome.redaction import redact_words
 from llamahome.rundir import SWEEP_FILE, TRIALS, as_typed, free_beside, refuse_unwritable
 from llamahome.sweep.grid import Grid, Trial
 from llamahome.sweep.picture import draw
@@ -71,7 +72,7 @@ def open_folder(folder: Path, mark: str, content: str, command: Sequence[str], *
     os.ftruncate(lock, 0)
     os.pwrite(lock, str(os.getpid()).encode(), 0)
     if not described.is_file():
-        durable.write_whole(described, json.dumps({"fingerprint": mark, "content": content, "command": list(command)}) + "\n")
+        durable.write_whole(described, json.dumps({"fingerprint": mark, "content": content, "command": redact_words(command)}) + "\n")
     for end in (folder / TRIALS).glob("*.json"):
         if json.loads(end.read_text(encoding="utf-8"))["reason"].startswith(_PASSING):
             end.unlink()
@@ -160,7 +161,7 @@ def write_results(folder: Path, standing: Standing, command: Sequence[str], best
     result = {
         "folder": as_typed(folder),
         "state": "finished" if standing.complete else "stopped",
-        "command": list(command),
+        "command": redact_words(command),
         "best": {"trial": trial.name, "values": trial.values, "seed": trial.seed, "command": best} if trial and best else None,
         "trials": records(standing.rows),
     }

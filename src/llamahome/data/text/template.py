@@ -16,12 +16,17 @@ import jinja2
 
 from llamahome.data.rows.row_error import RowError
 from llamahome.data.rows.toolcalls import with_contents, with_text_arguments
+from llamahome.data.text.growing_calls import TooCostly
 from llamahome.data.text.tokenizer_files import SystemRole
+from llamahome.errors import ConfigError, Problem
 
 TEMPLATE_DATE = datetime.date(2025, 1, 1)
 """The date in rows whose template shows the current date."""
-_TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError, RecursionError)
-"""What a template may raise while it is rendered: its own refusal, or an error in it."""
+_TEMPLATE_ERRORS = (
+    *(jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError),
+    *(RecursionError, SyntaxError, MemoryError),
+)
+"""What a template may raise while it is compiled and rendered: its own refusal, or an error in it."""
 _PROBE: dict[str, Any] = {"type": "function", "id": "abcdefghi", "function": {"name": "probe", "arguments": {"probe_key": "probe_value"}}}
 """A tool call that shows which form of calls a template supports; its id has the nine letters that Mistral's templates require."""
 _WORDS = ("probe", "probe_key", "probe_value")
@@ -71,7 +76,7 @@ class ChatTemplate:
     def render(self, turns: Sequence[dict[str, Any]], *, tools: Sequence[dict[str, Any]], prompt: bool, date: datetime.date) -> str:
         """The chat as one text; `prompt` appends the beginning of an answer. Raises RowError if the template refuses the chat."""
         try:
-            return str(self._template(tools).render(self._arguments(turns, tools, prompt=prompt, date=date)))
+            return self._rendered(self._template(tools), self._arguments(turns, tools, prompt=prompt, date=date))
         except _TEMPLATE_ERRORS as error:
             raise _refused(error) from error
 
@@ -81,12 +86,19 @@ class ChatTemplate:
         marks: list[tuple[int, int]] = []
         template = self._template(tools)
         try:
+            arguments = self._arguments(turns, tools, prompt=False, date=TEMPLATE_DATE)
+            template.environment.begin(arguments)
             with template.environment.activate_tracker(blocks, marks):
-                for block in template.generate(self._arguments(turns, tools, prompt=False, date=TEMPLATE_DATE)):
+                for block in template.generate(arguments):
                     blocks.append(block)
         except _TEMPLATE_ERRORS as error:
             raise _refused(error) from error
         return "".join(blocks), marks
+
+    @staticmethod
+    def _rendered(template: Any, arguments: dict[str, Any]) -> str:
+        template.environment.begin(arguments)
+        return str(template.render(arguments))
 
     def _template(self, tools: Sequence[dict[str, Any]]) -> Any:
         text = self._texts[bool(tools)]
@@ -116,8 +128,9 @@ class ChatTemplate:
     def _render_call(self, form: _CallForm, tools: Sequence[dict[str, Any]]) -> str:
         turns: list[dict[str, Any]] = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [_PROBE]}]
         try:
-            return str(self._template(tools).render(self._all_arguments(form(turns), tools, prompt=False, date=TEMPLATE_DATE)))
-        except _TEMPLATE_ERRORS:
+            return self._rendered(self._template(tools), self._all_arguments(form(turns), tools, prompt=False, date=TEMPLATE_DATE))
+        except _TEMPLATE_ERRORS as error:
+            _refused(error)
             return ""
 
     def _all_arguments(
@@ -134,6 +147,11 @@ class ChatTemplate:
 
 
 def _refused(error: Exception) -> RowError:
+    """The error of a row. Raises ConfigError if no row should be tried, because the template takes too much time or memory."""
+    if isinstance(error, TooCostly):
+        message = f"the chat template is refused: {error}"
+        hint = "use another template: model.chat_template names a file"
+        raise ConfigError(Problem(code="model.template-too-costly", message=message, where="model.chat_template", hint=hint)) from error
     return RowError("data.template-refused", f"the model's chat template refuses this chat: {error}")
 
 

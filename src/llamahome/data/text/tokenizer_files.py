@@ -65,7 +65,7 @@ def read_template(path: str) -> str:
 
 
 def check_template(render: Callable[[list[dict[str, Any]]], str], where: str) -> None:
-    """Raise ConfigError if the template cannot be compiled. That it refuses some chats is an error of those rows."""
+    """Raise ConfigError if the template cannot be compiled or leaves the sandbox. That it refuses some chats is an error of those rows."""
     try:
         render([{"role": "user", "content": "a"}])
     except RowError as refusal:
@@ -74,6 +74,9 @@ def check_template(render: Callable[[list[dict[str, Any]]], str], where: str) ->
             message = f"the chat template is not valid Jinja: {error.message}"
             problem = Problem(code="model.bad-chat-template", message=message, where=f"{where}:{error.lineno}", hint="correct that line")
             raise ConfigError(problem) from error
+        if isinstance(error, jinja2.exceptions.SecurityError):
+            message = f"the chat template tries to leave its sandbox: {error}"
+            raise ConfigError(Problem(code="model.bad-chat-template", message=message, where=where)) from error
 
 
 def set_eos(tokenizer: Any, token: str) -> None:

@@ -1,6 +1,6 @@
 """The model's own tokenizer and chat template: the text of a chat as the model expects it, and its tokens with their offsets.
 
-The only file of data/ that imports transformers. No code from a model folder is ever run; templates run in transformers' sandbox.
+The only file of data/ that imports transformers. No code from a model folder is ever run; templates run in a bounded sandbox.
 A beginning-of-text token is never added to a rendered chat, because a template that needs one writes it.
 """
 
@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from llamahome.data.rows.row_error import RowError
+from llamahome.data.text.bounded_jinja import bounded_compiler
 from llamahome.data.text.template import TEMPLATE_DATE, ChatTemplate, with_remedy, with_system_role
 from llamahome.data.text.token_bytes import TokenBytes, read_token_bytes
 from llamahome.data.text.tokenizer_files import (
@@ -144,7 +145,7 @@ class ChatTokenizer:
         require_chat_template(self, what="a chat is to be rendered")
         plain, with_tools = self._tokenizer.get_chat_template(), self._tokenizer.get_chat_template(tools=[{}])
         variables = dict(self._tokenizer.special_tokens_map)
-        template = ChatTemplate(plain, with_tools, compiler=_compile_jinja_template, variables=variables)
+        template = ChatTemplate(plain, with_tools, compiler=bounded_compiler(_compile_jinja_template), variables=variables)
         return with_system_role(template, self.system_role)
 
     @property
