@@ -85,6 +85,8 @@ class Agent(LocalElasticAgent):
         return [Worker(rank - first, global_rank=rank, role_rank=rank, world_size=size, role_world_size=size) for rank in ranks]
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        if self._settings.signals:
+            raise KeyboardInterrupt  # it came between two attempts, when there was no process to forward it to
         failures.remove_failures(self._settings.folder)
         self.statuses = {}
         os.environ[failures.RUN_TO_RESUME] = self._run_folder() or ""
