@@ -12,7 +12,16 @@ from tests.support.projects import Answer, Project, wait_until
 
 from llamahome.checkpoint import manifest
 
-WORDS = ("train", "chats.jsonl", "--set", "checkpoint.every=2 steps", "--set", "evaluation.every=2 steps", "--set", "checkpoint.keep_best=0")
+WORDS = (
+    "train",
+    "chats.jsonl",
+    "--set",
+    "checkpoint.every=2 steps",
+    "--set",
+    "evaluation.every=2 steps",
+    "--set",
+    "checkpoint.keep_best=0",
+)
 """5 steps; checkpoints after 2, 4 and 5, written beside the training."""
 ORDERLY = {"SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"}
 

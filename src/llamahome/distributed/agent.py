@@ -2,6 +2,7 @@
 
 Another attempt may succeed if a process was killed, or lost a peer, or failed unexpectedly after the run had started. It would fail again
 after a mistake in settings or data, a diverged loss or an orderly stop. An attempt starts all processes again from the newest checkpoint.
+A process that makes no progress has ended itself (watchdog.py), and another attempt may succeed.
 """
 
 import os
@@ -46,9 +47,10 @@ class LaunchSettings:
 class GroupEnded(Exception):
     """The processes have ended and are not restarted; carries the exit statuses of those that failed."""
 
-    def __init__(self, statuses: Mapping[int, int]) -> None:
+    def __init__(self, statuses: Mapping[int, int], *, first: LlamaHomeError | None = None, attempts: int = 1) -> None:
+        """`first` is the error of the first attempt if this was the last one allowed."""
         super().__init__()
-        self.statuses = dict(statuses)
+        self.statuses, self.first, self.attempts = dict(statuses), first, attempts
 
 
 def is_retryable(statuses: Mapping[int, int], causes: Sequence[Failure], *, has_run: bool) -> bool:
@@ -57,7 +59,7 @@ def is_retryable(statuses: Mapping[int, int], causes: Sequence[Failure], *, has_
     `has_run` says whether a run exists that the next attempt can resume.
     """
     if causes and not causes[0].is_consequence:
-        return has_run and causes[0].error.problems[0].code == failures.DEFECT
+        return has_run and causes[0].error.problems[0].code in (failures.DEFECT, failures.HUNG)
     return bool(causes) or _killed(statuses) is not None
 
 
@@ -74,6 +76,7 @@ class Agent(LocalElasticAgent):
         self._settings = settings
         self._membership = spec.rdzv_handler if isinstance(spec.rdzv_handler, MembershipRendezvous) else None
         self.restarts = 0
+        self._first: LlamaHomeError | None = None
         self.statuses: dict[int, int] = {}
         """Exit statuses of the processes that failed here in this round, unless they only lost a peer."""
 
@@ -155,11 +158,16 @@ class Agent(LocalElasticAgent):
     def _restart_or_end(self, statuses: Mapping[int, int]) -> None:
         """Return if torch's agent is to start the processes again, raise GroupEnded if not."""
         settings, causes = self._settings, failures.read_failures(self._settings.folder)
-        has_run = self._run_folder() is not None
-        if settings.signals or self.restarts >= settings.max_restarts or not is_retryable(statuses, causes, has_run=has_run):
+        has_run, alone = self._run_folder() is not None, self._worker_group.spec.local_world_size == 1
+        if settings.signals or not is_retryable(statuses, causes, has_run=has_run):
             raise GroupEnded(statuses)
+        if self.restarts >= settings.max_restarts:
+            raise GroupEnded(statuses, first=self._first, attempts=self.restarts + 1)
+        if self._first is None:
+            self._first = error_of_workers(settings.folder, statuses, reporting_rank=settings.reporting_rank, signals=[])
         self.restarts += 1
         killed = _killed(statuses)
         cause = f"process {killed[0]} was killed by {signal.Signals(-killed[1]).name}" if killed else causes[0].error.problems[0].message
         source = "from the newest checkpoint" if has_run else "from the start"
-        settings.say(f"{cause}: starting all processes again {source} ({self.restarts} of {settings.max_restarts})")
+        who = "the process" if alone else "all processes"
+        settings.say(f"{cause}: starting {who} again {source} ({self.restarts} of {settings.max_restarts})")

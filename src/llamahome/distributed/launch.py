@@ -89,7 +89,8 @@ def launch(
 ) -> int:
     """Run `python -m llamahome <command_argv>` in all processes of this machine; returns the exit status if the error was already shown.
 
-    If a process dies, all start again and resume the run, at most distributed.max_restarts times; `say` gets one line for each restart.
+    A run of one process gets one process that is watched. If a process dies, all start again and resume the run, at most
+    distributed.max_restarts times; `say` gets one line for each restart.
     Raises the error of the first process that failed, MachineError distributed.process-killed if one was killed, LeftAtOnce if a signal
     stopped them before anything was saved.
     """
@@ -99,7 +100,7 @@ def launch(
     from llamahome.distributed.agent import UNLIMITED, Agent, LaunchSettings
     from llamahome.distributed.rendezvous import MembershipRendezvous, SingleNodeRendezvous
 
-    count = needs_launch(config, {})
+    count = needs_launch(config, {}) or 1
     with tempfile.TemporaryDirectory(prefix="llamahome-launch-") as name, ExitStack() as stack:
         folder, reporting_rank = Path(name), 0 if config.node_rank == 0 else -1
         settings = LaunchSettings(folder=folder, max_restarts=config.max_restarts, reporting_rank=reporting_rank, say=say)
@@ -126,11 +127,12 @@ def _run(agent: "Agent", settings: "LaunchSettings", config: DistributedConfig) 
     from llamahome.distributed.rendezvous import Ended
 
     statuses: dict[int, int] = {}
+    first, attempts = None, 1
     with _forward_signals(agent, settings.signals):
         try:
             agent.run()
         except GroupEnded as ended:
-            statuses = ended.statuses
+            statuses, first, attempts = ended.statuses, ended.first, ended.attempts
         except Ended as ended:
             if not agent.statuses:
                 raise _error_with_machine(ended, config.node_rank) from None
@@ -139,7 +141,17 @@ def _run(agent: "Agent", settings: "LaunchSettings", config: DistributedConfig) 
             if not agent.statuses:
                 raise
             statuses = agent.statuses  # processes failed here before, and nobody has shown their error yet
+    if first is not None:
+        last = failures.error_of_workers(settings.folder, statuses, reporting_rank=settings.reporting_rank, signals=[])
+        raise type(first)([*first.problems, _crash_loop(last, attempts)])
     return failures.raise_for_workers(settings.folder, statuses, reporting_rank=settings.reporting_rank, signals=settings.signals)
+
+
+def _crash_loop(last: LlamaHomeError, attempts: int) -> Problem:
+    """The problem to show below the first failure when no restart is left."""
+    message = f"this was the first of {attempts} failures, and no restart is left; the last one: {last.problems[0].message}"
+    hint = "llamahome train-resume latest"
+    return Problem(code="distributed.crash-loop", message=message, where="distributed.max_restarts", hint=hint)
 
 
 def _error_with_machine(ended: "Ended", own_node: int) -> LlamaHomeError:

@@ -1,7 +1,8 @@
 """Every reason for which a run ends before its last step, and the signals that ask for it.
 
 The first SIGINT, SIGTERM, SIGUSR1 or SIGHUP sets a flag that the loop reads after each step; a second SIGINT or SIGTERM exits at once
-with 130. SIGUSR1 comes from schedulers and SIGHUP from a terminal that closes: more of them change nothing. A flag that is set before training begins stays set, so the loop saves before its first step.
+with 130. SIGUSR1 comes from schedulers and SIGHUP from a terminal that closes: more of them change nothing.
+A flag that is set before training begins stays set, so the loop saves before its first step.
 """
 
 import os
