@@ -14,7 +14,7 @@ from llamahome.distributed.watchdog import FACTOR, FLOOR_S, LONGER, Parts, Stand
 
 def after(steps: list[float], *, limit_s: float | None = None, part: str = "forward") -> Parts:
     """Parts in which steps of those lengths are over and `part` has begun."""
-    parts, now = Parts(limit_s), 0.0
+    parts, now = Parts(limit_s), 1e6
     for seconds in steps:
         parts.enter("data", now)
         parts.enter("forward", now)
@@ -33,6 +33,7 @@ def test_a_part_may_last_many_times_the_median_step_but_never_less_than_the_floo
 
 
 def test_the_first_steps_may_compile() -> None:
+    assert after([40.0] * 3).median_step == 40.0 and after([40.0] * 2).median_step is None
     assert after([]).limit() == after([0.1]).limit() == LONGER * FLOOR_S
     assert after([], limit_s=7.0).limit() == LONGER * 7
 
@@ -41,8 +42,8 @@ def test_the_first_steps_may_compile() -> None:
 def test_an_evaluation_or_a_save_may_last_long_and_ten_times_the_longest_so_far(part: str) -> None:
     parts = after([0.1] * 10, part=part)
     assert parts.limit() == LONGER * FLOOR_S
-    parts.enter("", 1.0 + 1000.0)
-    parts.enter(part, 5000.0)
+    parts.enter("", 1e6 + 1.0 + 1000.0)
+    parts.enter(part, 1e6 + 5000.0)
     assert parts.limit() == pytest.approx(10 * 1000.0)
     assert parts.median_step == pytest.approx(0.1), "neither counts as a part of a step"
 

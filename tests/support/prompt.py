@@ -3,7 +3,8 @@
 Each command runs in a fork of this process, which has imported everything and computed nothing, so it is a process of its own with
 its own signals, streams and exit status, and starts in a tenth of a second instead of four. `at` sends the process a signal when a
 function of the program is called for the n-th time; the function itself runs as it is. After `?` a place may hold a text: then only
-calls count whose arguments hold it. `after` sends a signal some seconds after the start. Answers: {"pid": N}, later {"status": S}.
+calls count whose arguments hold it. The signal HANG lets the function sleep for an hour. `after` sends a signal some seconds after the
+start. Answers: {"pid": N}, later {"status": S}.
 """
 
 import importlib
@@ -12,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import Any
 
 IMPORTED = (
@@ -44,7 +46,7 @@ def strike(place: str, turn: int, names: list[str]) -> None:
         calls += counts
         if counts and calls == turn:
             for each in names:
-                os.kill(os.getpid(), signal.Signals[each])
+                time.sleep(3600) if each == "HANG" else os.kill(os.getpid(), signal.Signals[each])
         return original(*args, **kwargs)
 
     setattr(holder, name, struck)

@@ -55,17 +55,19 @@ class Parts:
         """`limit_s` replaces the limit that follows from the steps so far."""
         self._limit_s = limit_s
         self._steps: deque[float] = deque(maxlen=_KEPT_STEPS)
-        self._step_s, self._longest, self._since = 0.0, dict.fromkeys(_LONG_PARTS, 0.0), 0.0
+        self._step_s, self._longest = 0.0, dict.fromkeys(_LONG_PARTS, 0.0)
+        self._since: float | None = None
         self.current = ""
 
     def enter(self, part: str, now: float) -> None:
         """Another part begins at `now`, or the same once more. "data" begins a step."""
-        took, self._since = now - self._since, now
+        begins = self._since is None
+        took, self._since = now - (now if self._since is None else self._since), now
         if self.current in _LONG_PARTS:
             self._longest[self.current] = max(self._longest[self.current], took)
         else:
             self._step_s += took
-        if part == "data" and self.current != "data":
+        if part == "data" and self.current != "data" and not begins:
             self._steps.append(self._step_s)
             self._step_s = 0.0
         self.current = part
