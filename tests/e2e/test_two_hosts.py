@@ -175,6 +175,21 @@ def test_after_the_cable_is_cut_machine_0_goes_on_alone_and_the_other_ends(proje
 
 
 @pytest.mark.slow
+def test_without_machine_0_the_other_machine_goes_on_alone_to_the_end(project: Project, hosts: Hosts) -> None:
+    machines = [hosts.start(project, number, *LONG, "--max-steps", "200", nodes="1:2") for number in range(2)]
+    wait_until(lambda: training(project), seconds=120)
+    hosts.kill(0)
+    lost_at = time.time()
+    machines[0].wait(timeout=20)
+    ((status, err),) = ended(machines[1:], 200)
+    assert status == 0 and "machine 0 is lost: machine 1 goes on alone from the newest checkpoint" in err, err
+    assert events(project) == ["started", "resumed", "finished"] and hosts.processes(1) == []
+    resumed = next(line["t"] for line in project.run.lines("events") if line["kind"] == "resumed")
+    print(f"machine 1 alone {resumed - lost_at:.0f} s after the loss of machine 0")
+    assert sorted(losses(project)) == list(range(1, 201))
+
+
+@pytest.mark.slow
 def test_a_machine_that_comes_back_joins_the_next_round(project: Project, hosts: Hosts) -> None:
     first = hosts.start(project, 0, *LONG, nodes="1:2")
     hosts.start(project, 1, *LONG, nodes="1:2")

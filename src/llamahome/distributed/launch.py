@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING
 
 from llamahome.config.schema import DistributedConfig
 from llamahome.distributed import failures
+from llamahome.distributed.holder import take_over
 from llamahome.distributed.rank_info import find_rank_info
-from llamahome.errors import ConfigError, LlamaHomeError, Problem
+from llamahome.errors import ConfigError, LlamaHomeError, MachineError, Problem
 
 if TYPE_CHECKING:
     from llamahome.distributed.agent import Agent, LaunchSettings
-    from llamahome.distributed.rendezvous import Ended
+    from llamahome.distributed.rendezvous import Ended, MembershipRendezvous
 
 MODULE = ("-m", "llamahome")
 _FORWARDED = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGHUP: signal.SIGTERM, signal.SIGUSR1: signal.SIGUSR1}
@@ -98,28 +99,61 @@ def launch(
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 
     from llamahome.distributed.agent import UNLIMITED, Agent, LaunchSettings
-    from llamahome.distributed.rendezvous import MembershipRendezvous, SingleNodeRendezvous
+    from llamahome.distributed.rendezvous import CONTACT_LOST, MembershipRendezvous, SingleNodeRendezvous
 
     count = needs_launch(config, {}) or 1
     with tempfile.TemporaryDirectory(prefix="llamahome-launch-") as name, ExitStack() as stack:
         folder, reporting_rank = Path(name), 0 if config.node_rank == 0 else -1
         settings = LaunchSettings(folder=folder, max_restarts=config.max_restarts, reporting_rank=reporting_rank, say=say)
         stack.enter_context(_launch_environment(folder))
-        rendezvous = MembershipRendezvous(config, count, say=say) if config.most_nodes > 1 else SingleNodeRendezvous()
+
+        def agent_of(rendezvous: SingleNodeRendezvous, settings: LaunchSettings) -> Agent:
+            spec = WorkerSpec(
+                role="llamahome",
+                local_world_size=count,
+                entrypoint=sys.executable,
+                args=tuple(word.replace("$", "$$") for word in (*entry, *command_argv)),  # the agent substitutes ${local_rank}
+                rdzv_handler=rendezvous,
+                max_restarts=UNLIMITED,
+                monitor_interval=0.1,
+                local_addr=None if isinstance(rendezvous, MembershipRendezvous) else "127.0.0.1",
+            )
+            to_files = {local_rank: Std.ALL for local_rank in range(count) if local_rank != settings.reporting_rank}
+            return Agent(spec, DefaultLogsSpecs(log_dir=str(folder / "output"), redirects=to_files), settings)
+
+        if config.most_nodes == 1:
+            return _run(agent_of(SingleNodeRendezvous(), settings), settings, config)
+        rendezvous = MembershipRendezvous(config, count, say=say)
         stack.callback(rendezvous.shutdown)
-        spec = WorkerSpec(
-            role="llamahome",
-            local_world_size=count,
-            entrypoint=sys.executable,
-            args=tuple(word.replace("$", "$$") for word in (*entry, *command_argv)),  # the agent substitutes ${local_rank}
-            rdzv_handler=rendezvous,
-            max_restarts=UNLIMITED,
-            monitor_interval=0.1,
-            local_addr="127.0.0.1" if config.most_nodes == 1 else None,
-        )
-        to_files = {local_rank: Std.ALL for local_rank in range(count) if local_rank != reporting_rank}
-        agent = Agent(spec, DefaultLogsSpecs(log_dir=str(folder / "output"), redirects=to_files), settings)
-        return _run(agent, settings, config)
+        agent = agent_of(rendezvous, settings)
+        try:
+            return _run(agent, settings, config)
+        except MachineError as error:
+            alone = _settings_alone(agent, rendezvous, settings, config) if error.problems[0].code == CONTACT_LOST else None
+            if alone is None:
+                raise
+        return _run(agent_of(SingleNodeRendezvous(), alone), alone, config)
+
+
+def _settings_alone(
+    agent: "Agent", rendezvous: "MembershipRendezvous", settings: "LaunchSettings", config: DistributedConfig
+) -> "LaunchSettings | None":
+    """How this machine goes on alone after it has lost machine 0; None if it may not, or if another machine holds the run."""
+    from llamahome.distributed.control import LOST_AFTER_S
+
+    run = agent.run_folder()
+    if config.least_nodes > 1 or run is None or settings.signals:
+        return None
+    settings.say("machine 0 does not answer: looking for a sign of it in the run's folder")
+    holder = take_over(Path(run), rendezvous.launcher, silent_s=LOST_AFTER_S)
+    if holder is None:
+        return None
+    settings.say(f"machine 0 is lost: machine {config.node_rank} goes on alone from the newest checkpoint")
+    for name, value in rendezvous.user_interfaces.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    return replace(settings, reporting_rank=0, holder=holder)
 
 
 def _run(agent: "Agent", settings: "LaunchSettings", config: DistributedConfig) -> int:
