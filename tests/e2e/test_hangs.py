@@ -16,9 +16,9 @@ def test_a_stopped_process_is_named_and_all_start_again_with_the_same_end(projec
     project.shell("train-distributed", *WORDS).expect(0)
     weights, before = project.run.weights(), project.run.root.resolve()
     with project.start("train-distributed", *WORDS, *LIMIT) as launcher:
-        wait_until(lambda: project.run.root.resolve() != before and 4 in project.run.checkpoints, seconds=120)
+        wait_until(lambda: project.run.root.resolve() != before and 4 in project.run.checkpoints, seconds=300)
         ranks_of(launcher.pid)[1].send_signal(signal.SIGSTOP)
-        _, err = launcher.communicate(timeout=240)
+        _, err = launcher.communicate(timeout=400)
     assert launcher.returncode == 0, err
     assert "process 1 is silent" in err and "process 0 is waiting for the other processes: starting all processes again" in err
     assert project.run.weights() == weights and children_of(project) == []
@@ -29,14 +29,14 @@ def test_a_stopped_process_is_named_and_all_start_again_with_the_same_end(projec
 @pytest.mark.slow
 def test_a_pause_of_the_whole_run_for_longer_than_the_limit_is_no_hang(project: Project) -> None:
     with project.start("train-distributed", *WORDS, *LIMIT) as launcher:
-        wait_until(lambda: project.run.root.exists() and 4 in project.run.checkpoints, seconds=120)
+        wait_until(lambda: project.run.root.exists() and 4 in project.run.checkpoints, seconds=300)
         ranks = ranks_of(launcher.pid)
         for process in ranks.values():
             process.send_signal(signal.SIGSTOP)
         time.sleep(8)
         for process in ranks.values():
             process.send_signal(signal.SIGCONT)
-        _, err = launcher.communicate(timeout=240)
+        _, err = launcher.communicate(timeout=400)
     assert launcher.returncode == 0 and "no progress" not in err and "starting all" not in err, err
 
 

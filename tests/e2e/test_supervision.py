@@ -15,7 +15,7 @@ WORDS = ("chats.jsonl", "--epochs", "8", "--set", "checkpoint.every=2 steps", "-
 
 def kill_when(project: Project, launcher: int, step: int, number: signal.Signals = signal.SIGKILL) -> psutil.Process | None:
     """Send the single process of a launcher a signal once the checkpoint of `step` is there; None if it has ended before."""
-    wait_until(lambda: step in saved(project) or is_gone(psutil.Process(launcher)), seconds=120)
+    wait_until(lambda: step in saved(project) or is_gone(psutil.Process(launcher)), seconds=300)
     process = ranks_of(launcher).get(0)
     if process is not None:
         process.send_signal(number)
@@ -34,7 +34,7 @@ def test_a_killed_process_goes_on_from_its_newest_checkpoint_with_identical_weig
     with project.start("train", *WORDS, *AUTO) as launcher:
         wait_until(lambda: project.run.root.resolve() != before)
         assert kill_when(project, launcher.pid, 4) is not None
-        _, err = launcher.communicate(timeout=240)
+        _, err = launcher.communicate(timeout=400)
     assert launcher.returncode == 0, err
     assert "process 0 was killed by SIGKILL: starting the process again from the newest checkpoint (1 of 3)" in err
     assert "Traceback" not in err and "error[" not in err
@@ -60,7 +60,7 @@ def test_a_crash_loop_stops_after_max_restarts_with_the_first_cause_on_top(proje
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_stop_is_not_restarted(project: Project, number: signal.Signals) -> None:
     with project.start("train", *WORDS, *AUTO, "--epochs", "200") as launcher:
-        wait_until(lambda: 2 in saved(project), seconds=120)
+        wait_until(lambda: 2 in saved(project), seconds=300)
         os.kill(launcher.pid, number)
         _, err = launcher.communicate(timeout=120)
     assert launcher.returncode == 75, err
