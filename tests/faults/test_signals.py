@@ -95,3 +95,13 @@ def test_signals_and_kills_of_a_launcher_of_two_processes_at_random_moments_cost
         assert project.run.weights() == straight.weights and moments(project) == straight.moments, f"{number} {sent} {kind}"
         forget(project)
     print(f"F8, two processes: {dict(kinds)}")
+
+
+@pytest.mark.parametrize("sent", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_in_an_export_leaves_nothing_half_written(project: Project, sent: str) -> None:  # noqa: F811
+    project.type("train", "chats.jsonl", "--max-steps", "1").expect(0)
+    words = ("export", "latest", "--to", "merged", "--output", "merged")
+    answer = project.type(*words, at=[("llamahome.export:_write_merged", 1, [sent])])
+    assert answer.status == 130 and "left at once" in answer.err and "Traceback" not in answer.err
+    assert not list(project.folder.glob("*merged*"))
+    project.type(*words).expect(0)
