@@ -181,7 +181,10 @@ class Agent(LocalElasticAgent):
             self._first = error_of_workers(settings.folder, statuses, reporting_rank=settings.reporting_rank, signals=[])
         self.restarts += 1
         killed = _killed(statuses)
-        cause = f"process {killed[0]} was killed by {signal.Signals(-killed[1]).name}" if killed else causes[0].error.problems[0].message
+        if killed is None or (causes and not causes[0].is_consequence):
+            cause = causes[0].error.problems[0].message  # a process that hung was killed only because of it
+        else:
+            cause = f"process {killed[0]} was killed by {signal.Signals(-killed[1]).name}"
         source = "from the newest checkpoint" if has_run else "from the start"
         who = "the process" if alone else "all processes"
         settings.say(f"{cause}: starting {who} again {source} ({self.restarts} of {settings.max_restarts})")
