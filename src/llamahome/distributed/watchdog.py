@@ -1,7 +1,8 @@
 """Notices that training makes no progress, says which process is where and since when, with stacks, and ends the process.
 
 The loop calls `enter` when a part of a step begins or ends; a thread looks once a second how long the part has lasted. Only time counts
-in which this process was running: a suspended laptop, a stopped process or a clock that jumps raise no alarm. Cost: under 7 µs per part, measured on a busy machine.
+in which this process was running: a suspended laptop, a stopped process or a clock that jumps raise no alarm.
+Cost: under 7 µs per part, measured on a busy machine.
 A loop in C code that never releases Python's lock stops this thread, too; then the watchdogs of the other processes report it.
 """
 
