@@ -237,7 +237,7 @@ class MembershipRendezvous(SingleNodeRendezvous):
         if self._control.silent_s > LOST_AFTER_S:
             raise MachineError(
                 Problem(
-                    code=CONTACT_LOST,
+                    code="distributed.contact-lost",
                     message=f"machine 0 ({config.master_addr}) did not answer for {LOST_AFTER_S:g} s: this machine ends its processes",
                     where="distributed.master_addr",
                     hint="if machine 0 is still running, the same command again; otherwise, on all machines, "

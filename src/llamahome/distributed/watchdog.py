@@ -183,7 +183,7 @@ def verdict(standings: Mapping[int, Standing], size: int, *, usual: float | None
     culprit = next((rank for ranks in by_place.values() for rank in ranks if rank in standings and ranks is not waiting), min(standings))
     step = f" (a step takes {show_seconds(usual)})" if usual is not None else ""
     return Problem(
-        code=failures.HUNG,
+        code="training.hung",
         message=f"no progress for {show_seconds(seconds)}{step}: {'; '.join(places)}",
         where="training.hang_timeout",
         excerpt=f"process {culprit}, innermost last; all threads: {log.with_name(f'rank-{culprit}.log')}\n{standings[culprit].stack}",
