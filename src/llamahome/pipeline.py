@@ -25,6 +25,7 @@ from llamahome.config.load import LoadedConfig, dump_config, read_saved_config, 
 from llamahome.data.report import lost_lines
 from llamahome.distributed.agreement import require_agreement
 from llamahome.distributed.failures import note_run, run_to_go_on
+from llamahome.distributed.watchdog import open_watchdog
 from llamahome.errors import ConfigError, Problem, Stopped
 from llamahome.evaluation_report import report
 from llamahome.final_model import write_chosen
@@ -154,13 +155,16 @@ def _run(job: Job, paths: RunPaths, state: TrainerState) -> Result:
         saver = Saver(job, paths, recorder, loader)
         closing.callback(saver.close)
         save = saver.save, saver.save_async
-        run = assembly.make_run(job, paths, state, loader=loader, recorder=recorder, evaluator=evaluator, save=save)
+        watchdog = open_watchdog(job.config.training.hang_timeout, world.rank_status, paths.rank_log(world.rank))
+        watch = watchdog.enter
+        run = assembly.make_run(job, paths, state, loader=loader, recorder=recorder, evaluator=evaluator, save=save, watch=watch)
         recorder.status("running", state.step, job.plan.horizon, **folder)
         try:
             evaluated = _evaluate_untrained(session, evaluator, state)
             session.progress.start(assembly.summary(job, paths, state))
             session.stop.training = True
-            outcome = train_loop(run, evaluated)
+            with watchdog.watching():
+                outcome = train_loop(run, evaluated)
             for line in lost_lines(loader.seen) if job.data.prepared.streams else ():
                 session.progress.say(f"since step {state.step:,}: {line}")
             stopped, final_note = outcome.reason == "asked to stop", None

@@ -24,6 +24,7 @@ import torch
 from llamahome.checkpoint import manifest
 from llamahome.checkpoint.state import STATE
 from llamahome.checkpoint.store import MODEL, TENSORS, read_tensors
+from llamahome.distributed.failures import tie_to_parent
 from llamahome.errors import CheckpointError, LlamaHomeError, Problem
 from llamahome.monitoring.runs import read_records
 from llamahome.rundir import NEWEST, RUNS, open_run
@@ -151,7 +152,8 @@ def _start(arguments: Sequence[str], folder: Path) -> tuple[subprocess.Popen[byt
     log = folder.with_suffix(".log")
     with log.open("ab") as sink:
         command = [sys.executable, "-m", "llamahome", *arguments]
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True), log
+        tie = tie_to_parent()  # however the proof ends, no run of it stays
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True, preexec_fn=tie), log
 
 
 def _finish(started: tuple[subprocess.Popen[bytes], Path]) -> None:

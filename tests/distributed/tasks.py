@@ -1,13 +1,16 @@
 """Tasks of the worker processes of test_world.py and test_joining.py."""
 
 import os
+import tempfile
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import psutil
 import torch
 
 from llamahome.distributed.agreement import require_agreement
+from llamahome.distributed.watchdog import Watchdog
 from llamahome.distributed.world import World
 from llamahome.errors import LlamaHomeError
 
@@ -70,3 +73,20 @@ def time_out(world: World, payload):
         world.barrier()
     except LlamaHomeError as error:
         return error.problems[0].message
+
+
+def one_hangs(world: World, payload):
+    """Process 1 waits for data and process 0 for process 1; the problem that each of them shows."""
+    errors = []
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / f"rank-{world.rank}.log"
+        watchdog = Watchdog(world.rank_status, log, limit_s=0.5, tick_s=0.05, end=errors.append)
+        with watchdog.watching():
+            for _ in range(5):
+                watchdog.enter("data")
+                watchdog.enter("forward")
+            watchdog.enter("data" if world.rank == 1 else "exchange")
+            while not errors:
+                time.sleep(0.02)
+    (problem,) = errors[0].problems
+    return {"message": problem.message.partition(": ")[2], "excerpt": problem.excerpt.partition("\n")[2]}

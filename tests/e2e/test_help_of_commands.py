@@ -160,7 +160,8 @@ _REASONS = {
         "distributed.bad-environment distributed.cannot-shard distributed.contact-lost distributed.machines-not-met "
         "distributed.more-processes-than-gpus distributed.no-meeting-place distributed.node-rank-too-large distributed.node-rank-twice "
         "distributed.port-taken distributed.process-killed distributed.ranks-differ distributed.ranks-missing "
-        "distributed.world-size-not-divisible data.worker-failed machine.process-lost training.out-of-memory"
+        "distributed.world-size-not-divisible data.worker-failed machine.process-lost training.out-of-memory training.hung "
+        "distributed.crash-loop distributed.overtaken"
     ),
     "names another model, which is a download, or a path of the user's": (
         "model.hub-failed model.pickled-weights model.unreadable model.unsupported model.unplannable machine.download-failed machine.no-pip"

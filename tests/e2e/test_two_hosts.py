@@ -160,17 +160,32 @@ def test_a_cable_that_is_cut_for_5_seconds_changes_nothing(project: Project, hos
 
 def test_after_the_cable_is_cut_machine_0_goes_on_alone_and_the_other_ends(project: Project, hosts: Hosts) -> None:
     machines = [hosts.start(project, number, *LONG, "--max-steps", "200", nodes="1:2") for number in range(2)]
-    wait_until(lambda: training(project), seconds=120)
+    wait_until(lambda: training(project), seconds=300)
     hosts.cut()
     cut_at = time.time()
-    ((status, err),) = ended(machines[1:], 60)
+    ((status, err),) = ended(machines[1:], 120)
     assert status == 4 and err.count("error[") == 1 and "error[distributed.contact-lost]" in err, err
     assert hosts.processes(1) == []
-    ((status, err),) = ended(machines[:1], 200)
+    ((status, err),) = ended(machines[:1], 400)
     assert status == 0 and "machine 1 did not answer for 12 s" in err, err
     assert events(project) == ["started", "resumed", "finished"] and hosts.processes(0) == []
     resumed = next(line["t"] for line in project.run.lines("events") if line["kind"] == "resumed")
     print(f"alone again {resumed - cut_at:.0f} s after the cut")
+    assert sorted(losses(project)) == list(range(1, 201))
+
+
+@pytest.mark.slow
+def test_without_machine_0_the_other_machine_goes_on_alone_to_the_end(project: Project, hosts: Hosts) -> None:
+    machines = [hosts.start(project, number, *LONG, "--max-steps", "200", nodes="1:2") for number in range(2)]
+    wait_until(lambda: training(project), seconds=300)
+    hosts.kill(0)
+    lost_at = time.time()
+    machines[0].wait(timeout=20)
+    ((status, err),) = ended(machines[1:], 400)
+    assert status == 0 and "machine 0 is lost: machine 1 goes on alone from the newest checkpoint" in err, err
+    assert events(project) == ["started", "resumed", "finished"] and hosts.processes(1) == []
+    resumed = next(line["t"] for line in project.run.lines("events") if line["kind"] == "resumed")
+    print(f"machine 1 alone {resumed - lost_at:.0f} s after the loss of machine 0")
     assert sorted(losses(project)) == list(range(1, 201))
 
 

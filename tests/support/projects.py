@@ -34,7 +34,7 @@ data:
   eval_split: 4
 """
 Strike = tuple[str, int, list[str]]
-"""Where (module:function), at which call, and which signals."""
+"""Where (module:function, or module:function?text to count only calls with that text), at which call, and which signals."""
 
 
 def sentence(source: random.Random) -> str:
@@ -130,14 +130,16 @@ class Project:
     prompt: Prompt
     _typed: int = field(default=0)
 
-    def type(self, *words: str, stdin: str = "", at: Sequence[Strike] = (), **variables: str) -> Answer:
-        """Run `llamahome <words>` here to its end."""
+    def type(
+        self, *words: str, stdin: str = "", at: Sequence[Strike] = (), after: tuple[float, str] | None = None, **variables: str
+    ) -> Answer:
+        """Run `llamahome <words>` here to its end; `after` is a time in seconds and the signal that the command gets then."""
         self._typed += 1
         streams = self.folder.with_name(f"{self.folder.name}.streams")
         streams.mkdir(exist_ok=True)
         files = {name: streams / f"{self._typed}.{name}" for name in ("stdin", "stdout", "stderr")}
         files["stdin"].write_text(stdin, encoding="utf-8")
-        command = {"words": words, "folder": str(self.folder), "variables": variables, "at": at}
+        command = {"words": words, "folder": str(self.folder), "variables": variables, "at": at, "after": after}
         status = self.prompt.run({**command, **{name: str(path) for name, path in files.items()}})
         out, err = (files[name].read_text(encoding="utf-8") for name in ("stdout", "stderr"))
         return Answer(("llamahome", *words), status, out, err)

@@ -2,8 +2,9 @@
 
 Each command runs in a fork of this process, which has imported everything and computed nothing, so it is a process of its own with
 its own signals, streams and exit status, and starts in a tenth of a second instead of four. `at` sends the process a signal when a
-function of the program is called for the n-th time, or raises an error of the disk; the function itself runs as it is.
-Answers: {"pid": N}, later {"status": S}.
+function of the program is called for the n-th time, or raises an error of the disk; the function itself runs as it is. After `?` a place
+may hold a text: then only calls count whose arguments hold it. The signal HANG lets the function sleep for an hour. `after` sends a signal
+some seconds after the start. Answers: {"pid": N}, later {"status": S}.
 """
 
 import errno
@@ -12,6 +13,8 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 from typing import Any
 
 IMPORTED = (
@@ -28,8 +31,10 @@ IMPORTED = (
 
 
 def happen(what: str, args: tuple[Any, ...]) -> None:
-    """Send a signal, leave a file `struck`, or raise an error of the disk; SHORT cuts the file that is being written in half before."""
-    if what.startswith("SIG"):
+    """Send a signal, sleep for an hour, leave a file `struck`, or raise an error of the disk; SHORT first cuts the written file in half."""
+    if what == "HANG":
+        time.sleep(3600)
+    elif what.startswith("SIG"):
         os.kill(os.getpid(), signal.Signals[what])
     elif what == "STRUCK":
         os.close(os.open("struck", os.O_CREAT))
@@ -42,6 +47,7 @@ def happen(what: str, args: tuple[Any, ...]) -> None:
 
 def strike(place: str, turn: int, names: list[str]) -> None:
     """Send this process the signals `names` when `module:function` or `module:Class.method` is called for the `turn`-th time."""
+    place, _, text = place.partition("?")
     module, _, path = place.partition(":")
     *outer, name = path.split(".")
     holder: Any = importlib.import_module(module)
@@ -52,8 +58,9 @@ def strike(place: str, turn: int, names: list[str]) -> None:
 
     def struck(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
-        calls += 1
-        if calls == turn:
+        counts = not text or any(text in str(each) for each in args)
+        calls += counts
+        if counts and calls == turn:
             for each in names:
                 happen(each, args)
         return original(*args, **kwargs)
@@ -80,6 +87,17 @@ def become(command: dict[str, Any]) -> None:
         strike(place, turn, names)
 
 
+def wait_for(child: int, after: tuple[float, str] | None) -> int:
+    """The wait status of `child`, which gets the signal of `after` some seconds from now if it still runs then."""
+    timer = threading.Timer(after[0], lambda: os.kill(child, signal.Signals[after[1]])) if after else None
+    if timer is not None:
+        timer.start()
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # it keeps its number until the timer has ended
+        timer.cancel()
+        timer.join()
+    return os.waitpid(child, 0)[1]
+
+
 def serve() -> None:
     for name in IMPORTED:
         importlib.import_module(name)
@@ -99,7 +117,7 @@ def serve() -> None:
             sys.stderr.flush()
             os._exit(status)  # the interpreter's own end takes half a second; `shell` sees it
         print(json.dumps({"pid": child}), flush=True)
-        _, ended = os.waitpid(child, 0)
+        ended = wait_for(child, command.get("after"))
         print(json.dumps({"status": os.waitstatus_to_exitcode(ended)}), flush=True)
 
 

@@ -29,14 +29,12 @@ from llamahome.cli import (
     plan,
     runs,
     serve,
+    signals,
     sweep,
     train,
     verify_resume,
 )
 from llamahome.errors import LeftAtOnce, LlamaHomeError, MachineError, Problem, Stopped, UsageError
-
-INTERRUPTED = 130
-"""The exit status after SIGINT: 128 + 2."""
 
 
 @click.group(cls=options.Group, context_settings={"show_default": True})
@@ -69,10 +67,12 @@ app.add_command(launch.launch_app)
 def main() -> None:
     """Run the command line. Every LlamaHomeError becomes text on stderr and its exit status; other errors keep their traceback."""
     completion.complete(app)
+    signals.leave_on_signals()
     status = 0
     try:
         with app.make_context("llamahome", sys.argv[1:]) as context:
             app.invoke(context)
+        signals.ignore_signals()
         sys.stdout.flush()
     except click.exceptions.Exit as exit_:
         status = exit_.exit_code
@@ -85,9 +85,11 @@ def main() -> None:
         status = error.exit_code
     except click.UsageError as error:
         _exit_with_usage(error)
-    except KeyboardInterrupt:
-        print("\nleft at once", file=sys.stderr, flush=True)
-        os._exit(INTERRUPTED)  # after a Ctrl-C inside dataclasses' exec, sys.exit would end Python with SIGINT instead
+    except (KeyboardInterrupt, signals.Left):
+        signals.ignore_signals()
+        with suppress(OSError):  # a closed terminal
+            print("\nleft at once", file=sys.stderr, flush=True)
+        os._exit(signals.LEFT)  # after a Ctrl-C inside dataclasses' exec, sys.exit would end Python with SIGINT instead
     except BrokenPipeError:
         _exit_like_a_filter()
     except OSError as error:
@@ -106,6 +108,7 @@ def _exit_like_a_filter() -> NoReturn:
 
 
 def _exit_with_error(error: LlamaHomeError) -> NoReturn:
+    signals.ignore_signals()
     level = "stopped" if isinstance(error, Stopped | LeftAtOnce) else "error"
     with suppress(OSError):  # if stderr cannot be written, the exit status still shows the failure
         print("\n".join(problem.render(level=level) for problem in error.problems), file=sys.stderr, flush=True)
@@ -122,6 +125,7 @@ def _exit_with_usage(error: click.UsageError) -> NoReturn:
 
 def _exit(status: int) -> NoReturn:
     """Exit with `status`. If other threads of a distributed run still run, skip Python's own shutdown (see `threads_linger`)."""
+    signals.ignore_signals()
     world = sys.modules.get("llamahome.distributed.world")  # a command that needed no torch has not imported it
     if world is not None and world.threads_linger():
         for stream in (sys.stdout, sys.stderr):

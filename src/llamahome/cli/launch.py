@@ -23,6 +23,9 @@ _job_options = options.together(
     ),
 )
 
+_NOTICE_S = 300
+"""How long before the end a run is told to save, and how long a pod may take for it: a step, and the save of a large model."""
+
 _SLURM = """\
 #!/bin/bash
 # save as {name}.slurm in the project's folder, on a file system that all nodes share; then: sbatch {name}.slurm
@@ -35,8 +38,9 @@ _SLURM = """\
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output={name}-%j.log
-#SBATCH --signal=USR1@300
-# five minutes before its time limit the job saves a checkpoint, ends with status 75 and is queued again
+#SBATCH --signal=B:USR1@{notice}
+# {notice} s before its time limit this script gets USR1: the run saves a checkpoint, and the job is queued again.
+# After a failed node or a preemption Slurm queues it again by itself.
 
 set -u
 cd "$SLURM_SUBMIT_DIR"
@@ -47,9 +51,18 @@ if compgen -G "$run/checkpoint-*" > /dev/null; then
 elif [ -d "$run" ]; then
   mv "$run" "$run.$(date +%s)"  # it ended before its first checkpoint
 fi
+asked=0
+step=""
+trap 'asked=1; [ -z "$step" ] || kill -USR1 "$step"' USR1
+srun --kill-on-bad-exit=0 .venv/bin/llamahome "${{words[@]}}" &
+step=$!
 status=0
-srun --kill-on-bad-exit=0 .venv/bin/llamahome "${{words[@]}}" || status=$?
-if [ "$status" -eq 75 ]; then
+wait "$step" || status=$?
+while kill -0 "$step" 2> /dev/null; do  # the signal ended the first wait
+  status=0
+  wait "$step" || status=$?
+done
+if [ "$status" -eq 75 ] || {{ [ "$asked" -eq 1 ] && [ "$status" -gt 128 ]; }}; then  # saved, or left before there was anything to save
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"
@@ -79,14 +92,15 @@ spec:
   template:
     spec:
       subdomain: {name}
-      restartPolicy: OnFailure
-      terminationGracePeriodSeconds: 300
+      restartPolicy: OnFailure  # status 75, a stop with a checkpoint, starts the pod again, and it goes on
+      # a pod that is evicted or drained gets SIGTERM and so many seconds to finish its step and save
+      terminationGracePeriodSeconds: {notice}
       containers:
         - name: train
           image: registry.example.org/llamahome:latest
           workingDir: /work
           command: ["/bin/bash", "-c"]
-          args:
+          args:  # exec, so that SIGTERM reaches the run and not the shell
             - |
               words=(train-distributed {data} --output output/{name})
               if compgen -G "output/{name}/checkpoint-*" > /dev/null; then
@@ -112,12 +126,16 @@ spec:
 """
 
 _SKYPILOT = """\
-# save as {name}.yaml in the project's folder; then: sky launch -c {name} {name}.yaml
+# save as {name}.yaml in the project's folder; then: sky jobs launch -n {name} {name}.yaml
+# A managed job starts again on new machines when a spot machine is taken back, and goes on from the newest checkpoint in the bucket.
 name: {name}
 num_nodes: {nodes}
 workdir: .
 resources:
   accelerators: A100:{gpus}
+  use_spot: true
+  job_recovery:
+    max_restarts_on_errors: 3
 file_mounts:
   /work:
     name: {name}-work
@@ -133,7 +151,29 @@ run: |
     settings=(--num-nodes {nodes} --world-size {world} --node-rank "$SKYPILOT_NODE_RANK"
       --master-addr "$(echo "$SKYPILOT_NODE_IPS" | head -n1)" --set distributed.join_timeout="10 min")
   fi
-  .venv/bin/llamahome "${{words[@]}}" "${{settings[@]}}"
+  .venv/bin/llamahome "${{words[@]}}" "${{settings[@]}}" &
+  run=$!
+  trap 'kill -TERM "$run"' TERM
+  # Two minutes before it takes a spot machine back, AWS answers here with 200; Google's and Azure's machines send SIGTERM themselves.
+  notice() {{
+    local meta=http://169.254.169.254/latest token
+    token=$(curl -fsm 2 -X PUT "$meta/api/token" -H "X-aws-ec2-metadata-token-ttl-seconds: 60") || return 1
+    curl -fsm 2 -o /dev/null -H "X-aws-ec2-metadata-token: $token" "$meta/meta-data/spot/instance-action"
+  }}
+  while kill -0 "$run" 2> /dev/null; do
+    if notice; then
+      kill -USR1 "$run"
+      break
+    fi
+    sleep 5 & wait $!
+  done
+  status=0
+  wait "$run" || status=$?
+  while kill -0 "$run" 2> /dev/null; do  # a signal ended the wait
+    status=0
+    wait "$run" || status=$?
+  done
+  exit "$status"
 """
 
 
@@ -164,4 +204,7 @@ def _print(template: str, data_path: str, num_nodes: int, gpus: int, name: str) 
         near = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "llamahome"
         message = f"{name!r} is not a valid job name: use lower-case letters, digits and dashes"
         raise UsageError(Problem(code="usage.bad-choice", message=message, where="--name", hint=f"--name {near}"))
-    print(template.format(data=shlex.quote(data_path), nodes=num_nodes, gpus=gpus, world=num_nodes * gpus, name=name), end="")
+    print(
+        template.format(data=shlex.quote(data_path), nodes=num_nodes, gpus=gpus, world=num_nodes * gpus, name=name, notice=_NOTICE_S),
+        end="",
+    )

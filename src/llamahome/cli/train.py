@@ -152,16 +152,17 @@ def _set_torch_environment() -> None:
 
 
 def _launch_processes(loaded: "LoadedConfig") -> bool:
-    """Start the processes if the settings ask for more than this one, and wait for them; raises Exit if one fails.
+    """Start the processes if the settings ask for more than this one, or for restarts, and wait for them; raises Exit if one fails.
 
     Returns whether they ran. Raises ConfigError if settings contradict each other.
     """
     from llamahome.distributed.launch import launch, needs_launch
+    from llamahome.distributed.rank_info import find_rank_info
 
     _set_torch_environment()  # before needs_launch, which imports torch to count the GPUs
     options.check_settings(loaded)
-    count = needs_launch(loaded.config.distributed, os.environ)
-    if not count:
+    restarts = loaded.config.training.restart == "auto" and not find_rank_info(os.environ).joins
+    if not needs_launch(loaded.config.distributed, os.environ) and not restarts:
         return False
     status = launch(sys.argv[1:], loaded.config.distributed, say=lambda text: print(text, file=sys.stderr, flush=True))
     if status:

@@ -2,6 +2,7 @@
 
 Another attempt may succeed if a process was killed, or lost a peer, or failed unexpectedly after the run had started. It would fail again
 after a mistake in settings or data, a diverged loss or an orderly stop. An attempt starts all processes again from the newest checkpoint.
+A process that makes no progress has ended itself (watchdog.py), and another attempt may succeed.
 """
 
 import os
@@ -18,6 +19,7 @@ from torch.distributed.elastic.multiprocessing import LogsSpecs
 
 from llamahome.distributed import failures
 from llamahome.distributed.failures import ErrorPayload, Failure, error_of_workers
+from llamahome.distributed.holder import Holder
 from llamahome.distributed.membership import MemberFault
 from llamahome.distributed.rendezvous import Ended, MembershipRendezvous
 from llamahome.errors import LlamaHomeError, Stopped
@@ -41,14 +43,17 @@ class LaunchSettings:
     say: Callable[[str], None]
     signals: list[int] = field(default_factory=list)
     """Signals received so far."""
+    holder: Holder | None = None
+    """The claim on the run of a machine that goes on alone."""
 
 
 class GroupEnded(Exception):
     """The processes have ended and are not restarted; carries the exit statuses of those that failed."""
 
-    def __init__(self, statuses: Mapping[int, int]) -> None:
+    def __init__(self, statuses: Mapping[int, int], *, first: LlamaHomeError | None = None, attempts: int = 1) -> None:
+        """`first` is the error of the first attempt if this was the last one allowed."""
         super().__init__()
-        self.statuses = dict(statuses)
+        self.statuses, self.first, self.attempts = dict(statuses), first, attempts
 
 
 def is_retryable(statuses: Mapping[int, int], causes: Sequence[Failure], *, has_run: bool) -> bool:
@@ -57,7 +62,7 @@ def is_retryable(statuses: Mapping[int, int], causes: Sequence[Failure], *, has_
     `has_run` says whether a run exists that the next attempt can resume.
     """
     if causes and not causes[0].is_consequence:
-        return has_run and causes[0].error.problems[0].code == failures.DEFECT
+        return has_run and causes[0].error.problems[0].code in (failures.DEFECT, failures.HUNG)
     return bool(causes) or _killed(statuses) is not None
 
 
@@ -74,6 +79,8 @@ class Agent(LocalElasticAgent):
         self._settings = settings
         self._membership = spec.rdzv_handler if isinstance(spec.rdzv_handler, MembershipRendezvous) else None
         self.restarts = 0
+        self._first: LlamaHomeError | None = None
+        self._holder = settings.holder
         self.statuses: dict[int, int] = {}
         """Exit statuses of the processes that failed here in this round, unless they only lost a peer."""
 
@@ -85,9 +92,11 @@ class Agent(LocalElasticAgent):
         return [Worker(rank - first, global_rank=rank, role_rank=rank, world_size=size, role_world_size=size) for rank in ranks]
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        if self._settings.signals:
+            raise KeyboardInterrupt  # it came between two attempts, when there was no process to forward it to
         failures.remove_failures(self._settings.folder)
         self.statuses = {}
-        os.environ[failures.RUN_TO_RESUME] = self._run_folder() or ""
+        os.environ[failures.RUN_TO_RESUME] = self.run_folder() or ""
         os.environ[failures.ATTEMPT] = str(self._membership.number if self._membership else self.restarts)
         for name, value in (self._membership.interface_variables() if self._membership else {}).items():
             os.environ.pop(name, None)
@@ -96,7 +105,7 @@ class Agent(LocalElasticAgent):
         processes: dict[int, Any] = super()._start_workers(worker_group)
         return processes
 
-    def _run_folder(self) -> str | None:
+    def run_folder(self) -> str | None:
         """The run to resume. A machine that joined later learns it from the group."""
         return (self._membership.run if self._membership else None) or failures.noted_run(self._settings.folder)
 
@@ -123,13 +132,23 @@ class Agent(LocalElasticAgent):
                 self._restart_or_end(statuses)
             else:
                 self._report_failure(self._membership, statuses)
-        elif result.state == WorkerState.HEALTHY and self._membership is not None:
+        elif result.state == WorkerState.HEALTHY:
             try:
-                self._membership.check_others(failures.noted_run(self._settings.folder))
+                self._hold()
+                if self._membership is not None:
+                    self._membership.check_others(failures.noted_run(self._settings.folder))
             except (Ended, LlamaHomeError):
                 self._stop_workers(worker_group)
                 raise
         return result
+
+    def _hold(self) -> None:
+        """Renew the claim of machine 0, or of a machine that goes on alone, on the run."""
+        if self._holder is None and self._membership is not None and self._membership.is_first:
+            run = failures.noted_run(self._settings.folder)
+            self._holder = Holder(Path(run), self._membership.launcher) if run is not None else None
+        if self._holder is not None:
+            self._holder.renew()
 
     def _exit_barrier(self) -> None:
         if self._membership is not None:
@@ -137,7 +156,7 @@ class Agent(LocalElasticAgent):
 
     def _report_failure(self, rendezvous: MembershipRendezvous, statuses: Mapping[int, int]) -> None:
         """Report to machine 0, which decides whether all processes start again."""
-        settings, run = self._settings, self._run_folder()
+        settings, run = self._settings, self.run_folder()
         retryable = is_retryable(statuses, failures.read_failures(settings.folder), has_run=run is not None)
         error = error_of_workers(settings.folder, statuses, reporting_rank=settings.reporting_rank, signals=settings.signals)
         is_consequence = error.problems[0].code == failures.PEER_LOST
@@ -153,11 +172,19 @@ class Agent(LocalElasticAgent):
     def _restart_or_end(self, statuses: Mapping[int, int]) -> None:
         """Return if torch's agent is to start the processes again, raise GroupEnded if not."""
         settings, causes = self._settings, failures.read_failures(self._settings.folder)
-        has_run = self._run_folder() is not None
-        if settings.signals or self.restarts >= settings.max_restarts or not is_retryable(statuses, causes, has_run=has_run):
+        has_run, alone = self.run_folder() is not None, self._worker_group.spec.local_world_size == 1
+        if settings.signals or not is_retryable(statuses, causes, has_run=has_run):
             raise GroupEnded(statuses)
+        if self.restarts >= settings.max_restarts:
+            raise GroupEnded(statuses, first=self._first, attempts=self.restarts + 1)
+        if self._first is None:
+            self._first = error_of_workers(settings.folder, statuses, reporting_rank=settings.reporting_rank, signals=[])
         self.restarts += 1
         killed = _killed(statuses)
-        cause = f"process {killed[0]} was killed by {signal.Signals(-killed[1]).name}" if killed else causes[0].error.problems[0].message
+        if killed is None or (causes and not causes[0].is_consequence):
+            cause = causes[0].error.problems[0].message  # a process that hung was killed only because of it
+        else:
+            cause = f"process {killed[0]} was killed by {signal.Signals(-killed[1]).name}"
         source = "from the newest checkpoint" if has_run else "from the start"
-        settings.say(f"{cause}: starting all processes again {source} ({self.restarts} of {settings.max_restarts})")
+        who = "the process" if alone else "all processes"
+        settings.say(f"{cause}: starting {who} again {source} ({self.restarts} of {settings.max_restarts})")

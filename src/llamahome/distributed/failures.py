@@ -30,6 +30,7 @@ ATTEMPT = "LLAMAHOME_ROUND"
 """Environment variable: the number of this attempt; the same on all machines."""
 PEER_LOST = "distributed.peer-lost"
 DEFECT = "distributed.process-failed"
+HUNG = "training.hung"
 SAVING_S = 120.0
 """How long a process has for its last checkpoint before it is ended."""
 _POLL_S = 1.0

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING
 
 from llamahome.config.schema import DistributedConfig
 from llamahome.distributed import failures
+from llamahome.distributed.holder import take_over
 from llamahome.distributed.rank_info import find_rank_info
-from llamahome.errors import ConfigError, LlamaHomeError, Problem
+from llamahome.errors import ConfigError, LlamaHomeError, MachineError, Problem
 
 if TYPE_CHECKING:
     from llamahome.distributed.agent import Agent, LaunchSettings
-    from llamahome.distributed.rendezvous import Ended
+    from llamahome.distributed.rendezvous import Ended, MembershipRendezvous
 
 MODULE = ("-m", "llamahome")
 _FORWARDED = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGHUP: signal.SIGTERM, signal.SIGUSR1: signal.SIGUSR1}
@@ -89,7 +90,8 @@ def launch(
 ) -> int:
     """Run `python -m llamahome <command_argv>` in all processes of this machine; returns the exit status if the error was already shown.
 
-    If a process dies, all start again and resume the run, at most distributed.max_restarts times; `say` gets one line for each restart.
+    A run of one process gets one process that is watched. If a process dies, all start again and resume the run, at most
+    distributed.max_restarts times; `say` gets one line for each restart.
     Raises the error of the first process that failed, MachineError distributed.process-killed if one was killed, LeftAtOnce if a signal
     stopped them before anything was saved.
     """
@@ -97,28 +99,61 @@ def launch(
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 
     from llamahome.distributed.agent import UNLIMITED, Agent, LaunchSettings
-    from llamahome.distributed.rendezvous import MembershipRendezvous, SingleNodeRendezvous
+    from llamahome.distributed.rendezvous import CONTACT_LOST, MembershipRendezvous, SingleNodeRendezvous
 
-    count = needs_launch(config, {})
+    count = needs_launch(config, {}) or 1
     with tempfile.TemporaryDirectory(prefix="llamahome-launch-") as name, ExitStack() as stack:
         folder, reporting_rank = Path(name), 0 if config.node_rank == 0 else -1
         settings = LaunchSettings(folder=folder, max_restarts=config.max_restarts, reporting_rank=reporting_rank, say=say)
         stack.enter_context(_launch_environment(folder))
-        rendezvous = MembershipRendezvous(config, count, say=say) if config.most_nodes > 1 else SingleNodeRendezvous()
+
+        def agent_of(rendezvous: SingleNodeRendezvous, settings: LaunchSettings) -> Agent:
+            spec = WorkerSpec(
+                role="llamahome",
+                local_world_size=count,
+                entrypoint=sys.executable,
+                args=tuple(word.replace("$", "$$") for word in (*entry, *command_argv)),  # the agent substitutes ${local_rank}
+                rdzv_handler=rendezvous,
+                max_restarts=UNLIMITED,
+                monitor_interval=0.1,
+                local_addr=None if isinstance(rendezvous, MembershipRendezvous) else "127.0.0.1",
+            )
+            to_files = {local_rank: Std.ALL for local_rank in range(count) if local_rank != settings.reporting_rank}
+            return Agent(spec, DefaultLogsSpecs(log_dir=str(folder / "output"), redirects=to_files), settings)
+
+        if config.most_nodes == 1:
+            return _run(agent_of(SingleNodeRendezvous(), settings), settings, config)
+        rendezvous = MembershipRendezvous(config, count, say=say)
         stack.callback(rendezvous.shutdown)
-        spec = WorkerSpec(
-            role="llamahome",
-            local_world_size=count,
-            entrypoint=sys.executable,
-            args=tuple(word.replace("$", "$$") for word in (*entry, *command_argv)),  # the agent substitutes ${local_rank}
-            rdzv_handler=rendezvous,
-            max_restarts=UNLIMITED,
-            monitor_interval=0.1,
-            local_addr="127.0.0.1" if config.most_nodes == 1 else None,
-        )
-        to_files = {local_rank: Std.ALL for local_rank in range(count) if local_rank != reporting_rank}
-        agent = Agent(spec, DefaultLogsSpecs(log_dir=str(folder / "output"), redirects=to_files), settings)
-        return _run(agent, settings, config)
+        agent = agent_of(rendezvous, settings)
+        try:
+            return _run(agent, settings, config)
+        except MachineError as error:
+            alone = _settings_alone(agent, rendezvous, settings, config) if error.problems[0].code == CONTACT_LOST else None
+            if alone is None:
+                raise
+        return _run(agent_of(SingleNodeRendezvous(), alone), alone, config)
+
+
+def _settings_alone(
+    agent: "Agent", rendezvous: "MembershipRendezvous", settings: "LaunchSettings", config: DistributedConfig
+) -> "LaunchSettings | None":
+    """How this machine goes on alone after it has lost machine 0; None if it may not, or if another machine holds the run."""
+    from llamahome.distributed.control import LOST_AFTER_S
+
+    run = agent.run_folder()
+    if config.least_nodes > 1 or run is None or settings.signals:
+        return None
+    settings.say("machine 0 does not answer: looking for a sign of it in the run's folder")
+    holder = take_over(Path(run), rendezvous.launcher, silent_s=LOST_AFTER_S)
+    if holder is None:
+        return None
+    settings.say(f"machine 0 is lost: machine {config.node_rank} goes on alone from the newest checkpoint")
+    for name, value in rendezvous.user_interfaces.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    return replace(settings, reporting_rank=0, holder=holder)
 
 
 def _run(agent: "Agent", settings: "LaunchSettings", config: DistributedConfig) -> int:
@@ -126,11 +161,12 @@ def _run(agent: "Agent", settings: "LaunchSettings", config: DistributedConfig) 
     from llamahome.distributed.rendezvous import Ended
 
     statuses: dict[int, int] = {}
+    first, attempts = None, 1
     with _forward_signals(agent, settings.signals):
         try:
             agent.run()
         except GroupEnded as ended:
-            statuses = ended.statuses
+            statuses, first, attempts = ended.statuses, ended.first, ended.attempts
         except Ended as ended:
             if not agent.statuses:
                 raise _error_with_machine(ended, config.node_rank) from None
@@ -139,7 +175,17 @@ def _run(agent: "Agent", settings: "LaunchSettings", config: DistributedConfig) 
             if not agent.statuses:
                 raise
             statuses = agent.statuses  # processes failed here before, and nobody has shown their error yet
+    if first is not None:
+        last = failures.error_of_workers(settings.folder, statuses, reporting_rank=settings.reporting_rank, signals=[])
+        raise type(first)([*first.problems, _crash_loop(last, attempts)])
     return failures.raise_for_workers(settings.folder, statuses, reporting_rank=settings.reporting_rank, signals=settings.signals)
+
+
+def _crash_loop(last: LlamaHomeError, attempts: int) -> Problem:
+    """The problem to show below the first failure when no restart is left."""
+    message = f"this was the first of {attempts} failures, and no restart is left; the last one: {last.problems[0].message}"
+    hint = "llamahome train-resume latest"
+    return Problem(code="distributed.crash-loop", message=message, where="distributed.max_restarts", hint=hint)
 
 
 def _error_with_machine(ended: "Ended", own_node: int) -> LlamaHomeError:

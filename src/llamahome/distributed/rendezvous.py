@@ -21,6 +21,7 @@ from llamahome.distributed.failures import SAVING_S, ErrorPayload
 from llamahome.distributed.membership import GroupState, MemberFault, MemberReport, MembershipRules
 from llamahome.errors import MachineError, Problem
 
+CONTACT_LOST = "distributed.contact-lost"
 _POLL_S = 0.1
 _REJECTED_AFTER_S = LOST_AFTER_S + 8.0
 """How long to try to join under a node rank that is in use: its launcher may have died and not be counted as lost yet."""
@@ -81,7 +82,7 @@ class MembershipRendezvous(SingleNodeRendezvous):
         self._round = GroupState()
         """The group state when the current round began."""
         self._ending_seen_at: float | None = None
-        self._user_interfaces = {name: os.environ.get(name) for name in INTERFACES}
+        self.user_interfaces = {name: os.environ.get(name) for name in INTERFACES}
 
     def _start_server(self) -> Server:
         config = self._config
@@ -110,6 +111,16 @@ class MembershipRendezvous(SingleNodeRendezvous):
     def use_agent_store(self) -> bool:
         """The launcher hosts the store, not process 0."""
         return True
+
+    @property
+    def launcher(self) -> str:
+        """The random id of this launcher."""
+        return self._report.launcher
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is machine 0."""
+        return self._config.node_rank == 0
 
     @property
     def process_counts(self) -> list[int]:
@@ -173,7 +184,7 @@ class MembershipRendezvous(SingleNodeRendezvous):
             return dict.fromkeys(INTERFACES)
         name = interface_to(self._config.master_addr)
         defaults = (name, name and f"={name}")  # NCCL reads a name without = as a prefix
-        return {variable: self._user_interfaces[variable] or value for variable, value in zip(INTERFACES, defaults, strict=True)}
+        return {variable: self.user_interfaces[variable] or value for variable, value in zip(INTERFACES, defaults, strict=True)}
 
     def check_others(self, run: str | None) -> None:
         """Report `run`, the folder of the current run. Raises Ended or MachineError if the processes of this machine must end."""

@@ -34,9 +34,18 @@ class PartTimes:
 class PartClock:
     """Adds up the time of named parts between two cuts."""
 
-    def __init__(self, mark: Callable[[], Any] = time.perf_counter, between: Callable[[Any, Any], float] = lambda a, b: b - a) -> None:
-        """`mark` returns a timestamp; `between` returns the seconds between two timestamps and may wait for the second one."""
-        self._mark, self._between = mark, between
+    def __init__(
+        self,
+        mark: Callable[[], Any] = time.perf_counter,
+        between: Callable[[Any, Any], float] = lambda a, b: b - a,
+        *,
+        watch: Callable[[str], None] = lambda part: None,
+    ) -> None:
+        """`mark` returns a timestamp; `between` returns the seconds between two timestamps and may wait for the second one.
+
+        `watch` gets the name of each part that begins or goes on, and an empty name when none does.
+        """
+        self._mark, self._between, self._watch = mark, between, watch
         self._seconds: dict[str, float] = {}
         self._spans: list[tuple[str, Any, Any]] = []
         self._open: list[str] = []
@@ -60,11 +69,13 @@ class PartClock:
         """Count the time in the block as `name`, also if the block raises."""
         self._charge()
         self._open.append(name)
+        self._watch(name)
         try:
             yield
         finally:
             self._charge()
             self._open.pop()
+            self._watch(self._open[-1] if self._open else "")
 
     def cut(self) -> PartTimes:
         """Return the times since the last cut without waiting, and start from zero. An open part is counted up to now."""

@@ -1,6 +1,7 @@
 """Every reason for which a run ends before its last step, and the signals that ask for it.
 
-The first SIGINT, SIGTERM or SIGUSR1 sets a flag that the loop reads after each step; a second SIGINT or SIGTERM exits at once with 130.
+The first SIGINT, SIGTERM, SIGUSR1 or SIGHUP sets a flag that the loop reads after each step; a second SIGINT or SIGTERM exits at once
+with 130. SIGUSR1 comes from schedulers and SIGHUP from a terminal that closes: more of them change nothing.
 A flag that is set before training begins stays set, so the loop saves before its first step.
 """
 
@@ -13,7 +14,8 @@ from typing import Literal
 
 Reason = Literal["finished", "asked to stop", "no gain", "diverged"]
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+_LEAVING = (signal.SIGINT, signal.SIGTERM)
 _EARLY = "\nstopping with a checkpoint as soon as data and model are loaded; once more leaves at once\n"
 _FIRST = "\nstopping after this step with a checkpoint; once more leaves at once\n"
 _SECOND = "\nleft at once; the last checkpoint stays\n"
@@ -30,7 +32,8 @@ class StopRequest:
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
         """Handle the signals within the block (only possible in the main thread) and restore their handlers after it."""
-        before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        heard = [number for number in _SIGNALS if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]  # nohup
+        before = {number: signal.signal(number, self._receive) for number in heard}
         try:
             yield self
         finally:
@@ -39,7 +42,7 @@ class StopRequest:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if self.asked and number != signal.SIGUSR1:
+        if self.asked and number in _LEAVING:
             _write_to_stderr(_SECOND)
             os._exit(130)  # no exception, because the user does not want to wait for its clean-up
         if not self.asked:

@@ -1,0 +1,49 @@
+"""A process that makes no progress: the watchdog names it, all start again, and the end is the same; a pause is no hang."""
+
+import signal
+import time
+
+import pytest
+from tests.e2e.test_restarts import WORDS, ranks_of
+from tests.support.disturbed import children_of
+from tests.support.projects import Project, wait_until
+
+LIMIT = ("--set", "training.hang_timeout=5 s", "--set", "checkpoint.async=false")
+
+
+@pytest.mark.slow
+def test_a_stopped_process_is_named_and_all_start_again_with_the_same_end(project: Project) -> None:
+    project.shell("train-distributed", *WORDS).expect(0)
+    weights, before = project.run.weights(), project.run.root.resolve()
+    with project.start("train-distributed", *WORDS, *LIMIT) as launcher:
+        wait_until(lambda: project.run.root.resolve() != before and 4 in project.run.checkpoints, seconds=300)
+        ranks_of(launcher.pid)[1].send_signal(signal.SIGSTOP)
+        _, err = launcher.communicate(timeout=400)
+    assert launcher.returncode == 0, err
+    assert "process 1 is silent" in err and "process 0 is waiting for the other processes: starting all processes again" in err
+    assert project.run.weights() == weights and children_of(project) == []
+    log = (project.run.root / "logs/rank-0.log").read_text()
+    assert "no progress for" in log and "hread 0x" in log
+
+
+@pytest.mark.slow
+def test_a_pause_of_the_whole_run_for_longer_than_the_limit_is_no_hang(project: Project) -> None:
+    with project.start("train-distributed", *WORDS, *LIMIT) as launcher:
+        wait_until(lambda: project.run.root.exists() and 4 in project.run.checkpoints, seconds=300)
+        ranks = ranks_of(launcher.pid)
+        for process in ranks.values():
+            process.send_signal(signal.SIGSTOP)
+        time.sleep(8)
+        for process in ranks.values():
+            process.send_signal(signal.SIGCONT)
+        _, err = launcher.communicate(timeout=400)
+    assert launcher.returncode == 0 and "no progress" not in err and "starting all" not in err, err
+
+
+def test_a_single_process_that_hangs_ends_with_its_place_and_its_stack(project: Project) -> None:
+    words = ("train", "chats.jsonl", "--set", "training.hang_timeout=1 s", "--set", "checkpoint.async=false")
+    answer = project.type(*words, at=[("llamahome.training.loop:set_learning_rate", 5, ["HANG"])]).expect(4)
+    assert answer.codes == ["training.hung"]
+    assert "between two parts of a step" in answer.err and "loop.py" in answer.err and "in struck" in answer.err
+    assert answer.helps == ["llamahome train-resume latest; if it was only slow, with --set training.hang_timeout='1 h'"]
+    assert "the stacks of all threads" in (project.run.root / "logs/rank-0.log").read_text()
