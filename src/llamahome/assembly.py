@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.resources import ResourceSampler
 from llamahome.monitoring.throughput import PartClock, measured_peak_flops
 from llamahome.resolve import answered_rows, evaluated_rows, resolve_settings
-from llamahome.resuming import rate_of
+from llamahome.resuming import passed_over, rate_of, show_rows
 from llamahome.rundir import RunPaths, as_typed, nearby
 from llamahome.training.answer_metric import AnswerMetric, open_answer_metric
 from llamahome.training.checkpointing import Checkpointing, Save, SaveAsync
@@ -215,7 +215,7 @@ def make_loader(job: Job, state: TrainerState) -> Loader:
     training, prepared, world = job.config.training, job.data.prepared, job.session.world
     return Loader(
         prepared.examples,
-        prepared.order,
+        replace(prepared.order, passed=passed_over(state)),
         batch_size=int(training.batch_size),
         micro_batch_tokens=int(training.micro_batch_tokens),
         seed=training.seed,
@@ -226,7 +226,7 @@ def make_loader(job: Job, state: TrainerState) -> Loader:
         equal_passes=job.learner.placement.equal_passes,
         deliver=job.data.backend.to_device,
         judge=prepared.judge,
-        row_names=lambda begin, end: prepared.places(begin, end, seed=training.seed),
+        row_names=prepared.places,
     )
 
 
@@ -255,6 +255,8 @@ def make_run(
             seed=config.training.seed,
             max_grad_norm=config.training.max_grad_norm,
             max_bad_steps=config.training.max_bad_steps,
+            refuse_spikes=config.training.refuse_spikes,
+            show_rows=lambda rows: show_rows(job.data.paths, paths, rows),
             early_stop_patience=config.evaluation.early_stop_patience,
             save_best=config.checkpoint.keep_best > 0,
             final_is_best=config.output.final == "best",

@@ -161,7 +161,7 @@ def make_run(learner: Learner, plan: RunOptions) -> Run:
             seed=7,
             total_positions=extent.positions(rows),
             start_position=plan.start,
-            row_names=lambda begin, end: [f"row {position}" for position in range(begin, end)],
+            row_names=lambda rows: [f"row {row}" for row in rows],
         ),
         schedule=Schedule(
             horizon=extent.horizon(rows),

@@ -18,6 +18,7 @@ from llamahome.training.evaluate import evaluate
 from llamahome.training.loop import train
 from llamahome.training.optimizer import make_optimizer, set_learning_rate
 from llamahome.training.run import first_state
+from llamahome.training.spikes import Limits
 from llamahome.training.step import train_step
 
 LENGTHS = (31, 18, 18, 9, 40, 2, 1, 13)
@@ -42,7 +43,7 @@ def three_steps(world: World, payload):
             mine,
             num_targets=sum(int(example.targets.sum()) for example in examples),
             seed=0,
-            max_grad_norm=0.5,
+            limits=Limits(0.5),
             reducer=FlatReducer(world, list(learner.parameters.values())),
             clock=PartClock(),
         )

@@ -14,9 +14,9 @@ import torch
 from llamahome.checkpoint.state import TrainerState
 from llamahome.data.steps.loader import Loader, StepBatch
 from llamahome.monitoring.throughput import PartClock
+from llamahome.training.memory import RanOut, lay_out_smaller
 from llamahome.training.metrics import StepMetrics
 from llamahome.training.optimizer import set_learning_rate
-from llamahome.training.recovery import RanOut, lay_out_smaller
 from llamahome.training.run import Outcome, Run, after_evaluation, after_update
 from llamahome.training.step import step_seed, train_step
 from llamahome.training.stop import Reason
@@ -24,9 +24,8 @@ from llamahome.training.stop import Reason
 
 def train(run: Run, state: TrainerState) -> Outcome:
     """Train from `state` until the horizon or until there is a reason to stop; all ranks call it."""
-    settings, schedule, metrics = run.settings, run.schedule, StepMetrics(run, bad_steps=state.bad_steps)
-    clip = settings.max_grad_norm
-    update = partial(train_step, run.objective, run.optimizer, max_grad_norm=clip, reducer=run.reducer, clock=run.clock)
+    settings, schedule, metrics = run.settings, run.schedule, StepMetrics(run, state)
+    update = partial(train_step, run.objective, run.optimizer, limits=metrics.limits, reducer=run.reducer, clock=run.clock)
     reason: Reason = "finished"
     with run.checkpoints as checkpoints:
         for batch in _timed(run.loader, run.clock):
@@ -37,7 +36,8 @@ def train(run: Run, state: TrainerState) -> Outcome:
                 state = _evaluate(run, metrics.write_closed(state))
             if agreed.save or (agreed.evaluate and settings.saves(state)):
                 state = metrics.write_all(state)  # before the checkpoint, because a resumed run does not repeat these steps
-                checkpoints.begin(state)
+                if metrics.may_save:
+                    checkpoints.begin(state)
             if stop := _reason_to_stop(run, state, agreed):
                 reason = stop
                 break

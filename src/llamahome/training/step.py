@@ -1,9 +1,9 @@
 """One optimizer update over one global batch.
 
 The loss is the sum over all targets of all ranks divided by their number, counted before the first backward pass, so any split into
-micro-batches or ranks gives the same gradient up to rounding. An update whose loss or gradient is not finite is refused on the device,
-without waiting for it: the optimizer skips the update when `found_inf` is set. Nothing here reads a value back from a GPU. When a rank
-runs out of memory in a pass, all ranks learn it with the gradients, and nothing is updated.
+micro-batches or ranks gives the same gradient up to rounding. An update whose loss or gradient is not finite, or a spike, is refused on the
+device, without waiting for it: the optimizer skips the update when `found_inf` is set. Nothing here reads a value back from a GPU.
+When a rank runs out of memory in a pass, all ranks learn it with the gradients, and nothing is updated.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,8 @@ from llamahome.data.records import Microbatch
 from llamahome.distributed.reducer import Reducer
 from llamahome.distributed.world import World
 from llamahome.monitoring.throughput import PartClock
-from llamahome.training.recovery import RanOut, is_out_of_memory, update_does_not_fit
+from llamahome.training.memory import RanOut, is_out_of_memory, update_does_not_fit
+from llamahome.training.spikes import Limits
 
 _MIX = 0x9E3779B97F4A7C15
 """2^64 / golden ratio: spreads (seed, step, micro-batch) over seeds, as in SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
@@ -31,7 +32,7 @@ class StepResult:
     grad_norm: Tensor
     """() float32, global L2 norm before clipping."""
     refused: Tensor
-    """() float32, 1 when the update was not applied."""
+    """() float32: APPLIED, NOT_FINITE or SPIKE of spikes.py."""
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -51,7 +52,7 @@ def train_step(
     *,
     num_targets: int,
     seed: int,
-    max_grad_norm: float | None,
+    limits: Limits,
     reducer: Reducer,
     clock: PartClock,
 ) -> StepResult | RanOut:
@@ -84,7 +85,7 @@ def train_step(
         if reducer.collective_in_forward:
             return ran_out
     try:
-        return _update(loss, optimizer, ran_out, max_grad_norm=max_grad_norm, reducer=reducer, clock=clock)
+        return _update(loss, optimizer, ran_out, limits=limits, reducer=reducer, clock=clock)
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise update_does_not_fit(error, world=reducer.world) from error
@@ -96,7 +97,7 @@ def _update(
     optimizer: torch.optim.Optimizer,
     ran_out: RanOut | None,
     *,
-    max_grad_norm: float | None,
+    limits: Limits,
     reducer: Reducer,
     clock: PartClock,
 ) -> StepResult | RanOut:
@@ -108,10 +109,10 @@ def _update(
             return ran_out or RanOut(None)
     with clock.part("update"):
         parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
-        refused = 1.0 - (torch.isfinite(summed.loss) & torch.isfinite(summed.grad_norm)).float()
-        if max_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, summed.grad_norm)
-        optimizer.found_inf = refused  # type: ignore[attr-defined]  # torch's GradScaler sets it, too
+        refused = limits.refuse(summed.loss, summed.grad_norm)
+        if limits.max_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, limits.max_grad_norm, summed.grad_norm)
+        optimizer.found_inf = (refused > 0).float()  # type: ignore[attr-defined]  # torch's GradScaler sets it, too
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return StepResult(summed.loss, summed.grad_norm, refused)

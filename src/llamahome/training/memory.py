@@ -1,0 +1,105 @@
+"""What a run does when memory runs out: all ranks do the step again in smaller passes."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from llamahome.data.steps.loader import StepBatch
+from llamahome.distributed.rank_status import processes
+from llamahome.distributed.world import World
+from llamahome.errors import OutOfMemory, Problem
+from llamahome.training.run import Run
+
+
+@dataclass(frozen=True)
+class RanOut:
+    """Memory ran out in a pass of some rank; no weight has changed."""
+
+    message: str | None
+    """Of the error on this rank; None when memory ran out on another rank."""
+
+
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "error: out of memory", "_STATUS_ALLOC_FAILED")
+"""In torch's plain RuntimeErrors: on Linux and macOS, on Windows, on a GPU whose memory others use, in the libraries of a GPU."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
+
+
+def free_cached_memory() -> None:
+    """Free the blocks that an accelerator's allocator caches; their sizes did not fit, and the step is done again with others."""
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+
+
+def lay_out_smaller(run: Run, batch: StepBatch, ran_out: RanOut, *, step: int) -> StepBatch:
+    """The examples of `batch` in smaller micro-batches on all ranks, and so for every later step. Raises OutOfMemory."""
+    tokens, lengths = batch.micro_batch_tokens, [microbatch.lengths for microbatch in batch.microbatches]
+    smaller = smaller_budget(ran_out.message, tokens, lengths, world=run.world, others_wait=run.reducer.collective_in_forward)
+    budget = smaller.micro_batch_tokens
+    free_cached_memory()
+    again = run.loader.lay_out_again(batch, budget)
+    run.recorder.event("out-of-memory", step=step, micro_batch_tokens=budget, processes=smaller.ranks)
+    on = f" on {processes(smaller.ranks)}" if run.world.size > 1 else ""
+    message = f"step {step}: memory ran out{on} with up to {tokens:,} tokens at a time"
+    run.progress.warn(message, f"this step is done again with {budget:,}, and later steps use {budget:,}, too; the result stays the same")
+    return again
+
+
+@dataclass(frozen=True)
+class SmallerBudget:
+    """With what a step is done again."""
+
+    micro_batch_tokens: int
+    ranks: list[int]
+    """Ranks whose memory ran out."""
+
+
+def smaller_budget(
+    message: str | None, micro_batch_tokens: int, lengths: Sequence[Sequence[int]], *, world: World, others_wait: bool = False
+) -> SmallerBudget:
+    """Agree on the tokens per micro-batch with which all ranks do a step again; `lengths` are those of the documents of this rank.
+
+    `message` is that of the error on this rank, None when memory ran out on another one. The new budget is half of the largest
+    micro-batch that holds more than one document, and fits all ranks. All ranks call it, unless `others_wait` in a pass for this rank:
+    then nothing can be done again. Raises OutOfMemory, which names the rank, on all ranks that called.
+    """
+    mine: dict[str, Any] = {}
+    if message is not None:
+        halves = [sum(documents) // 2 for documents in lengths if len(documents) > 1]
+        budget = max(1, min(micro_batch_tokens // 2, max(halves, default=0)))
+        if halves:
+            mine["budget"] = budget
+        if others_wait or not halves:
+            mine["problem"] = asdict(_does_not_fit(message, micro_batch_tokens, lengths, smaller=mine.get("budget"), world=world))
+    answers = [mine] if others_wait else world.gather(mine)
+    problems = [answer["problem"] for answer in answers if "problem" in answer]
+    if problems:
+        raise OutOfMemory(Problem(**problems[0]))
+    return SmallerBudget(min(answer["budget"] for answer in answers if answer), [rank for rank, answer in enumerate(answers) if answer])
+
+
+def _does_not_fit(message: str, micro_batch_tokens: int, lengths: Sequence[Sequence[int]], *, smaller: int | None, world: World) -> Problem:
+    longest = max((max(documents, default=0) for documents in lengths), default=0)
+    tried = f"a micro-batch of up to {micro_batch_tokens:,} tokens" if smaller else f"a single example of {longest:,} tokens"
+    setting = f"training.micro_batch_tokens={smaller}" if smaller else f"data.max_length={max(16, longest // 2)}"
+    where = f" into the memory of process {world.rank}" if world.size > 1 else ""
+    return Problem(
+        code="training.out-of-memory",
+        message=f"{tried} does not fit{where}: {message.splitlines()[0][:160]}",
+        where=setting.split("=")[0],
+        hint=f"--set training.gradient_checkpointing=true (the result stays the same), or --set {setting}",
+    )
+
+
+def update_does_not_fit(error: BaseException, *, world: World) -> OutOfMemory:
+    """The error to raise when memory runs out while gradients are summed or weights updated, where smaller micro-batches do not help."""
+    cause = (str(error).splitlines() or ["no more memory"])[0]
+    where = f" of process {world.rank}" if world.size > 1 else ""
+    message = f"gradients and optimizer do not fit into the memory{where} beside the weights: {cause[:160]}"
+    hint = f"--method lora (or a smaller lora.rank), or --world-size {2 * world.size} --set distributed.strategy=shard"
+    return OutOfMemory(Problem(code="training.out-of-memory", message=message, where="training.method", hint=hint))
