@@ -17,8 +17,7 @@ from llamahome.config.load import LoadedConfig
 from llamahome.config.schema import Config, interval
 from llamahome.conversation import base_of_run
 from llamahome.data.prepare import Prepared
-from llamahome.data.records import Microbatch
-from llamahome.data.steps.loader import Loader, sequential_microbatches
+from llamahome.data.steps.loader import Loader
 from llamahome.data.store.table import ExampleTable
 from llamahome.data.text.tokenizer_files import tokenizer_folder, tokenizer_source
 from llamahome.data.text.tokens import ChatTokenizer, open_tokenizer
@@ -41,7 +40,7 @@ from llamahome.resuming import passed_over, rate_of, show_rows
 from llamahome.rundir import RunPaths, as_typed, nearby
 from llamahome.training.answer_metric import AnswerMetric, open_answer_metric
 from llamahome.training.checkpointing import Checkpointing, Save, SaveAsync
-from llamahome.training.evaluate import Evaluator, Judge, sample_prompts
+from llamahome.training.evaluate import Evaluator, HeldOut, Judge, sample_prompts
 from llamahome.training.learner import Learner, flops_per_token, load_base, make_learner
 from llamahome.training.run import LoopSettings, Plan, Run, Schedule
 from llamahome.training.schedule import Due
@@ -193,21 +192,17 @@ def make_evaluator(job: Job, recorder: Recorder, state: TrainerState) -> Evaluat
         learner.placement,
         job.data.tokenizer,
         recorder,
-        microbatches=None if rows is None else evaluation_batches(rows, job.config, world, job.data.backend, equal_passes=equal),
+        held_out=None if rows is None else held_out(rows, job.config, world, job.data.backend, equal_passes=equal),
         prompts=sample_prompts(table, job.data.tokenizer, count),
         untrained=state.extra.get("first"),
         judge=Judge(job.config.evaluation.metric, None if scored is None else partial(scored.mean, learner.model, learner.placement)),
     )
 
 
-def evaluation_batches(
-    table: ExampleTable, config: Config, world: World, backend: Backend, *, equal_passes: bool = False
-) -> list[Microbatch]:
-    """The share of this rank in every example of `table`."""
+def held_out(table: ExampleTable, config: Config, world: World, backend: Backend, *, equal_passes: bool = False) -> HeldOut:
+    """Every example of `table`, to be evaluated in micro-batches of training's size."""
     tokens = config.training.micro_batch_tokens
-    budget = backend.micro_batch_tokens if tokens == "auto" else tokens
-    place = {"rank": world.rank, "world_size": world.size}
-    return sequential_microbatches(table, micro_batch_tokens=budget, equal_passes=equal_passes, deliver=backend.to_device, **place)
+    return HeldOut(table, backend.micro_batch_tokens if tokens == "auto" else tokens, world, backend.to_device, equal_passes)
 
 
 def make_loader(job: Job, state: TrainerState) -> Loader:
@@ -246,7 +241,7 @@ def make_run(
     due = {name: Due(interval(text), steps_per_epoch=job.plan.steps_per_epoch) for name, text in every.items()}
     clock = PartClock(backend.timestamp, backend.seconds_between)
     return Run(
-        objective=learner.objective.loss_sum,
+        objective=learner.watched_loss,
         optimizer=learner.optimizer,
         reducer=learner.placement.exchange,
         loader=loader,

@@ -2,7 +2,8 @@
 
 Each command runs in a fork of this process, which has imported everything and computed nothing, so it is a process of its own with
 its own signals, streams and exit status, and starts in a tenth of a second instead of four. `at` sends the process a signal when a
-function of the program is called for the n-th time; the function itself runs as it is. Answers: {"pid": N}, later {"status": S}.
+function of the program is called for the n-th time; the function itself runs as it is. The variable POISON="TOKEN FACTOR" multiplies the
+loss of every micro-batch that holds that token. Answers: {"pid": N}, later {"status": S}.
 """
 
 import importlib
@@ -46,6 +47,18 @@ def strike(place: str, turn: int, names: list[str]) -> None:
     setattr(holder, name, struck)
 
 
+def poison(token: int, factor: float) -> None:
+    """Multiply the loss of each micro-batch in which `token` occurs: a row that does harm, wherever it is seen."""
+    objective: Any = importlib.import_module("llamahome.model.objective").Objective
+    original = objective.loss_sum
+
+    def poisoned(self: Any, batch: Any) -> Any:
+        loss = original(self, batch)
+        return loss * factor if bool((batch.tokens_T == token).any()) else loss
+
+    objective.loss_sum = poisoned
+
+
 def become(command: dict[str, Any]) -> None:
     """Turn this fork into the process that a shell would have started."""
     os.setsid()
@@ -63,6 +76,9 @@ def become(command: dict[str, Any]) -> None:
     sys.argv = ["llamahome", *command["words"]]
     for place, turn, names in command["at"]:
         strike(place, turn, names)
+    if "POISON" in command["variables"]:
+        token, factor = command["variables"]["POISON"].split()
+        poison(int(token), float(factor))
 
 
 def serve() -> None:

@@ -1,16 +1,15 @@
-"""What a run does when memory runs out: all ranks do the step again in smaller passes."""
+"""Memory that runs out: how it is recognised, and with what all ranks do the step or the evaluation again."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from llamahome.data.steps.loader import StepBatch
-from llamahome.distributed.rank_status import processes
 from llamahome.distributed.world import World
 from llamahome.errors import OutOfMemory, Problem
-from llamahome.training.run import Run
+from llamahome.training.optimizer import allocate_moments
 
 
 @dataclass(frozen=True)
@@ -19,6 +18,8 @@ class RanOut:
 
     message: str | None
     """Of the error on this rank; None when memory ran out on another rank."""
+    others_wait: bool = False
+    """Whether other ranks wait for this one within a pass, so that nothing can be done again."""
 
 
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "error: out of memory", "_STATUS_ALLOC_FAILED")
@@ -36,18 +37,30 @@ def free_cached_memory() -> None:
         torch.accelerator.empty_cache()
 
 
-def lay_out_smaller(run: Run, batch: StepBatch, ran_out: RanOut, *, step: int) -> StepBatch:
-    """The examples of `batch` in smaller micro-batches on all ranks, and so for every later step. Raises OutOfMemory."""
-    tokens, lengths = batch.micro_batch_tokens, [microbatch.lengths for microbatch in batch.microbatches]
-    smaller = smaller_budget(ran_out.message, tokens, lengths, world=run.world, others_wait=run.reducer.collective_in_forward)
-    budget = smaller.micro_batch_tokens
-    free_cached_memory()
-    again = run.loader.lay_out_again(batch, budget)
-    run.recorder.event("out-of-memory", step=step, micro_batch_tokens=budget, processes=smaller.ranks)
-    on = f" on {processes(smaller.ranks)}" if run.world.size > 1 else ""
-    message = f"step {step}: memory ran out{on} with up to {tokens:,} tokens at a time"
-    run.progress.warn(message, f"this step is done again with {budget:,}, and later steps use {budget:,}, too; the result stays the same")
-    return again
+def update_weights(optimizer: torch.optim.Optimizer) -> str | None:
+    """`optimizer.step()`; if memory runs out before a weight has changed, once more after cached memory was freed.
+
+    The gradients are summed by then, so other ranks need not know. Returns what the first error said; None if there was none.
+    """
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    try:
+        allocate_moments(optimizer)
+        before = _versions(optimizer, weights)
+        optimizer.step()
+        return None
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error) or ("before" in locals() and _versions(optimizer, weights) != before):
+            raise
+        message = str(error) or "no more memory"
+    free_cached_memory()  # outside of the handler, because the error holds what was allocated
+    allocate_moments(optimizer)
+    optimizer.step()
+    return message
+
+
+def _versions(optimizer: torch.optim.Optimizer, weights: Sequence[Tensor]) -> int:
+    """Grows whenever a weight or its count of updates changes in place."""
+    return sum(weight._version + optimizer.state[weight]["step"]._version for weight in weights if weight in optimizer.state)
 
 
 @dataclass(frozen=True)

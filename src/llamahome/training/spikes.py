@@ -4,13 +4,14 @@ A step is a spike if its loss or its gradient norm exceeds all of
   a ratio to the median of the last 32 applied steps,
   six robust standard deviations above that median (1.4826 times the median absolute deviation, of logarithms), and
   twice the largest value before, so that a hard row after easy ones is no spike.
-Nothing is judged before 17 steps were applied. A spike counts as a value before only after a later step was applied: spikes in a row are
-all refused, but the rows of a rare kind, which are far harder than the others, are refused once and not for ever.
+Nothing is judged before 17 steps were applied. A spike between applied steps raises the largest value fourfold at most: spikes in a row are
+all refused, but rows of a rare kind, which are far harder than the others, are refused once or twice and not for ever.
 
 Everything is computed on the device from values that are equal on all ranks, so all ranks refuse the same steps and nobody waits.
 Cost: 0.1 ms per step on a processor (measured), 260 bytes. docs/decisions/0028-spikes-and-rollbacks.md has the rate of false alarms.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ _DEVIATIONS = 6.0
 _MAD_TO_DEVIATION = 1.4826
 """Of a normal distribution (Rousseeuw and Croux, 1993)."""
 _OVER_LARGEST = 2.0
+_LEARNED = 4.0
+"""By how much a spike raises the largest value."""
 _TINY = 1e-20
 """Stands for a loss or gradient of zero, which has no logarithm."""
 
@@ -55,11 +58,12 @@ class Spikes:
         middle_2 = _median(self._recent_2W)
         deviation_2 = _median((self._recent_2W - middle_2[:, None]).abs()) * _MAD_TO_DEVIATION
         far_2 = now_2 - middle_2 > torch.maximum(self._ratios_2, _DEVIATIONS * deviation_2)
-        spike = (far_2 & (now_2 - self._largest_2 > torch.tensor(_OVER_LARGEST).log())).any()
+        spike = (far_2 & (now_2 - self._largest_2 > math.log(_OVER_LARGEST))).any()
         refused = torch.where(finite, spike.float() * SPIKE, NOT_FINITE)
         applied = refused == APPLIED
         self._recent_2W = torch.where(applied, torch.cat([self._recent_2W[:, 1:], now_2[:, None]], dim=1), self._recent_2W)
-        largest_2 = torch.maximum(torch.maximum(self._largest_2, self._spike_2), now_2)
+        learned_2 = torch.minimum(self._spike_2, self._largest_2 + math.log(_LEARNED))
+        largest_2 = torch.maximum(torch.maximum(self._largest_2, learned_2), now_2)
         self._largest_2 = torch.where(applied, largest_2, self._largest_2)
         self._spike_2 = torch.where(applied, -torch.inf, torch.where(finite, torch.maximum(self._spike_2, now_2), self._spike_2))
         return refused

@@ -7,7 +7,7 @@ When a rank runs out of memory in a pass, all ranks learn it with the gradients,
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from llamahome.data.records import Microbatch
 from llamahome.distributed.reducer import Reducer
 from llamahome.distributed.world import World
 from llamahome.monitoring.throughput import PartClock
-from llamahome.training.memory import RanOut, is_out_of_memory, update_does_not_fit
+from llamahome.training.memory import RanOut, is_out_of_memory, update_does_not_fit, update_weights
 from llamahome.training.spikes import Limits
 
 _MIX = 0x9E3779B97F4A7C15
@@ -33,6 +33,8 @@ class StepResult:
     """() float32, global L2 norm before clipping."""
     refused: Tensor
     """() float32: APPLIED, NOT_FINITE or SPIKE of spikes.py."""
+    short: str | None = None
+    """What was said when memory ran out in the update of this rank, which was then done again."""
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -83,7 +85,7 @@ def train_step(
     if ran_out is not None:  # outside of the handler, because the error holds everything that the pass has kept
         optimizer.zero_grad(set_to_none=True)
         if reducer.collective_in_forward:
-            return ran_out
+            return replace(ran_out, others_wait=True)
     try:
         return _update(loss, optimizer, ran_out, limits=limits, reducer=reducer, clock=clock)
     except (MemoryError, RuntimeError) as error:
@@ -113,9 +115,9 @@ def _update(
         if limits.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, limits.max_grad_norm, summed.grad_norm)
         optimizer.found_inf = (refused > 0).float()  # type: ignore[attr-defined]  # torch's GradScaler sets it, too
-        optimizer.step()
+        short = update_weights(optimizer)
         optimizer.zero_grad(set_to_none=True)
-    return StepResult(summed.loss, summed.grad_norm, refused)
+    return StepResult(summed.loss, summed.grad_norm, refused, short)
 
 
 def _any_gave_up(world: World, gave_up: Tensor, *, mine: bool) -> bool:
