@@ -4,9 +4,10 @@ import pytest
 import torch
 from tests.support.runs import ALONE
 
+from llamahome.distributed.devices import is_out_of_memory
 from llamahome.distributed.world import World
 from llamahome.errors import OutOfMemory
-from llamahome.training.memory import free_cached_memory, is_out_of_memory, smaller_budget, update_does_not_fit
+from llamahome.training.memory import free_cached_memory, smaller_budget, update_does_not_fit
 from llamahome.training.recovery import BadSteps, RunDiverged
 
 

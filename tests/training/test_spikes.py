@@ -72,10 +72,3 @@ def test_a_restored_history_judges_as_the_one_that_was_saved(cut: int) -> None:
     second, again = judged((losses[cut:], norms[cut:]), Spikes(CPU, saved))
     assert first + second == whole and {150, 151, 200} == {step for step, refused in enumerate(whole) if refused}
     assert Spikes(CPU, saved).values() == saved and again.values()["recent"][0]
-
-
-def test_the_verdict_is_found_on_the_device() -> None:
-    """A meta tensor has no value that could be read back."""
-    meta = torch.device("meta")
-    value = torch.ones((), device=meta)
-    assert Limits(1.0, Spikes(meta)).refuse(value, value).device == meta

@@ -14,6 +14,8 @@ from llamahome.data.records import Microbatch
 from llamahome.data.steps.loader import Deliver, sequential_microbatches
 from llamahome.data.store.table import ExampleTable
 from llamahome.data.text.tokens import ChatTokenizer
+from llamahome.distributed.devices import is_out_of_memory
+from llamahome.distributed.reducer import UNGUARDED, Guard
 from llamahome.distributed.world import World
 from llamahome.model.backends.loss import HeadStats
 from llamahome.model.generate import generate
@@ -21,7 +23,7 @@ from llamahome.model.objective import Objective
 from llamahome.model.shard import Placement
 from llamahome.monitoring.display import metric_name
 from llamahome.monitoring.recorder import Recorder
-from llamahome.training.memory import RanOut, free_cached_memory, is_out_of_memory, smaller_budget
+from llamahome.training.memory import RanOut, free_cached_memory, smaller_budget
 
 ANSWER_TOKENS = 64
 """Most tokens in the answer to a sample prompt."""
@@ -76,12 +78,17 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    stats: Callable[[Microbatch], HeadStats], model: torch.nn.Module, microbatches: Sequence[Microbatch], *, world: World
+    stats: Callable[[Microbatch], HeadStats],
+    model: torch.nn.Module,
+    microbatches: Sequence[Microbatch],
+    *,
+    world: World,
+    guard: Guard = UNGUARDED,
 ) -> Evaluation | RanOut:
     """Run `model` over the micro-batches of this rank in evaluation mode; all ranks must call it. Reads the device once, at the end.
 
     The sums of the micro-batches are added up in float64 on the processor, because not every device has float64. RanOut on all ranks if
-    memory ran out on one of them.
+    memory ran out on one of them; `guard` is that of the passes.
     """
     was_training, ran_out = model.training, None
     model.eval()
@@ -97,6 +104,8 @@ def evaluate(
         ran_out = RanOut(str(error) or "no more memory")
     finally:
         model.train(was_training)
+    if (message := guard.take()) is not None:
+        ran_out = RanOut(message)
     counts = [float(sum(microbatch.num_targets for microbatch in microbatches)), float(ran_out is not None)]
     total = torch.cat([torch.zeros(2) if ran_out is not None else sums[0], torch.tensor(counts, dtype=torch.float64)])
     world.sum_(total)
@@ -222,8 +231,9 @@ class Evaluator:
 
     def _measure(self, held_out: HeldOut, step: int) -> Evaluation:
         """The evaluation, in micro-batches that fit into the memory of all ranks. Raises OutOfMemory if a single example does not fit."""
-        objective, world = self._objective, held_out.world
-        while isinstance(found := evaluate(objective.stats, objective.model, self._microbatches, world=world), RanOut):
+        world, guard = held_out.world, self._placement.exchange.guard
+        stats, model = self._objective.stats, self._objective.model
+        while isinstance(found := evaluate(stats, model, self._microbatches, world=world, guard=guard), RanOut):
             lengths = [microbatch.lengths for microbatch in self._microbatches]
             smaller = smaller_budget(found.message, held_out.tokens, lengths, world=world)
             held_out = self._held_out = replace(held_out, tokens=smaller.micro_batch_tokens)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llamahome.distributed.devices import is_out_of_memory
 from llamahome.distributed.world import World
 from llamahome.errors import OutOfMemory, Problem
 from llamahome.training.optimizer import allocate_moments
@@ -20,15 +21,6 @@ class RanOut:
     """Of the error on this rank; None when memory ran out on another rank."""
     others_wait: bool = False
     """Whether other ranks wait for this one within a pass, so that nothing can be done again."""
-
-
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "error: out of memory", "_STATUS_ALLOC_FAILED")
-"""In torch's plain RuntimeErrors: on Linux and macOS, on Windows, on a GPU whose memory others use, in the libraries of a GPU."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def free_cached_memory() -> None:

@@ -1,7 +1,8 @@
 """Notices on a processor that memory is about to run out, where the kernel would kill the process instead of refusing memory.
 
 The free memory of the machine or of the tightest control group is read before every layer of a pass, at most every 20 ms. If less is free
-than a twentieth of all (256 MiB at most) and what the largest layer so far has taken, the pass ends as if memory was refused. All ranks then do the step again in smaller micro-batches. A pass of a single example always runs, because it cannot be made smaller.
+than a twentieth of all (256 MiB at most) and what the largest layer so far has taken, the pass ends as if memory was refused.
+All ranks then do the step again in smaller micro-batches. A pass of a single example always runs, because it cannot be made smaller.
 Cost: 0.2 ms per read (measured).
 """
 

@@ -7,16 +7,18 @@ When a rank runs out of memory in a pass, all ranks learn it with the gradients,
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from llamahome.data.records import Microbatch
+from llamahome.distributed.devices import is_out_of_memory
 from llamahome.distributed.reducer import Reducer
 from llamahome.distributed.world import World
 from llamahome.monitoring.throughput import PartClock
-from llamahome.training.memory import RanOut, is_out_of_memory, update_does_not_fit, update_weights
+from llamahome.training.memory import RanOut, update_does_not_fit, update_weights
 from llamahome.training.spikes import Limits
 
 _MIX = 0x9E3779B97F4A7C15
@@ -72,7 +74,7 @@ def train_step(
         for number, microbatch in enumerate(microbatches, start=1):
             torch.manual_seed(microbatch_seed(seed, microbatch.index))
             with clock.part("forward"):
-                share = objective(microbatch) / num_targets
+                share = reducer.guard.run(partial(objective, microbatch)) / num_targets
             with clock.part("backward"):
                 reducer.before_backward(last=number == len(microbatches))
                 share.backward()  # type: ignore[no-untyped-call]
@@ -80,12 +82,14 @@ def train_step(
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        ran_out = RanOut(str(error) or "no more memory")  # a MemoryError of Python has no message
+        ran_out = RanOut(str(error) or "no more memory", reducer.collective_in_forward)  # a MemoryError of Python has no message
     share = loss  # frees the graph of the last pass
+    if (message := reducer.guard.take()) is not None:
+        ran_out = ran_out or RanOut(message)
     if ran_out is not None:  # outside of the handler, because the error holds everything that the pass has kept
         optimizer.zero_grad(set_to_none=True)
-        if reducer.collective_in_forward:
-            return replace(ran_out, others_wait=True)
+        if ran_out.others_wait:
+            return ran_out
     try:
         return _update(loss, optimizer, ran_out, limits=limits, reducer=reducer, clock=clock)
     except (MemoryError, RuntimeError) as error:

@@ -28,7 +28,7 @@ from llamahome.model.precision import Precision
 from llamahome.model.skeleton import skeleton
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.optimizer import make_optimizer
-from llamahome.training.spikes import Limits
+from llamahome.training.spikes import Limits, Spikes
 from llamahome.training.step import StepResult, train_step
 
 META = torch.device("meta")
@@ -78,7 +78,7 @@ def step_on_meta(model: CausalLM, precision: Precision, *, lengths: list[int]) -
         microbatches,
         num_targets=sum(tensor.num_targets for tensor in microbatches),
         seed=0,
-        limits=Limits(1.0),
+        limits=Limits(1.0, Spikes(torch.device("meta"))),
         reducer=FlatReducer(world, list(parameters.values())),
         clock=PartClock(),
     )
