@@ -1,6 +1,5 @@
 """What is changed between a stop and a resume is shown or refused, as the table in docs/Reliability.md says."""
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,12 +55,6 @@ def rename(folder: Path) -> None:
     (folder / "chats.jsonl").rename(folder / "moved.jsonl")
 
 
-def other_template(text: str) -> str:
-    content = json.loads(text)
-    content["chat_template"] = content["chat_template"].replace("<|im_start|>", "<|im_start|> ")
-    return json.dumps(content)
-
-
 BASE = "data/models/base/tiny"
 CASES = {
     "training.learning_rate": settings("training.learning_rate=0.001", "training.learning_rate 0.01 -> 0.001", fast=True),
@@ -78,7 +71,7 @@ CASES = {
     "lora.rank": settings("lora.rank=8", "", refused="model.weights-do-not-fit", fast=True),
     "lora.target_modules": settings("lora.target_modules=[q_proj]", "", refused="model.weights-do-not-fit"),
     "model.adapter": settings("model.adapter=elsewhere", "", refused="model.adapter-differs"),
-    "data.max_length": settings("data.max_length=20", "--allow-changed data", refused="checkpoint.data-changed"),
+    "data.max_length": settings("data.max_length=70", "--allow-changed data", refused="checkpoint.data-changed"),
     "data.train_on": settings("data.train_on=all", "--allow-changed data", refused="checkpoint.data-changed"),
     "data.eval_split": settings("data.eval_split=6", "--allow-changed data", refused="checkpoint.data-changed"),
     "data.mixture": settings("data.mixture={chats.jsonl: 2}", "--allow-changed data", refused="checkpoint.data-changed"),
@@ -96,7 +89,9 @@ CASES = {
     "a row is added, and allowed": Case(("--allow-changed", "data"), add_row, shown="resuming"),
     "the file is gone": Case(change=rename, refused="data.not-found"),
     "the chat template": Case(
-        change=edit(f"{BASE}/tokenizer_config.json", other_template), refused="checkpoint.data-changed", shown="--allow-changed data"
+        change=edit(f"{BASE}/chat_template.jinja", lambda text: text.replace("<|im_start|>", "<|im_start|> ")),
+        refused="checkpoint.data-changed",
+        shown="--allow-changed data",
     ),
     "the base's weights": Case(
         change=flip(f"{BASE}/model.safetensors"), refused="checkpoint.base-changed", shown="--allow-changed base", fast=True

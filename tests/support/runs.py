@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import safetensors.torch
 import torch
 from tests.support.models import CPU, objective_of, our_model
@@ -107,6 +108,10 @@ class RunOptions:
     stop: StopRequest = field(default_factory=StopRequest)
     progress: "KeptWarnings" = field(default_factory=lambda: KeptWarnings())
     evaluations: list[tuple[int, Evaluation]] = field(default_factory=list)
+
+    def names_of(self, begin: int, end: int) -> list[str]:
+        """Names of the rows that are consumed from `begin` to before `end`."""
+        return [f"row {row}" for row in plain_order(self.table.num_rows).rows_at(np.arange(begin, end), seed=7)]
 
 
 class KeptWarnings(QuietProgress):

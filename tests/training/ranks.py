@@ -54,6 +54,16 @@ def three_steps(world: World, payload):
     return {"steps": steps, "weights": flat_weights(learner), "evaluation": [found.loss, found.accuracy, found.targets]}
 
 
+def short_of_memory_each(world: World, payload):
+    """`short_of_memory` for each of the `cases`."""
+    found = []
+    for number, case in enumerate(payload["cases"]):
+        folder = Path(payload["folder"]) / str(number)
+        folder.mkdir(exist_ok=True)
+        found.append(short_of_memory(world, {**payload, **case, "folder": str(folder)}))
+    return found
+
+
 def short_of_memory(world: World, payload):
     """Five steps through the loop; a pass of more than `room` tokens does not fit into the memory of process `rank`.
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
 import pytest
 import torch
 from tests.support.models import examples_of, save_tiny
@@ -14,7 +13,6 @@ from tests.support.runs import Learner, Method, RunOptions, close_run, make_lear
 from torch import Tensor
 
 from llamahome.data.records import Microbatch
-from llamahome.data.steps.mixture import plain_order
 from llamahome.errors import CheckpointError, Diverged, OutOfMemory, Problem
 from llamahome.monitoring.recorder import Recorder, Window
 from llamahome.monitoring.throughput import PartClock
@@ -122,11 +120,6 @@ def bad_at(learner: Learner, *steps: int) -> Callable[[Microbatch], Tensor]:
     return objective
 
 
-def names_of(plan: RunOptions, begin: int, end: int) -> list[str]:
-    """Of the rows that a step consumes, as tests.support.runs names them."""
-    return [f"row {row}" for row in plain_order(plan.table.num_rows).rows_at(np.arange(begin, end), seed=7)]
-
-
 def test_bad_steps_are_refused_counted_and_written_down_with_their_rows(llama: Path, tmp_path: Path) -> None:
     learner = make_learner(llama, "lora")
     plan = plan_in(tmp_path, steps=6, objective=bad_at(learner, 2, 3, 5), log_every="4 steps")
@@ -134,7 +127,7 @@ def test_bad_steps_are_refused_counted_and_written_down_with_their_rows(llama: P
     assert outcome.reason == "finished" and outcome.state.step == 6 and outcome.state.bad_steps == 3
     events = [event for event in lines(plan, "events.jsonl") if event["kind"] == "bad-step"]
     assert [event["step"] for event in events] == [2, 3, 5]
-    assert events[0]["rows"] == names_of(plan, 4, 8)
+    assert events[0]["rows"] == plan.names_of(4, 8)
     assert [text for text in plan.progress.warnings if "not finite" in text and "not applied" in text] == plan.progress.warnings != []
 
 
@@ -186,7 +179,7 @@ def test_the_rows_of_a_bad_step_are_its_own_after_a_resume_with_another_batch_si
     train(made, dataclasses.replace(first_state(60), step=4, consumed=16))
     close_run(made)
     (event,) = lines(plan, "events.jsonl")
-    assert (event["step"], event["rows"]) == (6, names_of(plan, 19, 22))
+    assert (event["step"], event["rows"]) == (6, plan.names_of(19, 22))
 
 
 @pytest.mark.parametrize("log", ["1 step", "4 steps", "100 steps"])
@@ -198,7 +191,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run_however_often_it_is_logged(llam
         run(learner, plan)
     (problem,) = error.value.problems
     assert error.value.exit_status == 6 and problem.code == "training.diverged" and "3 steps in a row" in problem.message
-    assert ", ".join(names_of(plan, 20, 24)) in problem.message and problem.hint
+    assert ", ".join(plan.names_of(20, 24)) in problem.message and problem.hint
     assert [event["step"] for event in lines(plan, "events.jsonl") if event["kind"] == "bad-step"] == [2, 4, 5, 6]
 
 
@@ -218,8 +211,7 @@ def test_a_step_that_does_not_fit_into_memory_is_done_again_in_smaller_passes(ll
     outcome = run(tight, scarce)
     assert outcome.reason == "finished" and outcome.state.step == 5
     assert lines(scarce, "metrics.jsonl")[-1]["train/targets"] == lines(plan, "metrics.jsonl")[-1]["train/targets"]
-    for name, weight in learner.weights().items():
-        torch.testing.assert_close(tight.weights()[name], weight, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(tight.weights(), learner.weights(), rtol=1e-3, atol=1e-5)
     budgets = [event["micro_batch_tokens"] for event in lines(scarce, "events.jsonl") if event["kind"] == "out-of-memory"]
     assert budgets == sorted(set(budgets), reverse=True) and len(scarce.progress.warnings) == len(budgets)
     assert outcome.state.micro_batch_tokens == ([60, *budgets])[-1] and bool(budgets) == (room < 60)

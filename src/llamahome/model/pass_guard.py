@@ -8,11 +8,11 @@ Cost: none in arithmetic. Each layer's backward runs in an autograd call of its 
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 from llamahome.distributed.devices import is_out_of_memory
 
@@ -22,10 +22,10 @@ T = TypeVar("T")
 class PassGuard:
     """Runs passes of one sharded model. `message` says how memory ran out on this rank since the last `take`."""
 
-    def __init__(self, root: Callable[[Callable[[], Any]], Any], layers: Sequence[nn.Module], *, device: torch.device) -> None:
-        """`root` runs a function inside FSDP's root module. Changes the forward of the layers."""
+    def __init__(self, root: Callable[[Callable[[], Any]], Any], layers: Sequence[nn.Module], *, device: torch.device, whole: bool) -> None:
+        """`root` runs a function inside FSDP's root module, `whole` says that all weights are trained. Changes the layers' forward."""
         self.message: str | None = None
-        self._root, self._layers, self._device = root, list(layers), device
+        self._root, self._layers, self._device, self._whole = root, list(layers), device, whole
         self._entered = False
         """Whether the pass has begun, in which ranks wait for each other."""
         self._done = 0
@@ -51,7 +51,7 @@ class PassGuard:
             except (MemoryError, RuntimeError) as error:
                 if self._entered:
                     raise  # the other ranks wait within the pass
-                self._note(error)
+                self.note(error)
         return self.within(self._nothing, lambda hidden: hidden.sum() * 0)
 
     def within(self, work: Callable[[], T], otherwise: Callable[[Tensor], T] | None = None, /) -> T:
@@ -67,7 +67,7 @@ class PassGuard:
                 try:
                     return work()
                 except (MemoryError, RuntimeError) as error:
-                    self._note(error)
+                    self.note(error)
             return otherwise(self._rest())
 
         result = self._root(guarded)
@@ -79,13 +79,15 @@ class PassGuard:
 
     def _rest(self) -> Tensor:
         """The layers that this pass has not run yet, without arithmetic."""
-        hidden = self._hidden if self._hidden is not None else torch.zeros(1, 1, 1, device=self._device)
+        none = torch.zeros(1, 1, 1, device=self._device, requires_grad=self._whole)  # like the embedding's, or hooks run in another order
+        hidden = self._hidden if self._hidden is not None else none
         for layer in self._layers[self._done :]:
             hidden = layer(hidden)
         return hidden
 
-    def _note(self, error: BaseException) -> None:
-        if not is_out_of_memory(error):
+    def note(self, error: BaseException) -> None:
+        """Remember that memory ran out; raises every other error."""
+        if self.message is None and not is_out_of_memory(error):  # else it ran out while activations were computed again
             raise error
         self.message = self.message or str(error) or "no more memory"  # a MemoryError of Python has no message
 
@@ -100,14 +102,14 @@ class PassGuard:
                 try:
                     result = forward(inner, *arguments, **options)
                 except (MemoryError, RuntimeError) as error:
-                    self._note(error)
+                    self.note(error)
                 else:
                     self._plain = not isinstance(result, Tensor)
                     if self._plain:
                         return forward(hidden, *arguments, **options)
             if torch.is_grad_enabled():
                 start = torch.zeros((), device=hidden.device, requires_grad=True)  # or a layer above frozen ones had no backward
-                result = _Join.apply(outer, start, inner, result, self)  # type: ignore[no-untyped-call]
+                result = _Join.apply(outer, start, _Inner(inner, result, self))  # type: ignore[no-untyped-call]
             self._hidden = outer if result is None else result
             return self._hidden
 
@@ -122,24 +124,33 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(each)
 
 
+@dataclass(frozen=True)
+class _Inner:
+    """The graph of a layer; in an object, because autograd would follow a tensor."""
+
+    start: Tensor
+    result: Tensor | None
+    """None if memory ran out."""
+    guard: PassGuard
+
+
 class _Join(torch.autograd.Function):
     """Joins the graph of a layer, which is its own, to the graph of the pass."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, outer: Tensor, start: Tensor, inner: Tensor, result: Tensor | None, guard: PassGuard) -> Tensor:
-        ctx.inner, ctx.result, ctx.guard = inner, result, guard  # type: ignore[attr-defined]
-        return outer.view_as(outer) if result is None else result.detach()
+    def forward(ctx: Any, outer: Tensor, start: Tensor, inner: _Inner) -> Tensor:
+        del start
+        ctx.inner = inner
+        return outer.view_as(outer) if inner.result is None else inner.result.detach()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        (gradient,) = gradients
-        inner, result, guard = ctx.inner, ctx.result, ctx.guard
-        del ctx.inner, ctx.result
-        if result is not None and guard.message is None:
+        (gradient,), inner, ctx.inner = gradients, ctx.inner, None
+        if inner.result is not None and inner.guard.message is None:
             try:
-                torch.autograd.backward(result, gradient)
+                torch.autograd.backward(inner.result, gradient)
             except (MemoryError, RuntimeError) as error:
-                if guard.message is None:  # else it ran out while activations were computed again
-                    guard._note(error)
-        known = inner.grad if inner.grad is not None else gradient
-        return (known if inner.requires_grad else None), None, None, None, None
+                inner.guard.note(error)
+        if not inner.start.requires_grad:
+            return None, None, None
+        return (inner.start.grad if inner.start.grad is not None else gradient), None, None

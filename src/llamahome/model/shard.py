@@ -109,7 +109,7 @@ def sharded(
     for this, following in itertools.pairwise(layers):
         this.set_modules_to_forward_prefetch([following])
         following.set_modules_to_backward_prefetch([this])
-    guard = PassGuard(root, layers, device=world.device)
+    guard = PassGuard(root, layers, device=world.device, whole=not apart)
     if apart:
         return Placement(strategy, trained, FlatReducer(world, list(trained.values()), guard=guard), guard.within)
     cut = {name: weight for name, weight in trained_parameters(model).items() if isinstance(weight, DTensor)}

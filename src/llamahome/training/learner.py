@@ -69,8 +69,8 @@ class Learner:
 
     @cached_property
     def watched_loss(self) -> Callable[[Microbatch], Tensor]:
-        """The summed loss of a micro-batch; on a processor, passes end with MemoryError before the kernel ends the process."""
-        if self.placement.exchange.world.device.type != "cpu":
+        """The summed loss of a micro-batch; passes in the machine's memory end with MemoryError before the system ends the process."""
+        if self.objective.backend.free_bytes(1) is not None:  # a device with memory of its own, which it refuses when it is full
             return self.objective.loss_sum
         watch = MemoryWatch(free_memory_bytes, limit=memory_limit_bytes())
         return watch.around(self.objective.loss_sum, decoder_layers(self.model))

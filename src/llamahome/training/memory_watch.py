@@ -1,4 +1,4 @@
-"""Notices on a processor that memory is about to run out, where the kernel would kill the process instead of refusing memory.
+"""Notices on a processor that memory is about to run out, where the system would kill the process instead of refusing memory.
 
 The free memory of the machine or of the tightest control group is read before every layer of a pass, at most every 20 ms. If less is free
 than a twentieth of all (256 MiB at most) and what the largest layer so far has taken, the pass ends as if memory was refused.
@@ -51,4 +51,4 @@ class MemoryWatch:
         free, self._read_at = self._free(), self._clock()
         self._growth, self._last = max(self._growth, self._last - free), free
         if free < self._reserved + self._growth:
-            raise MemoryError(f"{show_bytes(free)} of memory are free, and the kernel ends processes when it has none")
+            raise MemoryError(f"{show_bytes(free)} of memory are free, and the system ends processes when it has none")
