@@ -108,7 +108,7 @@ def harmed(world: World, payload):
 
     def gradient(found):
         if world.rank == 1 and seen["step"] == 21:
-            found = found.clone()
+            found = found.clone(memory_format=torch.contiguous_format)
             found.view(-1)[3] = float("nan")
         return found
 

@@ -56,7 +56,7 @@ def test_when_memory_runs_out_on_one_process_all_do_the_step_again(tmp_path: Pat
 @pytest.mark.parametrize("lasting", [False, True])
 def test_what_one_process_spoils_all_refuse_in_that_step(tmp_path: Path, lasting: bool) -> None:
     payload = {"base": str(save_tiny(tmp_path, "llama")), "folder": str(tmp_path), "lasting": lasting}
-    first, second = run_workers("tests/training/ranks.py:harmed", 2, payload)
+    first, second = run_workers("tests/training/ranks.py:harmed", 2, payload, timeout=300)
     assert first == second, "the processes have drifted apart"
     steps, reasons = zip(*first["bad"], strict=True)
     assert list(steps) == [21, 25, *([28, 29, 30] if lasting else [])]

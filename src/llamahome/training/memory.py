@@ -1,5 +1,7 @@
 """Memory that runs out: how it is recognised, and with what all ranks do the step or the evaluation again."""
 
+import ctypes
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,9 +26,12 @@ class RanOut:
 
 
 def free_cached_memory() -> None:
-    """Free the blocks that an accelerator's allocator caches; their sizes did not fit, and the step is done again with others."""
+    """Give back what the allocators of the accelerator and of the C library keep; its sizes did not fit, and the step is done again."""
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # of glibc; else freed memory still counts as used where memory is watched
+        trim(0)
 
 
 def update_weights(optimizer: torch.optim.Optimizer) -> str | None:
