@@ -21,6 +21,7 @@ FLOORS = (
         "data_limits",
         "saving",
         "resuming",
+        "rollback",
         "conversation",
         "system_message",
         "sample_size",

@@ -19,6 +19,7 @@ from llamahome.model.place import trained_parameters
 from llamahome.model.precision import Precision
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.optimizer import make_optimizer, set_learning_rate
+from llamahome.training.spikes import Limits
 from llamahome.training.step import StepResult, train_step
 
 _RATE = 1e-3
@@ -51,7 +52,7 @@ class Trained:
         """Copy `batches` to the device and run one optimizer update."""
         delivered = [self.backend.to_device(batch) for batch in batches]
         self._steps += 1
-        settings = {"max_grad_norm": 1.0, "reducer": self._reducer, "clock": self._clock}
+        settings = {"limits": Limits(1.0), "reducer": self._reducer, "clock": self._clock}
         targets = sum(batch.num_targets for batch in batches)
         found = train_step(self._objective.loss_sum, self.optimizer, delivered, num_targets=targets, seed=self._steps, **settings)
         if not isinstance(found, StepResult):

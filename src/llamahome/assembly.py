@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +17,7 @@ from llamahome.config.load import LoadedConfig
 from llamahome.config.schema import Config, interval
 from llamahome.conversation import base_of_run
 from llamahome.data.prepare import Prepared
-from llamahome.data.records import Microbatch
-from llamahome.data.steps.loader import Loader, sequential_microbatches
+from llamahome.data.steps.loader import Loader
 from llamahome.data.store.table import ExampleTable
 from llamahome.data.text.tokenizer_files import tokenizer_folder, tokenizer_source
 from llamahome.data.text.tokens import ChatTokenizer, open_tokenizer
@@ -37,11 +36,11 @@ from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.resources import ResourceSampler
 from llamahome.monitoring.throughput import PartClock, measured_peak_flops
 from llamahome.resolve import answered_rows, evaluated_rows, resolve_settings
-from llamahome.resuming import rate_of
+from llamahome.resuming import passed_over, rate_of, show_rows
 from llamahome.rundir import RunPaths, as_typed, nearby
 from llamahome.training.answer_metric import AnswerMetric, open_answer_metric
 from llamahome.training.checkpointing import Checkpointing, Save, SaveAsync
-from llamahome.training.evaluate import Evaluator, Judge, sample_prompts
+from llamahome.training.evaluate import Evaluator, HeldOut, Judge, sample_prompts
 from llamahome.training.learner import Learner, flops_per_token, load_base, make_learner
 from llamahome.training.run import LoopSettings, Plan, Run, Schedule
 from llamahome.training.schedule import Due
@@ -193,21 +192,17 @@ def make_evaluator(job: Job, recorder: Recorder, state: TrainerState) -> Evaluat
         learner.placement,
         job.data.tokenizer,
         recorder,
-        microbatches=None if rows is None else evaluation_batches(rows, job.config, world, job.data.backend, equal_passes=equal),
+        held_out=None if rows is None else held_out(rows, job.config, world, job.data.backend, equal_passes=equal),
         prompts=sample_prompts(table, job.data.tokenizer, count),
         untrained=state.extra.get("first"),
         judge=Judge(job.config.evaluation.metric, None if scored is None else partial(scored.mean, learner.model, learner.placement)),
     )
 
 
-def evaluation_batches(
-    table: ExampleTable, config: Config, world: World, backend: Backend, *, equal_passes: bool = False
-) -> list[Microbatch]:
-    """The share of this rank in every example of `table`."""
+def held_out(table: ExampleTable, config: Config, world: World, backend: Backend, *, equal_passes: bool = False) -> HeldOut:
+    """Every example of `table`, to be evaluated in micro-batches of training's size."""
     tokens = config.training.micro_batch_tokens
-    budget = backend.micro_batch_tokens if tokens == "auto" else tokens
-    place = {"rank": world.rank, "world_size": world.size}
-    return sequential_microbatches(table, micro_batch_tokens=budget, equal_passes=equal_passes, deliver=backend.to_device, **place)
+    return HeldOut(table, backend.micro_batch_tokens if tokens == "auto" else tokens, world, backend.to_device, equal_passes)
 
 
 def make_loader(job: Job, state: TrainerState) -> Loader:
@@ -215,7 +210,7 @@ def make_loader(job: Job, state: TrainerState) -> Loader:
     training, prepared, world = job.config.training, job.data.prepared, job.session.world
     return Loader(
         prepared.examples,
-        prepared.order,
+        replace(prepared.order, passed=passed_over(state)),
         batch_size=int(training.batch_size),
         micro_batch_tokens=int(training.micro_batch_tokens),
         seed=training.seed,
@@ -226,7 +221,7 @@ def make_loader(job: Job, state: TrainerState) -> Loader:
         equal_passes=job.learner.placement.equal_passes,
         deliver=job.data.backend.to_device,
         judge=prepared.judge,
-        row_names=lambda begin, end: prepared.places(begin, end, seed=training.seed),
+        row_names=prepared.places,
     )
 
 
@@ -247,7 +242,7 @@ def make_run(
     due = {name: Due(interval(text), steps_per_epoch=job.plan.steps_per_epoch) for name, text in every.items()}
     clock = PartClock(backend.timestamp, backend.seconds_between, watch=watch)
     return Run(
-        objective=learner.objective.loss_sum,
+        objective=learner.watched_loss,
         optimizer=learner.optimizer,
         reducer=learner.placement.exchange,
         loader=loader,
@@ -256,6 +251,8 @@ def make_run(
             seed=config.training.seed,
             max_grad_norm=config.training.max_grad_norm,
             max_bad_steps=config.training.max_bad_steps,
+            refuse_spikes=config.training.refuse_spikes,
+            show_rows=lambda rows: show_rows(job.data.paths, paths, rows),
             early_stop_patience=config.evaluation.early_stop_patience,
             save_best=config.checkpoint.keep_best > 0,
             final_is_best=config.output.final == "best",

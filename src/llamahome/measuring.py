@@ -198,7 +198,7 @@ def _measure(model: CausalLM, folder: Path, rows: RowsRead, asked: Asked, sessio
     """Losses and answers of `model` as it is now; every rank answers its share of the questions."""
     world, say = session.world, session.progress.say
     backend = choose_backend(rows.fitted.config, world.device)
-    batches = assembly.evaluation_batches(rows.table, rows.fitted.config, world, backend)
+    batches = assembly.held_out(rows.table, rows.fitted.config, world, backend).lay_out()
     losses = row_losses(Objective(model, backend), batches, rows.table, world=world)
     measured = Measured(folder, rows, {int(rows.numbers[row]): loss for row, loss in losses.items()})
     questions, tokenizer = rows.questions.asked, rows.stored.reading.tokenizer

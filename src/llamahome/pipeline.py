@@ -33,6 +33,7 @@ from llamahome.measuring import NOTHING_MORE, Asked
 from llamahome.model.adapter import restore_model
 from llamahome.monitoring.environment import write_environment
 from llamahome.monitoring.lineage import write_lineage
+from llamahome.rollback import Rollback, plan_rollback, roll_back
 from llamahome.rundir import NEWEST, RunPaths, as_typed, create_run, open_run, point_newest_to, refuse_unwritable, refuse_used
 from llamahome.saving import Saver, require_space
 from llamahome.starting_adapter import with_adapter
@@ -40,6 +41,7 @@ from llamahome.training.answer_metric import open_answer_metric
 from llamahome.training.evaluate import Evaluation, Evaluator, SampleAnswer
 from llamahome.training.loop import train as train_loop
 from llamahome.training.optimizer import restore_optimizer
+from llamahome.training.recovery import RunDiverged
 from llamahome.training.run import Outcome, after_evaluation, first_state
 
 
@@ -140,11 +142,18 @@ def evaluate(target: str, data_path: str | Sequence[str] | None, loaded: LoadedC
 
 
 def _run(job: Job, paths: RunPaths, state: TrainerState) -> Result:
-    """Open the files of the run, train, and write the final model."""
-    session, world, folder = job.session, job.session.world, {"folder": str(paths.root.resolve())}
+    """Train to the end, from earlier checkpoints again where the run has diverged, and write the final model."""
     fingerprints = {"data with the fingerprint": job.data.prepared.fingerprint, "a base model with": job.learner.base_fingerprint}
-    require_agreement(world, fingerprints)
-    world.rank_status.enter("in training")
+    require_agreement(job.session.world, fingerprints)
+    job.session.world.rank_status.enter("in training")
+    while isinstance(ended := _train(job, paths, state), Rollback):
+        state = roll_back(job, paths, ended)
+    return ended
+
+
+def _train(job: Job, paths: RunPaths, state: TrainerState) -> Result | Rollback:
+    """Open the files of the run, train from `state`, and write the final model unless the run has to go back."""
+    session, world, folder = job.session, job.session.world, {"folder": str(paths.root.resolve())}
     with ExitStack() as closing:
         require_space(job, paths)
         recorder = assembly.open_recorder(job, paths, state, closing)
@@ -170,7 +179,10 @@ def _run(job: Job, paths: RunPaths, state: TrainerState) -> Result:
             stopped, final_note = outcome.reason == "asked to stop", None
             if not stopped:
                 final_note = write_chosen(job, paths, outcome.state)
-        except BaseException:
+        except BaseException as error:
+            rollback = plan_rollback(job, paths, state, error, recorder) if isinstance(error, RunDiverged) else None
+            if rollback is not None:
+                return rollback
             recorder.status("failed", state.step, job.plan.horizon, **folder)
             recorder.event("failed", step=state.step)
             raise

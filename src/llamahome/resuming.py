@@ -3,7 +3,8 @@
 The state of every checkpoint holds the curve of the learning rate, so a resumed run follows it whatever was changed before.
 """
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -11,12 +12,16 @@ from llamahome.checkpoint.state import TrainerState
 from llamahome.config.describe import settings
 from llamahome.config.load import LoadedConfig
 from llamahome.config.yamltext import write_value
+from llamahome.data.steps.passed import Ranges, joined
 from llamahome.errors import ConfigError, Problem
 from llamahome.monitoring.progress import Progress
 from llamahome.rundir import RunPaths, as_typed
 from llamahome.training.run import Outcome, Plan, make_plan
 from llamahome.training.schedule import Curve, planned_curve, resumed_curve
 
+PASSED = "passed_over"
+"""Key in TrainerState.extra of what a run passes over since it went back to a checkpoint."""
+_SHOWN_ROWS = 64
 _CURVE = "schedule"
 """Key of the curve in TrainerState.extra."""
 _LOW_RATE = 0.1
@@ -90,6 +95,22 @@ def _describe_change(step: int, old: Curve, new: Curve, replanned: Curve, loaded
     why = " and ".join(causes) or "the rest is planned again"
     meant = f" (planned was {old.rate(step):.2e})" if step < old.horizon else ""
     return [f"{rates}{meant}: {why}", f"schedule.on_extend {how}{towards}{other}"]
+
+
+def passed_over(state: TrainerState) -> Ranges:
+    """The positions in the data that the run passes over."""
+    return joined(state.extra.get(PASSED, {}).get("positions", ()))
+
+
+def count_rollbacks(state: TrainerState) -> int:
+    """How often the run has gone back to a checkpoint."""
+    return int(state.extra.get(PASSED, {}).get("rollbacks", 0))
+
+
+def show_rows(data: Sequence[str], paths: RunPaths, rows: Sequence[int]) -> str:
+    """The command that shows these rows of the data as the run reads them."""
+    numbers = ",".join(str(row) for row in sorted(set(rows))[:_SHOWN_ROWS])
+    return shlex.join(["llamahome", "data", "show", *data, "--config", as_typed(paths.config), "--row", numbers])
 
 
 def further(paths: RunPaths, loaded: LoadedConfig, state: TrainerState) -> str:

@@ -104,7 +104,7 @@ class Saver:
     def __init__(self, job: Job, paths: RunPaths, recorder: Recorder, loader: Loader) -> None:
         self._job, self._paths, self._recorder, self._loader = job, paths, recorder, loader
         self._copies = Snapshot(), Snapshot()
-        job.learner.optimizer.register_step_pre_hook(lambda *_: self._hold_updates_back())
+        self._hook = job.learner.optimizer.register_step_pre_hook(lambda *_: self._hold_updates_back())
         self._thread = writer_thread()
         self._why_in_loop: str | None = "" if job.config.checkpoint.async_ else "checkpoint.async is false"
         """None: saves run in the thread. Empty: not decided yet."""
@@ -130,6 +130,7 @@ class Saver:
 
     def close(self) -> None:
         """End the thread after the save that is under way."""
+        self._hook.remove()
         self._thread.shutdown()
 
     def _write(self, state: TrainerState, content: _Content) -> ReportSave:

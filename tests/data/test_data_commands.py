@@ -87,6 +87,7 @@ def test_json_is_one_object_a_row_in_the_order_of_the_file(scratch: Path) -> Non
         assert learned == f"answer {number} 🙂<|im_end|>"
     assert len(shown("rows.jsonl")) == 3
     assert [row["row"] for row in shown("rows.jsonl", "--row", "4")] == [4]
+    assert [row["row"] for row in shown("rows.jsonl", "--row", "4, 0-2,1")] == [4, 0, 1, 2]
 
 
 def test_cut_tokens_are_shown_as_cut_and_never_as_targets() -> None:
@@ -116,9 +117,10 @@ def test_bad_rows_are_told_after_the_good_ones() -> None:
     assert [json.loads(line)["row"] for line in result.stdout.splitlines()] == [1, 2]
 
 
-def test_a_row_that_is_not_there_is_a_usage_error() -> None:
-    result = run("show", rows_file(2), "--row", "2", "--model", "model")
-    assert isinstance(result.exception, UsageError) and "0 to 1" in str(result.exception)
+@pytest.mark.parametrize(("rows", "said"), [("2", "0 to 1"), ("0-5", "0 to 1"), ("0,x", "'x' is neither"), ("1-", "'1-' is neither")])
+def test_a_row_that_is_not_there_is_a_usage_error(rows: str, said: str) -> None:
+    result = run("show", rows_file(2), "--row", rows, "--model", "model")
+    assert isinstance(result.exception, UsageError) and said in str(result.exception)
 
 
 def printed(*, colour: bool) -> str:

@@ -19,6 +19,7 @@ from llamahome.model.shard import Placement, replicated, sharded
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.evaluate import evaluate
 from llamahome.training.optimizer import make_optimizer, set_learning_rate
+from llamahome.training.spikes import Limits
 from llamahome.training.step import train_step
 
 ROWS = table_of(examples_of((31, 18, 18, 9, 40, 2, 1, 13, 25, 17, 5), seed=1))
@@ -62,7 +63,7 @@ def learn(world: World, base: str, method: str, strategy: str, steps: int):
             microbatches,
             num_targets=int(counts[0]),
             seed=0,
-            max_grad_norm=0.5,
+            limits=Limits(0.5),
             reducer=placement.exchange,
             clock=PartClock(),
         )

@@ -4,7 +4,8 @@ Each command runs in a fork of this process, which has imported everything and c
 its own signals, streams and exit status, and starts in a tenth of a second instead of four. `at` sends the process a signal when a
 function of the program is called for the n-th time, or raises an error of the disk; the function itself runs as it is. After `?` a place
 may hold a text: then only calls count whose arguments hold it. The signal HANG lets the function sleep for an hour. `after` sends a signal
-some seconds after the start. Answers: {"pid": N}, later {"status": S}.
+some seconds after the start. The variable POISON="TOKEN FACTOR" multiplies the loss of every micro-batch that holds that token.
+Answers: {"pid": N}, later {"status": S}.
 """
 
 import errno
@@ -68,6 +69,18 @@ def strike(place: str, turn: int, names: list[str]) -> None:
     setattr(holder, name, struck)
 
 
+def poison(token: int, factor: float) -> None:
+    """Multiply the loss of each micro-batch in which `token` occurs: a row that does harm, wherever it is seen."""
+    objective: Any = importlib.import_module("llamahome.model.objective").Objective
+    original = objective.loss_sum
+
+    def poisoned(self: Any, batch: Any) -> Any:
+        loss = original(self, batch)
+        return loss * factor if bool((batch.tokens_T == token).any()) else loss
+
+    objective.loss_sum = poisoned
+
+
 def become(command: dict[str, Any]) -> None:
     """Turn this fork into the process that a shell would have started."""
     os.setsid()
@@ -85,6 +98,9 @@ def become(command: dict[str, Any]) -> None:
     sys.argv = ["llamahome", *command["words"]]
     for place, turn, names in command["at"]:
         strike(place, turn, names)
+    if "POISON" in command["variables"]:
+        token, factor = command["variables"]["POISON"].split()
+        poison(int(token), float(factor))
 
 
 def wait_for(child: int, after: tuple[float, str] | None) -> int:

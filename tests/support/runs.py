@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import safetensors.torch
 import torch
 from tests.support.models import CPU, objective_of, our_model
@@ -108,6 +109,10 @@ class RunOptions:
     progress: "KeptWarnings" = field(default_factory=lambda: KeptWarnings())
     evaluations: list[tuple[int, Evaluation]] = field(default_factory=list)
 
+    def names_of(self, begin: int, end: int) -> list[str]:
+        """Names of the rows that are consumed from `begin` to before `end`."""
+        return [f"row {row}" for row in plain_order(self.table.num_rows).rows_at(np.arange(begin, end), seed=7)]
+
 
 class KeptWarnings(QuietProgress):
     """Keeps the warnings."""
@@ -161,7 +166,7 @@ def make_run(learner: Learner, plan: RunOptions) -> Run:
             seed=7,
             total_positions=extent.positions(rows),
             start_position=plan.start,
-            row_names=lambda begin, end: [f"row {position}" for position in range(begin, end)],
+            row_names=lambda rows: [f"row {row}" for row in rows],
         ),
         schedule=Schedule(
             horizon=extent.horizon(rows),

@@ -1,6 +1,7 @@
 """The worker processes of test_ranks.py: steps over the share of a rank, some not finite on one rank, some too large for its memory."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import torch
@@ -17,7 +18,9 @@ from llamahome.monitoring.throughput import PartClock
 from llamahome.training.evaluate import evaluate
 from llamahome.training.loop import train
 from llamahome.training.optimizer import make_optimizer, set_learning_rate
+from llamahome.training.recovery import RunDiverged
 from llamahome.training.run import first_state
+from llamahome.training.spikes import Limits
 from llamahome.training.step import train_step
 
 LENGTHS = (31, 18, 18, 9, 40, 2, 1, 13)
@@ -42,7 +45,7 @@ def three_steps(world: World, payload):
             mine,
             num_targets=sum(int(example.targets.sum()) for example in examples),
             seed=0,
-            max_grad_norm=0.5,
+            limits=Limits(0.5),
             reducer=FlatReducer(world, list(learner.parameters.values())),
             clock=PartClock(),
         )
@@ -51,10 +54,20 @@ def three_steps(world: World, payload):
     return {"steps": steps, "weights": flat_weights(learner), "evaluation": [found.loss, found.accuracy, found.targets]}
 
 
+def short_of_memory_each(world: World, payload):
+    """`short_of_memory` for each of the `cases`."""
+    found = []
+    for number, case in enumerate(payload["cases"]):
+        folder = Path(payload["folder"]) / str(number)
+        folder.mkdir(exist_ok=True)
+        found.append(short_of_memory(world, {**payload, **case, "folder": str(folder)}))
+    return found
+
+
 def short_of_memory(world: World, payload):
     """Five steps through the loop; a pass of more than `room` tokens does not fit into the memory of process `rank`.
 
-    Returns the weights and warnings of this rank, or the error that ended it.
+    Returns the weights, warnings and events of this rank, or the error that ended it.
     """
     learner = make_learner(Path(payload["base"]), payload["method"])
     placement, parameters = payload["strategy"], list(learner.parameters.values())
@@ -77,7 +90,58 @@ def short_of_memory(world: World, payload):
         return {"error": str(error)}
     finally:
         close_run(run)
-    return {"weights": flat_weights(learner), "budget": state.micro_batch_tokens, "step": state.step, "warnings": plan.progress.warnings}
+    events = [json.loads(line) for line in (folder / "metrics/events.jsonl").read_text().splitlines()] if plan.progress.warnings else []
+    short = [event["processes"] for event in events if event["kind"] == "out-of-memory"]
+    found = {"budget": state.micro_batch_tokens, "step": state.step, "warnings": plan.progress.warnings, "short": short}
+    return {"weights": flat_weights(learner), **found}
+
+
+def harmed(world: World, payload):
+    """Thirty steps through the loop; one gradient is not a number on rank 1 in step 21, the loss is a hundredfold there in step 25, and so
+    are three losses in a row from step 28 on if `payload` says so. Returns what each rank refused, its weights, and how it ended."""
+    learner = make_learner(Path(payload["base"]), "lora")
+    seen = {"step": 0}
+
+    def objective(batch):
+        loss = learner.objective.loss_sum(batch)
+        return loss * 100 if world.rank == 1 and (seen["step"] == 25 or (payload["lasting"] and seen["step"] >= 28)) else loss
+
+    def gradient(found):
+        if world.rank == 1 and seen["step"] == 21:
+            found = found.clone(memory_format=torch.contiguous_format)
+            found.view(-1)[3] = float("nan")
+        return found
+
+    list(learner.parameters.values())[1].register_hook(gradient)
+    folder = Path(payload["folder"]) / f"harmed-{world.rank}"
+    plan = RunOptions(table_of(examples_of(LENGTHS, seed=1)), folder, steps=30, objective=objective, save=lambda state: folder)
+    run = make_run(learner, plan)
+    loader = Counted(dataclasses.replace(run.loader, rank=world.rank, world_size=world.size), seen)
+    run = dataclasses.replace(run, reducer=FlatReducer(world, list(learner.parameters.values())), loader=loader)
+    ended = "finished"
+    try:
+        train(run, first_state(60))
+    except RunDiverged as error:
+        ended = [step for step, _ in error.streak.steps]
+    finally:
+        close_run(run)
+    events = [json.loads(line) for line in (folder / "metrics/events.jsonl").read_text().splitlines()]
+    bad = [(event["step"], event["why"]) for event in events if event["kind"] == "bad-step"]
+    return {"bad": bad, "weights": flat_weights(learner), "ended": ended}
+
+
+class Counted:
+    """A loader that says which step it has given out."""
+
+    def __init__(self, loader, seen: dict[str, int]) -> None:
+        self._loader, self._seen = loader, seen
+
+    def __next__(self):
+        self._seen["step"] += 1
+        return next(self._loader)
+
+    def __getattr__(self, name: str):
+        return getattr(self._loader, name)
 
 
 def flat_weights(learner) -> list[float]:
@@ -85,19 +149,23 @@ def flat_weights(learner) -> list[float]:
 
 
 class Shortage:
-    """The objective of a process whose memory holds passes of `room` tokens: larger ones fail in the forward or at their very end."""
+    """The objective of a process whose memory holds passes of `room` tokens: larger ones fail before the pass, in a layer, in the head,
+    in the backward pass of a layer, or in an update."""
 
     def __init__(self, learner, *, room: int, within: str) -> None:
         self.learner, self.room, self.within, self.tokens = learner, room, within, 0
-        first = next(iter(learner.parameters.values()))  # of the first layer: its gradient comes last
-        first.register_hook(self.after_backward)
+        layers = learner.model.model.layers
+        layers[1].mlp.register_forward_pre_hook(lambda *_: self.fail("layer"))
+        learner.model.model.norm.register_forward_hook(lambda *_: self.fail("head"))
+        layers[0].mlp.register_full_backward_hook(lambda *_: self.fail("backward"))
+        learner.optimizer.register_step_pre_hook(lambda *_: self.fail("update"))
 
     def loss_sum(self, batch):
         self.tokens = batch.num_tokens
-        if self.within == "forward" and self.tokens > self.room:
-            raise MemoryError
+        self.fail("forward")
         return self.learner.objective.loss_sum(batch)
 
-    def after_backward(self, gradient):
-        if self.within == "backward" and self.tokens > self.room:
+    def fail(self, within: str) -> None:
+        if self.within == within and self.tokens > self.room:
+            self.tokens = 0  # once in a pass; an update is tried a second time
             raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes.")

@@ -21,6 +21,7 @@ from llamahome.training.loop import train
 from llamahome.training.optimizer import set_learning_rate
 from llamahome.training.run import Outcome, first_state
 from llamahome.training.schedule import learning_rate
+from llamahome.training.spikes import Limits
 from llamahome.training.step import step_seed, train_step
 
 ROWS = table_of(examples_of([9, 25, 14, 3, 30, 7, 18, 11, 22, 6], seed=1))
@@ -82,7 +83,7 @@ def test_the_loop_is_one_step_after_the_other_with_the_rate_and_the_seeds_of_eac
             microbatches,
             num_targets=sum(each.num_targets for each in microbatches),
             seed=step_seed(7, number),
-            max_grad_norm=1.0,
+            limits=Limits(1.0),
             reducer=made.reducer,
             clock=PartClock(),
         )
@@ -126,7 +127,7 @@ def test_bad_steps_are_refused_counted_and_written_down_with_their_rows(llama: P
     assert outcome.reason == "finished" and outcome.state.step == 6 and outcome.state.bad_steps == 3
     events = [event for event in lines(plan, "events.jsonl") if event["kind"] == "bad-step"]
     assert [event["step"] for event in events] == [2, 3, 5]
-    assert events[0]["rows"] == ["row 4", "row 5", "row 6", "row 7"]
+    assert events[0]["rows"] == plan.names_of(4, 8)
     assert [text for text in plan.progress.warnings if "not finite" in text and "not applied" in text] == plan.progress.warnings != []
 
 
@@ -178,7 +179,7 @@ def test_the_rows_of_a_bad_step_are_its_own_after_a_resume_with_another_batch_si
     train(made, dataclasses.replace(first_state(60), step=4, consumed=16))
     close_run(made)
     (event,) = lines(plan, "events.jsonl")
-    assert (event["step"], event["rows"]) == (6, ["row 19", "row 20", "row 21"])
+    assert (event["step"], event["rows"]) == (6, plan.names_of(19, 22))
 
 
 @pytest.mark.parametrize("log", ["1 step", "4 steps", "100 steps"])
@@ -190,7 +191,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run_however_often_it_is_logged(llam
         run(learner, plan)
     (problem,) = error.value.problems
     assert error.value.exit_status == 6 and problem.code == "training.diverged" and "3 steps in a row" in problem.message
-    assert "row 20, row 21, row 22, row 23" in problem.message and problem.hint
+    assert ", ".join(plan.names_of(20, 24)) in problem.message and problem.hint
     assert [event["step"] for event in lines(plan, "events.jsonl") if event["kind"] == "bad-step"] == [2, 4, 5, 6]
 
 
@@ -210,8 +211,7 @@ def test_a_step_that_does_not_fit_into_memory_is_done_again_in_smaller_passes(ll
     outcome = run(tight, scarce)
     assert outcome.reason == "finished" and outcome.state.step == 5
     assert lines(scarce, "metrics.jsonl")[-1]["train/targets"] == lines(plan, "metrics.jsonl")[-1]["train/targets"]
-    for name, weight in learner.weights().items():
-        torch.testing.assert_close(tight.weights()[name], weight, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(tight.weights(), learner.weights(), rtol=1e-3, atol=1e-5)
     budgets = [event["micro_batch_tokens"] for event in lines(scarce, "events.jsonl") if event["kind"] == "out-of-memory"]
     assert budgets == sorted(set(budgets), reverse=True) and len(scarce.progress.warnings) == len(budgets)
     assert outcome.state.micro_batch_tokens == ([60, *budgets])[-1] and bool(budgets) == (room < 60)

@@ -4,9 +4,11 @@ import pytest
 import torch
 from tests.support.runs import ALONE
 
+from llamahome.distributed.devices import is_out_of_memory
 from llamahome.distributed.world import World
-from llamahome.errors import Diverged, OutOfMemory
-from llamahome.training.recovery import BadSteps, free_cached_memory, is_out_of_memory, smaller_budget, update_does_not_fit
+from llamahome.errors import OutOfMemory
+from llamahome.training.memory import free_cached_memory, smaller_budget, update_does_not_fit
+from llamahome.training.recovery import BadSteps, RunDiverged
 
 
 def too_much() -> None:
@@ -96,13 +98,16 @@ def test_rows_of_bad_steps_are_found_wherever_they_are_read(flags: str, diverged
         bad.cut()
         found |= bad.read()
     expected = {number: (4 * number, 4 * number + 4) for number, flag in enumerate(flags, 1) if flag == "x"}
-    assert found == expected and bad.total == 10 + len(found)
+    assert {step: each.positions for step, each in found.items()} == expected and bad.total == 10 + len(found)
     assert bad.read() == {}
     if not diverged:
         bad.raise_if_diverged([], "nothing")
         return
-    with pytest.raises(Diverged) as error:
+    with pytest.raises(RunDiverged) as error:
         bad.raise_if_diverged([f"rows.jsonl:{n}" for n in range(20)], "llamahome train-resume latest")
     (problem,) = error.value.problems
+    assert error.value.streak is not None
+    streak = [step for step, _ in error.value.streak.steps]
+    assert flags[streak[0] - 1 : streak[-1]] == "xxx" and (error.value.streak.before or (0,))[0] == streak[0] - 1
     assert error.value.exit_status == 6 and problem.code == "training.diverged" and "llamahome train-resume latest" in problem.hint
     assert "rows.jsonl:7" in problem.message and "rows.jsonl:8" not in problem.message

@@ -21,6 +21,7 @@ from llamahome.distributed.reducer import FlatReducer
 from llamahome.model.lora import quiet_peft
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.optimizer import set_learning_rate
+from llamahome.training.spikes import Limits
 from llamahome.training.step import StepResult, microbatch_seed, step_seed, train_step
 
 LENGTHS = (31, 18, 18, 9, 40, 2, 1, 13)
@@ -42,7 +43,7 @@ def step(learner: Learner, microbatches: list[Microbatch], *, rate: float = 1e-3
     given = {
         "num_targets": sum(each.num_targets for each in microbatches),
         "seed": step_seed(0, 0),
-        "max_grad_norm": clip,
+        "limits": Limits(clip),
         "reducer": FlatReducer(ALONE, list(learner.parameters.values())),
         "clock": PartClock(),
     }

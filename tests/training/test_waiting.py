@@ -20,6 +20,7 @@ from llamahome.model.objective import Objective
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.loop import train
 from llamahome.training.run import first_state
+from llamahome.training.spikes import Limits
 from llamahome.training.step import train_step
 
 WAITING = ("_local_scalar_dense", "is_nonzero", "equal", "masked_select", "unique", "unique_dim")
@@ -93,7 +94,7 @@ def test_a_step_on_a_gpu_never_waits_for_it(llama: Path, method: Method) -> None
 
     def step() -> None:
         targets = sum(each.num_targets for each in microbatches)
-        settings = {"num_targets": targets, "seed": 0, "max_grad_norm": 1.0, "reducer": exchange, "clock": PartClock()}
+        settings = {"num_targets": targets, "seed": 0, "limits": Limits(1.0), "reducer": exchange, "clock": PartClock()}
         train_step(objective.loss_sum, optimizer, microbatches, **settings)
 
     step()  # the first one makes the optimizer's state and loads kernels

@@ -106,9 +106,9 @@ def _affordable_rows() -> int:
 
 
 @data_app.command()
-@click.argument("path", metavar="PATH", help="A file (JSONL, JSON, CSV, Parquet, text), a folder or a glob.")
+@datacheck.paths
 @click.option("-n", "--rows", type=click.IntRange(min=1), default=3, help="How many rows, in the order of the file.")
-@click.option("--row", type=click.IntRange(min=0), help="Only this row, counted from 0.")
+@click.option("--row", "chosen", metavar="ROWS", help="Only these rows, counted from 0: 17, or 3,17,40-44.")
 @click.option("--longest", is_flag=True, help="The rows with the most tokens.")
 @click.option("--no-target", is_flag=True, help="Rows of which nothing is learned.")
 @click.option("--cut", is_flag=True, help="Rows that lose tokens to data.max_length.")
@@ -118,22 +118,27 @@ def _affordable_rows() -> int:
 @click.option("--json", "as_json", is_flag=True, help="One object a line: row, source, tokens with id, text, target.")
 @options.pass_overrides
 def show(
-    overrides: options.Overrides, path: str, rows: int, row: int | None, longest: bool, no_target: bool, cut: bool, as_json: bool
+    overrides: options.Overrides,
+    paths: tuple[str, ...],
+    rows: int,
+    chosen: str | None,
+    longest: bool,
+    no_target: bool,
+    cut: bool,
+    as_json: bool,
 ) -> None:
     """Show rows as tokens: which are learned, which are context, which are cut off."""
     from llamahome.data.files.sources import open_source
     from llamahome.data.files.splits import to_train
 
-    filters = {"--row": row is not None, "--longest": longest, "--no-target": no_target, "--cut": cut}
+    filters = {"--row": chosen is not None, "--longest": longest, "--no-target": no_target, "--cut": cut}
     typed = [name for name, given in filters.items() if given]
     if len(typed) > 1:
         message = f"{' and '.join(typed)} cannot be given together"
         raise UsageError(Problem(code="usage.two-filters", message=message, hint=f"only {typed[0]}, or only {typed[1]}"))
     loaded = overrides.load()
-    source = open_source(path, say=lambda note: click.echo(note, err=True), wanted=to_train(loaded.config.data))
-    if row is not None and row >= len(source):
-        message = f"there is no row {row}; the rows are 0 to {len(source) - 1}"
-        raise UsageError(Problem(code="usage.no-such-row", message=message, where="--row", hint=f"--row {len(source) - 1} is the last"))
+    source = open_source(paths, say=lambda note: click.echo(note, err=True), wanted=to_train(loaded.config.data))
+    picked = _row_numbers(chosen, len(source)) if chosen is not None else None
 
     from llamahome.data.text.tokens import open_tokenizer
 
@@ -142,18 +147,34 @@ def show(
     data = fit_settings(loaded, tokenizer_source, tokenizer).config.data
     only: Only | None = "cut" if cut else "no-target" if no_target else None
     if longest:
-        numbers: Sequence[int] = datastats.longest_rows(path, data, tokenizer_source, rows)
-    elif row is not None:
-        numbers = [row]
+        numbers: Sequence[int] = datastats.longest_rows(paths, data, tokenizer_source, rows)
+    elif picked is not None:
+        numbers, rows = picked, len(picked)
     else:
         numbers = range(len(source) if only else min(rows, len(source)))
     problems = _print_rows(source, numbers, data, tokenizer, only=only, limit=rows, as_json=as_json)
     _print_notes(source, data, tokenizer)
     if only and problems:
         unusable = many(len(problems), "row")
-        click.echo(f"{unusable} that cannot be used not shown: llamahome data check {shlex.quote(path)}", err=True)
+        click.echo(f"{unusable} that cannot be used not shown: llamahome data check {shlex.join(paths)}", err=True)
     elif problems:
         raise DataError(problems)
+
+
+def _row_numbers(text: str, count: int) -> list[int]:
+    """The numbers in `3,17,40-44`; raises UsageError if one of them is no row of `count`."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            message, hint = f"{part.strip()!r} is neither a row nor a range of rows", "--row 17, or --row 3,17,40-44"
+            raise UsageError(Problem(code="usage.bad-choice", message=message, where="--row", hint=hint))
+        begin, end = int(first), int(last or first)
+        if max(begin, end) >= count:
+            message = f"there is no row {max(begin, end)}; the rows are 0 to {count - 1}"
+            raise UsageError(Problem(code="usage.no-such-row", message=message, where="--row", hint=f"--row {count - 1} is the last"))
+        numbers += range(begin, end + 1)
+    return list(dict.fromkeys(numbers))
 
 
 def _print_rows(

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,13 +68,13 @@ def stats(
         click.echo(f"picture       {png}")
 
 
-def longest_rows(path: str, data: "DataConfig", tokenizer: "TokenizerSource", count: int) -> list[int]:
+def longest_rows(paths: Sequence[str], data: "DataConfig", tokenizer: "TokenizerSource", count: int) -> list[int]:
     """Indices of the `count` rows with the most tokens, the longest first; raises DataError if the rows cannot be read."""
     import numpy as np
 
     from llamahome.data.checks.check import Request
 
-    facts = _scan(Request((path,), data, tokenizer)).facts
+    facts = _scan(Request(tuple(paths), data, tokenizer)).facts
     usable = np.flatnonzero(facts.usable)
     return [int(number) for number in usable[np.argsort(-facts.tokens[usable], kind="stable")[:count]]]
 

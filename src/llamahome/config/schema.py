@@ -137,7 +137,13 @@ class TrainingConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of all randomness: order of rows, initial adapter, dropout."""
     max_bad_steps: PositiveInt = 3
-    """Consecutive steps with a loss or gradient that is not finite, whose updates are skipped, before the run ends as diverged."""
+    """Consecutive steps whose updates are refused before the run goes back to the last checkpoint before them, without their rows.
+    An update is refused if its loss or gradient is not finite, or as `refuse_spikes` says."""
+    max_rollbacks: Annotated[int, Field(ge=0)] = 2
+    """How often a run goes back to a checkpoint before it ends as diverged."""
+    refuse_spikes: bool = True
+    """Also refuse an update whose loss is 5 times, or whose gradient norm is 10 times, the median of the 32 steps before, if that is far
+    outside their spread and twice the largest value before. docs/decisions/0028-spikes-and-rollbacks.md has the rate of false alarms."""
     restart: Literal["off", "auto"] = "off"
     """auto: a single process that crashes or is killed starts again from its newest checkpoint, at most distributed.max_restarts times;
     a second process watches it. Several processes always start again. Errors that would come again, and stops by a signal, end the run."""

@@ -77,10 +77,9 @@ class Prepared:
         if isinstance(self.examples, StreamedExamples) and seen.bad > allowed_bad(self.reading.data, self.order.epoch_rows):
             refuse_bad_rows(self.reading.data, self.reading.opened[0], replace(seen, problems=self.examples.problems()))
 
-    def places(self, first: int, last: int, *, seed: int) -> list[str]:
-        """file:line of the rows at positions `first` to `last` - 1."""
-        rows = self.order.rows_at(np.arange(first, last, dtype=np.int64), seed=seed)
-        return [str(self.reading.source.parsed(int(row)).where) for row in rows]
+    def places(self, rows: Sequence[int]) -> list[str]:
+        """file:line of these rows of the source."""
+        return [str(self.reading.source.parsed(row).where) for row in rows]
 
     def first_examples(self, count: int) -> ExampleTable:
         """At least the first `count` examples to train on, if the first rows have so many."""

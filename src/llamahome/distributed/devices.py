@@ -1,4 +1,4 @@
-"""The device of a process, and copies of scalars from the device to the host that do not block."""
+"""The device of a process, copies of scalars from it to the host that do not block, and how it says that its memory ran out."""
 
 from collections.abc import Sequence
 
@@ -25,6 +25,15 @@ def device_here(local_rank: int = 0, size: int = 1, local_size: int = 1, *, proc
     if size == 1 and torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "error: out of memory", "_STATUS_ALLOC_FAILED")
+"""In torch's plain RuntimeErrors: on Linux and macOS, on Windows, on a GPU whose memory others use, in the libraries of a GPU."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 class HostCopy:

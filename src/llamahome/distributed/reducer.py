@@ -32,8 +32,37 @@ class Summed:
     """() float32, the number of processes that could not compute their share; unless it is 0, gradients and loss are meaningless."""
 
 
+class Guard(Protocol):
+    """Lets a pass in which processes wait for each other end also where memory runs out."""
+
+    def run(self, work: Callable[[], Tensor]) -> Tensor:
+        """The loss of a pass; meaningless if memory has run out."""
+
+    def take(self) -> str | None:
+        """How memory ran out since the last call; None if it did not."""
+
+
+class Unguarded:
+    """For passes in which no process waits for another: memory that runs out is an error."""
+
+    def run(self, work: Callable[[], Tensor]) -> Tensor:
+        """`work()`."""
+        return work()
+
+    def take(self) -> str | None:
+        """None."""
+        return None
+
+
+UNGUARDED = Unguarded()
+
+
 class Reducer(Protocol):
     """Sums the gradients and the loss of a step."""
+
+    @property
+    def guard(self) -> Guard:
+        """Runs the passes."""
 
     @property
     def world(self) -> World:
@@ -56,8 +85,10 @@ class Reducer(Protocol):
 class FlatReducer:
     """One collective per dtype after the last backward pass; the loss travels with the gradients."""
 
-    def __init__(self, world: World, parameters: Sequence[nn.Parameter], *, collective_in_forward: bool = False) -> None:
-        self.world, self.collective_in_forward, self._parameters = world, collective_in_forward, list(parameters)
+    def __init__(self, world: World, parameters: Sequence[nn.Parameter], *, guard: Guard = UNGUARDED) -> None:
+        """`guard` is given if passes contain collectives."""
+        self.world, self.guard, self.collective_in_forward = world, guard, guard is not UNGUARDED
+        self._parameters = list(parameters)
 
     def before_backward(self, *, last: bool) -> None:
         """Does nothing."""
@@ -78,7 +109,7 @@ class OverlappedReducer:
     """
 
     def __init__(self, world: World, parameters: Sequence[nn.Parameter], *, bucket_bytes: int = BUCKET_BYTES) -> None:
-        self.world, self.collective_in_forward, self._parameters = world, False, list(parameters)
+        self.world, self.guard, self.collective_in_forward, self._parameters = world, UNGUARDED, False, list(parameters)
         self._buckets = _fill_buckets(self._parameters, bucket_bytes)
         self._bucket_of = {id(each): number for number, bucket in enumerate(self._buckets) for each in bucket}
         self._is_last_pass, self._missing = False, [len(bucket) for bucket in self._buckets]

@@ -21,9 +21,10 @@ from llamahome.monitoring.resources import free_memory_bytes, process_memory
 from llamahome.monitoring.throughput import PartClock
 from llamahome.rundir import RAW_DATA, RUNS, RunPaths
 from llamahome.saving import require_space, write_model
+from llamahome.training.memory import RanOut
 from llamahome.training.optimizer import set_learning_rate
-from llamahome.training.recovery import RanOut
 from llamahome.training.run import first_state
+from llamahome.training.spikes import Limits
 from llamahome.training.step import step_seed, train_step
 from llamahome.units import many, show_bytes, show_seconds
 
@@ -130,7 +131,7 @@ def _steps(job: Job) -> StepTimes:
             batch.microbatches,
             num_targets=batch.num_targets,
             seed=step_seed(training.seed, step),
-            max_grad_norm=training.max_grad_norm,
+            limits=Limits(training.max_grad_norm),
             reducer=learner.placement.exchange,
             clock=clock,
         )

@@ -6,6 +6,7 @@ Adapters, precision and attention are hidden from the training loop here. Legend
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
@@ -20,15 +21,19 @@ from llamahome.model.packing import last_hidden
 T = TypeVar("T")
 
 
-def directly(work: Callable[[], T]) -> T:
+def directly(work: Callable[[], T], otherwise: Callable[[Tensor], T] | None = None, /) -> T:
     """Call `work`; for models whose weights are not sharded."""
+    del otherwise
     return work()
 
 
 class Within(Protocol):
-    """Calls a function that reads whole weights, after gathering sharded weights from other processes."""
+    """Calls a function that reads whole weights, after gathering sharded weights from other processes.
 
-    def __call__(self, work: Callable[[], T], /) -> T: ...  # noqa: D102
+    If memory runs out in a pass in which others wait, `otherwise` makes its meaningless value of the hidden states that are there.
+    """
+
+    def __call__(self, work: Callable[[], T], otherwise: Callable[[Tensor], T] | None = None, /) -> T: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -42,12 +47,17 @@ class Objective:
 
     def loss_sum(self, batch: Batch) -> Tensor:
         """() float32, in nats, summed over the targets of `batch`; differentiable."""
-        return self.within(lambda: self.backend.loss_sum(self._hidden(batch), batch.labels_N, head_of(self.model)))
+        return self.within(lambda: self.backend.loss_sum(self._hidden(batch), batch.labels_N, head_of(self.model)), _nothing)
 
     @torch.no_grad()
     def stats(self, batch: Batch) -> HeadStats:
         """The summed loss and the number of targets ranked first. The caller sets evaluation mode."""
-        return self.within(lambda: self.backend.stats(self._hidden(batch), batch.labels_N, head_of(self.model)))
+        nothing = HeadStats(torch.zeros((), device=batch.labels_N.device), torch.zeros((), device=batch.labels_N.device))
+        work = partial(self._stats, batch)
+        return self.within(work, lambda hidden: nothing)
+
+    def _stats(self, batch: Batch) -> HeadStats:
+        return self.backend.stats(self._hidden(batch), batch.labels_N, head_of(self.model))
 
     @torch.no_grad()
     def stats_each(self, batch: Batch, targets: Sequence[int]) -> list[HeadStats]:
@@ -63,6 +73,11 @@ class Objective:
         """The hidden states [N, D] that predict the targets."""
         laid = self.backend.make_pass(batch, self.model)
         return hidden_states(self.model, laid, self.backend).index_select(0, laid.rows_N)
+
+
+def _nothing(hidden: Tensor) -> Tensor:
+    """A loss of 0 with a backward pass through the layers that made `hidden`."""
+    return hidden.sum() * 0
 
 
 def hidden_states(model: PreTrainedModel, laid: Pass, backend: Backend) -> Tensor:

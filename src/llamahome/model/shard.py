@@ -27,6 +27,7 @@ from llamahome.distributed.tensorfiles import TensorSlices
 from llamahome.distributed.world import World
 from llamahome.model.load import decoder_layers
 from llamahome.model.objective import Within, directly
+from llamahome.model.pass_guard import PassGuard
 from llamahome.model.place import Strategy, trained_parameters
 from llamahome.model.precision import Precision
 
@@ -108,13 +109,14 @@ def sharded(
     for this, following in itertools.pairwise(layers):
         this.set_modules_to_forward_prefetch([following])
         following.set_modules_to_backward_prefetch([this])
+    guard = PassGuard(root, layers, device=world.device, whole=not apart)
     if apart:
-        return Placement(strategy, trained, FlatReducer(world, list(trained.values()), collective_in_forward=True), root)
+        return Placement(strategy, trained, FlatReducer(world, list(trained.values()), guard=guard), guard.within)
     cut = {name: weight for name, weight in trained_parameters(model).items() if isinstance(weight, DTensor)}
     parts = {name: nn.Parameter(weight.to_local().detach()) for name, weight in cut.items()}
     copies = mesh.size(0) if mesh.ndim == 2 else 1
-    exchange = ShardedReducer(world, root, cut=cut, parts=parts, copies=copies, sums_each_pass=sums_each_pass)
-    return Placement(strategy, parts, exchange, root, cut)
+    exchange = ShardedReducer(world, root, guard, cut=cut, parts=parts, copies=copies, sums_each_pass=sums_each_pass)
+    return Placement(strategy, parts, exchange, guard.within, cut)
 
 
 class ShardedReducer:
@@ -124,6 +126,7 @@ class ShardedReducer:
         self,
         world: World,
         root: FSDPModule,
+        guard: PassGuard,
         *,
         cut: Mapping[str, DTensor],
         parts: dict[str, nn.Parameter],
@@ -131,7 +134,7 @@ class ShardedReducer:
         sums_each_pass: bool = False,
     ) -> None:
         """`copies` is the number of processes that hold the same rows."""
-        self.world, self.collective_in_forward = world, True
+        self.world, self.guard, self.collective_in_forward = world, guard, True
         self._root, self._cut, self._parts, self._copies, self._sums_each_pass = root, cut, parts, copies, sums_each_pass
 
     def before_backward(self, *, last: bool) -> None:
@@ -140,14 +143,14 @@ class ShardedReducer:
         self._root.set_requires_all_reduce(last)
 
     def finish(self, loss: Tensor, *, gave_up: bool = False) -> Summed:
-        """Give the summed gradients to the rows that are updated. No process can have given up, because the others would still wait."""
+        """Give the summed gradients to the rows that are updated."""
         for name, weight in self._cut.items():
             gradient, weight.grad = weight.grad, None
             self._parts[name].grad = gradient.to_local() if isinstance(gradient, DTensor) else None
         square = sum_of_squares([part.grad for part in self._parts.values() if part.grad is not None]) / self._copies
-        sums = torch.stack([loss.detach().double(), square.to(loss.device)])
+        sums = torch.stack([loss.detach().double(), square.to(loss.device), torch.full_like(loss, float(gave_up), dtype=torch.float64)])
         self.world.sum_(sums)
-        return Summed(sums[0].float(), sums[1].sqrt().float(), torch.zeros_like(loss))
+        return Summed(sums[0].float(), sums[1].sqrt().float(), sums[2].float())
 
 
 class _Whole(nn.Module):

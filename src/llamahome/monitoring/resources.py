@@ -42,6 +42,11 @@ def free_memory_bytes(root: Path = Path("/")) -> int:
     return max(0, min([int(psutil.virtual_memory().available), *left]))
 
 
+def memory_limit_bytes(root: Path = Path("/")) -> int:
+    """Bytes that this process may use in all: the machine's memory, or the tightest cgroup limit."""
+    return min([int(psutil.virtual_memory().total), *(limit for limit, _ in memory_limits(root))])
+
+
 def used_memory_share(root: Path = Path("/")) -> float:
     """Share of memory in use: of the machine or of a cgroup limit, whichever is higher."""
     shares = (used / limit for limit, used in memory_limits(root))

@@ -11,8 +11,11 @@ from typing import Any
 import torch
 
 from llamahome.data.records import Microbatch
+from llamahome.data.steps.loader import Deliver, sequential_microbatches
 from llamahome.data.store.table import ExampleTable
 from llamahome.data.text.tokens import ChatTokenizer
+from llamahome.distributed.devices import is_out_of_memory
+from llamahome.distributed.reducer import UNGUARDED, Guard
 from llamahome.distributed.world import World
 from llamahome.model.backends.loss import HeadStats
 from llamahome.model.generate import generate
@@ -20,6 +23,7 @@ from llamahome.model.objective import Objective
 from llamahome.model.shard import Placement
 from llamahome.monitoring.display import metric_name
 from llamahome.monitoring.recorder import Recorder
+from llamahome.training.memory import RanOut, free_cached_memory, smaller_budget
 
 ANSWER_TOKENS = 64
 """Most tokens in the answer to a sample prompt."""
@@ -74,26 +78,64 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    stats: Callable[[Microbatch], HeadStats], model: torch.nn.Module, microbatches: Sequence[Microbatch], *, world: World
-) -> Evaluation:
+    stats: Callable[[Microbatch], HeadStats],
+    model: torch.nn.Module,
+    microbatches: Sequence[Microbatch],
+    *,
+    world: World,
+    guard: Guard = UNGUARDED,
+) -> Evaluation | RanOut:
     """Run `model` over the micro-batches of this rank in evaluation mode; all ranks must call it. Reads the device once, at the end.
 
-    The sums of the micro-batches are added up in float64 on the processor, because not every device has float64.
+    The sums of the micro-batches are added up in float64 on the processor, because not every device has float64. RanOut on all ranks if
+    memory ran out on one of them; `guard` is that of the passes.
     """
-    was_training = model.training
+    was_training, ran_out = model.training, None
     model.eval()
     sums = [torch.zeros(2, device=world.device)]
     try:
         for microbatch in microbatches:
             each = stats(microbatch)
             sums.append(torch.stack([each.loss_sum.float(), each.correct.float()]))
+        sums = [torch.stack(sums).cpu().double().sum(dim=0)]
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        ran_out = RanOut(str(error) or "no more memory")
     finally:
         model.train(was_training)
-    targets = float(sum(microbatch.num_targets for microbatch in microbatches))
-    total = torch.cat([torch.stack(sums).cpu().double().sum(dim=0), torch.tensor([targets], dtype=torch.float64)])
+    if (message := guard.take()) is not None:
+        ran_out = RanOut(message)
+    counts = [float(sum(microbatch.num_targets for microbatch in microbatches)), float(ran_out is not None)]
+    total = torch.cat([torch.zeros(2) if ran_out is not None else sums[0], torch.tensor(counts, dtype=torch.float64)])
     world.sum_(total)
-    loss, correct, targets = total.tolist()
+    loss, correct, targets, gave_up = total.tolist()
+    if gave_up:
+        return ran_out or RanOut(None)
     return Evaluation(loss / max(1.0, targets), correct / max(1.0, targets), int(targets))
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The rows of an evaluation, and how they are divided."""
+
+    table: ExampleTable
+    tokens: int
+    """Most tokens per micro-batch."""
+    world: World
+    deliver: Deliver
+    equal_passes: bool = False
+
+    def lay_out(self) -> list[Microbatch]:
+        """The share of this rank in every example."""
+        return sequential_microbatches(
+            self.table,
+            micro_batch_tokens=self.tokens,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            equal_passes=self.equal_passes,
+            deliver=self.deliver,
+        )
 
 
 @dataclass(frozen=True)
@@ -155,17 +197,18 @@ class Evaluator:
         tokenizer: ChatTokenizer,
         recorder: Recorder,
         *,
-        microbatches: Sequence[Microbatch] | None,
+        held_out: HeldOut | None,
         prompts: Sequence[SamplePrompt],
         untrained: dict[str, Any] | None = None,
         judge: Judge = BY_LOSS,
     ) -> None:
-        """`microbatches` are this rank's share of the held-out rows, None when there are none.
+        """`held_out` are the rows to evaluate, None when there are none.
 
         `untrained` is what `results` returned before the first update, from the state of a resumed run.
         """
         self._objective, self._placement, self._tokenizer, self._recorder = objective, placement, tokenizer, recorder
-        self._microbatches, self._prompts = microbatches, prompts
+        self._held_out, self._prompts = held_out, prompts
+        self._microbatches = held_out.lay_out() if held_out is not None else []
         self._judge = judge
         self._answers: list[list[str]] = [untrained["answers"]] if untrained and untrained["answers"] else []
         """Answers to each prompt, one list per evaluation."""
@@ -177,14 +220,28 @@ class Evaluator:
         world = self._placement.exchange.world
         if (world.is_main or self._placement.equal_passes) and self._prompts:
             self._answer(step)
-        if self._microbatches is None:
+        if self._held_out is None:
             return None
-        measured = evaluate(self._objective.stats, self._objective.model, self._microbatches, world=world)
+        measured = self._measure(self._held_out, step)
         score = self._judge.mean_score() if self._judge.mean_score is not None else None
         self.last = replace(measured, metric=self._judge.metric, score=score)
         self.first = self.first or self.last
         self._recorder.log(step, self.last.metrics)
         return self.last
+
+    def _measure(self, held_out: HeldOut, step: int) -> Evaluation:
+        """The evaluation, in micro-batches that fit into the memory of all ranks. Raises OutOfMemory if a single example does not fit."""
+        world, guard = held_out.world, self._placement.exchange.guard
+        stats, model = self._objective.stats, self._objective.model
+        while isinstance(found := evaluate(stats, model, self._microbatches, world=world, guard=guard), RanOut):
+            lengths = [microbatch.lengths for microbatch in self._microbatches]
+            smaller = smaller_budget(found.message, held_out.tokens, lengths, world=world)
+            held_out = self._held_out = replace(held_out, tokens=smaller.micro_batch_tokens)
+            facts = {"micro_batch_tokens": smaller.micro_batch_tokens, "processes": smaller.ranks}
+            self._recorder.event("out-of-memory", step=step, during="evaluation", **facts)
+            free_cached_memory()
+            self._microbatches = held_out.lay_out()
+        return found
 
     def results(self) -> dict[str, Any]:
         """The last evaluation and the last answers, as JSON values."""

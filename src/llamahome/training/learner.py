@@ -5,27 +5,31 @@ Between the two steps the settings that depend on the model are resolved (resolv
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from llamahome.config.schema import Config
+from llamahome.data.records import Microbatch
 from llamahome.distributed.world import World
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.adapter import SavedModel, fingerprint, fit_rows, trained_rows
 from llamahome.model.adapter_coverage import coverage_lines
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import unused_gpu_note
-from llamahome.model.load import CausalLM, load_model
+from llamahome.model.load import CausalLM, decoder_layers, load_model
 from llamahome.model.lora import add_lora, load_lora
 from llamahome.model.objective import Objective
 from llamahome.model.packing import packing_of
 from llamahome.model.place import ChosenStrategy, choose_strategy, count_weights, place, trained_parameters, weight_bytes
 from llamahome.model.shard import Placement, replicated, sharded
 from llamahome.model.vocabulary import grow_embeddings, refuse_lost_bias
-from llamahome.monitoring.resources import free_memory_bytes
+from llamahome.monitoring.resources import free_memory_bytes, memory_limit_bytes
 from llamahome.monitoring.throughput import model_flops_per_token
 from llamahome.rundir import as_typed
+from llamahome.training.memory_watch import MemoryWatch
 from llamahome.training.optimizer import make_optimizer
 
 Say = Callable[[str], None]
@@ -62,6 +66,14 @@ class Learner:
     optimizer: torch.optim.AdamW
     trained_share: float
     base_fingerprint: str
+
+    @cached_property
+    def watched_loss(self) -> Callable[[Microbatch], Tensor]:
+        """The summed loss of a micro-batch; passes in the machine's memory end with MemoryError before the system ends the process."""
+        if self.objective.backend.free_bytes(1) is not None:  # a device with memory of its own, which it refuses when it is full
+            return self.objective.loss_sum
+        watch = MemoryWatch(free_memory_bytes, limit=memory_limit_bytes())
+        return watch.around(self.objective.loss_sum, decoder_layers(self.model))
 
 
 def load_base(

@@ -14,9 +14,10 @@ import torch
 from llamahome.checkpoint.state import TrainerState
 from llamahome.data.steps.loader import Loader, StepBatch
 from llamahome.monitoring.throughput import PartClock
+from llamahome.training.budget import Budget
+from llamahome.training.memory import RanOut
 from llamahome.training.metrics import StepMetrics
 from llamahome.training.optimizer import set_learning_rate
-from llamahome.training.recovery import RanOut, lay_out_smaller
 from llamahome.training.run import Outcome, Run, after_evaluation, after_update
 from llamahome.training.step import step_seed, train_step
 from llamahome.training.stop import Reason
@@ -24,29 +25,32 @@ from llamahome.training.stop import Reason
 
 def train(run: Run, state: TrainerState) -> Outcome:
     """Train from `state` until the horizon or until there is a reason to stop; all ranks call it."""
-    settings, schedule, metrics = run.settings, run.schedule, StepMetrics(run, bad_steps=state.bad_steps)
-    clip = settings.max_grad_norm
-    update = partial(train_step, run.objective, run.optimizer, max_grad_norm=clip, reducer=run.reducer, clock=run.clock)
+    settings, schedule, metrics = run.settings, run.schedule, StepMetrics(run, state)
+    update = partial(train_step, run.objective, run.optimizer, limits=metrics.limits, reducer=run.reducer, clock=run.clock)
+    budget = Budget(run)
     reason: Reason = "finished"
     with run.checkpoints as checkpoints:
         for batch in _timed(run.loader, run.clock):
             started = time.perf_counter()
             checkpoints.poll()
-            agreed = _agree(run, state, batch)
+            agreed = _agree(run, state, batch, short=budget.short is not None)
             if agreed.evaluate:
                 state = _evaluate(run, metrics.write_closed(state))
             if agreed.save or (agreed.evaluate and settings.saves(state)):
                 state = metrics.write_all(state)  # before the checkpoint, because a resumed run does not repeat these steps
-                checkpoints.begin(state)
+                if metrics.may_save:
+                    checkpoints.begin(state)
             if stop := _reason_to_stop(run, state, agreed):
                 reason = stop
                 break
 
+            batch = budget.before_step(batch, step=state.step + 1, short=agreed.short)
             rate = schedule.learning_rate(state.step)
             set_learning_rate(run.optimizer, rate)
             seed = step_seed(settings.seed, state.step)
             while isinstance(result := update(batch.microbatches, num_targets=agreed.targets, seed=seed), RanOut):
-                batch = lay_out_smaller(run, batch, result, step=state.step + 1)
+                batch = budget.lower(batch, result, step=state.step + 1)
+            budget.short = result.short
 
             counts = {"tokens": agreed.tokens, "targets": agreed.targets}
             seconds = time.perf_counter() - started
@@ -80,20 +84,24 @@ class _Agreed:
     stop: bool
     evaluate: bool
     save: bool
+    short: bool
 
 
-def _agree(run: Run, state: TrainerState, batch: StepBatch) -> _Agreed:
-    """One exchange per step: its tokens and targets, and whether any rank wants to stop, evaluate or save. Only rank 0's clock counts."""
+def _agree(run: Run, state: TrainerState, batch: StepBatch, *, short: bool) -> _Agreed:
+    """One exchange per step: its tokens and targets, and whether any rank wants to stop, evaluate or save, or was `short` of memory.
+
+    Only rank 0's clock counts.
+    """
     main = run.world.is_main and state.step > 0
     evaluate = main and run.schedule.evaluate.after(state.step) and state.eval_loss is None  # a resumed step was evaluated before
     save = main and run.schedule.save.after(state.step)
-    values = [batch.num_tokens, batch.num_targets, run.stop.asked, evaluate, save]
+    values = [batch.num_tokens, batch.num_targets, run.stop.asked, evaluate, save, short]
     counts = torch.tensor(values, dtype=torch.int64)  # on the processor, so that nobody waits for the steps of a GPU
     if run.world.size > 1:
         with run.clock.part("exchange"):
             run.world.sum_(counts)
-    tokens, targets, stop, evaluate, save = counts.tolist()
-    return _Agreed(tokens, targets, stop > 0, evaluate > 0, save > 0)
+    tokens, targets, *flags = counts.tolist()
+    return _Agreed(tokens, targets, *(flag > 0 for flag in flags))
 
 
 def _reason_to_stop(run: Run, state: TrainerState, agreed: _Agreed) -> Reason | None:

@@ -12,15 +12,20 @@ from llamahome.monitoring.recorder import Window
 from llamahome.monitoring.throughput import PartTimes
 from llamahome.training.recovery import BadSteps
 from llamahome.training.run import Run
+from llamahome.training.spikes import Limits, Spikes
 from llamahome.training.step import StepResult
 
 
 class StepMetrics:
     """Records every step and writes lines of metrics; counts the steps whose update was refused, and raises Diverged after too many."""
 
-    def __init__(self, run: Run, *, bad_steps: int) -> None:
-        """`bad_steps` of the run were refused before."""
-        self._run, self._bad = run, BadSteps(run.settings.max_bad_steps, bad_steps)
+    def __init__(self, run: Run, state: TrainerState) -> None:
+        """`state` is where the run begins, with what a checkpoint saved of refused steps and of the losses before it."""
+        self._run, self._bad = run, BadSteps(run.settings.max_bad_steps, state.bad_steps)
+        self._bad.restore(state.extra.get("bad_steps", {"steps": [], "before": None}))
+        spikes = Spikes(run.world.device, state.extra.get("spikes")) if run.settings.refuse_spikes else None
+        self.limits = Limits(run.settings.max_grad_norm, spikes)
+        """What an update may be, judged by the steps before it."""
         self._closed: list[tuple[Window, PartTimes]] = []
         """Lines of metrics that are not written yet, oldest first."""
 
@@ -38,10 +43,19 @@ class StepMetrics:
         return state
 
     def write_all(self, state: TrainerState) -> TrainerState:
-        """Write everything that was recorded."""
+        """Write everything that was recorded; the state gets what a resumed run needs in order to judge steps alike."""
         if self._run.recorder.waits:  # else the clock keeps the time that the next step has spent on its data
             self._close_line(state)
-        return self.write_closed(state)
+        state = self.write_closed(state)
+        judged = {"bad_steps": self._bad.values()}
+        if self.limits.spikes is not None:
+            judged["spikes"] = self.limits.spikes.values()
+        return replace(state, extra={**state.extra, **judged})
+
+    @property
+    def may_save(self) -> bool:
+        """Whether the last step that was written was applied: a checkpoint between bad steps would replace the one to go back to."""
+        return not self._bad.now.steps
 
     def write_closed(self, state: TrainerState) -> TrainerState:
         """Write each line that is closed; waits for the device."""
@@ -60,10 +74,11 @@ class StepMetrics:
         run.progress.update(window.step, run.recorder.write(window, parts.read()))
         refused = self._bad.read()
         rows: list[str] = []
-        for step, positions in refused.items():
-            rows = run.loader.row_names(*positions)
-            run.recorder.event("bad-step", step=step, rows=rows)
-            run.progress.warn(f"step {step}: loss or gradient is not finite", "the update was not applied; its rows are in events.jsonl")
+        for step, bad in refused.items():
+            numbers = run.loader.rows_of(*bad.positions)
+            rows = run.loader.row_names(numbers)
+            run.recorder.event("bad-step", step=step, why=bad.why, rows=rows, show=run.settings.show_rows(numbers))
+            run.progress.warn(f"step {step}: {bad.why}", "the update was not applied; its rows are in events.jsonl")
         if refused:
             self._bad.raise_if_diverged(rows, run.settings.advice_if_diverged())
         return replace(state, bad_steps=self._bad.total)

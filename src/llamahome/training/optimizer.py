@@ -22,6 +22,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
+def allocate_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Make the state of every weight that has a gradient and no state, as AdamW does in a first update, but before any weight changes."""
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            if weight.grad is not None and not optimizer.state.get(weight):
+                moments = {name: torch.zeros_like(weight, memory_format=torch.preserve_format) for name in ("exp_avg", "exp_avg_sq")}
+                optimizer.state[weight] = {"step": torch.zeros((), dtype=torch.float32, device=weight.device), **moments}
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """State as `<parameter name>.<moment>` -> tensor, for safetensors; empty before the first update."""
     return {

@@ -1,18 +1,49 @@
-"""What a run does about steps that are not finite and about memory that runs out."""
+"""Steps whose update was refused: counted, and too many in a row end the run or send it back to a checkpoint before them."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from llamahome.data.steps.loader import StepBatch
 from llamahome.distributed.devices import HostCopy
-from llamahome.distributed.rank_status import processes
-from llamahome.distributed.world import World
-from llamahome.errors import Diverged, OutOfMemory, Problem
-from llamahome.training.run import Run
+from llamahome.errors import Diverged, Problem
+from llamahome.training.spikes import NOT_FINITE
+
+Positions = tuple[int, int]
+"""Begin and end of what a step consumed."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A step whose update was not applied."""
+
+    positions: Positions
+    reason: float
+    """NOT_FINITE or SPIKE."""
+
+    @property
+    def why(self) -> str:
+        """For people."""
+        return "loss or gradient is not finite" if self.reason == NOT_FINITE else "loss or gradient leaps far above the steps before"
+
+
+@dataclass(frozen=True)
+class Streak:
+    """Refused steps in a row."""
+
+    steps: tuple[tuple[int, Positions], ...]
+    before: tuple[int, Positions] | None
+    """The applied step before them; None if another process did it."""
+
+
+class RunDiverged(Diverged):
+    """Too many updates in a row were refused. All ranks raise it after the same step."""
+
+    def __init__(self, problems: Problem | Sequence[Problem], streak: Streak | None = None) -> None:
+        super().__init__(problems)
+        self.streak = streak
 
 
 @dataclass
@@ -22,14 +53,15 @@ class BadSteps:
     most_in_row: int
     total: int
     """Over the whole run."""
-    in_row: int = 0
-    longest: int = 0
-    """The most in a row so far; good steps may follow before the flags are read."""
-    _noted: list[tuple[int, tuple[int, int], Tensor]] = field(default_factory=list)
-    _unread: list[tuple[list[tuple[int, tuple[int, int]]], HostCopy]] = field(default_factory=list)
+    now: Streak = Streak((), None)
+    """The refused steps since the last one that was applied."""
+    too_long: Streak | None = None
+    """The first streak of `most_in_row` steps; good steps may follow before the flags are read."""
+    _noted: list[tuple[int, Positions, Tensor]] = field(default_factory=list)
+    _unread: list[tuple[list[tuple[int, Positions]], HostCopy]] = field(default_factory=list)
 
-    def note(self, step: int, positions: tuple[int, int], refused: Tensor) -> None:
-        """Keep the flag of `step`, which consumed `positions` (begin, end)."""
+    def note(self, step: int, positions: Positions, refused: Tensor) -> None:
+        """Keep the flag of `step`, which consumed `positions`."""
         self._noted.append((step, positions, refused))
 
     def cut(self) -> None:
@@ -39,119 +71,43 @@ class BadSteps:
             self._unread.append((steps, HostCopy([flag for _, _, flag in self._noted])))
         self._noted.clear()
 
-    def read(self) -> dict[int, tuple[int, int]]:
-        """The refused steps of the oldest cut that is not read yet, with the positions of each. Waits for the device."""
+    def read(self) -> dict[int, Refused]:
+        """The refused steps of the oldest cut that is not read yet. Waits for the device."""
         steps, flags = self._unread.pop(0) if self._unread else ([], None)
         bad = {}
         for (step, positions), flag in zip(steps, flags.read() if flags is not None else [], strict=True):
-            self.in_row = self.in_row + 1 if flag else 0
-            self.longest = max(self.longest, self.in_row)
-            if flag:
-                bad[step] = positions
+            if not flag:
+                self.now = Streak((), (step, positions))
+                continue
+            bad[step] = Refused(positions, flag)
+            self.now = Streak((*self.now.steps, (step, positions)), self.now.before)
+            if len(self.now.steps) >= self.most_in_row and (self.too_long is None or self.too_long.steps[0] == self.now.steps[0]):
+                self.too_long = self.now
         self.total += len(bad)
         return bad
 
     def raise_if_diverged(self, rows: Sequence[str], advice: str) -> None:
-        """Raise Diverged after `most_in_row` refused updates in a row; `advice` is what to type then."""
-        if self.longest >= self.most_in_row:
-            raise Diverged(
-                Problem(
-                    code="training.diverged",
-                    message=f"loss or gradient was not finite in {self.longest} steps in a row; no such update was applied; "
-                    f"rows of the last one: {', '.join(rows[:8])}",
-                    where="training.max_bad_steps",
-                    hint=f"{advice}   (and look at those rows)",
-                )
-            )
+        """Raise RunDiverged after `most_in_row` refused updates in a row; `rows` are those of the last one, `advice` is what to type."""
+        if self.too_long is None:
+            return
+        found = f"loss or gradient was not finite, or leapt far up, in {len(self.too_long.steps)} steps in a row"
+        raise RunDiverged(
+            Problem(
+                code="training.diverged",
+                message=f"{found}; no such update was applied; rows of the last one: {', '.join(rows[:8])}",
+                where="training.max_bad_steps",
+                hint=f"{advice}   (and look at those rows)",
+            ),
+            self.too_long,
+        )
 
+    def values(self) -> dict[str, Any]:
+        """What a checkpoint saves, as JSON values: a run that stops between two bad steps goes on counting."""
+        as_lists: dict[str, Any] = json.loads(json.dumps(asdict(self.now)))  # so that it equals what is read again
+        return as_lists
 
-@dataclass(frozen=True)
-class RanOut:
-    """Memory ran out in a pass of some rank; no weight has changed."""
-
-    message: str | None
-    """Of the error on this rank; None when memory ran out on another rank."""
-
-
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "error: out of memory", "_STATUS_ALLOC_FAILED")
-"""In torch's plain RuntimeErrors: on Linux and macOS, on Windows, on a GPU whose memory others use, in the libraries of a GPU."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
-
-
-def free_cached_memory() -> None:
-    """Free the blocks that an accelerator's allocator caches; their sizes did not fit, and the step is done again with others."""
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()
-
-
-def lay_out_smaller(run: Run, batch: StepBatch, ran_out: RanOut, *, step: int) -> StepBatch:
-    """The examples of `batch` in smaller micro-batches on all ranks, and so for every later step. Raises OutOfMemory."""
-    tokens, lengths = batch.micro_batch_tokens, [microbatch.lengths for microbatch in batch.microbatches]
-    smaller = smaller_budget(ran_out.message, tokens, lengths, world=run.world, others_wait=run.reducer.collective_in_forward)
-    budget = smaller.micro_batch_tokens
-    free_cached_memory()
-    again = run.loader.lay_out_again(batch, budget)
-    run.recorder.event("out-of-memory", step=step, micro_batch_tokens=budget, processes=smaller.ranks)
-    on = f" on {processes(smaller.ranks)}" if run.world.size > 1 else ""
-    message = f"step {step}: memory ran out{on} with up to {tokens:,} tokens at a time"
-    run.progress.warn(message, f"this step is done again with {budget:,}, and later steps use {budget:,}, too; the result stays the same")
-    return again
-
-
-@dataclass(frozen=True)
-class SmallerBudget:
-    """With what a step is done again."""
-
-    micro_batch_tokens: int
-    ranks: list[int]
-    """Ranks whose memory ran out."""
-
-
-def smaller_budget(
-    message: str | None, micro_batch_tokens: int, lengths: Sequence[Sequence[int]], *, world: World, others_wait: bool = False
-) -> SmallerBudget:
-    """Agree on the tokens per micro-batch with which all ranks do a step again; `lengths` are those of the documents of this rank.
-
-    `message` is that of the error on this rank, None when memory ran out on another one. The new budget is half of the largest
-    micro-batch that holds more than one document, and fits all ranks. All ranks call it, unless `others_wait` in a pass for this rank:
-    then nothing can be done again. Raises OutOfMemory, which names the rank, on all ranks that called.
-    """
-    mine: dict[str, Any] = {}
-    if message is not None:
-        halves = [sum(documents) // 2 for documents in lengths if len(documents) > 1]
-        budget = max(1, min(micro_batch_tokens // 2, max(halves, default=0)))
-        if halves:
-            mine["budget"] = budget
-        if others_wait or not halves:
-            mine["problem"] = asdict(_does_not_fit(message, micro_batch_tokens, lengths, smaller=mine.get("budget"), world=world))
-    answers = [mine] if others_wait else world.gather(mine)
-    problems = [answer["problem"] for answer in answers if "problem" in answer]
-    if problems:
-        raise OutOfMemory(Problem(**problems[0]))
-    return SmallerBudget(min(answer["budget"] for answer in answers if answer), [rank for rank, answer in enumerate(answers) if answer])
-
-
-def _does_not_fit(message: str, micro_batch_tokens: int, lengths: Sequence[Sequence[int]], *, smaller: int | None, world: World) -> Problem:
-    longest = max((max(documents, default=0) for documents in lengths), default=0)
-    tried = f"a micro-batch of up to {micro_batch_tokens:,} tokens" if smaller else f"a single example of {longest:,} tokens"
-    setting = f"training.micro_batch_tokens={smaller}" if smaller else f"data.max_length={max(16, longest // 2)}"
-    where = f" into the memory of process {world.rank}" if world.size > 1 else ""
-    return Problem(
-        code="training.out-of-memory",
-        message=f"{tried} does not fit{where}: {message.splitlines()[0][:160]}",
-        where=setting.split("=")[0],
-        hint=f"--set training.gradient_checkpointing=true (the result stays the same), or --set {setting}",
-    )
-
-
-def update_does_not_fit(error: BaseException, *, world: World) -> OutOfMemory:
-    """The error to raise when memory runs out while gradients are summed or weights updated, where smaller micro-batches do not help."""
-    cause = (str(error).splitlines() or ["no more memory"])[0]
-    where = f" of process {world.rank}" if world.size > 1 else ""
-    message = f"gradients and optimizer do not fit into the memory{where} beside the weights: {cause[:160]}"
-    hint = f"--method lora (or a smaller lora.rank), or --world-size {2 * world.size} --set distributed.strategy=shard"
-    return OutOfMemory(Problem(code="training.out-of-memory", message=message, where="training.method", hint=hint))
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Continue from what `values` returned."""
+        steps = tuple((step, (begin, end)) for step, (begin, end) in saved["steps"])
+        before = saved["before"]
+        self.now = Streak(steps, (before[0], (before[1][0], before[1][1])) if before else None)

@@ -4,7 +4,7 @@ assembly.py makes the parts from the settings; a test makes them from a two-laye
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,6 +75,10 @@ class LoopSettings:
     """Whether every new best evaluation is saved."""
     advice_if_diverged: Callable[[], str]
     """What to type after the run has diverged."""
+    refuse_spikes: bool = True
+    """Whether updates are refused whose loss or gradient leaps far above the steps before."""
+    show_rows: Callable[[Sequence[int]], str] = lambda rows: ""
+    """The command that shows rows of the data by their numbers."""
     final_is_best: bool = False
     """Whether the best step of training is saved even if the untrained model was better, because it becomes the final model."""
 

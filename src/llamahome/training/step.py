@@ -1,22 +1,25 @@
 """One optimizer update over one global batch.
 
 The loss is the sum over all targets of all ranks divided by their number, counted before the first backward pass, so any split into
-micro-batches or ranks gives the same gradient up to rounding. An update whose loss or gradient is not finite is refused on the device,
-without waiting for it: the optimizer skips the update when `found_inf` is set. Nothing here reads a value back from a GPU. When a rank
-runs out of memory in a pass, all ranks learn it with the gradients, and nothing is updated.
+micro-batches or ranks gives the same gradient up to rounding. An update whose loss or gradient is not finite, or a spike, is refused on the
+device, without waiting for it: the optimizer skips the update when `found_inf` is set. Nothing here reads a value back from a GPU.
+When a rank runs out of memory in a pass, all ranks learn it with the gradients, and nothing is updated.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from llamahome.data.records import Microbatch
+from llamahome.distributed.devices import is_out_of_memory
 from llamahome.distributed.reducer import Reducer
 from llamahome.distributed.world import World
 from llamahome.monitoring.throughput import PartClock
-from llamahome.training.recovery import RanOut, is_out_of_memory, update_does_not_fit
+from llamahome.training.memory import RanOut, update_does_not_fit, update_weights
+from llamahome.training.spikes import Limits
 
 _MIX = 0x9E3779B97F4A7C15
 """2^64 / golden ratio: spreads (seed, step, micro-batch) over seeds, as in SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
@@ -31,7 +34,9 @@ class StepResult:
     grad_norm: Tensor
     """() float32, global L2 norm before clipping."""
     refused: Tensor
-    """() float32, 1 when the update was not applied."""
+    """() float32: APPLIED, NOT_FINITE or SPIKE of spikes.py."""
+    short: str | None = None
+    """What was said when memory ran out in the update of this rank, which was then done again."""
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -51,7 +56,7 @@ def train_step(
     *,
     num_targets: int,
     seed: int,
-    max_grad_norm: float | None,
+    limits: Limits,
     reducer: Reducer,
     clock: PartClock,
 ) -> StepResult | RanOut:
@@ -69,7 +74,7 @@ def train_step(
         for number, microbatch in enumerate(microbatches, start=1):
             torch.manual_seed(microbatch_seed(seed, microbatch.index))
             with clock.part("forward"):
-                share = objective(microbatch) / num_targets
+                share = reducer.guard.run(partial(objective, microbatch)) / num_targets
             with clock.part("backward"):
                 reducer.before_backward(last=number == len(microbatches))
                 share.backward()  # type: ignore[no-untyped-call]
@@ -77,14 +82,16 @@ def train_step(
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        ran_out = RanOut(str(error) or "no more memory")  # a MemoryError of Python has no message
+        ran_out = RanOut(str(error) or "no more memory", reducer.collective_in_forward)  # a MemoryError of Python has no message
     share = loss  # frees the graph of the last pass
+    if (message := reducer.guard.take()) is not None:
+        ran_out = ran_out or RanOut(message)
     if ran_out is not None:  # outside of the handler, because the error holds everything that the pass has kept
         optimizer.zero_grad(set_to_none=True)
-        if reducer.collective_in_forward:
+        if ran_out.others_wait:
             return ran_out
     try:
-        return _update(loss, optimizer, ran_out, max_grad_norm=max_grad_norm, reducer=reducer, clock=clock)
+        return _update(loss, optimizer, ran_out, limits=limits, reducer=reducer, clock=clock)
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise update_does_not_fit(error, world=reducer.world) from error
@@ -96,7 +103,7 @@ def _update(
     optimizer: torch.optim.Optimizer,
     ran_out: RanOut | None,
     *,
-    max_grad_norm: float | None,
+    limits: Limits,
     reducer: Reducer,
     clock: PartClock,
 ) -> StepResult | RanOut:
@@ -108,13 +115,13 @@ def _update(
             return ran_out or RanOut(None)
     with clock.part("update"):
         parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
-        refused = 1.0 - (torch.isfinite(summed.loss) & torch.isfinite(summed.grad_norm)).float()
-        if max_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, summed.grad_norm)
-        optimizer.found_inf = refused  # type: ignore[attr-defined]  # torch's GradScaler sets it, too
-        optimizer.step()
+        refused = limits.refuse(summed.loss, summed.grad_norm)
+        if limits.max_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, limits.max_grad_norm, summed.grad_norm)
+        optimizer.found_inf = (refused > 0).float()  # type: ignore[attr-defined]  # torch's GradScaler sets it, too
+        short = update_weights(optimizer)
         optimizer.zero_grad(set_to_none=True)
-    return StepResult(summed.loss, summed.grad_norm, refused)
+    return StepResult(summed.loss, summed.grad_norm, refused, short)
 
 
 def _any_gave_up(world: World, gave_up: Tensor, *, mine: bool) -> bool:

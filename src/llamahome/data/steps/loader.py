@@ -155,8 +155,8 @@ class Loader:
     deliver: Deliver = stay
     judge: Callable[[Counts], None] | None = None
     """Called with `seen` after each step of the first epoch; may raise DataError when too many rows were bad."""
-    row_names: Callable[[int, int], list[str]] = lambda begin, end: []
-    """Names of the rows at positions from `begin` to before `end`, for messages."""
+    row_names: Callable[[Sequence[int]], list[str]] = lambda rows: []
+    """Names of rows of the source, for messages."""
     seen: Counts = field(init=False, default_factory=Counts)
     """What became of the rows of the steps given out, over all ranks, since this loader began."""
     _position: int = field(init=False)
@@ -175,6 +175,11 @@ class Loader:
         """The same examples with another budget, which holds for every later step, too."""
         self.micro_batch_tokens = micro_batch_tokens
         return self._build(batch.begin, batch.end, micro_batch_tokens)
+
+    def rows_of(self, begin: int, end: int) -> list[int]:
+        """The rows of the source at positions from `begin` to before `end`."""
+        numbers: list[int] = self.order.rows_at(np.arange(begin, end, dtype=np.int64), seed=self.seed).tolist()
+        return numbers
 
     def close(self) -> None:
         """Stop working ahead and wait for the threads to end; may be called twice."""

@@ -18,6 +18,7 @@ from llamahome.data.files.locate import locate
 from llamahome.data.files.sources import Source
 from llamahome.data.files.splits import EVERYTHING
 from llamahome.data.steps.order import mixed_seed, rows_at
+from llamahome.data.steps.passed import Ranges, positions_of
 from llamahome.errors import ConfigError, DataError, Problem
 from llamahome.units import many, parse_rows
 
@@ -46,6 +47,8 @@ class RowOrder:
     held: NDArray[np.int64]
     """The held-out rows, ascending."""
     parts: tuple[MixtureSource, ...]
+    passed: Ranges = ()
+    """Positions that are passed over."""
 
     @cached_property
     def epoch_rows(self) -> int:
@@ -53,7 +56,8 @@ class RowOrder:
         return sum(part.draws for part in self.parts)
 
     def rows_at(self, positions: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
-        """The rows at these positions, counted from the start of training."""
+        """The rows at these positions, counted from the start of training without those that are passed over."""
+        positions = positions_of(positions, self.passed)
         slots = rows_at(positions, num_rows=self.epoch_rows, seed=seed)
         epochs = positions // self.epoch_rows
         numbers = np.empty(len(positions), np.int64)
