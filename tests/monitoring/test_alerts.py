@@ -69,7 +69,7 @@ TROUBLES: dict[str, tuple[Callable[[int, Record], Record], list[str]]] = {
         ["512.0 MiB are free", "checkpoint prune latest"],
     ),
     "swap": (only("memory/swap", lambda step, r: 0.75 * GIB if step > 60 else 0.0), ["768.0 MiB of this process"]),
-    "throttled": (only("system/ram", lambda step, r: r["system/ram"]), ["stops this run 40% of the time"]),
+    "throttled": (only("system/ram", lambda step, r: r["system/ram"]), ["used up in 40% of its periods"]),
 }
 NEAR: dict[str, Callable[[int, Record], Record]] = {
     "loss-not-finite": only("train/loss", lambda step, r: 1e30 if step == 1 else r["train/loss"]),

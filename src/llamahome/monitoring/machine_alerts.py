@@ -19,7 +19,7 @@ class DataWait:
         self._seen = 0
 
     def observe(self, step: int, values: Values) -> Finding | None:
-        """Begin above 10 % of the last 20 lines, ten times in a row; over below 7 %. The first line is left out, because it starts the reading."""
+        """Begin above 10 % of the last 20 lines, ten times in a row; over below 7 %. The first line holds the start of the reading."""
         data = finite(values, "time/data")
         if data is None:
             return None
@@ -162,10 +162,8 @@ class Throttled:
         """Begin after three samples in a row; over when there is none any more."""
         stopped, hot, gpu = (finite(values, f"system/{name}") for name in ("cpu_throttled", "cpu_thermal", "gpu_throttled"))
         if stopped is not None and self._quota.begins(stopped > 0.1, over=stopped < 0.02):
-            return (
-                f"the quota of the container stops this run {stopped:.0%} of the time",
-                "allow more processors, or set OMP_NUM_THREADS lower",
-            )
+            text = f"the processor quota of the container was used up in {stopped:.0%} of its periods"
+            return text, "allow more processors, or fewer threads: OMP_NUM_THREADS"
         if hot is not None and self._heat.begins(hot > 0, over=hot == 0):
             return (
                 f"the processor slows down because it is hot ({hot:.3g} times a second)",

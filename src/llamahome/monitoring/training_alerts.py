@@ -113,7 +113,8 @@ class Overfitting:
             self._best, self._training_then = (held_out, step), now if self._training.count >= 5 else None
         if not begins:
             return None
-        text = f"the held-out loss rose from {best:.4f} at step {best_step} to {held_out:.4f}, the training loss fell from {then:.4f} to {now:.4f}"
+        rose = f"the held-out loss rose from {best:.4f} at step {best_step} to {held_out:.4f}"
+        text = f"{rose}, the training loss fell from {then:.4f} to {now:.4f}"
         if not best_step:
             return text, self._facts.slower()
         return text, f"fewer steps: --max-steps {best_step}; or --set output.final=best, which takes the best saved step"
