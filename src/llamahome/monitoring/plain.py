@@ -56,6 +56,10 @@ class PlainProgress:
         """Write `warning: message; consequence`."""
         self.say(f"warning: {message}; {consequence}")
 
+    def alert(self, step: int, text: str, help: str) -> None:
+        """Write `alert: step 12: text; help`."""
+        self.say(f"alert: step {step}: {text}; {help}")
+
     def start(self, summary: RunSummary) -> None:
         """Write model, data and batch, a line each."""
         self._summary = summary

@@ -83,16 +83,17 @@ class _Agreed:
 
 
 def _agree(run: Run, state: TrainerState, batch: StepBatch) -> _Agreed:
-    """One exchange per step: its tokens and targets, and whether any rank wants to stop, evaluate or save. Only rank 0's clock counts."""
+    """One exchange per step: tokens, targets, whether a rank wants to stop, evaluate or save (rank 0's clock counts), and their work."""
     main = run.world.is_main and state.step > 0
     evaluate = main and run.schedule.evaluate.after(state.step) and state.eval_loss is None  # a resumed step was evaluated before
     save = main and run.schedule.save.after(state.step)
-    values = [batch.num_tokens, batch.num_targets, run.stop.asked, evaluate, save]
+    values = [batch.num_tokens, batch.num_targets, run.stop.asked, evaluate, save, *run.recorder.ranks.send()]
     counts = torch.tensor(values, dtype=torch.int64)  # on the processor, so that nobody waits for the steps of a GPU
     if run.world.size > 1:
         with run.clock.part("exchange"):
             run.world.sum_(counts)
-    tokens, targets, stop, evaluate, save = counts.tolist()
+    tokens, targets, stop, evaluate, save, *told = counts.tolist()
+    run.recorder.ranks.receive(told)
     return _Agreed(tokens, targets, stop > 0, evaluate > 0, save > 0)
 
 
