@@ -51,8 +51,14 @@ def free_memory_bytes(root: Path = Path("/")) -> int:
 
 def used_memory_share(root: Path = Path("/")) -> float:
     """Share of memory in use: of the machine or of a cgroup limit, whichever is higher."""
-    shares = (used / limit for limit, used in memory_limits(root))
-    return float(max([psutil.virtual_memory().percent / 100, *shares]))
+    return _share_and_limit(root)[0]
+
+
+def _share_and_limit(root: Path) -> tuple[float, float]:
+    """The share of memory in use, and the memory that there is in bytes, of the machine or under its tightest limit."""
+    machine, limits = psutil.virtual_memory(), list(memory_limits(root))
+    share = max([machine.percent / 100, *(used / limit for limit, used in limits)])
+    return float(share), float(min([machine.total, *(limit for limit, _ in limits)]))
 
 
 class ResourceSampler:
@@ -80,6 +86,7 @@ class ResourceSampler:
         self._file = AppendFile(path, DiskTrouble(warn))
         self._stop_requested = threading.Event()
         self._thread: threading.Thread | None = None
+        self._cpus = float(processor_quota(root) or os.cpu_count() or 1)
         self._rates = Rates(root) if whole_machine else None
         self._energy = ProcessorEnergy(root / "sys/class/powercap") if whole_machine else None
         self._gpu: GpuReader | None = open_gpu()
@@ -133,13 +140,12 @@ class ResourceSampler:
         if swap is not None:
             sample["memory/swap"] = float(swap)
         if self._rates is not None:
-            limits = list(memory_limits(self._root))
-            quota = processor_quota(self._root)
+            share, limit = _share_and_limit(self._root)
             sample |= {
                 "system/cpu": psutil.cpu_percent(None) / 100,
-                "system/cpus": float(quota if quota is not None else os.cpu_count() or 1),
-                "system/ram": used_memory_share(self._root),
-                "system/ram_limit": float(min([psutil.virtual_memory().total, *(limit for limit, _ in limits)])),
+                "system/cpus": self._cpus,
+                "system/ram": share,
+                "system/ram_limit": limit,
                 **self._rates.read(),
             }
             with contextlib.suppress(OSError):  # writing to a disk that has been removed reports the error
