@@ -155,7 +155,6 @@ def _run(job: Job, paths: RunPaths, state: TrainerState) -> Result:
     world.rank_status.enter("in training")
     with ExitStack() as closing:
         recorder = open_recorder(job, paths, state, closing, checkpoint_bytes=require_space(job, paths))
-        recorder.event("resumed" if state.step else "started", step=state.step, horizon=job.plan.horizon)
         evaluator = assembly.make_evaluator(job, recorder, state)
         loader = assembly.make_loader(job, state)
         closing.callback(loader.close)

@@ -29,7 +29,7 @@ from llamahome.training.learner import flops_per_token
 
 
 def open_recorder(job: Job, paths: RunPaths, state: TrainerState, closing: ExitStack, *, checkpoint_bytes: int = 0) -> Recorder:
-    """Open everything that records the run; all ranks call it. `closing` closes it."""
+    """Open everything that records the run, and record that it begins; all ranks call it. `closing` closes it."""
     monitoring, world, report = job.config.monitoring, job.session.world, job.data.prepared.report
     closing.callback(log_to_file(paths.rank_log(world.rank)).close)
     sampler = _open_sampler(paths, world, interval(monitoring.system_every).value)
@@ -60,7 +60,8 @@ def open_recorder(job: Job, paths: RunPaths, state: TrainerState, closing: ExitS
     closing.callback(sampler.stop)
     compute = str(job.data.backend.precision.compute).removeprefix("torch.")
     source = f"a square product in {compute}, measured on each of the {world.size} processes when the run began, summed"
-    recorder.event("peak", flops_per_token=flops, peak_flops=peak, peak_is=source, mfu="flops_per_token * tokens_per_s / peak_flops")
+    speed = {"flops_per_token": flops, "peak_flops": peak, "peak_is": source, "mfu": "flops_per_token * tokens_per_s / peak_flops"}
+    recorder.event("resumed" if state.step else "started", step=state.step, horizon=job.plan.horizon, **speed)
     return recorder
 
 
