@@ -18,6 +18,7 @@ FLOORS = (
         "pipeline",
         "assembly",
         "resolve",
+        "recording",
         "data_limits",
         "saving",
         "resuming",
@@ -62,6 +63,9 @@ BORDERS = {
     "matplotlib": r"data/checks/stats",
     "pyarrow": r"data/files/(columnar|spool)",
     "datasets": r"data/files/hub",
+    "trackio": r"monitoring/tracker_process",
+    "wandb": r"monitoring/tracker_process",
+    "mlflow": r"monitoring/tracker_process",
     "lm_eval": r"lm_eval_tasks",
 }
 """Which files may import a foreign library: attention registers its function with transformers and fuse compares with its code."""

@@ -110,7 +110,7 @@ def test_a_dependency_is_declared_and_each_declared_one_is_used() -> None:
 def module_names(asked: Iterable[str]) -> set[str]:
     """The modules that these requirements bring, as an import names them."""
     names = {re.split(r"[>=<\[]", line)[0] for line in asked}
-    return {"pynvml" if name == "nvidia-ml-py" else name.replace("-", "_").removesuffix(".yaml") for name in names}
+    return {"pynvml" if name == "nvidia-ml-py" else name.replace("-", "_").removesuffix(".yaml").removesuffix("_skinny") for name in names}
 
 
 def test_what_the_documentation_and_the_source_point_to_is_there() -> None:

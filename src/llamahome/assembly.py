@@ -25,7 +25,6 @@ from llamahome.data_limits import prepare_fitted, warn_of_length
 from llamahome.distributed.agreement import require_agreement, settings_and_versions
 from llamahome.distributed.world import World, open_world
 from llamahome.errors import LeftAtOnce, MachineError, Problem
-from llamahome.logs import log_to_file
 from llamahome.model.adapter import trained_rows
 from llamahome.model.auxiliary_files import copy_both
 from llamahome.model.backends.backend import Backend
@@ -33,15 +32,14 @@ from llamahome.model.backends.choose import choose_backend
 from llamahome.monitoring.display import RunSummary
 from llamahome.monitoring.progress import Progress, open_progress
 from llamahome.monitoring.recorder import Recorder
-from llamahome.monitoring.resources import ResourceSampler
-from llamahome.monitoring.throughput import PartClock, measured_peak_flops
+from llamahome.monitoring.throughput import PartClock
 from llamahome.resolve import answered_rows, evaluated_rows, resolve_settings
 from llamahome.resuming import passed_over, rate_of, show_rows
 from llamahome.rundir import RunPaths, as_typed, nearby
 from llamahome.training.answer_metric import AnswerMetric, open_answer_metric
 from llamahome.training.checkpointing import Checkpointing, Save, SaveAsync
 from llamahome.training.evaluate import Evaluator, HeldOut, Judge, sample_prompts
-from llamahome.training.learner import Learner, flops_per_token, load_base, make_learner
+from llamahome.training.learner import Learner, load_base, make_learner
 from llamahome.training.run import LoopSettings, Plan, Run, Schedule
 from llamahome.training.schedule import Due
 from llamahome.training.stop import StopRequest
@@ -154,29 +152,6 @@ def _fetch_base(session: Session, loaded: LoadedConfig) -> Path:
         if session.stop.asked:
             raise LeftAtOnce(Problem(code="run.left-at-once", message="left while fetching the model; nothing was to be saved")) from error
         raise
-
-
-def open_recorder(job: Job, paths: RunPaths, state: TrainerState, closing: ExitStack) -> Recorder:
-    """Open the log, the metrics and the sampler of the machine; `closing` closes them."""
-    monitoring, world, report = job.config.monitoring, job.session.world, job.data.prepared.report
-    closing.callback(log_to_file(paths.rank_log(world.rank)).close)
-    sampler = ResourceSampler(paths.metrics_dir / "system.jsonl", interval(monitoring.system_every).value)
-    recorder = Recorder(
-        paths.metrics_dir,
-        tensorboard_dir=paths.tensorboard_dir if monitoring.tensorboard else None,
-        is_main=world.is_main,
-        resume_step=state.step if state.step or (paths.metrics_dir / "metrics.jsonl").exists() else None,  # 0 when it starts again
-        flops_per_token=flops_per_token(job.learner.model, report.targets / report.tokens),
-        peak_flops=measured_peak_flops(world.device, job.data.backend.precision.compute),
-        warn=lambda text: job.session.progress.say(f"warning: {text}"),
-        system=sampler.latest,
-    )
-    recorder.restore_totals(state.tokens, state.targets)
-    closing.callback(recorder.close)
-    if world.is_main:
-        sampler.start()
-        closing.callback(sampler.stop)
-    return recorder
 
 
 def make_evaluator(job: Job, recorder: Recorder, state: TrainerState) -> Evaluator:

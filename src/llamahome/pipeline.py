@@ -26,13 +26,15 @@ from llamahome.data.report import lost_lines
 from llamahome.distributed.agreement import require_agreement
 from llamahome.distributed.failures import note_run, run_to_go_on
 from llamahome.distributed.watchdog import open_watchdog
-from llamahome.errors import ConfigError, Problem, Stopped
+from llamahome.errors import ConfigError, LlamaHomeError, Problem, Stopped
 from llamahome.evaluation_report import report
 from llamahome.final_model import write_chosen
 from llamahome.measuring import NOTHING_MORE, Asked
 from llamahome.model.adapter import restore_model
 from llamahome.monitoring.environment import write_environment
 from llamahome.monitoring.lineage import write_lineage
+from llamahome.monitoring.trackers import require_installed
+from llamahome.recording import open_recorder
 from llamahome.rollback import Rollback, plan_rollback, roll_back
 from llamahome.rundir import NEWEST, RunPaths, as_typed, create_run, open_run, point_newest_to, refuse_unwritable, refuse_used
 from llamahome.saving import Saver, require_space
@@ -59,6 +61,8 @@ class Result:
     loaded: LoadedConfig
     final_note: str | None = None
     """Which step final/ is, and why, if output.final is best."""
+    kwh: float | None = None
+    """Energy of the run as far as counters have measured it; None if none could be read."""
 
 
 def check(loaded: LoadedConfig) -> None:
@@ -69,9 +73,15 @@ def check(loaded: LoadedConfig) -> None:
     open_answer_metric(loaded.config.evaluation.metric)
 
 
+def _check_run(loaded: LoadedConfig) -> None:
+    """What `check` does, and raise MachineError if the package of a tracker is missing."""
+    check(loaded)
+    require_installed(loaded.config.monitoring.trackers)
+
+
 def train(data_path: str | Sequence[str], loaded: LoadedConfig, *, command: Sequence[str] = ()) -> Result:
     """Train on `data_path`, one or several, in a new run folder. Raises Stopped when it was asked to stop and has saved."""
-    check(loaded)
+    _check_run(loaded)
     begun = run_to_go_on()
     if begun is not None and open_run(begun).checkpoints():
         return resume(str(begun), read_saved_config, command=command)
@@ -104,7 +114,7 @@ def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Coll
     saved = store.load(folder)
     before = read_saved_config(saved.config_path)
     loaded, in_new_run = _output_of_resumed(change(saved.config_path))
-    check(loaded)
+    _check_run(loaded)
     resuming.refuse_other_adapter(before, loaded)
     with open_session(loaded, phases=3 if saved.state.eval_loss is None and not saved.state.step else 2) as session:
         say = session.progress.say
@@ -155,9 +165,7 @@ def _train(job: Job, paths: RunPaths, state: TrainerState) -> Result | Rollback:
     """Open the files of the run, train from `state`, and write the final model unless the run has to go back."""
     session, world, folder = job.session, job.session.world, {"folder": str(paths.root.resolve())}
     with ExitStack() as closing:
-        require_space(job, paths)
-        recorder = assembly.open_recorder(job, paths, state, closing)
-        recorder.event("resumed" if state.step else "started", step=state.step, horizon=job.plan.horizon)
+        recorder = open_recorder(job, paths, state, closing, checkpoint_bytes=require_space(job, paths))
         evaluator = assembly.make_evaluator(job, recorder, state)
         loader = assembly.make_loader(job, state)
         closing.callback(loader.close)
@@ -184,15 +192,24 @@ def _train(job: Job, paths: RunPaths, state: TrainerState) -> Result | Rollback:
             if rollback is not None:
                 return rollback
             recorder.status("failed", state.step, job.plan.horizon, **folder)
-            recorder.event("failed", step=state.step)
+            recorder.event("failed", step=recorder.step, text=_first_line(error))
             raise
         ending: Literal["stopped", "finished"] = "stopped" if stopped else "finished"
         recorder.status(ending, outcome.state.step, job.plan.horizon, **folder, reason=outcome.reason)
-        recorder.event(ending, step=outcome.state.step, reason=outcome.reason)
+        text = f"{outcome.reason} after step {outcome.state.step:,} of {job.plan.horizon:,}"
+        recorder.event(ending, step=outcome.state.step, reason=outcome.reason, text=text)
         world.barrier()
         if stopped:
             raise Stopped(resuming.stopped(outcome, job.plan, paths))
-    return Result(paths, outcome, evaluator.first, evaluator.last, evaluator.samples(), job.settings, final_note)
+    kwh = recorder.ranks.kwh()
+    return Result(paths, outcome, evaluator.first, evaluator.last, evaluator.samples(), job.settings, final_note, kwh)
+
+
+def _first_line(error: BaseException) -> str:
+    """What went wrong, on one line."""
+    if isinstance(error, LlamaHomeError) and error.problems:
+        return error.problems[0].message
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _evaluate_untrained(session: Session, evaluator: Evaluator, state: TrainerState) -> TrainerState:

@@ -77,10 +77,16 @@ def write_final(job: Job, paths: RunPaths) -> None:
         write_model(job, paths.final, TAKES_PART)
 
 
-def require_space(job: Job, paths: RunPaths) -> None:
-    """Raise SaveFailed when the disk has no room for a checkpoint; called before the first step, when nothing is lost yet."""
-    if job.session.world.is_main:
-        store.require_space(paths.root, store.space_needed(paths, _future_moments(job.learner)))
+def require_space(job: Job, paths: RunPaths) -> int:
+    """Raise SaveFailed when the disk has no room for a checkpoint; called before the first step, when nothing is lost yet.
+
+    Returns the bytes that a checkpoint takes; 0 on other ranks than the main one.
+    """
+    if not job.session.world.is_main:
+        return 0
+    needed = store.space_needed(paths, _future_moments(job.learner))
+    store.require_space(paths.root, needed)
+    return needed
 
 
 def _future_moments(learner: Learner) -> dict[str, Tensor | TensorSlices]:

@@ -6,9 +6,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from llamahome.distributed.control_groups import quota_periods
+from llamahome.monitoring.counters import Rates
 from llamahome.monitoring.resources import ResourceSampler, free_memory_bytes, process_memory, used_memory_share
 
 MIB = 2**20
+ALWAYS = ("cpu", "cpus", "cpu_process", "ram", "ram_limit", "disk", "disk_free", "net_sent", "net_received")
+SOMETIMES = ("disk_read", "disk_written", "cpu_power", "cpu_thermal", "cpu_throttled")
+"""Where there is a disk of its own, readable counters, a quota."""
 
 
 def cgroup(root: Path, line: str, files: dict[str, str]) -> Path:
@@ -27,10 +32,13 @@ def test_samples_are_shares_and_rates_under_the_documented_names(tmp_path: Path)
     sampler.stop()
     records = [json.loads(line) for line in (tmp_path / "run" / "system.jsonl").read_text().splitlines()]
     assert len(records) >= 2
-    assert {"t", "system/cpu", "system/ram", "system/disk", "system/net_sent", "system/net_received", "memory/rss"} == set(records[-1])
+    always = {"t", "memory/rss", *(f"system/{name}" for name in ALWAYS)}
+    assert always <= set(records[-1]) <= always | {"memory/swap", *(f"system/{name}" for name in SOMETIMES)}
     for record in records:
         assert all(0 <= record[name] <= 1 for name in ("system/cpu", "system/ram", "system/disk"))
         assert record["system/net_sent"] >= 0
+        assert record["system/cpus"] > 0 and record["system/cpu_process"] >= 0
+        assert 10 * MIB < record["memory/rss"] < record["system/ram_limit"]
     assert sampler.latest()["memory/rss"] == records[-1]["memory/rss"]
 
 
@@ -94,3 +102,64 @@ def test_inside_a_container_only_the_top_level_is_visible(tmp_path: Path) -> Non
         "sys/fs/cgroup/memory.stat": "inactive_file 0",
     }
     assert free_memory_bytes(cgroup(tmp_path, "0::/docker/not-visible-here", files)) == 0
+
+
+def test_another_rank_measures_itself_only_and_says_who_it_is(tmp_path: Path) -> None:
+    labels = {"rank": 3, "host": "node-1"}
+    sampler = ResourceSampler(tmp_path / "system-rank-3.jsonl", every=3600, warn=pytest.fail, whole_machine=False, labels=labels)
+    sampler.start()
+    sampler.stop()
+    (record,) = [json.loads(line) for line in (tmp_path / "system-rank-3.jsonl").read_text().splitlines()]
+    assert (record["rank"], record["host"]) == (3, "node-1")
+    assert set(record) - {"memory/swap"} == {"t", "rank", "host", "memory/rss", "system/cpu_process"}
+    assert sampler.joules() is None
+
+
+def test_a_run_on_a_machine_with_counters_knows_its_energy_and_power(tmp_path: Path) -> None:
+    zone = tmp_path / "sys/class/powercap/intel-rapl:0"
+    zone.mkdir(parents=True)
+    for name, text in {"name": "package-0", "max_energy_range_uj": "262143328850", "energy_uj": "5000000"}.items():
+        (zone / name).write_text(text)
+    sampler = ResourceSampler(tmp_path / "system.jsonl", every=3600, warn=pytest.fail, root=tmp_path)
+    sampler.start()
+    (zone / "energy_uj").write_text("12000000")
+    sampler.stop()
+    assert sampler.joules() == pytest.approx(7.0)
+    assert sampler.latest()["system/cpu_power"] > 0
+
+
+def test_a_group_whose_quota_is_used_up_is_measured_at_the_level_where_it_is_worst(tmp_path: Path) -> None:
+    files = {"sys/fs/cgroup/a/cpu.stat": "nr_periods 100\nnr_throttled 10", "sys/fs/cgroup/a/b/cpu.stat": "nr_periods 100\nnr_throttled 0"}
+    times = iter([0.0, 1.0, 2.0])
+    rates = Rates(cgroup(tmp_path, "0::/a/b", files), now=lambda: next(times))
+    rates.read()
+    cgroup(
+        tmp_path, "0::/a/b", {"sys/fs/cgroup/a/cpu.stat": "nr_periods 120\nnr_throttled 15", "sys/fs/cgroup/a/b/cpu.stat": "nr_periods 120"}
+    )
+    assert rates.read()["system/cpu_throttled"] == pytest.approx(0.25)
+
+
+def test_a_quota_of_version_1_is_measured_and_no_quota_gives_no_figure(tmp_path: Path) -> None:
+    root = cgroup(
+        tmp_path, "3:cpu,cpuacct:/job", {"sys/fs/cgroup/cpu,cpuacct/job/cpu.stat": "nr_periods 10\nnr_throttled 4\nthrottled_time 9"}
+    )
+    assert [*quota_periods(root).values()] == [(10, 4)]
+    assert quota_periods(cgroup(tmp_path / "none", "0::/", {"sys/fs/cgroup/cpu.stat": "usage_usec 5"})) == {}
+
+
+def test_a_processor_that_is_hot_is_counted_once_per_package(tmp_path: Path) -> None:
+    for cpu, package in ((0, 0), (1, 0), (2, 1)):
+        cgroup(
+            tmp_path,
+            "0::/",
+            {
+                f"sys/devices/system/cpu/cpu{cpu}/topology/physical_package_id": str(package),
+                f"sys/devices/system/cpu/cpu{cpu}/thermal_throttle/package_throttle_count": "5",
+            },
+        )
+    times = iter([10.0, 12.0, 14.0])
+    rates = Rates(tmp_path, now=lambda: next(times))
+    rates.read()
+    for cpu in (0, 1):
+        (tmp_path / f"sys/devices/system/cpu/cpu{cpu}/thermal_throttle/package_throttle_count").write_text("11\n")
+    assert rates.read()["system/cpu_thermal"] == pytest.approx(3.0)

@@ -30,6 +30,8 @@ def show_result(result: "Result", data_paths: Sequence[str]) -> None:
     steps = f"{state.step:,} {'step' if state.step == 1 else 'steps'}"
     why = f" in {many(state.evaluations_without_gain, 'evaluation')}" if result.outcome.reason == "no gain" else ""
     print(f"\n{result.outcome.reason}{why} after {steps}, {show_count(state.tokens)} tokens, {show_seconds(state.elapsed_s)}")
+    if result.kwh is not None:
+        print(f"energy          {result.kwh:.3g} kWh, as the counters of processors and GPUs measured it")
     loss = result.last.loss if result.last is not None else state.eval_loss
     if loss is not None and result.first is not None:
         change = loss / result.first.loss - 1 if result.first.loss else 0.0

@@ -1,6 +1,7 @@
-"""Types of settings that are written with a unit, like "10 min", "500 steps" or "1:2" machines."""
+"""Types of settings that are written with a unit, like "10 min", "500 steps" or "1:2" machines, and names out of a list."""
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -29,9 +30,20 @@ def _digits_to_int(value: object) -> object:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
+TRACKERS = ("trackio", "wandb", "mlflow")
+
+
+def _known_tracker(name: str) -> None:
+    if name not in TRACKERS:
+        near = get_close_matches(name.lower(), TRACKERS, n=1)
+        guess = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"there is no tracker {name!r}{guess}; those are {', '.join(TRACKERS)} (TensorBoard: monitoring.tensorboard)")
+
+
 PositiveInt = Annotated[int, Field(ge=1)]
 IntervalText = Annotated[str, _valid(parse_interval), Field(examples=["500 steps", "1 epoch", "10 min"])]
 AutoInterval = Literal["auto"] | IntervalText
 SecondsText = Annotated[str, _valid(_parse_seconds), Field(examples=["2 s", "10 min", "1 h"])]
 Nodes = Annotated[PositiveInt | Annotated[str, _valid(parse_nodes), Field(examples=["1:2"])], BeforeValidator(_digits_to_int)]
+TrackerName = Annotated[str, _valid(_known_tracker), Field(examples=[*TRACKERS])]
 Amount = Annotated[float, Field(ge=0)] | Annotated[str, _valid(parse_rows)]

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from llamahome.config.columns import check_columns
-from llamahome.config.quantities import Amount, AutoInterval, IntervalText, Nodes, PositiveInt, SecondsText
+from llamahome.config.quantities import Amount, AutoInterval, IntervalText, Nodes, PositiveInt, SecondsText, TrackerName
 from llamahome.units import Interval, parse_interval, parse_nodes
 
 Auto = Literal["auto"]
@@ -223,6 +223,13 @@ class MonitoringConfig(Section):
     """How often the use of processor, memory and disk is sampled."""
     tensorboard: bool = True
     """Write TensorBoard event files beside metrics.jsonl."""
+    trackers: list[TrackerName] = []
+    """Trackers that get the metrics too, out of trackio, wandb and mlflow; each is an extra: pip install 'llamahome[wandb]'. What a tracker
+    sends, and where to, is its own affair: WANDB_MODE=offline keeps W&B on this machine. One that fails is reported once and never stops a
+    run."""
+    notify: str | None = None
+    """A shell command that is run when the run ends, fails or raises an alert, for at most 10 s, with LLAMAHOME_EVENT, LLAMAHOME_RUN,
+    LLAMAHOME_STEP and LLAMAHOME_TEXT in its environment and the same as JSON on stdin. Other variables, such as tokens, are not passed."""
 
 
 class DistributedConfig(Section):

@@ -37,6 +37,19 @@ def processor_quota(root: Path) -> float | None:
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
+def quota_periods(root: Path) -> dict[str, tuple[int, int]]:
+    """By folder of each control group with a processor quota: its periods so far, and those in which the quota was used up."""
+    found = {}
+    for controllers, group in _groups(root):
+        mounts = {""} if not controllers else {"cpu", controllers} if "cpu" in controllers.split(",") else set()
+        for folder in (folder for mount in mounts for folder in _upwards(root / "sys/fs/cgroup" / mount, group)):
+            words = read_words(folder / "cpu.stat")
+            statistics = dict(zip(words[::2], words[1::2], strict=False))
+            if int(statistics.get("nr_periods", 0)):
+                found[str(folder)] = int(statistics["nr_periods"]), int(statistics.get("nr_throttled", 0))
+    return found
+
+
 def _groups(root: Path) -> Iterator[tuple[str, str]]:
     """The controllers and the path of each group of this process; version 2 names no controllers."""
     try:

@@ -87,6 +87,13 @@ class NotebookProgress:
         """Show `warning: message; consequence`."""
         self.say(f"warning: {message}; {consequence}")
 
+    def alert(self, step: int, text: str, help: str) -> None:
+        """Show `alert: step 12: text; help`."""
+        self.say(f"alert: step {step}: {text}; {help}")
+        if self._panel is not None:
+            self._panel.alert(step, text)
+            self._draw()
+
     def start(self, summary: RunSummary) -> None:
         """Show the panel."""
         self._panel = PanelState(summary, now=self._now)

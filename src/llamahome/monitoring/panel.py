@@ -63,6 +63,12 @@ class PanelProgress:
         """Show `warning: message; consequence` above the panel."""
         self._print(f"warning: {message}; {consequence}", style="yellow")
 
+    def alert(self, step: int, text: str, help: str) -> None:
+        """Show `alert: step 12: text; help` above the panel, and its first part in the panel."""
+        self._print(f"alert: step {step}: {text}; {help}", style="yellow")
+        if self._panel is not None:
+            self._panel.alert(step, text)
+
     def start(self, summary: RunSummary) -> None:
         """Begin to draw the panel."""
         self.close()
@@ -131,6 +137,13 @@ class PanelState:
         self.evaluating = False
         self.evaluation: tuple[int, dict[str, float]] | None = None
         self.checkpoint: str | None = None
+        self._alerts = 0
+        self._last_alert = ""
+
+    def alert(self, step: int, text: str) -> None:
+        """Count an alert, and show it at the next draw."""
+        self._alerts += 1
+        self._last_alert = f"step {step:,}: {text}"
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Keep the metrics of `step` for the next draw."""
@@ -151,6 +164,7 @@ class PanelState:
             ("update", Text(self._update())),
             ("speed", Text(self._speed())),
             ("memory", Text(self._memory())),
+            *([("alerts", Text(f"{self._alerts}, newest: {self._last_alert}"))] if self._alerts else []),
             ("files", Text(self._files())),
             ("watch", Text(f"llamahome runs show {self._summary.run_id}")),
             ("stop", Text("Ctrl-C saves a checkpoint and stops; a second one leaves at once")),

@@ -15,6 +15,8 @@ from llamahome.rundir import as_typed
 from llamahome.units import show_seconds
 
 _LINE_EVERY_SECONDS = 10.0
+_LEAST_SHARE_OF_AGE = 1 / 360
+"""Of the age of the run, between two lines: after an hour they become rarer, about 250 until its age has doubled, so a log stays short."""
 _SHORT_EVALUATION_SECONDS = 1.0
 """An evaluation is not announced if the previous one took less than this."""
 
@@ -56,6 +58,10 @@ class PlainProgress:
         """Write `warning: message; consequence`."""
         self.say(f"warning: {message}; {consequence}")
 
+    def alert(self, step: int, text: str, help: str) -> None:
+        """Write `alert: step 12: text; help`."""
+        self.say(f"alert: step {step}: {text}; {help}")
+
     def start(self, summary: RunSummary) -> None:
         """Write model, data and batch, a line each."""
         self._summary = summary
@@ -75,8 +81,12 @@ class PlainProgress:
                 "elapsed": show_seconds(self._timer.elapsed()),
                 "left": show_seconds(self._timer.left() or 0.0),
             }
-        if is_last or self._last_shown is None or self._now() - self._last_shown >= _LINE_EVERY_SECONDS:
+        if is_last or self._last_shown is None or self._now() - self._last_shown >= self._line_every():
             self._show_pending()
+
+    def _line_every(self) -> float:
+        elapsed = self._timer.elapsed() if self._timer is not None else 0.0
+        return max(_LINE_EVERY_SECONDS, elapsed * _LEAST_SHARE_OF_AGE)
 
     def evaluating(self, step: int) -> None:
         """Write `evaluation after step 12 ...`, unless the previous evaluation was short."""

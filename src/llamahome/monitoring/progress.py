@@ -26,6 +26,9 @@ class Progress(Protocol):
     def warn(self, message: str, consequence: str) -> None:
         """Show what is wrong and what follows from it."""
 
+    def alert(self, step: int, text: str, help: str) -> None:
+        """Show that something needs a look, and what to do."""
+
     def start(self, summary: RunSummary) -> None:
         """Show the summary; training begins."""
 
@@ -60,6 +63,9 @@ class QuietProgress:
         """Do nothing."""
 
     def warn(self, message: str, consequence: str) -> None:
+        """Do nothing."""
+
+    def alert(self, step: int, text: str, help: str) -> None:
         """Do nothing."""
 
     def start(self, summary: RunSummary) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from llamahome.distributed.devices import HostCopy
+from llamahome.monitoring.ranks import Ranks
 from llamahome.monitoring.resources import process_memory
 from llamahome.monitoring.sinks import AppendFile, DiskTrouble, JsonlSink, Sink, TensorBoardSink, json_line, supersede_after
 from llamahome.monitoring.status import RunState, StatusFile
@@ -71,6 +72,10 @@ class Recorder:
         self._total_tokens = 0
         self._total_targets = 0
         self._last_write: float | None = None
+        self.step = resume_step or 0
+        """The last step that was recorded."""
+        self.ranks = Ranks()
+        """What the processes tell each other; a run of several has its own."""
         self.trouble = DiskTrouble(warn)
         self._sinks: list[Sink] = []
         self._tensorboard: TensorBoardSink | None = None
@@ -78,6 +83,7 @@ class Recorder:
         self._samples = AppendFile(metrics_dir / "samples.jsonl", self.trouble)
         self._status = StatusFile(metrics_dir / "status.json", trouble=self.trouble)
         self._is_main = is_main
+        self._listeners: list[Callable[[str, Mapping[str, Any]], None]] = []
         if is_main:
             superseded = 0 if resume_step is None else supersede_after(metrics_dir, resume_step)
             self._sinks.append(JsonlSink(metrics_dir / "metrics.jsonl", trouble=self.trouble))
@@ -87,6 +93,16 @@ class Recorder:
                 self._sinks.append(self._tensorboard)
             if superseded:
                 self.event("superseded", step=resume_step, records=superseded)
+
+    def attach(self, sink: Sink) -> None:
+        """Give everything that is logged from now on to another sink too; only on the main rank."""
+        if self._is_main:
+            self._sinks.append(sink)
+
+    def listen(self, listener: Callable[[str, Mapping[str, Any]], None]) -> None:
+        """Call `listener` with the kind and the fields of each event; only on the main rank."""
+        if self._is_main:
+            self._listeners.append(listener)
 
     @property
     def totals(self) -> tuple[int, int]:
@@ -111,6 +127,7 @@ class Recorder:
         self._window_tokens += tokens
         self._total_tokens += tokens
         self._total_targets += targets
+        self.step = step
         self._status.step(step)
 
     def cut(self, step: int, sent: Mapping[str, float] = MappingProxyType({})) -> Window | None:
@@ -129,6 +146,7 @@ class Recorder:
     def write(self, window: Window, parts: Mapping[str, float]) -> dict[str, float]:
         """Write and return the metrics of `window`; `parts` holds its seconds per part. Waits for the device once."""
         steps, targets = len(window.targets), sum(window.targets)
+        self.ranks.own(parts, steps)
         *losses, grad_norm = window.values.read()
         weights = window.targets if targets else [1] * steps
         weighted = sum(loss * weight for loss, weight in zip(losses, weights, strict=True))
@@ -140,6 +158,7 @@ class Recorder:
             **{f"time/{part}": seconds / steps for part, seconds in parts.items()},
             **{name: total / steps for name, total in window.sent.items()},
             **_memory(window.device),
+            **self.ranks.metrics(),
         }
         self.log(window.step, metrics)
         if self._tensorboard is not None and self._system is not None:
@@ -169,7 +188,10 @@ class Recorder:
     def event(self, kind: str, **fields: Any) -> None:
         """Write an event: a save, a refused step, a signal."""
         if self._is_main:
-            self._events.append(json_line({"t": round(time.time(), 3), "kind": kind, **redact_values(fields)}))
+            fields = redact_values(fields)
+            self._events.append(json_line({"t": round(time.time(), 3), "kind": kind, **fields}))
+            for listener in self._listeners:
+                listener(kind, fields)
 
     def sample(self, step: int, prompt: str, answer: str, reference: str) -> None:
         """Write the answer of the model of `step` to a held-out prompt."""

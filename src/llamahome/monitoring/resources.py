@@ -1,26 +1,33 @@
 """Measures free memory, and samples the machine into system.jsonl from a daemon thread.
 
 Shares are between 0 and 1. Memory limits of containers are respected: cgroup v2 and v1 are read at every level above the process.
-A sample takes 0.4 ms (measured).
+Every process of a run has a sampler: the first one of each machine measures the machine, each one itself and its GPU.
 """
 
 import contextlib
-import importlib
 import logging
+import os
 import resource
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 import psutil
 
-from llamahome.distributed.control_groups import memory_limits
+from llamahome.distributed.control_groups import memory_limits, processor_quota
+from llamahome.monitoring.counters import Rates
+from llamahome.monitoring.energy import ProcessorEnergy
+from llamahome.monitoring.nvml import GpuReader, open_gpu
 from llamahome.monitoring.sinks import AppendFile, DiskTrouble, json_line
 
 _LOG = logging.getLogger(__name__)
+
+
+_EVERY_ENERGY_SECONDS = 60.0
+"""The longest time between two readings of the counters of energy, which wrap around after some minutes."""
 
 
 def process_memory() -> tuple[int, int]:
@@ -49,31 +56,58 @@ def memory_limit_bytes(root: Path = Path("/")) -> int:
 
 def used_memory_share(root: Path = Path("/")) -> float:
     """Share of memory in use: of the machine or of a cgroup limit, whichever is higher."""
-    shares = (used / limit for limit, used in memory_limits(root))
-    return float(max([psutil.virtual_memory().percent / 100, *shares]))
+    return _share_and_limit(root)[0]
+
+
+def _share_and_limit(root: Path) -> tuple[float, float]:
+    """The share of memory in use, and the memory that there is in bytes, of the machine or under its tightest limit."""
+    machine, limits = psutil.virtual_memory(), list(memory_limits(root))
+    share = max([machine.percent / 100, *(used / limit for limit, used in limits)])
+    return float(share), float(min([machine.total, *(limit for limit, _ in limits)]))
 
 
 class ResourceSampler:
     """Samples the machine every `every` seconds between `start` and `stop`; `disk` is a path on the disk to measure.
 
-    Write errors go to `warn`, by default to the log, because the Recorder already reports a full disk to the user.
+    Write errors go to `warn`, by default to the log, because the Recorder already reports a full disk to the user. Without
+    `whole_machine` only this process and its GPU are measured. `labels` stand in every record, such as the rank.
     """
 
-    def __init__(self, path: Path, every: float, *, warn: Callable[[str], None] = _LOG.warning, disk: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        every: float,
+        *,
+        warn: Callable[[str], None] = _LOG.warning,
+        disk: Path | None = None,
+        whole_machine: bool = True,
+        labels: Mapping[str, object] = MappingProxyType({}),
+        root: Path = Path("/"),
+    ) -> None:
         self._every = every
         self._disk = disk or path.parent
+        self._labels = labels
+        self._root = root
         self._file = AppendFile(path, DiskTrouble(warn))
         self._stop_requested = threading.Event()
         self._thread: threading.Thread | None = None
-        self._network: tuple[float, int, int] | None = None
-        self._gpu_readers = _gpu_readers()
+        self._cpus = float(processor_quota(root) or os.cpu_count() or 1)
+        self._rates = Rates(root) if whole_machine else None
+        self._energy = ProcessorEnergy(root / "sys/class/powercap") if whole_machine else None
+        self._gpu: GpuReader | None = open_gpu()
+        self._joules: float | None = None
+        self._power: tuple[float, float] | None = None
+        """(time, joules of the processors) at the last sample."""
         self._latest: dict[str, float] = {}
         self._process = psutil.Process()
 
     def start(self) -> None:
         """Start the thread; the first sample comes after one interval."""
         psutil.cpu_percent(None)  # cpu_percent measures from the previous call
-        self._network_rates()
+        self._process.cpu_percent(None)
+        if self._rates is not None:
+            self._rates.read()
+        self._count_energy()
         self._stop_requested.clear()
         self._thread = threading.Thread(target=self._run, name="llamahome-resources", daemon=True)
         self._thread.start()
@@ -90,66 +124,57 @@ class ResourceSampler:
         """The newest sample; empty before the first one."""
         return self._latest
 
+    def joules(self) -> float | None:
+        """Energy since the start: of the machine's processors and memory, and of this process's GPU; None if nothing measures it."""
+        return self._joules
+
     def _run(self) -> None:
-        stopping = False
+        stopping, due = False, time.monotonic() + self._every
         while not stopping:
-            stopping = self._stop_requested.wait(self._every)
-            self._latest = self._sample()
-            self._file.append(json_line({"t": round(time.time(), 3), **self._latest}))
+            stopping = self._stop_requested.wait(max(0.0, min(due - time.monotonic(), _EVERY_ENERGY_SECONDS)))
+            if not stopping and time.monotonic() < due:
+                self._count_energy()
+            else:
+                due = time.monotonic() + self._every
+                self._latest = {**self._sample(), **self._count_energy()}
+                self._file.append(json_line({"t": round(time.time(), 3), **self._labels, **self._latest}))
 
     def _sample(self) -> dict[str, float]:
-        sample = {
-            "system/cpu": psutil.cpu_percent(None) / 100,
-            "system/ram": used_memory_share(),
-            "memory/rss": float(self._process.memory_info().rss),
-            **self._network_rates(),
-        }
-        with contextlib.suppress(OSError):  # writing to a disk that has been removed reports the error
-            sample["system/disk"] = psutil.disk_usage(str(self._disk)).percent / 100
-        for name, read in self._gpu_readers.items():
-            value = read()
-            if value is not None:
-                sample[name] = value
+        resident, swap = int(self._process.memory_info().rss), _swapped()
+        sample = {"memory/rss": float(resident), "system/cpu_process": self._process.cpu_percent(None) / 100}
+        if swap is not None:
+            sample["memory/swap"] = float(swap)
+        if self._rates is not None:
+            share, limit = _share_and_limit(self._root)
+            sample |= {
+                "system/cpu": psutil.cpu_percent(None) / 100,
+                "system/cpus": self._cpus,
+                "system/ram": share,
+                "system/ram_limit": limit,
+                **self._rates.read(),
+            }
+            with contextlib.suppress(OSError):  # writing to a disk that has been removed reports the error
+                usage = psutil.disk_usage(str(self._disk))
+                sample |= {"system/disk": usage.percent / 100, "system/disk_free": float(usage.free)}
+        if self._gpu is not None:
+            sample |= self._gpu.read()
         return sample
 
-    def _network_rates(self) -> dict[str, float]:
-        counters, now = psutil.net_io_counters(), time.perf_counter()
-        if counters is None:
+    def _count_energy(self) -> dict[str, float]:
+        """Read the counters of energy; the power of the processors since the last reading, where there are any."""
+        counted, now = self._energy.joules() if self._energy is not None else None, time.monotonic()
+        parts = [joules for joules in (counted, self._gpu.joules() if self._gpu is not None else None) if joules is not None]
+        self._joules = sum(parts) if parts else None
+        if counted is None:
             return {}
-        previous, self._network = self._network, (now, counters.bytes_sent, counters.bytes_recv)
-        if previous is None or now <= previous[0]:
-            return {}
-        seconds = now - previous[0]
-        return {
-            "system/net_sent": (counters.bytes_sent - previous[1]) / seconds,
-            "system/net_received": (counters.bytes_recv - previous[2]) / seconds,
-        }
+        before, self._power = self._power, (now, counted)
+        return {} if before is None or now <= before[0] else {"system/cpu_power": (counted - before[1]) / (now - before[0])}
 
 
-def _gpu_readers() -> dict[str, Callable[[], float | None]]:
-    """Functions that read a metric of this process's GPU, by metric; empty without a GPU or without nvidia-ml-py."""
-    torch: Any = sys.modules.get("torch")
-    if torch is None or not torch.accelerator.is_available():
-        return {}
-    gpu: Any = torch.get_device_module(torch.accelerator.current_accelerator())
-    if not hasattr(gpu, "utilization"):
-        return {}
+def _swapped() -> int | None:
+    """Bytes of this process in swap; None where the system does not tell."""
     try:
-        driver_error = importlib.import_module("pynvml").NVMLError
-    except ImportError:
-        return {}
-
-    def none_on_error(read: Callable[[], float]) -> Callable[[], float | None]:
-        def read_or_none() -> float | None:
-            try:
-                return read()
-            except (driver_error, RuntimeError):
-                return None
-
-        return read_or_none
-
-    return {
-        "system/gpu_util": none_on_error(lambda: gpu.utilization() / 100),
-        "system/gpu_power": none_on_error(lambda: gpu.power_draw() / 1000),
-        "system/gpu_temperature": none_on_error(lambda: float(gpu.temperature())),
-    }
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmSwap:")), None)

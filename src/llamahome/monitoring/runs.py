@@ -120,6 +120,12 @@ def describe_run(paths: RunPaths) -> RunInfo:
     )
 
 
+def describe_energy(paths: RunPaths) -> float | None:
+    """The kWh that a run has used so far, as far as they were measured; None if nothing measured them."""
+    kwh = _last_values(paths.metrics_dir / "metrics.jsonl").get("energy/kwh")
+    return float(kwh) if isinstance(kwh, int | float) else None
+
+
 def _last_values(metrics: Path) -> dict[str, Any]:
     """The last value of each metric, from the end of the file."""
     try:

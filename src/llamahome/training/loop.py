@@ -88,20 +88,20 @@ class _Agreed:
 
 
 def _agree(run: Run, state: TrainerState, batch: StepBatch, *, short: bool) -> _Agreed:
-    """One exchange per step: its tokens and targets, and whether any rank wants to stop, evaluate or save, or was `short` of memory.
-
-    Only rank 0's clock counts.
+    """One exchange per step: its tokens and targets, whether any rank wants to stop, evaluate or save, or was `short` of memory, and
+    what each rank did. Only rank 0's clock counts.
     """
     main = run.world.is_main and state.step > 0
     evaluate = main and run.schedule.evaluate.after(state.step) and state.eval_loss is None  # a resumed step was evaluated before
     save = main and run.schedule.save.after(state.step)
-    values = [batch.num_tokens, batch.num_targets, run.stop.asked, evaluate, save, short]
+    values = [batch.num_tokens, batch.num_targets, run.stop.asked, evaluate, save, short, *run.recorder.ranks.send()]
     counts = torch.tensor(values, dtype=torch.int64)  # on the processor, so that nobody waits for the steps of a GPU
     if run.world.size > 1:
         with run.clock.part("exchange"):
             run.world.sum_(counts)
-    tokens, targets, *flags = counts.tolist()
-    return _Agreed(tokens, targets, *(flag > 0 for flag in flags))
+    tokens, targets, stop, evaluate, save, short, *told = counts.tolist()
+    run.recorder.ranks.receive(told)
+    return _Agreed(tokens, targets, stop > 0, evaluate > 0, save > 0, short > 0)
 
 
 def _reason_to_stop(run: Run, state: TrainerState, agreed: _Agreed) -> Reason | None:

@@ -1,0 +1,56 @@
+"""Watches the records of a run and raises alerts, each once per episode, with what to do in the run's own numbers.
+
+The rules are in training_alerts.py and machine_alerts.py. They read recorded values only, so they can be applied to the files of any run;
+they keep a few numbers each, whatever its length, and never touch the training. Measured: docs/log.md, "Alerts".
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from llamahome.monitoring.episodes import Alert, Facts, Values
+from llamahome.monitoring.machine_alerts import machine_rules
+from llamahome.monitoring.training_alerts import training_rules
+
+
+class Watch:
+    """All rules for one run."""
+
+    def __init__(self, facts: Facts) -> None:
+        self._rules = [*training_rules(facts), *machine_rules(facts)]
+
+    def observe(self, step: int, values: Values) -> list[Alert]:
+        """Read the metrics of a step or a sample of the machine; the alerts whose episodes begin with it."""
+        found = []
+        for rule in self._rules:
+            finding = rule.observe(step, values)
+            if finding is not None:
+                found.append(Alert(name=rule.name, step=step, text=finding[0], help=finding[1]))
+        return found
+
+
+def alerts_of(records: Iterable[Mapping[str, float | None]], facts: Facts) -> Iterator[Alert]:
+    """The alerts of a run by its records (lines of metrics.jsonl, samples of system.jsonl), in the order in which they were written."""
+    watch, step = Watch(facts), facts.first_step
+    for record in records:
+        step = int(record.get("step") or step)
+        yield from watch.observe(step, record)
+
+
+class AlertSink:
+    """A sink of the recorder that watches what is recorded, and the newest sample of the machine; `raise_` gets each alert."""
+
+    def __init__(self, watch: Watch, raise_: Callable[[Alert], None], *, system: Callable[[], Mapping[str, float]]) -> None:
+        self._watch, self._raise, self._system = watch, raise_, system
+        self._sampled: Mapping[str, float] = {}
+
+    def log(self, step: int, t: float, metrics: Mapping[str, float]) -> None:
+        """Apply the rules; each sample of the machine counts once."""
+        found = self._watch.observe(step, metrics)
+        sample = self._system()
+        if sample is not self._sampled:
+            self._sampled = sample
+            found += self._watch.observe(step, sample)
+        for alert in found:
+            self._raise(alert)
+
+    def close(self) -> None:
+        """Nothing is open."""

@@ -1,0 +1,122 @@
+"""Opens what records a run: log, metrics, the sampler of the machine, trackers, alerts, and the user's command for notifications."""
+
+import shlex
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from llamahome.assembly import Job
+from llamahome.checkpoint.state import TrainerState
+from llamahome.config.describe import settings
+from llamahome.config.load import LoadedConfig
+from llamahome.config.schema import interval
+from llamahome.distributed.world import World
+from llamahome.logs import log_to_file
+from llamahome.monitoring.alerts import AlertSink, Watch
+from llamahome.monitoring.episodes import Alert, Facts
+from llamahome.monitoring.notify import Notifier
+from llamahome.monitoring.ranks import Ranks
+from llamahome.monitoring.recorder import Recorder
+from llamahome.monitoring.resources import ResourceSampler
+from llamahome.monitoring.runs import describe_energy
+from llamahome.monitoring.throughput import measured_peak_flops
+from llamahome.monitoring.trackers import TrackerSink
+from llamahome.rundir import RunPaths, as_typed
+from llamahome.training.learner import flops_per_token
+
+
+def open_recorder(job: Job, paths: RunPaths, state: TrainerState, closing: ExitStack, *, checkpoint_bytes: int = 0) -> Recorder:
+    """Open everything that records the run, and record that it begins; all ranks call it. `closing` closes it."""
+    monitoring, world, report = job.config.monitoring, job.session.world, job.data.prepared.report
+    closing.callback(log_to_file(paths.rank_log(world.rank)).close)
+    sampler = _open_sampler(paths, world, interval(monitoring.system_every).value)
+    resumes = bool(state.step or (paths.metrics_dir / "metrics.jsonl").exists())  # after step 0 when it starts again
+    before = describe_energy(paths) if resumes and world.is_main else None  # before records of repeated steps are moved
+    flops, peak = flops_per_token(job.learner.model, report.targets / report.tokens), _peak_flops(job)
+    recorder = Recorder(
+        paths.metrics_dir,
+        tensorboard_dir=paths.tensorboard_dir if monitoring.tensorboard else None,
+        is_main=world.is_main,
+        resume_step=state.step if resumes else None,
+        flops_per_token=flops,
+        peak_flops=peak,
+        warn=_warn(job),
+        system=sampler.latest,
+    )
+    recorder.restore_totals(state.tokens, state.targets)
+    recorder.ranks = Ranks(world.rank, world.size, joules=sampler.joules, kwh_before=before)
+    if world.is_main:
+        _attach_trackers(job, paths, recorder)
+        _attach_alerts(job, paths, state, recorder, sampler, checkpoint_bytes=checkpoint_bytes)
+        if monitoring.notify is not None:
+            notifier = Notifier(monitoring.notify, run=paths.run_id, warn=_warn(job))
+            recorder.listen(notifier.event)
+            closing.callback(notifier.close)
+    closing.callback(recorder.close)
+    sampler.start()
+    closing.callback(sampler.stop)
+    compute = str(job.data.backend.precision.compute).removeprefix("torch.")
+    source = f"a square product in {compute}, measured on each of the {world.size} processes when the run began, summed"
+    speed = {"flops_per_token": flops, "peak_flops": peak, "peak_is": source, "mfu": "flops_per_token * tokens_per_s / peak_flops"}
+    recorder.event("resumed" if state.step else "started", step=state.step, horizon=job.plan.horizon, **speed)
+    return recorder
+
+
+def _open_sampler(paths: RunPaths, world: World, every: float) -> ResourceSampler:
+    """Rank 0 writes system.jsonl, every other rank a file of its own; the first rank of each machine measures the machine."""
+    if world.size == 1:
+        return ResourceSampler(paths.metrics_dir / "system.jsonl", every)
+    name = "system.jsonl" if world.is_main else f"system-rank-{world.rank}.jsonl"
+    labels = {"rank": world.rank, "host": socket.gethostname()}
+    return ResourceSampler(paths.metrics_dir / name, every, whole_machine=world.local_rank == 0, labels=labels)
+
+
+def _peak_flops(job: Job) -> float:
+    """The peak rates of all processes, summed, because the tokens of a step are those of all processes."""
+    world = job.session.world
+    peak = torch.tensor([measured_peak_flops(world.device, job.data.backend.precision.compute)], dtype=torch.float64)
+    world.sum_(peak)
+    return float(peak)
+
+
+def _warn(job: Job) -> Callable[[str], None]:
+    return lambda text: job.session.progress.say(f"warning: {text}")
+
+
+def _attach_trackers(job: Job, paths: RunPaths, recorder: Recorder) -> None:
+    folder = paths.metrics_dir.parent.parent
+    facts = {"run": paths.run_id, "folder": str(folder), "settings": shown_settings(job.settings)}
+    for name in dict.fromkeys(job.config.monitoring.trackers):
+        recorder.attach(TrackerSink(name, paths.rank_log(0).with_name(f"tracker-{name}.log"), facts, warn=_warn(job)))
+
+
+def shown_settings(loaded: LoadedConfig) -> dict[str, Any]:
+    """Every setting by its dotted key, without the user's command, which may hold an address that is a secret."""
+    values = {key: setting.of(loaded.config) for key, setting in settings().items()}
+    return {key: value for key, value in values.items() if key != "monitoring.notify"}
+
+
+def _attach_alerts(
+    job: Job, paths: RunPaths, state: TrainerState, recorder: Recorder, sampler: ResourceSampler, *, checkpoint_bytes: int
+) -> None:
+    training = job.config.training
+    facts = Facts(
+        run=as_typed(paths.root),
+        data=shlex.join(job.data.paths),
+        horizon=job.plan.horizon,
+        learning_rate=float(training.learning_rate),
+        max_grad_norm=training.max_grad_norm,
+        micro_batch_tokens=state.micro_batch_tokens,
+        checkpoint_bytes=checkpoint_bytes,
+        first_step=state.step,
+    )
+
+    def raise_(alert: Alert) -> None:
+        fields: Mapping[str, Any] = {"alert": alert.name, "step": alert.step, "text": alert.text, "help": alert.help}
+        recorder.event("alert", event="alert", **fields)
+        job.session.progress.alert(alert.step, alert.text, alert.help)
+
+    recorder.attach(AlertSink(Watch(facts), raise_, system=sampler.latest))
