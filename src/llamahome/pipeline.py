@@ -30,8 +30,11 @@ from llamahome.evaluation_report import report
 from llamahome.final_model import write_chosen
 from llamahome.measuring import NOTHING_MORE, Asked
 from llamahome.model.adapter import restore_model
+from llamahome.monitoring.charts.page import write_report
 from llamahome.monitoring.environment import write_environment
 from llamahome.monitoring.lineage import write_lineage
+from llamahome.monitoring.sinks import harmless
+from llamahome.monitoring.summary import write_summary
 from llamahome.rundir import NEWEST, RunPaths, as_typed, create_run, open_run, point_newest_to, refuse_unwritable, refuse_used
 from llamahome.saving import Saver, require_space
 from llamahome.starting_adapter import with_adapter
@@ -157,7 +160,7 @@ def _run(job: Job, paths: RunPaths, state: TrainerState) -> Result:
         recorder.status("running", state.step, job.plan.horizon, **folder)
         try:
             evaluated = _evaluate_untrained(session, evaluator, state)
-            session.progress.start(assembly.summary(job, paths, state))
+            _begin_to_show(job, paths, state)
             session.stop.training = True
             outcome = train_loop(run, evaluated)
             for line in lost_lines(loader.seen) if job.data.prepared.streams else ():
@@ -168,14 +171,32 @@ def _run(job: Job, paths: RunPaths, state: TrainerState) -> Result:
         except BaseException:
             recorder.status("failed", state.step, job.plan.horizon, **folder)
             recorder.event("failed", step=state.step)
+            _write_report(session, paths)
             raise
         ending: Literal["stopped", "finished"] = "stopped" if stopped else "finished"
         recorder.status(ending, outcome.state.step, job.plan.horizon, **folder, reason=outcome.reason)
         recorder.event(ending, step=outcome.state.step, reason=outcome.reason)
+        _write_report(session, paths)
         world.barrier()
         if stopped:
             raise Stopped(resuming.stopped(outcome, job.plan, paths))
     return Result(paths, outcome, evaluator.first, evaluator.last, evaluator.samples(), job.settings, final_note)
+
+
+def _begin_to_show(job: Job, paths: RunPaths, state: TrainerState) -> None:
+    """Show the summary of the run, here and to those who watch its files."""
+    summary = assembly.summary(job, paths, state)
+    if job.session.world.is_main:
+        with harmless(f"{paths.metrics_dir}/summary.json is not written", job.session.progress.say):
+            write_summary(paths.metrics_dir, summary)
+    job.session.progress.start(summary)
+
+
+def _write_report(session: Session, paths: RunPaths) -> None:
+    """Write report.html, as the run now ends."""
+    if session.world.is_main:
+        with harmless(f"{paths.report} is not written", session.progress.say):
+            write_report(paths)
 
 
 def _evaluate_untrained(session: Session, evaluator: Evaluator, state: TrainerState) -> TrainerState:

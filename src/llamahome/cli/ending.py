@@ -55,6 +55,8 @@ def show_result(result: "Result", data_paths: Sequence[str]) -> None:
     print(f"model       {final}")
     print(f"checkpoint  {as_typed(paths.checkpoint(state.step))}")
     print(f"metrics     {as_typed(paths.metrics_dir)}")
+    if paths.report.is_file():
+        print(f"report      {as_typed(paths.report)}")
     print("next:")
     print(f"  llamahome chat {final}")
     print(f"  llamahome train-eval {final} {shlex.join(data_paths)}")

@@ -13,7 +13,8 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -62,6 +63,15 @@ class DiskTrouble:
         if self.lost_bytes == 0:
             self._warn(f"metrics for {path} could not be written and are lost; the training is not affected")
         self.lost_bytes += count
+
+
+@contextmanager
+def harmless(what: str, warn: Callable[[str], None]) -> Iterator[None]:
+    """Warn about whatever fails in the block: it only shows a training, and must never end it."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  whatever it is, the training goes on
+        warn(f"{what}: {type(error).__name__}: {error}; the training is not affected")
 
 
 class AppendFile:
