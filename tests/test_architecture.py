@@ -57,7 +57,7 @@ BORDERS = {
     "psutil": r"monitoring/\w+|planning/\w+|model/\w+|distributed/connect",
     "gguf": r"model/(starter|export/\w+)",
     "py3langid": r"data/checks/answer_quality",
-    "matplotlib": r"data/checks/stats",
+    "matplotlib": r"data/checks/stats|monitoring/charts/png",
     "pyarrow": r"data/files/(columnar|spool)",
     "datasets": r"data/files/hub",
     "lm_eval": r"lm_eval_tasks",

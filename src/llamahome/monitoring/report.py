@@ -121,7 +121,8 @@ def _settings(paths: RunPaths) -> tuple[dict[str, Any], dict[str, str], str | No
         loaded = read_saved_config(paths.config)
     except ConfigError as error:
         return {}, {}, error.problems[0].message if error.problems else "cannot be read"
-    return {key: setting.of(loaded.config) for key, setting in settings().items()}, loaded.origins, None
+    values = {key: setting.of(loaded.config) for key, setting in settings().items()}
+    return values, {key: origin.removeprefix("saved: ") for key, origin in loaded.origins.items()}, None
 
 
 def _training_seconds(steps: list[dict[str, float]]) -> float:

@@ -72,6 +72,15 @@ def numbers_of(records: list[dict[str, Any]]) -> list[dict[str, float]]:
     ]
 
 
+def without_nan(value: Any) -> Any:
+    """`value` with None for every number that is not finite, which JSON cannot hold."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: without_nan(part) for name, part in value.items()}
+    return [without_nan(part) for part in value] if isinstance(value, list) else value
+
+
 def _whole_records(content: bytes) -> Series:
     return Series(*parse(content[: content.rfind(b"\n") + 1]))  # what follows has no newline yet
 

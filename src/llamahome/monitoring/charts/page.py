@@ -16,7 +16,7 @@ from llamahome import __version__, durable
 from llamahome.config.load import is_chosen
 from llamahome.config.yamltext import write_value
 from llamahome.monitoring.charts import sections
-from llamahome.monitoring.charts.curves import charts_of, short
+from llamahome.monitoring.charts.curves import Chart, charts_of, short
 from llamahome.monitoring.charts.svg import draw
 from llamahome.monitoring.display import summary_rows
 from llamahome.monitoring.report import RunReport, report_run
@@ -40,8 +40,7 @@ def page(paths: RunPaths) -> str:
     script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    best = report.best if report.settings.get("evaluation.metric", "loss") == "loss" else None
-    charts = charts_of(report.records, best=(best.step, best.value) if best is not None else None)
+    charts = charts_of_run(report)
     drawn = "\n".join(draw(chart) for chart in charts)
     parts = [
         "<!doctype html>",
@@ -67,6 +66,12 @@ def page(paths: RunPaths) -> str:
         f"<script>{script}</script></body></html>\n",
     ]
     return "\n".join(part for part in parts if part)
+
+
+def charts_of_run(report: RunReport) -> list[Chart]:
+    """The charts of a run; the best evaluation is marked if it is one of the loss."""
+    best = report.best if report.settings.get("evaluation.metric", "loss") == "loss" else None
+    return charts_of(report.records, best=(best.step, best.value) if best is not None else None)
 
 
 def _header(report: RunReport) -> str:
@@ -118,7 +123,7 @@ def _settings(report: RunReport) -> str:
     def rows(keys: Iterable[str]) -> str:
         lines = []
         for key in keys:
-            source = report.origins.get(key, "").removeprefix("saved: ")
+            source = report.origins.get(key, "")
             value = escape(write_value(report.settings[key]))
             lines.append(f'<tr><th scope="row">{key}</th><td>{value}</td><td class="from">{escape(source)}</td></tr>')
         return f"<table>{''.join(lines)}</table>"
