@@ -27,6 +27,7 @@ FLOORS = (
         "exported_model",
         "verify_resume",
         "starting_adapter",
+        "profiling",
         "final_model",
         "comparison",
         "measuring",

@@ -239,12 +239,12 @@ def make_run(
     recorder: Recorder,
     evaluator: Evaluator,
     save: tuple[Save, SaveAsync],
+    clock: PartClock,
 ) -> Run:
     """Everything that the loop works with; `state` is where it begins."""
-    config, session, learner, backend = job.config, job.session, job.learner, job.data.backend
+    config, session, learner = job.config, job.session, job.learner
     every = {"log": config.monitoring.log_every, "evaluate": config.evaluation.every, "save": config.checkpoint.every}
     due = {name: Due(interval(text), steps_per_epoch=job.plan.steps_per_epoch) for name, text in every.items()}
-    clock = PartClock(backend.timestamp, backend.seconds_between)
     return Run(
         objective=learner.objective.loss_sum,
         optimizer=learner.optimizer,

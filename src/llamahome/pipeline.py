@@ -35,6 +35,7 @@ from llamahome.monitoring.environment import write_environment
 from llamahome.monitoring.lineage import write_lineage
 from llamahome.monitoring.sinks import harmless
 from llamahome.monitoring.summary import write_summary
+from llamahome.profiling import make_clock
 from llamahome.rundir import NEWEST, RunPaths, as_typed, create_run, open_run, point_newest_to, refuse_unwritable, refuse_used
 from llamahome.saving import Saver, require_space
 from llamahome.starting_adapter import with_adapter
@@ -156,7 +157,8 @@ def _run(job: Job, paths: RunPaths, state: TrainerState) -> Result:
         saver = Saver(job, paths, recorder, loader)
         closing.callback(saver.close)
         save = saver.save, saver.save_async
-        run = assembly.make_run(job, paths, state, loader=loader, recorder=recorder, evaluator=evaluator, save=save)
+        clock = make_clock(job, paths, state, closing)
+        run = assembly.make_run(job, paths, state, loader=loader, recorder=recorder, evaluator=evaluator, save=save, clock=clock)
         recorder.status("running", state.step, job.plan.horizon, **folder)
         try:
             evaluated = _evaluate_untrained(session, evaluator, state)

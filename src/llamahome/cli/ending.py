@@ -55,6 +55,8 @@ def show_result(result: "Result", data_paths: Sequence[str]) -> None:
     print(f"model       {final}")
     print(f"checkpoint  {as_typed(paths.checkpoint(state.step))}")
     print(f"metrics     {as_typed(paths.metrics_dir)}")
+    if paths.profile.is_dir():
+        print(f"profile     {as_typed(paths.profile)}")
     if paths.report.is_file():
         print(f"report      {as_typed(paths.report)}")
     print("next:")

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from llamahome.config.columns import check_columns
-from llamahome.config.quantities import Amount, AutoInterval, IntervalText, Nodes, PositiveInt, SecondsText
+from llamahome.config.quantities import Amount, AutoInterval, IntervalText, Nodes, PositiveInt, SecondsText, StepsText
 from llamahome.units import Interval, parse_interval, parse_nodes
 
 Auto = Literal["auto"]
@@ -211,6 +211,8 @@ class MonitoringConfig(Section):
     """How often the use of processor, memory and disk is sampled."""
     tensorboard: bool = True
     """Write TensorBoard event files beside metrics.jsonl."""
+    profile: StepsText | None = None
+    """Steps to profile, like "steps 20-25": a trace that Perfetto opens and a table of what took the time, in the run's folder."""
 
 
 class DistributedConfig(Section):
