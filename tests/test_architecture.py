@@ -50,7 +50,7 @@ BORDERS = {
     "ruamel": r"config/\w+",
     "yaml": r"nowhere",
     "torch.utils.tensorboard": r"monitoring/sinks",
-    "tensorboard": r"monitoring/sinks",
+    "tensorboard": r"monitoring/(sinks|tensorboard_pages)",
     "torch.distributed": r"distributed/\w+|model/(place|shard)|checkpoint/store",
     "click": r"cli/\w+",
     "starlette": r"dashboard/\w+|serving/\w+",

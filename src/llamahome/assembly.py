@@ -173,6 +173,7 @@ def open_recorder(job: Job, paths: RunPaths, state: TrainerState, closing: ExitS
         system=sampler.latest,
     )
     recorder.restore_totals(state.tokens, state.targets)
+    recorder.describe(job.config, paths.run_id)
     closing.callback(recorder.close)
     if world.is_main:
         sampler.start()
