@@ -64,7 +64,7 @@ def parse_steps(text: str) -> tuple[int, int]:
     if not 1 <= first <= last:
         raise ValueError(f"{text!r} is not a range of steps: they count from 1, and the first comes first")
     if last - first >= MOST_PROFILED_STEPS:
-        raise ValueError(f"{text!r} are more than {MOST_PROFILED_STEPS} steps: choose fewer, because each takes megabytes")
+        raise ValueError(f"{text!r} are more than {MOST_PROFILED_STEPS} steps, whose trace would be too large to look at")
     return first, last
 
 

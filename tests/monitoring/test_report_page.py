@@ -137,7 +137,9 @@ def test_missing_and_damaged_files_are_named_on_the_page() -> None:
     file = paths.metrics_dir / "metrics.jsonl"
     file.write_bytes(b"\xff\xfe garbage\n[1]\n" + file.read_bytes() + b'{"t": 1, "step": 41, "train/lo')
     paths.config.write_text("training:\n  no_such_key: 1\n")
+    (paths.metrics_dir / "summary.json").unlink()
     text = page(paths)
+    assert "of a version that wrote no summary.json" in text
     assert "2 lines of metrics.jsonl cannot be read" in text and "config.yaml cannot be read" in text
     assert titles(text)[0] == "Loss"
 

@@ -2,7 +2,7 @@
 
 The loop knows nothing of it: the parts of a step are ranges of the clock that the loop gets (`ProfiledClock`), and the kinds of layers are
 hooks on the modules, which are there only during these steps. A run without a profile gets a plain clock. Cost: the profiled steps are
-slower, by a tenth to a half where many operations are small, and reading the events afterwards takes about a second per step.
+slower, most of all where operations are small, and the step after them waits until the events are read and written.
 """
 
 import os
