@@ -18,7 +18,6 @@ from torch.profiler import profile, record_function
 from llamahome import durable
 from llamahome.monitoring.profile_table import KIND, PART, STEP, measure, table
 from llamahome.monitoring.throughput import PartClock
-from llamahome.units import show_seconds
 
 Kinds = Iterable[tuple[nn.Module, str]]
 
@@ -114,10 +113,8 @@ class StepProfiler:
         except OSError as error:
             self._plan.say(f"the profile cannot be written to {self._plan.folder}: {error.strerror or error}; the training is not affected")
             return
-        seconds = show_seconds(measured.seconds_per_step)
-        self._plan.say(
-            f"profiled the steps {self._first} to {last}, {seconds} each: {report} and {trace} (https://ui.perfetto.dev opens it)"
-        )
+        each = f"{measured.seconds_per_step:.2f} s each"
+        self._plan.say(f"profiled the steps {self._first} to {last}, {each}: {report} and {trace} (https://ui.perfetto.dev opens it)")
 
 
 def _mark(module: nn.Module, name: str) -> Iterator[Any]:
