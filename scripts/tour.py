@@ -29,6 +29,7 @@ ROOMS = (
     ("model/backends/cuda", "model/backends/cuda/: NVIDIA GPUs"),
     ("checkpoint", "checkpoint/: whole, or not there"),
     ("monitoring", "monitoring/: records, sinks and the terminal"),
+    ("monitoring/charts", "monitoring/charts/: a run as charts and as a page"),
     ("planning", "planning/: memory, time and traffic before a run"),
     ("sweep", "sweep/: many runs compared"),
     ("doctor", "doctor/: whether a machine and its settings can train"),

@@ -5,7 +5,7 @@ Nothing is changed after it was made. The settings are frozen when `assemble` re
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -209,13 +209,12 @@ def make_run(
     recorder: Recorder,
     evaluator: Evaluator,
     save: tuple[Save, SaveAsync],
-    watch: Callable[[str], None],
+    clock: PartClock,
 ) -> Run:
-    """Everything that the loop works with; `state` is where it begins, `watch` hears of each part of a step."""
-    config, session, learner, backend = job.config, job.session, job.learner, job.data.backend
+    """Everything that the loop works with; `state` is where it begins."""
+    config, session, learner = job.config, job.session, job.learner
     every = {"log": config.monitoring.log_every, "evaluate": config.evaluation.every, "save": config.checkpoint.every}
     due = {name: Due(interval(text), steps_per_epoch=job.plan.steps_per_epoch) for name, text in every.items()}
-    clock = PartClock(backend.timestamp, backend.seconds_between, watch=watch)
     return Run(
         objective=learner.watched_loss,
         optimizer=learner.optimizer,

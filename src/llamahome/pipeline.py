@@ -26,7 +26,7 @@ from llamahome.data.report import lost_lines
 from llamahome.distributed.agreement import require_agreement
 from llamahome.distributed.failures import note_run, run_to_go_on
 from llamahome.distributed.watchdog import open_watchdog
-from llamahome.errors import ConfigError, LlamaHomeError, Problem, Stopped
+from llamahome.errors import ConfigError, Problem, Stopped
 from llamahome.evaluation_report import report
 from llamahome.final_model import write_chosen
 from llamahome.measuring import NOTHING_MORE, Asked
@@ -34,7 +34,8 @@ from llamahome.model.adapter import restore_model
 from llamahome.monitoring.environment import write_environment
 from llamahome.monitoring.lineage import write_lineage
 from llamahome.monitoring.trackers import require_installed
-from llamahome.recording import open_recorder
+from llamahome.profiling import make_clock
+from llamahome.recording import begin_to_show, first_line, open_recorder, write_report_of
 from llamahome.rollback import Rollback, plan_rollback, roll_back
 from llamahome.rundir import NEWEST, RunPaths, as_typed, create_run, open_run, point_newest_to, refuse_unwritable, refuse_used
 from llamahome.saving import Saver, require_space
@@ -173,12 +174,12 @@ def _train(job: Job, paths: RunPaths, state: TrainerState) -> Result | Rollback:
         closing.callback(saver.close)
         save = saver.save, saver.save_async
         watchdog = open_watchdog(job.config.training.hang_timeout, world.rank_status, paths.rank_log(world.rank))
-        watch = watchdog.enter
-        run = assembly.make_run(job, paths, state, loader=loader, recorder=recorder, evaluator=evaluator, save=save, watch=watch)
+        clock = make_clock(job, paths, state, closing, watch=watchdog.enter)
+        run = assembly.make_run(job, paths, state, loader=loader, recorder=recorder, evaluator=evaluator, save=save, clock=clock)
         recorder.status("running", state.step, job.plan.horizon, **folder)
         try:
             evaluated = _evaluate_untrained(session, evaluator, state)
-            session.progress.start(assembly.summary(job, paths, state))
+            begin_to_show(job, paths, state)
             session.stop.training = True
             with watchdog.watching():
                 outcome = train_loop(run, evaluated)
@@ -192,24 +193,19 @@ def _train(job: Job, paths: RunPaths, state: TrainerState) -> Result | Rollback:
             if rollback is not None:
                 return rollback
             recorder.status("failed", state.step, job.plan.horizon, **folder)
-            recorder.event("failed", step=recorder.step, text=_first_line(error))
+            recorder.event("failed", step=recorder.step, text=first_line(error))
+            write_report_of(session, paths)
             raise
         ending: Literal["stopped", "finished"] = "stopped" if stopped else "finished"
         recorder.status(ending, outcome.state.step, job.plan.horizon, **folder, reason=outcome.reason)
         text = f"{outcome.reason} after step {outcome.state.step:,} of {job.plan.horizon:,}"
         recorder.event(ending, step=outcome.state.step, reason=outcome.reason, text=text)
+        write_report_of(session, paths)
         world.barrier()
         if stopped:
             raise Stopped(resuming.stopped(outcome, job.plan, paths))
     kwh = recorder.ranks.kwh()
     return Result(paths, outcome, evaluator.first, evaluator.last, evaluator.samples(), job.settings, final_note, kwh)
-
-
-def _first_line(error: BaseException) -> str:
-    """What went wrong, on one line."""
-    if isinstance(error, LlamaHomeError) and error.problems:
-        return error.problems[0].message
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _evaluate_untrained(session: Session, evaluator: Evaluator, state: TrainerState) -> TrainerState:

@@ -1,4 +1,7 @@
-"""Opens what records a run: log, metrics, the sampler of the machine, trackers, alerts, and the user's command for notifications."""
+"""Opens what records a run: log, metrics, the sampler of the machine, trackers, alerts, and the user's command for notifications.
+
+Its end writes the report.
+"""
 
 import shlex
 import socket
@@ -8,22 +11,28 @@ from typing import Any
 
 import torch
 
-from llamahome.assembly import Job
+from llamahome.assembly import Job, Session
+from llamahome.assembly import summary as summary_of
 from llamahome.checkpoint.state import TrainerState
 from llamahome.config.describe import settings
 from llamahome.config.load import LoadedConfig
 from llamahome.config.schema import interval
 from llamahome.distributed.world import World
+from llamahome.errors import LlamaHomeError
 from llamahome.logs import log_to_file
 from llamahome.monitoring.alerts import AlertSink, Watch
+from llamahome.monitoring.charts.page import write_report
 from llamahome.monitoring.episodes import Alert, Facts
 from llamahome.monitoring.notify import Notifier
 from llamahome.monitoring.ranks import Ranks
 from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.resources import ResourceSampler
 from llamahome.monitoring.runs import describe_energy
+from llamahome.monitoring.sinks import harmless
+from llamahome.monitoring.summary import write_summary
 from llamahome.monitoring.throughput import measured_peak_flops
 from llamahome.monitoring.trackers import TrackerSink
+from llamahome.redaction import redact_values
 from llamahome.rundir import RunPaths, as_typed
 from llamahome.training.learner import flops_per_token
 
@@ -47,6 +56,7 @@ def open_recorder(job: Job, paths: RunPaths, state: TrainerState, closing: ExitS
         system=sampler.latest,
     )
     recorder.restore_totals(state.tokens, state.targets)
+    recorder.describe(shown_settings(job.settings), paths.run_id)
     recorder.ranks = Ranks(world.rank, world.size, joules=sampler.joules, kwh_before=before)
     if world.is_main:
         _attach_trackers(job, paths, recorder)
@@ -94,9 +104,9 @@ def _attach_trackers(job: Job, paths: RunPaths, recorder: Recorder) -> None:
 
 
 def shown_settings(loaded: LoadedConfig) -> dict[str, Any]:
-    """Every setting by its dotted key, without the user's command, which may hold an address that is a secret."""
-    values = {key: setting.of(loaded.config) for key, setting in settings().items()}
-    return {key: value for key, value in values.items() if key != "monitoring.notify"}
+    """Every setting by its dotted key, without secrets and the user's command, which may hold an address that is a secret."""
+    values = {key: setting.of(loaded.config) for key, setting in settings().items() if key != "monitoring.notify"}
+    return {key: redact_values(value) for key, value in values.items()}
 
 
 def _attach_alerts(
@@ -120,3 +130,26 @@ def _attach_alerts(
         job.session.progress.alert(alert.step, alert.text, alert.help)
 
     recorder.attach(AlertSink(Watch(facts), raise_, system=sampler.latest))
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, on one line."""
+    if isinstance(error, LlamaHomeError) and error.problems:
+        return error.problems[0].message
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def begin_to_show(job: Job, paths: RunPaths, state: TrainerState) -> None:
+    """Show the summary of the run, here and to those who watch its files."""
+    summary = summary_of(job, paths, state)
+    if job.session.world.is_main:
+        with harmless(f"{paths.metrics_dir}/summary.json is not written", job.session.progress.say):
+            write_summary(paths.metrics_dir, summary)
+    job.session.progress.start(summary)
+
+
+def write_report_of(session: Session, paths: RunPaths) -> None:
+    """Write report.html, as the run now ends."""
+    if session.world.is_main:
+        with harmless(f"{paths.report} is not written", session.progress.say):
+            write_report(paths)

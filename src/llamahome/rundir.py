@@ -48,6 +48,16 @@ class RunPaths:
         return self.root / "environment.json"
 
     @property
+    def report(self) -> Path:
+        """The run as one page with charts."""
+        return self.root / "report.html"
+
+    @property
+    def profile(self) -> Path:
+        """Traces and tables of the steps that monitoring.profile names; missing without it."""
+        return self.root / "profile"
+
+    @property
     def lineage(self) -> Path:
         """The adapters that the run began with, the nearest first; missing if it began with none."""
         return self.root / "lineage.json"

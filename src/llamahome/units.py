@@ -9,6 +9,7 @@ IntervalUnit = Literal["steps", "epochs", "seconds"]
 
 _SECONDS = {"s": 1.0, "sec": 1.0, "second": 1.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
 _BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+MOST_PROFILED_STEPS = 50
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*")
 
 
@@ -52,6 +53,19 @@ def parse_rows(text: str) -> int:
     if match is None or match[2] not in ("row", "rows") or float(match[1]) != int(float(match[1])):
         raise ValueError(f"{text!r} is not a number of rows like '1000 rows'")
     return int(float(match[1]))
+
+
+def parse_steps(text: str) -> tuple[int, int]:
+    """Read "steps 20-25" or "step 20" into the first and the last step; ValueError says what is allowed."""
+    match = re.fullmatch(r"\s*steps?\s+([0-9]+)\s*(?:-\s*([0-9]+)\s*)?", text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a range of steps like 'steps 20-25'")
+    first, last = int(match[1]), int(match[2] or match[1])
+    if not 1 <= first <= last:
+        raise ValueError(f"{text!r} is not a range of steps: they count from 1, and the first comes first")
+    if last - first >= MOST_PROFILED_STEPS:
+        raise ValueError(f"{text!r} are more than {MOST_PROFILED_STEPS} steps, whose trace would be too large to look at")
+    return first, last
 
 
 def parse_nodes(text: str) -> tuple[int, int]:

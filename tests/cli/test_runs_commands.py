@@ -110,7 +110,8 @@ def test_the_commands_import_no_torch() -> None:
     recorded_run("20260101-000000-amber-finch")
     code = (
         "import sys; from click.testing import CliRunner; from llamahome.cli.runs import runs_app\n"
-        "for words in (['list'], ['show', 'latest']): assert CliRunner().invoke(runs_app, words).exit_code == 0\n"
+        "for words in ('list', 'show latest', 'tail', 'compare latest latest', 'report latest'):\n"
+        "    assert CliRunner().invoke(runs_app, words.split()).exit_code == 0, words\n"
         "heavy = {'torch', 'transformers', 'tensorboard', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

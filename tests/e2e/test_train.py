@@ -50,7 +50,7 @@ def test_a_run_lives_where_the_design_says(trained: Project) -> None:
     assert link.is_symlink() and link.readlink() == Path("runs") / run_id
     root = trained.folder / "output/runs" / run_id
     assert {path.name for path in root.iterdir()} == {
-        "config.yaml", "environment.json", "run_id", "logs", "final", "checkpoint-4", "checkpoint-5",
+        "config.yaml", "environment.json", "run_id", "logs", "final", "checkpoint-4", "checkpoint-5", "report.html",
     }  # fmt: skip
     assert [path.name for path in (root / "logs").iterdir()] == ["rank-0.log"]
     checkpoint = root / "checkpoint-5"
@@ -60,7 +60,7 @@ def test_a_run_lives_where_the_design_says(trained: Project) -> None:
         names = {path.name for path in folder.iterdir()}
         assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "chat_template.jinja"} <= names
     logs = {path.name for path in (trained.folder / "data/metrics/logs" / run_id).iterdir()}
-    assert logs == {"metrics.jsonl", "events.jsonl", "system.jsonl", "samples.jsonl", "status.json"}
+    assert logs == {"metrics.jsonl", "events.jsonl", "system.jsonl", "samples.jsonl", "status.json", "summary.json"}
     assert list((trained.folder / "data/metrics/tensorboard" / run_id).glob("events.out.tfevents.*"))
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from llamahome.errors import UsageError
 from llamahome.monitoring.report import report_run
-from llamahome.monitoring.runs import describe_run, find_run, list_runs, read_records, read_series
+from llamahome.monitoring.runs import describe_run, find_run, list_runs, numbers_of, read_records
 from llamahome.rundir import open_run
 
 
@@ -48,7 +48,7 @@ def test_a_truncated_file_gives_its_complete_records(tmp_path_factory: pytest.Te
     path = tmp_path_factory.mktemp("cut") / "metrics.jsonl"
     content = "".join(json.dumps({"t": 1.0, "step": step, "train/loss": None if step == 3 else 0.5}) + "\n" for step in range(8)).encode()
     path.write_bytes(content[:cut])
-    series = read_series(path)
+    series = numbers_of(read_records(path).records)
     assert [record["step"] for record in series] == list(range(content[:cut].count(b"\n")))
     assert all(math.isnan(record["train/loss"]) == (record["step"] == 3) for record in series)
     assert read_records(path).damaged == 0

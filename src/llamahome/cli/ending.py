@@ -57,6 +57,10 @@ def show_result(result: "Result", data_paths: Sequence[str]) -> None:
     print(f"model       {final}")
     print(f"checkpoint  {as_typed(paths.checkpoint(state.step))}")
     print(f"metrics     {as_typed(paths.metrics_dir)}")
+    if paths.profile.is_dir():
+        print(f"profile     {as_typed(paths.profile)}")
+    if paths.report.is_file():
+        print(f"report      {as_typed(paths.report)}")
     print("next:")
     print(f"  llamahome chat {final}{_system_option(state.extra)}")
     print(f"  llamahome train-eval {final} {shlex.join(data_paths)}")

@@ -1,5 +1,6 @@
 """Options that several commands share, and the group that lists its commands in the order of their definition."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,6 +103,11 @@ eval_data = setting("--eval-data", "data.eval_path", "Rows to evaluate on")
 
 debug = click.option("--debug", is_flag=True, help="Show tracebacks and the log of libraries.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def prints_unicode() -> bool:
+    """Whether stdout can show bars and other signs beyond ASCII."""
+    return (sys.stdout.encoding or "").lower().startswith("utf")
 
 
 def together(*decorators: Decorator) -> Decorator:

@@ -1,17 +1,16 @@
-"""`llamahome runs list | show`: the runs and their results. Only reads files, and imports no torch."""
+"""`llamahome runs list | show`: the runs and their results; tail, compare and report are in files of their own. Imports no torch."""
 
 import dataclasses
 import json
 import math
 import shutil
-import sys
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from llamahome.cli import options
+from llamahome.cli import options, runs_compare, runs_report, runs_tail
 from llamahome.rundir import as_typed, first_command, nearby, sweep_of
 from llamahome.units import aligned, many, show_count, show_seconds
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.group("runs", cls=options.Group)
 def runs_app() -> None:
-    """List runs and show their results."""
+    """List runs, watch one, show or compare their results."""
 
 
 @runs_app.command("list")
@@ -58,6 +57,11 @@ def show_command(run: str, as_json: bool) -> None:
         return
     for name, text in _report_rows(report):
         click.echo(f"{name:<12}{text}".rstrip())
+
+
+runs_app.add_command(runs_tail.tail)
+runs_app.add_command(runs_compare.compare)
+runs_app.add_command(runs_report.report)
 
 
 def _table(runs: list["RunInfo"]) -> list[str]:
@@ -115,11 +119,7 @@ def _loss_rows(report: "RunReport") -> list[tuple[str, str]]:
     lowest = min(finite, key=lambda point: point.value, default=first)
     text = f"first {_at(first)}, last {_at(last)}, lowest {_at(lowest)}"
     width = max(10, min(60, shutil.get_terminal_size().columns - 14))
-    return [("loss", text), ("", sparkline([point.value for point in report.losses], width=width, unicode=_prints_unicode()))]
-
-
-def _prints_unicode() -> bool:
-    return (sys.stdout.encoding or "").lower().startswith("utf")
+    return [("loss", text), ("", sparkline([point.value for point in report.losses], width=width, unicode=options.prints_unicode()))]
 
 
 def _evaluation(record: dict[str, float], *, best: "Point | None") -> str:
@@ -154,15 +154,9 @@ def _info_json(info: "RunInfo") -> dict[str, Any]:
 
 
 def _print_json(value: Any) -> None:
-    click.echo(json.dumps(_without_nan(value), indent=2, ensure_ascii=False))
+    from llamahome.monitoring.runs import without_nan
 
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: _without_nan(part) for name, part in value.items()}
-    return [_without_nan(part) for part in value] if isinstance(value, list) else value
+    click.echo(json.dumps(without_nan(value), indent=2, ensure_ascii=False))
 
 
 def _labelled(name: str, lines: list[str]) -> list[tuple[str, str]]:

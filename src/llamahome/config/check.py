@@ -10,6 +10,7 @@ from llamahome.config.load import is_chosen
 from llamahome.config.schema import Config
 from llamahome.config.yamltext import write_value
 from llamahome.errors import Problem
+from llamahome.units import parse_steps
 
 _LOOPBACK = ("127.", "localhost", "::1")
 
@@ -58,6 +59,10 @@ def _reasons_for_no_effect(config: Config) -> dict[str, str]:
         reasons |= dict.fromkeys(
             ("evaluation.metric", "evaluation.every", "evaluation.rows", "evaluation.sample_prompts", "checkpoint.keep_best"), reason
         )
+    if config.monitoring.profile is not None and config.training.max_steps is not None:
+        first, _ = parse_steps(config.monitoring.profile)
+        if first > config.training.max_steps:
+            reasons["monitoring.profile"] = f"training.max_steps ends the run after step {config.training.max_steps}"
     if config.distributed.most_nodes == 1:
         reasons["distributed.master_port"] = "one machine picks a free port itself"
     return reasons

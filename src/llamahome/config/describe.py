@@ -10,7 +10,8 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
-from llamahome.config.schema import Config, Section
+from llamahome.config.schema import Config
+from llamahome.config.section import Section
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from llamahome.units import Interval, parse_interval, parse_nodes, parse_rows
+from llamahome.units import Interval, parse_interval, parse_nodes, parse_rows, parse_steps
 
 
 def _valid(parse: Callable[[str], object]) -> AfterValidator:
@@ -44,6 +44,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 IntervalText = Annotated[str, _valid(parse_interval), Field(examples=["500 steps", "1 epoch", "10 min"])]
 AutoInterval = Literal["auto"] | IntervalText
 SecondsText = Annotated[str, _valid(_parse_seconds), Field(examples=["2 s", "10 min", "1 h"])]
+StepsText = Annotated[str, _valid(parse_steps), Field(examples=["steps 20-25"])]
 Nodes = Annotated[PositiveInt | Annotated[str, _valid(parse_nodes), Field(examples=["1:2"])], BeforeValidator(_digits_to_int)]
 TrackerName = Annotated[str, _valid(_known_tracker), Field(examples=[*TRACKERS])]
 Amount = Annotated[float, Field(ge=0)] | Annotated[str, _valid(parse_rows)]

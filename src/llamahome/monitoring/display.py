@@ -61,8 +61,10 @@ class RunSummary:
 
 
 def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
-    """Model, data and batch as (name, text)."""
+    """Model, data and batch as (name, text); only the model where nothing is known of the data (a run of an older version)."""
     s = summary
+    if not s.train_rows:
+        return [("model", f"{s.model}, {s.method}")]
     trained = "every weight trained" if s.trained_share >= 1 else f"{s.trained_share:.2%} of the weights trained"
     held_out = f", {s.eval_rows:,} held out" if s.eval_rows else ", none held out"
     processes = "1 process" if s.processes == 1 else f"{s.processes} processes"
@@ -154,8 +156,12 @@ def sparkline(values: Sequence[float], *, width: int, unicode: bool = True) -> s
     columns = min(width, len(finite))
     edges = [round(column * len(finite) / columns) for column in range(columns + 1)]
     means = [sum(finite[start:end]) / (end - start) for start, end in itertools.pairwise(edges)]
-    low, high = min(means), max(means)
-    bars = _BARS if unicode else _ASCII_BARS
+    return bars(means, min(means), max(means), unicode=unicode)
+
+
+def bars(heights: Sequence[float | None], low: float, high: float, *, unicode: bool = True) -> str:
+    """A bar for each height on a scale from `low` to `high`, and a blank for None."""
+    signs = _BARS if unicode else _ASCII_BARS
     if high == low:
-        return bars[3] * columns
-    return "".join(bars[min(7, int(8 * ((mean - low) / (high - low))))] for mean in means)
+        return "".join(" " if height is None else signs[3] for height in heights)
+    return "".join(" " if height is None else signs[max(0, min(7, int(8 * ((height - low) / (high - low)))))] for height in heights)

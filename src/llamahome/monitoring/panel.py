@@ -30,8 +30,16 @@ class PanelProgress:
     """Draws phases and the panel with rich; honours NO_COLOR."""
 
     def __init__(
-        self, stream: TextIO, *, phases: int | None = None, console: Console | None = None, now: Callable[[], float] = time.monotonic
+        self,
+        stream: TextIO,
+        *,
+        phases: int | None = None,
+        console: Console | None = None,
+        now: Callable[[], float] = time.monotonic,
+        hints: Sequence[tuple[str, str]] | None = None,
     ) -> None:
+        """`hints` are the last lines of the panel: name and text; None for how to watch and stop the run of this process."""
+        self._hints = hints
         self._console = console or Console(file=stream, highlight=False)
         self._now = now
         self._labels = PhaseLabels(phases)
@@ -72,7 +80,7 @@ class PanelProgress:
     def start(self, summary: RunSummary) -> None:
         """Begin to draw the panel."""
         self.close()
-        self._panel = PanelState(summary, now=self._now, unicode=self._console.encoding.startswith("utf"))
+        self._panel = PanelState(summary, now=self._now, unicode=self._console.encoding.startswith("utf"), hints=self._hints)
         self._show(self._panel.draw, transient=False)
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -127,8 +135,16 @@ class PanelProgress:
 class PanelState:
     """The values on the panel and their layout."""
 
-    def __init__(self, summary: RunSummary, *, now: Callable[[], float], unicode: bool = True) -> None:
+    def __init__(
+        self,
+        summary: RunSummary,
+        *,
+        now: Callable[[], float],
+        unicode: bool = True,
+        hints: Sequence[tuple[str, str]] | None = None,
+    ) -> None:
         self._summary = summary
+        self._hints = _own_hints(summary) if hints is None else hints
         self._timer = StepTimer(summary, now)
         self._unicode = unicode
         self._step = summary.first_step
@@ -166,8 +182,7 @@ class PanelState:
             ("memory", Text(self._memory())),
             *([("alerts", Text(f"{self._alerts}, newest: {self._last_alert}"))] if self._alerts else []),
             ("files", Text(self._files())),
-            ("watch", Text(f"llamahome runs show {self._summary.run_id}")),
-            ("stop", Text("Ctrl-C saves a checkpoint and stops; a second one leaves at once")),
+            *((name, Text(text)) for name, text in self._hints),
         ]
         for name, content in rows:
             table.add_row(name, content)
@@ -224,3 +239,10 @@ class PanelState:
 
     def _files(self) -> str:
         return f"{self._summary.folder}" + (f", newest {self.checkpoint}" if self.checkpoint else "")
+
+
+def _own_hints(summary: RunSummary) -> list[tuple[str, str]]:
+    return [
+        ("watch", f"llamahome runs show {summary.run_id}"),
+        ("stop", "Ctrl-C saves a checkpoint and stops; a second one leaves at once"),
+    ]

@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 
+from llamahome.config.yamltext import write_value
 from llamahome.distributed.devices import HostCopy
 from llamahome.monitoring.ranks import Ranks
 from llamahome.monitoring.resources import process_memory
 from llamahome.monitoring.sinks import AppendFile, DiskTrouble, JsonlSink, Sink, TensorBoardSink, json_line, supersede_after
 from llamahome.monitoring.status import RunState, StatusFile
+from llamahome.monitoring.tensorboard_pages import hyperparameters, layout, sample_text, session_end, settings_text
 from llamahome.redaction import redact_values
 
 _NOT_TRAINING = ("evaluate", "save")
@@ -79,6 +81,8 @@ class Recorder:
         self.trouble = DiskTrouble(warn)
         self._sinks: list[Sink] = []
         self._tensorboard: TensorBoardSink | None = None
+        self._prompts: dict[str, int] = {}
+        """Number of each sample prompt in TensorBoard."""
         self._events = AppendFile(metrics_dir / "events.jsonl", self.trouble)
         self._samples = AppendFile(metrics_dir / "samples.jsonl", self.trouble)
         self._status = StatusFile(metrics_dir / "status.json", trouble=self.trouble)
@@ -185,6 +189,12 @@ class Recorder:
         for sink in self._sinks:
             sink.log(step, now, metrics)
 
+    def describe(self, values: Mapping[str, Any], run_id: str) -> None:
+        """Show the values of the settings in TensorBoard, and its charts of training and evaluation together."""
+        if self._tensorboard is not None:
+            shown = settings_text({key: write_value(value) for key, value in values.items()})
+            self._tensorboard.show(0, [layout(), shown, *hyperparameters(values, run_id)])
+
     def event(self, kind: str, **fields: Any) -> None:
         """Write an event: a save, a refused step, a signal."""
         if self._is_main:
@@ -198,11 +208,16 @@ class Recorder:
         if self._is_main:
             record = {"t": round(time.time(), 3), "step": step, "prompt": prompt, "answer": answer, "reference": reference}
             self._samples.append(json_line(record))
+            if self._tensorboard is not None:
+                number = self._prompts.setdefault(prompt, len(self._prompts) + 1)
+                self._tensorboard.show(step, [sample_text(number, prompt, answer, reference)])
 
     def status(self, state: RunState, step: int, horizon: int, **fields: Any) -> None:
         """Write status.json. "running" starts the heartbeat, any other state ends it."""
         if self._is_main:
             self._status.set(state, step=step, horizon=horizon, fields=fields)
+            if self._tensorboard is not None and state != "running":
+                self._tensorboard.show(step, [session_end(succeeded=state != "failed")])
 
     def close(self) -> None:
         """Write the pending records and end the heartbeat. Steps since the last cut are not written."""

@@ -9,9 +9,10 @@ from typing import Any
 from llamahome.config.describe import settings
 from llamahome.config.load import read_saved_config
 from llamahome.errors import ConfigError
-from llamahome.monitoring.display import metric_name
+from llamahome.monitoring.display import RunSummary, metric_name
 from llamahome.monitoring.lineage import Ancestor, read_lineage
-from llamahome.monitoring.runs import RunInfo, describe_run, read_records, read_series
+from llamahome.monitoring.runs import RunInfo, describe_run, numbers_of, read_records
+from llamahome.monitoring.summary import read_summary
 from llamahome.rundir import RunPaths
 
 
@@ -25,13 +26,21 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class RunReport:
-    """Everything that `llamahome runs show` shows."""
+    """Everything that `llamahome runs show`, `compare` and `report` show."""
 
     info: RunInfo
     changed_settings: dict[str, Any]
     """Dotted key -> value of each setting that is not at its default."""
+    origins: dict[str, str]
+    """Dotted key -> where its value came from, as config.yaml says; of every setting."""
+    settings: dict[str, Any]
+    """Dotted key -> value of every setting."""
     settings_problem: str | None
     """Why config.yaml could not be read."""
+    summary: RunSummary | None
+    """What was known before the first step; None for a run of an older version."""
+    records: list[dict[str, float]]
+    """Of metrics.jsonl, in order; a number that was not finite is nan."""
     losses: list[Point]
     evaluations: list[dict[str, float]]
     """Records with eval/ metrics and their step."""
@@ -45,8 +54,21 @@ class RunReport:
     """Time in training steps, over resumes; without evaluation, saving and start-up."""
     events: dict[str, int]
     """Count of each kind of event."""
+    event_records: list[dict[str, Any]]
+    """Of events.jsonl, in order."""
     files: list[Path]
     damaged_lines: int
+    """Of metrics.jsonl."""
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Tokens of training divided by the time in training steps."""
+        return self.tokens / self.training_seconds if self.training_seconds else None
+
+    @property
+    def alerts(self) -> list[dict[str, Any]]:
+        """The events that are alerts."""
+        return [event for event in self.event_records if "alert" in (event.get("kind"), event.get("event"))]
 
     @property
     def best(self) -> Point | None:
@@ -60,19 +82,26 @@ class RunReport:
 def report_run(paths: RunPaths) -> RunReport:
     """Read all files of one run. A missing file leaves its fields empty."""
     metrics_file = paths.metrics_dir / "metrics.jsonl"
-    series = read_series(metrics_file)
-    changed, problem = _changed_settings(paths)
+    read = read_records(metrics_file)
+    series = [record for record in numbers_of(read.records) if math.isfinite(record.get("step", math.nan))]
+    values, origins, problem = _settings(paths)
+    happened = read_records(paths.metrics_dir / "events.jsonl").records
     events: dict[str, int] = {}
-    for event in read_records(paths.metrics_dir / "events.jsonl").records:
-        events[str(event.get("kind"))] = events.get(str(event.get("kind")), 0) + 1
-    steps = [record for record in series if "train/loss" in record and "step" in record]
+    for event in happened:
+        kind = str(event.get("kind", event.get("event")))
+        events[kind] = events.get(kind, 0) + 1
+    steps = [record for record in series if "train/loss" in record]
     candidates = [paths.config, paths.environment, paths.root / "logs", paths.metrics_dir, paths.tensorboard_dir]
     return RunReport(
         info=describe_run(paths),
-        changed_settings=changed,
+        changed_settings={key: value for key, value in values.items() if value != settings()[key].default},
+        origins=origins,
+        settings=values,
         settings_problem=problem,
+        summary=read_summary(paths.metrics_dir),
+        records=series,
         losses=[Point(int(record["step"]), record["train/loss"]) for record in steps],
-        evaluations=[record for record in series if "step" in record and any(name.startswith("eval/") for name in record)],
+        evaluations=[record for record in series if any(name.startswith("eval/") for name in record)],
         checkpoints=paths.checkpoints(),
         final=paths.final if paths.final.is_dir() else None,
         lineage=read_lineage(paths),
@@ -80,23 +109,20 @@ def report_run(paths: RunPaths) -> RunReport:
         targets=int(steps[-1].get("train/targets", 0)) if steps else 0,
         training_seconds=_training_seconds(steps),
         events=events,
+        event_records=happened,
         files=[path for path in candidates if path.exists()],
-        damaged_lines=read_records(metrics_file).damaged,
+        damaged_lines=read.damaged,
     )
 
 
-def _changed_settings(paths: RunPaths) -> tuple[dict[str, Any], str | None]:
-    """The settings that are not at their default, and why config.yaml could not be read: it may be from another version."""
+def _settings(paths: RunPaths) -> tuple[dict[str, Any], dict[str, str], str | None]:
+    """Values and origins of all settings, and why config.yaml could not be read: it may be from another version."""
     try:
-        config = read_saved_config(paths.config).config
+        loaded = read_saved_config(paths.config)
     except ConfigError as error:
-        return {}, error.problems[0].message if error.problems else "cannot be read"
-    changed = {}
-    for key, setting in settings().items():
-        value = setting.of(config)
-        if value != setting.default:
-            changed[key] = value
-    return changed, None
+        return {}, {}, error.problems[0].message if error.problems else "cannot be read"
+    values = {key: setting.of(loaded.config) for key, setting in settings().items()}
+    return values, {key: origin.removeprefix("saved: ") for key, origin in loaded.origins.items()}, None
 
 
 def _training_seconds(steps: list[dict[str, float]]) -> float:

@@ -64,12 +64,21 @@ def read_records(path: Path) -> Series:
     return _whole_records(content)
 
 
-def read_series(path: Path) -> list[dict[str, float]]:
-    """Read the numbers of a metrics.jsonl; null, which stands for a number that was not finite, becomes nan."""
+def numbers_of(records: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """The numbers of each record; null becomes nan."""
     return [
         {name: math.nan if value is None else value for name, value in record.items() if value is None or isinstance(value, int | float)}
-        for record in read_records(path).records
+        for record in records
     ]
+
+
+def without_nan(value: Any) -> Any:
+    """`value` with None for every number that is not finite, which JSON cannot hold."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: without_nan(part) for name, part in value.items()}
+    return [without_nan(part) for part in value] if isinstance(value, list) else value
 
 
 def _whole_records(content: bytes) -> Series:

@@ -13,7 +13,8 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,6 +23,7 @@ from llamahome.errors import MachineError, Problem
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
 
 _MAX_PENDING_BYTES = 2**20
 """Per file, while the disk is full: hours of metrics at one line per second."""
@@ -62,6 +64,15 @@ class DiskTrouble:
         if self.lost_bytes == 0:
             self._warn(f"metrics for {path} could not be written and are lost; the training is not affected")
         self.lost_bytes += count
+
+
+@contextmanager
+def harmless(what: str, warn: Callable[[str], None]) -> Iterator[None]:
+    """Warn about whatever fails in the block: it only shows a training, and must never end it."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  whatever it is, the training goes on
+        warn(f"{what}: {type(error).__name__}: {error}; the training is not affected")
 
 
 class AppendFile:
@@ -186,6 +197,13 @@ class TensorBoardSink:
 
         values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         self._append(Event(wall_time=t, step=step, summary=Summary(value=values)))
+
+    def show(self, step: int, values: Sequence["Summary.Value"]) -> None:
+        """Append one event with values of tensorboard_pages.py."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        self._append(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
     def close(self) -> None:
         """Write the pending records and close the file."""

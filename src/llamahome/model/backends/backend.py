@@ -6,6 +6,7 @@ Legend: T tokens, N targets, D hidden size, H query heads, K key heads, E head s
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -140,6 +141,9 @@ class Backend(Protocol):
 
     def seconds_between(self, earlier: Any, later: Any) -> float:
         """Seconds between two timestamps; waits until the device has reached the later one."""
+
+    def snapshot_out_of_memory(self, path: Path) -> bool:
+        """From now on, write what the device's memory holds to `path` when an allocation fails for the first time; False if it cannot."""
 
     def free_bytes(self, local_size: int) -> int | None:
         """Device memory that this process may use; None if the device uses the machine's memory."""

@@ -5,6 +5,7 @@ Attention is one masked product over all tokens of a pass, so its memory grows w
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,6 +98,10 @@ class Reference:
     def seconds_between(self, earlier: Any, later: Any) -> float:
         """Seconds by the wall clock."""
         return float(later - earlier)
+
+    def snapshot_out_of_memory(self, path: Path) -> bool:
+        """False: the processor's memory has no such record."""
+        return False
 
     def free_bytes(self, local_size: int) -> int | None:
         """None: the device uses the machine's memory."""

@@ -5,6 +5,7 @@ back from the device, and on a processor that the results equal the reference.
 """
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from llamahome.model.backends.cuda.head import TILE_ROWS, CompiledDeviceTiles, P
 from llamahome.model.backends.cuda.layers import Compiled, Switch, compile_layers, why_not_compiled
 from llamahome.model.backends.cuda.memory import keeps_probabilities, pass_bytes, tile_bytes
 from llamahome.model.backends.cuda.passes import PackedDocuments, PassCopier, packed, padded_size
+from llamahome.model.backends.cuda.snapshot import snapshot_at_first_failure
 from llamahome.model.backends.loss import Head, HeadStats, PlainTiles, head_stats, summed_cross_entropy
 from llamahome.model.backends.reference import Reference, plain_bytes
 from llamahome.model.packing import packing_of
@@ -140,6 +142,11 @@ class CudaBackend(Reference):
             return super().seconds_between(earlier, later)
         later.synchronize()
         return float(earlier.elapsed_time(later)) / 1000
+
+    def snapshot_out_of_memory(self, path: Path) -> bool:
+        """Record the allocations from now on, and write them when one fails."""
+        snapshot_at_first_failure(path)
+        return True
 
     def free_bytes(self, local_size: int) -> int | None:
         """Free memory of this process's device; processes of one machine do not share devices."""
