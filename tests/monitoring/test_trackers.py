@@ -163,7 +163,8 @@ def test_the_real_tracker_holds_what_was_logged_also_after_a_resume(
 ) -> None:
     python = tracker_python(PACKAGES[name])
     monkeypatch.chdir(tmp_path)
-    for variable, value in {"WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path / "trackio")}.items():
+    source = str(Path(__file__).resolve().parents[2] / "src")
+    for variable, value in {"WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path / "trackio"), "PYTHONPATH": source}.items():
         monkeypatch.setenv(variable, value)
     told: list[str] = []
     for first in (1, 4):

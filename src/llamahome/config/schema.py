@@ -128,7 +128,7 @@ class TrainingConfig(Section):
     """How often a run goes back to a checkpoint before it ends as diverged."""
     refuse_spikes: bool = True
     """Also refuse an update whose loss is 5 times, or whose gradient norm is 10 times, the median of the 32 steps before, if that is far
-    outside their spread and twice the largest value before. docs/decisions/0028-spikes-and-rollbacks.md has the rate of false alarms."""
+    outside their spread and twice the largest value before. docs/decisions/0026-spikes-and-rollbacks.md has the rate of false alarms."""
     restart: Literal["off", "auto"] = "off"
     """auto: a single process that crashes or is killed starts again from its newest checkpoint, at most distributed.max_restarts times;
     a second process watches it. Several processes always start again. Errors that would come again, and stops by a signal, end the run."""

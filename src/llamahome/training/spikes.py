@@ -8,7 +8,7 @@ Nothing is judged before 17 steps were applied. A spike between applied steps ra
 all refused, but rows of a rare kind, which are far harder than the others, are refused once or twice and not for ever.
 
 Everything is computed on the device from values that are equal on all ranks, so all ranks refuse the same steps and nobody waits.
-Cost: 0.2 ms per step on a busy processor (measured), 300 bytes. docs/decisions/0028-spikes-and-rollbacks.md has the rate of false alarms.
+Cost: 0.2 ms per step on a busy processor (measured), 300 bytes. docs/decisions/0026-spikes-and-rollbacks.md has the rate of false alarms.
 """
 
 import math
