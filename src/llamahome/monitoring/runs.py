@@ -78,9 +78,13 @@ def _whole_records(content: bytes) -> Series:
 
 def list_runs(root: Path = RUNS) -> list[RunInfo]:
     """List the runs under `root`, the newest run, and the runs elsewhere (--output) that their status.json locates; oldest first."""
+    return sorted((describe_run(paths) for paths in run_paths(root)), key=lambda run: (run.started, run.run_id))
+
+
+def run_paths(root: Path = RUNS) -> list[RunPaths]:
+    """The paths of the same runs, in no order; none of their metrics is read."""
     folders = {folder.resolve(): folder for folder in _run_folders(root)}
-    runs = [describe_run(open_run(folder)) for folder in folders.values()]
-    return sorted(runs, key=lambda run: (run.started, run.run_id))
+    return [open_run(folder) for folder in folders.values()]
 
 
 def _run_folders(root: Path) -> Iterator[Path]:
