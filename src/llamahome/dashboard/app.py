@@ -4,8 +4,9 @@ import hashlib
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -23,10 +24,12 @@ from llamahome.dashboard.library import Library
 from llamahome.dashboard.live import cursor_of, stream, written
 from llamahome.dashboard.pages import Pages, run_row
 from llamahome.dashboard.planned import planned_rates
-from llamahome.dashboard.rows import RowBrowser
 from llamahome.monitoring.runs import read_records
 from llamahome.rundir import RunPaths
 from llamahome.web.access import Access
+
+if TYPE_CHECKING:
+    from llamahome.dashboard.rows import RowBrowser
 
 _STATIC = Path(__file__).parent / "static"
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".LICENSE": "text/plain"}
@@ -42,7 +45,12 @@ class _Answers:
 
     def __init__(self, library: Library, pages: Pages, stop: threading.Event) -> None:
         self._library, self._pages, self._stop = library, pages, stop
-        self._rows = RowBrowser(library, pages)
+
+    @cached_property
+    def _rows(self) -> "RowBrowser":
+        from llamahome.dashboard.rows import RowBrowser  # tokenizers take seconds to import, and most pages need none
+
+        return RowBrowser(self._library, self._pages)
 
     def runs(self, request: Request) -> Response:
         """GET /."""

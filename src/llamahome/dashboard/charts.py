@@ -85,7 +85,7 @@ _TIME = Chart(
 _MEMORY = Chart(
     name="memory",
     title="Memory",
-    about="Of the main process, against what the machine has.",
+    about="Of the main process.",
     lines=(
         ("memory/rss", "now"),
         ("memory/peak", "peak"),
@@ -139,9 +139,10 @@ _ALWAYS = ("loss", "learning-rate", "gradient-norm", "speed", "step-time", "memo
 """Charts that are there before their first value, because every run will have them."""
 
 
-def run_charts(metrics: Sequence[str], machine: Sequence[str]) -> list[Chart]:
-    """The charts of the page of a run that has these metrics in metrics.jsonl and in system.jsonl."""
-    charts = [LOSS, _RATE, _NORM, _SPEED, _TIME, _MEMORY, *_scores(metrics), _MFU, _USE]
+def run_charts(metrics: Sequence[str], machine: Sequence[str], *, memory: str | None = None) -> list[Chart]:
+    """The charts of the page of a run that has these metrics in metrics.jsonl and in system.jsonl; `memory` is what the machine has."""
+    held = replace(_MEMORY, about=f"{_MEMORY.about} The machine has {memory}.") if memory else _MEMORY
+    charts = [LOSS, _RATE, _NORM, _SPEED, _TIME, held, *_scores(metrics), _MFU, _USE]
     return _with_values(charts, {*metrics, *machine}, planned="train/learning_rate" in metrics)
 
 

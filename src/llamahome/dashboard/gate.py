@@ -1,9 +1,9 @@
 """Who may ask the dashboard, and what a browser may do with its pages.
 
-Refused, in this order: a foreign Host or Origin (DNS rebinding, other sites), any method but GET and HEAD, a body, a long address, and a
-request without the token if there is one. The token is given once, in the address or the form; the browser then holds a cookie that is
-derived from it, so that addresses and the history do not keep it. Pages may load nothing but the server's own files, and no page of
-another site may frame or read them.
+Refused, in this order: a foreign Host or Origin (DNS rebinding, other sites), any method but GET and HEAD, a body, long headers or a long
+address, and a request without the token if there is one. The token is given once, in the address or the form; the browser then holds a
+cookie that is derived from it, so that addresses and the history do not keep it. Pages may load nothing but the server's own files, and
+no page of another site may frame or read them.
 """
 
 import hashlib
@@ -19,6 +19,8 @@ from llamahome.web.access import Access
 
 _LONGEST = 2048
 """Bytes of an address with its query."""
+_MOST_HEADERS = 16384
+"""Bytes. h11 has this limit too, but only for headers that do not arrive at once."""
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -61,6 +63,8 @@ class Gate:
             return PlainTextResponse("this server only shows; it answers GET\n", 405, {"allow": "GET, HEAD", "connection": "close"})
         if headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers:
             return PlainTextResponse("a request to this server has no body\n", 400, {"connection": "close"})
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > _MOST_HEADERS:
+            return PlainTextResponse("the headers are too long\n", 431, {"connection": "close"})
         if len(scope["raw_path"]) + len(scope["query_string"]) > _LONGEST:
             return PlainTextResponse("the address is too long\n", 414, {"connection": "close"})
         return self._without_token(scope, headers) if self._access.key is not None else None

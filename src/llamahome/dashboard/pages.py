@@ -69,12 +69,13 @@ class Pages:
         files, info, config = self._library.open(paths), self._library.info(paths), self._library.config(paths)
         machine = files.machine.names or _first_names(paths.metrics_dir / "system.jsonl")
         names = files.metrics.names or _first_names(paths.metrics_dir / "metrics.jsonl")
+        memory = read_object(paths.environment).get("memory_bytes")
         events = found_events(read_records(paths.metrics_dir / "events.jsonl").records)
         return self.render(
             "run.html",
             **run_frame(self._library, paths, "overview"),
             figures=figures(info, config),
-            charts=run_charts(names, machine),
+            charts=run_charts(names, machine, memory=show_bytes(memory) if isinstance(memory, int) else None),
             events=events[::-1][:200],
             alerts=[event for event in events if event.level != "note"][::-1][:20],
             checkpoints=[(step, as_typed(folder)) for step, folder in paths.checkpoints()[::-1]],

@@ -81,7 +81,7 @@ class RowBrowser:
                     return self._pages.render("data.html", **frame, **nothing)
                 found = self._found(opened, asked)
         except (LlamaHomeError, OSError) as error:
-            problem = error.problems[0].message if isinstance(error, LlamaHomeError) else f"the data cannot be read: {error.strerror}"
+            problem = _said(error.problems[0]) if isinstance(error, LlamaHomeError) else f"the data cannot be read: {error.strerror}"
             return self._pages.render("data.html", **frame, **(nothing | {"problem": problem}))
         return self._pages.render("data.html", **frame, **(nothing | found))
 
@@ -131,6 +131,10 @@ def _model_folder(model: ModelConfig, checkpoint: Path) -> Path:
     """A folder with the tokenizer of the run: that of its checkpoint, or of the base."""
     folders = (checkpoint / "model", Path(model.name).expanduser(), BASE_MODELS / model.name)
     return next((folder for folder in folders if (folder / "tokenizer.json").is_file()), folders[-1])
+
+
+def _said(problem: Problem) -> str:
+    return f"{problem.where}: {problem.message}" if problem.where else problem.message
 
 
 def _only(text: str | None) -> Only | None:

@@ -109,19 +109,25 @@ def describe_run(paths: RunPaths) -> RunInfo:
     status = read_status(paths.metrics_dir / "status.json")
     last = _last_values(paths.metrics_dir / "metrics.jsonl")
     step = max((value for value in (status.get("step"), last.get("step")) if isinstance(value, int)), default=None)
-    tokens = last.get("train/tokens")
+    tokens = _number(last.get("train/tokens"))
+    horizon = status.get("horizon")
     return RunInfo(
         run_id=paths.run_id,
         folder=nearby(paths.root),
         state=_state(status),
         step=step,
-        horizon=status.get("horizon"),
+        horizon=horizon if isinstance(horizon, int) else None,
         started=_started(paths),
-        heartbeat=status.get("t"),
-        loss=last.get("train/loss"),
-        eval_loss=last.get("eval/loss"),
+        heartbeat=_number(status.get("t")),
+        loss=_number(last.get("train/loss")),
+        eval_loss=_number(last.get("eval/loss")),
         tokens=None if tokens is None else int(tokens),
     )
+
+
+def _number(value: object) -> float | None:
+    """None for what is no number, because a damaged file may hold anything."""
+    return value if isinstance(value, int | float) else None
 
 
 def _last_values(metrics: Path) -> dict[str, Any]:

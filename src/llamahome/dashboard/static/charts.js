@@ -6,7 +6,9 @@ export const POINTS = 600;
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const POWERS = Array.from({ length: 50 }, (_, power) => 2 ** power);
-const CLOCK = [1, 2, 5, 10, 15, 30, ...[1, 2, 5, 10, 15, 30].map((minutes) => 60 * minutes), ...[1, 2, 4, 8, 12, 24, 48, 168].map((hours) => 3600 * hours)];
+const MINUTES = [1, 2, 5, 10, 15, 30].map((minutes) => 60 * minutes);
+const HOURS = [1, 2, 4, 8, 12, 24, 48, 168].map((hours) => 3600 * hours);
+const CLOCK = [1, 2, 5, 10, 15, 30, ...MINUTES, ...HOURS];
 const faint = (text) => `${text}55`;
 
 export class Chart {
@@ -99,6 +101,7 @@ export class Chart {
     const text = color("muted");
     const axis = { stroke: text, grid: { stroke: color("line"), width: 1 }, ticks: { show: false }, font: "12px system-ui, sans-serif" };
     const write = formats[this.spec.shown];
+    const steps = this.spec.shown === "bytes" ? { incrs: POWERS } : {};
     return {
       width: Math.max(120, this.plot.clientWidth),
       height: HEIGHT,
@@ -108,7 +111,7 @@ export class Chart {
       scales: { x: { time: false }, y: this.scale() },
       axes: [
         { ...axis, values: (_, splits) => splits.map(axisFormats[this.axis]), space: 70, size: 28, ...(this.axis === "time" && { incrs: CLOCK }) },
-        { ...axis, values: (_, splits) => splits.map((value) => (value === null ? "" : write(value))), size: 68, ...(this.spec.shown === "bytes" && { incrs: POWERS }) },
+        { ...axis, values: (_, splits) => splits.map((value) => (value === null ? "" : write(value))), size: 68, ...steps },
       ],
       series: [{}, ...this.series()],
       hooks: { setCursor: [() => this.describeCursor()], draw: [() => this.drawMarks()] },
@@ -125,7 +128,8 @@ export class Chart {
 
   series() {
     if (this.spec.stacked) {
-      return this.curves.map((curve, at) => ({ label: curve.label, width: 0, fill: color(`c${at + 1}`), points: { show: false } })).reverse();
+      const part = (curve, at) => ({ label: curve.label, width: 0, fill: color(`c${at + 1}`), points: { show: false } });
+      return this.curves.map(part).reverse();
     }
     const drawn = [];
     this.curves.forEach((curve, at) => {

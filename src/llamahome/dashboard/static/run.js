@@ -7,6 +7,7 @@ const charts = [...document.querySelectorAll(".chart")].map((figure) => new Char
 const reading = document.getElementById("reading");
 const settings = readControls((fetches) => (fetches ? load() : show()));
 const last = { step: 0, tokens: 0, began: null, secondsPerStep: null };
+const recent = [];
 let turn = 0;
 let source = null;
 let cursor = null;
@@ -118,6 +119,7 @@ function grow(records, machine) {
       last.began ??= record.t;
       last.step = record.step ?? last.step;
       last.tokens = record["train/tokens"] ?? last.tokens;
+      if ("train/loss" in record) pace(record);
     }
     for (const chart of charts.filter((each) => each.spec.machine === machine)) {
       for (const [name] of chart.spec.lines) {
@@ -133,6 +135,14 @@ function grow(records, machine) {
       chart.redraw();
     }
   });
+}
+
+// Seconds of a step over the newest records.
+function pace({ step, t }) {
+  recent.push({ step, t });
+  if (recent.length > 50) recent.shift();
+  const steps = step - recent[0].step;
+  if (steps > 0) last.secondsPerStep = (t - recent[0].t) / steps;
 }
 
 function showState(state) {
