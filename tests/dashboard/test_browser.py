@@ -1,17 +1,25 @@
 """The pages in a browser: every chart has its points, they grow while a run trains, and nothing that ends breaks a page."""
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.support.browsers import Visit, axe, opened, visiting
-from tests.support.dashboards import CONFIG, RUN_ID, Dashboard, append, lines, records, started, write_run, write_status
+from tests.support.dashboards import CONFIG, RUN_ID, Dashboard, append, lines, records, started, write_data, write_run, write_status
 
 LIVE = "20261122-100000-live"
 OTHER = "20261122-090000-other"
-PAGES = ("/", f"/run/{RUN_ID}", f"/run/{RUN_ID}/samples", f"/run/{RUN_ID}/data", f"/run/{RUN_ID}/system", f"/compare?run={RUN_ID}&run={OTHER}")
+PAGES = (
+    "/",
+    f"/run/{RUN_ID}",
+    f"/run/{RUN_ID}/samples",
+    f"/run/{RUN_ID}/data",
+    f"/run/{RUN_ID}/system",
+    f"/compare?run={RUN_ID}&run={OTHER}",
+)
 DRAWN = """() => [...document.querySelectorAll('.chart')].every((figure) => figure.uplot || !figure.querySelector('.nothing').hidden)"""
 POINTS = """(name) => {
   const figure = document.getElementById(`chart-${name}`);
@@ -36,10 +44,14 @@ def browser() -> Iterator[Any]:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("browser")
     metrics = write_run(home)
-    events = [{"t": 1.0, "kind": "saved", "step": 20, "folder": "checkpoint-20"}, {"kind": "alert", "alert": "spike", "step": 7, "text": "a spike"}]
+    events = [
+        {"t": 1.0, "kind": "saved", "step": 20, "folder": "checkpoint-20"},
+        {"kind": "alert", "alert": "spike", "step": 7, "text": "a spike"},
+    ]
     (metrics / "events.jsonl").write_text(lines([*events, {"t": 2.0, "kind": "bad-step", "step": 9, "rows": ["chats.jsonl:3"]}]))
     answers = [{"step": step, "prompt": "What?", "answer": f"answer {step}", "reference": "right"} for step in (0, 10)]
     (metrics / "samples.jsonl").write_text(lines(answers))
+    write_data(home, RUN_ID)
     write_run(home, OTHER, steps=25, config=CONFIG.replace("0.001", "0.002"))
     return home
 
@@ -121,7 +133,10 @@ def test_points_and_alerts_appear_while_the_run_trains_and_half_a_line_waits(bro
         line = lines(records(1, first=43))
         with (metrics / "metrics.jsonl").open("a") as file:
             file.write(line[:50])
-        append(metrics / "events.jsonl", [{"event": "alert", "alert": "data-wait", "step": 43, "text": "<b>slow</b>", "help": "llamahome doctor"}])
+        append(
+            metrics / "events.jsonl",
+            [{"event": "alert", "alert": "data-wait", "step": 43, "text": "<b>slow</b>", "help": "llamahome doctor"}],
+        )
         visit.page.wait_for_function("() => document.querySelector('.alerts')?.textContent.includes('<b>slow</b>')", timeout=20000)
         assert len(points(visit, "loss")[1]) == 42, "half a line is no record"
         with (metrics / "metrics.jsonl").open("a") as file:
@@ -140,8 +155,7 @@ def test_a_page_outlives_its_server_and_goes_on_with_the_next_one(browser: Any, 
     with started(home) as first, visiting(browser, f"{first.url}/run/{run_id}") as visit:
         wait_for_points(visit, "loss", 40)
         wait_for_a_stream(visit)
-        first.process.kill()
-        first.process.wait()
+        first.end(signal.SIGKILL)
         visit.page.wait_for_selector("#reading:not([hidden])")
         append(metrics / "metrics.jsonl", records(3, first=41))
         assert len(points(visit, "loss")[1]) == 40
@@ -170,21 +184,24 @@ def test_the_list_is_filtered_while_one_types(browser: Any, server: Dashboard) -
         assert visit.page.locator("tr[data-run]:visible").count() == 0 and visit.page.locator("#none").is_visible()
 
 
-@pytest.mark.parametrize("look", ["light", "dark", "phone"])
-def test_pages_are_accessible_fit_and_are_small(browser: Any, server: Dashboard, look: str) -> None:
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.split("?")[0].split("/")[-1] or "runs")
+def test_a_page_is_accessible_fits_and_is_small(browser: Any, server: Dashboard, path: str) -> None:
     source = axe()
-    phone = {"viewport": {"width": 390, "height": 844}} if look == "phone" else {}
-    for path in PAGES:
-        with visiting(browser, server.url + path, color_scheme="dark" if look == "dark" else "light", **phone) as visit:
-            visit.page.wait_for_function(DRAWN)
-            visit.page.evaluate(source)
+    with visiting(browser, server.url + path) as visit:
+        visit.page.wait_for_function(DRAWN)
+        sizes = "() => ['navigation', 'resource'].flatMap((kind) => performance.getEntriesByType(kind)).map((each) => each.transferSize)"
+        assert sum(visit.page.evaluate(sizes)) < 150_000
+        visit.page.evaluate(source)
+        for scheme, width in (("light", 1280), ("dark", 1280), ("light", 390)):
+            visit.page.emulate_media(color_scheme=scheme)
+            visit.page.set_viewport_size({"width": width, "height": 844})
             found = visit.page.evaluate("() => axe.run(document, { resultTypes: ['violations'] })")["violations"]
-            serious = [(each["id"], [node["html"] for node in each["nodes"]][:3]) for each in found if each["impact"] in ("serious", "critical")]
-            assert serious == [], path
-            assert visit.page.evaluate("() => document.documentElement.scrollWidth <= innerWidth"), f"{path} is wider than the window"
-            sizes = "() => ['navigation', 'resource'].flatMap((kind) => performance.getEntriesByType(kind)).map((each) => each.transferSize)"
-            assert sum(visit.page.evaluate(sizes)) < 150_000, path
-            assert visit.errors == [], path
+            serious = [
+                (each["id"], [node["html"] for node in each["nodes"]][:3]) for each in found if each["impact"] in ("serious", "critical")
+            ]
+            assert serious == [], (scheme, width)
+            assert visit.page.evaluate("() => document.documentElement.scrollWidth <= innerWidth"), f"wider than {width}"
+        assert visit.errors == []
 
 
 def test_a_browser_without_the_token_is_asked_for_it(browser: Any, home: Path) -> None:

@@ -79,7 +79,9 @@ def test_samples_of_the_machine_lie_between_the_records_around_them(path: Path, 
 
 @settings(deadline=None, max_examples=30)
 @given(values=st.lists(st.floats(0.1, 100), min_size=30, max_size=400), points=st.integers(10, 60))
-def test_the_lowest_and_the_highest_value_survive_thinning(tmp_path_factory: pytest.TempPathFactory, values: list[float], points: int) -> None:
+def test_the_lowest_and_the_highest_value_survive_thinning(
+    tmp_path_factory: pytest.TempPathFactory, values: list[float], points: int
+) -> None:
     path = tmp_path_factory.mktemp("thin") / "metrics.jsonl"
     path.write_text(lines({"t": 1.0, "step": step, "a": value, "b": 1.0} for step, value in enumerate(values)))
     curves = Curves(path)

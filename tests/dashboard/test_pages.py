@@ -9,8 +9,8 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from tests.support.dashboards import CONFIG, RUN_ID, Dashboard, append, lines, started, write_run
-from tests.support.projects import chats, write_rows
+from tests.support.dashboards import CONFIG, RUN_ID, Dashboard, append, lines, started, write_data, write_run
+from tests.support.projects import chats
 from tests.support.tokenizers import save_tokenizer
 
 MARKUP = "<script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -38,10 +38,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (metrics / "samples.jsonl").write_text(lines([*answers, {"step": 1}, {"prompt": 3, "step": 1}]))
     write_run(home, "20261122-090000-other", config=CONFIG.replace("0.001", "0.002"), state="stopped")
     write_run(home, TRAINED, state="stopped")
-    write_rows(home / "chats.jsonl", chats(9))
-    checkpoint = home / "output/runs" / TRAINED / "checkpoint-10"
-    save_tokenizer(checkpoint / "model")
-    (checkpoint / "trainer_state.json").write_text(json.dumps({"extra": {"data_path": ["chats.jsonl"]}}))
+    write_data(home, TRAINED)
     return home
 
 
@@ -155,10 +152,15 @@ DAMAGE = {
 def test_a_run_with_a_damaged_file_still_has_its_pages(server: Dashboard, home: Path, name: str) -> None:
     run_id = f"20261101-000000-{name}"
     metrics = write_run(home, run_id)
-    folder = metrics if (metrics / name).exists() or name.endswith("l") and name != "config.yaml" else home / "output/runs" / run_id
+    folder = metrics if name.endswith(".jsonl") or name == "status.json" else home / "output/runs" / run_id
     (folder / name).write_text(DAMAGE[name])
     query = "names=train/loss,time/data,plan/learning_rate,eval/loss"
-    paths = ["/", *[f"/run/{run_id}{page}" for page in ("", "/samples", "/data", "/system")], "/api/runs", f"/compare?run={run_id}&run={RUN_ID}"]
+    paths = [
+        "/",
+        *[f"/run/{run_id}{page}" for page in ("", "/samples", "/data", "/system")],
+        "/api/runs",
+        f"/compare?run={run_id}&run={RUN_ID}",
+    ]
     paths += [f"/api/run/{run_id}/curves?{query}&x={x}&smooth=0.5&points=nan" for x in ("step", "tokens", "time", "odd")]
     paths += [f"/api/run/{run_id}/curves?{query},system/cpu&machine=1&x={x}" for x in ("step", "time")]
     paths += [f"/api/run/{run_id}/curves?{query}&stacked=1", f"/api/run/{run_id}/marks"]

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.projects import chats, write_rows
+from tests.support.tokenizers import save_tokenizer
+
 RUN_ID = "20261122-071405-brisk-otter"
 CONFIG = """\
 training:
@@ -48,12 +51,22 @@ def write_run(home: Path, run_id: str = RUN_ID, *, steps: int = 40, state: str =
     metrics.mkdir(parents=True)
     (root / "config.yaml").write_text(config)
     (root / "run_id").write_text(run_id + "\n")
-    (root / "environment.json").write_text(json.dumps({"command": ["x", "train", "a b"], "memory_bytes": 2**34, "packages": {"torch": "1"}}))
+    (root / "environment.json").write_text(
+        json.dumps({"command": ["x", "train", "a b"], "memory_bytes": 2**34, "packages": {"torch": "1"}})
+    )
     (metrics / "metrics.jsonl").write_text(lines(records(steps)))
     machine = [{"t": 1000.0 + at, "system/cpu": 0.5, "system/ram": 0.25, "memory/rss": 2.0**30} for at in range(0, steps, 2)]
     (metrics / "system.jsonl").write_text(lines(machine))
     write_status(metrics, state=state, step=steps, horizon=max(steps, 8), **status)
     return metrics
+
+
+def write_data(home: Path, run_id: str, rows: int = 9) -> None:
+    """Rows in chats.jsonl, and the checkpoint of the run that says that it trains on them."""
+    write_rows(home / "chats.jsonl", chats(rows))
+    checkpoint = home / "output/runs" / run_id / "checkpoint-10"
+    save_tokenizer(checkpoint / "model")
+    (checkpoint / "trainer_state.json").write_text(json.dumps({"extra": {"data_path": ["chats.jsonl"]}}))
 
 
 def write_status(metrics: Path, **status: Any) -> None:
@@ -106,11 +119,12 @@ class Dashboard:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.end(signal.SIGKILL)
+        self.end(signal.SIGKILL)
 
     def end(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
+        """Its exit status, also if it has ended before."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
         status = self.process.wait(timeout=30)
         self.process.stdout.close()
         self.process.stderr.close()
