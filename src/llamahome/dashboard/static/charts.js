@@ -1,5 +1,5 @@
 // One chart: a figure of the page, its curves, and a uPlot in it. Curves have their own x; uPlot.join lays them beside each other.
-import { axisFormats, formats } from "./format.js";
+import { axisFormats, exactFormats, formats } from "./format.js";
 
 const HEIGHT = 220;
 export const POINTS = 600;
@@ -170,7 +170,7 @@ export class Chart {
 
   // What the picture shows, in words, and the newest values in the legend.
   describe() {
-    const write = formats[this.spec.shown];
+    const write = exactFormats[this.spec.shown];
     const lasts = this.curves.map((curve) => [curve.label || curve.name, curve.y.findLast((value) => value !== null)]);
     this.showLegend(this.curves.map((curve, at) => lasts[at][1]));
     const points = this.curves.reduce((sum, curve) => sum + curve.x.length, 0);
@@ -192,7 +192,7 @@ export class Chart {
       const swatch = document.createElement("span");
       swatch.className = `swatch c${(at % 8) + 1}`;
       const value = document.createElement("b");
-      value.textContent = formats[this.spec.shown](values[at]);
+      value.textContent = exactFormats[this.spec.shown](values[at]);
       item.append(swatch, `${curve.label} `, value);
       return item;
     });
@@ -227,7 +227,7 @@ export class Chart {
   }
 
   fillTable() {
-    const write = formats[this.spec.shown];
+    const write = exactFormats[this.spec.shown];
     const table = document.createElement("table");
     const head = table.createTHead().insertRow();
     for (const label of [this.axis, ...this.curves.map((curve) => curve.label || this.spec.title)]) {

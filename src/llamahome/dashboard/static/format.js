@@ -7,6 +7,13 @@ export function number(value) {
   return value.toLocaleString("en", { maximumFractionDigits: size < 10 ? 4 : size < 1000 ? 2 : 0 });
 }
 
+// The same with as many digits for every value of a kind, so that a column of them is aligned.
+export function figure(value) {
+  if (!Number.isFinite(value)) return "–";
+  const size = Math.abs(value);
+  return size < 1000 && (size >= 1e-3 || size === 0) ? value.toFixed(4) : number(value);
+}
+
 export function count(value) {
   if (!Number.isFinite(value)) return "–";
   for (const [letter, size] of [["G", 1e9], ["M", 1e6], ["k", 1e3]]) {
@@ -49,4 +56,6 @@ function trimmed(value) {
 }
 
 export const formats = { number, small, count, bytes, share, seconds };
+// What axes write, and what legends, tables and figures write.
+export const exactFormats = { ...formats, number: figure };
 export const axisFormats = { step: count, tokens: count, time: clock };

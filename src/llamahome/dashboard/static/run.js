@@ -1,6 +1,6 @@
 // The page of a run: loads its curves, then follows the live stream. The page of the machine uses it too, with its own charts.
 import { Chart, fetchCurves, readControls } from "./charts.js";
-import { formats, number } from "./format.js";
+import { figure, formats } from "./format.js";
 
 const run = document.getElementById("run").dataset.run;
 const charts = [...document.querySelectorAll(".chart")].map((figure) => new Chart(figure));
@@ -73,7 +73,7 @@ async function loadMarks(mine) {
     if (chart.uplot) chart.uplot.redraw(false);
   }
   last.secondsPerStep = found.seconds_per_step;
-  if (found.best && document.getElementById("label-best")?.textContent === "Best held-out loss") text("figure-best", number(found.best.value));
+  if (found.best && document.getElementById("label-best")?.textContent === "Best held-out loss") text("figure-best", figure(found.best.value));
   const speed = charts.find((chart) => chart.spec.name === "speed")?.curves[0]?.y.at(-1);
   if (speed) text("figure-speed", formats.count(speed));
   if (document.getElementById("run").dataset.state !== "running") text("figure-left", formats.seconds(found.seconds));
