@@ -1,6 +1,7 @@
 """The addresses of the dashboard, and what answers each."""
 
 import hashlib
+import re
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _STATIC = Path(__file__).parent / "static"
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".LICENSE": "text/plain"}
+_IMPORT = re.compile(rb'from "\./([\w.]+)"')
 _MOST_POINTS = 2000
 """Of a curve; a wide chart has 600 pixels or so."""
 _MOST_NAMES = 40
@@ -153,9 +155,23 @@ def _json(content: Any) -> JSONResponse:
 
 
 def _static_files() -> dict[str, tuple[bytes, str, str]]:
-    """Content, type and hash of each static file, by name; nothing else can be asked for."""
-    files = {path.name: path.read_bytes() for path in _STATIC.iterdir() if path.suffix in _TYPES}
-    return {name: (content, _TYPES[Path(name).suffix], hashlib.sha256(content).hexdigest()[:12]) for name, content in files.items()}
+    """Content, type and hash of each static file, by name; nothing else can be asked for.
+
+    An import in a script gets the hash of the script that it imports, because browsers keep each file for good under its address.
+    """
+    contents = {path.name: path.read_bytes() for path in _STATIC.iterdir() if path.suffix in _TYPES}
+    done: dict[str, tuple[bytes, str, str]] = {}
+
+    def finish(name: str) -> str:
+        """Put a file into `done` after those that it imports; its hash."""
+        if name not in done:
+            hashed = _IMPORT.sub(lambda match: match[0][:-1] + f"?{finish(match[1].decode())}".encode() + b'"', contents[name])
+            done[name] = (hashed, _TYPES[Path(name).suffix], hashlib.sha256(hashed).hexdigest()[:12])
+        return done[name][2]
+
+    for name in contents:
+        finish(name)
+    return done
 
 
 def make_app(access: Access, stop: threading.Event, library: Library | None = None) -> ASGIApp:
@@ -168,7 +184,8 @@ def make_app(access: Access, stop: threading.Event, library: Library | None = No
         found = files.get(request.path_params["name"])
         if found is None:
             return PlainTextResponse("there is no such file\n", 404)
-        return Response(found[0], media_type=found[1], headers={"cache-control": "private, max-age=31536000, immutable"})
+        lasting = "private, max-age=31536000, immutable" if request.url.query == found[2] else "no-cache"
+        return Response(found[0], media_type=found[1], headers={"cache-control": lasting})
 
     run_pages: list[tuple[str, Answer]] = [
         ("/run/{run}", answers.run),
