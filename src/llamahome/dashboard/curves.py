@@ -219,8 +219,12 @@ class Curves:
             found = _LOSS.findall(self._path.read_bytes())
         except OSError:
             return None
-        steps = [float(step) for step, _ in found]
-        x, y = thin(steps, [None if value == b"null" else float(value) for _, value in found], points)
+        try:
+            values: list[float] = [float(value) for _, value in found]
+        except ValueError:
+            values = [math.nan if value == b"null" else float(value) for _, value in found]
+        kept, y = thin(range(len(found)), values, points)
+        x = [float(found[int(at)][0]) for at in kept]
         return Line(x, [None if value is None else _shown(value) for value in y])
 
 
