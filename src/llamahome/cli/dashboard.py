@@ -26,7 +26,7 @@ def dashboard(port: int, host: str, token: str | None) -> None:
     if token is not None and (len(token) < 12 or not token.isascii() or not token.isprintable() or " " in token):
         message = "a token is at least 12 printable ASCII characters without spaces"
         raise UsageError(Problem(code="usage.bad-choice", message=message, where="--token", hint=f"--token {secrets.token_urlsafe(16)}"))
-    opened = open_socket(host, port, key=token, option=f"--token {secrets.token_urlsafe(16)}")
+    opened = open_socket(host, port, key=token, option="--token")
     with opened:
         from llamahome.dashboard.app import make_app
 
