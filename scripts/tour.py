@@ -34,6 +34,7 @@ ROOMS = (
     ("sweep", "sweep/: many runs compared"),
     ("doctor", "doctor/: whether a machine and its settings can train"),
     ("serving", "serving/: the OpenAI API"),
+    ("dashboard", "dashboard/: runs in the browser"),
     ("web", "web/: what every server shares"),
     ("distributed", "distributed/: ranks, collectives, launching"),
     ("config", "config/: every setting and where its value came from"),

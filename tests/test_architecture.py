@@ -13,7 +13,7 @@ FLOORS = (
     {"config"},
     {"distributed", "web"},
     {"data", "model", "checkpoint", "monitoring"},
-    {"training", "dashboard"},
+    {"training"},
     {
         "pipeline",
         "assembly",
@@ -39,7 +39,7 @@ FLOORS = (
         "lm_eval_tasks",
         "public",
     },
-    {"planning", "doctor", "serving", "sweep"},
+    {"planning", "doctor", "serving", "sweep", "dashboard"},
     {"cli"},
     {"__main__"},
 )

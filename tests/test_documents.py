@@ -13,7 +13,7 @@ import tour
 from llamahome.config.schema import Config
 
 AREAS = {*Config.model_fields, "config", "export", "machine", "run", "sweep", "usage"}
-FILE_ENDINGS = {"csv", "json", "jsonl", "yaml", "safetensors", "svg", "txt", "md", "py", "model", "weight"}
+FILE_ENDINGS = {"csv", "html", "json", "jsonl", "yaml", "safetensors", "svg", "txt", "md", "py", "model", "weight"}
 CODE = re.compile(r"[a-z]+\.[a-z0-9]+(?:-[a-z0-9]+)*")
 
 

@@ -19,6 +19,7 @@ from llamahome.cli import (
     checkpoint,
     completion,
     config,
+    dashboard,
     data,
     doctor,
     evaluate,
@@ -57,6 +58,7 @@ app.add_command(export.export)
 app.add_command(data.data_app)
 app.add_command(model.models_app)
 app.add_command(runs.runs_app)
+app.add_command(dashboard.dashboard)
 app.add_command(checkpoint.checkpoint_app, "checkpoint")
 app.add_command(verify_resume.verify_resume)
 app.add_command(config.config_app)

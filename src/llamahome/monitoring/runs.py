@@ -87,9 +87,13 @@ def _whole_records(content: bytes) -> Series:
 
 def list_runs(root: Path = RUNS) -> list[RunInfo]:
     """List the runs under `root`, the newest run, and the runs elsewhere (--output) that their status.json locates; oldest first."""
+    return sorted((describe_run(paths) for paths in run_paths(root)), key=lambda run: (run.started, run.run_id))
+
+
+def run_paths(root: Path = RUNS) -> list[RunPaths]:
+    """The paths of the same runs, in no order; none of their metrics is read."""
     folders = {folder.resolve(): folder for folder in _run_folders(root)}
-    runs = [describe_run(open_run(folder)) for folder in folders.values()]
-    return sorted(runs, key=lambda run: (run.started, run.run_id))
+    return [open_run(folder) for folder in folders.values()]
 
 
 def _run_folders(root: Path) -> Iterator[Path]:
@@ -114,25 +118,30 @@ def describe_run(paths: RunPaths) -> RunInfo:
     status = read_status(paths.metrics_dir / "status.json")
     last = _last_values(paths.metrics_dir / "metrics.jsonl")
     step = max((value for value in (status.get("step"), last.get("step")) if isinstance(value, int)), default=None)
-    tokens = last.get("train/tokens")
+    tokens = _number(last.get("train/tokens"))
+    horizon = status.get("horizon")
     return RunInfo(
         run_id=paths.run_id,
         folder=nearby(paths.root),
         state=_state(status),
         step=step,
-        horizon=status.get("horizon"),
+        horizon=horizon if isinstance(horizon, int) else None,
         started=_started(paths),
-        heartbeat=status.get("t"),
-        loss=last.get("train/loss"),
-        eval_loss=last.get("eval/loss"),
+        heartbeat=_number(status.get("t")),
+        loss=_number(last.get("train/loss")),
+        eval_loss=_number(last.get("eval/loss")),
         tokens=None if tokens is None else int(tokens),
     )
 
 
 def describe_energy(paths: RunPaths) -> float | None:
     """The kWh that a run has used so far, as far as they were measured; None if nothing measured them."""
-    kwh = _last_values(paths.metrics_dir / "metrics.jsonl").get("energy/kwh")
-    return float(kwh) if isinstance(kwh, int | float) else None
+    return _number(_last_values(paths.metrics_dir / "metrics.jsonl").get("energy/kwh"))
+
+
+def _number(value: object) -> float | None:
+    """None for what is no number, because a damaged file may hold anything."""
+    return value if isinstance(value, int | float) else None
 
 
 def _last_values(metrics: Path) -> dict[str, Any]:

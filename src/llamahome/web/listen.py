@@ -6,10 +6,11 @@ headers, which must be there within ten seconds; at most 256 connections.
 
 import asyncio
 import errno
+import secrets
 import socket
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -22,11 +23,15 @@ _SECONDS_TO_END = 5
 _MOST_CONNECTIONS = 256
 
 
-def open_socket(host: str, port: int, *, key: str | None) -> socket.socket:
-    """A listening socket; port 0 picks a free one. Raises ConfigError beyond loopback without a key, MachineError if it cannot be had."""
+def open_socket(host: str, port: int, *, key: str | None, option: Literal["--api-key", "--token"] = "--api-key") -> socket.socket:
+    """A listening socket; port 0 picks a free one. Raises ConfigError beyond loopback without a key, MachineError if it cannot be had.
+
+    `option` is how the key of this server is typed.
+    """
     if not is_loopback(host) and key is None:
         message = f"{host} can be reached from other machines, and without a key anybody there could use this server"
-        raise ConfigError(Problem(code="usage.host-without-key", message=message, where="--host", hint="--api-key KEY"))
+        hint = f"--token {secrets.token_urlsafe(16)}" if option == "--token" else "--api-key KEY"
+        raise ConfigError(Problem(code="usage.host-without-key", message=message, where="--host", hint=hint))
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         opened = socket.socket(family, socket.SOCK_STREAM)

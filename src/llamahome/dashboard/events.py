@@ -1,0 +1,63 @@
+"""The events of a run in words: saves, refused steps, alerts, signals, resumes. Records of unknown shape are shown as they are."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Level = Literal["note", "alert", "trouble"]
+
+_TROUBLE = ("bad-step", "out-of-memory", "save-failed", "failed", "rolled-back", "diverged")
+_KNOWN = ("t", "kind", "event", "step", "text", "help", "alert", "rows", "row_ids")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event of a run."""
+
+    time: float | None
+    step: int | None
+    kind: str
+    """What happened, in a word: saved, bad-step, alert."""
+    level: Level
+    text: str
+    help: str | None
+    """What to do about it, usually a command or a setting."""
+    rows: tuple[str, ...]
+    """The rows of the data that it is about, as file:line."""
+
+
+def found_events(records: Iterable[dict[str, Any]]) -> list[Event]:
+    """The events of events.jsonl, in order. An alert may say `"kind": "alert"` or `"event": "alert"`."""
+    return [_event(record) for record in records]
+
+
+def _event(record: dict[str, Any]) -> Event:
+    kind = str(record.get("kind", record.get("event", "event")))
+    alert = kind == "alert" or record.get("event") == "alert"
+    level: Level = "alert" if alert else "trouble" if kind in _TROUBLE else "note"
+    step, time = record.get("step"), record.get("t")
+    rows = record.get("rows", record.get("row_ids"))
+    rest = {name: value for name, value in record.items() if name not in _KNOWN}
+    if rows is not None and not isinstance(rows, list):
+        rest["rows"] = rows  # the event `rows` has counts there
+    text = record.get("text")
+    return Event(
+        time=float(time) if isinstance(time, int | float) else None,
+        step=step if isinstance(step, int) else None,
+        kind=str(record.get("alert", "alert")) if alert else kind,
+        level=level,
+        text=text if isinstance(text, str) else ", ".join(f"{name} {_plain(value)}" for name, value in rest.items()),
+        help=record["help"] if isinstance(record.get("help"), str) else None,
+        rows=tuple(map(str, rows)) if isinstance(rows, list) else (),
+    )
+
+
+def marks(events: Sequence[Event]) -> list[dict[str, Any]]:
+    """What charts draw at a step: checkpoints, alerts, trouble, resumes."""
+    drawn = [event for event in events if event.step is not None and (event.level != "note" or event.kind in ("saved", "resumed"))]
+    return [{"step": event.step, "kind": event.kind, "level": event.level} for event in drawn]
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

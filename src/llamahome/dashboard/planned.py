@@ -1,0 +1,43 @@
+"""The learning rate that a run plans, from its settings or, after a resume that changed the plan, from its newest checkpoint."""
+
+from llamahome.config.load import LoadedConfig
+from llamahome.dashboard.curves import Axis, Curves, Line
+from llamahome.dashboard.pages import read_object
+from llamahome.monitoring.status import read_status
+from llamahome.rundir import RunPaths
+from llamahome.training.schedule import Curve, planned_curve
+
+_POINTS = 200
+
+
+def planned_rates(config: LoadedConfig | str, paths: RunPaths, metrics: Curves, axis: Axis) -> dict[str, Line]:
+    """The planned rate of each step up to the horizon by its name, or nothing if it is not known.
+
+    Along tokens and time it ends with the last step that was done, because nobody knows where later steps will lie.
+    """
+    horizon = read_status(paths.metrics_dir / "status.json").get("horizon")
+    curve = _saved_curve(paths) or (_configured_curve(config, horizon) if isinstance(horizon, int) and horizon > 0 else None)
+    last = metrics.last_step
+    if curve is None or curve.horizon < 1 or (axis != "step" and last < 1):
+        return {}
+    end = curve.horizon if axis == "step" else min(curve.horizon, int(last))
+    steps = sorted({1 + round(at * (end - 1) / _POINTS) for at in range(_POINTS + 1)})
+    places = [float(step) if axis == "step" else metrics.place_of_step(step, axis) for step in steps]
+    return {"plan/learning_rate": Line(places, [float(f"{curve.rate(step - 1):.6g}") for step in steps])}
+
+
+def _saved_curve(paths: RunPaths) -> Curve | None:
+    checkpoints = paths.checkpoints()
+    saved = read_object(checkpoints[-1][1] / "trainer_state.json").get("extra") if checkpoints else None
+    schedule = saved.get("schedule") if isinstance(saved, dict) else None
+    try:
+        return Curve(**schedule) if isinstance(schedule, dict) else None
+    except TypeError:
+        return None
+
+
+def _configured_curve(config: LoadedConfig | str, horizon: int) -> Curve | None:
+    training = config.config.training if isinstance(config, LoadedConfig) else None
+    if training is None or not isinstance(training.learning_rate, float):
+        return None
+    return planned_curve(peak=training.learning_rate, horizon=horizon, warmup=training.warmup, shape=training.schedule)

@@ -1,0 +1,203 @@
+// The page of a run: loads its curves, then follows the live stream. The page of the machine uses it too, with its own charts.
+import { Chart, fetchCurves, readControls } from "./charts.js";
+import { figure, formats } from "./format.js";
+
+const run = document.getElementById("run").dataset.run;
+const charts = [...document.querySelectorAll(".chart")].map((figure) => new Chart(figure));
+const reading = document.getElementById("reading");
+const settings = readControls((fetches) => (fetches ? load() : show()));
+const last = { step: 0, tokens: 0, began: null, secondsPerStep: null };
+const recent = [];
+let turn = 0;
+let source = null;
+let cursor = null;
+
+const text = (id, value) => {
+  const place = document.getElementById(id);
+  if (place && value !== undefined) place.textContent = value;
+};
+
+async function load() {
+  const mine = ++turn;
+  if (source) source.close();
+  source = cursor = null;
+  try {
+    for (const chart of charts) {
+      if (chart.spec.lines.length && !(await loadChart(chart, mine))) return;
+    }
+    await loadMarks(mine);
+  } catch {
+    return retry(mine);
+  }
+  if (mine === turn) follow();
+}
+
+async function loadChart(chart, mine) {
+  const { spec } = chart;
+  const options = { x: settings.axis, stacked: Number(spec.stacked), machine: Number(spec.machine) };
+  if (settings.smooth && spec.smooth) options.smooth = settings.smooth;
+  const names = spec.lines.map(([name]) => name);
+  if (spec.name === "loss") {
+    const early = await fetchCurves(run, names, { ...options, hurry: 1 });
+    if (mine !== turn) return false;
+    put(chart, early);
+    if (early.complete) return true;
+    tell("This is a long run: the training loss is here, the rest is being read.");
+  }
+  const found = await fetchCurves(run, names, options);
+  if (mine !== turn) return false;
+  put(chart, found);
+  tell("");
+  return true;
+}
+
+function put(chart, found) {
+  const curves = chart.spec.lines.map(([name, label]) => ({ name, label, ...(found.lines[name] ?? { x: [], y: [], smooth: null }) }));
+  chart.set(curves, settings);
+  if (!found.complete) return;
+  last.began ??= found.began;
+  cursor ??= found.cursor;
+}
+
+function show() {
+  for (const chart of charts) chart.set(chart.curves, settings);
+}
+
+async function loadMarks(mine) {
+  const answer = await fetch(`/api/run/${encodeURIComponent(run)}/marks?x=${settings.axis}`);
+  const found = await answer.json();
+  if (mine !== turn) return;
+  for (const chart of charts.filter((each) => !each.spec.machine)) {
+    chart.marks = found.marks;
+    chart.best = found.best;
+    if (chart.uplot) chart.uplot.redraw(false);
+  }
+  last.secondsPerStep = found.seconds_per_step;
+  if (found.best && document.getElementById("label-best")?.textContent === "Best held-out loss") text("figure-best", figure(found.best.value));
+  const speed = charts.find((chart) => chart.spec.name === "speed")?.curves[0]?.y.at(-1);
+  if (speed) text("figure-speed", formats.count(speed));
+  if (document.getElementById("run").dataset.state !== "running") text("figure-left", formats.seconds(found.seconds));
+}
+
+function tell(words) {
+  if (!reading) return;
+  reading.textContent = words;
+  reading.hidden = !words;
+}
+
+function retry(mine) {
+  if (mine !== turn) return;
+  tell("The server does not answer; the training is not affected. Trying again …");
+  setTimeout(() => mine === turn && load(), 2000);
+}
+
+function follow() {
+  if (document.hidden) return;
+  source = new EventSource(`/api/run/${encodeURIComponent(run)}/live?cursor=${cursor ?? "0-0"}`);
+  source.addEventListener("open", () => tell(""));
+  source.addEventListener("error", () => retryStream());
+  source.addEventListener("restart", () => load());
+  source.addEventListener("records", (event) => grow(JSON.parse(event.data), false));
+  source.addEventListener("machine", (event) => grow(JSON.parse(event.data), true));
+  source.addEventListener("state", (event) => showState(JSON.parse(event.data)));
+  source.addEventListener("events", (event) => showEvents(JSON.parse(event.data)));
+}
+
+function retryStream() {
+  tell("The server does not answer; the training is not affected. Trying again …");
+  if (source.readyState === EventSource.CLOSED) retry(turn);
+}
+
+function place(record) {
+  if (settings.axis === "time") return record.t - (last.began ?? record.t);
+  return settings.axis === "step" ? last.step : last.tokens;
+}
+
+function grow(records, machine) {
+  for (const record of records) {
+    if (!machine) {
+      last.began ??= record.t;
+      last.step = record.step ?? last.step;
+      last.tokens = record["train/tokens"] ?? last.tokens;
+      if ("train/loss" in record) pace(record);
+    }
+    for (const chart of charts.filter((each) => each.spec.machine === machine)) {
+      for (const [name] of chart.spec.lines) {
+        if (name in record) chart.changed = chart.append(name, place(record), record[name], settings.smooth) || chart.changed;
+      }
+    }
+    if (record["speed/tokens_per_s"]) text("figure-speed", formats.count(record["speed/tokens_per_s"]));
+  }
+  if (charts.some((chart) => chart.crowded)) return load();
+  requestAnimationFrame(() => {
+    for (const chart of charts.filter((each) => each.changed)) {
+      chart.changed = false;
+      chart.redraw();
+    }
+  });
+}
+
+// Seconds of a step over the newest records.
+function pace({ step, t }) {
+  recent.push({ step, t });
+  if (recent.length > 50) recent.shift();
+  const steps = step - recent[0].step;
+  if (steps > 0) last.secondsPerStep = (t - recent[0].t) / steps;
+}
+
+function showState(state) {
+  const head = document.getElementById("run");
+  const before = head.dataset.state;
+  head.dataset.state = state.state;
+  const badge = document.querySelector("#state .state");
+  badge.textContent = state.state;
+  badge.className = `state ${state.state}`;
+  document.getElementById("progress").value = state.share;
+  text("step", state.step);
+  text("horizon", state.horizon ?? undefined);
+  text("figure-loss", state.loss);
+  text("figure-eval-loss", state.eval_loss);
+  text("figure-tokens", state.tokens);
+  const whole = (words) => Number(String(words).replaceAll(",", ""));
+  if (state.state === "running" && last.secondsPerStep && state.horizon) {
+    text("figure-left", formats.seconds((whole(state.horizon) - whole(state.step)) * last.secondsPerStep));
+  }
+  if (before !== state.state) loadMarks(turn).catch(() => {});
+}
+
+function showEvents({ alerts, first }) {
+  if (first) return;
+  loadMarks(turn).catch(() => {});
+  const section = document.getElementById("alerts");
+  if (!section) return;
+  for (const alert of alerts) {
+    const item = document.createElement("li");
+    item.className = alert.level;
+    const kind = document.createElement("strong");
+    kind.textContent = alert.kind;
+    item.append(kind, `${alert.step === null ? "" : ` at step ${alert.step.toLocaleString("en")}`}${alert.text ? `: ${alert.text}` : ""}`);
+    if (alert.help) {
+      const help = document.createElement("code");
+      help.className = "command";
+      help.textContent = alert.help;
+      item.append(document.createElement("br"), help);
+    }
+    for (const row of alert.rows.slice(0, 8)) {
+      const link = document.createElement("a");
+      link.href = `/run/${encodeURIComponent(run)}/data?at=${encodeURIComponent(row)}`;
+      link.textContent = row;
+      item.append(" ", link);
+    }
+    section.querySelector("ul").prepend(item);
+    section.hidden = false;
+  }
+}
+
+document.addEventListener("visibilitychange", () => {
+  // a browser opens six connections to a server, so a page that nobody sees gives its one back
+  if (document.hidden && source) {
+    source.close();
+    source = null;
+  } else if (!document.hidden && !source && cursor) load();
+});
+load();
