@@ -42,9 +42,8 @@ class Problem:
         lines = [f"{level}[{self.code}]: {place}{self.message}"]
         if self.excerpt:
             lines += [f"   {line}" for line in self.excerpt.splitlines()]
-        if self.hint:
-            lines.append(f"help: {self.hint}")
-        return redact("\n".join(lines))
+        block = redact("\n".join(lines))
+        return f"{block}\nhelp: {redact(self.hint, options=False)}" if self.hint else block
 
 
 class LlamaHomeError(Exception):

@@ -33,12 +33,16 @@ def names_secret(name: str) -> bool:
     return _SECRET_NAME.fullmatch(name) is not None and _NO_SECRET.fullmatch(name) is None
 
 
-def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """The text with *** for every secret in it. Without an `environment`, what its variables hold is not looked for."""
+def redact(text: str, environment: Mapping[str, str] = os.environ, *, options: bool = True) -> str:
+    """The text with *** for every secret in it. Without an `environment`, what its variables hold is not looked for.
+
+    Without `options`, what follows an option such as --token stays: a help line that offers a new one has to be typed as it is.
+    """
     for value in sorted(_secret_values(environment), key=len, reverse=True):
         text = text.replace(value, HIDDEN)
     text = _URL_PARAMETER.sub(rf"\1{HIDDEN}", _URL_USER.sub(rf"\1{HIDDEN}@", text))
-    text = _OPTION.sub(lambda found: f"{found[1]}{found[2]}{HIDDEN if names_secret(found[1].lstrip('-')) else found[3]}", text)
+    if options:
+        text = _OPTION.sub(lambda found: f"{found[1]}{found[2]}{HIDDEN if names_secret(found[1].lstrip('-')) else found[3]}", text)
     return _SHAPES.sub(HIDDEN, _ASSIGNED.sub(_assigned, text))
 
 
