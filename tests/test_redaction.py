@@ -101,3 +101,7 @@ def test_a_help_line_offers_a_token_that_can_be_typed() -> None:
     problem = Problem(code="usage.host-without-key", message="--token abcdefghijkl is not enough", where="--host", hint="--token mnopqrstuvwx")
     assert problem.render().splitlines()[0].endswith("--host: --token *** is not enough")
     assert problem.render().splitlines()[-1] == "help: --token mnopqrstuvwx"
+
+
+def test_a_run_of_the_python_api_has_no_command_to_redact() -> None:
+    assert redaction.redact_words([]) == []

@@ -48,8 +48,7 @@ def redact(text: str, environment: Mapping[str, str] = os.environ, *, options: b
 
 def redact_words(words: Sequence[str]) -> list[str]:
     """The words of a command line with *** for every secret."""
-    before = ["", *words[:-1]]
-    return [HIDDEN if _takes_secret(option) else redact(word) for option, word in zip(before, words, strict=True)]
+    return [HIDDEN if number and _takes_secret(words[number - 1]) else redact(word) for number, word in enumerate(words)]
 
 
 def redact_values(value: Any) -> Any:
