@@ -98,7 +98,9 @@ def test_settings_do_not_change_because_a_password_is_a_common_word(monkeypatch:
 
 
 def test_a_help_line_offers_a_token_that_can_be_typed() -> None:
-    problem = Problem(code="usage.host-without-key", message="--token abcdefghijkl is not enough", where="--host", hint="--token mnopqrstuvwx")
+    problem = Problem(
+        code="usage.host-without-key", message="--token abcdefghijkl is not enough", where="--host", hint="--token mnopqrstuvwx"
+    )
     assert problem.render().splitlines()[0].endswith("--host: --token *** is not enough")
     assert problem.render().splitlines()[-1] == "help: --token mnopqrstuvwx"
 

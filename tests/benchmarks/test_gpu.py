@@ -7,7 +7,8 @@ import pytest
 from benchmarks.gpu.__main__ import PARTS, Results, arguments, main, run_part
 
 
-@pytest.mark.parametrize("part", [pytest.param(part, marks=[] if part == "memory" else pytest.mark.slow) for part in PARTS])
+@pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS)
 def test_every_part_runs_on_a_cpu_and_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str) -> None:
     status = main(["--device", "cpu", "--toy", "--part", part, "--out", str(tmp_path)])
     (written,) = tmp_path.iterdir()

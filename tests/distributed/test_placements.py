@@ -50,6 +50,7 @@ def test_fifty_steps_in_every_placement_equal_those_of_one_process(base: str, wo
     check(base, world_size, 50)
 
 
+@pytest.mark.slow
 def test_the_counted_bytes_are_those_on_the_network() -> None:
     """Runs in its own network namespace, where nothing else is sent."""
     script = "import json; from tests.support.workers import run_workers; "

