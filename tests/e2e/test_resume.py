@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,3 +239,27 @@ def test_a_new_run_goes_on_from_an_old_one_and_leaves_it_as_it_is(project: Proje
     project.type("train-resume", "old", "--output", "out/new").expect(2)
     project.type("train-resume", old, "--set", "output.name=second").expect(0)
     assert [run.split("-")[-1] for run in project.runs()] == ["old", "second"]
+
+
+WATCHER = """
+import os, sys
+
+class Watcher:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            sys.meta_path.remove(self)
+            with open("environment-of-torch.txt", "w") as file:
+                file.write(" ".join(sorted(name for name in ("GOMP_SPINCOUNT", "LRU_CACHE_CAPACITY") if name in os.environ)))
+
+sys.meta_path.insert(0, Watcher())
+from llamahome.cli.app import main
+main()
+"""
+
+
+def test_a_resumed_run_sets_what_torch_reads_on_import_as_the_first_run_does(project: Project) -> None:
+    """A reader of checkpoints that imports torch too early made resumed runs two to four times as slow next to busy processes."""
+    variables = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "LRU_CACHE_CAPACITY")}
+    for words in (["train", "chats.jsonl", "--max-steps", "1"], ["train-resume", "latest", "--max-steps", "2"]):
+        subprocess.run([sys.executable, "-c", WATCHER, *words], cwd=project.folder, env=variables, check=True, capture_output=True)
+        assert (project.folder / "environment-of-torch.txt").read_text() == "GOMP_SPINCOUNT LRU_CACHE_CAPACITY"

@@ -76,6 +76,7 @@ def train(overrides: options.Overrides, data_paths: tuple[str, ...], debug: bool
 @options.pass_overrides
 def train_resume(overrides: options.Overrides, checkpoint: str, allow_changed: tuple[str, ...], debug: bool) -> None:
     """Continue a stopped run, bit for bit as if it had not been stopped; or start a new run from it."""
+    _set_torch_environment()  # before the reader of checkpoints, which imports torch
     from llamahome.checkpoint.store import CONFIG, choose
     from llamahome.checkpoint.target import resolve
     from llamahome.config.load import LoadedConfig, read_saved_config, with_assignments
