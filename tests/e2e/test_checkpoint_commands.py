@@ -1,4 +1,5 @@
 import json
+import shlex
 import shutil
 
 import pytest
@@ -74,3 +75,17 @@ def test_a_copy_under_a_later_name_is_not_resumed(trained: Project) -> None:
     shutil.copytree(root / "checkpoint-1", root / "checkpoint-8")
     answer = trained.type("train-resume", "latest").expect(0)
     assert "copy under another name" in answer.err + answer.out and "after step 5" in answer.err + answer.out
+
+
+def test_the_help_of_a_damaged_checkpoint_quotes_a_folder_with_spaces(project: Project) -> None:
+    project.type(*WORDS, "--output", "our runs/first try").expect(0)
+    _flip(project.folder / "our runs/first try/checkpoint-5/model/adapter_model.safetensors")
+    answer = project.type("checkpoint", "verify", "our runs/first try").expect(7)
+    assert shlex.split(answer.helps[0]) == ["llamahome", "train-resume", "our runs/first try/checkpoint-4"]
+
+
+@pytest.mark.parametrize("command", ["list", "verify", "prune"])
+def test_the_help_for_an_unknown_run_starts_no_training_and_deletes_nothing(trained: Project, command: str) -> None:
+    answer = trained.type("checkpoint", command, "nothing-here").expect(7)
+    assert answer.helps == [f"llamahome checkpoint list {trained.runs()[0]}"]
+    trained.type(*shlex.split(answer.helps[0])[1:]).expect(0)

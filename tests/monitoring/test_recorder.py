@@ -96,11 +96,11 @@ def test_nothing_is_written_without_a_new_step(tmp_path: Path) -> None:
     assert len(lines(tmp_path / "metrics.jsonl")) == 1
 
 
-def test_time_is_per_step_and_speed_excludes_evaluation_and_saving(tmp_path: Path) -> None:
+def test_time_is_per_step_and_speed_excludes_evaluation_saving_and_writing_a_profile(tmp_path: Path) -> None:
     recorder = open_recorder(tmp_path, peak_flops=1e12)
     record(recorder, 1)
     record(recorder, 2)
-    metrics = flush(recorder, 2, {"forward": 1.0, "backward": 3.0, "evaluate": 50.0, "save": 10.0})
+    metrics = flush(recorder, 2, {"forward": 1.0, "backward": 3.0, "evaluate": 50.0, "save": 10.0, "profile": 30.0})
     assert metrics["time/forward"] == 0.5
     assert metrics["time/evaluate"] == 25.0
     assert metrics["speed/tokens_per_s"] == pytest.approx(200 / 4.0)

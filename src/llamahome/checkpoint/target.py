@@ -14,11 +14,11 @@ from llamahome.rundir import NEWEST, RUNS, RunPaths, as_typed, first_command, fr
 _CHECKPOINT_NAME = re.compile(r"checkpoint-\d+")
 
 
-def resolve(target: str) -> tuple[RunPaths, Path | None]:
+def resolve(target: str, *, command: str = "llamahome train-resume") -> tuple[RunPaths, Path | None]:
     """The run that `target` names, and the checkpoint if it names one; otherwise the caller uses `store.choose`.
 
     A part of a run id is enough if only one run id contains it. Raises UsageError run.ambiguous if several do, CheckpointError
-    checkpoint.not-a-checkpoint, which says what `target` is and names similar runs.
+    checkpoint.not-a-checkpoint, which says what `target` is and offers `command` for a similar run.
     """
     if target == "latest":
         return open_run(_newest_run()), None
@@ -32,9 +32,8 @@ def resolve(target: str) -> tuple[RunPaths, Path | None]:
             return open_run(folder), None
     if match := _run_by_part(target):
         return open_run(match), None
-    raise CheckpointError(
-        Problem(code="checkpoint.not-a-checkpoint", message=_describe(Path(target)), where=target, hint=_similar_run_command(target))
-    )
+    hint = _command_of_similar_run(command, target)
+    raise CheckpointError(Problem(code="checkpoint.not-a-checkpoint", message=_describe(Path(target)), where=target, hint=hint))
 
 
 def names_run(target: str) -> bool:
@@ -90,11 +89,11 @@ def _describe(path: Path) -> str:
     return "this folder is empty"
 
 
-def _similar_run_command(target: str) -> str:
-    """The command for the run that contains the path, or else for the run with the most similar name, or else for the newest run."""
+def _command_of_similar_run(command: str, target: str) -> str:
+    """`command` for the run that contains the path, or else for the run with the most similar name, or else for the newest run."""
     for parent in Path(target).resolve().parents:
         if _is_run(parent):
-            return f"llamahome train-resume {as_typed(parent)}"
+            return f"{command} {as_typed(parent)}"
     runs = _known_runs()
     if not runs:
         return first_command()
@@ -102,7 +101,7 @@ def _similar_run_command(target: str) -> str:
     containing = [run.name for run in reversed(runs) if Path(target).name and Path(target).name in run.name]
     suggested = (containing or similar or [run.name for run in reversed(runs)])[:3]
     others = f"   (also similar: {', '.join(suggested[1:])})" if suggested[1:] else ""
-    return f"llamahome train-resume {shlex.quote(suggested[0])}{others}"
+    return f"{command} {shlex.quote(suggested[0])}{others}"
 
 
 def resume_older(folder: Path) -> str:

@@ -55,7 +55,7 @@ def verify_command(path: str, as_json: bool) -> None:
     from llamahome.checkpoint.listing import list_checkpoints
     from llamahome.checkpoint.target import resume_older
     from llamahome.errors import CheckpointError, Problem
-    from llamahome.rundir import nearby
+    from llamahome.rundir import as_typed, nearby
     from llamahome.units import many, show_bytes
 
     folder = _checkpoint_folder(path)
@@ -81,7 +81,7 @@ def verify_command(path: str, as_json: bool) -> None:
         click.echo(f"{nearby(each)}: intact, {many(len(record.files), 'file')}, {show_bytes(record.total_bytes)}")
     if problems:
         last = problems[-1]
-        hint = last.hint or (f"llamahome train-resume {nearby(verified[-1])}" if verified else resume_older(folder))
+        hint = last.hint or (f"llamahome train-resume {as_typed(verified[-1])}" if verified else resume_older(folder))
         raise CheckpointError([*problems[:-1], replace(last, hint=hint)])
 
 
@@ -146,9 +146,10 @@ def _delete(folder: Path, remove: Callable[[Path], None]) -> None:
 
 
 def _run_of(target: str) -> "RunPaths":
+    """The run that `target` names. The help for another name only lists: neither prune nor train-resume must be one paste away."""
     from llamahome.checkpoint.target import resolve
 
-    return resolve(target)[0]
+    return resolve(target, command="llamahome checkpoint list")[0]
 
 
 def _checkpoint_folder(target: str) -> Path | None:

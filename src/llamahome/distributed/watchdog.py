@@ -29,10 +29,10 @@ from llamahome.units import show_seconds
 FACTOR, FLOOR_S = 20.0, 300.0
 """A part of a step hangs after FACTOR times the median step, but not before FLOOR_S."""
 LONGER = 12.0
-"""An evaluation, a save, and the first steps, in which passes are compiled, may last so many times FLOOR_S: an hour."""
+"""An evaluation, a save, writing a profile, and the first steps, in which passes are compiled, may last so many times FLOOR_S: an hour."""
 _LONG_FACTOR = 10.0
-"""Or so many times the longest evaluation or save so far."""
-_LONG_PARTS = ("evaluate", "save")
+"""Or so many times the longest part of its kind so far."""
+_LONG_PARTS = ("evaluate", "save", "profile")
 _FIRST_STEPS, _KEPT_STEPS = 3, 51
 _TICK_S, _GRACE_S = 1.0, 5.0
 _FRAMES = 8
@@ -45,6 +45,7 @@ _WHERE = {
     "update": "in the update of the weights",
     "evaluate": "in an evaluation",
     "save": "in a save",
+    "profile": "writing a profile",
 }
 _NO_SIGN = "silent: it was stopped, its machine is gone, or C code keeps Python's lock"
 

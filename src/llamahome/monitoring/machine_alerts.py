@@ -5,7 +5,7 @@ import math
 from llamahome.monitoring.episodes import Average, Episode, Facts, Finding, Rule, Values, finite
 from llamahome.units import show_bytes, show_count
 
-_NOT_IN_A_STEP = ("time/evaluate", "time/save")
+_NOT_IN_A_STEP = ("time/evaluate", "time/save", "time/profile")
 
 
 class DataWait:

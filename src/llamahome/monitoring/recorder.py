@@ -22,7 +22,7 @@ from llamahome.monitoring.status import RunState, StatusFile
 from llamahome.monitoring.tensorboard_pages import hyperparameters, layout, sample_text, session_end, settings_text
 from llamahome.redaction import redact_values
 
-_NOT_TRAINING = ("evaluate", "save")
+_NOT_TRAINING = ("evaluate", "save", "profile")
 """Parts whose time is left out of tokens per second."""
 
 
