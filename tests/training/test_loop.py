@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,8 +14,6 @@ from torch import Tensor
 
 from llamahome.data.records import Microbatch
 from llamahome.errors import CheckpointError, Diverged, OutOfMemory, Problem
-from llamahome.monitoring.alerts import alert_fields
-from llamahome.monitoring.episodes import Alert
 from llamahome.monitoring.recorder import Recorder, Window
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.evaluate import Evaluation
@@ -132,30 +129,6 @@ def test_bad_steps_are_refused_counted_and_written_down_with_their_rows(llama: P
     assert [event["step"] for event in events] == [2, 3, 5]
     assert events[0]["rows"] == plan.names_of(4, 8)
     assert [text for text in plan.progress.warnings if "not finite" in text and "not applied" in text] == plan.progress.warnings != []
-
-
-@pytest.mark.parametrize("log", ["1 step", "6 steps"])
-def test_an_alert_about_a_spike_names_the_rows_of_the_step_with_the_highest_loss(llama: Path, tmp_path: Path, log: str) -> None:
-    learner, plan = make_learner(llama, "lora"), plan_in(tmp_path, steps=6, log_every=log)
-    plan.objective = lambda batch: learner.objective.loss_sum(batch) * (50 if made.recorder.step == 3 else 1)
-    made = make_run(learner, plan)
-
-    class Alarm:
-        def log(self, step: int, t: float, metrics: Mapping[str, float]) -> None:
-            if metrics["train/loss"] > 20:
-                alert = Alert(name="loss-spike", step=step, text="a spike", help="nothing")
-                made.recorder.event("alert", **alert_fields(alert, made.recorder.standing_out))
-                made.recorder.event("alert", **alert_fields(replace(alert, name="clipping"), made.recorder.standing_out))
-
-        def close(self) -> None:
-            pass
-
-    made.recorder.attach(Alarm())
-    train(made, first_state(plan.micro_batch_tokens))
-    close_run(made)
-    spike, clipping = [event for event in lines(plan, "events.jsonl") if event["kind"] == "alert"]
-    assert spike["rows"] == plan.names_of(12, 16) and "show" in spike and "rows" not in clipping
-    assert made.recorder.standing_out() == {}, "an alert about anything else is about no rows"
 
 
 class Behind(Recorder):
