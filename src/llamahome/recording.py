@@ -5,7 +5,7 @@ Its end writes the report.
 
 import shlex
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -20,7 +20,7 @@ from llamahome.config.schema import interval
 from llamahome.distributed.world import World
 from llamahome.errors import LlamaHomeError
 from llamahome.logs import log_to_file
-from llamahome.monitoring.alerts import AlertSink, Watch
+from llamahome.monitoring.alerts import AlertSink, Watch, alert_fields
 from llamahome.monitoring.charts.page import write_report
 from llamahome.monitoring.episodes import Alert, Facts
 from llamahome.monitoring.notify import Notifier
@@ -125,8 +125,7 @@ def _attach_alerts(
     )
 
     def raise_(alert: Alert) -> None:
-        fields: Mapping[str, Any] = {"alert": alert.name, "step": alert.step, "text": alert.text, "help": alert.help}
-        recorder.event("alert", event="alert", **fields)
+        recorder.event("alert", **alert_fields(alert, recorder.standing_out))
         job.session.progress.alert(alert.step, alert.text, alert.help)
 
     recorder.attach(AlertSink(Watch(facts), raise_, system=sampler.latest))

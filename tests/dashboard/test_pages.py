@@ -16,6 +16,9 @@ from tests.support.tokenizers import save_tokenizer
 MARKUP = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 TRAINED = "20261122-080000-rows"
 
+ROWS = [f"chats.jsonl:{line}" for line in range(1, 13)]
+SHOW = "llamahome data show chats.jsonl --config 'a b/config.yaml' --row 0,1"
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -37,7 +40,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     answers = [{"t": 1.0, "step": step, "prompt": f"{MARKUP}?", "answer": f"answer {step}", "reference": "right"} for step in range(20)]
     (metrics / "samples.jsonl").write_text(lines([*answers, {"step": 1}, {"prompt": 3, "step": 1}]))
     write_run(home, "20261122-090000-other", config=CONFIG.replace("0.001", "0.002"), state="stopped")
-    write_run(home, TRAINED, state="stopped")
+    trained = write_run(home, TRAINED, state="stopped")
+    spike = {"kind": "alert", "alert": "loss-spike", "step": 11, "text": "the loss jumped", "rows": ROWS, "show": SHOW}
+    (trained / "events.jsonl").write_text(lines([spike]))
     write_data(home, TRAINED)
     return home
 
@@ -75,6 +80,14 @@ def test_alerts_of_any_shape_are_shown_with_what_to_do_and_a_way_to_the_rows(ser
     assert "clipping at step 8: every step is clipped" in said and "bad-step at step 9" in said
     assert f'href="/run/{RUN_ID}/data?at=chats.jsonl%3A3"' in page
     assert "rows 12" in said, "counts of streamed rows are no places of rows"
+
+
+def test_the_rows_of_a_refused_step_and_of_a_spike_are_one_click_from_their_event(server: Dashboard) -> None:
+    alerts, events = server.page(f"/run/{TRAINED}").split('<h2 id="events-title">')
+    for part in (alerts, events):
+        links = dict(re.findall(r'<a href="(/run/[^"]+at=[^"]+)">([^<]+)</a>', part))
+        assert list(links.values()) == ROWS[:8] and "and 4 more" in text_of(part) and SHOW in text_of(part)
+        assert [re.findall(r'<span class="muted">(chats[^<]+)', server.page(path)) for path in links] == [[row] for row in ROWS[:8]]
 
 
 @pytest.mark.parametrize("path", [f"/run/{RUN_ID}", f"/run/{RUN_ID}/samples", "/?q=%3Cscript%3E", "/compare?run=%3Cscript%3E"])

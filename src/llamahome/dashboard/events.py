@@ -8,7 +8,7 @@ from typing import Any, Literal
 Level = Literal["note", "alert", "trouble"]
 
 _TROUBLE = ("bad-step", "out-of-memory", "save-failed", "failed", "rolled-back", "diverged")
-_KNOWN = ("t", "kind", "event", "step", "text", "help", "alert", "rows", "row_ids")
+_KNOWN = ("t", "kind", "event", "step", "text", "help", "alert", "rows", "row_ids", "show")
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Event:
     """What to do about it, usually a command or a setting."""
     rows: tuple[str, ...]
     """The rows of the data that it is about, as file:line."""
+    show: str | None
+    """The command that shows these rows in a terminal."""
 
 
 def found_events(records: Iterable[dict[str, Any]]) -> list[Event]:
@@ -50,6 +52,7 @@ def _event(record: dict[str, Any]) -> Event:
         text=text if isinstance(text, str) else ", ".join(f"{name} {_plain(value)}" for name, value in rest.items()),
         help=record["help"] if isinstance(record.get("help"), str) else None,
         rows=tuple(map(str, rows)) if isinstance(rows, list) else (),
+        show=record["show"] if isinstance(record.get("show"), str) else None,
     )
 
 

@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse
 
 from llamahome.config.load import LoadedConfig
 from llamahome.config.schema import DataConfig, ModelConfig
+from llamahome.dashboard.lengths import Lengths, lengths_of
 from llamahome.dashboard.library import Library
 from llamahome.dashboard.pages import Pages, read_object, run_frame
 from llamahome.data.files.sources import Source, open_source
@@ -51,6 +52,7 @@ class _Opened:
     tokenizer: ChatTokenizer
     typed: str
     """The data as one types them."""
+    lengths: Lengths
 
 
 class RowBrowser:
@@ -73,6 +75,7 @@ class RowBrowser:
             "before": None,
             "data": "",
             "problem": None,
+            "lengths": None,
         }
         try:
             with self._lock:  # sources and tokenizers are for one thread
@@ -105,6 +108,7 @@ class RowBrowser:
             "before": max(0, first - _ROWS) if first else None,
             "data": opened.typed,
             "problem": problem,
+            "lengths": opened.lengths,
         }
 
     def _open(self, paths: RunPaths) -> _Opened | None:
@@ -121,7 +125,8 @@ class RowBrowser:
         settings = config.config
         tokenizer = open_tokenizer(tokenizer_source(_model_folder(settings.model, checkpoints[-1][1]), settings.model))
         source = open_source([str(each) for each in typed], wanted=to_train(settings.data))
-        self._opened[paths.run_id] = _Opened(source, settings.data, tokenizer, ", ".join(map(str, typed)))
+        lengths = lengths_of(source, settings.data, tokenizer)
+        self._opened[paths.run_id] = _Opened(source, settings.data, tokenizer, ", ".join(map(str, typed)), lengths)
         while len(self._opened) > _KEPT:
             self._opened.popitem(last=False)[1].source.close()
         return self._opened[paths.run_id]

@@ -1,6 +1,6 @@
 """Rows as the model sees them, token by token: learned, context, or cut off by max_length. `data show` prints them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from llamahome.data.files.sources import Source
 from llamahome.data.prepare import first_format
 from llamahome.data.records import Row
 from llamahome.data.rows.formats import understand
-from llamahome.data.text.targets import Encoded, Tokenized, fit, tokenize
+from llamahome.data.text.targets import Encoded, Tokenized, encode, fit, tokenize
 from llamahome.data.text.tokens import ChatTokenizer, require_chat_template
 from llamahome.errors import Problem
 
@@ -46,16 +46,44 @@ class ShownRow:
                 begin = at
 
 
+@dataclass(frozen=True)
+class RowSize:
+    """One row in numbers of tokens."""
+
+    tokens: int
+    """Before max_length is applied."""
+    trained: int
+    """In the examples that the row becomes."""
+    learned: int
+
+
+def sizes(source: Source, numbers: Sequence[int], data: DataConfig, tokenizer: ChatTokenizer) -> Iterator[RowSize]:
+    """The sizes of these rows, tokenized together; rows that a run would refuse are left out."""
+    detected = _format_of(source, data, tokenizer)
+    rows = [source.parsed(number) for number in numbers]
+    found = [row if isinstance(row, Problem) else understand(row, detected, data.columns) for row in rows]
+    chats = [conversation for conversation in found if not isinstance(conversation, Problem)]
+    for encoded in encode(chats, tokenizer, train_on=data.train_on, max_length=data.max_length, on_overlong=data.on_overlong):
+        if not isinstance(encoded, Problem):
+            trained = sum(len(example.tokens) for example in encoded.examples)
+            yield RowSize(encoded.num_tokens, trained, sum(int(example.targets.sum()) for example in encoded.examples))
+
+
+def _format_of(source: Source, data: DataConfig, tokenizer: ChatTokenizer) -> str:
+    detected = first_format(source, data.format, data.columns)
+    if detected.name != "text":
+        require_chat_template(tokenizer, what=f"the rows are chats ({detected.name})")
+    return detected.name
+
+
 def view(
     source: Source, numbers: Iterable[int], data: DataConfig, tokenizer: ChatTokenizer, *, only: Only | None = None
 ) -> Iterator[ShownRow | Problem]:
     """These rows with the tokens and targets that a training run gives them; a Problem for a row that it would refuse."""
-    detected = first_format(source, data.format, data.columns)
-    if detected.name != "text":
-        require_chat_template(tokenizer, what=f"the rows are chats ({detected.name})")
+    detected = _format_of(source, data, tokenizer)
     for number in numbers:
         row = source.parsed(number)
-        conversation = row if isinstance(row, Problem) else understand(row, detected.name, data.columns)
+        conversation = row if isinstance(row, Problem) else understand(row, detected, data.columns)
         if isinstance(conversation, Problem):
             yield conversation
             continue

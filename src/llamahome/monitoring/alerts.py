@@ -5,6 +5,7 @@ they keep a few numbers each, whatever its length, and never touch the training.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from llamahome.monitoring.episodes import Alert, Facts, Values
 from llamahome.monitoring.machine_alerts import machine_rules
@@ -54,3 +55,13 @@ class AlertSink:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+_ABOUT_ROWS = ("loss-not-finite", "loss-spike")
+"""Alerts that the rows of one step may explain."""
+
+
+def alert_fields(alert: Alert, rows: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """The event that records an alert; `rows` gives the fields about the rows of the step that stands out."""
+    about = rows() if alert.name in _ABOUT_ROWS else {}
+    return {"event": "alert", "alert": alert.name, "step": alert.step, "text": alert.text, "help": alert.help, **about}

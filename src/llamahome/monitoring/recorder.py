@@ -4,9 +4,11 @@ A step reads nothing from the device: `record` keeps device scalars, `cut` start
 host, and `write` reads them. Only `write` waits for the device. Tokens and targets are counted from the start of the run, over resumes.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -86,6 +88,8 @@ class Recorder:
         self._events = AppendFile(metrics_dir / "events.jsonl", self.trouble)
         self._samples = AppendFile(metrics_dir / "samples.jsonl", self.trouble)
         self._status = StatusFile(metrics_dir / "status.json", trouble=self.trouble)
+        self.standing_out: Callable[[], Mapping[str, Any]] = dict
+        """While a line of metrics is written: the rows of its step that stands out, as fields of an event about it."""
         self._is_main = is_main
         self._listeners: list[Callable[[str, Mapping[str, Any]], None]] = []
         if is_main:
@@ -147,8 +151,13 @@ class Recorder:
         self._losses, self._targets, self._window_tokens = [], [], 0
         return window
 
-    def write(self, window: Window, parts: Mapping[str, float]) -> dict[str, float]:
-        """Write and return the metrics of `window`; `parts` holds its seconds per part. Waits for the device once."""
+    def write(
+        self, window: Window, parts: Mapping[str, float], *, rows: Callable[[int], Mapping[str, Any]] = lambda _: {}
+    ) -> dict[str, float]:
+        """Write and return the metrics of `window`; `parts` holds its seconds per part. Waits for the device once.
+
+        `rows` gives the rows of a step of the window, by its place in it, as fields of an event.
+        """
         steps, targets = len(window.targets), sum(window.targets)
         self.ranks.own(parts, steps)
         *losses, grad_norm = window.values.read()
@@ -164,7 +173,9 @@ class Recorder:
             **_memory(window.device),
             **self.ranks.metrics(),
         }
+        self.standing_out = partial(rows, _standing_out(losses, grad_norm))
         self.log(window.step, metrics)
+        self.standing_out = dict
         if self._tensorboard is not None and self._system is not None:
             machine = {name: value for name, value in self._system().items() if name.startswith("system/")}
             self._tensorboard.log(window.step, time.time(), machine)
@@ -226,6 +237,14 @@ class Recorder:
             sink.close()
         self._events.close()
         self._samples.close()
+
+
+def _standing_out(losses: list[float], grad_norm: float) -> int:
+    """The place of the step with the highest loss, or the first that is not finite; `grad_norm` is that of the last step."""
+    judged = [loss if math.isfinite(loss) else math.inf for loss in losses]
+    if not math.isfinite(grad_norm) and math.inf not in judged:
+        return len(losses) - 1
+    return judged.index(max(judged))
 
 
 def _memory(device: torch.device) -> dict[str, float]:

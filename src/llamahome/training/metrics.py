@@ -5,12 +5,13 @@ ranks write after the same steps, because all of them stop when a run has diverg
 """
 
 from dataclasses import replace
+from typing import Any
 
 from llamahome.checkpoint.state import TrainerState
 from llamahome.data.steps.loader import StepBatch
 from llamahome.monitoring.recorder import Window
 from llamahome.monitoring.throughput import PartTimes
-from llamahome.training.recovery import BadSteps
+from llamahome.training.recovery import BadSteps, Positions
 from llamahome.training.run import Run
 from llamahome.training.spikes import Limits, Spikes
 from llamahome.training.step import StepResult
@@ -26,13 +27,15 @@ class StepMetrics:
         spikes = Spikes(run.world.device, state.extra.get("spikes")) if run.settings.refuse_spikes else None
         self.limits = Limits(run.settings.max_grad_norm, spikes)
         """What an update may be, judged by the steps before it."""
-        self._closed: list[tuple[Window, PartTimes]] = []
-        """Lines of metrics that are not written yet, oldest first."""
+        self._closed: list[tuple[Window, PartTimes, list[Positions]]] = []
+        """Lines of metrics that are not written yet, oldest first, with the positions of each of their steps."""
+        self._positions: list[Positions] = []
 
     def record(self, step: int, batch: StepBatch, result: StepResult, *, learning_rate: float, tokens: int, targets: int) -> None:
         """Note the results of a step; reads nothing from the device."""
         norm = result.grad_norm
         self._run.recorder.record(step, loss=result.loss, grad_norm=norm, learning_rate=learning_rate, tokens=tokens, targets=targets)
+        self._positions.append((batch.begin, batch.end))
         self._bad.note(step, (batch.begin, batch.end), result.refused)
 
     def write_ready(self, state: TrainerState) -> TrainerState:
@@ -67,18 +70,25 @@ class StepMetrics:
         window = self._run.recorder.cut(state.step, self._run.world.traffic.take())
         if window is not None:
             self._bad.cut()
-            self._closed.append((window, self._run.clock.cut()))
+            self._closed.append((window, self._run.clock.cut(), self._positions))
+            self._positions = []
 
     def _write_oldest(self, state: TrainerState) -> TrainerState:
-        run, (window, parts) = self._run, self._closed.pop(0)
-        run.progress.update(window.step, run.recorder.write(window, parts.read()))
+        run, (window, parts, positions) = self._run, self._closed.pop(0)
+        metrics = run.recorder.write(window, parts.read(), rows=lambda place: self._rows(positions[place]))
+        run.progress.update(window.step, metrics)
         refused = self._bad.read()
         rows: list[str] = []
         for step, bad in refused.items():
-            numbers = run.loader.rows_of(*bad.positions)
-            rows = run.loader.row_names(numbers)
-            run.recorder.event("bad-step", step=step, why=bad.why, rows=rows, show=run.settings.show_rows(numbers))
+            found = self._rows(bad.positions)
+            rows = found["rows"]
+            run.recorder.event("bad-step", step=step, why=bad.why, **found)
             run.progress.warn(f"step {step}: {bad.why}", "the update was not applied; its rows are in events.jsonl")
         if refused:
             self._bad.raise_if_diverged(rows, run.settings.advice_if_diverged())
         return replace(state, bad_steps=self._bad.total)
+
+    def _rows(self, positions: Positions) -> dict[str, Any]:
+        """The rows at these positions and the command that shows them, as fields of an event."""
+        numbers = self._run.loader.rows_of(*positions)
+        return {"rows": self._run.loader.row_names(numbers), "show": self._run.settings.show_rows(numbers)}

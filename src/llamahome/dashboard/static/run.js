@@ -182,12 +182,13 @@ function showEvents({ alerts, first }) {
       help.textContent = alert.help;
       item.append(document.createElement("br"), help);
     }
-    for (const row of alert.rows.slice(0, 8)) {
+    alert.rows.slice(0, 8).forEach((row, at) => {
       const link = document.createElement("a");
       link.href = `/run/${encodeURIComponent(run)}/data?at=${encodeURIComponent(row)}`;
       link.textContent = row;
-      item.append(" ", link);
-    }
+      if (at === 0) item.append(document.createElement("br"));
+      item.append(at === 0 ? "rows: " : ", ", link);
+    });
     section.querySelector("ul").prepend(item);
     section.hidden = false;
   }
