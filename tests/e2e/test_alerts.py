@@ -9,7 +9,7 @@ from tests.support.projects import Project
 
 from llamahome.monitoring.alerts import alerts_of
 from llamahome.monitoring.episodes import Facts
-from llamahome.monitoring.runs import read_series
+from llamahome.monitoring.runs import numbers_of
 
 WORDS = ("--set", "data.eval_split=10", "--set", "evaluation.every=10 steps")
 
@@ -50,7 +50,7 @@ def test_a_run_that_over_fits_says_so_while_it_runs(project: Project) -> None:
     losses = project.run.by_step("eval/loss")
     assert losses[best] == min(loss for step, loss in losses.items() if step <= found["step"])
     facts = Facts(run="latest", data="x", horizon=max(losses), learning_rate=0.02, max_grad_norm=1.0, micro_batch_tokens=1)
-    again = alerts_of(read_series(project.folder / project.run.paths.metrics_dir / "metrics.jsonl"), facts)
+    again = alerts_of(numbers_of(project.run.lines("metrics")), facts)
     assert found["step"] in [alert.step for alert in again if alert.name == "overfitting"], "the file alone says the same"
 
 

@@ -56,7 +56,8 @@ def test_gradients_of_every_weight_equal_those_of_each_document_alone(folders: d
         if expected[name].grad is None:  # an expert that no token reached
             assert parameter.grad is None
             continue
-        distance = (parameter.grad - expected[name].grad).norm() / (expected[name].grad.norm() + 1e-6)
+        # The floor is for the biases of keys, whose gradient is zero but for rounding, because the softmax does not see them.
+        distance = (parameter.grad - expected[name].grad).norm() / (expected[name].grad.norm() + 1e-5)
         assert distance < 1e-5, name
 
 

@@ -229,5 +229,6 @@ def test_tail_ends_with_the_run_and_as_json_gives_every_record(process: subproce
     assert watching.returncode == 0, said
     rest: list[dict[str, Any]] = [json.loads(line) for line in out.splitlines()]
     assert [record["kind"] for record in first[:3]] == ["started", "saved", "metrics"]
-    assert [record.get("step") for record in rest] == [8, 8]
+    steps = [record.get("step") for record in rest]
+    assert steps[-2:] == [8, 8] and set(steps[:-2]) <= {4}, "one more record of the state at step 4 may come before"
     assert rest[-1] == {"kind": "state", "state": "finished", "step": 8, "horizon": 8}

@@ -22,7 +22,7 @@ def test_a_run_has_at_most_twelve_parts() -> None:
 
 
 def test_the_loop_calls_the_step_and_the_step_calls_the_loss(tmp_path: Path) -> None:
-    """With `pipeline.train` and its `_run` before them, four frames lead from the command to the loss."""
+    """With `pipeline.train` and its `_run` and `_train` before them, five frames lead from the command to the loss."""
     learner, frames = make_learner(save_tiny(tmp_path / "llama", "llama"), "lora"), []
 
     def objective(batch):

@@ -6,6 +6,7 @@ A process that could not compute its share still takes part and says so next to 
 Source: buckets in the order of the backward pass, PyTorch DDP (Li et al., VLDB 2020). docs/decisions/0020 says why DDP itself is not used.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -45,9 +46,9 @@ class Guard(Protocol):
 class Unguarded:
     """For passes in which no process waits for another: memory that runs out is an error."""
 
-    def run(self, work: Callable[[], Tensor]) -> Tensor:
-        """`work()`."""
-        return work()
+    def __init__(self) -> None:
+        """`run` calls its argument without a frame of its own."""
+        self.run: Callable[[Callable[[], Tensor]], Tensor] = operator.call
 
     def take(self) -> str | None:
         """None."""
