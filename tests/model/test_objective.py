@@ -56,7 +56,7 @@ def test_gradients_of_every_weight_equal_those_of_each_document_alone(folders: d
         if expected[name].grad is None:  # an expert that no token reached
             assert parameter.grad is None
             continue
-        # The softmax does not see the bias of keys without positions: its gradient is a sum that cancels, so that of its weight is the scale.
+        # The gradient of a bias of keys is a sum that cancels, because the softmax hardly sees it: that of the weight is the scale.
         scale = expected[name.replace("k_proj.bias", "k_proj.weight")].grad.norm()
         distance = (parameter.grad - expected[name].grad).norm() / (scale + 1e-6)
         assert distance < 1e-5, name
