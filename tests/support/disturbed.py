@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from tests.e2e.test_processes import workers_of
 from tests.support.projects import Answer, Project, wait_until
 
 from llamahome.checkpoint import manifest
@@ -97,18 +98,7 @@ def must_hold(project: Project, answer: Answer, sent: str, straight: Straight, *
 def children_of(project: Project) -> list[psutil.Process]:
     """Processes that still run in the project's folder, a moment after its command has ended."""
     try:
-        wait_until(lambda: running_in(project) == [], seconds=5)
+        wait_until(lambda: workers_of(project) == [], seconds=5)
     except AssertionError:
-        return running_in(project)
+        return workers_of(project)
     return []
-
-
-def running_in(project: Project) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if Path(process.cwd()) == project.folder and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
