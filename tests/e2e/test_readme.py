@@ -41,6 +41,7 @@ ELSEWHERE = {
     r".*(--world-size|WORLD_SIZE=) ?(4|8)": "four processes: tests/e2e/test_processes.py",
     r"llamahome plan\b": "tests/planning/test_estimate.py",
     r"llamahome dashboard\b": "a server: tests/dashboard/test_access.py",
+    r"llamahome serve\b": "a server: tests/e2e/test_serve.py",
     r".* < ": "rows from a pipe: tests/e2e/test_chat.py",
     r".*training\.restart": "a process that watches another: tests/e2e/test_supervision.py",
     r"llamahome verify-resume\b": "three processes: tests/e2e/test_verify_resume.py",
