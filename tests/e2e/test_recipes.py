@@ -64,7 +64,7 @@ def served(project: Project, words: list[str], **variables: str) -> None:
 def follow(project: Project, title: str, *, quick: bool = False, **variables: str) -> list[Answer]:
     """Type the commands of a recipe, after the training of the one that it needs.
 
-    `quick` leaves out what starts processes of its own, and q4_0, which random weights of the tiny model do not survive.
+    `quick` leaves out what starts processes of its own, and 4 and 8 bits, which random weights of the tiny model do not always survive.
     """
     answers = []
     for command in RECIPES.get(NEEDS.get(title, ""), [])[:1] + RECIPES[title]:
@@ -78,7 +78,7 @@ def follow(project: Project, title: str, *, quick: bool = False, **variables: st
             served(project, words, **variables)
             continue
         type_it = project.shell if starts_processes else project.type
-        answers.append(type_it(*["q8_0" if quick and word == "q4_0" else word for word in words], **variables).expect(0))
+        answers.append(type_it(*["f16" if quick and word == "q4_0" else word for word in words], **variables).expect(0))
     return answers
 
 
