@@ -258,7 +258,7 @@ main()
 
 
 def test_a_resumed_run_sets_what_torch_reads_on_import_as_the_first_run_does(project: Project) -> None:
-    """A reader of checkpoints that imports torch too early made resumed runs two to four times as slow next to busy processes."""
+    """A reader of checkpoints that imports torch too early made resumed runs take twice the processor time next to busy processes."""
     variables = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "LRU_CACHE_CAPACITY")}
     for words in (["train", "chats.jsonl", "--max-steps", "1"], ["train-resume", "latest", "--max-steps", "2"]):
         subprocess.run([sys.executable, "-c", WATCHER, *words], cwd=project.folder, env=variables, check=True, capture_output=True)
