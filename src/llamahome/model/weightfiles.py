@@ -108,12 +108,14 @@ def _truncated(path: Path) -> Problem | None:
 @torch.no_grad()
 def check_finite(model: nn.Module, folder: Path) -> None:
     """Raise ConfigError if a weight holds NaN or infinity, with the weight's name in the files of `folder`."""
-    weights = [(name, weight) for name, weight in model.named_parameters() if weight.is_floating_point() and not weight.is_meta]
+    kept = ((name, weight) for name, weight in model.named_parameters() if weight.is_floating_point() and not weight.is_meta)
+    weights = {name: weight for name, weight in kept if weight.numel()}
     if not weights:
         return
-    sums = torch.stack([weight.sum(dtype=torch.float32).to(weights[0][1].device) for _, weight in weights])
-    suspects = [weights[number] for number in (~sums.isfinite()).nonzero().flatten().tolist()]  # reads the device back once
-    wrong = {name: weight for name, weight in suspects if not weight.isfinite().all()}  # a sum of finite values may overflow
+    finite = [torch.stack(weight.aminmax()).isfinite().all() for weight in weights.values()]  # a sum in float32 would copy 16-bit weights
+    device = finite[0].device
+    found = torch.stack([flag.to(device) for flag in finite]).tolist()  # reads the device back once
+    wrong = {name: weight for (name, weight), good in zip(weights.items(), found, strict=True) if not good}
     if wrong:
         raise ConfigError(_not_finite(wrong, folder))
 
