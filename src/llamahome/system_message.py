@@ -4,6 +4,7 @@ It is found before the first step, in up to 256 rows from everywhere, and kept i
 read it.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,12 @@ def of_model(folder: Path) -> str | None:
         except CheckpointError:
             continue
     return None
+
+
+def note_unless(system: str | None, folder: Path, *, note: Callable[[str], None]) -> None:
+    """Name the system message with which the model in `folder` was trained, unless the command has chosen one; "" is none."""
+    if system is None and (trained := of_model(folder)) is not None:
+        note(f"the training rows begin with the system message {shown(trained)}: --system sets it, and --system '' hides this line")
 
 
 def shown(text: str) -> str:

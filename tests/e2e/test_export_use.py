@@ -17,6 +17,7 @@ from tests.model.export.test_merge import save_adapter
 from tests.support.fakehub import FakeHub, fake_hub
 from tests.support.models import save_tiny
 from tests.support.projects import Project, chats, write_rows
+from tests.support.servers import started
 from transformers import AutoModelForCausalLM
 
 
@@ -95,6 +96,8 @@ def test_the_system_message_of_all_rows_is_set_in_the_modelfile_and_told_by_ever
     asked = ("chat", "latest", "--prompt", "Hello", "--max-new-tokens", "2")
     assert told in project.type(*asked).expect(0).err
     assert told not in project.type(*asked, "--system", "").expect(0).err
+    server = started(project, "latest")
+    assert server.end() == 0 and any(told in line for line in server.lines)
 
 
 def test_the_chat_that_the_end_of_a_run_offers_has_the_system_message_of_its_rows(project: Project) -> None:

@@ -233,6 +233,18 @@ def test_the_commands_and_the_script_of_the_page_are_right(home: Project, server
     assert shown.stdout and not shown.stderr
 
 
+def test_the_system_message_of_the_command_begins_conversations_that_bring_none(home: Project) -> None:
+    words = ("--system", "You are Marvin.", "--max-new-tokens", "6")
+    expected = home.type("chat", "long", *words, "--prompt", QUESTION[0]["content"], "--json").expect(0)
+    server = started(home, "long", *words)
+    own = [{"role": "system", "content": "Short."}, *QUESTION]
+    plain = server.post({"messages": QUESTION})[1]
+    assert plain["choices"][0]["message"]["content"] == expected.json["answer"]
+    assert plain["usage"]["prompt_tokens"] == expected.json["prompt_tokens"]
+    assert server.post({"messages": own})[1]["usage"]["prompt_tokens"] < plain["usage"]["prompt_tokens"]
+    assert server.end() == 0
+
+
 @pytest.mark.slow
 def test_a_model_without_a_template_completes_text_and_says_why_it_does_not_chat(home: Project) -> None:
     plain = save_tiny(home.folder / "data/models/base/plain")

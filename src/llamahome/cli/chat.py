@@ -68,15 +68,14 @@ def chat(
     loaded = overrides.load()
     with importing_torch():
         from llamahome.conversation import model_folder, open_beside, open_chat
-        from llamahome.system_message import of_model, shown
+        from llamahome.system_message import note_unless
     chosen = sampling_from(sampling)
     if line := without_effect(sampling):
         print_note(line)
     chat_model = open_chat(model, loaded, say=print_note)
     beside = open_beside(chat_model, compare, loaded, say=print_note) if compare is not None else None
     dialogue = Dialogue(chat_model, beside, sampling=chosen, names=(model, compare or ""))
-    if system is None and (trained := of_model(model_folder(model, loaded, say=lambda _: None))) is not None:
-        print_note(f"the training rows begin with the system message {shown(trained)}: --system sets it, and --system '' hides this line")
+    note_unless(system, model_folder(model, loaded, say=lambda _: None), note=print_note)
     if system:
         dialogue.set_system(readable(system))
     if not prompts:

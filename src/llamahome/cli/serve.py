@@ -20,6 +20,7 @@ def _note(line: str) -> None:
 @click.option("--host", default="127.0.0.1", help="Address to listen on; one beyond this machine needs --api-key.")
 @click.option("--api-key", metavar="KEY", help="Answer only requests with the header Authorization: Bearer KEY.")
 @click.option("--queue", type=click.IntRange(0, 1000), default=8, help="Requests that may wait; the others get status 503.")
+@click.option("--system", help="System message of conversations that bring none.")
 @sampling_options
 @options.assignments
 @options.debug
@@ -32,6 +33,7 @@ def serve(
     host: str,
     api_key: str | None,
     queue: int,
+    system: str | None,
     debug: bool,
     **sampling: Any,
 ) -> None:
@@ -53,15 +55,17 @@ def serve(
     opened = open_socket(host, port, key=api_key)
     with opened:
         with importing_torch():
-            from llamahome.conversation import open_chat
+            from llamahome.conversation import model_folder, open_chat
             from llamahome.export import commands_to_serve
             from llamahome.serving.app import Served, make_app
+            from llamahome.system_message import note_unless
         chosen = sampling_from(sampling)
         chat_model = open_chat(model, loaded, say=_note)
         name, commands = commands_to_serve(model, loaded, say=_note)
         names = tuple(dict.fromkeys((name, model)))
+        note_unless(system, model_folder(model, loaded, say=lambda _: None), note=_note)
         access = Access(host, opened.getsockname()[1], api_key)
-        app, worker = make_app(Served(chat_model, names, chosen, queue), access, log=_note)
+        app, worker = make_app(Served(chat_model, names, chosen, queue, system), access, log=_note)
         _note("one request at a time, for trying the model out. To serve it to others:")
         _note("\n".join(f"  {command}" for command in commands))
         if chat_model.tokenizer.chat_template is None:

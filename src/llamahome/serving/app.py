@@ -42,6 +42,8 @@ class Served:
     """The id of the model, then other names by which it may be asked."""
     default: Sampling
     waiting: int
+    system: str | None = None
+    """Begins every conversation that has no system message of its own."""
 
 
 class _EventStream(Response):
@@ -88,7 +90,7 @@ class _Endpoints:
         if self._served.model.tokenizer.chat_template is None:
             message = "this model has no chat template: ask /v1/completions, or serve it with --set model.chat_template=FILE.jinja"
             raise Refused(message, api_code="no_chat_template")
-        return await self._answer(request, asked, "chat", lambda: self._served.model.encode(asked.turns))
+        return await self._answer(request, asked, "chat", lambda: self._served.model.encode(asked.turns_after(self._served.system)))
 
     async def completion(self, request: Request) -> Response:
         """POST /v1/completions."""

@@ -81,6 +81,12 @@ class Asked:
     stream: bool
     include_usage: bool
 
+    def turns_after(self, system: str | None) -> list[dict[str, str]]:
+        """The conversation, begun with the message `system` unless it has a system message of its own."""
+        if not system or any(turn["role"] == "system" for turn in self.turns):
+            return self.turns
+        return [{"role": "system", "content": system}, *self.turns]
+
 
 def parse(body: bytes) -> dict[str, Any]:
     """The JSON object of a body; raises Refused."""
