@@ -63,13 +63,13 @@ class Proof:
         return self.first_difference is None
 
 
-def verify_resume(words: Sequence[str], *, steps: int, say: Callable[[str], None]) -> Proof:
-    """Run the proof with `words`, the arguments of `llamahome train`, for `steps` steps.
+def verify_resume(words: Sequence[str], *, steps: int, beside: Path | None = None, say: Callable[[str], None]) -> Proof:
+    """Run the proof with `words`, the arguments of `llamahome train`, for `steps` steps. Its runs lie in the folder `beside` until it ends.
 
     Raises ChildFailed when a run fails by itself, CheckpointError checkpoint.not-killed when every step is too short to be interrupted.
     """
     for _ in range(_ATTEMPTS):
-        with _scratch() as scratch:
+        with _scratch(beside or RUNS.parent) as scratch:
             proof = _attempt(words, steps, scratch, say)
         if proof is not None:
             return proof
@@ -216,11 +216,11 @@ def _step_seconds(folder: Path) -> float:
 
 
 @contextmanager
-def _scratch() -> Iterator[Path]:
-    """A folder beside the runs. At its end it is removed with the metrics of its runs, and output/training points where it did before."""
-    RUNS.parent.mkdir(parents=True, exist_ok=True)
+def _scratch(parent: Path) -> Iterator[Path]:
+    """A folder in `parent`. At its end it is removed with the metrics of its runs, and output/training points where it did before."""
+    parent.mkdir(parents=True, exist_ok=True)
     newest = NEWEST.readlink() if NEWEST.is_symlink() else None
-    folder = Path(tempfile.mkdtemp(prefix=".verify-resume-", dir=RUNS.parent))
+    folder = Path(tempfile.mkdtemp(prefix=".verify-resume-", dir=parent))
     try:
         yield folder
     finally:

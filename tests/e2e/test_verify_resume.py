@@ -33,7 +33,11 @@ def _verify(project: Project, *words: str, more_path: str = "") -> subprocess.Co
     return subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.parametrize("words", [(), ("--method", "full"), ("--world-size", "2")], ids=["lora", "full", "two processes"])
+@pytest.mark.parametrize(
+    "words",
+    [("--max-steps", "9", "--output", "elsewhere/run"), ("--method", "full"), ("--world-size", "2")],
+    ids=["lora", "full", "two processes"],
+)
 def test_a_killed_run_is_proved_to_go_on_bit_for_bit_and_nothing_stays(project: Project, words: tuple[str, ...]) -> None:
     before = {path.name for path in project.folder.iterdir()}
     done = _verify(project, "--json", "--epochs", "50", *words)
@@ -41,8 +45,10 @@ def test_a_killed_run_is_proved_to_go_on_bit_for_bit_and_nothing_stays(project: 
     result = json.loads(done.stdout)
     assert result["identical"] is True and result["first_difference"] is None and result["tensors"] > 20
     assert 0 < result["resumed_from"] <= result["killed_after"] < result["steps"]
-    assert {path.name for path in project.folder.iterdir()} <= before | {"output", "data"}
-    assert [*(project.folder / "output").iterdir()] == [] and [*(project.folder / "data/metrics/logs").iterdir()] == []
+    assert result["steps"] % (9 if "--max-steps" in words else 8) == 0
+    assert {path.name for path in project.folder.iterdir()} <= before | {"output", "data", "elsewhere"}
+    left = [path for name in ("output", "elsewhere") for path in (project.folder / name).glob("*")]
+    assert left == [] and [*(project.folder / "data/metrics/logs").iterdir()] == []
 
 
 def test_a_resume_that_forgets_the_optimizer_is_found(project: Project, tmp_path: Path) -> None:

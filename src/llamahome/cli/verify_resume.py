@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import click
 
@@ -9,6 +10,7 @@ from llamahome.cli import options
 from llamahome.cli.train import importing_torch
 
 _OWN = ("--json", "--debug")
+_STEPS = 8
 
 
 @click.command(
@@ -21,21 +23,26 @@ _OWN = ("--json", "--debug")
 @options.together(
     options.model,
     options.from_adapter,
+    options.output,
     options.config_files,
     options.world_size,
     options.epochs,
+    options.max_steps,
     options.method,
     options.eval_data,
     options.assignments,
 )
-@click.option("--steps", type=click.IntRange(min=3), default=8, help="Steps of each run; a third of the way the first checkpoint is saved.")
+@click.option(
+    "--steps", type=click.IntRange(min=3), help="Steps of each run, 8 by default; a third of the way the first checkpoint is saved."
+)
 @options.as_json
 @options.debug
 @options.pass_overrides
-def verify_resume(overrides: options.Overrides, data_paths: tuple[str, ...], steps: int, as_json: bool, debug: bool) -> None:
+def verify_resume(overrides: options.Overrides, data_paths: tuple[str, ...], steps: int | None, as_json: bool, debug: bool) -> None:
     """Prove on this machine that a killed run goes on bit for bit.
 
     Trains a few steps undisturbed, trains them again and kills that run with SIGKILL, resumes it, and compares every tensor.
+    The options are those of train: --max-steps is --steps, and --output is where the runs lie until the command ends.
     """
     from llamahome.cli.train import check_paths
     from llamahome.errors import CheckpointError, Problem
@@ -48,8 +55,10 @@ def verify_resume(overrides: options.Overrides, data_paths: tuple[str, ...], ste
     with importing_torch():
         from llamahome import verify_resume as proof
 
-    words = _without_own(sys.argv[2:])
-    result = proof.verify_resume(words, steps=steps, say=lambda line: print(line, file=sys.stderr, flush=True))
+    words, config = _without_own(sys.argv[2:]), loaded.config
+    count = max(3, steps or config.training.max_steps or _STEPS)
+    beside = None if config.output.dir is None else Path(config.output.dir).parent
+    result = proof.verify_resume(words, steps=count, beside=beside, say=lambda line: print(line, file=sys.stderr, flush=True))
     if as_json:
         shown = {"identical": result.identical, "tensors": result.tensors, "first_difference": result.first_difference}
         print(json.dumps({**shown, "steps": result.steps, "killed_after": result.killed_after, "resumed_from": result.resumed_from}))
