@@ -37,6 +37,7 @@ from llamahome.resolve import answered_rows, evaluated_rows, resolve_settings
 from llamahome.resuming import passed_over, rate_of, show_rows
 from llamahome.rundir import RunPaths, as_typed, nearby
 from llamahome.training.answer_metric import AnswerMetric, open_answer_metric
+from llamahome.training.auto import slower_rate
 from llamahome.training.checkpointing import Checkpointing, Save, SaveAsync
 from llamahome.training.evaluate import Evaluator, HeldOut, Judge, sample_prompts
 from llamahome.training.learner import Learner, load_base, make_learner
@@ -85,6 +86,11 @@ class Job:
     def config(self) -> Config:
         """The values of the settings."""
         return self.settings.config
+
+    def slower_rate(self, share: float) -> float:
+        """What to advise where the learning rate is too high: that share of it, or less if it is above the usual one."""
+        training, width = self.config.training, self.learner.model.get_output_embeddings().weight.shape[1]
+        return slower_rate(float(training.learning_rate), training.method, width, share=share)
 
 
 @contextmanager
@@ -230,7 +236,7 @@ def make_run(
             early_stop_patience=config.evaluation.early_stop_patience,
             save_best=config.checkpoint.keep_best > 0,
             final_is_best=config.output.final == "best",
-            advice_if_diverged=lambda: _advise_lower_rate(paths, float(config.training.learning_rate)),
+            advice_if_diverged=lambda: _advise_lower_rate(paths, job.slower_rate(0.1)),
         ),
         evaluate=evaluator.evaluate,
         checkpoints=Checkpointing(*save, recorder=recorder, progress=session.progress, clock=clock),
@@ -241,8 +247,8 @@ def make_run(
     )
 
 
-def _advise_lower_rate(paths: RunPaths, peak: float) -> str:
-    slower = f"--set training.learning_rate={peak / 10:.2g}"
+def _advise_lower_rate(paths: RunPaths, rate: float) -> str:
+    slower = f"--set training.learning_rate={rate:.2g}"
     return f"llamahome train-resume {as_typed(paths.root)} {slower}" if paths.checkpoints() else f"start again with {slower}"
 
 

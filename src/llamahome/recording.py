@@ -118,6 +118,7 @@ def _attach_alerts(
         data=shlex.join(job.data.paths),
         horizon=job.plan.horizon,
         learning_rate=float(training.learning_rate),
+        slower_rate=job.slower_rate(1 / 3),
         max_grad_norm=training.max_grad_norm,
         micro_batch_tokens=state.micro_batch_tokens,
         checkpoint_bytes=checkpoint_bytes,

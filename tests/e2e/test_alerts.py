@@ -49,7 +49,7 @@ def test_a_run_that_over_fits_says_so_while_it_runs(project: Project) -> None:
     best = int(found["text"].split("at step ")[1].split()[0])
     losses = project.run.by_step("eval/loss")
     assert losses[best] == min(loss for step, loss in losses.items() if step <= found["step"])
-    facts = Facts(run="latest", data="x", horizon=max(losses), learning_rate=0.02, max_grad_norm=1.0, micro_batch_tokens=1)
+    facts = Facts(run="latest", data="x", horizon=max(losses), learning_rate=0.02, slower_rate=0.01, max_grad_norm=1, micro_batch_tokens=1)
     again = alerts_of(numbers_of(project.run.lines("metrics")), facts)
     assert found["step"] in [alert.step for alert in again if alert.name == "overfitting"], "the file alone says the same"
 

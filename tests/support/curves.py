@@ -17,6 +17,7 @@ def facts(**changes: object) -> Facts:
         "data": "chats.jsonl",
         "horizon": 500,
         "learning_rate": PEAK,
+        "slower_rate": PEAK / 3,
         "max_grad_norm": 1.0,
         "micro_batch_tokens": 4096,
     }

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamahome.training.auto import auto_batch_size, auto_epochs, auto_learning_rate, plan_evaluations
+from llamahome.training.auto import auto_batch_size, auto_epochs, auto_learning_rate, plan_evaluations, slower_rate
 from llamahome.training.schedule import Due
 from llamahome.units import Interval
 
@@ -59,6 +59,13 @@ def test_given_passes_make_the_batch_at_most_smaller_and_only_to_take_steps(rows
 def test_the_rule_in_numbers(size: int, expected: float) -> None:
     assert auto_learning_rate("lora", size) == expected
     assert auto_learning_rate("full", size) == pytest.approx(expected / 10, rel=0.05)
+
+
+def test_the_rate_advised_after_a_divergence_is_lower_and_at_most_the_usual_one() -> None:
+    usual = auto_learning_rate("lora", 576)
+    assert slower_rate(1.0, "lora", 576, share=0.1) == pytest.approx(usual, rel=0.05)
+    assert slower_rate(usual, "lora", 576, share=0.1) == pytest.approx(usual / 10, rel=0.05)
+    assert slower_rate(1e30, "full", 576, share=1 / 3) == pytest.approx(usual / 10, rel=0.05)
 
 
 def test_wider_models_never_get_a_higher_rate() -> None:

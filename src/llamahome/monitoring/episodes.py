@@ -32,6 +32,8 @@ class Facts:
     horizon: int
     learning_rate: float
     """The peak."""
+    slower_rate: float
+    """What to advise where it is too high."""
     max_grad_norm: float | None
     micro_batch_tokens: int
     checkpoint_bytes: int = 0
@@ -44,8 +46,8 @@ class Facts:
         return f"Ctrl-C stops and saves; then: llamahome train-resume {self.run} --set {setting}"
 
     def slower(self) -> str:
-        """How to continue with a third of the learning rate."""
-        return self.resume_with(f"training.learning_rate={self.learning_rate / 3:.2g}")
+        """How to continue with a lower learning rate."""
+        return self.resume_with(f"training.learning_rate={self.slower_rate:.2g}")
 
 
 Finding = tuple[str, str]

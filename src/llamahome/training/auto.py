@@ -77,6 +77,11 @@ def auto_learning_rate(method: str, hidden_size: int) -> float:
     return float(f"{rate:.1e}")
 
 
+def slower_rate(peak: float, method: str, hidden_size: int, *, share: float) -> float:
+    """A rate to advise where `peak` was too high: that share of it, and no more than the rule of `auto`."""
+    return float(f"{min(peak * share, auto_learning_rate(method, hidden_size)):.2g}")
+
+
 @dataclass(frozen=True)
 class EvaluationPlan:
     """How many held-out rows are evaluated, and how often."""
