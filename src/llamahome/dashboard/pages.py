@@ -29,7 +29,7 @@ _ANSWERS_SHOWN = 12
 class Pages:
     """Renders each page."""
 
-    def __init__(self, library: Library, versions: dict[str, str]) -> None:
+    def __init__(self, library: Library, versions: dict[str, str], *, can_start: bool = False) -> None:
         """`versions` holds a hash of each static file, so that a browser fetches it again only if it has changed."""
         self._library = library
         self._templates = jinja2.Environment(
@@ -40,6 +40,7 @@ class Pages:
             lstrip_blocks=True,
         )
         self._templates.globals["static"] = lambda name: f"/static/{name}?{versions[name]}"
+        self._templates.globals["can_start"] = can_start
         filters = {"count": show_count, "seconds": show_seconds, "when": show_time, "figure": show_figure, "setting": show_setting}
         self._templates.filters.update(filters | {"size": show_bytes, "json": json.dumps})
 
@@ -64,8 +65,8 @@ class Pages:
         counts = {each: sum(info.state == each for info in infos) for each in STATES}
         return self.render("runs.html", rows=rows, total=len(infos), counts=counts, text=text, state=state, first=first_command())
 
-    def run(self, paths: RunPaths) -> HTMLResponse:
-        """One run: figures, charts, events, checkpoints, settings."""
+    def run(self, paths: RunPaths, controls: dict[str, Any] | None = None) -> HTMLResponse:
+        """One run: figures, charts, events, checkpoints, settings; `controls` are what starting.py offers."""
         files, info, config = self._library.open(paths), self._library.info(paths), self._library.config(paths)
         machine = files.machine.names or _first_names(paths.metrics_dir / "system.jsonl")
         names = files.metrics.names or _first_names(paths.metrics_dir / "metrics.jsonl")
@@ -75,6 +76,7 @@ class Pages:
             "run.html",
             **run_frame(self._library, paths, "overview"),
             figures=figures(info, config),
+            controls=controls,
             charts=run_charts(names, machine, memory=show_bytes(memory) if isinstance(memory, int) else None),
             events=events[::-1][:200],
             alerts=[event for event in events if event.level != "note"][::-1][:20],

@@ -162,7 +162,23 @@ function showState(state) {
   if (state.state === "running" && last.secondsPerStep && state.horizon) {
     text("figure-left", formats.seconds((whole(state.horizon) - whole(state.step)) * last.secondsPerStep));
   }
-  if (before !== state.state) loadMarks(turn).catch(() => {});
+  if (before === state.state) return;
+  loadMarks(turn).catch(() => {});
+  renewControls().catch(() => {});
+}
+
+// What may be done with a run depends on its state; the server writes it.
+async function renewControls() {
+  const shown = document.getElementById("controls-of-run");
+  if (!shown) return;
+  const page = new DOMParser().parseFromString(await (await fetch(location.href)).text(), "text/html");
+  const fresh = page.getElementById("controls-of-run");
+  if (!fresh) return;
+  shown.replaceWith(fresh);
+  // a run that has ended can go on when its process has ended too
+  if (fresh.hasAttribute("data-alive") && document.getElementById("run").dataset.state !== "running") {
+    setTimeout(() => renewControls().catch(() => {}), 1000);
+  }
 }
 
 function showEvents({ alerts, first }) {
