@@ -97,7 +97,7 @@ def read_form(given: Mapping[str, str], *, models: Sequence[str], confined: bool
     if form.method not in ("lora", "full"):
         raise RefusedForm(f"The method is lora or full, not {form.method!r}.")
     for name in ("epochs", "max_steps", "learning_rate"):
-        _require_number(name.replace("_", " "), getattr(form, name))
+        _require_number(name, getattr(form, name))
     if len(form.assignments) > _MOST_SETTINGS:
         raise RefusedForm(f"More than {_MOST_SETTINGS} settings belong into a file: .config/training_config.yaml.")
     if confined:
@@ -117,7 +117,7 @@ def _require_plain(name: str, value: str) -> None:
 def _require_number(name: str, value: str) -> None:
     """The commands say themselves which numbers they take; a value that is none must not look like an option."""
     if value and not re.fullmatch(r"[0-9.eE+][0-9.eE+-]*", value):
-        raise RefusedForm(f"The {name} is a number, not {value!r}.")
+        raise RefusedForm(f"{name.replace('_', ' ').capitalize()}: {value!r} is no number.")
 
 
 def _require_inside(data: str) -> None:

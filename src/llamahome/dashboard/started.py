@@ -23,6 +23,7 @@ from llamahome import durable
 from llamahome.dashboard.jobs import shown_command
 from llamahome.monitoring.processes import ProcessId, belongs_to, identify, is_alive, is_python_module
 from llamahome.monitoring.status import read_status
+from llamahome.redaction import redact_words
 from llamahome.rundir import STARTED, RunPaths
 
 _NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
@@ -41,6 +42,7 @@ class Record:
 
     name: str
     words: tuple[str, ...]
+    """What is typed after `llamahome`, without secrets."""
     host: str
     process: ProcessId
     time: float
@@ -54,11 +56,6 @@ class Record:
         """The command as it is typed."""
         return shown_command(self.words)
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether its process runs here."""
-        return self.host == socket.gethostname() and is_alive(self.process)
-
 
 class StartedTrainings:
     """Starts trainings, finds their runs, and asks them to stop. Threads may share it."""
@@ -71,7 +68,7 @@ class StartedTrainings:
     def start(self, words: Sequence[str], *, run: str | None = None) -> Record:
         """Start `llamahome <words>`; `run` is the run that it resumes. Raises RefusedStart while another one that was started here runs."""
         with self._lock:
-            running = next((record for record in self.records() if record.is_alive), None)
+            running = next((record for record in self.records() if self.is_alive(record)), None)
             if running is not None:
                 raise RefusedStart(
                     f"{running.shown} still runs, and this machine trains one model at a time. Stop it first, or type the command."
@@ -89,7 +86,7 @@ class StartedTrainings:
                 )
             self._children[name] = child
             process = identify(child.pid) or ProcessId(child.pid, began)
-            record = Record(name, tuple(words), socket.gethostname(), process, began, run)
+            record = Record(name, tuple(redact_words(words)), socket.gethostname(), process, began, run)
             self._write(record)
             return record
 
@@ -100,7 +97,7 @@ class StartedTrainings:
         """
         with self._lock:
             record = self.find(name)
-            if record is None or not record.is_alive or not is_python_module(record.process, "llamahome"):
+            if record is None or not self.is_alive(record) or not is_python_module(record.process, "llamahome"):
                 raise RefusedStart("The process that was started from this page has ended.")
             if record.asked_to_stop:
                 raise RefusedStart("It has been asked to stop already; it ends when the checkpoint is saved.")
@@ -111,7 +108,8 @@ class StartedTrainings:
 
     def records(self) -> list[Record]:
         """The newest of them, the newest first."""
-        self._reap()
+        for child in list(self._children.values()):
+            child.poll()  # one that has ended stays in the list of processes until somebody asks
         names = sorted((path.stem for path in self._folder.glob("*.json") if _NAME.fullmatch(path.stem)), reverse=True)
         return [record for name in names[:_MOST_LISTED] if (record := self.find(name)) is not None]
 
@@ -124,6 +122,13 @@ class StartedTrainings:
             return Record(**{**content, "words": tuple(content["words"]), "process": ProcessId(**content["process"])})
         except (OSError, ValueError, TypeError, KeyError):
             return None
+
+    def is_alive(self, record: Record) -> bool:
+        """Whether the process of a training runs here."""
+        child = self._children.get(record.name)
+        if child is not None:  # its first thread may have ended before the others
+            return child.poll() is None
+        return record.host == socket.gethostname() and is_alive(record.process)
 
     def of_run(self, run_id: str) -> Record | None:
         """The newest training that made or resumed this run."""
@@ -161,11 +166,6 @@ class StartedTrainings:
 
     def _write(self, record: Record) -> None:
         durable.write_whole(self._folder / f"{record.name}.json", json.dumps(asdict(record)) + "\n", flush=False)
-
-    def _reap(self) -> None:
-        """Ask about every child, because one that has ended stays in the list of processes until then."""
-        for child in list(self._children.values()):
-            child.poll()
 
 
 def writes(record: Record, paths: RunPaths) -> bool:

@@ -114,7 +114,7 @@ class Starting:
         if record is None:
             return self._pages.missing("No training of this name was started here.")
         record = self._started.with_run(record, self._recent())
-        alive, ended = record.is_alive, self._started.status(record.name)
+        alive, ended = self._started.is_alive(record), self._started.status(record.name)
         paths = None if record.run is None else self._library.find(record.run)
         if alive and paths is not None and "log" not in request.query_params and writes(record, paths):
             return RedirectResponse(f"/run/{record.run}", 303)
@@ -166,7 +166,7 @@ class Starting:
             if record.run is None:
                 self._started.with_run(record, [paths])
         newest = self._started.of_run(paths.run_id)
-        alive, asked = newest is not None and newest.is_alive, newest is not None and newest.asked_to_stop
+        alive, asked = newest is not None and self._started.is_alive(newest), newest is not None and newest.asked_to_stop
         return {
             "record": newest,
             "alive": alive,

@@ -38,7 +38,7 @@ def safe_name(given: str) -> str:
     name = unicodedata.normalize("NFC", given)
     if not name or len(name) > _LONGEST_NAME or not name.isprintable() or re.search(r"[/\\:]", name) or name.startswith("."):
         raise RefusedUpload(400, "this is not the plain name of a file")
-    safe = re.sub(r"[^\w.-]+", "-", name).lstrip("-.")
+    safe = re.sub(r"-*\.", ".", re.sub(r"[^\w.-]+", "-", name)).lstrip("-.")
     if not Path(safe).suffix or not is_read(safe):
         raise RefusedUpload(415, f"files of rows end with {', '.join(ENDINGS)}, also followed by .gz or .zst")
     return safe

@@ -164,21 +164,20 @@ function showState(state) {
   }
   if (before === state.state) return;
   loadMarks(turn).catch(() => {});
-  renewControls().catch(() => {});
+  renewParts().catch(() => {});
 }
 
-// What may be done with a run depends on its state; the server writes it.
-async function renewControls() {
-  const shown = document.getElementById("controls-of-run");
-  if (!shown) return;
+// Its models, and what may be done with it, as the server writes them now.
+async function renewParts() {
+  if (!document.getElementById("models")) return;
   const page = new DOMParser().parseFromString(await (await fetch(location.href)).text(), "text/html");
-  const fresh = page.getElementById("controls-of-run");
-  if (!fresh) return;
-  shown.replaceWith(fresh);
-  // a run that has ended can go on when its process has ended too
-  if (fresh.hasAttribute("data-alive") && document.getElementById("run").dataset.state !== "running") {
-    setTimeout(() => renewControls().catch(() => {}), 1000);
+  for (const id of ["models", "controls-of-run"]) {
+    const fresh = page.getElementById(id);
+    if (fresh) document.getElementById(id)?.replaceWith(fresh);
   }
+  // a run that has ended can go on when its process has ended too
+  const alive = document.getElementById("controls-of-run")?.hasAttribute("data-alive");
+  if (alive && document.getElementById("run").dataset.state !== "running") setTimeout(() => renewParts().catch(() => {}), 1000);
 }
 
 function showEvents({ alerts, first }) {
