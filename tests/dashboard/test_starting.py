@@ -3,25 +3,17 @@
 import json
 import os
 import re
-import signal
 import socket
-import subprocess
-import time
 from collections.abc import Iterator
-from dataclasses import fields
 from html import unescape
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import pytest
-from tests.support.dashboards import RUN_ID, Dashboard, started, write_data, write_run, write_status
+from tests.support.dashboards import RUN_ID, Dashboard, started, write_data, write_run
 from tests.support.projects import wait_until
 
-from llamahome.dashboard.commands import Form, RefusedForm, read_form
-from llamahome.dashboard.started import Record, RefusedStart, StartedTrainings
-from llamahome.dashboard.uploads import MOST_BYTES, RefusedUpload, safe_name
-from llamahome.monitoring.processes import identify
-from llamahome.rundir import RunPaths
+from llamahome.dashboard.uploads import MOST_BYTES
 
 TOKEN = "a-token-of-some-length"
 FORM = {"data": "chats.jsonl", "model": "smollm2-135m-instruct", "method": "lora", "do": "check"}
@@ -190,122 +182,10 @@ def test_a_file_is_uploaded_whole_and_never_over_another_one(tmp_path: Path) -> 
         assert len(list((tmp_path / "data/training/uploads").iterdir())) == 2
 
 
-@pytest.mark.parametrize("name", ["a/b.jsonl", "a\\b.jsonl", "..", ".a.jsonl", "a\n.jsonl", "x" * 101 + ".jsonl", "", "a.exe", "a"])
-def test_a_name_that_is_no_plain_name_of_rows_is_refused(name: str) -> None:
-    with pytest.raises(RefusedUpload):
-        safe_name(name)
-
-
-@pytest.mark.parametrize("name", ["--a.jsonl", "-rf.csv", "a;b.jsonl", "$(x).jsonl", "a b.jsonl.gz", "é.parquet"])
-def test_a_safe_name_needs_no_quotes_and_is_no_option(name: str) -> None:
-    assert re.fullmatch(r"\w[\w.-]*", safe_name(name))
-
-
-def test_the_fields_become_the_words_that_one_types() -> None:
-    form = Form("my rows.jsonl", "tiny", "full", "2", "30", "1e-4", "training.batch_size=8\n\n lora.rank=4 ")
-    sets = ["--set", "training.batch_size=8", "--set", "lora.rank=4"]
-    course = ["--model", "tiny", "--method", "full", "--epochs", "2", "--max-steps", "30", "--set", "training.learning_rate=1e-4", *sets]
-    assert form.train() == ["train", "my rows.jsonl", *course] and form.plan() == ["plan", "my rows.jsonl", *course]
-    assert form.check() == ["data", "check", "my rows.jsonl", "--model", "tiny", *sets]
-    assert Form("--config=/etc/passwd").train()[1] == "./--config=/etc/passwd"
-
-
-def test_a_field_is_only_ever_the_value_of_its_option() -> None:
-    odd = {field.name: "$(touch x); `y` | z" for field in fields(Form)} | {"method": "lora", "model": MODELS[0]}
-    form = read_form({**odd, "epochs": "", "max_steps": "", "learning_rate": ""}, models=MODELS, confined=False)
-    assert form.train() == ["train", odd["data"], "--model", MODELS[0], "--method", "lora", "--set", odd["settings"]]
-
-
-FROM_AFAR = (
-    {"data": "../secret.jsonl"},
-    {"data": "/etc/passwd"},
-    {"data": "~/secret.jsonl"},
-    {"data": "link.jsonl"},
-    {"data": "org/name"},
-    {"settings": "monitoring.notify=touch x"},
-    {"settings": "evaluation.metric=/tmp/evil.py:run"},
-    {"settings": "training.epochs=1\nmodel.name=/etc"},
-    {"settings": "output.dir=/tmp/x"},
-    {"settings": "data.eval_path=/etc/passwd"},
-    {"settings": "evaluation={metric: evil.py:run}"},
-    {"settings": " monitoring . notify = x"},
-)
-
-
-@pytest.mark.parametrize("changed", FROM_AFAR, ids=str)
-def test_other_machines_choose_neither_files_elsewhere_nor_commands(
-    changed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "home").mkdir()
-    (tmp_path / "secret.jsonl").write_text("{}\n")
-    (tmp_path / "home/chats.jsonl").write_text("{}\n")
-    (tmp_path / "home/link.jsonl").symlink_to("../secret.jsonl")
-    monkeypatch.chdir(tmp_path / "home")
-    usual = {**FORM, "settings": "training.batch_size=4\ndata.max_length=64"}
-    assert read_form(usual, models=MODELS, confined=True).data == "chats.jsonl"
-    with pytest.raises(RefusedForm, match="Other machines"):
-        read_form({**usual, **changed}, models=MODELS, confined=True)
-    read_form({**usual, **changed}, models=MODELS, confined=False)
-
-
 def test_a_server_that_other_machines_reach_is_confined(home: Path) -> None:
     with started(home, "--host", "0.0.0.0", "--allow-start", "--token", TOKEN) as server:
         status, _, page = post(server, "/start", {**FORM, "data": "../secret.jsonl"})
         assert status == 422 and "Other machines can reach this server" in page
-
-
-def test_one_training_at_a_time_is_started_and_asked_once_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    here, later = StartedTrainings(), StartedTrainings()  # another server after this one
-    record = here.start(["dashboard", "--port", "0"])  # a command that ends on SIGTERM, as train does
-    try:
-        wait_until(lambda: "listening" in here.printed(record.name))
-        with pytest.raises(RefusedStart, match="still runs"):
-            later.start(["dashboard", "--port", "0"])
-        assert later.find(record.name) == record and later.is_alive(record)
-        later.stop(record.name, None)
-        with pytest.raises(RefusedStart):
-            here.stop(record.name, None)
-        wait_until(lambda: here.status(record.name) is not None)
-        assert here.status(record.name) == 0 and not later.is_alive(record) and not here.is_alive(record)
-    finally:
-        os.killpg(record.process.pid, signal.SIGKILL) if here.status(record.name) is None else None
-
-
-def test_only_the_process_that_was_started_is_signalled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    trainings = StartedTrainings()
-    with subprocess.Popen(["sleep", "60"]) as other:
-        try:
-            itself = identify(other.pid)
-            record = Record("20261129-114732-692279", ("train", "x"), socket.gethostname(), itself, time.time())
-            trainings._folder.mkdir(parents=True)
-            for process in (itself, type(itself)(other.pid, itself.born - 100)):  # not llamahome; its number was used again
-                trainings._write(type(record)(**{**record.__dict__, "process": process}))
-                with pytest.raises(RefusedStart, match="has ended"):
-                    trainings.stop(record.name, None)
-            assert other.poll() is None
-        finally:
-            other.kill()
-
-
-def test_a_run_of_another_process_is_not_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    trainings = StartedTrainings()
-    record = trainings.start(["dashboard", "--port", "0"])
-    try:
-        metrics = write_run(tmp_path, "theirs", state="running")  # by this process, which it did not start
-        paths = RunPaths(tmp_path / "output/runs/theirs", "theirs")
-        assert trainings.with_run(record, [paths]).run is None
-        with pytest.raises(RefusedStart, match="another process"):
-            trainings.stop(record.name, paths)
-        assert trainings.is_alive(record)
-        write_status(metrics, state="running", step=1, horizon=2, pid=record.process.pid)
-        assert trainings.with_run(record, [paths]).run == "theirs" and trainings.of_run("theirs").name == record.name
-        trainings.stop(record.name, paths)
-        wait_until(lambda: trainings.status(record.name) is not None)
-    finally:
-        os.killpg(record.process.pid, signal.SIGKILL) if trainings.status(record.name) is None else None
 
 
 def test_the_page_of_a_run_offers_what_can_be_done_with_it(server: Dashboard, home: Path) -> None:
