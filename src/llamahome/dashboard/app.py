@@ -19,13 +19,14 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from llamahome.dashboard.charts import PLANNED_MEMORY
 from llamahome.dashboard.curves import AXES, Axis
 from llamahome.dashboard.events import found_events, marks
 from llamahome.dashboard.gate import Gate
 from llamahome.dashboard.library import Library
 from llamahome.dashboard.live import cursor_of, stream, written
 from llamahome.dashboard.pages import Pages, run_row
-from llamahome.dashboard.planned import planned_rates
+from llamahome.dashboard.planned import planned_memory_line, planned_rates
 from llamahome.monitoring.runs import read_records
 from llamahome.rundir import RunPaths
 from llamahome.web.access import Access, is_loopback
@@ -101,6 +102,8 @@ class _Answers:
             lines = files.metrics.lines(names, axis, points=int(points), smoothing=smoothing, together=asked.get("stacked") == "1")
         if "plan/learning_rate" in names:
             lines |= planned_rates(self._library.config(paths), paths, files.metrics, axis)
+        if PLANNED_MEMORY in names:
+            lines |= planned_memory_line(paths, files.metrics, axis)
         answer = {"complete": True, "cursor": written(files.metrics.cursor), "generation": files.metrics.generation}
         return _json({**answer, "began": files.metrics.began, "lines": {name: asdict(line) for name, line in lines.items()}})
 
