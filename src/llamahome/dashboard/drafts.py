@@ -152,6 +152,10 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _epochs(count: float) -> str:
+    return "1 epoch" if count == 1 else f"{count:,.3g} epochs"
+
+
 def shown_plan(job: Job | None) -> dict[str, Any] | None:
     """What `plan --json` has printed, as texts: figures, the parts of the memory, and what is trained."""
     found = next(_objects(job.out), None) if job is not None else None
@@ -162,7 +166,7 @@ def shown_plan(job: Job | None) -> dict[str, Any] | None:
     figures = [
         ("Time", show_seconds(found["seconds"]) if found["seconds"] >= 1 else "under 1 s", "without evaluations and saving"),
         ("Memory", show_bytes(memory["total"]), "beside Python and its libraries"),
-        ("Steps", steps, f"{found['epochs']:,.3g} epochs of {many(found['rows'], 'row')}"),
+        ("Steps", steps, f"{_epochs(found['epochs'])} of {many(found['rows'], 'row')}"),
         ("Rows of a step", f"{found['batch_size']:,}", f"about {found['tokens_per_step']:,.0f} tokens"),
         ("Tokens per second", f"{step['tokens_per_s']:,.0f}", ""),
         ("Disk", show_bytes(found["disk_bytes"]), f"a checkpoint is {show_bytes(found['checkpoint_bytes'])}"),
