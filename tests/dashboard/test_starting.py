@@ -5,7 +5,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator
-from html import unescape
+from html import escape, unescape
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -153,6 +153,13 @@ def test_without_the_option_there_is_no_such_page_and_nothing_can_be_sent(home: 
         assert [post(server, path, FORM)[0] for path in POSTS] == [405] * len(POSTS) and nothing_happened(home)
         page = server.get(f"/run/{RUN_ID}", **key)[2]
         assert "<form method" not in page and 'href="/start"' not in server.get("/", **key)[2]
+
+
+def test_what_a_form_held_comes_back_as_text_and_never_as_markup(server: Dashboard) -> None:
+    markup = '"><script>alert(1)</script><textarea>'
+    status, _, page = post(server, "/start", {**FORM, "data": markup, "settings": f"{markup}\x00", "epochs": markup})
+    assert status == 422 and "<script>alert" not in page and page.count("<textarea") == 1
+    assert f'value="{escape(markup)}"' in page.replace("&#34;", "&quot;").replace("&#39;", "&#x27;")
 
 
 def test_the_option_prints_a_token_that_every_page_needs(home: Path) -> None:

@@ -116,9 +116,14 @@ def shortened(text: str) -> str:
     return kept if len(lines) <= _MOST_LINES else f"{kept}\n... and {many(len(lines) - _MOST_LINES, 'more line')}"
 
 
-def shown_rows(job: Job | None) -> list[dict[str, Any]]:
+def newest(text: str) -> str:
+    """The last lines of a long text."""
+    return "\n".join(text.splitlines()[-_MOST_LINES:])
+
+
+def shown_rows(printed: str) -> list[dict[str, Any]]:
     """The rows that `data show --json` has printed, with their tokens in stretches of one kind."""
-    return [_row(row) for row in _objects(job.out) if isinstance(row.get("tokens"), list)] if job is not None else []
+    return [_row(row) for row in _objects(printed) if isinstance(row.get("tokens"), list)]
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
@@ -156,9 +161,9 @@ def _epochs(count: float) -> str:
     return "1 epoch" if count == 1 else f"{count:,.3g} epochs"
 
 
-def shown_plan(job: Job | None) -> dict[str, Any] | None:
+def shown_plan(printed: str) -> dict[str, Any] | None:
     """What `plan --json` has printed, as texts: figures, the parts of the memory, and what is trained."""
-    found = next(_objects(job.out), None) if job is not None else None
+    found = next(_objects(printed), None)
     if found is None:
         return None
     step, memory = found["step"], found["step"]["memory_bytes"]

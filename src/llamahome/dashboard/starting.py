@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from llamahome.config.load import load_config
 from llamahome.dashboard.commands import STARTER, Form, RefusedForm, base_models, read_form
-from llamahome.dashboard.drafts import Draft, Drafts, Kind, shortened, shown_job, shown_plan, shown_rows
+from llamahome.dashboard.drafts import Draft, Drafts, Kind, newest, shown_job, shown_plan, shown_rows
 from llamahome.dashboard.jobs import TooManyJobs, shown_command
 from llamahome.dashboard.library import Library
 from llamahome.dashboard.pages import Pages
@@ -118,7 +118,7 @@ class Starting:
         paths = None if record.run is None else self._library.find(record.run)
         if alive and paths is not None and "log" not in request.query_params and writes(record, paths):
             return RedirectResponse(f"/run/{record.run}", 303)
-        printed = shortened(self._started.printed(record.name))
+        printed = newest(self._started.printed(record.name))
         log = str(nearby(self._started.log(record.name)))
         return self._pages.render("started.html", record=record, alive=alive, ended=ended, printed=printed, log=log)
 
@@ -162,13 +162,13 @@ class Starting:
 
     def controls(self, paths: RunPaths) -> dict[str, Any]:
         """What the page of a run offers: to stop it, to resume it, and what it printed."""
-        for record in self._started.records():
-            if record.run is None:
-                self._started.with_run(record, [paths])
-        newest = self._started.of_run(paths.run_id)
-        alive, asked = newest is not None and self._started.is_alive(newest), newest is not None and newest.asked_to_stop
+        for each in self._started.records():
+            if each.run is None:
+                self._started.with_run(each, [paths])
+        record = self._started.of_run(paths.run_id)
+        alive, asked = record is not None and self._started.is_alive(record), record is not None and record.asked_to_stop
         return {
-            "record": newest,
+            "record": record,
             "alive": alive,
             "stop": alive and not asked,
             "stopping": alive and asked,
@@ -195,9 +195,9 @@ class Starting:
             confined=self._confined,
             check=shown_job(jobs["check"]),
             show=shown_job(jobs["show"]),
-            rows=shown_rows(jobs["show"]),
+            rows=shown_rows(jobs["show"].out if jobs["show"] is not None else ""),
             plan=shown_job(jobs["plan"]),
-            planned=shown_plan(jobs["plan"]),
+            planned=shown_plan(jobs["plan"].out if jobs["plan"] is not None else ""),
             train=shown_command(form.train()) if draft is not None and draft.is_planned else None,
             most_uploaded=MOST_BYTES,
         )
