@@ -1,14 +1,17 @@
 """Takes pictures of every page of the dashboard, light, dark and on a phone, into docs/pictures/.
 
-    python scripts/screenshots.py [RUN [RUN ...]]
+    python scripts/screenshots.py [--start] [RUN [RUN ...]]
 
 Run it where there are runs (output/runs). The pages of one run are those of the first RUN, without one those of the newest run; all RUNs
-are compared. Needs playwright and chromium (requirements-browser.lock). A picture over 150 kB is an error, because it is in the repository.
+are compared. With --start only the page that starts a training is taken, with data/training/raw checked and planned. Needs playwright and
+chromium (requirements-browser.lock). A picture over 150 kB is an error, because it is in the repository.
 """
 
+import secrets
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 from playwright.sync_api import sync_playwright
@@ -30,14 +33,27 @@ def addresses(runs: list[str]) -> dict[str, str]:
     return {"runs": "/", "run": run, "samples": f"{run}/samples", "data": f"{run}/data", "system": f"{run}/system", "compare": compared}
 
 
-def take(url: str, runs: list[str]) -> list[Path]:
-    """Take all pictures of the dashboard at `url`; the files."""
+def start_page(browser: Any, url: str, token: str) -> str:
+    """Check and plan a training; the address of its page."""
+    page = browser.new_context().new_page()
+    page.goto(f"{url}/start?token={token}")
+    page.fill("#data", "data/training/raw")
+    for button in ("Check the data", "Show the plan"):
+        page.click(f"text={button}")
+        page.wait_for_function("() => !document.querySelector('[data-running]')", timeout=300_000)
+    return str(page.url)
+
+
+def take(url: str, runs: list[str], token: str) -> list[Path]:
+    """Take all pictures of the dashboard at `url`, without runs those of the page that starts a training; the files."""
     taken = []
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        pages = addresses(runs) if runs else {"start": start_page(browser, url, token).removeprefix(url)}
         for look, context in LOOKS.items():
             page = browser.new_context(**context).new_page()
-            for name, address in addresses(runs).items():
+            page.goto(f"{url}/?token={token}")
+            for name, address in pages.items():
                 page.goto(url + address)
                 page.wait_for_function(_DRAWN)
                 page.wait_for_timeout(500)
@@ -49,13 +65,14 @@ def take(url: str, runs: list[str]) -> list[Path]:
 
 def main() -> int:
     """Take the pictures; the exit status."""
+    start, token = "--start" in sys.argv, secrets.token_urlsafe()
     runs = sys.argv[1:] or sorted((path.name for path in Path("output/runs").iterdir()), reverse=True)
     PICTURES.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "llamahome", "dashboard", "--port", "0"]
+    command = [sys.executable, "-m", "llamahome", "dashboard", "--port", "0", "--token", token, *(["--allow-start"] if start else [])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
-            taken = take(server.stdout.readline().split()[-1], runs)
+            taken = take(server.stdout.readline().split()[-1], [] if start else runs, token)
         finally:
             server.terminate()
     large = [path for path in taken if path.stat().st_size > _MOST_BYTES]

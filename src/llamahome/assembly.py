@@ -5,7 +5,7 @@ Nothing is changed after it was made. The settings are frozen when `assemble` re
 
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -81,6 +81,8 @@ class Job:
     settings: LoadedConfig
     plan: Plan
     learner: Learner
+    planned_memory: Mapping[str, int] | None = None
+    """Bytes that the main process is planned to take, by purpose; None if nobody has planned them."""
 
     @property
     def config(self) -> Config:
@@ -273,4 +275,5 @@ def summary(job: Job, paths: RunPaths, state: TrainerState) -> RunSummary:
         epochs=plan.horizon / plan.steps_per_epoch,
         folder=str(nearby(paths.root)),
         first_step=state.step,
+        planned_memory=None if job.planned_memory is None else dict(job.planned_memory),
     )

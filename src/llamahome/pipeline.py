@@ -35,7 +35,7 @@ from llamahome.monitoring.environment import write_environment
 from llamahome.monitoring.lineage import write_lineage
 from llamahome.monitoring.trackers import require_installed
 from llamahome.profiling import make_clock
-from llamahome.recording import begin_to_show, first_line, open_recorder, write_report_of
+from llamahome.recording import MemoryPlan, begin_to_show, first_line, open_recorder, with_memory_plan, write_report_of
 from llamahome.rollback import Rollback, plan_rollback, roll_back
 from llamahome.rundir import NEWEST, RunPaths, as_typed, create_run, open_run, point_newest_to, refuse_unwritable, refuse_used
 from llamahome.saving import Saver, require_space
@@ -80,12 +80,14 @@ def _check_run(loaded: LoadedConfig) -> None:
     require_installed(loaded.config.monitoring.trackers)
 
 
-def train(data_path: str | Sequence[str], loaded: LoadedConfig, *, command: Sequence[str] = ()) -> Result:
+def train(
+    data_path: str | Sequence[str], loaded: LoadedConfig, *, command: Sequence[str] = (), memory_plan: MemoryPlan | None = None
+) -> Result:
     """Train on `data_path`, one or several, in a new run folder. Raises Stopped when it was asked to stop and has saved."""
     _check_run(loaded)
     begun = run_to_go_on()
     if begun is not None and open_run(begun).checkpoints():
-        return resume(str(begun), read_saved_config, command=command)
+        return resume(str(begun), read_saved_config, command=command, memory_plan=memory_plan)
     _refuse_output(loaded, begun)
     if begun is not None and loaded.config.model.adapter is not None:  # `latest` would name the run itself now
         named = read_saved_config(open_run(begun).config).config.model.adapter
@@ -95,7 +97,7 @@ def train(data_path: str | Sequence[str], loaded: LoadedConfig, *, command: Sequ
         with session.progress.phase("data"):
             data = read_data(session, settings, data_path, adapter=adapter)
         with session.progress.phase("model"):
-            job = assemble(session, data)
+            job = with_memory_plan(assemble(session, data), memory_plan)
         paths = open_run(begun) if begun is not None else _new_run(job, command, parent=adapter)
         note_run(paths.root)
         extra = {"data_path": [*data.paths], **system_message.noted(data.prepared)}
@@ -103,7 +105,14 @@ def train(data_path: str | Sequence[str], loaded: LoadedConfig, *, command: Sequ
         return _run(job, paths, resuming.with_plan(state, job.settings, job.plan))
 
 
-def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Collection[str] = (), command: Sequence[str] = ()) -> Result:
+def resume(
+    target: str,
+    change: Callable[[Path], LoadedConfig],
+    *,
+    allowed: Collection[str] = (),
+    command: Sequence[str] = (),
+    memory_plan: MemoryPlan | None = None,
+) -> Result:
     """Continue from a checkpoint, a run or `latest`: in the run's own folder, or in a new run when `change` sets output.dir or output.name.
 
     `change` makes the settings from the checkpoint's config.yaml (and may change some). Raises CheckpointError when there is nothing
@@ -127,7 +136,7 @@ def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Coll
             adapter = saved.model_dir if loaded.config.model.adapter is not None else None  # the one of the beginning may be gone
             data = read_data(session, loaded, saved.state.extra["data_path"], adapter=adapter)
         with session.progress.phase("model"):
-            job = assemble(session, data, step=saved.state.step, consumed=saved.state.consumed)
+            job = with_memory_plan(assemble(session, data, step=saved.state.step, consumed=saved.state.consumed), memory_plan)
             _restore(job, saved, allowed)
         paths = _branched_run(job, folder, saved, command) if in_new_run else _resumed_run(job, own_paths, saved, command)
         session.world.barrier()

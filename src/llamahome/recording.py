@@ -5,8 +5,9 @@ Its end writes the report.
 
 import shlex
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,6 +36,9 @@ from llamahome.monitoring.trackers import TrackerSink
 from llamahome.redaction import redact_values
 from llamahome.rundir import RunPaths, as_typed
 from llamahome.training.learner import flops_per_token
+
+MemoryPlan = Callable[[Job], Mapping[str, int] | None]
+"""Plans the memory of a run that is ready. It comes from planning/, which is above this floor."""
 
 
 def open_recorder(job: Job, paths: RunPaths, state: TrainerState, closing: ExitStack, *, checkpoint_bytes: int = 0) -> Recorder:
@@ -137,6 +141,14 @@ def first_line(error: BaseException) -> str:
     if isinstance(error, LlamaHomeError) and error.problems:
         return error.problems[0].message
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def with_memory_plan(job: Job, memory_plan: MemoryPlan | None) -> Job:
+    """The job with the memory that `memory_plan` computes for it, on the main rank; a plan that fails is no reason not to train."""
+    if memory_plan is not None and job.session.world.is_main:
+        with harmless("the planned memory is not recorded", job.session.progress.say):
+            return replace(job, planned_memory=memory_plan(job))
+    return job
 
 
 def begin_to_show(job: Job, paths: RunPaths, state: TrainerState) -> None:

@@ -17,11 +17,14 @@ from llamahome.errors import ConfigError, MachineError, Problem
 BASE_MODELS = Path("data/models/base")
 RAW_DATA = Path("data/training/raw")
 PROCESSED_DATA = Path("data/training/processed")
+UPLOADS = Path("data/training/uploads")
 RUNS = Path("output/runs")
 NEWEST = Path("output/training")
 SWEEP_FILE, TRIALS = "command.json", "trials"
 """What makes a folder that of a sweep, and the folder in it that holds the runs: docs/Sweep.md."""
 _METRICS = Path("data/metrics/logs")
+STARTED = Path("data/metrics/started")
+"""What the dashboard knows of the trainings that it started, and what they printed."""
 _TENSORBOARD = Path("data/metrics/tensorboard")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _RUN_ID = "run_id"

@@ -8,7 +8,19 @@ from typing import Any
 
 import pytest
 from tests.support.browsers import Visit, axe, opened, visiting
-from tests.support.dashboards import CONFIG, RUN_ID, Dashboard, append, lines, records, started, write_data, write_run, write_status
+from tests.support.dashboards import (
+    CONFIG,
+    PLANNED_MEMORY,
+    RUN_ID,
+    Dashboard,
+    append,
+    lines,
+    records,
+    started,
+    write_data,
+    write_run,
+    write_status,
+)
 
 LIVE = "20261122-100000-live"
 OTHER = "20261122-090000-other"
@@ -25,6 +37,8 @@ POINTS = """(name) => {
   const figure = document.getElementById(`chart-${name}`);
   return figure.uplot ? figure.uplot.data.map((values) => values.filter((value) => value !== null && value !== undefined)) : [];
 }"""
+LAST_X = "(name) => document.getElementById(`chart-${name}`).uplot.data[0].at(-1)"
+MANY_ROWS = {"rows": [f"chats.jsonl:{line}" for line in range(1, 13)], "show": "llamahome data show chats.jsonl --row 0-11"}
 INK = """(name) => {
   const canvas = document.querySelector(`#chart-${name} canvas`);
   const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
@@ -77,7 +91,7 @@ def wait_for_a_stream(visit: Visit) -> None:
 
 def test_every_chart_has_the_points_of_its_metrics_and_asks_nobody_else(browser: Any, server: Dashboard) -> None:
     expected = {"loss": [44, 40, 5], "learning-rate": [40, 40, 40], "gradient-norm": [40, 40], "speed": [40, 40, 40]}
-    expected |= {"step-time": [40] * 6, "memory": [40, 40, 40], "scores": [5, 5], "use": [19, 19, 19]}
+    expected |= {"step-time": [40] * 6, "step-shares": [40] * 6, "memory": [40, 40, 40, 2], "scores": [5, 5], "use": [19, 19, 19]}
     with visiting(browser, f"{server.url}/run/{RUN_ID}") as visit:
         visit.page.wait_for_function(DRAWN)
         assert {name: list(map(len, points(visit, name))) for name in expected} == {**expected, "loss": [41, 40, 5]}
@@ -122,6 +136,37 @@ def test_every_chart_is_a_table_too_and_answers_to_the_keyboard(browser: Any, se
         assert "45 points; last training" in visit.page.locator("#chart-loss .plot").get_attribute("aria-label")
 
 
+def test_the_parts_of_a_step_are_bands_that_fill_the_whole_also_where_steps_lack_a_part(
+    browser: Any, server: Dashboard, home: Path
+) -> None:
+    run_id = "20261122-120000-profiled"
+    metrics = write_run(home, run_id, steps=0)
+    parts = [{"forward": 0.3, "backward": 0.1, "save": 0.4}, {"forward": 0.3, "backward": 0.1}, {"forward": 0.2, "profile": 0.6}]
+    written = [{f"time/{part}": seconds for part, seconds in each.items()} for each in parts]
+    (metrics / "metrics.jsonl").write_text(
+        lines({"t": 1.0 + at, "step": at, "train/loss": 1.0} | each for at, each in enumerate(written, 1))
+    )
+    with visiting(browser, f"{server.url}/run/{run_id}") as visit:
+        visit.page.wait_for_function(DRAWN)
+        tops = points(visit, "step-shares")
+        assert tops[0] == [1, 2, 3] and tops[1] == pytest.approx([1, 1, 1])  # the whole is drawn first
+        assert tops[-1] == pytest.approx([0.375, 0.75, 0.25])  # forward lies at the bottom
+        assert points(visit, "step-time")[1] == pytest.approx([0.8, 0.4, 0.8])
+        visit.page.locator("#chart-step-shares .table-button").click()
+        cells = [row.split("\t") for row in visit.page.locator("#chart-step-shares .values tbody tr").all_inner_texts()]
+        assert cells == [["1", "37.5 %", "12.5 %", "50 %", ""], ["2", "75 %", "25 %", "", ""], ["3", "25 %", "", "", "75 %"]]
+        assert visit.errors == []
+
+
+def test_the_planned_memory_is_drawn_beside_the_measured_one(browser: Any, server: Dashboard) -> None:
+    with visiting(browser, f"{server.url}/run/{RUN_ID}") as visit:
+        visit.page.wait_for_function(DRAWN)
+        assert points(visit, "memory")[3] == [sum(PLANNED_MEMORY.values())] * 2
+        assert visit.page.evaluate("() => document.getElementById('chart-memory').uplot.series[3].dash.length") == 2
+        about = visit.page.locator("#chart-memory .about").inner_text()
+        assert "Planned: weights 512.0 MiB, activations 256.0 MiB" in about and "Python and its libraries 512.0 MiB" in about
+
+
 def test_points_and_alerts_appear_while_the_run_trains_and_half_a_line_waits(browser: Any, server: Dashboard, home: Path) -> None:
     metrics = write_run(home, LIVE, state="running", config=CONFIG)
     with visiting(browser, f"{server.url}/run/{LIVE}") as visit:
@@ -135,9 +180,12 @@ def test_points_and_alerts_appear_while_the_run_trains_and_half_a_line_waits(bro
             file.write(line[:50])
         append(
             metrics / "events.jsonl",
-            [{"event": "alert", "alert": "data-wait", "step": 43, "text": "<b>slow</b>", "help": "llamahome doctor"}],
+            [{"event": "alert", "alert": "data-wait", "step": 43, "text": "<b>slow</b>", "help": "llamahome doctor", **MANY_ROWS}],
         )
         visit.page.wait_for_function("() => document.querySelector('.alerts')?.textContent.includes('<b>slow</b>')", timeout=20000)
+        told = visit.page.locator(".alerts li").first
+        assert "chats.jsonl:8, and 4 more llamahome data show" in told.inner_text() and told.locator("a").count() == 8
+        assert points(visit, "memory")[3][-1] == sum(PLANNED_MEMORY.values()) and visit.page.evaluate(LAST_X, "memory") == 42
         assert len(points(visit, "loss")[1]) == 42, "half a line is no record"
         with (metrics / "metrics.jsonl").open("a") as file:
             file.write(line[50:])

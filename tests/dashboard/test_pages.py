@@ -106,7 +106,7 @@ def test_no_page_has_scripts_or_styles_of_its_own(server: Dashboard) -> None:
 def test_a_file_is_kept_by_browsers_only_under_the_hash_of_its_content(server: Dashboard) -> None:
     scripts = re.findall(r'(?:src|href)="(/static/[^"]+)"', server.page(f"/run/{RUN_ID}"))
     imported = re.findall(r'from "\./([^"]+)"', "".join(server.page(path) for path in scripts))
-    assert {name.partition("?")[0] for name in imported} == {"charts.js", "format.js"}
+    assert {name.partition("?")[0] for name in imported} == {"charts.js", "format.js", "stack.js"}
     for path in [*scripts, *(f"/static/{name}" for name in imported)]:
         assert "immutable" in server.get(path)[1]["cache-control"]
         assert server.get(path.partition("?")[0])[1]["cache-control"] == server.get(path + "0")[1]["cache-control"] == "no-cache"

@@ -10,14 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.support.projects import chats, write_rows
+from tests.support.summary import SUMMARY
 from tests.support.tokenizers import save_tokenizer
 
 RUN_ID = "20261122-071405-brisk-otter"
+PLANNED_MEMORY = {"weights": 2**29, "activations": 2**28, "loss": 2**28, "beside": 2**29}
 CONFIG = """\
 training:
   batch_size: 8
@@ -57,6 +59,7 @@ def write_run(home: Path, run_id: str = RUN_ID, *, steps: int = 40, state: str =
     (metrics / "metrics.jsonl").write_text(lines(records(steps)))
     machine = [{"t": 1000.0 + at, "system/cpu": 0.5, "system/ram": 0.25, "memory/rss": 2.0**30} for at in range(0, steps, 2)]
     (metrics / "system.jsonl").write_text(lines(machine))
+    (metrics / "summary.json").write_text(json.dumps({**asdict(SUMMARY), "run_id": run_id, "planned_memory": PLANNED_MEMORY}))
     write_status(metrics, state=state, step=steps, horizon=max(steps, 8), **status)
     return metrics
 

@@ -50,8 +50,9 @@ def train(overrides: options.Overrides, data_paths: tuple[str, ...], debug: bool
     with importing_torch():
         from llamahome import pipeline
         from llamahome.cli.ending import show_result
+        from llamahome.planning.run_memory import MemoryPlan
 
-    show_result(pipeline.train(list(data_paths), loaded, command=sys.argv), data_paths)
+    show_result(pipeline.train(list(data_paths), loaded, command=sys.argv, memory_plan=MemoryPlan()), data_paths)
 
 
 @click.command(
@@ -101,8 +102,9 @@ def train_resume(overrides: options.Overrides, checkpoint: str, allow_changed: t
     with importing_torch():
         from llamahome import pipeline
         from llamahome.cli.ending import show_result
+        from llamahome.planning.run_memory import MemoryPlan
 
-    result = pipeline.resume(target, change, allowed=list(allow_changed), command=sys.argv)
+    result = pipeline.resume(target, change, allowed=list(allow_changed), command=sys.argv, memory_plan=MemoryPlan())
     data_path = result.outcome.state.extra["data_path"]
     show_result(result, [data_path] if isinstance(data_path, str) else data_path)
 

@@ -4,6 +4,7 @@ import hashlib
 import re
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -18,19 +19,21 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from llamahome.dashboard.charts import PLANNED_MEMORY
 from llamahome.dashboard.curves import AXES, Axis
 from llamahome.dashboard.events import found_events, marks
 from llamahome.dashboard.gate import Gate
 from llamahome.dashboard.library import Library
 from llamahome.dashboard.live import cursor_of, stream, written
 from llamahome.dashboard.pages import Pages, run_row
-from llamahome.dashboard.planned import planned_rates
+from llamahome.dashboard.planned import planned_memory_line, planned_rates
 from llamahome.monitoring.runs import read_records
 from llamahome.rundir import RunPaths
-from llamahome.web.access import Access
+from llamahome.web.access import Access, is_loopback
 
 if TYPE_CHECKING:
     from llamahome.dashboard.rows import RowBrowser
+    from llamahome.dashboard.starting import Starting
 
 _STATIC = Path(__file__).parent / "static"
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".LICENSE": "text/plain"}
@@ -45,8 +48,8 @@ Answer = Callable[[Request, RunPaths], Response]
 class _Answers:
     """One method for each address. Those that read files are plain functions, which Starlette runs in threads."""
 
-    def __init__(self, library: Library, pages: Pages, stop: threading.Event) -> None:
-        self._library, self._pages, self._stop = library, pages, stop
+    def __init__(self, library: Library, pages: Pages, stop: threading.Event, starting: "Starting | None") -> None:
+        self._library, self._pages, self._stop, self._starting = library, pages, stop, starting
 
     @cached_property
     def _rows(self) -> "RowBrowser":
@@ -68,7 +71,7 @@ class _Answers:
 
     def run(self, _: Request, paths: RunPaths) -> Response:
         """GET /run/ID."""
-        return self._pages.run(paths)
+        return self._pages.run(paths, self._starting.controls(paths) if self._starting is not None else None)
 
     def samples(self, _: Request, paths: RunPaths) -> Response:
         """GET /run/ID/samples."""
@@ -99,6 +102,8 @@ class _Answers:
             lines = files.metrics.lines(names, axis, points=int(points), smoothing=smoothing, together=asked.get("stacked") == "1")
         if "plan/learning_rate" in names:
             lines |= planned_rates(self._library.config(paths), paths, files.metrics, axis)
+        if PLANNED_MEMORY in names:
+            lines |= planned_memory_line(paths, files.metrics, axis)
         answer = {"complete": True, "cursor": written(files.metrics.cursor), "generation": files.metrics.generation}
         return _json({**answer, "began": files.metrics.began, "lines": {name: asdict(line) for name, line in lines.items()}})
 
@@ -174,11 +179,21 @@ def _static_files() -> dict[str, tuple[bytes, str, str]]:
     return done
 
 
-def make_app(access: Access, stop: threading.Event, library: Library | None = None) -> ASGIApp:
-    """The app; `stop` ends the live streams, so that the server can end."""
-    files = _static_files()
-    pages = Pages(library := library or Library(), {name: version for name, (_, _, version) in files.items()})
-    answers = _Answers(library, pages, stop)
+def make_app(access: Access, stop: threading.Event, *, start: ExitStack | None = None) -> ASGIApp:
+    """The app; `stop` ends the live streams, so that the server can end.
+
+    With `start` trainings may be started; it ends the commands that then still run for a page. The access needs a key for that.
+    """
+    files, library = _static_files(), Library()
+    pages = Pages(library, {name: version for name, (_, _, version) in files.items()}, can_start=start is not None)
+    if start is not None:
+        from llamahome.dashboard.starting import Starting, most_bytes  # reads kinds of files, which takes a while to import
+
+        starting, limit = Starting(library, pages, confined=not is_loopback(access.host)), most_bytes
+        start.callback(starting.end)
+    else:
+        starting, limit = None, None
+    answers = _Answers(library, pages, stop, starting)
 
     async def static(request: Request) -> Response:
         found = files.get(request.path_params["name"])
@@ -196,6 +211,7 @@ def make_app(access: Access, stop: threading.Event, library: Library | None = No
         ("/api/run/{run}/marks", answers.marks),
     ]
     routes = [
+        *(starting.routes if starting is not None else []),
         Route("/", answers.runs),
         Route("/compare", answers.compare),
         Route("/api/runs", answers.runs_now),
@@ -205,4 +221,4 @@ def make_app(access: Access, stop: threading.Event, library: Library | None = No
     ]
     handlers: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {HTTPException: answers.not_found}
     middleware = [Middleware(GZipMiddleware, minimum_size=1000)]
-    return Gate(Starlette(routes=routes, exception_handlers=handlers, middleware=middleware), access, pages)
+    return Gate(Starlette(routes=routes, exception_handlers=handlers, middleware=middleware), access, pages, limit)

@@ -21,6 +21,8 @@ class Chart:
     shown: Shown = "number"
     stacked: bool = False
     """The curves are parts of a whole and lie on top of each other."""
+    shares: bool = False
+    """Stacked curves are drawn as shares of their sum."""
     log: bool = False
     """The log axis that the page offers makes sense here."""
     smooth: bool = False
@@ -36,12 +38,14 @@ class Chart:
             "lines": self.lines,
             "shown": self.shown,
             "stacked": self.stacked,
+            "shares": self.shares,
             "log": self.log,
             "smooth": self.smooth,
             "machine": self.machine,
         }
 
 
+PLANNED_MEMORY = "plan/memory"
 LOSS = Chart(
     name="loss",
     title="Loss",
@@ -73,7 +77,7 @@ _SPEED = Chart(
     shown="count",
     smooth=True,
 )
-_PARTS = ("data", "forward", "backward", "exchange", "update", "save", "evaluate")
+_PARTS = ("data", "forward", "backward", "exchange", "update", "save", "evaluate", "profile")
 _TIME = Chart(
     name="step-time",
     title="Time of a step",
@@ -81,6 +85,9 @@ _TIME = Chart(
     lines=tuple((f"time/{part}", part) for part in _PARTS),
     shown="seconds",
     stacked=True,
+)
+_SHARES = replace(
+    _TIME, name="step-shares", title="Where the time goes", about="Share of each part in a step, as bands.", shown="share", shares=True
 )
 _MEMORY = Chart(
     name="memory",
@@ -91,6 +98,7 @@ _MEMORY = Chart(
         ("memory/peak", "peak"),
         ("memory/gpu_allocated", "GPU tensors"),
         ("memory/gpu_reserved", "GPU reserved"),
+        (PLANNED_MEMORY, "planned"),
     ),
     shown="bytes",
 )
@@ -135,20 +143,25 @@ _HEAT = Chart(
     shown="count",
     machine=True,
 )
-_ALWAYS = ("loss", "learning-rate", "gradient-norm", "speed", "step-time", "memory", "use")
+_ALWAYS = ("loss", "learning-rate", "gradient-norm", "speed", "step-time", "step-shares", "memory", "use")
 """Charts that are there before their first value, because every run will have them."""
 
 
-def run_charts(metrics: Sequence[str], machine: Sequence[str], *, memory: str | None = None) -> list[Chart]:
-    """The charts of the page of a run that has these metrics in metrics.jsonl and in system.jsonl; `memory` is what the machine has."""
-    held = replace(_MEMORY, about=f"{_MEMORY.about} The machine has {memory}.") if memory else _MEMORY
-    charts = [LOSS, _RATE, _NORM, _SPEED, _TIME, held, *_scores(metrics), _MFU, _USE]
-    return _with_values(charts, {*metrics, *machine}, planned="train/learning_rate" in metrics)
+def run_charts(metrics: Sequence[str], machine: Sequence[str], *, memory: str | None = None, planned: str | None = None) -> list[Chart]:
+    """The charts of the page of a run that has these metrics in metrics.jsonl and in system.jsonl.
+
+    `memory` is what the machine has, `planned` what of it the run was planned to take, in words.
+    """
+    about = [_MEMORY.about, f"The machine has {memory}." if memory else "", f"Planned: {planned}." if planned else ""]
+    held = replace(_MEMORY, about=" ".join(filter(None, about)))
+    charts = [LOSS, _RATE, _NORM, _SPEED, _TIME, _SHARES, held, *_scores(metrics), _MFU, _USE]
+    plans = {name for name, known in (("plan/learning_rate", "train/learning_rate" in metrics), (PLANNED_MEMORY, planned)) if known}
+    return _with_values(charts, {*metrics, *machine, *plans})
 
 
 def machine_charts(machine: Sequence[str]) -> list[Chart]:
     """The charts of the page of the machine."""
-    return _with_values([_USE, _PROCESS, _NETWORK, _POWER, _HEAT], set(machine), planned=False)
+    return _with_values([_USE, _PROCESS, _NETWORK, _POWER, _HEAT], set(machine))
 
 
 def compared_charts() -> list[Chart]:
@@ -171,9 +184,8 @@ def _scores(metrics: Sequence[str]) -> list[Chart]:
     return [Chart(name="scores", title="Evaluation", about=about, lines=lines)] if lines else []
 
 
-def _with_values(charts: Sequence[Chart], known: set[str], *, planned: bool) -> list[Chart]:
+def _with_values(charts: Sequence[Chart], known: set[str]) -> list[Chart]:
     """The charts without curves that have no value; a chart without any stays only if every run will have it."""
-    known = known | ({"plan/learning_rate"} if planned else set())
     found = []
     for chart in charts:
         lines = tuple(line for line in chart.lines if line[0] in known)

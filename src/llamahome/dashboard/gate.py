@@ -1,13 +1,15 @@
 """Who may ask the dashboard, and what a browser may do with its pages.
 
 Refused, in this order: a foreign Host or Origin (DNS rebinding, other sites), any method but GET and HEAD, a body, long headers or a long
-address, and a request without the token if there is one. The token is given once, in the address or the form; the browser then holds a
-cookie that is derived from it, so that addresses and the history do not keep it. Pages may load nothing but the server's own files, and
-no page of another site may frame or read them.
+address, and a request without the token if there is one. Where trainings may be started, a POST to some addresses is let through if it has
+the token and a body of bounded size, and comes from a page of this server, which browsers say in Origin. The token is given once, in the
+address or the form; the browser then holds a cookie that is derived from it, so that addresses and the history do not keep it. Pages may
+load nothing but the server's own files, and no page of another site may frame or read them.
 """
 
 import hashlib
 import hmac
+from collections.abc import Callable
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, urlencode
 
@@ -29,7 +31,6 @@ _HEADERS = (
     (b"content-security-policy", _POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
@@ -38,8 +39,11 @@ _HEADERS = (
 class Gate:
     """Refuses what may not be asked before anything of it is read, and adds the headers that confine every page."""
 
-    def __init__(self, app: ASGIApp, access: Access, pages: Pages) -> None:
-        self._app, self._access, self._pages = app, access, pages
+    def __init__(self, app: ASGIApp, access: Access, pages: Pages, most_bytes: Callable[[str], int | None] | None = None) -> None:
+        """`most_bytes` says how large the body of a POST to an address may be, None if there is no such address; without it none is."""
+        self._app, self._access, self._pages, self._most_bytes = app, access, pages, most_bytes
+        # with no-referrer a browser would write "Origin: null" into the forms that it sends
+        self._headers = (*_HEADERS, (b"referrer-policy", b"no-referrer" if most_bytes is None else b"same-origin"))
         self._cookie = f"llamahome-{access.port}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,7 +53,7 @@ class Gate:
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *_HEADERS]
+                message["headers"] = [*message["headers"], *self._headers]
             await send(message)
 
         await (self._refusal(scope) or self._app)(scope, receive, sending)
@@ -59,15 +63,37 @@ class Gate:
         denied = self._access.denied(scope["headers"], needs_key=False)
         if denied is not None:
             return PlainTextResponse(f"{denied.message}\n", denied.status, {"connection": "close"})
-        if scope["method"] not in ("GET", "HEAD"):
+        posted = scope["method"] == "POST" and self._most_bytes is not None
+        if scope["method"] not in ("GET", "HEAD") and not posted:
             return PlainTextResponse("this server only shows; it answers GET\n", 405, {"allow": "GET, HEAD", "connection": "close"})
-        if headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers:
+        if not posted and (headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers):
             return PlainTextResponse("a request to this server has no body\n", 400, {"connection": "close"})
         if sum(len(name) + len(value) for name, value in scope["headers"]) > _MOST_HEADERS:
             return PlainTextResponse("the headers are too long\n", 431, {"connection": "close"})
         if len(scope["raw_path"]) + len(scope["query_string"]) > _LONGEST:
             return PlainTextResponse("the address is too long\n", 414, {"connection": "close"})
+        if posted:
+            return self._refused_post(scope, headers)
         return self._without_token(scope, headers) if self._access.key is not None else None
+
+    def _refused_post(self, scope: Scope, headers: dict[bytes, bytes]) -> Response | None:
+        """Why a POST is refused before its body is read; every refusal closes the connection, so that the body is not sent in vain."""
+        most = self._most_bytes(scope["path"]) if self._most_bytes is not None else None
+        length = headers.get(b"content-length", b"")
+        has_key = self._access.key is not None and self._access.denied(scope["headers"]) is None
+        if most is None:
+            status, why = 405, "nothing can be sent to this address"
+        elif not has_key and not self._session_of(headers):
+            status, why = 401, "this needs the token"
+        elif not has_key and b"origin" not in headers:
+            status, why = 403, "the request does not say that it comes from a page of this server"
+        elif b"transfer-encoding" in headers or not length.isdigit():
+            status, why = 411, "the length of the body must be announced"
+        elif int(length[:20]) > most:
+            status, why = 413, f"the body is larger than {most:,} bytes"
+        else:
+            return None
+        return PlainTextResponse(f"{why}\n", status, {"connection": "close"})
 
     def _without_token(self, scope: Scope, headers: dict[bytes, bytes]) -> Response | None:
         """None if the request shows the token; a redirect that hands out the cookie if the address holds it; otherwise a refusal."""
@@ -93,6 +119,8 @@ class Gate:
         return hmac.new((self._access.key or "").encode(), b"llamahome dashboard", hashlib.sha256).hexdigest()
 
     def _session_of(self, headers: dict[bytes, bytes]) -> bool:
+        if self._access.key is None:
+            return False
         try:
             cookies = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1"))
         except CookieError:

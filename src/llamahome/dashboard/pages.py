@@ -17,11 +17,14 @@ from llamahome.dashboard.library import Library, changed_settings
 from llamahome.monitoring.display import metric_name
 from llamahome.monitoring.lineage import read_lineage
 from llamahome.monitoring.runs import RunInfo, read_records
+from llamahome.monitoring.summary import read_summary
 from llamahome.rundir import RunPaths, as_typed, first_command, nearby, sweep_of
 from llamahome.units import show_bytes, show_count, show_seconds
 
 STATES = ("running", "finished", "stopped", "failed", "lost")
 _MOST_COMPARED = 8
+_SMALLEST_PART = 1 << 20
+"""Bytes of a part of the planned memory that is named."""
 _ANSWERS_SHOWN = 12
 """Of one prompt: the first, which is the base's, and the newest."""
 
@@ -29,7 +32,7 @@ _ANSWERS_SHOWN = 12
 class Pages:
     """Renders each page."""
 
-    def __init__(self, library: Library, versions: dict[str, str]) -> None:
+    def __init__(self, library: Library, versions: dict[str, str], *, can_start: bool = False) -> None:
         """`versions` holds a hash of each static file, so that a browser fetches it again only if it has changed."""
         self._library = library
         self._templates = jinja2.Environment(
@@ -40,6 +43,7 @@ class Pages:
             lstrip_blocks=True,
         )
         self._templates.globals["static"] = lambda name: f"/static/{name}?{versions[name]}"
+        self._templates.globals["can_start"] = can_start
         filters = {"count": show_count, "seconds": show_seconds, "when": show_time, "figure": show_figure, "setting": show_setting}
         self._templates.filters.update(filters | {"size": show_bytes, "json": json.dumps})
 
@@ -64,8 +68,8 @@ class Pages:
         counts = {each: sum(info.state == each for info in infos) for each in STATES}
         return self.render("runs.html", rows=rows, total=len(infos), counts=counts, text=text, state=state, first=first_command())
 
-    def run(self, paths: RunPaths) -> HTMLResponse:
-        """One run: figures, charts, events, checkpoints, settings."""
+    def run(self, paths: RunPaths, controls: dict[str, Any] | None = None) -> HTMLResponse:
+        """One run: figures, charts, events, checkpoints, settings; `controls` are what starting.py offers."""
         files, info, config = self._library.open(paths), self._library.info(paths), self._library.config(paths)
         machine = files.machine.names or _first_names(paths.metrics_dir / "system.jsonl")
         names = files.metrics.names or _first_names(paths.metrics_dir / "metrics.jsonl")
@@ -75,7 +79,10 @@ class Pages:
             "run.html",
             **run_frame(self._library, paths, "overview"),
             figures=figures(info, config),
-            charts=run_charts(names, machine, memory=show_bytes(memory) if isinstance(memory, int) else None),
+            controls=controls,
+            charts=run_charts(
+                names, machine, memory=show_bytes(memory) if isinstance(memory, int) else None, planned=_planned_in_words(paths)
+            ),
             events=events[::-1][:200],
             alerts=[event for event in events if event.level != "note"][::-1][:20],
             checkpoints=[(step, as_typed(folder)) for step, folder in paths.checkpoints()[::-1]],
@@ -133,6 +140,19 @@ def run_frame(library: Library, paths: RunPaths, page: str) -> dict[str, Any]:
     """What the head of every page of a run shows."""
     info = library.info(paths)
     return {"info": info, "row": run_row(info), "page": page, "folder": str(nearby(paths.root)), "typed": as_typed(paths.root)}
+
+
+def planned_memory(paths: RunPaths) -> dict[str, int]:
+    """Bytes that the main process was planned to take when the run began, by purpose; empty if they are not recorded."""
+    summary = read_summary(paths.metrics_dir)
+    return dict(summary.planned_memory or {}) if summary is not None else {}
+
+
+def _planned_in_words(paths: RunPaths) -> str | None:
+    parts = planned_memory(paths)
+    beside = parts.pop("beside", 0)
+    words = [f"{name} {show_bytes(size)}" for name, size in parts.items() if size >= _SMALLEST_PART]
+    return ", ".join([*words, f"Python and its libraries {show_bytes(beside)}"] if beside else words) or None
 
 
 def run_row(info: RunInfo) -> dict[str, Any]:

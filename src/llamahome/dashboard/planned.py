@@ -1,8 +1,12 @@
-"""The learning rate that a run plans, from its settings or, after a resume that changed the plan, from its newest checkpoint."""
+"""What a run plans: the learning rate of each step, and its memory.
+
+The rate comes from its settings or, after a resume that changed the plan, from its newest checkpoint; the memory was planned at its start.
+"""
 
 from llamahome.config.load import LoadedConfig
+from llamahome.dashboard.charts import PLANNED_MEMORY
 from llamahome.dashboard.curves import Axis, Curves, Line
-from llamahome.dashboard.pages import read_object
+from llamahome.dashboard.pages import planned_memory, read_object
 from llamahome.monitoring.status import read_status
 from llamahome.rundir import RunPaths
 from llamahome.training.schedule import Curve, planned_curve
@@ -24,6 +28,14 @@ def planned_rates(config: LoadedConfig | str, paths: RunPaths, metrics: Curves, 
     steps = sorted({1 + round(at * (end - 1) / _POINTS) for at in range(_POINTS + 1)})
     places = [float(step) if axis == "step" else metrics.place_of_step(step, axis) for step in steps]
     return {"plan/learning_rate": Line(places, [float(f"{curve.rate(step - 1):.6g}") for step in steps])}
+
+
+def planned_memory_line(paths: RunPaths, metrics: Curves, axis: Axis) -> dict[str, Line]:
+    """Their sum, from the first step to the last one, by its name."""
+    total, last = sum(planned_memory(paths).values()), metrics.last_step
+    if not total or last < 1:
+        return {}
+    return {PLANNED_MEMORY: Line([metrics.place_of_step(step, axis) for step in (1, last)], [float(total)] * 2)}
 
 
 def _saved_curve(paths: RunPaths) -> Curve | None:

@@ -58,6 +58,8 @@ class RunSummary:
     """Where checkpoints and the final model are saved."""
     first_step: int = 0
     """The step that a resumed run continues from."""
+    planned_memory: dict[str, int] | None = None
+    """Bytes that the main process is planned to take, by purpose, `beside` being Python and its libraries; None if it is not known."""
 
 
 def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:

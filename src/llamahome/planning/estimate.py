@@ -81,7 +81,7 @@ def simulate(
     layers = int(read.get_text_config().num_hidden_layers)
     wished = config.training.micro_batch_tokens
     tokens = backend.micro_batch_tokens if wished == "auto" else wished
-    shape, kept = _measure(config, backend, read, layers, tokens)
+    shape, kept = measure(config, backend, read, layers, tokens)
     length = min(config.data.max_length, tokens)
     wanted = config.training.gradient_checkpointing
     tile = backend.tile_bytes(int(read.get_text_config().vocab_size))
@@ -163,7 +163,7 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
     require_packed(read, say=say)
     # A step must fit when its passes are as full as they may be, and as long as the longest row.
     fullest = max(most, config.data.max_length)
-    shape, kept = _measure(config, backend, read, int(read.get_text_config().num_hidden_layers), fullest)
+    shape, kept = measure(config, backend, read, int(read.get_text_config().num_hidden_layers), fullest)
     wanted = config.training.gradient_checkpointing
     share = report.targets / max(1, report.tokens)
     tile = backend.tile_bytes(int(read.get_text_config().vocab_size))
@@ -213,7 +213,7 @@ def _prepared(config: Config, precision: Precision, read: Any, layers: int) -> C
     return model
 
 
-def _measure(config: Config, backend: Backend, read: Any, layers: int, tokens: int) -> tuple[ModelShape, int]:
+def measure(config: Config, backend: Backend, read: Any, layers: int, tokens: int) -> tuple[ModelShape, int]:
     """Weights of a layer and of the rest, and what a pass keeps for its backward pass, from models of two depths and of all layers."""
     precision = backend.precision
     few, many = (_prepared(config, precision, read, depth) for depth in _DEPTHS)

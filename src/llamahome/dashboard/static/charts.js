@@ -1,5 +1,6 @@
 // One chart: a figure of the page, its curves, and a uPlot in it. Curves have their own x; uPlot.join lays them beside each other.
 import { axisFormats, exactFormats, formats } from "./format.js";
+import { stacked, together } from "./stack.js";
 
 const HEIGHT = 220;
 export const POINTS = 600;
@@ -16,6 +17,7 @@ export class Chart {
     this.figure = figure;
     this.spec = JSON.parse(figure.dataset.chart);
     this.curves = [];
+    this.columns = []; // what is drawn of the curves
     this.axis = "step";
     this.log = false;
     this.marks = [];
@@ -53,13 +55,20 @@ export class Chart {
     return true;
   }
 
+  // A curve that stays at its value.
+  prolong(name, x) {
+    const curve = this.curves.find((each) => each.name === name);
+    if (curve?.x.length) this.append(name, x, curve.y[curve.y.length - 1], 0);
+  }
+
   get crowded() {
     return this.curves.some((curve) => curve.x.length > 3 * POINTS);
   }
 
   data() {
+    this.columns = this.spec.stacked ? together(this.curves, this.spec.shares) : this.curves;
     const usable = (value) => (this.log && value !== null && value <= 0 ? null : value);
-    if (this.spec.stacked) return this.stackedData();
+    if (this.spec.stacked) return stacked(this.columns);
     const tables = [];
     for (const curve of this.curves) {
       tables.push([curve.x, curve.y.map(usable)]);
@@ -68,20 +77,13 @@ export class Chart {
     return tables.length ? uPlot.join(tables) : [[]];
   }
 
-  // The top of the stack comes first, so that each part covers what is above the one below it.
-  stackedData() {
-    const x = this.curves.length ? this.curves[0].x : [];
-    let sums = new Array(x.length).fill(0);
-    const tops = this.curves.map((curve) => (sums = sums.map((sum, at) => sum + (curve.y[at] ?? 0))));
-    return [x, ...tops.reverse()];
-  }
-
   draw() {
     const empty = !this.curves.some((curve) => curve.x.length);
     this.figure.querySelector(".nothing").hidden = !empty;
     this.button.hidden = empty;
     if (this.uplot) this.uplot.destroy();
-    this.uplot = empty ? null : new uPlot(this.options(), this.data(), this.plot);
+    const data = this.data();
+    this.uplot = empty ? null : new uPlot(this.options(), data, this.plot);
     this.figure.uplot = this.uplot;
     this.describe();
   }
@@ -171,8 +173,9 @@ export class Chart {
   // What the picture shows, in words, and the newest values in the legend.
   describe() {
     const write = exactFormats[this.spec.shown];
-    const lasts = this.curves.map((curve) => [curve.label || curve.name, curve.y.findLast((value) => value !== null)]);
-    this.showLegend(this.curves.map((curve, at) => lasts[at][1]));
+    const lasts = this.curves.map((curve) => [curve.label || curve.name, undefined]);
+    this.columns.forEach((column, at) => (lasts[at][1] = column.y.findLast((value) => value !== null)));
+    this.showLegend(lasts.map(([, value]) => value));
     const points = this.curves.reduce((sum, curve) => sum + curve.x.length, 0);
     const words = lasts.filter(([, value]) => value !== undefined).map(([label, value]) => `${label} ${write(value)}`);
     this.plot.setAttribute("aria-label", `${this.spec.title}: ${points} points; last ${words.join(", ") || "none"}. Arrow keys move along.`);
@@ -181,9 +184,9 @@ export class Chart {
 
   describeCursor() {
     const at = this.uplot.cursor.idx;
-    if (at === null || at === undefined) return this.showLegend(this.curves.map((curve) => curve.y.findLast((value) => value !== null)));
+    if (at === null || at === undefined) return this.showLegend(this.columns.map((column) => column.y.findLast((value) => value !== null)));
     const x = this.uplot.data[0][at];
-    this.showLegend(this.curves.map((curve) => valueAt(curve, x)), x);
+    this.showLegend(this.columns.map((column) => valueAt(column, x)), x);
   }
 
   showLegend(values, x) {
@@ -237,12 +240,12 @@ export class Chart {
       head.append(cell);
     }
     const body = table.createTBody();
-    const places = [...new Set(this.curves.flatMap((curve) => curve.x))].sort((a, b) => a - b);
-    const known = this.curves.map((curve) => new Map(curve.x.map((x, at) => [x, curve.y[at]])));
+    const places = [...new Set(this.columns.flatMap((column) => column.x))].sort((a, b) => a - b);
+    const known = this.columns.map((column) => new Map(column.x.map((x, at) => [x, column.y[at]])));
     for (const x of places) {
       const row = body.insertRow();
       row.insertCell().textContent = this.axis === "time" ? axisFormats.time(x) : x.toLocaleString("en");
-      for (const values of known) row.insertCell().textContent = values.has(x) ? write(values.get(x)) : "";
+      for (const values of known) row.insertCell().textContent = (values.get(x) ?? null) === null ? "" : write(values.get(x));
     }
     this.figure.querySelector(".values").replaceChildren(table);
   }

@@ -8,6 +8,7 @@ const reading = document.getElementById("reading");
 const settings = readControls((fetches) => (fetches ? load() : show()));
 const last = { step: 0, tokens: 0, began: null, secondsPerStep: null };
 const recent = [];
+const MOST_ROWS = 8; // of an alert, as in macros.html
 let turn = 0;
 let source = null;
 let cursor = null;
@@ -124,6 +125,7 @@ function grow(records, machine) {
     for (const chart of charts.filter((each) => each.spec.machine === machine)) {
       for (const [name] of chart.spec.lines) {
         if (name in record) chart.changed = chart.append(name, place(record), record[name], settings.smooth) || chart.changed;
+        else if (name === "plan/memory" && "train/loss" in record) chart.prolong(name, place(record));
       }
     }
     if (record["speed/tokens_per_s"]) text("figure-speed", formats.count(record["speed/tokens_per_s"]));
@@ -162,7 +164,22 @@ function showState(state) {
   if (state.state === "running" && last.secondsPerStep && state.horizon) {
     text("figure-left", formats.seconds((whole(state.horizon) - whole(state.step)) * last.secondsPerStep));
   }
-  if (before !== state.state) loadMarks(turn).catch(() => {});
+  if (before === state.state) return;
+  loadMarks(turn).catch(() => {});
+  renewParts().catch(() => {});
+}
+
+// Its models, and what may be done with it, as the server writes them now.
+async function renewParts() {
+  if (!document.getElementById("models")) return;
+  const page = new DOMParser().parseFromString(await (await fetch(location.href)).text(), "text/html");
+  for (const id of ["models", "controls-of-run"]) {
+    const fresh = page.getElementById(id);
+    if (fresh) document.getElementById(id)?.replaceWith(fresh);
+  }
+  // a run that has ended can go on when its process has ended too
+  const alive = document.getElementById("controls-of-run")?.hasAttribute("data-alive");
+  if (alive && document.getElementById("run").dataset.state !== "running") setTimeout(() => renewParts().catch(() => {}), 1000);
 }
 
 function showEvents({ alerts, first }) {
@@ -182,13 +199,20 @@ function showEvents({ alerts, first }) {
       help.textContent = alert.help;
       item.append(document.createElement("br"), help);
     }
-    alert.rows.slice(0, 8).forEach((row, at) => {
+    alert.rows.slice(0, MOST_ROWS).forEach((row, at) => {
       const link = document.createElement("a");
       link.href = `/run/${encodeURIComponent(run)}/data?at=${encodeURIComponent(row)}`;
       link.textContent = row;
       if (at === 0) item.append(document.createElement("br"));
       item.append(at === 0 ? "rows: " : ", ", link);
     });
+    if (alert.rows.length > MOST_ROWS) item.append(`, and ${(alert.rows.length - MOST_ROWS).toLocaleString("en")} more`);
+    if (alert.show) {
+      const show = document.createElement("code");
+      show.className = "command";
+      show.textContent = alert.show;
+      item.append(" ", show);
+    }
     section.querySelector("ul").prepend(item);
     section.hidden = false;
   }
