@@ -170,11 +170,11 @@ def _train(job: Job, paths: RunPaths, state: TrainerState) -> Result | Rollback:
         evaluator = assembly.make_evaluator(job, recorder, state)
         loader = assembly.make_loader(job, state)
         closing.callback(loader.close)
-        saver = Saver(job, paths, recorder, loader)
-        closing.callback(saver.close)
-        save = saver.save, saver.save_async
         watchdog = open_watchdog(job.config.training.hang_timeout, world.rank_status, paths.rank_log(world.rank))
         clock = make_clock(job, paths, state, closing, watch=watchdog.enter)
+        saver = Saver(job, paths, recorder, loader, clock)
+        closing.callback(saver.close)
+        save = saver.save, saver.save_async
         run = assembly.make_run(job, paths, state, loader=loader, recorder=recorder, evaluator=evaluator, save=save, clock=clock)
         recorder.status("running", state.step, job.plan.horizon, **folder)
         try:
