@@ -111,13 +111,18 @@ def _save(run: RunPaths, tensors: dict[str, torch.Tensor], size: int) -> None:
         elapsed_s=1.0,
         micro_batch_tokens=2048,
     )
+    names = sorted(tensors)
+    weights, moments = ({name: tensors[name] for name in part} for part in (names[: len(names) // 3], names[len(names) // 3 :]))
     save_together(
         World(0, 1, 0, torch.device("cpu")),
         run,
         state=state,
         config_text="",
         fingerprints=Fingerprints("d" * 64, "b" * 64),
-        writes={"optimizer": lambda folder, share: write_files(folder, "optimizer", tensors, part=share).mine},
+        writes={
+            "model": lambda folder, share: write_files(folder, "model", weights, part=share).mine,
+            "optimizer": lambda folder, share: write_files(folder, "optimizer", moments, part=share).mine,
+        },
         optimizer_values={},
         needed=size,
     )

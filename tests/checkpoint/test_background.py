@@ -52,7 +52,7 @@ def test_copies_made_beside_updates_have_the_values_of_their_moment() -> None:
         return {name: copy.clone() for name, copy in snapshot.copies().items()}
 
     with writer_thread() as thread:
-        for number in range(60):
+        for number in range(30):
             before = {name: tensor.clone() for name, tensor in live.items()}
             snapshot.begin(live)
             written = thread.submit(write)
