@@ -37,7 +37,7 @@ from llamahome.monitoring.trackers import require_installed
 from llamahome.profiling import make_clock
 from llamahome.recording import begin_to_show, first_line, open_recorder, write_report_of
 from llamahome.rollback import Rollback, plan_rollback, roll_back
-from llamahome.rundir import NEWEST, RunPaths, as_typed, create_run, open_run, point_newest_to, refuse_unwritable, refuse_used
+from llamahome.rundir import NEWEST, RunPaths, as_typed, create_run, open_run, point_newest_to, refuse_unwritable, refuse_used, writing
 from llamahome.saving import Saver, require_space
 from llamahome.starting_adapter import with_adapter
 from llamahome.training.answer_metric import open_answer_metric
@@ -234,7 +234,8 @@ def _new_run(job: Job, command: Sequence[str], *, parent: Path | None = None) ->
         paths = create_run(_output(job.settings), job.config.output.name)
         _describe(paths, job.settings, command)
         if parent is not None:
-            write_lineage(paths, parent)
+            with writing(paths.root):
+                write_lineage(paths, parent)
         try:
             point_newest_to(paths.root)
         except OSError as error:
@@ -264,8 +265,9 @@ def _resumed_run(job: Job, paths: RunPaths, saved: store.Saved, command: Sequenc
 
 def _describe(paths: RunPaths, settings: LoadedConfig, command: Sequence[str]) -> None:
     """Write the settings with their origins, the versions, the machine and the command."""
-    durable.write_whole(paths.config, dump_config(settings))
-    write_environment(paths.environment, command)
+    with writing(paths.root):
+        durable.write_whole(paths.config, dump_config(settings))
+        write_environment(paths.environment, command)
 
 
 def _output(loaded: LoadedConfig) -> Path | None:
