@@ -37,7 +37,7 @@ from llamahome.monitoring.trackers import require_installed
 from llamahome.profiling import make_clock
 from llamahome.recording import MemoryPlan, begin_to_show, first_line, open_recorder, with_memory_plan, write_report_of
 from llamahome.rollback import Rollback, plan_rollback, roll_back
-from llamahome.rundir import NEWEST, RunPaths, as_typed, create_run, open_run, point_newest_to, refuse_unwritable, refuse_used
+from llamahome.rundir import NEWEST, RunPaths, as_typed, create_run, open_run, point_newest_to, refuse_unwritable, refuse_used, writing
 from llamahome.saving import Saver, require_space
 from llamahome.starting_adapter import with_adapter
 from llamahome.training.answer_metric import open_answer_metric
@@ -179,11 +179,11 @@ def _train(job: Job, paths: RunPaths, state: TrainerState) -> Result | Rollback:
         evaluator = assembly.make_evaluator(job, recorder, state)
         loader = assembly.make_loader(job, state)
         closing.callback(loader.close)
-        saver = Saver(job, paths, recorder, loader)
-        closing.callback(saver.close)
-        save = saver.save, saver.save_async
         watchdog = open_watchdog(job.config.training.hang_timeout, world.rank_status, paths.rank_log(world.rank))
         clock = make_clock(job, paths, state, closing, watch=watchdog.enter)
+        saver = Saver(job, paths, recorder, loader, clock)
+        closing.callback(saver.close)
+        save = saver.save, saver.save_async
         run = assembly.make_run(job, paths, state, loader=loader, recorder=recorder, evaluator=evaluator, save=save, clock=clock)
         recorder.status("running", state.step, job.plan.horizon, **folder)
         try:
@@ -243,7 +243,8 @@ def _new_run(job: Job, command: Sequence[str], *, parent: Path | None = None) ->
         paths = create_run(_output(job.settings), job.config.output.name)
         _describe(paths, job.settings, command)
         if parent is not None:
-            write_lineage(paths, parent)
+            with writing(paths.root):
+                write_lineage(paths, parent)
         try:
             point_newest_to(paths.root)
         except OSError as error:
@@ -273,8 +274,9 @@ def _resumed_run(job: Job, paths: RunPaths, saved: store.Saved, command: Sequenc
 
 def _describe(paths: RunPaths, settings: LoadedConfig, command: Sequence[str]) -> None:
     """Write the settings with their origins, the versions, the machine and the command."""
-    durable.write_whole(paths.config, dump_config(settings))
-    write_environment(paths.environment, command)
+    with writing(paths.root):
+        durable.write_whole(paths.config, dump_config(settings))
+        write_environment(paths.environment, command)
 
 
 def _output(loaded: LoadedConfig) -> Path | None:

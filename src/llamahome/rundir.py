@@ -8,6 +8,8 @@ import os
 import random
 import re
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -135,6 +137,15 @@ def _claim(root: Path) -> tuple[Path, str]:
             continue
         return free, free.name
     raise AssertionError("unreachable: itertools.count never ends")
+
+
+@contextmanager
+def writing(root: Path) -> Iterator[None]:
+    """Raise MachineError instead of an OSError while a file of the run's folder `root` is written."""
+    try:
+        yield
+    except OSError as error:
+        raise MachineError(_unwritable(root, "the run's folder", error.strerror or str(error))) from error
 
 
 def refuse_unwritable(output: Path | None, *, what: str = "the run's folder") -> None:

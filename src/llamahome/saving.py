@@ -23,6 +23,7 @@ from llamahome.model.adapter import changing, save_in_parts, save_model
 from llamahome.model.end_tokens import name_ends, name_eos
 from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.resources import free_memory_bytes
+from llamahome.monitoring.throughput import PartClock
 from llamahome.rundir import RunPaths
 from llamahome.training.checkpointing import ReportSave
 from llamahome.training.learner import Learner
@@ -107,9 +108,11 @@ class _Content:
 class Saver:
     """Saves checkpoints of a run: in the loop, or in a thread of its own from copies of the tensors that training changes."""
 
-    def __init__(self, job: Job, paths: RunPaths, recorder: Recorder, loader: Loader) -> None:
-        self._job, self._paths, self._recorder, self._loader = job, paths, recorder, loader
-        self._copies = Snapshot(), Snapshot()
+    def __init__(self, job: Job, paths: RunPaths, recorder: Recorder, loader: Loader, clock: PartClock) -> None:
+        self._job, self._paths, self._recorder, self._loader, self._clock = job, paths, recorder, loader, clock
+        self._moments_copy, self._weights_copy = Snapshot(), Snapshot()
+        self._began = False
+        """Whether a save has begun since the last update."""
         self._hook = job.learner.optimizer.register_step_pre_hook(lambda *_: self._hold_updates_back())
         self._thread = writer_thread()
         self._why_in_loop: str | None = "" if job.config.checkpoint.async_ else "checkpoint.async is false"
@@ -121,16 +124,21 @@ class Saver:
         return self._commit(state, _Content(self._moments()))()
 
     def save_async(self, state: TrainerState) -> Future[ReportSave] | None:
-        """Copy the tensors, begin to write, and return at once; the save before must be done. None where the loop has to wait."""
+        """Begin to copy and write the tensors of this moment; the save before must be done. None where the loop has to wait.
+
+        Raises SaveFailed if there is no memory for the copies.
+        """
         if self._why_in_loop == "":
             self._why_in_loop = self._why_not_async()
             if self._why_in_loop is not None:
                 self._recorder.event("saves-in-the-loop", step=state.step, why=self._why_in_loop)
         if self._why_in_loop is not None:
             return None
-        weights, moments = self._copies
-        content = _Content(moments.take(self._moments()), weights.take(changing(self._job.learner.saved)))
-        report = self._thread.submit(self._write, state, content)
+        saved = self._job.learner.saved
+        self._moments_copy.begin(self._moments())
+        self._weights_copy.begin(changing(saved), passes_change={name for name, _ in saved.named_buffers()})
+        self._began = True
+        report = self._thread.submit(self._write, state)
         self._record_rows(state)
         return report
 
@@ -139,14 +147,16 @@ class Saver:
         self._hook.remove()
         self._thread.shutdown()
 
-    def _write(self, state: TrainerState, content: _Content) -> ReportSave:
-        for copy in self._copies:
-            copy.wait()
-        return self._commit(state, content)
+    def _write(self, state: TrainerState) -> ReportSave:
+        return self._commit(state, _Content(self._moments_copy.copies(), self._weights_copy.copies()))
 
     def _hold_updates_back(self) -> None:
-        for copy in self._copies:
-            copy.hold_back()
+        if not self._began:
+            return
+        self._began = False
+        with self._clock.part("save"):
+            for copy in (self._moments_copy, self._weights_copy):
+                copy.hold_back()
 
     def _moments(self) -> dict[str, Tensor]:
         return optimizer_tensors(self._job.learner.optimizer, self._job.learner.placement.parameters)

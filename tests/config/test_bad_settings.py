@@ -36,6 +36,14 @@ FILES = {
         "monitoring:\n  tensorboard: yes\n",
         [("bad-choice", 2, 16, "expected true or false; got 'yes' (did you mean true?)", "write tensorboard: true")],
     ),
+    "time in an unknown unit": (
+        "training:\n  hang_timeout: 5 parsecs\n",
+        [("bad-value", 2, 17, "'5 parsecs' is not a time like '30 s', '10 min' or '1 h'", "config explain training.hang_timeout")],
+    ),
+    "ages that do not grow": (
+        "checkpoint:\n  keep_ages: [6 h, 1 h, 90 min]\n",
+        [("bad-value", 2, 14, "'1 h' follows '6 h'; write [1 h, 90 min, 6 h]", "config explain checkpoint.keep_ages")],
+    ),
     "unknown word": (
         "training:\n  mixed_precision: fp32\n",
         [

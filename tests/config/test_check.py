@@ -2,8 +2,10 @@
 
 import pytest
 
-from llamahome.config.check import check_config, config_warnings
+from llamahome.config.check import METRICS, check_config, config_warnings
 from llamahome.config.load import load_config, with_values
+from llamahome.training.answer_metric import FROM_TARGETS
+from llamahome.training.scores import BUILT_IN
 
 CONTRADICTIONS = {
     "split-needs-text": (["data.on_overlong=split", "data.format=messages"], "truncate"),
@@ -50,6 +52,18 @@ def test_a_contradiction_is_an_error_and_its_hint_resolves_it(tmp_path, code):
     assert problem.code == f"config.{code}"
     assert problem.where == "--set" and remedy in problem.hint
     assert errors(load(tmp_path, [*assignments, problem.hint.removeprefix("--set ")])) == []
+
+
+@pytest.mark.parametrize(("name", "remedy"), [("exat", "exact"), ("Json_Equal", "json_equal"), ("nonsense", "loss"), ("", "loss")])
+def test_an_unknown_metric_is_an_error_and_its_hint_resolves_it(tmp_path, name, remedy):
+    (problem,) = errors(load(tmp_path, [f"evaluation.metric='{name}'"]))
+    assert problem.code == "evaluation.unknown-metric" and problem.hint == f"--set evaluation.metric={remedy}"
+
+
+def test_every_metric_of_an_evaluation_and_a_function_of_the_users_are_known(tmp_path):
+    assert {*METRICS} == {*FROM_TARGETS, *BUILT_IN}
+    for name in (*METRICS, "mine.py:score", "mine.py"):
+        assert errors(load(tmp_path, [f"evaluation.metric={name}"])) == []
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A scratch project for each test, and the prompt that all of them share."""
+"""A scratch project for each test, the prompt that all of them share, and lanes for tests of hundreds of runs."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,6 +9,8 @@ from tests.support.models import save_tiny
 from tests.support.projects import SETTINGS, Project, Prompt, chats, write_rows
 
 from llamahome.model.backends.cpu.native import load_kernels
+
+LANES = 4
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +39,17 @@ def make_project(prompt: Prompt, tiny_model: Path) -> Callable[[Path], Project]:
         return Project(folder, prompt)
 
     return make
+
+
+@pytest.fixture
+def lanes(make_project: Callable[[Path], Project], prompt: Prompt, tmp_path: Path) -> Iterator[list[Project]]:
+    """Projects whose commands run at the same time, when each has a thread of the test."""
+    made = [make_project(tmp_path / f"lane-{number}/project") for number in range(LANES)]
+    for each in made:
+        each.prompt = prompt.lane(each.folder.parent / "pipes")
+    yield made
+    for each in made:
+        each.prompt.close()
 
 
 @pytest.fixture

@@ -3,10 +3,12 @@
 import itertools
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.support.projects import Project
+from tests.e2e.conftest import LANES
+from tests.support.projects import Project, Prompt
 
 from llamahome.checkpoint import manifest
 from llamahome.rundir import open_run
@@ -27,12 +29,12 @@ def stopped(make_project: Callable[[Path], Project], tmp_path_factory: pytest.Te
     return project, expected
 
 
-def _fault_at(stopped: tuple[Project, dict[str, bytes]], folder: Path, fault: str, number: int) -> bool:
+def _fault_at(stopped: tuple[Project, dict[str, bytes]], folder: Path, prompt: Prompt, fault: str, number: int) -> bool:
     """Resume from checkpoint 2, which sets later ones aside, with a fault at the n-th operation; then resume. False if there is none."""
     project, expected = stopped
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(project.folder, folder, symlinks=True)
-    copy = Project(folder, project.prompt)
+    copy = Project(folder, prompt)
     (run_id,) = copy.runs()
     run = f"output/runs/{run_id}"
     at = [(OPERATION, number, ["STRUCK", fault]), (STEP, 1, ["SIGKILL"])]
@@ -51,14 +53,21 @@ def _fault_at(stopped: tuple[Project, dict[str, bytes]], folder: Path, fault: st
 def test_a_fault_at_the_start_of_a_resume_loses_nothing(
     stopped: tuple[Project, dict[str, bytes]], tmp_path: Path, fault: str, number: int
 ) -> None:
-    assert _fault_at(stopped, tmp_path / "project", fault, number)
+    assert _fault_at(stopped, tmp_path / "project", stopped[0].prompt, fault, number)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_at_every_operation_of_the_start_of_a_resume_loses_nothing(
-    stopped: tuple[Project, dict[str, bytes]], tmp_path: Path, fault: str
+    stopped: tuple[Project, dict[str, bytes]], lanes: list[Project], fault: str
 ) -> None:
-    reached = next(number for number in itertools.count(1) if not _fault_at(stopped, tmp_path / "project", fault, number))
-    assert reached > 10
-    print(f"{fault} at each of {reached - 1} operations")
+    """Every lane takes its share of the operations, until there is none of that number."""
+
+    def every(lane: int) -> int:
+        folder, prompt = lanes[lane].folder, lanes[lane].prompt
+        return next(n for n in itertools.count(lane + 1, LANES) if not _fault_at(stopped, folder, prompt, fault, n))
+
+    with ThreadPoolExecutor(LANES) as threads:
+        reached = sorted(threads.map(every, range(LANES)))
+    assert reached == list(range(reached[0], reached[0] + LANES)) and reached[0] > 10, "all operations below that number were struck"
+    print(f"{fault} at each of {reached[0] - 1} operations")

@@ -2,12 +2,16 @@
 
 import shlex
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.support.projects import Project, chats, write_rows
+from tests.support.projects import Answer, Project, Prompt, chats, write_rows
+from tests.support.workers import free_port
 from transformers import AutoTokenizer
+
+from llamahome.checkpoint import manifest
 
 HARMFUL = 7
 """The row whose micro-batch has no finite loss."""
@@ -79,3 +83,52 @@ def test_a_run_that_diverges_wherever_it_goes_ends_after_max_rollbacks(harmful: 
     assert answer.codes == ["training.diverged"]
     (back,) = events(project, "rolled-back")
     assert back["step"] < 5 and back["from_step"] == 7
+
+
+def on_two_ranks(project: Project, other: Prompt, *words: str, **variables: str) -> list[Answer]:
+    """The command on two processes that join as torchrun's do; the second one is started in another prompt."""
+    port = str(free_port())
+
+    def join(rank: int) -> Answer:
+        own = Project(project.folder, other if rank else project.prompt, _typed=1000 * rank)
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        return own.type(*words, **place, MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **variables)
+
+    with ThreadPoolExecutor(2) as threads:
+        return list(threads.map(join, range(2)))
+
+
+@pytest.fixture
+def other(prompt: Prompt, tmp_path: Path) -> Iterator[Prompt]:
+    lane = prompt.lane(tmp_path / "pipes")
+    yield lane
+    lane.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["replicate", "shard"])
+def test_two_processes_go_back_together_past_the_row_of_one_of_them(harmful: Callable[[str], Made], other: Prompt, strategy: str) -> None:
+    plain = (*WORDS, "--set", "lora.dropout=0")  # dropout depends on the division into micro-batches
+    alone, poison = harmful("alone")
+    alone.type("train", *plain, **poison).expect(0)
+    both, poison = harmful("both")
+    for answer in on_two_ranks(both, other, "train", *plain, "--set", f"distributed.strategy={strategy}", **poison):
+        answer.expect(0)
+    assert [each["rows"] for each in events(both, "rolled-back")] == [each["rows"] for each in events(alone, "rolled-back")] != []
+    expected = alone.run.by_step("train/loss")
+    assert both.run.by_step("train/loss") == pytest.approx(expected, rel=1e-5), "the harm of one process has not touched the other"
+
+
+@pytest.mark.slow
+def test_two_processes_that_diverge_wherever_they_go_end_together_after_max_rollbacks(
+    harmful: Callable[[str], Made], other: Prompt
+) -> None:
+    project, _ = harmful("worse")
+    project.type("train", *LONG, "--max-steps", "4").expect(0)
+    words = ("train-resume", "latest", "--max-steps", "12", "--set", "training.max_rollbacks=1")
+    answers = on_two_ranks(project, other, *words, POISON="2 nan")
+    assert [answer.status for answer in answers] == [6, 6], [answer.err for answer in answers]
+    assert answers[0].codes == ["training.diverged"] and all("Traceback" not in answer.err for answer in answers)
+    (back,) = events(project, "rolled-back")
+    assert back["step"] < 5 and back["from_step"] == 7
+    assert all(manifest.verify(path) == [] for _, path in project.run.paths.checkpoints())

@@ -86,7 +86,7 @@ class Answer:
 
 
 class Prompt:
-    """The process behind `Project.type`; one command at a time."""
+    """The process behind `Project.type`; one command at a time, and one more for each lane."""
 
     def __init__(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
@@ -98,6 +98,7 @@ class Prompt:
             text=True,
             env=environment,
         )
+        self._to, self._from = self._process.stdin, self._process.stdout
         try:
             self._read()
         except AssertionError:
@@ -105,21 +106,47 @@ class Prompt:
             raise
 
     def _read(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
+        line = self._from.readline()
         assert line, "the prompt has ended"
         return json.loads(line)
 
+    def _say(self, command: dict[str, Any]) -> None:
+        self._to.write(json.dumps(command) + "\n")
+        self._to.flush()
+        self._read()
+
     def run(self, command: dict[str, Any]) -> int:
         """The exit status; negative for a signal."""
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        self._read()
+        self._say(command)
         return self._read()["status"]
 
+    def lane(self, folder: Path) -> "Lane":
+        """A fork of the prompt whose commands run at the same time; `folder` gets its named pipes."""
+        folder.mkdir()
+        pipes = [str(folder / name) for name in ("in", "out")]
+        for pipe in pipes:
+            os.mkfifo(pipe)
+        self._say({"lane": pipes})
+        return Lane(*pipes)
+
     def close(self) -> None:
-        self._process.stdin.close()
+        self._to.close()
         self._process.wait(timeout=60)
-        self._process.stdout.close()
+        self._from.close()
+
+
+class Lane(Prompt):
+    """A fork of a prompt; it ends when it is closed."""
+
+    def __init__(self, incoming: str, outgoing: str) -> None:
+        self._to = open(incoming, "w", encoding="utf-8")  # noqa: SIM115 - `close` closes it
+        self._from = open(outgoing, encoding="utf-8")  # noqa: SIM115
+        self._read()
+
+    def close(self) -> None:
+        self._to.close()
+        assert self._from.read() == "", "the lane has ended"
+        self._from.close()
 
 
 @dataclass

@@ -5,6 +5,7 @@ its own signals, streams and exit status, and starts in a tenth of a second inst
 function of the program is called for the n-th time, or raises an error of the disk; the function itself runs as it is. After `?` a place
 may hold a text: then only calls count whose arguments hold it. The signal HANG lets the function sleep for an hour. `after` sends a signal
 some seconds after the start. The variable POISON="TOKEN FACTOR" multiplies the loss of every micro-batch that holds that token.
+{"lane": [IN, OUT]} forks a second prompt, which reads and answers through these named pipes at the same time.
 Answers: {"pid": N}, later {"status": S}.
 """
 
@@ -114,14 +115,31 @@ def wait_for(child: int, after: tuple[float, str] | None) -> int:
     return os.waitpid(child, 0)[1]
 
 
-def serve() -> None:
+def open_lane(incoming: str, outgoing: str) -> None:
+    """Let this fork read and answer through named pipes."""
+    for number, name, flags in ((0, incoming, os.O_RDONLY), (1, outgoing, os.O_WRONLY)):  # the other side opens them in this order
+        opened = os.open(name, flags)
+        os.dup2(opened, number)
+        os.close(opened)
+    sys.stdin = os.fdopen(0, "r", encoding="utf-8", closefd=False)
+
+
+def warm() -> None:
+    """Import everything, and let transformers make its table of old names of weights, which takes a third of a short run."""
     for name in IMPORTED:
         importlib.import_module(name)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")
+
+
+def serve() -> None:
     print(json.dumps({"ready": True}), flush=True)
     while line := sys.stdin.readline():
         command = json.loads(line)
         child = os.fork()
+        if child == 0 and "lane" in command:
+            open_lane(*command["lane"])
+            serve()
+            os._exit(0)
         if child == 0:
             become(command)
             status = 0
@@ -133,9 +151,13 @@ def serve() -> None:
             sys.stderr.flush()
             os._exit(status)  # the interpreter's own end takes half a second; `shell` sees it
         print(json.dumps({"pid": child}), flush=True)
+        if "lane" in command:
+            continue
         ended = wait_for(child, command.get("after"))
         print(json.dumps({"status": os.waitstatus_to_exitcode(ended)}), flush=True)
 
 
 if __name__ == "__main__":
+    warm()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     serve()

@@ -133,3 +133,14 @@ def test_a_request_to_stop_while_a_save_is_under_way_waits_and_saves_its_own_ste
 
     own.save_async = save_async
     assert run(llama, plan, own) == tmp_path / "checkpoint-3" and own.order == ["async 2", "waited 3"]
+
+
+def test_a_save_that_cannot_begin_in_the_background_is_told_and_training_goes_on(llama: Path, tmp_path: Path, disk) -> None:
+    plan, own = RunOptions(ROWS, tmp_path, save_every="2 steps"), disk()
+
+    def save_async(state: TrainerState) -> "Future[ReportSave]":
+        raise full()
+
+    own.save_async = save_async
+    assert run(llama, plan, own) == tmp_path / "checkpoint-6"
+    assert own.order == ["waited 6"] and failures(plan) == [2, 4]

@@ -2,7 +2,8 @@
 
 The manifest also contains the hash of its own content and must be exactly the text that `render` writes, so a flipped bit anywhere in a
 checkpoint is detected. Files that it does not list are ignored.
-Cost: one read of every file (SHA-256 runs near memory speed on CPUs with instructions for it).
+Cost: one read of every file, several files at a time: about 0.9 s of processor time for a gigabyte on CPUs with instructions for SHA-256, a
+fifth of it for reading through a buffer (a mapped file would save it, and end the process where the file gets shorter meanwhile).
 """
 
 import functools
@@ -12,19 +13,24 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
 from llamahome import durable
+from llamahome.distributed.processors import usable_cpus
 from llamahome.errors import CheckpointError, Problem
 
 NAME = "MANIFEST.json"
 SCHEMA = 1
 _KIND = "llamahome checkpoint"
 _NAME = re.compile(r"checkpoint-(\d+)")
+_MOST_READERS = 8
+"""Files that are read at a time; more would wait for the disk."""
+_Map = Callable[[Callable[[str], Problem | None], Iterable[str]], Iterable[Problem | None]]
 _PACKAGES = ("llamahome", "torch", "transformers", "peft")
 
 
@@ -149,15 +155,16 @@ def read(folder: Path) -> Manifest:
 
 def verify(folder: Path) -> list[Problem]:
     """Compare the checkpoint in `folder` with its manifest. The list is empty if every byte is unchanged."""
-    return _compare(folder, _wrong_content)
+    with ThreadPoolExecutor(min(_MOST_READERS, usable_cpus()), thread_name_prefix="llamahome-verify") as readers:
+        return _compare(folder, _wrong_content, readers.map)
 
 
 def compare_sizes(folder: Path) -> list[Problem]:
     """Compare the sizes of the files in `folder` with its manifest, without reading them."""
-    return _compare(folder, _wrong_size)
+    return _compare(folder, _wrong_size, map)
 
 
-def _compare(folder: Path, wrong: Callable[[Path, FileRecord], str | None]) -> list[Problem]:
+def _compare(folder: Path, wrong: Callable[[Path, FileRecord], str | None], over_files: _Map) -> list[Problem]:
     """The problems of a manifest, or those of the files that it lists; `wrong` says what is wrong with a file."""
     inside = folder.resolve()
     try:
@@ -165,17 +172,22 @@ def _compare(folder: Path, wrong: Callable[[Path, FileRecord], str | None]) -> l
     except CheckpointError as error:
         return list(error.problems)
     problems = [Problem(code="checkpoint.damaged", message=what, where=str(folder)) for what in _wrong_name(folder, manifest)]
-    for name, record in manifest.files.items():
+
+    def check(name: str) -> Problem | None:
         path = folder / name
         try:
-            what = wrong(path, record) if path.resolve().is_relative_to(inside) else "is a link to a file outside of the checkpoint"
+            what = (
+                wrong(path, manifest.files[name])
+                if path.resolve().is_relative_to(inside)
+                else "is a link to a file outside of the checkpoint"
+            )
         except FileNotFoundError:
             what = "is missing"
         except OSError as error:
             what = f"cannot be read: {error.strerror}"
-        if what is not None:
-            problems.append(_problem(path, what))
-    return problems
+        return _problem(path, what) if what is not None else None
+
+    return [*problems, *(problem for problem in over_files(check, manifest.files) if problem is not None)]
 
 
 def _wrong_name(folder: Path, manifest: Manifest) -> list[str]:

@@ -4,6 +4,7 @@ What a single value may be is in schema.py. `origins` tells which values a user 
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
 
 from llamahome.config.describe import settings
 from llamahome.config.load import is_chosen
@@ -12,6 +13,8 @@ from llamahome.config.yamltext import write_value
 from llamahome.errors import Problem
 from llamahome.units import parse_steps
 
+METRICS = ("loss", "token_accuracy", "exact", "f1", "rouge", "json", "json_equal")
+"""What evaluation.metric names besides a function of the user's."""
 _LOOPBACK = ("127.", "localhost", "::1")
 
 Finding = tuple[str, str, str, str]
@@ -21,7 +24,8 @@ Finding = tuple[str, str, str, str]
 def check_config(config: Config, origins: Mapping[str, str]) -> list[Problem]:
     """Every contradiction between these settings; empty if there is none."""
     chosen = {key for key, origin in origins.items() if is_chosen(origin)}
-    return _problems([*_data_errors(config, chosen), *_training_errors(config), *_machine_errors(config)], origins)
+    errors = [*_data_errors(config, chosen), *_training_errors(config), *_metric_errors(config), *_machine_errors(config)]
+    return _problems(errors, origins)
 
 
 def config_warnings(config: Config, origins: Mapping[str, str]) -> list[Problem]:
@@ -105,6 +109,15 @@ def _training_errors(config: Config) -> Iterator[Finding]:
     elif config.output.final == "best" and not config.checkpoint.keep_best:
         message = "output.final best needs the best checkpoint at the end, and checkpoint.keep_best 0 deletes it"
         yield "config.best-not-kept", "output.final", message, "--set checkpoint.keep_best=1"
+
+
+def _metric_errors(config: Config) -> Iterator[Finding]:
+    """A function of the user's is opened later, because its file is run."""
+    key, name = "evaluation.metric", config.evaluation.metric
+    if name not in METRICS and not name.endswith(".py") and ".py:" not in name:
+        near = get_close_matches(name.lower(), METRICS, n=1) or ["loss"]
+        message = f"there is no metric {name!r}; there are {', '.join(METRICS)}, and a function of yours as FILE.py:FUNCTION"
+        yield "evaluation.unknown-metric", key, message, f"--set {key}={near[0]}"
 
 
 def _machine_errors(config: Config) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -20,10 +21,25 @@ def _valid(parse: Callable[[str], object]) -> AfterValidator:
 
 
 def _parse_seconds(text: str) -> Interval:
-    interval = parse_interval(text)
+    try:
+        interval = parse_interval(text)
+    except ValueError as error:
+        if "more than zero" in str(error):
+            raise
+        raise ValueError(f"{text!r} is not a time like '30 s', '10 min' or '1 h'") from None
     if interval.unit != "seconds":
         raise ValueError(f"{text!r} is not a time; use s, min or h")
     return interval
+
+
+def _growing(ages: list[str]) -> list[str]:
+    """Refuse times that do not grow from one to the next."""
+    seconds = {age: parse_interval(age).value for age in ages}
+    for before, after in pairwise(ages):
+        if seconds[after] <= seconds[before]:
+            ordered = ", ".join(sorted(seconds, key=lambda age: seconds[age]))
+            raise ValueError(f"each age must be greater than the one before it, and {after!r} follows {before!r}; write [{ordered}]")
+    return ages
 
 
 def _digits_to_int(value: object) -> object:
@@ -44,6 +60,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 IntervalText = Annotated[str, _valid(parse_interval), Field(examples=["500 steps", "1 epoch", "10 min"])]
 AutoInterval = Literal["auto"] | IntervalText
 SecondsText = Annotated[str, _valid(_parse_seconds), Field(examples=["2 s", "10 min", "1 h"])]
+Ages = Annotated[list[SecondsText], AfterValidator(_growing)]
 StepsText = Annotated[str, _valid(parse_steps), Field(examples=["steps 20-25"])]
 Nodes = Annotated[PositiveInt | Annotated[str, _valid(parse_nodes), Field(examples=["1:2"])], BeforeValidator(_digits_to_int)]
 TrackerName = Annotated[str, _valid(_known_tracker), Field(examples=[*TRACKERS])]

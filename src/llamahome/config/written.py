@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llamahome.config.quantities import AutoInterval, IntervalText, PositiveInt, SecondsText, StepsText, TrackerName
+from llamahome.config.quantities import Ages, AutoInterval, IntervalText, PositiveInt, SecondsText, StepsText, TrackerName
 from llamahome.config.section import Auto, Section
 
 
@@ -17,7 +17,7 @@ class CheckpointConfig(Section):
     """How many of the newest checkpoints are kept."""
     keep_best: Annotated[int, Field(ge=0)] = 1
     """How many checkpoints with the best evaluations by evaluation.metric are kept besides."""
-    keep_ages: list[SecondsText] = []
+    keep_ages: Ages = []
     """A ladder in time, such as [1 h, 6 h, 24 h] of training: besides, the oldest checkpoint between two of these ages is kept."""
     async_: bool = True
     """Write checkpoints while training continues, from a copy in memory; the run waits for the last one. Several processes always wait,

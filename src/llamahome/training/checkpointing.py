@@ -21,7 +21,7 @@ Save = Callable[[TrainerState], Path]
 ReportSave = Callable[[], Path]
 """Records that a checkpoint was committed, and returns its folder; called in the loop's thread."""
 SaveAsync = Callable[[TrainerState], "Future[ReportSave] | None"]
-"""Begins to commit a checkpoint of this moment when the one before is done; None where only `Save` is possible."""
+"""Begins to commit a checkpoint of this moment when the one before is done; None where only `Save` is possible. Raises CheckpointError."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class Checkpointing:
     def begin(self, state: TrainerState) -> None:
         """Save during training, in the background where that is possible."""
         self.poll(wait=True)
-        with self._clock.part("save"):
-            report = self._save_async(state)
-        if report is not None:
-            self._pending = _PendingSave(state.step, report)
-            return
         try:
-            self._save_now(state)
+            with self._clock.part("save"):
+                report = self._save_async(state)
+            if report is not None:
+                self._pending = _PendingSave(state.step, report)
+            else:
+                self._save_now(state)
         except CheckpointError as error:
             self._report_failure(state.step, error)
 

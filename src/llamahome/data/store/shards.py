@@ -43,6 +43,11 @@ _CONVERSION_VERSION = 2
 """Raise it when the same row becomes another conversation, so that older stores are not used."""
 
 
+@functools.cache
+def _versions() -> list[str]:
+    return [importlib.metadata.version(name) for name in ("llamahome", "tokenizers", "transformers")]
+
+
 @dataclass(frozen=True)
 class Task:
     """A store to be made."""
@@ -60,7 +65,7 @@ class Task:
         """The name of the store: equal if sources, tokenizer, template, settings and versions are equal."""
         parts = {
             "format": FORMAT,
-            "versions": [importlib.metadata.version(name) for name in ("llamahome", "tokenizers", "transformers")],
+            "versions": _versions(),
             "source": self.reading.source.fingerprint,
             "understood": _CONVERSION_VERSION,
             **what_decides(self.reading),
