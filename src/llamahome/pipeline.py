@@ -13,15 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from llamahome import assembly, durable, resuming, system_message
+from llamahome import assembly, resuming, system_message
 from llamahome.assembly import Job, Session, assemble, open_session, read_data
-from llamahome.checkpoint import retention, store
+from llamahome.checkpoint import store
 from llamahome.checkpoint.manifest import Fingerprints
 from llamahome.checkpoint.state import TrainerState
-from llamahome.checkpoint.store import branch
 from llamahome.checkpoint.target import resolve
 from llamahome.config.check import check_config
-from llamahome.config.load import LoadedConfig, dump_config, read_saved_config, with_values
+from llamahome.config.load import LoadedConfig, read_saved_config, with_values
 from llamahome.data.report import lost_lines
 from llamahome.distributed.agreement import require_agreement
 from llamahome.distributed.failures import note_run, run_to_go_on
@@ -31,13 +30,12 @@ from llamahome.evaluation_report import report
 from llamahome.final_model import write_chosen
 from llamahome.measuring import NOTHING_MORE, Asked
 from llamahome.model.adapter import restore_model
-from llamahome.monitoring.environment import write_environment
-from llamahome.monitoring.lineage import write_lineage
 from llamahome.monitoring.trackers import require_installed
 from llamahome.profiling import make_clock
 from llamahome.recording import MemoryPlan, begin_to_show, first_line, open_recorder, with_memory_plan, write_report_of
 from llamahome.rollback import Rollback, plan_rollback, roll_back
-from llamahome.rundir import NEWEST, RunPaths, as_typed, create_run, open_run, point_newest_to, refuse_unwritable, refuse_used, writing
+from llamahome.run_folder import branched_run, new_run, output_of_resumed, refuse_output, resumed_run
+from llamahome.rundir import RunPaths, open_run
 from llamahome.saving import Saver, require_space
 from llamahome.starting_adapter import with_adapter
 from llamahome.training.answer_metric import open_answer_metric
@@ -88,7 +86,7 @@ def train(
     begun = run_to_go_on()
     if begun is not None and open_run(begun).checkpoints():
         return resume(str(begun), read_saved_config, command=command, memory_plan=memory_plan)
-    _refuse_output(loaded, begun)
+    refuse_output(loaded, begun)
     if begun is not None and loaded.config.model.adapter is not None:  # `latest` would name the run itself now
         named = read_saved_config(open_run(begun).config).config.model.adapter
         loaded = with_values(loaded, {"model.adapter": named}, origin=loaded.origins["model.adapter"])
@@ -98,7 +96,7 @@ def train(
             data = read_data(session, settings, data_path, adapter=adapter)
         with session.progress.phase("model"):
             job = with_memory_plan(assemble(session, data), memory_plan)
-        paths = open_run(begun) if begun is not None else _new_run(job, command, parent=adapter)
+        paths = open_run(begun) if begun is not None else new_run(job, command, parent=adapter)
         note_run(paths.root)
         extra = {"data_path": [*data.paths], **system_message.noted(data.prepared)}
         state = replace(first_state(int(job.config.training.micro_batch_tokens)), extra=extra)
@@ -123,7 +121,7 @@ def resume(
     folder = chosen or store.choose(own_paths, warn=damaged.append)
     saved = store.load(folder)
     before = read_saved_config(saved.config_path)
-    loaded, in_new_run = _output_of_resumed(change(saved.config_path))
+    loaded, in_new_run = output_of_resumed(change(saved.config_path))
     _check_run(loaded)
     resuming.refuse_other_adapter(before, loaded)
     with open_session(loaded, phases=3 if saved.state.eval_loss is None and not saved.state.step else 2) as session:
@@ -138,7 +136,7 @@ def resume(
         with session.progress.phase("model"):
             job = with_memory_plan(assemble(session, data, step=saved.state.step, consumed=saved.state.consumed), memory_plan)
             _restore(job, saved, allowed)
-        paths = _branched_run(job, folder, saved, command) if in_new_run else _resumed_run(job, own_paths, saved, command)
+        paths = branched_run(job, folder, saved, command) if in_new_run else resumed_run(job, own_paths, saved, command)
         session.world.barrier()
         note_run(paths.root)  # not before, because a checkpoint that is to be set aside must not look like the newest one
         say(f"resuming {paths.run_id} after step {saved.state.step:,}, at row {saved.state.consumed:,}")
@@ -234,68 +232,3 @@ def _restore(job: Job, saved: store.Saved, allowed: Collection[str]) -> None:
     store.compare_fingerprints(saved.fingerprints, now, allowed=allowed)
     restore_model(learner.saved, saved.model_dir, learner.placement)
     restore_optimizer(learner.optimizer, learner.placement.parameters, saved.optimizer_tensors, local=learner.placement.part)
-
-
-def _new_run(job: Job, command: Sequence[str], *, parent: Path | None = None) -> RunPaths:
-    """Rank 0 makes the folder and tells the other ranks. `parent` is the adapter or checkpoint that the run begins with."""
-    made, session = None, job.session
-    if session.world.is_main:
-        paths = create_run(_output(job.settings), job.config.output.name)
-        _describe(paths, job.settings, command)
-        if parent is not None:
-            with writing(paths.root):
-                write_lineage(paths, parent)
-        try:
-            point_newest_to(paths.root)
-        except OSError as error:
-            session.progress.warn(f"{NEWEST} cannot point to this run: {error.strerror}", f"its name is {paths.root}")
-        made = [str(paths.root), paths.run_id]
-    root, run_id = session.world.broadcast_object(made)
-    return RunPaths(Path(root), run_id)
-
-
-def _branched_run(job: Job, folder: Path, saved: store.Saved, command: Sequence[str]) -> RunPaths:
-    """A new run that begins with a copy of the checkpoint in `folder`."""
-    paths = _new_run(job, command, parent=folder / store.MODEL)
-    if job.session.world.is_main:
-        copy = branch(folder, saved.state.step, paths)
-        job.session.progress.say(f"{as_typed(copy)}: where the new run begins; {as_typed(folder)} stays")
-    return paths
-
-
-def _resumed_run(job: Job, paths: RunPaths, saved: store.Saved, command: Sequence[str]) -> RunPaths:
-    """The run of the checkpoint; its later checkpoints are set aside."""
-    if job.session.world.is_main:
-        _describe(paths, job.settings, command)
-        for aside in retention.set_aside(paths, after=saved.state.step):
-            job.session.progress.say(f"{as_typed(aside)}: a later checkpoint, set aside because this run now takes another course")
-    return paths
-
-
-def _describe(paths: RunPaths, settings: LoadedConfig, command: Sequence[str]) -> None:
-    """Write the settings with their origins, the versions, the machine and the command."""
-    with writing(paths.root):
-        durable.write_whole(paths.config, dump_config(settings))
-        write_environment(paths.environment, command)
-
-
-def _output(loaded: LoadedConfig) -> Path | None:
-    return Path(loaded.config.output.dir) if loaded.config.output.dir else None
-
-
-def _refuse_output(loaded: LoadedConfig, begun: Path | None) -> None:
-    """Raise ConfigError or MachineError when a new run cannot be written to its folder; a run that was `begun` is there already."""
-    output = _output(loaded)
-    if begun is None and output is not None:
-        refuse_used(output)
-    refuse_unwritable(output)
-
-
-def _output_of_resumed(loaded: LoadedConfig) -> tuple[LoadedConfig, bool]:
-    """Whether a folder or name was typed for a new run; the old one is then dropped. Raises what `_refuse_output` raises."""
-    typed = {key for key in ("output.dir", "output.name") if loaded.origins[key] in ("--output", "--set")}
-    if run_to_go_on() is not None or not typed:
-        return loaded, False
-    new = with_values(loaded, dict.fromkeys({"output.dir", "output.name"} - typed), origin="default")
-    _refuse_output(new, None)
-    return new, True
