@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llamahome.dashboard.commands import Form, RefusedForm, read_form
+from llamahome.dashboard.commands import Form, RefusedForm, must_be_fetched, read_form
 from llamahome.dashboard.uploads import RefusedUpload, safe_name
 
 MODELS = ["smollm2-135m-instruct"]
@@ -31,6 +31,15 @@ def test_the_fields_become_the_words_that_one_types() -> None:
     assert form.train() == ["train", "my rows.jsonl", *course] and form.plan() == ["plan", "my rows.jsonl", *course]
     assert form.check() == ["data", "check", "my rows.jsonl", "--model", "tiny", *sets]
     assert Form("--config=/etc/passwd").train()[1] == "./--config=/etc/passwd"
+
+
+def test_only_the_starter_is_fetched_before_anything_else_and_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert must_be_fetched(MODELS[0]) and not must_be_fetched("org/name")
+    assert Form(model=MODELS[0]).fetch() == ["models", "fetch", MODELS[0]]
+    (tmp_path / "data/models/base" / MODELS[0]).mkdir(parents=True)
+    (tmp_path / "data/models/base" / MODELS[0] / "config.json").write_text("{}")
+    assert not must_be_fetched(MODELS[0])
 
 
 def test_a_field_is_only_ever_the_value_of_its_option() -> None:

@@ -20,18 +20,29 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
-    with started(tmp_path_factory.mktemp("form"), "--allow-start", "--token", TOKEN) as server:
+    home = tmp_path_factory.mktemp("form")
+    (home / "data/models/base/tiny").mkdir(parents=True)
+    (home / "data/models/base/tiny/config.json").write_text("{}")
+    with started(home, "--allow-start", "--token", TOKEN) as server:
         yield server
+        server.end()  # and the commands that run for its pages
 
 
-@pytest.mark.parametrize("refused", [False, True], ids=["empty", "refused"])
-def test_the_form_is_accessible_and_fits(browser: Any, server: Dashboard, refused: bool) -> None:
+@pytest.mark.parametrize("epochs", [None, "many", "2"], ids=["empty", "refused", "answered"])
+def test_the_form_is_accessible_and_fits(browser: Any, server: Dashboard, epochs: str | None) -> None:
     source = axe()
     with visiting(browser, f"{server.url}/start?token={TOKEN}") as visit:
-        if refused:
+        if epochs is not None:
             visit.page.fill("#data", "rows.jsonl")
-            visit.page.fill("#epochs", "many")
-            visit.page.click("text=Check the data")
+            visit.page.select_option("#model", "tiny")
+            visit.page.fill("#epochs", epochs)
+            visit.page.click("text=Show the plan")
+        if epochs == "2":
+            visit.page.wait_for_function("() => !document.querySelector('[data-running]')", timeout=60000)
+            answer = visit.page.locator("[aria-labelledby=plan-title]").inner_text()
+            assert "llamahome plan rows.jsonl --model tiny --method lora --epochs 2" in answer
+            assert "error[data.not-found]" in answer and "exit status 3" in answer
+        if epochs == "many":
             assert "Epochs: 'many' is no number." in visit.page.locator("[role=alert]").inner_text()
             assert visit.page.locator("#data").input_value() == "rows.jsonl"
             visit.errors.clear()  # a browser logs the status 422

@@ -1,6 +1,7 @@
 """A training from the page, as a person does it in a browser: from the upload to the finished run."""
 
 import json
+import os
 import re
 import signal
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from tests.support.dashboards import Dashboard, started
 from tests.support.projects import Project, chats, wait_until, write_rows
 
 from llamahome.dashboard.drafts import shown_plan, shown_rows
+from llamahome.dashboard.library import Library
+from llamahome.dashboard.started import StartedTrainings
 
 TOKEN = "a-token-of-some-length"
 DONE = "() => !document.querySelector('[data-running]')"
@@ -90,3 +93,23 @@ def test_a_training_is_uploaded_checked_planned_started_stopped_resumed_and_outl
     with _started(project) as later:
         shown = later.get(f"/run/{run_id}", Authorization=f"Bearer {TOKEN}")[2]
         assert f"llamahome train-resume output/runs/{run_id}" in shown and "<form method" not in shown
+
+
+@pytest.mark.slow
+def test_a_training_of_two_processes_is_found_by_its_first_one_and_stopped_by_its_launcher(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.folder)
+    trainings, library = StartedTrainings(), Library()
+    record = trainings.start(["train", "chats.jsonl", "--max-steps", "5000", "--set", "distributed.world_size=2"])
+    try:
+        wait_until(lambda: trainings.with_run(record, list(library.runs().values())).run is not None, seconds=180)
+        paths = library.find(trainings.find(record.name).run)
+        wait_until(lambda: status(project, paths.run_id)["step"] > 0, seconds=60)
+        assert status(project, paths.run_id)["pid"] != record.process.pid
+        trainings.stop(record.name, paths)
+        wait_until(lambda: trainings.status(record.name) is not None, seconds=60)
+        assert trainings.status(record.name) == 75 and status(project, paths.run_id)["state"] == "stopped" and paths.checkpoints()
+    finally:
+        if trainings.status(record.name) is None:
+            os.killpg(record.process.pid, signal.SIGKILL)

@@ -45,6 +45,10 @@ class Form:
         """The lines of settings that say something."""
         return [line.strip() for line in self.settings.splitlines() if line.strip()]
 
+    def fetch(self) -> list[str]:
+        """`models fetch`."""
+        return ["models", "fetch", self.model]
+
     def check(self) -> list[str]:
         """`data check`."""
         return ["data", "check", self._path, *self._reading]
@@ -132,6 +136,11 @@ def _require_harmless(assignment: str) -> None:
     key = assignment.partition("=")[0].strip()
     if not _FROM_AFAR.fullmatch(key) or key in _NOT_FROM_AFAR:
         raise RefusedForm(f"Other machines can reach this server, so {key!r} is set in .config/training_config.yaml or in a terminal.")
+
+
+def must_be_fetched(model: str) -> bool:
+    """Whether the model is the starter and not here yet: commands that run side by side would each download it."""
+    return model == STARTER and not (BASE_MODELS / STARTER / "config.json").is_file()
 
 
 def base_models(usual: str | None) -> list[str]:

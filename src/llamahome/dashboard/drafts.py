@@ -16,7 +16,7 @@ from llamahome.dashboard.commands import Form
 from llamahome.dashboard.jobs import Job, Jobs
 from llamahome.units import many, show_bytes, show_seconds
 
-Kind = Literal["check", "show", "plan"]
+Kind = Literal["fetch", "check", "show", "plan"]
 _KEPT = 20
 _MOST_TOKENS = 3000
 """Shown of a row, as on the page of a run."""
@@ -37,7 +37,8 @@ class Draft:
 
     def words(self, kind: Kind) -> tuple[str, ...]:
         """The command of a kind for the form as it is now."""
-        return tuple({"check": self.form.check, "show": self.form.show, "plan": self.form.plan}[kind]())
+        form = self.form
+        return tuple({"fetch": form.fetch, "check": form.check, "show": form.show, "plan": form.plan}[kind]())
 
     def current(self, kind: Kind) -> Job | None:
         """The newest command of a kind, if it is that of the form."""
@@ -86,7 +87,7 @@ class Drafts:
                 before = draft.jobs.pop(kind, None)
             if before is not None:
                 self._jobs.end(before)
-            job = self._jobs.begin(draft.words(kind), as_json=kind != "check")
+            job = self._jobs.begin(draft.words(kind), as_json=kind in ("show", "plan"))
             with self._lock:
                 draft.jobs[kind] = job
 

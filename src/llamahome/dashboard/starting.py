@@ -6,7 +6,7 @@ Every one of them needs the token. What changes something is a POST of a page of
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import parse_qsl
 
 from starlette.concurrency import run_in_threadpool
@@ -15,9 +15,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 
 from llamahome.config.load import load_config
-from llamahome.dashboard.commands import STARTER, Form, RefusedForm, base_models, read_form
+from llamahome.dashboard.commands import STARTER, Form, RefusedForm, base_models, must_be_fetched, read_form
 from llamahome.dashboard.drafts import Draft, Drafts, Kind, newest, shown_job, shown_plan, shown_rows
-from llamahome.dashboard.jobs import TooManyJobs, shown_command
+from llamahome.dashboard.jobs import Job, TooManyJobs, shown_command
 from llamahome.dashboard.library import Library
 from llamahome.dashboard.pages import Pages
 from llamahome.dashboard.started import RefusedStart, StartedTrainings, writes
@@ -87,6 +87,8 @@ class Starting:
         except RefusedForm as error:
             return self._page(draft, _as_sent(given), refused=str(error), status=422)
         kinds: tuple[Kind, ...] = ("plan",) if given.get("do") == "plan" else ("check", "show")
+        if must_be_fetched(form.model):
+            kinds = ("fetch",)
         draft = self._drafts.save(given.get("draft", ""), form)
         try:
             self._drafts.run(draft, *kinds)
@@ -183,7 +185,7 @@ class Starting:
         return list(self._library.runs().values())
 
     def _page(self, draft: Draft | None, form: Form, *, refused: str | None = None, status: int = 200) -> Response:
-        jobs = {kind: draft.current(kind) if draft is not None else None for kind in ("check", "show", "plan")}
+        jobs: dict[Kind, Job | None] = {kind: draft.current(kind) if draft is not None else None for kind in get_args(Kind)}
         return self._pages.render(
             "start.html",
             status,
@@ -193,6 +195,7 @@ class Starting:
             models=base_models(_usual_model()),
             here=Path.cwd().name,
             confined=self._confined,
+            fetch=shown_job(jobs["fetch"]),
             check=shown_job(jobs["check"]),
             show=shown_job(jobs["show"]),
             rows=shown_rows(jobs["show"].out if jobs["show"] is not None else ""),
