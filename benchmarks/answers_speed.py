@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from llamahome.model.adapter import open_trained
-from llamahome.training.answers import generate_answers
+from llamahome.training.answering import generate_answers
 
 
 def seconds(work: Callable[[], object]) -> float:

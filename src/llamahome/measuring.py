@@ -27,7 +27,8 @@ from llamahome.model.backends.choose import choose_backend
 from llamahome.model.load import CausalLM, find_model
 from llamahome.model.objective import Objective
 from llamahome.rundir import run_of
-from llamahome.training.answers import Questions, RowLoss, evaluation_of, generate_answers, last_span, read_questions, row_losses
+from llamahome.training.answering import generate_answers
+from llamahome.training.answers import Questions, RowLoss, evaluation_of, last_span, read_questions, row_losses
 from llamahome.training.evaluate import Evaluation
 from llamahome.units import many
 

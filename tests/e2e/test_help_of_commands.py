@@ -181,7 +181,7 @@ _REASONS = {
     ),
     "typed in test_sweep.py": "sweep.not-a-sweep sweep.other-data sweep.other-settings",
     "typed in test_answers.py": ("evaluation.answers-ending evaluation.answers-exist evaluation.unknown-metric"),
-    "needs a memory that is too small": "evaluation.out-of-memory",
+    "needs a memory that is too small": "evaluation.out-of-memory checkpoint.write-failed",
     "of a warning, typed below": "data.byte-order-mark",
     "needs a repository with a server": "data.lfs-pointer",
     "needs a model that GGUF, Ollama or float16 cannot hold; what they say is shown in tests/model/export and test_export.py": (

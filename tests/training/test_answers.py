@@ -13,7 +13,8 @@ from tests.support.runs import ALONE, make_learner, table_of
 from llamahome.data.steps.loader import sequential_microbatches
 from llamahome.errors import OutOfMemory
 from llamahome.model.generate import generate
-from llamahome.training.answers import evaluation_of, generate_answers, last_span, row_losses, without_end
+from llamahome.training.answering import generate_answers
+from llamahome.training.answers import evaluation_of, last_span, row_losses, without_end
 from llamahome.training.evaluate import evaluate
 
 SOURCE = random.Random(0)
@@ -29,14 +30,17 @@ def test_answers_are_those_of_one_prompt_at_a_time_in_the_order_of_the_prompts(t
         assert generate_answers(model, PROMPTS, end_ids=END, max_new_tokens=6, batch_tokens=budget) == expected
 
 
-def watch(model: torch.nn.Module, *, most: int | None = None) -> list[tuple[int, int]]:
-    """The shapes of all inputs; raises as a full memory does beyond `most` prompts."""
+FULL = torch.OutOfMemoryError("too much")
+
+
+def watch(model: torch.nn.Module, *, most: int | None = None, error: Exception = FULL) -> list[tuple[int, int]]:
+    """The shapes of all inputs; raises `error` beyond `most` prompts."""
     shapes: list[tuple[int, int]] = []
 
     def before(module, args, kwargs):
         rows = kwargs["input_ids"].shape[0]
         if most is not None and rows > most:
-            raise torch.OutOfMemoryError("too much")
+            raise error
         shapes.append((rows, kwargs["input_ids"].shape[1] + kwargs["past_key_values"].get_seq_length()))
 
     model.register_forward_pre_hook(before, with_kwargs=True)
@@ -51,14 +55,33 @@ def test_a_batch_holds_no_more_tokens_than_its_budget_and_equal_prompts_are_answ
     assert sum(rows for rows, _ in shapes) == 6 * len({tuple(prompt) for prompt in PROMPTS})
 
 
-def test_a_batch_that_does_not_fit_is_halved_until_it_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error", [FULL, MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")], ids=repr
+)
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(tmp_path: Path, error: Exception) -> None:
     folder = save_tiny(tmp_path)
     expected = generate_answers(our_model(folder), PROMPTS, end_ids=END, max_new_tokens=6)
     model = our_model(folder)
-    watch(model, most=2)
-    assert generate_answers(model, PROMPTS, end_ids=END, max_new_tokens=6) == expected
+    watch(model, most=2, error=error)
+    halved: list[int] = []
+    assert generate_answers(model, PROMPTS, end_ids=END, max_new_tokens=6, ran_out=halved.append) == expected
+    assert sorted(halved) == [4, 4, 8]
     watch(model, most=0)
     with pytest.raises(OutOfMemory, match="max-new-tokens"):
+        generate_answers(model, PROMPTS, end_ids=END, max_new_tokens=6)
+
+
+def test_a_rank_that_others_wait_for_in_the_same_passes_halves_nothing(tmp_path: Path) -> None:
+    model = our_model(save_tiny(tmp_path))
+    watch(model, most=2)
+    with pytest.raises(OutOfMemory, match="prompts and answers"):
+        generate_answers(model, PROMPTS, end_ids=END, max_new_tokens=6, alone=False)
+
+
+def test_another_error_while_answers_are_generated_is_raised_as_it_is(tmp_path: Path) -> None:
+    model = our_model(save_tiny(tmp_path))
+    watch(model, most=0, error=RuntimeError("a shape is wrong"))
+    with pytest.raises(RuntimeError, match="a shape is wrong"):
         generate_answers(model, PROMPTS, end_ids=END, max_new_tokens=6)
 
 

@@ -11,11 +11,12 @@ from tests.support.runs import ALONE, Learner, RunOptions, close_run, make_learn
 from torch import nn
 
 from llamahome.data.steps.loader import stay
+from llamahome.data.text.tokens import load_tokenizer
 from llamahome.errors import OutOfMemory
 from llamahome.model.shard import replicated
 from llamahome.monitoring.recorder import Recorder
 from llamahome.training import budget as budgets
-from llamahome.training.evaluate import Evaluation, Evaluator, HeldOut
+from llamahome.training.evaluate import Evaluation, Evaluator, HeldOut, sample_prompts
 from llamahome.training.loop import train
 from llamahome.training.memory import update_weights
 from llamahome.training.memory_watch import MemoryWatch
@@ -100,11 +101,13 @@ def test_a_larger_budget_is_tried_again_and_after_a_longer_pause_each_time(
     assert gaps == sorted(gaps)
 
 
-def evaluator_of(learner: Learner, folder: Path, lengths: list[int]) -> tuple[Evaluator, Recorder]:
+def evaluator_of(learner: Learner, folder: Path, lengths: list[int], *, prompts: int = 0) -> tuple[Evaluator, Recorder]:
     facts = {"tensorboard_dir": None, "is_main": True, "resume_step": None, "flops_per_token": 1.0, "peak_flops": None}
     recorder = Recorder(folder / "metrics", warn=pytest.fail, **facts)
     placement, held_out = replicated(learner.model, ALONE), HeldOut(table_of(examples_of(lengths)), 80, ALONE, stay)
-    return Evaluator(learner.objective, placement, None, recorder, held_out=held_out, prompts=[]), recorder
+    tokenizer = load_tokenizer(learner.base) if prompts else None
+    asked = sample_prompts(held_out.table, tokenizer, prompts) if tokenizer is not None else []
+    return Evaluator(learner.objective, placement, tokenizer, recorder, held_out=held_out, prompts=asked), recorder
 
 
 @pytest.mark.parametrize("room", [55, 41])
@@ -119,6 +122,17 @@ def test_an_evaluation_without_memory_is_done_in_smaller_passes(llama: Path, tmp
         assert isinstance(each, Evaluation) and each.targets == expected.targets and each.loss == pytest.approx(expected.loss, rel=1e-6)
     short = events(tmp_path, "out-of-memory")
     assert {event["step"] for event in short} == {1} and {event["during"] for event in short} == {"evaluation"}
+
+
+def test_answers_without_memory_are_generated_one_at_a_time(llama: Path, tmp_path: Path) -> None:
+    learner = make_learner(llama, "lora")
+    evaluator, recorder = evaluator_of(learner, tmp_path, [20, 40, 8, 33, 12], prompts=3)
+    evaluator.evaluate(0)
+    learner.model.model.layers[0].register_forward_pre_hook(lambda _, inputs: no_memory() if inputs[0].shape[0] > 1 else None)
+    evaluator.evaluate(1)
+    recorder.close()
+    assert len(evaluator.samples()) == 3 and all(sample.before == sample.after != "" for sample in evaluator.samples())
+    assert {(event["step"], event["during"]) for event in events(tmp_path, "out-of-memory")} == {(1, "answers")}
 
 
 def test_an_example_that_cannot_be_evaluated_alone_ends_the_evaluation(llama: Path, tmp_path: Path) -> None:

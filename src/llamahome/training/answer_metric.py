@@ -14,7 +14,8 @@ from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.load import CausalLM
 from llamahome.model.shard import Placement
-from llamahome.training.answers import generate_answers, last_span, without_end
+from llamahome.training.answering import generate_answers
+from llamahome.training.answers import last_span, without_end
 from llamahome.training.scores import Metric, open_metric
 
 FROM_TARGETS = ("loss", "token_accuracy")
@@ -79,16 +80,16 @@ class AnswerMetric:
         """The mean over all prompts; all ranks call it. Ranks share the prompts, unless all of them must make the same passes."""
         world = placement.exchange.world
         mine = self._prompts if placement.equal_passes else self._prompts[world.rank :: world.size]
-        answers = placement.within(lambda: self._answers(model, mine)) if mine else []
+        answers = placement.within(lambda: self._answers(model, mine, alone=not placement.equal_passes)) if mine else []
         counts = world.is_main or not placement.equal_passes
         scores = [float(self.metric.score(each.text, answer, each.reference)) for each, answer in zip(mine, answers, strict=True) if counts]
         total = torch.tensor([math.fsum(scores)], dtype=torch.float64)
         world.sum_(total)
         return float(total) / len(self._prompts)
 
-    def _answers(self, model: CausalLM, prompts: Sequence[_Prompt]) -> list[str]:
+    def _answers(self, model: CausalLM, prompts: Sequence[_Prompt], *, alone: bool) -> list[str]:
         tokens, ends = [prompt.tokens for prompt in prompts], self._tokenizer.all_ends
-        generated = generate_answers(model, tokens, end_ids=ends, max_new_tokens=self._room)
+        generated = generate_answers(model, tokens, end_ids=ends, max_new_tokens=self._room, alone=alone)
         return [self._tokenizer.decode(ids).strip() for ids in generated]
 
 

@@ -1,12 +1,9 @@
-"""Answers of a model to the rows of a file, generated in batches, and the loss of every row.
+"""The questions in the rows of a file, and the loss of every row.
 
 A question is the conversation of a row up to its last assistant turn, in the tokens that training uses; that turn is the reference.
-Questions are sorted by length and generated together as far as a budget of tokens allows, so memory is bounded; equal ones are
-answered once.
 """
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,19 +15,12 @@ from llamahome.data.store.table import ExampleTable
 from llamahome.data.text.targets import Tokenized, tokenize
 from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.distributed.world import World
-from llamahome.errors import OutOfMemory, Problem
-from llamahome.model.generate import generate, positions_of
-from llamahome.model.load import CausalLM
+from llamahome.errors import Problem
 from llamahome.model.objective import Objective
 from llamahome.training.evaluate import Evaluation
-from llamahome.units import many, show_seconds
+from llamahome.units import many
 
-BATCH_TOKENS = 16_384
-"""Prompts with their padding and answers of a batch: 0.8 GB of keys and values for the starter in float32, 2 GB for 8 B weights in bf16."""
-_BATCH_ROWS = 64
 _TOKENIZED_TOGETHER = 128
-_SAY_EVERY = 10.0
-"""Seconds between two lines of progress."""
 
 
 @dataclass(frozen=True)
@@ -124,54 +114,6 @@ def without_end(ids: Sequence[int], ends: Sequence[int]) -> list[int]:
     while kept and kept[-1] in ends:
         kept.pop()
     return kept
-
-
-def generate_answers(
-    model: CausalLM,
-    prompts: Sequence[Sequence[int]],
-    *,
-    end_ids: Sequence[int],
-    max_new_tokens: int,
-    batch_tokens: int = BATCH_TOKENS,
-    say: Callable[[str], None] = lambda line: None,
-) -> list[list[int]]:
-    """Greedy answers in the order of the prompts; `say` gets a line about every ten seconds.
-
-    Batches hold at most `batch_tokens`; one that does not fit into memory is halved. Raises OutOfMemory if a single prompt does not fit.
-    """
-    answers: dict[tuple[int, ...], list[int]] = {}
-    waiting = _batches({tuple(prompt) for prompt in prompts}, max_new_tokens, batch_tokens, positions_of(model))
-    total, begun, said = sum(map(len, waiting)), time.monotonic(), time.monotonic()
-    while waiting:
-        batch = waiting.pop()
-        try:
-            generated = generate(model, batch, end_ids=end_ids, max_new_tokens=max_new_tokens)
-        except torch.OutOfMemoryError as error:
-            if len(batch) == 1:
-                message = f"a prompt of {len(batch[0]):,} tokens and its answer do not fit into memory"
-                hint = "--max-new-tokens 64"
-                raise OutOfMemory(Problem(code="evaluation.out-of-memory", message=message, hint=hint)) from error
-            waiting += [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
-            continue
-        answers.update(zip(batch, generated, strict=True))
-        now = time.monotonic()
-        if now - said > _SAY_EVERY and waiting:
-            said, left = now, (now - begun) / len(answers) * (total - len(answers))
-            say(f"answers: {len(answers):,} of {total:,}, about {show_seconds(left)} left")
-    return [answers[tuple(prompt)] for prompt in prompts]
-
-
-def _batches(prompts: set[tuple[int, ...]], room: int, budget: int, positions: int | None) -> list[list[tuple[int, ...]]]:
-    """Prompts of similar length together, the longest last, so that they are generated first and the estimate of time falls."""
-    batches: list[list[tuple[int, ...]]] = []
-    for prompt in sorted(prompts, key=lambda each: (len(each), each)):
-        alone = positions is not None and len(prompt) + room > positions  # a shorter prompt beside it would lose positions by its padding
-        fits = batches and len(batches[-1]) < _BATCH_ROWS and (len(batches[-1]) + 1) * (len(prompt) + room) <= budget
-        if fits and not alone:
-            batches[-1].append(prompt)
-        else:
-            batches.append([prompt])
-    return batches
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from llamahome.distributed.devices import is_out_of_memory
 from llamahome.distributed.reducer import UNGUARDED, Guard
 from llamahome.distributed.world import World
 from llamahome.model.backends.loss import HeadStats
-from llamahome.model.generate import generate
 from llamahome.model.objective import Objective
 from llamahome.model.shard import Placement
 from llamahome.monitoring.display import metric_name
 from llamahome.monitoring.recorder import Recorder
+from llamahome.training.answering import generate_answers
 from llamahome.training.memory import RanOut, free_cached_memory, smaller_budget
 
 ANSWER_TOKENS = 64
@@ -255,8 +255,15 @@ class Evaluator:
 
     def _answer(self, step: int) -> None:
         tokens, end_ids = [prompt.tokens for prompt in self._prompts], self._tokenizer.all_ends
-        model = self._objective.model
-        ids = self._placement.within(lambda: generate(model, tokens, end_ids=end_ids, max_new_tokens=ANSWER_TOKENS))
+        model, alone = self._objective.model, not self._placement.equal_passes
+
+        def ran_out(prompts: int) -> None:
+            self._recorder.event("out-of-memory", step=step, during="answers", prompts=prompts)
+
+        def answer_all() -> list[list[int]]:
+            return generate_answers(model, tokens, end_ids=end_ids, max_new_tokens=ANSWER_TOKENS, alone=alone, ran_out=ran_out)
+
+        ids = self._placement.within(answer_all)
         answers = [self._tokenizer.decode(row) for row in ids]
         self._answers.append(answers)
         for prompt, answer in zip(self._prompts, answers, strict=True):
