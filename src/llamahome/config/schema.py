@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field
 
 from llamahome.config.columns import check_columns
 from llamahome.config.objectives import ObjectiveName
+from llamahome.config.preference import PreferenceConfig
 from llamahome.config.quantities import Amount, Nodes, PositiveInt, SecondsText
 from llamahome.config.section import Auto, Section, Share
 from llamahome.config.written import CheckpointConfig, EvaluationConfig, MonitoringConfig, OutputConfig
@@ -87,7 +88,8 @@ class TrainingConfig(Section):
     method: Literal["lora", "full"] = "lora"
     """Train a low-rank adapter on a frozen base, or every weight."""
     objective: ObjectiveName = "sft"
-    """What is minimised. sft: the loss of the answers."""
+    """What is minimised. sft: the loss of the answers. dpo, ipo, orpo and simpo: a loss of pairs of a better and a worse answer, which
+    data.format preference reads; section preference has their constants. docs/Methods.md says which one when."""
     batch_size: Auto | PositiveInt = "auto"
     """Rows per step (one optimizer update), over all processes and micro-batches; a row is one example unless it is split or left out.
     auto: 4 to 32, growing with the number of rows, docs/decisions/0018-passes.md."""
@@ -212,6 +214,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    preference: PreferenceConfig = PreferenceConfig()
     lora: LoraConfig = LoraConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

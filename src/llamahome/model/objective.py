@@ -55,6 +55,10 @@ class Objective:
         """() float32, in nats, summed over the targets of `batch`; differentiable."""
         return self.within(lambda: self.backend.loss_sum(self._hidden(batch), batch.labels_N, head_of(self.model)), _nothing)
 
+    def loss_of(self, batch: Batch, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        """`loss` of log p(target | earlier tokens of its document), [N] float32, for every target of `batch`; differentiable."""
+        return self.within(lambda: loss(self.backend.logprobs(self._hidden(batch), batch.labels_N, head_of(self.model))), _nothing)
+
     @torch.no_grad()
     def stats(self, batch: Batch) -> HeadStats:
         """The summed loss and the number of targets ranked first. The caller sets evaluation mode."""

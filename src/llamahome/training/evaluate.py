@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from llamahome.data.records import Microbatch
+from llamahome.data.steps.layout import EACH_ALONE, Layout
 from llamahome.data.steps.loader import Deliver, sequential_microbatches
 from llamahome.data.store.table import ExampleTable
 from llamahome.data.text.tokens import ChatTokenizer
@@ -131,6 +132,7 @@ class HeldOut:
     world: World
     deliver: Deliver
     equal_passes: bool = False
+    layout: Layout = EACH_ALONE
 
     def lay_out(self) -> list[Microbatch]:
         """The share of this rank in every example."""
@@ -141,6 +143,7 @@ class HeldOut:
             world_size=self.world.size,
             equal_passes=self.equal_passes,
             deliver=self.deliver,
+            layout=self.layout,
         )
 
 
@@ -240,7 +243,7 @@ class Evaluator:
         world, guard = held_out.world, self._placement.exchange.guard
         stats, model, units = self._objective.stats, self._objective.model, self._objective.units
         while isinstance(found := evaluate(stats, model, self._microbatches, world=world, guard=guard, units=units), RanOut):
-            lengths = [microbatch.lengths for microbatch in self._microbatches]
+            lengths = [microbatch.row_lengths for microbatch in self._microbatches]
             smaller = smaller_budget(found.message, held_out.tokens, lengths, world=world)
             held_out = self._held_out = replace(held_out, tokens=smaller.micro_batch_tokens)
             facts = {"micro_batch_tokens": smaller.micro_batch_tokens, "processes": smaller.ranks}
