@@ -5,7 +5,7 @@ Nothing is changed after it was made. The settings are frozen when `assemble` re
 
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,9 +14,11 @@ from pathlib import Path
 from llamahome.checkpoint.state import TrainerState
 from llamahome.config.check import config_warnings
 from llamahome.config.load import LoadedConfig
+from llamahome.config.objectives import LEARNS
 from llamahome.config.schema import Config, interval
 from llamahome.conversation import base_of_run
 from llamahome.data.prepare import Prepared
+from llamahome.data.steps.layout import EACH_ALONE, Layout
 from llamahome.data.steps.loader import Loader
 from llamahome.data.store.table import ExampleTable
 from llamahome.data.text.tokenizer_files import tokenizer_folder, tokenizer_source
@@ -80,6 +82,10 @@ class Job:
     settings: LoadedConfig
     plan: Plan
     learner: Learner
+    layout: Layout
+    """How the examples of a row lie in micro-batches."""
+    reference: str | None = None
+    """Fingerprint of the weights of the reference, where the objective has one."""
 
     @property
     def config(self) -> Config:
@@ -134,7 +140,17 @@ def assemble(session: Session, data: RunData, *, step: int = 0, consumed: int = 
     tokens = plan.rows_ahead * data.prepared.report.tokens_per_row
     auxiliary = _auxiliary(session, data.base, data.adapter)
     learner = make_learner(settings.config, base, world, auxiliary=auxiliary, rows=plan.rows_ahead, tokens=tokens, say=say)
-    return Job(session, data, settings, plan, learner)
+    return Job(session, data, settings, plan, learner, _layout(settings.config, learner, say))
+
+
+def _layout(config: Config, learner: Learner, say: Callable[[str], None]) -> Layout:
+    """Pairs of answers stay together, and their prompt is computed once where the back end and the model can."""
+    if LEARNS[config.training.objective] != "pairs":
+        return EACH_ALONE
+    shares = learner.objective.backend.shares_beginnings(learner.model)
+    if not shares:
+        say("the prompt of a pair is computed for each of its answers: this model or back end cannot compute it once for both")
+    return Layout(whole_rows=True, shares=shares)
 
 
 def _auxiliary(session: Session, base: Path, adapter: Path | None) -> Path:
@@ -167,17 +183,19 @@ def make_evaluator(job: Job, recorder: Recorder, state: TrainerState) -> Evaluat
         learner.placement,
         job.data.tokenizer,
         recorder,
-        held_out=None if rows is None else held_out(rows, job.config, world, job.data.backend, equal_passes=equal),
+        held_out=None if rows is None else held_out(rows, job.config, world, job.data.backend, equal_passes=equal, layout=job.layout),
         prompts=sample_prompts(table, job.data.tokenizer, count),
         untrained=state.extra.get("first"),
         judge=Judge(job.config.evaluation.metric, None if scored is None else partial(scored.mean, learner.model, learner.placement)),
     )
 
 
-def held_out(table: ExampleTable, config: Config, world: World, backend: Backend, *, equal_passes: bool = False) -> HeldOut:
+def held_out(
+    table: ExampleTable, config: Config, world: World, backend: Backend, *, equal_passes: bool = False, layout: Layout = EACH_ALONE
+) -> HeldOut:
     """Every example of `table`, to be evaluated in micro-batches of training's size."""
     tokens = config.training.micro_batch_tokens
-    return HeldOut(table, backend.micro_batch_tokens if tokens == "auto" else tokens, world, backend.to_device, equal_passes)
+    return HeldOut(table, backend.micro_batch_tokens if tokens == "auto" else tokens, world, backend.to_device, equal_passes, layout)
 
 
 def make_loader(job: Job, state: TrainerState) -> Loader:
@@ -195,6 +213,7 @@ def make_loader(job: Job, state: TrainerState) -> Loader:
         world_size=world.size,
         equal_passes=job.learner.placement.equal_passes,
         deliver=job.data.backend.to_device,
+        layout=job.layout,
         judge=prepared.judge,
         row_names=prepared.places,
     )

@@ -36,6 +36,7 @@ from llamahome.monitoring.lineage import write_lineage
 from llamahome.monitoring.trackers import require_installed
 from llamahome.profiling import make_clock
 from llamahome.recording import begin_to_show, first_line, open_recorder, write_report_of
+from llamahome.reference_values import with_reference
 from llamahome.rollback import Rollback, plan_rollback, roll_back
 from llamahome.rundir import NEWEST, RunPaths, as_typed, create_run, open_run, point_newest_to, refuse_unwritable, refuse_used
 from llamahome.saving import Saver, require_space
@@ -95,10 +96,10 @@ def train(data_path: str | Sequence[str], loaded: LoadedConfig, *, command: Sequ
         with session.progress.phase("data"):
             data = read_data(session, settings, data_path, adapter=adapter)
         with session.progress.phase("model"):
-            job = assemble(session, data)
+            job = with_reference(assemble(session, data))
         paths = open_run(begun) if begun is not None else _new_run(job, command, parent=adapter)
         note_run(paths.root)
-        extra = {"data_path": [*data.paths], **system_message.noted(data.prepared)}
+        extra = {"data_path": [*data.paths], **system_message.noted(data.prepared), "reference": job.reference}
         state = replace(first_state(int(job.config.training.micro_batch_tokens)), extra=extra)
         return _run(job, paths, resuming.with_plan(state, job.settings, job.plan))
 
@@ -128,6 +129,7 @@ def resume(target: str, change: Callable[[Path], LoadedConfig], *, allowed: Coll
             data = read_data(session, loaded, saved.state.extra["data_path"], adapter=adapter)
         with session.progress.phase("model"):
             job = assemble(session, data, step=saved.state.step, consumed=saved.state.consumed)
+            job = with_reference(job, saved.state.extra.get("reference"))
             _restore(job, saved, allowed)
         paths = _branched_run(job, folder, saved, command) if in_new_run else _resumed_run(job, own_paths, saved, command)
         session.world.barrier()

@@ -249,8 +249,17 @@ def evaluated_rows(prepared: Prepared, config: Config) -> ExampleTable | None:
     table, rows = prepared.evaluation, config.evaluation.rows
     if table is None or not isinstance(rows, int):
         return table
+    selected = selected_rows(prepared, config)
+    return table if rows > len(selected) else table.examples_of(selected)
+
+
+def selected_rows(prepared: Prepared, config: Config) -> NDArray[np.int64]:
+    """The rows of the held-out table that `evaluated_rows` has, in the order of the file."""
+    table, rows = prepared.evaluation, config.evaluation.rows
+    if table is None:
+        return np.empty(0, np.int64)
     order = _selection_order(prepared, table)
-    return table if rows >= len(order) else table.examples_of(np.sort(order[:rows]))
+    return np.sort(order[:rows] if isinstance(rows, int) else order)
 
 
 def _selection_order(prepared: Prepared, table: ExampleTable) -> NDArray[np.int64]:

@@ -18,6 +18,8 @@ READ_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """The objectives that read each key; a key that is set for another one is refused."""
+WITH_REFERENCE = ("dpo", "ipo")
+"""Objectives that compare the model with the model before training."""
 BETA: Mapping[str, float] = MappingProxyType({"dpo": 0.1, "ipo": 0.1, "orpo": 0.1, "simpo": 2.0})
 """What beta auto is."""
 

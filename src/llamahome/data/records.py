@@ -60,6 +60,8 @@ class Conversation:
     """Numbers of assistant turns that are never learned: those of the prompt of prompt_completion, and those of weight 0."""
     tools: tuple[dict[str, Any], ...] = ()
     """Definitions of the tools that the assistant may call, for the chat template."""
+    other: tuple[dict[str, Any], ...] = ()
+    """The turns with the worse answer, if the row is a pair of answers of which `turns` has the better one."""
 
 
 @dataclass(frozen=True)

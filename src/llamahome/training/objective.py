@@ -15,6 +15,7 @@ from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.loss import HeadStats
 from llamahome.model.load import CausalLM
 from llamahome.model.objective import Objective
+from llamahome.training.preferences import LOSSES, PairObjective
 
 
 def targets_only(microbatch: Microbatch) -> tuple[int, ...]:
@@ -59,4 +60,6 @@ def choose_objective(config: Config, supervised: Objective) -> TrainingObjective
     chosen = config.training.objective
     if chosen == "sft":
         return supervised
+    if chosen in LOSSES:
+        return PairObjective(chosen, config.preference, supervised)
     raise ValueError(f"config/check.py lets an objective pass that does not exist: {chosen}")

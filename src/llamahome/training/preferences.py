@@ -16,15 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llamahome.config.preference import BETA, PreferenceConfig
+from llamahome.config.preference import BETA, WITH_REFERENCE, PreferenceConfig
 from llamahome.data.records import Microbatch
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.loss import HeadStats
 from llamahome.model.load import CausalLM
 from llamahome.model.objective import Objective
-
-WITH_REFERENCE = ("dpo", "ipo")
-"""Objectives that need the log-probabilities of the reference."""
 
 
 @dataclass(frozen=True)
