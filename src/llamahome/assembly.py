@@ -271,14 +271,15 @@ def summary(job: Job, paths: RunPaths, state: TrainerState) -> RunSummary:
     """What is known before the first step, for people."""
     prepared, config, plan = job.data.prepared, job.config, job.plan
     rows = min(int(config.training.batch_size), plan.positions)  # a run may have fewer rows than a step may hold
+    each = prepared.report.row_examples
     return RunSummary(
         run_id=paths.run_id,
         model=config.model.name,
-        method=config.training.method,
+        method=config.training.method if config.training.objective == "sft" else f"{config.training.objective} {config.training.method}",
         trained_share=job.learner.trained_share,
-        train_rows=prepared.report.train_examples,
-        eval_rows=len(prepared.evaluation) if prepared.evaluation is not None else 0,
-        mean_tokens=prepared.report.mean_tokens,
+        train_rows=prepared.report.train_examples // each,
+        eval_rows=len(prepared.evaluation) // each if prepared.evaluation is not None else 0,
+        mean_tokens=prepared.report.mean_tokens * each,
         target_share=prepared.report.targets / prepared.report.tokens,
         batch_size=rows,
         tokens_per_step=prepared.report.tokens_per_row * rows,

@@ -97,10 +97,12 @@ class TrainingConfig(Section):
     micro_batch_tokens: Auto | PositiveInt = "auto"
     """Tokens per forward and backward pass. It changes memory and speed, never the result. auto: from the device and max_length."""
     learning_rate: Auto | Annotated[float, Field(gt=0)] = "auto"
-    """Peak learning rate. auto: a rule of method and model size, docs/decisions/0004-learning-rate.md."""
+    """Peak learning rate. auto: a rule of method and model size, docs/decisions/0004-learning-rate.md, and a tenth of that
+    for pairs of answers."""
     epochs: Auto | Annotated[float, Field(gt=0)] = "auto"
     """Passes over the training rows; 0.5 is half a pass.
-    auto: 1 to 24, fewer the more rows there are, the longer their answers are and the less these share, docs/decisions/0018-passes.md."""
+    auto: 1 for pairs of answers. Else 1 to 24, fewer the more rows there are, the longer their answers are and the less these share,
+    docs/decisions/0018-passes.md."""
     max_steps: PositiveInt | None = None
     """End the run at this step, whatever `epochs` says; the schedule ends there too."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

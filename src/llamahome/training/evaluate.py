@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from llamahome.data.records import Microbatch
@@ -169,9 +170,9 @@ class SampleAnswer:
 
 
 def sample_prompts(table: ExampleTable, tokenizer: ChatTokenizer, count: int) -> list[SamplePrompt]:
-    """Prompts from the first `count` examples of `table`: the tokens before the last span of targets, with that span as reference."""
+    """Prompts from the first examples of `count` rows of `table`: what is before the last span of targets, with the span as reference."""
     prompts = []
-    for number in range(min(count, len(table))):
+    for number in table.firsts[:-1][np.diff(table.firsts) > 0][:count].tolist():  # of a pair, the better answer
         example = table.example(number)
         targets = example.targets.nonzero()[0]
         breaks = (targets[1:] - targets[:-1] > 1).nonzero()[0]

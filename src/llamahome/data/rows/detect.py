@@ -10,11 +10,11 @@ from typing import Any
 from llamahome.data.files.commands import list_within
 from llamahome.data.files.jsonrow import excerpt
 from llamahome.data.files.kinds import ending
-from llamahome.data.records import Row
+from llamahome.data.records import Conversation, Row
 from llamahome.data.rows.advice import alternative, good_answers, other_keys, reason, setting, unknown
 from llamahome.data.rows.column_roles import ColumnRoles, find_roles
 from llamahome.data.rows.columns import columns_of, with_templates
-from llamahome.data.rows.formats import FORMATS, KEYS, OWN_NAMES, Names, text_column
+from llamahome.data.rows.formats import FORMATS, KEYS, OWN_NAMES, Names, text_column, understand
 from llamahome.data.rows.headerless import is_table, no_header
 from llamahome.data.rows.preferences import pair_columns, whole_conversations
 from llamahome.data.rows.row_error import RowError, nearest, problem_at
@@ -161,7 +161,8 @@ def _preference(row: Row, names: Names) -> Problem | None:
         what = f"preference pairs ({pair[0]}, {pair[1]})"
         good = good_answers(value, pair[0])
         both = "--set training.objective=dpo   learns from both answers"
-        hint = f"{both}; {good}   learns only the better ones" if good else both
+        readable = isinstance(understand(row, "preference"), Conversation)
+        hint = "; ".join([both] * readable + [f"{good}   learns only the better ones"] * (good is not None)) or None
     elif "completion" in value and isinstance(value.get("label"), bool):
         what = "answers labelled good or bad (completion, label)"
         lines = ending(row.source) in (".jsonl", ".ndjson")
