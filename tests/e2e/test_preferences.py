@@ -1,26 +1,15 @@
 """Runs over pairs of answers, as a user types them: what they learn, how they resume, and what is refused."""
 
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.e2e.test_resume import Course, after_step
-from tests.support.projects import Project, sentence, write_rows
+from tests.support.projects import Project, pairs, write_rows
 
 DPO = ("pairs.jsonl", "--set", "training.objective=dpo", "--max-steps", "4", "--set", "checkpoint.every=2 steps")
 SHORT = ("pairs.jsonl", "--max-steps", "3", "--set", "evaluation.every=1000 steps")
-
-
-def pairs(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Every answer that ends with "Paris" is the better one."""
-    source = random.Random(seed)
-    return [
-        {"prompt": f"{n}: {sentence(source)}?", "chosen": f"{sentence(source)} Paris", "rejected": f"{sentence(source)} mat"}
-        for n in range(count)
-    ]
 
 
 @pytest.fixture

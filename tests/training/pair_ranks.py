@@ -14,10 +14,10 @@ from llamahome.distributed.reducer import FlatReducer
 from llamahome.distributed.world import World
 from llamahome.model.shard import replicated, sharded
 from llamahome.monitoring.throughput import PartClock
+from llamahome.reference_values import Reference
 from llamahome.training.evaluate import evaluate
 from llamahome.training.optimizer import make_optimizer, set_learning_rate
 from llamahome.training.preferences import PairObjective
-from llamahome.training.reference import Reference
 from llamahome.training.spikes import Limits
 from llamahome.training.step import train_step
 

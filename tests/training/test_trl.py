@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.e2e.test_preferences import pairs
 from tests.support.models import objective_of, our_model, save_tiny
 from tests.support.pairs import plain_logprob
-from tests.support.projects import write_rows
+from tests.support.projects import pairs, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llamahome.config.preference import PreferenceConfig

@@ -6,9 +6,9 @@ The figures are sums over all units of all ranks (targets, or pairs of answers),
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 
 from llamahome.data.records import Microbatch
@@ -172,7 +172,8 @@ class SampleAnswer:
 def sample_prompts(table: ExampleTable, tokenizer: ChatTokenizer, count: int) -> list[SamplePrompt]:
     """Prompts from the first examples of `count` rows of `table`: what is before the last span of targets, with the span as reference."""
     prompts = []
-    for number in table.firsts[:-1][np.diff(table.firsts) > 0][:count].tolist():  # of a pair, the better answer
+    firsts = [begin for begin, end in pairwise(table.firsts.tolist()) if begin < end]  # of a pair, the better answer
+    for number in firsts[:count]:
         example = table.example(number)
         targets = example.targets.nonzero()[0]
         breaks = (targets[1:] - targets[:-1] > 1).nonzero()[0]
