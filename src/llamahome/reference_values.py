@@ -6,6 +6,7 @@ Cost: one forward pass over each answer. Memory and disk: 4 bytes for each answe
 """
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +33,7 @@ from llamahome.resolve import selected_rows
 from llamahome.rundir import PROCESSED_DATA
 from llamahome.training.memory import free_cached_memory, smaller_budget
 from llamahome.training.preferences import answer_logprobs
-from llamahome.units import many
+from llamahome.units import many, show_seconds
 
 Say = Callable[[str], None]
 
@@ -75,10 +76,11 @@ class Reference:
             message = f"log-probabilities of the reference are missing for {many(int(missing.sum()), 'answer')}, and the run began with"
             hint = "begin a new run with --from-adapter"
             raise CheckpointError(Problem(code="training.reference-lost", message=f"{message} an adapter", where=str(path), hint=hint))
-        numbers = np.unique(table.row_of[missing])
+        numbers, started = np.unique(table.row_of[missing]), time.monotonic()
         values[np.isin(table.row_of, numbers)] = self._computed(table.examples_of(numbers))
         self._write(path, values)
-        self.say(f"reference: log-probabilities of {many(int(missing.sum()), f'{what} answer')} computed, kept in {path}")
+        seconds = show_seconds(time.monotonic() - started)
+        self.say(f"reference: log-probabilities of {many(int(missing.sum()), f'{what} answer')} computed in {seconds}, kept in {path}")
         return replace(table, known=values)
 
     def _computed(self, table: ExampleTable) -> NDArray[np.float32]:

@@ -3,8 +3,8 @@
 The unit is the pair: the loss of a step is the mean over the pairs of its global batch. The log-probability of an answer is the sum over
 its tokens, its end-of-turn token included. DPO (arXiv 2305.18290) and IPO (2310.12036) compare it with that of a reference, the model
 before the first update, whose values were computed then (reference_values.py). IPO and ORPO (2403.07691) take means over the tokens of an
-answer, as TRL does, and SimPO (2405.14734) by its definition. The loss of the better answer in ORPO, and that of preference.sft_weight, is its mean
-over the tokens of that answer; its prompt is not learned.
+answer, as TRL does, and SimPO (2405.14734) by its definition. The loss of the better answer in ORPO, and that of preference.sft_weight, is
+its mean over the tokens of that answer; its prompt is not learned.
 
 Legend: P pairs of a micro-batch, A = 2 P answers: better, worse, better, worse.
 """
