@@ -19,6 +19,7 @@ FLOORS = (
         "assembly",
         "resolve",
         "recording",
+        "reference_values",
         "data_limits",
         "saving",
         "resuming",

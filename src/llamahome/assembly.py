@@ -5,7 +5,7 @@ Nothing is changed after it was made. The settings are frozen when `assemble` re
 
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,9 +14,11 @@ from pathlib import Path
 from llamahome.checkpoint.state import TrainerState
 from llamahome.config.check import config_warnings
 from llamahome.config.load import LoadedConfig
+from llamahome.config.objectives import LEARNS
 from llamahome.config.schema import Config, interval
 from llamahome.conversation import base_of_run
 from llamahome.data.prepare import Prepared
+from llamahome.data.steps.layout import EACH_ALONE, Layout
 from llamahome.data.steps.loader import Loader
 from llamahome.data.store.table import ExampleTable
 from llamahome.data.text.tokenizer_files import tokenizer_folder, tokenizer_source
@@ -29,13 +31,12 @@ from llamahome.model.adapter import trained_rows
 from llamahome.model.auxiliary_files import copy_both
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import choose_backend
-from llamahome.monitoring.display import RunSummary
 from llamahome.monitoring.progress import Progress, open_progress
 from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.throughput import PartClock
 from llamahome.resolve import answered_rows, evaluated_rows, resolve_settings
 from llamahome.resuming import passed_over, rate_of, show_rows
-from llamahome.rundir import RunPaths, as_typed, nearby
+from llamahome.rundir import RunPaths, as_typed
 from llamahome.training.answer_metric import AnswerMetric, open_answer_metric
 from llamahome.training.auto import slower_rate
 from llamahome.training.checkpointing import Checkpointing, Save, SaveAsync
@@ -81,6 +82,10 @@ class Job:
     settings: LoadedConfig
     plan: Plan
     learner: Learner
+    layout: Layout
+    """How the examples of a row lie in micro-batches."""
+    reference: str | None = None
+    """Fingerprint of the weights of the reference, where the objective has one."""
     planned_memory: Mapping[str, int] | None = None
     """Bytes that the main process is planned to take, by purpose; None if nobody has planned them."""
 
@@ -142,7 +147,17 @@ def assemble(session: Session, data: RunData, *, step: int = 0, consumed: int = 
     tokens = plan.rows_ahead * data.prepared.report.tokens_per_row
     auxiliary = _auxiliary(session, data.base, data.adapter)
     learner = make_learner(settings.config, base, world, auxiliary=auxiliary, rows=plan.rows_ahead, tokens=tokens, say=say)
-    return Job(session, data, settings, plan, learner)
+    return Job(session, data, settings, plan, learner, _layout(settings.config, learner, say))
+
+
+def _layout(config: Config, learner: Learner, say: Callable[[str], None]) -> Layout:
+    """Pairs of answers stay together, and their prompt is computed once where the back end and the model can."""
+    if LEARNS[config.training.objective] != "pairs":
+        return EACH_ALONE
+    shares = learner.objective.backend.shares_beginnings(learner.model)
+    if not shares:
+        say("the prompt of a pair is computed for each of its answers: this model or back end cannot compute it once for both")
+    return Layout(whole_rows=True, shares=shares)
 
 
 def _auxiliary(session: Session, base: Path, adapter: Path | None) -> Path:
@@ -175,17 +190,19 @@ def make_evaluator(job: Job, recorder: Recorder, state: TrainerState) -> Evaluat
         learner.placement,
         job.data.tokenizer,
         recorder,
-        held_out=None if rows is None else held_out(rows, job.config, world, job.data.backend, equal_passes=equal),
+        held_out=None if rows is None else held_out(rows, job.config, world, job.data.backend, equal_passes=equal, layout=job.layout),
         prompts=sample_prompts(table, job.data.tokenizer, count),
         untrained=state.extra.get("first"),
         judge=Judge(job.config.evaluation.metric, None if scored is None else partial(scored.mean, learner.model, learner.placement)),
     )
 
 
-def held_out(table: ExampleTable, config: Config, world: World, backend: Backend, *, equal_passes: bool = False) -> HeldOut:
+def held_out(
+    table: ExampleTable, config: Config, world: World, backend: Backend, *, equal_passes: bool = False, layout: Layout = EACH_ALONE
+) -> HeldOut:
     """Every example of `table`, to be evaluated in micro-batches of training's size."""
     tokens = config.training.micro_batch_tokens
-    return HeldOut(table, backend.micro_batch_tokens if tokens == "auto" else tokens, world, backend.to_device, equal_passes)
+    return HeldOut(table, backend.micro_batch_tokens if tokens == "auto" else tokens, world, backend.to_device, equal_passes, layout)
 
 
 def make_loader(job: Job, state: TrainerState) -> Loader:
@@ -203,6 +220,7 @@ def make_loader(job: Job, state: TrainerState) -> Loader:
         world_size=world.size,
         equal_passes=job.learner.placement.equal_passes,
         deliver=job.data.backend.to_device,
+        layout=job.layout,
         judge=prepared.judge,
         row_names=prepared.places,
     )
@@ -225,6 +243,8 @@ def make_run(
     due = {name: Due(interval(text), steps_per_epoch=job.plan.steps_per_epoch) for name, text in every.items()}
     return Run(
         objective=learner.watched_loss,
+        units=learner.objective.units,
+        measured=learner.objective.measured,
         optimizer=learner.optimizer,
         reducer=learner.placement.exchange,
         loader=loader,
@@ -252,28 +272,3 @@ def make_run(
 def _advise_lower_rate(paths: RunPaths, rate: float) -> str:
     slower = f"--set training.learning_rate={rate:.2g}"
     return f"llamahome train-resume {as_typed(paths.root)} {slower}" if paths.checkpoints() else f"start again with {slower}"
-
-
-def summary(job: Job, paths: RunPaths, state: TrainerState) -> RunSummary:
-    """What is known before the first step, for people."""
-    prepared, config, plan = job.data.prepared, job.config, job.plan
-    rows = min(int(config.training.batch_size), plan.positions)  # a run may have fewer rows than a step may hold
-    return RunSummary(
-        run_id=paths.run_id,
-        model=config.model.name,
-        method=config.training.method,
-        trained_share=job.learner.trained_share,
-        train_rows=prepared.report.train_examples,
-        eval_rows=len(prepared.evaluation) if prepared.evaluation is not None else 0,
-        mean_tokens=prepared.report.mean_tokens,
-        target_share=prepared.report.targets / prepared.report.tokens,
-        batch_size=rows,
-        tokens_per_step=prepared.report.tokens_per_row * rows,
-        micro_batch_tokens=state.micro_batch_tokens,
-        processes=job.session.world.size,
-        horizon=plan.horizon,
-        epochs=plan.horizon / plan.steps_per_epoch,
-        folder=str(nearby(paths.root)),
-        first_step=state.step,
-        planned_memory=None if job.planned_memory is None else dict(job.planned_memory),
-    )

@@ -24,6 +24,10 @@ def report(target: str, data_path: str | Sequence[str] | None, loaded: LoadedCon
     Everything that can be refused is refused before the model is loaded.
     """
     say = session.progress.say
+    if data_path is not None and loaded.config.data.format == "preference":
+        message = "train-eval measures one answer to each prompt; a run measures its held-out pairs as eval/loss and eval/pair_accuracy"
+        hint = "--set training.objective=sft --set 'data.columns={prompt: prompt, completion: chosen}'   measures the better answers"
+        raise ConfigError(Problem(code="config.eval-of-pairs", message=message, where="data.format", hint=hint))
     metrics = _open_metrics(asked.metrics)
     tasks = open_tasks(asked.tasks) if asked.tasks else None
     if asked.answers is not None:

@@ -33,6 +33,7 @@ from llamahome.model.adapter import restore_model
 from llamahome.monitoring.trackers import require_installed
 from llamahome.profiling import make_clock
 from llamahome.recording import MemoryPlan, begin_to_show, first_line, open_recorder, with_memory_plan, write_report_of
+from llamahome.reference_values import with_reference
 from llamahome.rollback import Rollback, plan_rollback, roll_back
 from llamahome.run_folder import branched_run, new_run, output_of_resumed, refuse_output, resumed_run
 from llamahome.rundir import RunPaths, open_run
@@ -95,10 +96,10 @@ def train(
         with session.progress.phase("data"):
             data = read_data(session, settings, data_path, adapter=adapter)
         with session.progress.phase("model"):
-            job = with_memory_plan(assemble(session, data), memory_plan)
+            job = with_memory_plan(with_reference(assemble(session, data)), memory_plan)
         paths = open_run(begun) if begun is not None else new_run(job, command, parent=adapter)
         note_run(paths.root)
-        extra = {"data_path": [*data.paths], **system_message.noted(data.prepared)}
+        extra = {"data_path": [*data.paths], **system_message.noted(data.prepared), "reference": job.reference}
         state = replace(first_state(int(job.config.training.micro_batch_tokens)), extra=extra)
         return _run(job, paths, resuming.with_plan(state, job.settings, job.plan))
 
@@ -134,7 +135,8 @@ def resume(
             adapter = saved.model_dir if loaded.config.model.adapter is not None else None  # the one of the beginning may be gone
             data = read_data(session, loaded, saved.state.extra["data_path"], adapter=adapter)
         with session.progress.phase("model"):
-            job = with_memory_plan(assemble(session, data, step=saved.state.step, consumed=saved.state.consumed), memory_plan)
+            job = assemble(session, data, step=saved.state.step, consumed=saved.state.consumed)
+            job = with_memory_plan(with_reference(job, saved.state.extra.get("reference")), memory_plan)
             _restore(job, saved, allowed)
         paths = branched_run(job, folder, saved, command) if in_new_run else resumed_run(job, own_paths, saved, command)
         session.world.barrier()

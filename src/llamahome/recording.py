@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from llamahome.assembly import Job, Session
-from llamahome.assembly import summary as summary_of
 from llamahome.checkpoint.state import TrainerState
 from llamahome.config.describe import settings
 from llamahome.config.load import LoadedConfig
@@ -23,6 +22,7 @@ from llamahome.errors import LlamaHomeError
 from llamahome.logs import log_to_file
 from llamahome.monitoring.alerts import AlertSink, Watch, alert_fields
 from llamahome.monitoring.charts.page import write_report
+from llamahome.monitoring.display import RunSummary
 from llamahome.monitoring.episodes import Alert, Facts
 from llamahome.monitoring.notify import Notifier
 from llamahome.monitoring.ranks import Ranks
@@ -34,7 +34,7 @@ from llamahome.monitoring.summary import write_summary
 from llamahome.monitoring.throughput import measured_peak_flops
 from llamahome.monitoring.trackers import TrackerSink
 from llamahome.redaction import redact_values
-from llamahome.rundir import RunPaths, as_typed
+from llamahome.rundir import RunPaths, as_typed, nearby
 from llamahome.training.learner import flops_per_token
 
 MemoryPlan = Callable[[Job], Mapping[str, int] | None]
@@ -153,7 +153,7 @@ def with_memory_plan(job: Job, memory_plan: MemoryPlan | None) -> Job:
 
 def begin_to_show(job: Job, paths: RunPaths, state: TrainerState) -> None:
     """Show the summary of the run, here and to those who watch its files."""
-    summary = summary_of(job, paths, state)
+    summary = _summary(job, paths, state)
     if job.session.world.is_main:
         with harmless(f"{paths.metrics_dir}/summary.json is not written", job.session.progress.say):
             write_summary(paths.metrics_dir, summary)
@@ -165,3 +165,29 @@ def write_report_of(session: Session, paths: RunPaths) -> None:
     if session.world.is_main:
         with harmless(f"{paths.report} is not written", session.progress.say):
             write_report(paths)
+
+
+def _summary(job: Job, paths: RunPaths, state: TrainerState) -> RunSummary:
+    """What is known before the first step, for people."""
+    prepared, config, plan = job.data.prepared, job.config, job.plan
+    rows = min(int(config.training.batch_size), plan.positions)  # a run may have fewer rows than a step may hold
+    each = prepared.report.row_examples
+    return RunSummary(
+        run_id=paths.run_id,
+        model=config.model.name,
+        method=config.training.method if config.training.objective == "sft" else f"{config.training.objective} {config.training.method}",
+        trained_share=job.learner.trained_share,
+        train_rows=prepared.report.train_examples // each,
+        eval_rows=len(prepared.evaluation) // each if prepared.evaluation is not None else 0,
+        mean_tokens=prepared.report.mean_tokens * each,
+        target_share=prepared.report.targets / prepared.report.tokens,
+        batch_size=rows,
+        tokens_per_step=prepared.report.tokens_per_row * rows,
+        micro_batch_tokens=state.micro_batch_tokens,
+        processes=job.session.world.size,
+        horizon=plan.horizon,
+        epochs=plan.horizon / plan.steps_per_epoch,
+        folder=str(nearby(paths.root)),
+        first_step=state.step,
+        planned_memory=None if job.planned_memory is None else dict(job.planned_memory),
+    )

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamahome.config.load import LoadedConfig, is_chosen, with_values
+from llamahome.config.objectives import LEARNS
 from llamahome.config.schema import Config, TrainingConfig, interval
 from llamahome.data.content import Content
 from llamahome.data.prepare import Prepared
@@ -25,7 +26,7 @@ from llamahome.model.packing import packing_of
 from llamahome.model.place import count_weights, largest_pass, needs_checkpointing
 from llamahome.model.targets import copied_bytes
 from llamahome.training.answer_metric import ANSWERED_ROWS, FROM_TARGETS, answer_room
-from llamahome.training.auto import auto_batch_size, auto_epochs, auto_learning_rate, plan_evaluations
+from llamahome.training.auto import PAIR_PASSES, auto_batch_size, auto_epochs, auto_learning_rate, plan_evaluations
 from llamahome.training.evaluate import ANSWER_TOKENS
 from llamahome.training.learner import BaseModel, free_bytes
 from llamahome.training.run import Plan, make_plan
@@ -90,6 +91,8 @@ def _amount(training: TrainingConfig, rows: int, content: Content) -> tuple[floa
         return training.max_steps * batch / rows, batch, f"training.max_steps is {training.max_steps:,}"
     why = f"there are {many(rows, 'row')} with about {content.targets:,.0f} tokens to learn in each"
     why += f", {content.own:.0%} of them in no other answer"
+    if LEARNS[training.objective] == "pairs":
+        return PAIR_PASSES, batch, f"pairs of answers are seen in {PAIR_PASSES} pass"
     return auto_epochs(rows, content.targets, content.own, batch_size=batch), batch, why
 
 
@@ -136,13 +139,14 @@ def _resolve_compile(training: TrainingConfig, base: BaseModel, world: World, *,
 
 def _resolve_model(config: Config, base: BaseModel) -> Resolved:
     """What method and model decide: strategy, learning rate and types of numbers."""
-    method, precision = config.training.method, base.backend.precision
+    method, precision, pairs = config.training.method, base.backend.precision, LEARNS[config.training.objective] == "pairs"
     resolved: Resolved = {}
     if config.distributed.strategy == "auto":
         resolved["distributed.strategy"] = base.strategy.strategy, base.strategy.reason
     if config.training.learning_rate == "auto":
         width = base.model.get_output_embeddings().weight.shape[1]
-        resolved["training.learning_rate"] = auto_learning_rate(method, width), f"{method} at hidden size {width}"
+        why = f"{method} at hidden size {width}" + (", a tenth for pairs" if pairs else "")
+        resolved["training.learning_rate"] = auto_learning_rate(method, width, pairs=pairs), why
     if config.model.dtype == "auto":
         resolved["model.dtype"] = str(precision.storage).removeprefix("torch."), f"method {method}, {precision.reason}"
     if config.training.mixed_precision == "auto":
@@ -154,6 +158,8 @@ def _resolve_memory(config: Config, base: BaseModel, world: World, *, compiled: 
     """What the free memory decides: micro-batches and gradient checkpointing."""
     training, backend, model = config.training, base.backend, base.model
     free, longest, resolved = free_bytes(backend, world), config.data.max_length, Resolved()
+    if LEARNS[training.objective] == "pairs":  # both answers are in one pass
+        longest *= 2
     if training.method == "full":  # gradients and two moments are not there yet
         free -= 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     copied = copied_bytes(model, config.lora.target_modules) if training.method == "lora" else 0
@@ -249,8 +255,17 @@ def evaluated_rows(prepared: Prepared, config: Config) -> ExampleTable | None:
     table, rows = prepared.evaluation, config.evaluation.rows
     if table is None or not isinstance(rows, int):
         return table
+    selected = selected_rows(prepared, config)
+    return table if rows > len(selected) else table.examples_of(selected)
+
+
+def selected_rows(prepared: Prepared, config: Config) -> NDArray[np.int64]:
+    """The rows of the held-out table that `evaluated_rows` has, in the order of the file."""
+    table, rows = prepared.evaluation, config.evaluation.rows
+    if table is None:
+        return np.empty(0, np.int64)
     order = _selection_order(prepared, table)
-    return table if rows >= len(order) else table.examples_of(np.sort(order[:rows]))
+    return np.sort(order[:rows] if isinstance(rows, int) else order)
 
 
 def _selection_order(prepared: Prepared, table: ExampleTable) -> NDArray[np.int64]:

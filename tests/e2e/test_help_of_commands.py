@@ -17,7 +17,7 @@ import pytest
 from tests.support.families import family_model
 from tests.support.hints import codes_with_commands
 from tests.support.models import VOCABULARY, save_tiny
-from tests.support.projects import Project, chats, sentence, write_rows
+from tests.support.projects import Project, chats, pairs, sentence, write_rows
 from tests.support.tokenizers import save_tokenizer
 from transformers import AutoTokenizer
 
@@ -61,6 +61,10 @@ def _mixed(folder: Path) -> None:
 
 def _broken(folder: Path) -> None:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats(6)) + '{"messages": [\n')
+
+
+def _pairs(folder: Path) -> None:
+    write_rows(folder / "rows.jsonl", pairs(12))
 
 
 def _short(folder: Path) -> None:
@@ -129,6 +133,9 @@ FAULTS = (
     Fault("data.bad-rows", ("train", "rows.jsonl", "--set", "data.eval_split=0"), _broken),
     Fault("data.mixed-formats", ("train", "rows.jsonl"), _mixed),
     Fault("data.empty-folder", ("train", "raw", "--max-steps", "1"), lambda folder: (folder / "raw").mkdir(), slow=True),
+    Fault("data.no-pairs", (*TRAIN, "--set", "training.objective=dpo")),
+    Fault("data.preference", ("train", "rows.jsonl", "--max-steps", "1"), _pairs),
+    Fault("config.eval-of-pairs", ("train-eval", "tiny", "rows.jsonl", "--set", "training.objective=dpo"), _pairs),
     Fault("data.mixture-empty", (*TRAIN, "--set", "data.mixture={chats.jsonl: 0}")),
     Fault("data.unknown-split", ("train", "folder", "--max-steps", "1", "--set", "data.split=trian"), _split),
     Fault("data.several-splits", ("train", "folder", "--max-steps", "1"), _two_to_train),
@@ -169,7 +176,7 @@ _REASONS = {
     "would write outside of the folder of the test": "machine.output-not-writable machine.cannot-write",
     "names a command that needs a run": (
         "run.ambiguous run.stopped checkpoint.newer-schema model.is-an-adapter model.not-here model.adapter-differs "
-        "model.not-trainable-adapter"
+        "model.not-trainable-adapter training.reference-lost"
     ),
     "needs a run that ends faster than it can be killed": "checkpoint.not-killed",
     "typed in test_limits.py, test_model_causes.py and test_bad_input.py": (

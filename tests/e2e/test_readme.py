@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tests.support.projects import ROOT, Project, chats, write_rows
+from tests.support.projects import ROOT, Project, chats, pairs, write_rows
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 STORIES = {
@@ -120,7 +120,7 @@ def furnish(project: Project, words: list[str]) -> None:
         elif path.suffix == ".jinja":
             shutil.copyfile(template, path)
         else:
-            write_rows(path, chats(24))
+            write_rows(path, pairs(24) if path.name == "pairs.jsonl" else chats(24))
 
 
 @pytest.mark.parametrize("told", HERE, ids=lambda told: f"{told.page}: {told.text}")

@@ -50,6 +50,15 @@ def chats(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
+def pairs(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows with two answers; every one that ends with "Paris" is the better one."""
+    source = random.Random(seed)
+    return [
+        {"prompt": f"{n}: {sentence(source)}?", "chosen": f"{sentence(source)} Paris", "rejected": f"{sentence(source)} mat"}
+        for n in range(count)
+    ]
+
+
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -200,7 +200,7 @@ def _print_rows(
             click.echo(json.dumps(shown.as_json()))
         else:
             print_row(shown, console)
-        limit -= 1
+        limit -= shown.answer != "chosen"  # the rejected answer of the row follows
         if not limit:
             break
     return problems
@@ -231,7 +231,8 @@ def print_row(shown: "ShownRow", console: "Console") -> None:
             before, after = ("", "") if coloured else _MARKS[kind]
             legend.append(", " if not legend.plain.endswith(": ") else "")
             legend.append(f"{count:,} ").append(f"{before}{_MEANINGS[kind]}{after}", style=_STYLES[kind])
-    console.print(Text(f"row {shown.row.index}, {shown.row.where}", style="bold"), soft_wrap=True)
+    answer = f", the {shown.answer} answer" if shown.answer else ""
+    console.print(Text(f"row {shown.row.index}, {shown.row.where}{answer}", style="bold"), soft_wrap=True)
     console.print(body, soft_wrap=True)
     console.print(legend, soft_wrap=True)
     console.print()

@@ -38,8 +38,10 @@ def show_result(result: "Result", data_paths: Sequence[str]) -> None:
         share = f"  ({change:+.1%})" if math.isfinite(change) else ""
         print(f"held-out loss   {result.first.loss:.4f} -> {loss:.4f}{share}")
     if result.last is not None and result.first is not None:
-        print(f"perplexity      {result.first.perplexity:.2f} -> {result.last.perplexity:.2f}")
-        print(f"token accuracy  {result.first.accuracy:.1%} -> {result.last.accuracy:.1%}")
+        if result.last.unit == "target":
+            print(f"perplexity      {result.first.perplexity:.2f} -> {result.last.perplexity:.2f}")
+        accuracy = "token accuracy" if result.last.unit == "target" else f"{result.last.unit} accuracy"
+        print(f"{accuracy:<15} {result.first.accuracy:.1%} -> {result.last.accuracy:.1%}")
     metric = result.loaded.config.evaluation.metric
     if result.last is not None and result.last.score is not None and result.first is not None and result.first.score is not None:
         print(f"{metric_name(metric):<15} {result.first.score:.4f} -> {result.last.score:.4f}")
@@ -63,7 +65,8 @@ def show_result(result: "Result", data_paths: Sequence[str]) -> None:
         print(f"report      {as_typed(paths.report)}")
     print("next:")
     print(f"  llamahome chat {final}{_system_option(state.extra)}")
-    print(f"  llamahome train-eval {final} {shlex.join(data_paths)}")
+    if result.loaded.config.data.format != "preference":
+        print(f"  llamahome train-eval {final} {shlex.join(data_paths)}")
     print(f"  llamahome runs show {paths.run_id}")
 
 

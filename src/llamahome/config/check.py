@@ -8,6 +8,8 @@ from difflib import get_close_matches
 
 from llamahome.config.describe import settings
 from llamahome.config.load import is_chosen
+from llamahome.config.objectives import LEARNS
+from llamahome.config.preference import READ_BY, WITH_REFERENCE
 from llamahome.config.schema import Config
 from llamahome.config.yamltext import write_value
 from llamahome.errors import Problem
@@ -24,8 +26,8 @@ Finding = tuple[str, str, str, str]
 def check_config(config: Config, origins: Mapping[str, str]) -> list[Problem]:
     """Every contradiction between these settings; empty if there is none."""
     chosen = {key for key, origin in origins.items() if is_chosen(origin)}
-    errors = [*_data_errors(config, chosen), *_training_errors(config), *_metric_errors(config), *_machine_errors(config)]
-    return _problems(errors, origins)
+    errors = [*_data_errors(config, chosen), *_training_errors(config), *_objective_errors(config, chosen), *_metric_errors(config)]
+    return _problems([*errors, *_machine_errors(config)], origins)
 
 
 def config_warnings(config: Config, origins: Mapping[str, str]) -> list[Problem]:
@@ -52,6 +54,8 @@ def _reasons_for_no_effect(config: Config) -> dict[str, str]:
     if config.training.method == "full":
         reasons |= {key: "training.method is full" for key in settings() if key.startswith("lora.")}
         reasons["model.dtype"] = "full fine-tuning keeps all weights in float32"
+    if config.data.format == "preference":
+        reasons["data.train_on"] = "of pairs the answers are learned, and nothing else"
     if config.data.on_bad_row == "error":
         reasons["data.max_bad_share"] = "data.on_bad_row is error: the first bad row stops"
     if config.data.format == "text":
@@ -118,6 +122,28 @@ def _metric_errors(config: Config) -> Iterator[Finding]:
         near = get_close_matches(name.lower(), METRICS, n=1) or ["loss"]
         message = f"there is no metric {name!r}; there are {', '.join(METRICS)}, and a function of yours as FILE.py:FUNCTION"
         yield "evaluation.unknown-metric", key, message, f"--set {key}={near[0]}"
+
+
+def _objective_errors(config: Config, chosen: set[str]) -> Iterator[Finding]:
+    objective, data_format, metric = config.training.objective, config.data.format, config.evaluation.metric
+    if objective not in LEARNS:
+        message = f"training.objective {objective} is not built yet; this version has {', '.join(LEARNS)}"
+        yield "config.objective-not-built", "training.objective", message, "--set training.objective=sft"
+        return
+    pairs = LEARNS[objective] == "pairs"
+    if pairs != (data_format == "preference") and data_format != "auto":
+        message = f"training.objective {objective} learns from {LEARNS[objective]}, and data.format is {data_format}"
+        yield "config.objective-and-format", "data.format", message, f"--set data.format={'preference' if pairs else 'auto'}"
+    for key, readers in READ_BY.items():
+        if f"preference.{key}" in chosen and objective not in readers:
+            message = f"preference.{key} is read by {', '.join(readers)}, and training.objective is {objective}"
+            yield "config.not-of-objective", f"preference.{key}", message, f"--set training.objective={readers[0]}"
+    if pairs and metric != "loss":
+        message = f"evaluation.metric {metric} judges one answer to a prompt, and training.objective {objective} learns from pairs"
+        yield "config.metric-of-answers", "evaluation.metric", message, "--set evaluation.metric=loss"
+    if config.data.streaming is True and objective in WITH_REFERENCE:
+        message = f"training.objective {objective} needs every row before training, for the log-probabilities of the reference"
+        yield "config.reference-needs-rows", "data.streaming", message, "--set data.streaming=false"
 
 
 def _machine_errors(config: Config) -> Iterator[Finding]:

@@ -13,6 +13,8 @@ from typing import Any
 
 from llamahome.config.describe import settings, unknown_key
 from llamahome.config.layers import Entry, assignment_entries, environment_entries, file_entries, flag_entries, read_text, standard_files
+from llamahome.config.objectives import LEARNS
+from llamahome.config.preference import WITH_REFERENCE
 from llamahome.config.schema import Config
 from llamahome.config.validate import validate
 from llamahome.config.yamltext import lines_of, write_value
@@ -22,6 +24,8 @@ from llamahome.redaction import redact
 DEFAULT = "default"
 _COMMENT = "  # "
 _SAVED = "saved: "
+_DERIVED = "auto: training.objective is "
+"""Origin of a value that follows from the objective; it is made anew whenever settings are put together."""
 _RETIRED = (("model", "attention"),)
 """Keys of earlier versions: they stand in the config.yaml of older runs and have no effect any more."""
 
@@ -132,10 +136,16 @@ def _build(entries: Sequence[Entry], problems: list[Problem]) -> LoadedConfig:
     """The defaults with all entries in order on top; raises ConfigError if there are problems."""
     if problems:
         raise ConfigError(problems)
+    entries = [entry for entry in entries if not entry.origin.removeprefix(_SAVED).startswith(_DERIVED)]
     values: dict[str, dict[str, Any]] = {setting.section: {} for setting in settings().values()}
     origins = dict.fromkeys(settings(), DEFAULT)
     for entry in entries:
         setting = settings()[entry.key]
         values[setting.section][setting.name] = entry.value
         origins[entry.key] = entry.origin
+    objective = values["training"].get("objective", "sft")
+    if LEARNS.get(objective) == "pairs" and values["data"].get("format", "auto") == "auto":
+        values["data"]["format"], origins["data.format"] = "preference", f"{_DERIVED}{objective}"
+    if objective in WITH_REFERENCE and values["data"].get("streaming", "auto") == "auto":
+        values["data"]["streaming"], origins["data.streaming"] = False, f"{_DERIVED}{objective}"
     return LoadedConfig(Config.model_validate(values, strict=True), origins)

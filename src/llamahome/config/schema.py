@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from llamahome.config.columns import check_columns
+from llamahome.config.objectives import ObjectiveName
+from llamahome.config.preference import PreferenceConfig
 from llamahome.config.quantities import Amount, Nodes, PositiveInt, SecondsText
 from llamahome.config.section import Auto, Section, Share
 from llamahome.config.written import CheckpointConfig, EvaluationConfig, MonitoringConfig, OutputConfig
@@ -45,8 +47,9 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """What is read and what of it is learned."""
 
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"] = "auto"
-    """Format of the rows. auto: detected from the first rows, and the reason is shown."""
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference"] = "auto"
+    """Format of the rows. auto: detected from the first rows, and the reason is shown; preference (a better and a worse answer to one
+    prompt) where training.objective learns from pairs."""
     columns: Annotated[dict[str, str], AfterValidator(check_columns)] = {}
     """Other names of keys in the rows, as {prompt: question, completion: answer}: our key, then the column. Or a template over columns, as
     {prompt: "{question}\\n\\n{passage}", completion: answer}; a line of it whose columns are all empty in a row is left out."""
@@ -85,16 +88,21 @@ class TrainingConfig(Section):
 
     method: Literal["lora", "full"] = "lora"
     """Train a low-rank adapter on a frozen base, or every weight."""
+    objective: ObjectiveName = "sft"
+    """What is minimised. sft: the loss of the answers. dpo, ipo, orpo and simpo: a loss of pairs of a better and a worse answer, which
+    data.format preference reads; section preference has their constants. docs/Methods.md says which one when."""
     batch_size: Auto | PositiveInt = "auto"
     """Rows per step (one optimizer update), over all processes and micro-batches; a row is one example unless it is split or left out.
     auto: 4 to 32, growing with the number of rows, docs/decisions/0018-passes.md."""
     micro_batch_tokens: Auto | PositiveInt = "auto"
     """Tokens per forward and backward pass. It changes memory and speed, never the result. auto: from the device and max_length."""
     learning_rate: Auto | Annotated[float, Field(gt=0)] = "auto"
-    """Peak learning rate. auto: a rule of method and model size, docs/decisions/0004-learning-rate.md."""
+    """Peak learning rate. auto: a rule of method and model size, docs/decisions/0004-learning-rate.md, and a tenth of that
+    for pairs of answers."""
     epochs: Auto | Annotated[float, Field(gt=0)] = "auto"
     """Passes over the training rows; 0.5 is half a pass.
-    auto: 1 to 24, fewer the more rows there are, the longer their answers are and the less these share, docs/decisions/0018-passes.md."""
+    auto: 1 for pairs of answers. Else 1 to 24, fewer the more rows there are, the longer their answers are and the less these share,
+    docs/decisions/0018-passes.md."""
     max_steps: PositiveInt | None = None
     """End the run at this step, whatever `epochs` says; the schedule ends there too."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -209,6 +217,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    preference: PreferenceConfig = PreferenceConfig()
     lora: LoraConfig = LoraConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -60,6 +60,8 @@ class Conversation:
     """Numbers of assistant turns that are never learned: those of the prompt of prompt_completion, and those of weight 0."""
     tools: tuple[dict[str, Any], ...] = ()
     """Definitions of the tools that the assistant may call, for the chat template."""
+    other: tuple[dict[str, Any], ...] = ()
+    """The turns with the worse answer, if the row is a pair of answers of which `turns` has the better one."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,17 @@ class Example:
     """Tokens beyond max_length that are not in `tokens`."""
     cut_targets: int = 0
     """How many of those would have been learned."""
+    known: float | None = None
+    """What is known of it before training, such as its log-probability in the reference model."""
+
+
+@dataclass(frozen=True)
+class Together:
+    """Documents of one row that is learned as a whole, like the two answers of a pair."""
+
+    documents: int
+    shared: int = 0
+    """Tokens that all of them begin with, to be computed once; 0 if each is computed in full."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +105,12 @@ class Microbatch:
     """int64 [N], increasing: positions whose hidden state predicts a target, i.e. target position - 1."""
     labels_N: torch.Tensor
     """int64 [N]: the token that each of them must predict."""
+    targets: tuple[int, ...] = ()
+    """Targets of each document, D numbers that add up to N; host side."""
+    groups: tuple[Together, ...] = ()
+    """The documents of each row, if a row is learned as a whole; they lie one after the other. Else empty."""
+    known_D: torch.Tensor | None = None
+    """float32 [D], on the processor: what is known of each document before training, such as its log-probability in the reference model."""
     keys: tuple[int, ...] = field(default=())
     """Positions of the documents in the data order; they name the rows if a step fails."""
     index: int = 0
@@ -105,6 +124,13 @@ class Microbatch:
     def num_tokens(self) -> int:
         """T, or 0 when idle."""
         return 0 if self.idle else sum(self.lengths)
+
+    @property
+    def row_lengths(self) -> tuple[int, ...]:
+        """Tokens of what cannot be divided: of each group, or of each document."""
+        ends = np.cumsum((0, *self.lengths))
+        borders = np.cumsum((0, *([group.documents for group in self.groups] or (1,) * len(self.lengths))))
+        return tuple(np.diff(ends[borders]).tolist())
 
     @property
     def num_targets(self) -> int:

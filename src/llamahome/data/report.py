@@ -59,6 +59,11 @@ class DataReport:
     """How often rows are seen, if data.mixture is set."""
 
     @property
+    def row_examples(self) -> int:
+        """Examples of each row, unless it is split: the two answers of a pair, else one."""
+        return 2 if self.format == "preference" else 1
+
+    @property
     def mean_tokens(self) -> float:
         """Tokens per example."""
         return self.tokens / max(1, self.examples)
@@ -97,13 +102,15 @@ class DataReport:
         """The report for people: totals, then a line for each kind of loss."""
         share = self.targets / max(1, self.tokens)
         lines = [f"{many(self.rows, 'row')} in {many(self.files, 'file')}, format {self.format}: {self.reason}"]
-        each = f"{self.mean_tokens:,.0f} per example, {share:.0%} of them learned; longest {self.longest_tokens:,} ({self.longest_where})"
+        what = "answer with its prompt" if self.row_examples == 2 else "example"
+        each = f"{self.mean_tokens:,.0f} per {what}, {share:.0%} of them learned; longest {self.longest_tokens:,} ({self.longest_where})"
         if self.sampled_rows:
             held = f"{many(self.eval_examples, 'example')} held out"
             lines.append(f"{many(self.epoch_rows, 'row')} to train on, tokenized while the model trains; {held}")
             lines.append(f"of {many(self.sampled_rows, 'row')}: {show_count(self.tokens)} tokens, {each}")
         else:
-            held = f"{many(self.train_examples, 'example')} to train on, {self.eval_examples:,} held out"
+            each_row, noun = self.row_examples, "pair" if self.row_examples == 2 else "example"
+            held = f"{many(self.train_examples // each_row, noun)} to train on, {self.eval_examples // each_row:,} held out"
             lines.append(f"{held}; {show_count(self.tokens)} tokens, {each}")
         lines += self.mixture
         return [*lines, *lost_lines(self), *self.shared_apart, *self.notes]

@@ -1,7 +1,7 @@
 """Rows as the model sees them, token by token: learned, context, or cut off by max_length. `data show` prints them."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -9,8 +9,10 @@ import numpy as np
 from llamahome.config.schema import DataConfig
 from llamahome.data.files.sources import Source
 from llamahome.data.prepare import first_format
-from llamahome.data.records import Row
+from llamahome.data.records import Conversation, Row
 from llamahome.data.rows.formats import understand
+from llamahome.data.store.pairs import learned_of, sides, together
+from llamahome.data.text.render import TrainOn
 from llamahome.data.text.targets import Encoded, Tokenized, encode, fit, tokenize
 from llamahome.data.text.tokens import ChatTokenizer, require_chat_template
 from llamahome.errors import Problem
@@ -28,6 +30,8 @@ class ShownRow:
     ids: tuple[int, ...]
     texts: tuple[str, ...]
     kinds: tuple[Kind, ...]
+    answer: Literal["", "chosen", "rejected"] = ""
+    """Which answer of a pair it is."""
 
     def as_json(self) -> dict[str, Any]:
         """The object that `data show --json` prints; only tokens that are cut have "cut"."""
@@ -35,7 +39,8 @@ class ShownRow:
             {"id": number, "text": text, "target": kind == "learned"} | ({"cut": True} if kind == "cut" else {})
             for number, text, kind in zip(self.ids, self.texts, self.kinds, strict=True)
         ]
-        return {"row": self.row.index, "source": self.row.source, "tokens": tokens}
+        pair = {"answer": self.answer} if self.answer else {}
+        return {"row": self.row.index, "source": self.row.source, **pair, "tokens": tokens}
 
     def stretches(self) -> Iterator[tuple[Kind, str, int]]:
         """Runs of tokens of one kind: kind, text, number of tokens."""
@@ -63,7 +68,10 @@ def sizes(source: Source, numbers: Sequence[int], data: DataConfig, tokenizer: C
     rows = [source.parsed(number) for number in numbers]
     found = [row if isinstance(row, Problem) else understand(row, detected, data.columns) for row in rows]
     chats = [conversation for conversation in found if not isinstance(conversation, Problem)]
-    for encoded in encode(chats, tokenizer, train_on=data.train_on, max_length=data.max_length, on_overlong=data.on_overlong):
+    flat, train_on = [side for conversation in chats for side in sides(conversation)], learned_of(detected, data)
+    each = iter(encode(flat, tokenizer, train_on=train_on, max_length=data.max_length, on_overlong=data.on_overlong))
+    for conversation in chats:
+        encoded = together([next(each) for _ in sides(conversation)])
         if not isinstance(encoded, Problem):
             trained = sum(len(example.tokens) for example in encoded.examples)
             yield RowSize(encoded.num_tokens, trained, sum(int(example.targets.sum()) for example in encoded.examples))
@@ -79,7 +87,10 @@ def _format_of(source: Source, data: DataConfig, tokenizer: ChatTokenizer) -> st
 def view(
     source: Source, numbers: Iterable[int], data: DataConfig, tokenizer: ChatTokenizer, *, only: Only | None = None
 ) -> Iterator[ShownRow | Problem]:
-    """These rows with the tokens and targets that a training run gives them; a Problem for a row that it would refuse."""
+    """These rows with the tokens and targets that a training run gives them; a Problem for a row that it would refuse.
+
+    A pair of answers is shown as two, the better one first.
+    """
     detected = _format_of(source, data, tokenizer)
     for number in numbers:
         row = source.parsed(number)
@@ -87,15 +98,28 @@ def view(
         if isinstance(conversation, Problem):
             yield conversation
             continue
-        (whole,) = tokenize([conversation], tokenizer, train_on=data.train_on)
+        yield from _view_one(conversation, data, tokenizer, only=only, train_on=learned_of(detected, data))
+
+
+def _view_one(
+    conversation: Conversation, data: DataConfig, tokenizer: ChatTokenizer, *, only: Only | None, train_on: TrainOn
+) -> Iterator[ShownRow | Problem]:
+    found: list[tuple[Tokenized, Encoded]] = []
+    for whole in tokenize(sides(conversation), tokenizer, train_on=train_on):
         if isinstance(whole, Problem):
             yield whole
-            continue
+            return
         encoded = fit(whole, max_length=data.max_length, on_overlong=data.on_overlong)
         if isinstance(encoded, Problem):
             yield encoded
-        elif only is None or _is(only, encoded):
-            yield _shown(whole, encoded, tokenizer)
+            return
+        found.append((whole, encoded))
+    row = together([encoded for _, encoded in found])
+    if only is not None and not (isinstance(row, Encoded) and _is(only, row)):
+        return
+    names: Sequence[Literal["", "chosen", "rejected"]] = ("chosen", "rejected") if conversation.other else ("",)
+    for name, (whole, encoded) in zip(names, found, strict=True):
+        yield replace(_shown(whole, encoded, tokenizer), answer=name)
 
 
 def _is(only: Only, encoded: Encoded) -> bool:

@@ -19,6 +19,7 @@ from llamahome.doctor.settings import load_settings, of_problems
 from llamahome.errors import LlamaHomeError
 from llamahome.monitoring.resources import free_memory_bytes, process_memory
 from llamahome.monitoring.throughput import PartClock
+from llamahome.reference_values import with_reference
 from llamahome.rundir import RAW_DATA, RUNS, RunPaths
 from llamahome.saving import require_space, write_model
 from llamahome.training.memory import RanOut
@@ -85,7 +86,7 @@ def measure_steps(request: Request) -> StepTimes:
     began = time.perf_counter()
     with open_session(loaded, saves=False) as session:
         data = read_data(session, loaded, rows)
-        job = assemble(session, data)
+        job = with_reference(assemble(session, data))
         prepared_s = time.perf_counter() - began
         output = job.config.output.dir
         folder = next(each for each in (Path(output or RUNS).absolute(), *Path(output or RUNS).absolute().parents) if each.is_dir())
@@ -129,7 +130,7 @@ def _steps(job: Job) -> StepTimes:
             learner.objective.loss_sum,
             learner.optimizer,
             batch.microbatches,
-            num_targets=batch.num_targets,
+            divisors=[sum(each) for each in zip(*map(learner.objective.units, batch.microbatches), strict=True)],
             seed=step_seed(training.seed, step),
             limits=Limits(training.max_grad_norm),
             reducer=learner.placement.exchange,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,10 +44,20 @@ class Objective:
     """The causal language model with its adapters, not PEFT's wrapper."""
     backend: Backend
     within: Within = directly
+    unit: ClassVar[str] = "target"
+    measured: ClassVar[tuple[str, ...]] = ()
+
+    def units(self, batch: Batch) -> tuple[int, ...]:
+        """The number of targets."""
+        return (len(batch.labels_N),)
 
     def loss_sum(self, batch: Batch) -> Tensor:
         """() float32, in nats, summed over the targets of `batch`; differentiable."""
         return self.within(lambda: self.backend.loss_sum(self._hidden(batch), batch.labels_N, head_of(self.model)), _nothing)
+
+    def loss_of(self, batch: Batch, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        """`loss` of log p(target | earlier tokens of its document), [N] float32, for every target of `batch`; differentiable."""
+        return self.within(lambda: loss(self.backend.logprobs(self._hidden(batch), batch.labels_N, head_of(self.model))), _nothing)
 
     @torch.no_grad()
     def stats(self, batch: Batch) -> HeadStats:

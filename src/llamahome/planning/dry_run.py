@@ -79,6 +79,7 @@ class _Document:
         self.lengths = (_REHEARSED_TOKENS,)
         self.rows_N = torch.arange(_REHEARSED_TOKENS - 1)
         self.labels_N = torch.zeros(_REHEARSED_TOKENS - 1, dtype=torch.int64)
+        self.groups = ()
         self.documents = None
 
 

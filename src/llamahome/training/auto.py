@@ -34,6 +34,9 @@ _EVALUATION_SHARE, _FEWEST_EVALUATED, _USUAL_TIMES, _MOST_TIMES = 0.1, 16, 2, 10
 """The rule of evaluation.rows and evaluation.every auto, as their texts in config/schema.py say it."""
 _FULL_AT_2000 = 5e-5
 _LORA_FACTOR = 10.0
+_PAIRS_FACTOR, PAIR_PASSES = 0.1, 1
+"""Preferences are learned with a tenth of the rate, in one pass. Source: the rates and passes of the papers of DPO, ORPO and SimPO and of
+their public recipes, 5e-7 to 8e-6 for all weights of 7B models, ten times that for adapters, one to three passes. Not measured here."""
 _WIDTH_POWER = 0.78
 """Wider models need smaller steps: rate ~ (2000 / hidden size) ^ 0.78, and LoRA ten times the rate of full fine-tuning. Source: the fit
 for Llama models in "LoRA Without Regret" (Thinking Machines, 2025). Other families and our check: docs/decisions/0004-learning-rate.md."""
@@ -71,9 +74,13 @@ def _fourth_root(limit: int, rows: int) -> float:
     return math.pow(min(1.0, limit / rows), 0.25)
 
 
-def auto_learning_rate(method: str, hidden_size: int) -> float:
-    """The rate for training.learning_rate auto, to two digits: 1.3e-3 for LoRA at hidden size 576, 2.9e-4 at 4,096, a tenth for full."""
+def auto_learning_rate(method: str, hidden_size: int, *, pairs: bool = False) -> float:
+    """The rate for training.learning_rate auto, to two digits: 1.3e-3 for LoRA at hidden size 576, 2.9e-4 at 4,096, a tenth for full.
+
+    A tenth of that for pairs of answers.
+    """
     rate = _FULL_AT_2000 * (2000 / hidden_size) ** _WIDTH_POWER * (_LORA_FACTOR if method == "lora" else 1.0)
+    rate *= _PAIRS_FACTOR if pairs else 1.0
     return float(f"{rate:.1e}")
 
 

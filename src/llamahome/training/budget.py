@@ -27,7 +27,7 @@ class Budget:
     def lower(self, batch: StepBatch, ran_out: RanOut, *, step: int) -> StepBatch:
         """The examples of `batch`, whose step is done again, in smaller micro-batches, as in later steps. Raises OutOfMemory."""
         run, tokens = self._run, batch.micro_batch_tokens
-        lengths = [microbatch.lengths for microbatch in batch.microbatches]
+        lengths = [microbatch.row_lengths for microbatch in batch.microbatches]
         smaller = smaller_budget(ran_out.message, tokens, lengths, world=run.world, others_wait=ran_out.others_wait)
         again = run.loader.lay_out_again(batch, smaller.micro_batch_tokens)
         self._tell(smaller.ranks, step=step, tokens=tokens, how="this step is done again with")

@@ -36,7 +36,7 @@ class MemoryWatch:
             layer.register_forward_pre_hook(self._before_layer)
 
         def watched(batch: Microbatch) -> Tensor:
-            self._watching = len(batch.lengths) > 1
+            self._watching = len(batch.row_lengths) > 1
             self._last, self._growth, self._read_at = self._free(), 0, -1.0
             try:
                 return loss_sum(batch)

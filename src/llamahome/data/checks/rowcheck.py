@@ -5,7 +5,7 @@ again, so that all its faults are reported at once. Memory: one block of rows.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from llamahome.data.records import Conversation, Row
 from llamahome.data.rows.detect import detect
 from llamahome.data.rows.formats import understand
 from llamahome.data.rows.jsonpath import path_in, show_path, strings
+from llamahome.data.store.pairs import learned_of, sides, together
 from llamahome.data.store.truncation import Truncation
 from llamahome.data.text.end_tokens import end_setting
 from llamahome.data.text.targets import Encoded, Tokenized, fit, tokenize
@@ -109,10 +110,11 @@ class RowChecker:
         rows = [self._convert(*arguments) for arguments in zip(numbers, parsed, findings, strict=True)]
         sizes = [self._measure(row) for row in rows]
         if self.tokenizer is not None:
-            chats = [(at, row.conversation) for at, row in enumerate(rows) if row.conversation is not None]
-            tokenized = tokenize([conversation for _, conversation in chats], self.tokenizer, train_on=self.scope.data.train_on)
-            for (at, _), result in zip(chats, tokenized, strict=True):
-                sizes[at] = self._fit(result, rows[at], sizes[at], findings[at])
+            chats = [(at, sides(row.conversation)) for at, row in enumerate(rows) if row.conversation is not None]
+            train_on = learned_of(self.scope.format or "", self.scope.data)
+            flat = iter(tokenize([side for _, both in chats for side in both], self.tokenizer, train_on=train_on))
+            for at, both in chats:
+                sizes[at] = self._fit([next(flat) for _ in both], rows[at], sizes[at], findings[at])
         losses = Truncation()
         for size in sizes:
             if size.encoded is not None:
@@ -186,11 +188,16 @@ class RowChecker:
             language="" if self._identify is None else self._identify(answer_text(row.conversation)),
         )
 
-    def _fit(self, tokenized: Tokenized | Problem, row: _ConvertedRow, size: RowSize, findings: list[Found]) -> RowSize:
-        """The numbers of the row with its tokens, or without if it is refused; appends what is wrong to `findings`."""
+    def _fit(self, both: Sequence[Tokenized | Problem], row: _ConvertedRow, size: RowSize, findings: list[Found]) -> RowSize:
+        """The numbers of the row with its tokens, or without if it is refused; appends what is wrong to `findings`.
+
+        `both` has one member, or the two answers of a pair, of which the better one is measured.
+        """
         data, tokenizer = self.scope.data, self.tokenizer
         assert tokenizer is not None and row.conversation is not None
-        encoded = tokenized if isinstance(tokenized, Problem) else fit(tokenized, max_length=data.max_length, on_overlong=data.on_overlong)
+        limits: Any = {"max_length": data.max_length, "on_overlong": data.on_overlong}
+        encoded = together([each if isinstance(each, Problem) else fit(each, **limits) for each in both])
+        tokenized = both[0]
         if isinstance(tokenized, Tokenized) and isinstance(encoded, Encoded):
             if not row.refused:
                 findings += _training_losses(encoded, tokenizer, data, row.place(self.source))

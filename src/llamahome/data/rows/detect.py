@@ -10,20 +10,19 @@ from typing import Any
 from llamahome.data.files.commands import list_within
 from llamahome.data.files.jsonrow import excerpt
 from llamahome.data.files.kinds import ending
-from llamahome.data.records import Row
+from llamahome.data.records import Conversation, Row
 from llamahome.data.rows.advice import alternative, good_answers, other_keys, reason, setting, unknown
 from llamahome.data.rows.column_roles import ColumnRoles, find_roles
 from llamahome.data.rows.columns import columns_of, with_templates
-from llamahome.data.rows.formats import FORMATS, KEYS, OWN_NAMES, Names, text_column
+from llamahome.data.rows.formats import FORMATS, KEYS, OWN_NAMES, Names, text_column, understand
 from llamahome.data.rows.headerless import is_table, no_header
+from llamahome.data.rows.preferences import pair_columns, whole_conversations
 from llamahome.data.rows.row_error import RowError, nearest, problem_at
 from llamahome.data.rows.turns import TURN_LISTS, opened, turn_keys, turn_list
 from llamahome.errors import DataError, Problem
 
 SAMPLE = 64
 """Rows that are examined."""
-_PAIRS = (("chosen", "rejected"), ("accepted", "rejected"), ("chosen_response", "rejected_response"), ("preferred", "dispreferred"))
-"""Keys of the better and the worse answer."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,8 @@ def detect(rows: Sequence[Row], format_setting: str, names: Names = OWN_NAMES) -
     _check_columns(rows, names)
     if format_setting == "auto":
         detected = _detect(rows, names)
+    elif format_setting == "preference":
+        detected = DetectedFormat(format_setting, _why_pairs(rows, names))
     else:
         detected = DetectedFormat(format_setting, f"data.format is {format_setting}")
     unread = [ours for ours in names if ours not in KEYS[detected.name]]
@@ -53,6 +54,20 @@ def detect(rows: Sequence[Row], format_setting: str, names: Names = OWN_NAMES) -
         hint = f"--set data.format={fitting[0]}" if fitting else f"{detected.name} reads {', '.join(KEYS[detected.name])}"
         raise DataError(Problem(code="data.unread-column", message=message, where=rows[0].where if rows else None, hint=hint))
     return detected
+
+
+def _why_pairs(rows: Sequence[Row], names: Names) -> str:
+    """Which columns hold the two answers; DataError if no row has them."""
+    found = next(((row, pair) for row in rows if (pair := pair_columns(row.value, names)) and set(pair) <= row.value.keys()), None)
+    if found is None:
+        keys = ", ".join(f'"{key}"' for key in list(rows[0].value)[:12]) if rows else "none"
+        message = f"no row has two answers, chosen and rejected, as preferences are learned from; the keys here are {keys}"
+        hint = "--set training.objective=sft --set data.format=auto   learns from rows with one answer"
+        raise DataError(Problem(code="data.no-pairs", message=message, where=rows[0].where if rows else None, hint=hint))
+    row, (better, worse) = found
+    if whole_conversations(row.value, better) is not None:
+        return f"`{better}` and `{worse}` are conversations that begin alike"
+    return f"`{better}` and `{worse}` are the answers to one prompt"
 
 
 def _detect(rows: Sequence[Row], names: Names) -> DetectedFormat:
@@ -141,11 +156,13 @@ def _preference(row: Row, names: Names) -> Problem | None:
     if names.keys() & {"completion", "messages", "conversations", "output", "text"}:
         return None
     value, hint = row.value, None
-    pair = next((pair for pair in _PAIRS if set(pair) <= value.keys()), None)
+    pair = pair_columns(value, OWN_NAMES)
     if pair is not None:
         what = f"preference pairs ({pair[0]}, {pair[1]})"
         good = good_answers(value, pair[0])
-        hint = f"{good}   learns only the better answers" if good else None
+        both = "--set training.objective=dpo   learns from both answers"
+        readable = isinstance(understand(row, "preference"), Conversation)
+        hint = "; ".join([both] * readable + [f"{good}   learns only the better ones"] * (good is not None)) or None
     elif "completion" in value and isinstance(value.get("label"), bool):
         what = "answers labelled good or bad (completion, label)"
         lines = ending(row.source) in (".jsonl", ".ndjson")
@@ -158,7 +175,7 @@ def _preference(row: Row, names: Names) -> Problem | None:
         return None
     return Problem(
         code="data.preference",
-        message=f"rows are {what}; this version learns only from good answers",
+        message=f"rows are {what}; training.objective sft learns only from good answers",
         where=row.where,
         excerpt=excerpt(json.dumps(value, ensure_ascii=False), row.line),
         hint=hint,

@@ -1,10 +1,11 @@
-"""Rows to conversations: five formats, and one function for each that reads a row of it.
+"""Rows to conversations: six formats, and one function for each that reads a row of it.
 
     messages           {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
     sharegpt           {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}
     alpaca             {"instruction": "...", "input": "...", "output": "..."}
     prompt_completion  {"prompt": "...", "completion": "..."}, or both as lists of messages; also other names (column_roles.py)
     text               {"text": "..."}
+    preference         {"prompt": "...", "chosen": "...", "rejected": "..."}: two answers, read in preferences.py
 
 What a row lacks is reported with its JSON path and the nearest name. Nothing is guessed that could teach the wrong thing. `names` is the
 setting data.columns: under which key of the row one of our keys is, or a template of several keys (columns.py).
@@ -21,6 +22,7 @@ from llamahome.data.files.jsontext import Unusual, not_finite_at
 from llamahome.data.records import Conversation, Row
 from llamahome.data.rows.column_roles import ColumnRoles, Unclear, answer_of, context_columns, find_roles, plain_name, system_column
 from llamahome.data.rows.columns import with_templates
+from llamahome.data.rows.preferences import read_pair
 from llamahome.data.rows.row_error import RowError, content_of, problem_at, required
 from llamahome.data.rows.toolcalls import as_calls, read_calls, read_definitions
 from llamahome.data.rows.turns import (
@@ -53,6 +55,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "alpaca": ("instruction", "input", "output", "system", "history"),
     "prompt_completion": ("prompt", "completion", "system", "tools", "history"),
     "text": ("text",),
+    "preference": ("prompt", "chosen", "rejected", "system", "tools", "history"),
 }
 """The keys that each format reads."""
 OWN_NAMES: Mapping[str, str] = MappingProxyType({})
@@ -269,5 +272,7 @@ _READERS: dict[str, Callable[[Row, Names], Conversation]] = {
     "alpaca": _alpaca,
     "prompt_completion": _prompt_completion,
     "text": _text,
+    "preference": lambda row, names: read_pair(row, names, _READERS),
 }
-FORMATS: Sequence[str] = tuple(_READERS)
+FORMATS: Sequence[str] = tuple(name for name in _READERS if name != "preference")
+"""The formats that are found by their keys; `preference` is read because an objective needs it."""

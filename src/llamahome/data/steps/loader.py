@@ -18,11 +18,11 @@ from types import TracebackType
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from llamahome.data.records import Example, Microbatch
+from llamahome.data.records import Microbatch, Together
 from llamahome.data.steps.batching import divide
+from llamahome.data.steps.layout import EACH_ALONE, Layout, idle_microbatch, make_microbatch, undivided
 from llamahome.data.steps.mixture import RowOrder
 from llamahome.data.store.counts import Counts
 from llamahome.data.store.table import ExampleTable
@@ -73,29 +73,6 @@ def stay(batch: Microbatch) -> Microbatch:
     return batch
 
 
-def make_microbatch(examples: Sequence[Example], *, keys: Sequence[int], index: int) -> Microbatch:
-    """The examples end to end, in their order."""
-    lengths = tuple(len(example.tokens) for example in examples)
-    tokens = np.concatenate([example.tokens for example in examples]).astype(np.int64)
-    targets = np.flatnonzero(np.concatenate([example.targets for example in examples]))
-    positions = np.concatenate([np.arange(length, dtype=np.int64) for length in lengths])
-    return Microbatch(
-        tokens_T=torch.from_numpy(tokens),
-        positions_T=torch.from_numpy(positions),
-        lengths=lengths,
-        rows_N=torch.from_numpy(targets - 1),
-        labels_N=torch.from_numpy(tokens[targets]),
-        keys=tuple(keys),
-        index=index,
-    )
-
-
-def idle_microbatch(*, index: int) -> Microbatch:
-    """One token of no row, from which nothing is learned."""
-    one, none = (torch.from_numpy(np.zeros(size, dtype=np.int64)) for size in (1, 0))
-    return Microbatch(tokens_T=one, positions_T=one, lengths=(1,), rows_N=none, labels_N=none, index=index, idle=True)
-
-
 def sequential_microbatches(
     table: ExampleTable,
     *,
@@ -104,9 +81,10 @@ def sequential_microbatches(
     world_size: int = 1,
     equal_passes: bool = False,
     deliver: Deliver = stay,
+    layout: Layout = EACH_ALONE,
 ) -> list[Microbatch]:
     """The part of this rank of every example of the table, once; for evaluation."""
-    place = _Cursor(rank, world_size, equal_passes)
+    place = _Cursor(rank, world_size, equal_passes, layout)
     return _lay_out(table, range(len(table)), micro_batch_tokens=micro_batch_tokens, place=place, deliver=deliver)
 
 
@@ -153,6 +131,7 @@ class Loader:
     equal_passes: bool = False
     """Whether every rank gets as many micro-batches as the others, of which some may be idle."""
     deliver: Deliver = stay
+    layout: Layout = EACH_ALONE
     judge: Callable[[Counts], None] | None = None
     """Called with `seen` after each step of the first epoch; may raise DataError when too many rows were bad."""
     row_names: Callable[[Sequence[int]], list[str]] = lambda rows: []
@@ -231,7 +210,7 @@ class Loader:
         rows = self.order.rows_at(np.arange(begin, end, dtype=np.int64), seed=self.seed)
         table, counts = self.examples.examples_of(rows), Counts()
         counts.count_table(table)
-        place = _Cursor(self.rank, self.world_size, self.equal_passes)
+        place = _Cursor(self.rank, self.world_size, self.equal_passes, self.layout)
         keys = (table.row_of + begin).tolist()
         laid = _lay_out(table, keys, micro_batch_tokens=micro_batch_tokens, place=place, deliver=self.deliver)
         return StepBatch(begin, end, laid, micro_batch_tokens, counts)
@@ -239,21 +218,25 @@ class Loader:
 
 @dataclass(frozen=True)
 class _Cursor:
-    """Which rank this is, of how many, and whether all have to run equally often."""
+    """Which rank this is, of how many, whether all have to run equally often, and how rows lie in their passes."""
 
     rank: int
     world_size: int
     equal_passes: bool
+    layout: Layout
 
 
 def _lay_out(table: ExampleTable, keys: Sequence[int], *, micro_batch_tokens: int, place: _Cursor, deliver: Deliver) -> list[Microbatch]:
     """Micro-batches of one rank for every example of the table; numbered over all ranks, idle ones behind all others."""
-    ranks = divide(table.lengths.tolist(), world_size=place.world_size, micro_batch_tokens=micro_batch_tokens)
+    rows, shared, lengths = undivided(table, place.layout)
+    ranks = divide(lengths, world_size=place.world_size, micro_batch_tokens=micro_batch_tokens)
     first, mine = sum(len(packs) for packs in ranks[: place.rank]), ranks[place.rank]
-    made = [
-        deliver(make_microbatch([table.example(i) for i in pack], keys=[keys[i] for i in pack], index=first + number))
-        for number, pack in enumerate(mine)
-    ]
+    made = []
+    for number, pack in enumerate(mine):
+        groups = [Together(len(rows[unit]), shared[unit]) for unit in pack] if place.layout.whole_rows else ()
+        numbers = [i for unit in pack for i in rows[unit]]
+        examples, named = [table.example(i) for i in numbers], [keys[i] for i in numbers]
+        made.append(deliver(make_microbatch(examples, keys=named, index=first + number, groups=groups)))
     if place.equal_passes:
         behind, most = sum(len(packs) for packs in ranks), max(len(packs) for packs in ranks)
         made += [deliver(idle_microbatch(index=behind))] * (most - len(mine))

@@ -18,6 +18,7 @@ from llamahome.data.files.sources import Source, open_source
 from llamahome.data.records import Conversation, Row
 from llamahome.data.rows.formats import understand
 from llamahome.data.store.counts import Counts
+from llamahome.data.store.pairs import learned_of, sides, together
 from llamahome.data.store.table import ExampleTable, RowRead, build_table
 from llamahome.data.store.workers import CannotOpen, Work, WorkerFailed, WorkerPool
 from llamahome.data.text.targets import Encoded, encode
@@ -46,14 +47,13 @@ def read_rows(reader: RowReader, numbers: Iterable[int]) -> tuple[ExampleTable, 
     """The examples of these rows of the source, in this order, and their counts. A bad row is counted, never raised."""
     data, counts = reader.data, Counts()
     rows: list[RowRead] = []
+    train_on = learned_of(reader.format_name, data)
     merges_system = reader.format_name != "text" and reader.tokenizer.template.merges_system
     for batch in _batches(reader, numbers):
-        conversations = [item for item in batch if isinstance(item, Conversation)]
-        encoded = iter(
-            encode(conversations, reader.tokenizer, train_on=data.train_on, max_length=data.max_length, on_overlong=data.on_overlong)
-        )
+        conversations = [side for item in batch if isinstance(item, Conversation) for side in sides(item)]
+        encoded = iter(encode(conversations, reader.tokenizer, train_on=train_on, max_length=data.max_length, on_overlong=data.on_overlong))
         for item in batch:
-            result = item if isinstance(item, Problem) else next(encoded)
+            result = item if isinstance(item, Problem) else together([next(encoded) for _ in sides(item)])
             if isinstance(result, Problem):
                 counts.add_problem(result)
                 rows.append(RowRead((), "bad"))
@@ -122,7 +122,7 @@ def _batches(reader: RowReader, numbers: Iterable[int]) -> Iterator[list[Convers
         item = row if isinstance(row, Problem) else understand(row, reader.format_name, reader.data.columns)
         batch.append(item)
         if isinstance(item, Conversation):
-            characters += len(item.text or "") + sum(len(str(turn.get("content", ""))) for turn in item.turns)
+            characters += len(item.text or "") + sum(len(str(turn.get("content", ""))) for turn in (*item.turns, *item.other))
         if len(batch) >= _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0

@@ -61,6 +61,8 @@ class ExampleTable:
     cut_tokens: NDArray[np.int32]
     cut_targets: NDArray[np.int32]
     paths: tuple[str, ...]
+    known: NDArray[np.float32] | None = None
+    """What is known of each example before training; made for a run, never stored."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -74,7 +76,9 @@ class ExampleTable:
         """Example `number`; its arrays are views into the table."""
         begin, end = int(self.offsets[number]), int(self.offsets[number + 1])
         path = self.paths[int(self.files[number])]
-        return Example(path, int(self.rows[number]), int(self.lines[number]), self.tokens[begin:end], self.targets[begin:end])
+        known = None if self.known is None else float(self.known[number])
+        tokens, targets = self.tokens[begin:end], self.targets[begin:end]
+        return Example(path, int(self.rows[number]), int(self.lines[number]), tokens, targets, known=known)
 
     @property
     def threads(self) -> int:
@@ -112,6 +116,7 @@ class ExampleTable:
             cut_tokens=self.cut_tokens[rows],
             cut_targets=self.cut_targets[rows],
             paths=self.paths,
+            known=None if self.known is None else self.known[numbers],
         )
 
 

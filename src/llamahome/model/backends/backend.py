@@ -5,6 +5,7 @@ choose.py selects one back end per run. All other code calls the back end and ne
 Legend: T tokens, N targets, D hidden size, H query heads, K key heads, E head size (that of v may differ).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -18,6 +19,21 @@ from llamahome.model.backends.loss import Head, HeadStats
 from llamahome.model.precision import Precision
 
 
+@dataclass(frozen=True)
+class Group:
+    """Documents that begin with the same tokens, such as two answers to one prompt."""
+
+    lengths: tuple[int, ...]
+    """Tokens of each document, the shared ones included."""
+    shared: int
+    """Number of shared tokens; less than the length of the shortest document."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the group in a pass: the shared ones once, then the own ones of each document."""
+        return sum(self.lengths) - self.shared * (len(self.lengths) - 1)
+
+
 @dataclass(frozen=True, eq=False)
 class Documents:
     """The document boundaries of a pass, made once per pass and used by every layer.
@@ -29,6 +45,9 @@ class Documents:
     """Tokens of each document, the shared ones included."""
     shared: int = 0
     """Number of shared tokens; less than the length of the shortest document."""
+    groups: tuple[Group, ...] = ()
+    """If documents share tokens with some others only: every document in its group, in order. The pass then holds one group after the
+    other, and `shared` is 0."""
     starts: Tensor | None = None
     """int32 [documents + 1] on the device: the first token of each document, and the number of tokens. None if the back end does not use
     it."""
@@ -53,6 +72,15 @@ class Attend(Protocol):
         """[T, H, E of v]; no token sees another document."""
 
 
+class Together(Protocol):
+    """Documents of a batch that belong together, and the number of tokens that all of them begin with, which are computed once."""
+
+    @property
+    def documents(self) -> int: ...  # noqa: D102
+    @property
+    def shared(self) -> int: ...  # noqa: D102
+
+
 class Batch(Protocol):
     """A micro-batch of concatenated documents, such as the Microbatch of data/records.py."""
 
@@ -66,6 +94,8 @@ class Batch(Protocol):
     def rows_N(self) -> Tensor: ...  # noqa: D102
     @property
     def labels_N(self) -> Tensor: ...  # noqa: D102
+    @property
+    def groups(self) -> Sequence[Together]: ...  # noqa: D102
     @property
     def documents(self) -> object | None: ...  # noqa: D102
 
@@ -109,11 +139,17 @@ class Backend(Protocol):
     def to_device(self, batch: B, /) -> B:
         """`batch` on the device; the loader's thread calls it ahead of the step."""
 
+    def shares_beginnings(self, model: PreTrainedModel, /) -> bool:
+        """Whether `make_pass` can compute tokens that documents of a batch share only once, while `model` is trained."""
+
     def make_pass(self, batch: Batch, model: PreTrainedModel, /) -> Pass:
         """The pass that `model` computes for a batch on the device."""
 
     def loss_sum(self, hidden_ND: Tensor, labels_N: Tensor, head: Head) -> Tensor:
         """() float32: sum over targets of -log p(label); differentiable in hidden states and in a trained head."""
+
+    def logprobs(self, hidden_ND: Tensor, labels_N: Tensor, head: Head) -> Tensor:
+        """[N] float32: log p(label) of each target; differentiable in hidden states and in a trained head."""
 
     def stats(self, hidden_ND: Tensor, labels_N: Tensor, head: Head) -> HeadStats:
         """Summed loss and number of targets ranked first, without gradients."""

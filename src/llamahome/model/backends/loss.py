@@ -78,20 +78,25 @@ class PlainTiles:
 
     def loss(self, low_RV: Tensor, labels_R1: Tensor) -> tuple[Tensor, Tensor]:
         """Summed loss of a tile of raw logits and their gradient, in the dtype of `low_RV`; the gradient may overwrite `low_RV`."""
+        losses_R, grad_RV = self.losses(low_RV, labels_R1)
+        return losses_R.sum(), grad_RV
+
+    def losses(self, low_RV: Tensor, labels_R1: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of each row, [R] float32, and the gradient of their sum, as `loss` gives it."""
         head, logits = self.head, transform_logits_(low_RV.float(), self.head)
         capped = logits.clone() if head.softcap is not None else None
         top = logits.amax(-1, keepdim=True)
         target_logits = logits.gather(1, labels_R1) - top
         grad = logits.sub_(top).exp_()  # softmax in place; exp(logits - log of the sum) would round a whole row in one direction
         total = grad.sum(-1, keepdim=True)
-        loss = (total.log() - target_logits).sum()
+        losses = (total.log() - target_logits).squeeze(1)
         grad.div_(total)
         grad.scatter_add_(1, labels_R1, torch.full_like(labels_R1, -1, dtype=grad.dtype))
         if capped is not None and head.softcap is not None:
             grad.mul_(1 - (capped / head.softcap).square_())
         if head.scale != 1.0:
             grad.mul_(head.scale)
-        return loss, grad.to(low_RV.dtype)
+        return losses, grad.to(low_RV.dtype)
 
     def hidden_gradient(self, grad_RV: Tensor) -> Tensor:
         """[R, D]."""

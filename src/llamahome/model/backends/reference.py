@@ -15,7 +15,10 @@ from transformers import PreTrainedModel
 
 from llamahome.config.schema import Config
 from llamahome.model.backends.backend import B, Batch, Documents, Pass, Scoring
+from llamahome.model.backends.groups import share_groups, uses_dropout, visible_in_groups
+from llamahome.model.backends.logprobs import target_logprobs
 from llamahome.model.backends.loss import TILE_LOGITS, Head, HeadStats, PlainTiles, head_stats, summed_cross_entropy
+from llamahome.model.packing import packing_of
 from llamahome.model.precision import Precision
 
 _BYTES_PER_HIDDEN, _BYTES_PER_INNER = 18, 8
@@ -52,13 +55,23 @@ class Reference:
         moved: B = replace(batch, **{name: getattr(batch, name).to(self.device) for name in names})  # type: ignore[type-var]
         return moved
 
+    def shares_beginnings(self, model: PreTrainedModel, /) -> bool:
+        """Where the tokens are on the processor and all copies of a token have the same state."""
+        return self.device.type == "cpu" and packing_of(model).shares_prefixes and not uses_dropout(model)
+
     def make_pass(self, batch: Batch, model: PreTrainedModel, /) -> Pass:
-        """All tokens of the batch, unchanged."""
+        """All tokens of the batch, but those that documents share only once."""
+        if any(group.shared for group in batch.groups):
+            return share_groups(batch)
         return Pass(batch.tokens_T, batch.positions_T, batch.rows_N, Documents(batch.lengths))
 
     def loss_sum(self, hidden_ND: Tensor, labels_N: Tensor, head: Head) -> Tensor:
         """() float32: sum over targets of -log p(label)."""
         return summed_cross_entropy(hidden_ND, labels_N, head, dtype=self.precision.compute, tiles=self._tiles)
+
+    def logprobs(self, hidden_ND: Tensor, labels_N: Tensor, head: Head) -> Tensor:
+        """[N] float32: log p(label) of each target."""
+        return target_logprobs(hidden_ND, labels_N, head, dtype=self.precision.compute, tiles=self._tiles)
 
     def _tiles(self, matrix_VD: Tensor, head: Head) -> PlainTiles:
         return PlainTiles(matrix_VD, head)
@@ -127,6 +140,8 @@ def _state_bytes(config: Any) -> int:
 def reference_attention(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, documents: Documents, scoring: Scoring) -> Tensor:
     """Causal attention inside documents as one masked product over all tokens, [T, H, E of v]: T * T memory."""
     device = q_THE.device
+    if documents.groups:
+        return attend_masked(q_THE, k_TKE, v_TKE, ~visible_in_groups(documents.groups, scoring.window, device), scoring)
     document = torch.tensor([number for number, length in enumerate(documents.lengths) for _ in range(length)], device=device)
     position = torch.arange(len(document), device=device)
     hidden = (position[None, :] > position[:, None]) | (document[:, None] != document[None, :])

@@ -13,7 +13,8 @@ from tests.support.models import KINDS, examples_of, microbatch_of, objective_of
 from llamahome.data.records import Example
 from llamahome.model.backends.backend import Documents, Scoring
 from llamahome.model.backends.cpu.blocks import block_attention
-from llamahome.model.backends.cpu.shared_prefix import share_prefix, uses_dropout
+from llamahome.model.backends.cpu.shared_prefix import share_prefix
+from llamahome.model.backends.groups import uses_dropout
 from llamahome.model.backends.reference import reference_attention
 
 CPU = torch.device("cpu")

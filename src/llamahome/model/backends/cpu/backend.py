@@ -19,8 +19,9 @@ from llamahome.model.backends.cpu.fuse import fuse, recomputes_activations
 from llamahome.model.backends.cpu.head import CompiledTiles
 from llamahome.model.backends.cpu.merged_linear import merged_shape
 from llamahome.model.backends.cpu.native import Kernels
-from llamahome.model.backends.cpu.shared_prefix import share_prefix, uses_dropout
+from llamahome.model.backends.cpu.shared_prefix import share_prefix
 from llamahome.model.backends.cpu.tiled import can_tile, tiled_attention, will_tile
+from llamahome.model.backends.groups import attend_groups, uses_dropout
 from llamahome.model.backends.loss import Head, PlainTiles
 from llamahome.model.backends.reference import Reference, plain_bytes, reference_attention
 from llamahome.model.packing import packing_of
@@ -44,6 +45,8 @@ class CpuBackend(Reference):
         """Attention in compiled tiles if possible, otherwise in blocks; if scores are capped or dropped, as the reference does."""
         if scoring.softcap is not None or scoring.dropout:
             return reference_attention(q_THE, k_TKE, v_TKE, documents, scoring)
+        if documents.groups:
+            return attend_groups(self.attend, q_THE, k_TKE, v_TKE, documents.groups, scoring)
         q_THE, k_TKE = q_THE.to(v_TKE.dtype), k_TKE.to(v_TKE.dtype)  # under autocast, rotary embeddings leave them in float32
         scale, window = scoring.scale, scoring.window
         if self.kernels is not None and can_tile(q_THE, k_TKE, v_TKE, self.kernels):
@@ -52,6 +55,8 @@ class CpuBackend(Reference):
 
     def make_pass(self, batch: Batch, model: PreTrainedModel, /) -> Pass:
         """The tokens of the batch; those that all documents begin with only once, if all copies of a token have the same state."""
+        if any(group.shared for group in batch.groups):
+            return super().make_pass(batch, model)
         if (
             not packing_of(model).shares_prefixes
             or uses_dropout(model)

@@ -61,7 +61,7 @@ class DocumentGroup:
         return self.start == self.shared
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=64)
 def plan_groups(lengths: tuple[int, ...], shared: int = 0) -> tuple[DocumentGroup, ...]:
     """Groups of documents of similar length; `lengths` in the order of the tokens (best sorted from the longest, correct in any order).
 

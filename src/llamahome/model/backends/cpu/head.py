@@ -31,13 +31,13 @@ class CompiledTiles(PlainTiles):
         """[R, V], neither scaled nor capped, in the dtype of the products."""
         return product(hidden_RD, self._stack, transposed=True, kernels=self._dispatch.forward, bias=self.bias_V)
 
-    def loss(self, low_RV: Tensor, labels_R1: Tensor) -> tuple[Tensor, Tensor]:
-        """Summed loss of a tile of raw logits and their gradient."""
+    def losses(self, low_RV: Tensor, labels_R1: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of each row of a tile of raw logits and the gradient of their sum."""
         if not self._in_place:
-            return super().loss(low_RV, labels_R1)
+            return super().losses(low_RV, labels_R1)
         losses = torch.empty(low_RV.shape[0], dtype=torch.float32)
         self._kernels("cross_entropy", (low_RV.dtype,), low_RV, labels_R1.contiguous(), losses, *low_RV.shape)
-        return losses.sum(), low_RV
+        return losses, low_RV
 
     def hidden_gradient(self, grad_RV: Tensor) -> Tensor:
         """[R, D]."""

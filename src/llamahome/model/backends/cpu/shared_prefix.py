@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 _MIN_SAVED_SHARE = 0.02
 """Share of the tokens that must be saved; below it, copying costs as much as it saves."""
@@ -49,12 +48,3 @@ def share_prefix(tokens_T: Tensor, positions_T: Tensor, rows_N: Tensor, lengths:
     kept = keep.nonzero().squeeze(1)
     new_index_T = torch.where(keep, keep.cumsum(0) - 1, positions_T)
     return PrefixedPass(tokens_T[kept], positions_T[kept], new_index_T[rows_N], shared)
-
-
-def uses_dropout(model: PreTrainedModel) -> bool:
-    """Whether the model is in training mode and a layer or its config has a dropout probability above 0."""
-    if not model.training:
-        return False
-    in_config = (value for name, value in vars(model.config).items() if "drop" in name and isinstance(value, float))
-    in_layers = (module.p for module in model.modules() if isinstance(module, nn.Dropout))
-    return any(probability > 0 for probability in (*in_config, *in_layers))

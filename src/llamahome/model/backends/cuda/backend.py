@@ -20,6 +20,7 @@ from llamahome.model.backends.cuda.layers import Compiled, Switch, compile_layer
 from llamahome.model.backends.cuda.memory import keeps_probabilities, pass_bytes, tile_bytes
 from llamahome.model.backends.cuda.passes import PackedDocuments, PassCopier, packed, padded_size
 from llamahome.model.backends.cuda.snapshot import snapshot_at_first_failure
+from llamahome.model.backends.logprobs import target_logprobs
 from llamahome.model.backends.loss import Head, HeadStats, PlainTiles, head_stats, summed_cross_entropy
 from llamahome.model.backends.reference import Reference, plain_bytes
 from llamahome.model.packing import packing_of
@@ -73,6 +74,14 @@ class CudaBackend(Reference):
             count = sum(copied.lengths)
             return Pass(copied.tokens_T[:count], copied.positions_T[:count], copied.rows_N, Documents(copied.lengths))
         return Pass(copied.tokens_T, copied.positions_T, copied.rows_N, documents)
+
+    def shares_beginnings(self, model: PreTrainedModel, /) -> bool:
+        """Never: the kernels read documents in full."""
+        return False
+
+    def logprobs(self, hidden_ND: Tensor, labels_N: Tensor, head: Head) -> Tensor:
+        """[N] float32: log p(label) of each target, in large tiles of plain torch."""
+        return target_logprobs(hidden_ND, labels_N, head, dtype=self.precision.compute, tiles=PlainDeviceTiles)
 
     def loss_sum(self, hidden_ND: Tensor, labels_N: Tensor, head: Head) -> Tensor:
         """() float32: sum over targets of -log p(label)."""

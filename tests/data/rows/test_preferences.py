@@ -1,0 +1,83 @@
+"""Rows with two answers: every spelling gives the same pair, and what nothing can be learned from is refused."""
+
+from typing import Any
+
+import pytest
+
+from llamahome.data.records import Conversation, Row
+from llamahome.data.rows.detect import detect
+from llamahome.data.rows.formats import understand
+from llamahome.errors import DataError, Problem
+
+USER, GOOD, BAD = ({"role": role, "content": text} for role, text in (("user", "2+2?"), ("assistant", "4"), ("assistant", "5")))
+SYSTEM = {"role": "system", "content": "Count."}
+SPELLINGS: list[dict[str, Any]] = [
+    {"prompt": "2+2?", "chosen": "4", "rejected": "5"},
+    {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
+    {"prompt": [USER], "chosen": "4", "rejected": "5"},
+    {"prompt": "2+2?", "chosen": [USER, GOOD], "rejected": [USER, BAD], "score_chosen": 9.0, "score_rejected": 1.0},
+    {"prompt": "2+2?", "chosen": [GOOD], "rejected": [BAD]},
+    {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
+    {"question": "2+2?", "chosen": "4", "rejected": "5"},
+    {"instruction": "2+2?", "accepted": "4", "rejected": "5"},
+    {"chosen": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}], "rejected": [USER, BAD]},
+]
+
+
+def row_of(value: dict[str, Any]) -> Row:
+    return Row(index=4, source="mine.jsonl", line=5, value=value)
+
+
+def read(value: dict[str, Any], names: dict[str, str] | None = None) -> Conversation | Problem:
+    return understand(row_of(value), "preference", names or {})
+
+
+@pytest.mark.parametrize("value", SPELLINGS)
+def test_every_spelling_of_a_pair_is_the_same_pair(value: dict[str, Any]) -> None:
+    pair = read(value)
+    assert isinstance(pair, Conversation), pair
+    assert pair.turns == (USER, GOOD) and pair.other == (USER, BAD) and not pair.context_only
+
+
+def test_a_system_text_and_earlier_answers_are_the_prompt() -> None:
+    before = [USER, GOOD, {"role": "user", "content": "and 3+3?"}]
+    ends = [{"role": "assistant", "content": text} for text in ("6", "7")]
+    pair = read({"system": "Count.", "chosen": [*before, ends[0]], "rejected": [*before, ends[1]]})
+    assert isinstance(pair, Conversation)
+    assert pair.turns == (SYSTEM, *before, ends[0]) and pair.other == (SYSTEM, *before, ends[1])
+    assert pair.context_only == {2}, "the answer before is read and not learned"
+
+
+def test_columns_with_other_names_are_read_where_the_setting_names_them() -> None:
+    pair = read({"q": "2+2?", "good": "4", "bad": "5"}, {"prompt": "q", "chosen": "good", "rejected": "bad"})
+    assert isinstance(pair, Conversation) and (pair.turns[-1], pair.other[-1]) == (GOOD, BAD)
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "words"),
+    [
+        ({"prompt": "2+2?", "chosen": "4", "rejected": "4"}, "data.equal-answers", "the same answer"),
+        ({"prompt": "2+2?", "chosen": "4"}, "data.missing-key", '"rejected"'),
+        ({"prompt": "2+2?", "chosen": "", "rejected": "5"}, "data.empty-content", "chosen is empty"),
+        ({"prompt": "2+2?", "chosen": "4", "rejected": "  "}, "data.empty-content", "rejected is only white space"),
+        ({"chosen": [USER, GOOD], "rejected": [{**USER, "content": "1+1?"}, BAD]}, "data.different-prompts", "from turn 0, a user turn"),
+        ({"prompt": "2+2?", "chosen": [USER, GOOD], "rejected": [USER]}, "data.no-assistant", "no assistant turn"),
+        ({"chosen": "4", "rejected": "5"}, "data.missing-key", '"prompt"'),
+    ],
+)
+def test_what_is_no_pair_is_refused(value: dict[str, Any], code: str, words: str) -> None:
+    problem = read(value)
+    assert isinstance(problem, Problem) and problem.code == code and words in problem.message, problem
+
+
+def test_the_reason_names_the_columns() -> None:
+    assert detect([row_of(SPELLINGS[0])], "preference").reason == "`chosen` and `rejected` are the answers to one prompt"
+    assert detect([row_of(SPELLINGS[7])], "preference").reason == "`accepted` and `rejected` are the answers to one prompt"
+    assert "conversations that begin alike" in detect([row_of(SPELLINGS[5])], "preference").reason
+
+
+def test_rows_with_one_answer_are_refused_with_the_objective_that_learns_from_them() -> None:
+    with pytest.raises(DataError) as error:
+        detect([row_of({"prompt": "a", "completion": "b"})], "preference")
+    (problem,) = error.value.problems
+    assert problem.code == "data.no-pairs" and "--set training.objective=sft" in str(problem.hint)
