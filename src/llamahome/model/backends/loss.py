@@ -56,6 +56,15 @@ def transform_logits_(logits: Tensor, head: Head) -> Tensor:
     return logits
 
 
+def cap_gradient_(grad: Tensor, capped: Tensor | None, head: Head) -> Tensor:
+    """The gradient of raw logits, in place of that of the final ones; `capped` are the final ones of a head that caps them."""
+    if capped is not None and head.softcap is not None:
+        grad.mul_(1 - (capped / head.softcap).square_())
+    if head.scale != 1.0:
+        grad.mul_(head.scale)
+    return grad
+
+
 class PlainTiles:
     """Computes tiles in plain torch; `matrix_VD` is the head's weight in the dtype of the products."""
 
@@ -87,11 +96,7 @@ class PlainTiles:
         loss = (total.log() - target_logits).sum()
         grad.div_(total)
         grad.scatter_add_(1, labels_R1, torch.full_like(labels_R1, -1, dtype=grad.dtype))
-        if capped is not None and head.softcap is not None:
-            grad.mul_(1 - (capped / head.softcap).square_())
-        if head.scale != 1.0:
-            grad.mul_(head.scale)
-        return loss, grad.to(low_RV.dtype)
+        return loss, cap_gradient_(grad, capped, head).to(low_RV.dtype)
 
     def hidden_gradient(self, grad_RV: Tensor) -> Tensor:
         """[R, D]."""
