@@ -159,8 +159,8 @@ def draw_answers(
 ) -> list[tuple[list[int], bool]]:
     """An answer to each prompt with its end token, and whether it has one or was cut at the most tokens. `sampling` has a seed.
 
-    The draws of a prompt depend on the seed and its number in `sampling.numbers`, not on the other prompts; its logits depend on them only by
-    rounding.
+    The draws of a prompt depend on the seed and its number in `sampling.numbers`, not on the other prompts, on which its logits depend
+    only by rounding.
     """
     return _continue(model, prompts, end_ids=end_ids, sampling=sampling, cache=None, parts={})
 
