@@ -15,7 +15,7 @@ from llamahome.checkpoint.collective_save import save_together
 from llamahome.checkpoint.manifest import Fingerprints
 from llamahome.checkpoint.state import TrainerState
 from llamahome.config.load import dump_config
-from llamahome.data.steps.loader import Loader
+from llamahome.data.steps.loader import Steps
 from llamahome.data.text.end_tokens import learned_ends
 from llamahome.distributed.tensorfiles import TAKES_PART, WRITES_ALL, TensorSlices, WriterShare, write_files
 from llamahome.errors import Problem
@@ -107,7 +107,7 @@ class _Content:
 class Saver:
     """Saves checkpoints of a run: in the loop, or in a thread of its own from copies of the tensors that training changes."""
 
-    def __init__(self, job: Job, paths: RunPaths, recorder: Recorder, loader: Loader) -> None:
+    def __init__(self, job: Job, paths: RunPaths, recorder: Recorder, loader: Steps) -> None:
         self._job, self._paths, self._recorder, self._loader = job, paths, recorder, loader
         self._copies = Snapshot(), Snapshot()
         self._hook = job.learner.optimizer.register_step_pre_hook(lambda *_: self._hold_updates_back())

@@ -80,6 +80,7 @@ class _Document:
         self.rows_N = torch.arange(_REHEARSED_TOKENS - 1)
         self.labels_N = torch.zeros(_REHEARSED_TOKENS - 1, dtype=torch.int64)
         self.documents = None
+        self.extra: dict[str, torch.Tensor] = {}
 
 
 def _exchange(seen: RecordedCollective, cluster: Cluster) -> Collective:
