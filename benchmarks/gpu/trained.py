@@ -54,7 +54,7 @@ class Trained:
         self._steps += 1
         settings = {"limits": Limits(1.0), "reducer": self._reducer, "clock": self._clock}
         targets = sum(batch.num_targets for batch in batches)
-        found = train_step(self._objective.loss_sum, self.optimizer, delivered, num_targets=targets, seed=self._steps, **settings)
+        found = train_step(self._objective.loss_sum, self.optimizer, delivered, divisors=[targets], seed=self._steps, **settings)
         if not isinstance(found, StepResult):
             raise torch.OutOfMemoryError(found.message or "")
         return found

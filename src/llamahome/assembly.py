@@ -217,6 +217,8 @@ def make_run(
     due = {name: Due(interval(text), steps_per_epoch=job.plan.steps_per_epoch) for name, text in every.items()}
     return Run(
         objective=learner.watched_loss,
+        units=learner.objective.units,
+        measured=learner.objective.measured,
         optimizer=learner.optimizer,
         reducer=learner.placement.exchange,
         loader=loader,

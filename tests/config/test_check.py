@@ -13,6 +13,7 @@ CONTRADICTIONS = {
     "nothing-to-train": (["lora.target_modules=[]"], "all-linear"),
     "nothing-to-watch": (["data.eval_split=0", "evaluation.early_stop_patience=3"], "auto"),
     "no-such-node": (["distributed.num_nodes=2", "distributed.node_rank=2"], "node_rank=1"),
+    "objective-not-built": (["training.objective=grpo"], "training.objective=sft"),
     "uneven-world": (["distributed.num_nodes=2", "distributed.world_size=5"], "world_size=4"),
 }
 WITHOUT_EFFECT = [

@@ -43,7 +43,7 @@ def three_steps(world: World, payload):
             lambda batch, factor=factor: learner.objective.loss_sum(batch) * factor,
             learner.optimizer,
             mine,
-            num_targets=sum(int(example.targets.sum()) for example in examples),
+            divisors=[sum(int(example.targets.sum()) for example in examples)],
             seed=0,
             limits=Limits(0.5),
             reducer=FlatReducer(world, list(learner.parameters.values())),

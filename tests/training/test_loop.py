@@ -81,7 +81,7 @@ def test_the_loop_is_one_step_after_the_other_with_the_rate_and_the_seeds_of_eac
             by_hand.objective.loss_sum,
             by_hand.optimizer,
             microbatches,
-            num_targets=sum(each.num_targets for each in microbatches),
+            divisors=[sum(each.num_targets for each in microbatches)],
             seed=step_seed(7, number),
             limits=Limits(1.0),
             reducer=made.reducer,

@@ -41,7 +41,7 @@ def cut(examples: list[Example], budget: int) -> list[Microbatch]:
 def step(learner: Learner, microbatches: list[Microbatch], *, rate: float = 1e-3, clip: float | None = 1.0, **changes) -> StepResult:
     set_learning_rate(learner.optimizer, rate)
     given = {
-        "num_targets": sum(each.num_targets for each in microbatches),
+        "divisors": [sum(each.num_targets for each in microbatches)],
         "seed": step_seed(0, 0),
         "limits": Limits(clip),
         "reducer": FlatReducer(ALONE, list(learner.parameters.values())),
@@ -187,7 +187,7 @@ def test_a_first_step_that_is_not_finite_leaves_a_fresh_optimizer(llama: Path, t
 def test_a_rank_without_micro_batches_takes_part(llama: Path) -> None:
     learner = make_learner(llama, "lora")
     before = learner.weights()
-    result = step(learner, [], num_targets=17)
+    result = step(learner, [], divisors=[17])
     assert result.loss == 0 and result.grad_norm == 0 and result.refused == 0
     assert all(torch.equal(weight, before[name]) for name, weight in learner.weights().items())
 

@@ -94,7 +94,7 @@ def test_a_step_on_a_gpu_never_waits_for_it(llama: Path, method: Method) -> None
 
     def step() -> None:
         targets = sum(each.num_targets for each in microbatches)
-        settings = {"num_targets": targets, "seed": 0, "limits": Limits(1.0), "reducer": exchange, "clock": PartClock()}
+        settings = {"divisors": [targets], "seed": 0, "limits": Limits(1.0), "reducer": exchange, "clock": PartClock()}
         train_step(objective.loss_sum, optimizer, microbatches, **settings)
 
     step()  # the first one makes the optimizer's state and loads kernels

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from llamahome.config.describe import settings
 from llamahome.config.load import is_chosen
+from llamahome.config.objectives import LEARNS
 from llamahome.config.schema import Config
 from llamahome.config.yamltext import write_value
 from llamahome.errors import Problem
@@ -83,6 +84,9 @@ def _data_errors(config: Config, chosen: set[str]) -> Iterator[Finding]:
 
 def _training_errors(config: Config) -> Iterator[Finding]:
     training, warmup = config.training, write_value(config.training.warmup)
+    if training.objective not in LEARNS:
+        message = f"training.objective {training.objective} is not built yet; this version has {', '.join(LEARNS)}"
+        yield "config.objective-not-built", "training.objective", message, "--set training.objective=sft"
     if training.warmup > 1 and not float(training.warmup).is_integer():
         message = f"training.warmup {warmup} is neither a share below 1 nor a whole count of steps"
         yield "config.share-or-count", "training.warmup", message, f"--set training.warmup={round(training.warmup)}"

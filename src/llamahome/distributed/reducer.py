@@ -31,6 +31,8 @@ class Summed:
     """L2 norm of the summed gradient."""
     gave_up: Tensor
     """() float32, the number of processes that could not compute their share; unless it is 0, gradients and loss are meaningless."""
+    measured: Tensor
+    """[M] float32, what came behind the loss."""
 
 
 class Guard(Protocol):
@@ -77,7 +79,7 @@ class Reducer(Protocol):
         """Call it before each backward pass of this process; `last` if it is the last one of the step."""
 
     def finish(self, loss: Tensor, *, gave_up: bool = False) -> Summed:
-        """Replace the gradients by their sums over all processes.
+        """Replace the gradients by their sums over all processes. `loss` is () or [1 + M]: what lies behind the loss is summed, too.
 
         All processes call it once per step, also one without a backward pass and one that `gave_up`. It does not wait for the device.
         """
@@ -96,10 +98,11 @@ class FlatReducer:
 
     def finish(self, loss: Tensor, *, gave_up: bool = False) -> Summed:
         """See Reducer."""
-        extra = nn.Parameter(torch.zeros(2, device=loss.device))
-        extra.grad = _loss_and_flag(loss, gave_up)
+        sums = _flag_and_loss(loss, gave_up)
+        extra = nn.Parameter(torch.zeros_like(sums))
+        extra.grad = sums
         self.world.sum_gradients_([*self._parameters, extra])
-        return Summed(extra.grad[0], total_norm(self._parameters), extra.grad[1])
+        return Summed(extra.grad[1], total_norm(self._parameters), extra.grad[0], extra.grad[2:])
 
 
 class OverlappedReducer:
@@ -127,12 +130,12 @@ class OverlappedReducer:
         self._is_last_pass = False
         while len(self._waits) < len(self._buckets):
             self._send_next()
-        loss_and_flag = _loss_and_flag(loss, gave_up)
-        self.world.sum_(loss_and_flag)
+        sums = _flag_and_loss(loss, gave_up)
+        self.world.sum_(sums)
         for wait in self._waits:
             wait()
         self._waits, self._missing = [], [len(bucket) for bucket in self._buckets]
-        return Summed(loss_and_flag[0], total_norm(self._parameters), loss_and_flag[1])
+        return Summed(sums[1], total_norm(self._parameters), sums[0], sums[2:])
 
     def _on_gradient(self, parameter: Tensor) -> None:
         if not self._is_last_pass:
@@ -145,9 +148,10 @@ class OverlappedReducer:
         self._waits.append(self.world.start_sum_(flatten_gradients(self._buckets[len(self._waits)])))
 
 
-def _loss_and_flag(loss: Tensor, gave_up: bool) -> Tensor:
-    """(2,) float32: what is summed besides the gradients."""
-    return torch.stack([loss.detach(), torch.full_like(loss, float(gave_up))])
+def _flag_and_loss(loss: Tensor, gave_up: bool) -> Tensor:
+    """[2 + M] float32: what is summed besides the gradients."""
+    values = loss.detach().reshape(-1)
+    return torch.cat([torch.full_like(values[:1], float(gave_up)), values])
 
 
 def total_norm(parameters: Sequence[nn.Parameter]) -> Tensor:

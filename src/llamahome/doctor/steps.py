@@ -129,7 +129,7 @@ def _steps(job: Job) -> StepTimes:
             learner.objective.loss_sum,
             learner.optimizer,
             batch.microbatches,
-            num_targets=batch.num_targets,
+            divisors=[sum(each) for each in zip(*map(learner.objective.units, batch.microbatches), strict=True)],
             seed=step_seed(training.seed, step),
             limits=Limits(training.max_grad_norm),
             reducer=learner.placement.exchange,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,6 +44,12 @@ class Objective:
     """The causal language model with its adapters, not PEFT's wrapper."""
     backend: Backend
     within: Within = directly
+    unit: ClassVar[str] = "target"
+    measured: ClassVar[tuple[str, ...]] = ()
+
+    def units(self, batch: Batch) -> tuple[int, ...]:
+        """The number of targets."""
+        return (len(batch.labels_N),)
 
     def loss_sum(self, batch: Batch) -> Tensor:
         """() float32, in nats, summed over the targets of `batch`; differentiable."""

@@ -148,9 +148,10 @@ class ShardedReducer:
             gradient, weight.grad = weight.grad, None
             self._parts[name].grad = gradient.to_local() if isinstance(gradient, DTensor) else None
         square = sum_of_squares([part.grad for part in self._parts.values() if part.grad is not None]) / self._copies
-        sums = torch.stack([loss.detach().double(), square.to(loss.device), torch.full_like(loss, float(gave_up), dtype=torch.float64)])
+        values = loss.detach().double().reshape(-1)
+        sums = torch.cat([torch.full_like(values[:1], float(gave_up)), square.to(values).reshape(1), values])
         self.world.sum_(sums)
-        return Summed(sums[0].float(), sums[1].sqrt().float(), sums[2].float())
+        return Summed(sums[2].float(), sums[1].sqrt().float(), sums[0].float(), sums[3:].float())
 
 
 class _Whole(nn.Module):

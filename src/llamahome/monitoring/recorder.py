@@ -6,7 +6,7 @@ host, and `write` reads them. Only `write` waits for the device. Tokens and targ
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,9 +35,12 @@ class Window:
     step: int
     """The last step."""
     values: HostCopy
-    """Loss of each step in nats per target, then the gradient norm of the last step."""
-    targets: list[int]
-    """Targets of each step, over all ranks."""
+    """The gradient norm of the last step, then of each step its loss and what else was measured."""
+    units: list[tuple[int, ...]]
+    """Over how many units, of all ranks, each of these values of a step is a mean."""
+    measured: tuple[str, ...]
+    """Metrics of each step besides its loss."""
+    targets: int
     tokens: int
     known: dict[str, float]
     """Metrics that need no transfer."""
@@ -69,8 +72,10 @@ class Recorder:
         self._peak_flops = peak_flops
         self._system = system
         self._losses: list[torch.Tensor] = []
-        self._targets: list[int] = []
-        self._window_tokens = 0
+        """Of each step its loss and what else was measured, [1 + M]."""
+        self._measured: tuple[str, ...] = ()
+        self._units: list[tuple[int, ...]] = []
+        self._window_tokens = self._window_targets = 0
         self._grad_norm: torch.Tensor | None = None
         self._learning_rate = 0.0
         self._total_tokens = 0
@@ -126,13 +131,30 @@ class Recorder:
         """Set the counts to those of the checkpoint."""
         self._total_tokens, self._total_targets = tokens, targets
 
-    def record(self, step: int, *, loss: torch.Tensor, grad_norm: torch.Tensor, learning_rate: float, tokens: int, targets: int) -> None:
-        """Keep one step without reading the device. `loss` is the mean per target (0-dim); `tokens` and `targets` count all ranks."""
-        self._losses.append(loss.detach().float().clone())  # a copy, because the caller may reuse the tensor
+    def record(
+        self,
+        step: int,
+        *,
+        loss: torch.Tensor,
+        grad_norm: torch.Tensor,
+        learning_rate: float,
+        tokens: int,
+        targets: int,
+        units: Sequence[int] = (),
+        measured: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    ) -> None:
+        """Keep one step without reading the device. `tokens` and `targets` count all ranks.
+
+        `loss` and what else was `measured`, by metric, the same in every step, are means (0-dim) over `units`, by default the targets.
+        """
+        values = torch.stack([loss.detach(), *(value.detach() for value in measured.values())])
+        self._losses.append(values.float())  # a copy, because the caller may reuse the tensor
+        self._measured = tuple(measured)
         self._grad_norm = grad_norm.detach().float().clone()
-        self._targets.append(targets)
+        self._units.append(tuple(units) or (targets,) * len(values))
         self._learning_rate = learning_rate
         self._window_tokens += tokens
+        self._window_targets += targets
         self._total_tokens += tokens
         self._total_targets += targets
         self.step = step
@@ -146,9 +168,9 @@ class Recorder:
         if not self._losses or self._grad_norm is None:
             return None
         known = {"train/learning_rate": self._learning_rate, "train/tokens": self._total_tokens, "train/targets": self._total_targets}
-        values = HostCopy((*self._losses, self._grad_norm))
-        window = Window(step, values, self._targets, self._window_tokens, known, sent, self._losses[-1].device)
-        self._losses, self._targets, self._window_tokens = [], [], 0
+        values, targets = HostCopy((self._grad_norm, *torch.cat(self._losses))), self._window_targets
+        window = Window(step, values, self._units, self._measured, targets, self._window_tokens, known, sent, self._losses[-1].device)
+        self._losses, self._units, self._window_tokens, self._window_targets = [], [], 0, 0
         return window
 
     def write(
@@ -158,22 +180,21 @@ class Recorder:
 
         `rows` gives the rows of a step of the window, by its place in it, as fields of an event.
         """
-        steps, targets = len(window.targets), sum(window.targets)
+        steps, names = len(window.units), ("train/loss", *window.measured)
         self.ranks.own(parts, steps)
-        *losses, grad_norm = window.values.read()
-        weights = window.targets if targets else [1] * steps
-        weighted = sum(loss * weight for loss, weight in zip(losses, weights, strict=True))
+        grad_norm, *values = window.values.read()
+        columns = [values[number :: len(names)] for number in range(len(names))]
         metrics = {
-            "train/loss": losses[0] if steps == 1 else weighted / sum(weights),
+            **{name: _weighted(*each) for name, *each in zip(names, columns, zip(*window.units, strict=True), strict=True)},
             "train/grad_norm": grad_norm,
             **window.known,
-            **self._speed(parts, window.tokens, targets),
+            **self._speed(parts, window.tokens, window.targets),
             **{f"time/{part}": seconds / steps for part, seconds in parts.items()},
             **{name: total / steps for name, total in window.sent.items()},
             **_memory(window.device),
             **self.ranks.metrics(),
         }
-        self.standing_out = partial(rows, _standing_out(losses, grad_norm))
+        self.standing_out = partial(rows, _standing_out(columns[0], grad_norm))
         self.log(window.step, metrics)
         self.standing_out = dict
         if self._tensorboard is not None and self._system is not None:
@@ -237,6 +258,14 @@ class Recorder:
             sink.close()
         self._events.close()
         self._samples.close()
+
+
+def _weighted(values: Sequence[float], units: Sequence[int]) -> float:
+    """The mean of the values of some steps, weighted by their units if there are any."""
+    if len(values) == 1:
+        return values[0]
+    weights = units if sum(units) else [1] * len(values)
+    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
 
 
 def _standing_out(losses: list[float], grad_norm: float) -> int:

@@ -1,6 +1,6 @@
 """Held-out loss, perplexity and token accuracy, and answers to sample prompts.
 
-The figures are sums over all targets of all ranks, divided once.
+The figures are sums over all units of all ranks (targets, or pairs of answers), divided once.
 """
 
 import math
@@ -19,11 +19,11 @@ from llamahome.distributed.reducer import UNGUARDED, Guard
 from llamahome.distributed.world import World
 from llamahome.model.backends.loss import HeadStats
 from llamahome.model.generate import generate
-from llamahome.model.objective import Objective
 from llamahome.model.shard import Placement
 from llamahome.monitoring.display import metric_name
 from llamahome.monitoring.recorder import Recorder
 from llamahome.training.memory import RanOut, free_cached_memory, smaller_budget
+from llamahome.training.objective import TrainingObjective, targets_only
 
 ANSWER_TOKENS = 64
 """Most tokens in the answer to a sample prompt."""
@@ -36,14 +36,17 @@ class Evaluation:
     """How well the model of one step predicts the held-out rows."""
 
     loss: float
-    """Nats per target."""
+    """Nats per target, or the loss per unit of another objective."""
     accuracy: float
-    """Share of targets that the model ranks first."""
+    """Share of targets that the model ranks first, or of units of another objective that the model gets right."""
     targets: int
+    """The number of units."""
     metric: str = "loss"
     """evaluation.metric: what decides whether this evaluation is better than another."""
     score: float | None = None
     """Mean score of generated answers, if that is the metric."""
+    unit: str = "target"
+    """What the loss is a mean of."""
 
     @property
     def value(self) -> float:
@@ -73,6 +76,8 @@ class Evaluation:
     def metrics(self) -> dict[str, float]:
         """Under their public names."""
         scores = {} if self.score is None else {f"eval/{metric_name(self.metric)}": self.score}
+        if self.unit != "target":
+            return {"eval/loss": self.loss, f"eval/{self.unit}_accuracy": self.accuracy} | scores
         return {"eval/loss": self.loss, "eval/perplexity": self.perplexity, "eval/token_accuracy": self.accuracy} | scores
 
 
@@ -84,6 +89,7 @@ def evaluate(
     *,
     world: World,
     guard: Guard = UNGUARDED,
+    units: Callable[[Microbatch], tuple[int, ...]] = targets_only,
 ) -> Evaluation | RanOut:
     """Run `model` over the micro-batches of this rank in evaluation mode; all ranks must call it. Reads the device once, at the end.
 
@@ -106,7 +112,7 @@ def evaluate(
         model.train(was_training)
     if (message := guard.take()) is not None:
         ran_out = RanOut(message)
-    counts = [float(sum(microbatch.num_targets for microbatch in microbatches)), float(ran_out is not None)]
+    counts = [float(sum(units(each)[0] for each in microbatches)), float(ran_out is not None)]
     total = torch.cat([torch.zeros(2) if ran_out is not None else sums[0], torch.tensor(counts, dtype=torch.float64)])
     world.sum_(total)
     loss, correct, targets, gave_up = total.tolist()
@@ -192,7 +198,7 @@ class Evaluator:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: TrainingObjective,
         placement: Placement,
         tokenizer: ChatTokenizer,
         recorder: Recorder,
@@ -224,7 +230,7 @@ class Evaluator:
             return None
         measured = self._measure(self._held_out, step)
         score = self._judge.mean_score() if self._judge.mean_score is not None else None
-        self.last = replace(measured, metric=self._judge.metric, score=score)
+        self.last = replace(measured, metric=self._judge.metric, score=score, unit=self._objective.unit)
         self.first = self.first or self.last
         self._recorder.log(step, self.last.metrics)
         return self.last
@@ -232,8 +238,8 @@ class Evaluator:
     def _measure(self, held_out: HeldOut, step: int) -> Evaluation:
         """The evaluation, in micro-batches that fit into the memory of all ranks. Raises OutOfMemory if a single example does not fit."""
         world, guard = held_out.world, self._placement.exchange.guard
-        stats, model = self._objective.stats, self._objective.model
-        while isinstance(found := evaluate(stats, model, self._microbatches, world=world, guard=guard), RanOut):
+        stats, model, units = self._objective.stats, self._objective.model, self._objective.units
+        while isinstance(found := evaluate(stats, model, self._microbatches, world=world, guard=guard, units=units), RanOut):
             lengths = [microbatch.lengths for microbatch in self._microbatches]
             smaller = smaller_budget(found.message, held_out.tokens, lengths, world=world)
             held_out = self._held_out = replace(held_out, tokens=smaller.micro_batch_tokens)

@@ -30,6 +30,7 @@ from llamahome.monitoring.resources import free_memory_bytes, memory_limit_bytes
 from llamahome.monitoring.throughput import model_flops_per_token
 from llamahome.rundir import as_typed
 from llamahome.training.memory_watch import MemoryWatch
+from llamahome.training.objective import TrainingObjective, choose_objective
 from llamahome.training.optimizer import make_optimizer
 
 Say = Callable[[str], None]
@@ -60,7 +61,7 @@ class Learner:
     base: Path
     auxiliary: Path
     """The folder whose tokenizer, template and other files are saved with the model."""
-    objective: Objective
+    objective: TrainingObjective
     placement: Placement
     """Holds the parameters that this rank updates."""
     optimizer: torch.optim.AdamW
@@ -135,7 +136,7 @@ def make_learner(config: Config, base: BaseModel, world: World, *, auxiliary: Pa
         saved=saved,
         base=base.folder,
         auxiliary=auxiliary,
-        objective=Objective(model, backend, placement.within),
+        objective=choose_objective(config, Objective(model, backend, placement.within)),
         placement=placement,
         optimizer=make_optimizer(training.optimizer, placement.parameters, weight_decay=training.weight_decay),
         trained_share=trained / sum(parameter.numel() for parameter in model.parameters()),

@@ -1,7 +1,7 @@
 """The training loop: one pass of the `for` is one optimizer step. Between two steps it evaluates, saves, and checks whether to stop.
 
 The loop knows nothing of adapters, precision, sharding or file formats: these are in the parts of a `Run`, which assembly.py makes.
-Whatever depends on a clock or a signal is agreed between the ranks in the same exchange that counts the targets of the step.
+Whatever depends on a clock or a signal is agreed between the ranks in the same exchange that counts the units of the step.
 """
 
 import time
@@ -48,14 +48,14 @@ def train(run: Run, state: TrainerState) -> Outcome:
             rate = schedule.learning_rate(state.step)
             set_learning_rate(run.optimizer, rate)
             seed = step_seed(settings.seed, state.step)
-            while isinstance(result := update(batch.microbatches, num_targets=agreed.targets, seed=seed), RanOut):
+            while isinstance(result := update(batch.microbatches, divisors=agreed.units, seed=seed), RanOut):
                 batch = budget.lower(batch, result, step=state.step + 1)
             budget.short = result.short
 
             counts = {"tokens": agreed.tokens, "targets": agreed.targets}
             seconds = time.perf_counter() - started
             state = after_update(state, consumed=batch.end, micro_batch_tokens=batch.micro_batch_tokens, seconds=seconds, **counts)
-            metrics.record(state.step, batch, result, learning_rate=rate, **counts)
+            metrics.record(state.step, batch, result, learning_rate=rate, units=agreed.units, **counts)
             if schedule.log.after(state.step) or state.step in (1, schedule.horizon):
                 state = metrics.write_ready(state)
 
@@ -81,6 +81,7 @@ class _Agreed:
 
     tokens: int
     targets: int
+    units: tuple[int, ...]
     stop: bool
     evaluate: bool
     save: bool
@@ -88,20 +89,22 @@ class _Agreed:
 
 
 def _agree(run: Run, state: TrainerState, batch: StepBatch, *, short: bool) -> _Agreed:
-    """One exchange per step: its tokens and targets, whether any rank wants to stop, evaluate or save, or was `short` of memory, and
+    """One exchange per step: its tokens, targets and units, whether any rank wants to stop, evaluate or save, or was `short` of memory, and
     what each rank did. Only rank 0's clock counts.
     """
     main = run.world.is_main and state.step > 0
     evaluate = main and run.schedule.evaluate.after(state.step) and state.eval_loss is None  # a resumed step was evaluated before
     save = main and run.schedule.save.after(state.step)
-    values = [batch.num_tokens, batch.num_targets, run.stop.asked, evaluate, save, short, *run.recorder.ranks.send()]
+    units = [sum(each) for each in zip(*map(run.units, batch.microbatches), strict=True)] or [0] * (1 + len(run.measured))
+    values = [*units, batch.num_tokens, batch.num_targets, run.stop.asked, evaluate, save, short, *run.recorder.ranks.send()]
     counts = torch.tensor(values, dtype=torch.int64)  # on the processor, so that nobody waits for the steps of a GPU
     if run.world.size > 1:
         with run.clock.part("exchange"):
             run.world.sum_(counts)
-    tokens, targets, stop, evaluate, save, short, *told = counts.tolist()
+    summed = counts.tolist()
+    tokens, targets, stop, evaluate, save, short, *told = summed[len(units) :]
     run.recorder.ranks.receive(told)
-    return _Agreed(tokens, targets, stop > 0, evaluate > 0, save > 0, short > 0)
+    return _Agreed(tokens, targets, tuple(summed[: len(units)]), stop > 0, evaluate > 0, save > 0, short > 0)
 
 
 def _reason_to_stop(run: Run, state: TrainerState, agreed: _Agreed) -> Reason | None:

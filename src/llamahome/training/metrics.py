@@ -4,6 +4,7 @@ Where the device works behind the host, a line is written one line of metrics la
 ranks write after the same steps, because all of them stop when a run has diverged.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,10 +32,14 @@ class StepMetrics:
         """Lines of metrics that are not written yet, oldest first, with the positions of each of their steps."""
         self._positions: list[Positions] = []
 
-    def record(self, step: int, batch: StepBatch, result: StepResult, *, learning_rate: float, tokens: int, targets: int) -> None:
-        """Note the results of a step; reads nothing from the device."""
-        norm = result.grad_norm
-        self._run.recorder.record(step, loss=result.loss, grad_norm=norm, learning_rate=learning_rate, tokens=tokens, targets=targets)
+    def record(self, step: int, batch: StepBatch, result: StepResult, *, units: Sequence[int], **counts: Any) -> None:
+        """Note the results of a step; reads nothing from the device. `counts` are learning_rate, tokens and targets.
+
+        `units` has the number of units over all ranks that the loss and each measured value is a mean of.
+        """
+        measured = {f"train/{name}": value for name, value in zip(self._run.measured, result.measured, strict=True)}
+        recorder, norm = self._run.recorder, result.grad_norm
+        recorder.record(step, loss=result.loss, grad_norm=norm, units=units, measured=measured, **counts)
         self._positions.append((batch.begin, batch.end))
         self._bad.note(step, (batch.begin, batch.end), result.refused)
 

@@ -22,6 +22,7 @@ from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.checkpointing import Checkpointing
 from llamahome.training.evaluate import Evaluation
+from llamahome.training.objective import targets_only
 from llamahome.training.schedule import Due
 from llamahome.training.stop import Reason, StopRequest
 
@@ -94,7 +95,11 @@ class Run:
 
     # model
     objective: Callable[[Microbatch], Tensor]
-    """Summed loss of a micro-batch."""
+    """Summed loss of a micro-batch, () or [1 + measured]: the sums of what is measured behind it."""
+    units: Callable[[Microbatch], tuple[int, ...]] = targets_only
+    """How many units each of these sums is over; the sums of a step are divided by the units of all its micro-batches."""
+    measured: tuple[str, ...] = ()
+    """Names of what the objective measures in a step besides its loss."""
     optimizer: torch.optim.Optimizer
     reducer: Reducer
     """Sums gradients over all ranks."""

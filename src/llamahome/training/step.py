@@ -1,8 +1,9 @@
 """One optimizer update over one global batch.
 
-The loss is the sum over all targets of all ranks divided by their number, counted before the first backward pass, so any split into
-micro-batches or ranks gives the same gradient up to rounding. An update whose loss or gradient is not finite, or a spike, is refused on the
-device, without waiting for it: the optimizer skips the update when `found_inf` is set. Nothing here reads a value back from a GPU.
+The loss is the sum over all units of all ranks (targets, or pairs of answers) divided by their number, counted before the first backward
+pass, so any split into micro-batches or ranks gives the same gradient up to rounding. An update whose loss or gradient is not finite, or a
+spike, is refused on the device, without waiting for it: the optimizer skips the update when `found_inf` is set. Nothing here reads a value
+back from a GPU.
 When a rank runs out of memory in a pass, all ranks learn it with the gradients, and nothing is updated.
 """
 
@@ -30,11 +31,13 @@ class StepResult:
     """Device scalars of one step, equal on all ranks."""
 
     loss: Tensor
-    """() float32, nats per target."""
+    """() float32, per unit of the objective: nats per target."""
     grad_norm: Tensor
     """() float32, global L2 norm before clipping."""
     refused: Tensor
     """() float32: APPLIED, NOT_FINITE or SPIKE of spikes.py."""
+    measured: Tensor
+    """[M] float32, the means of what the objective measures besides its loss."""
     short: str | None = None
     """What was said when memory ran out in the update of this rank, which was then done again."""
 
@@ -54,30 +57,30 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     microbatches: Sequence[Microbatch],
     *,
-    num_targets: int,
+    divisors: Sequence[int],
     seed: int,
     limits: Limits,
     reducer: Reducer,
     clock: PartClock,
 ) -> StepResult | RanOut:
-    """Update the weights once. `num_targets` counts the targets of all ranks, `seed` is that of the step; all ranks call it, also
-    a rank without micro-batches.
+    """Update the weights once; all ranks call it, also a rank without micro-batches. `seed` is that of the step.
 
-    If no rank has a target, because all rows of the step were left out, neither weights nor optimizer change. Raises OutOfMemory when
-    memory runs out after the passes.
+    `objective` gives sums of a micro-batch: its loss, and behind it what else is measured. `divisors` has the number of units over all
+    ranks by which each of the sums is divided. If no rank has a unit, because all rows of the step were left out, neither weights nor
+    optimizer change. Raises OutOfMemory when memory runs out after the passes.
     """
-    loss = torch.zeros((), dtype=torch.float32, device=reducer.world.device)
-    if num_targets == 0:
-        return StepResult(loss, loss, loss)
+    loss = torch.zeros(len(divisors), dtype=torch.float32, device=reducer.world.device)
+    if divisors[0] == 0:
+        return StepResult(loss[0], loss[0], loss[0], loss[1:])
     share, ran_out = loss, None
     try:
         for number, microbatch in enumerate(microbatches, start=1):
             torch.manual_seed(microbatch_seed(seed, microbatch.index))
             with clock.part("forward"):
-                share = reducer.guard.run(partial(objective, microbatch)) / num_targets
+                share = _divided(reducer.guard.run(partial(objective, microbatch)), divisors)
             with clock.part("backward"):
                 reducer.before_backward(last=number == len(microbatches))
-                share.backward()  # type: ignore[no-untyped-call]
+                share[0].backward()  # type: ignore[no-untyped-call]
             loss += share.detach()
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -96,6 +99,11 @@ def train_step(
         if is_out_of_memory(error):
             raise update_does_not_fit(error, world=reducer.world) from error
         raise
+
+
+def _divided(sums: Tensor, divisors: Sequence[int]) -> Tensor:
+    """[1 + M] from sums of a micro-batch; a pass that ran out of memory has a meaningless loss and nothing behind it."""
+    return torch.stack([value / max(1, divisor) for value, divisor in zip(sums.reshape(-1), divisors, strict=False)])
 
 
 def _update(
@@ -121,7 +129,7 @@ def _update(
         optimizer.found_inf = (refused > 0).float()  # type: ignore[attr-defined]  # torch's GradScaler sets it, too
         short = update_weights(optimizer)
         optimizer.zero_grad(set_to_none=True)
-    return StepResult(summed.loss, summed.grad_norm, refused, short)
+    return StepResult(summed.loss, summed.grad_norm, refused, summed.measured, short)
 
 
 def _any_gave_up(world: World, gave_up: Tensor, *, mine: bool) -> bool:

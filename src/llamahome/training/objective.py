@@ -1,0 +1,62 @@
+"""What a run minimises: the interface of an objective, and the choice by training.objective. The loop and the step know none by name.
+
+An objective is a loss that adds up over units (targets; pairs of answers), so that any split of a step into micro-batches and ranks gives
+the same gradient: the step divides the sum by the number of units of its global batch, counted before the first pass.
+What the rows must have is in config/objectives.py, because data/ reads it, too.
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from llamahome.config.schema import Config
+from llamahome.data.records import Microbatch
+from llamahome.model.backends.backend import Backend
+from llamahome.model.backends.loss import HeadStats
+from llamahome.model.load import CausalLM
+from llamahome.model.objective import Objective
+
+
+def targets_only(microbatch: Microbatch) -> tuple[int, ...]:
+    """The units of supervised fine-tuning."""
+    return (microbatch.num_targets,)
+
+
+class TrainingObjective(Protocol):
+    """The loss of a run."""
+
+    @property
+    def model(self) -> CausalLM:
+        """The causal language model with its adapters, not PEFT's wrapper."""
+
+    @property
+    def backend(self) -> Backend:
+        """Computes its passes."""
+
+    @property
+    def unit(self) -> str:
+        """What the loss is a sum over, in the singular: "target" or "pair"."""
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Names of what `loss_sum` measures besides the loss; in metrics.jsonl they are train/NAME, means over units."""
+
+    def units(self, batch: Microbatch) -> tuple[int, ...]:
+        """How many units each value of `loss_sum` is a sum over, 1 + measured numbers; reads nothing from the device."""
+
+    def loss_sum(self, batch: Microbatch) -> Tensor:
+        """float32, the loss summed over the units of the micro-batch: (), or [1 + measured] with the sums of what is measured behind it.
+
+        Only the first value is differentiated. A micro-batch without units gives zeros that can be differentiated.
+        """
+
+    def stats(self, batch: Microbatch) -> HeadStats:
+        """The summed loss and the number of units that the model gets right, without gradients. The caller sets evaluation mode."""
+
+
+def choose_objective(config: Config, supervised: Objective) -> TrainingObjective:
+    """The objective of training.objective; `supervised` runs the decoder and the output head."""
+    chosen = config.training.objective
+    if chosen == "sft":
+        return supervised
+    raise ValueError(f"config/check.py lets an objective pass that does not exist: {chosen}")
