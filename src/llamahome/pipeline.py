@@ -39,6 +39,7 @@ from llamahome.recording import begin_to_show, first_line, open_recorder, write_
 from llamahome.rollback import Rollback, plan_rollback, roll_back
 from llamahome.rundir import NEWEST, RunPaths, as_typed, create_run, open_run, point_newest_to, refuse_unwritable, refuse_used
 from llamahome.saving import Saver, require_space
+from llamahome.stages import check_stage, make_steps
 from llamahome.starting_adapter import with_adapter
 from llamahome.training.answer_metric import open_answer_metric
 from llamahome.training.evaluate import Evaluation, Evaluator, SampleAnswer
@@ -78,6 +79,7 @@ def _check_run(loaded: LoadedConfig) -> None:
     """What `check` does, and raise MachineError if the package of a tracker is missing."""
     check(loaded)
     require_installed(loaded.config.monitoring.trackers)
+    check_stage(loaded)
 
 
 def train(data_path: str | Sequence[str], loaded: LoadedConfig, *, command: Sequence[str] = ()) -> Result:
@@ -175,7 +177,8 @@ def _train(job: Job, paths: RunPaths, state: TrainerState) -> Result | Rollback:
         save = saver.save, saver.save_async
         watchdog = open_watchdog(job.config.training.hang_timeout, world.rank_status, paths.rank_log(world.rank))
         clock = make_clock(job, paths, state, closing, watch=watchdog.enter)
-        run = assembly.make_run(job, paths, state, loader=loader, recorder=recorder, evaluator=evaluator, save=save, clock=clock)
+        steps = make_steps(job, loader, clock)
+        run = assembly.make_run(job, paths, state, loader=steps, recorder=recorder, evaluator=evaluator, save=save, clock=clock)
         recorder.status("running", state.step, job.plan.horizon, **folder)
         try:
             evaluated = _evaluate_untrained(session, evaluator, state)

@@ -71,7 +71,8 @@ def teach(data_path: Sequence[str], loaded: LoadedConfig, *, teacher: str, outpu
                 model = open_to_measure(folder, data.fitted, backend, session.world.device, say=say)
                 _refuse_short(model, data.prepared.report.longest_tokens, teacher)
             with session.progress.phase("log-probabilities"):
-                _write_parts(model.eval(), backend, table, waiting, output, about, say=say)
+                asked = _Teacher(model.eval(), backend, max(data.tokenizer.vocabulary.values()) + 1, top_k)
+                _write_parts(asked, table, waiting, output, about, say=say)
         taught.finish(output, about)
         return Lesson(output, about, found)
 
@@ -118,9 +119,29 @@ def _prepare_folder(output: Path, about: taught.About) -> list[int]:
     return [number for number in range(about.parts) if not taught.is_whole(output, number, stamp=about.stamp)]
 
 
+@dataclass(frozen=True)
+class _Teacher:
+    """The model that is asked, and for how much."""
+
+    model: CausalLM
+    backend: Backend
+    known: int
+    """Tokens that the tokenizer has."""
+    top_k: int
+
+    @torch.no_grad()
+    def ask(self, table: ExampleTable, numbers: Sequence[int]) -> TopTokens:
+        """About some examples in one pass: on the processor, in the order of the targets."""
+        backend, model = self.backend, self.model
+        batch = backend.to_device(make_microbatch([table.example(number) for number in numbers], keys=numbers, index=0))
+        laid = backend.make_pass(batch, model)
+        hidden = hidden_states(model, laid, backend).index_select(0, laid.rows_N)
+        found = top_tokens(hidden, head_of(model), self.top_k, dtype=backend.precision.compute, known=self.known)
+        return TopTokens(found.ids_NK.cpu(), found.logs_NK.cpu(), found.rest_N.cpu())
+
+
 def _write_parts(
-    model: CausalLM,
-    backend: Backend,
+    teacher: _Teacher,
     table: ExampleTable,
     waiting: Sequence[int],
     output: Path,
@@ -132,7 +153,7 @@ def _write_parts(
     say(f"{many(about.targets, 'target')} with {about.top_k} tokens each: {show_bytes(size)}")
     for done, number in enumerate(waiting):
         examples = [table.example(example) for example in parts[number]]
-        found = [_teach_pass(model, backend, table, numbers, about.top_k) for numbers in _passes(table, parts[number], backend)]
+        found = [teacher.ask(table, numbers) for numbers in _passes(table, parts[number], teacher.backend)]
         ids, logs, rest = (torch.cat([getattr(each, name) for each in found]) for name in ("ids_NK", "logs_NK", "rest_N"))
         values = taught.TaughtValues(ids.int().numpy(), logs.numpy(), rest.numpy())
         taught.write_part(output, number, examples, values, stamp=about.stamp)
@@ -153,16 +174,6 @@ def _passes(table: ExampleTable, part: range, backend: Backend) -> Iterator[list
         tokens += length
     if together:
         yield together
-
-
-@torch.no_grad()
-def _teach_pass(model: CausalLM, backend: Backend, table: ExampleTable, numbers: Sequence[int], top_k: int) -> TopTokens:
-    """On the processor, in the order of the targets."""
-    batch = backend.to_device(make_microbatch([table.example(number) for number in numbers], keys=numbers, index=0))
-    laid = backend.make_pass(batch, model)
-    hidden = hidden_states(model, laid, backend).index_select(0, laid.rows_N)
-    found = top_tokens(hidden, head_of(model), top_k, dtype=backend.precision.compute)
-    return TopTokens(found.ids_NK.cpu(), found.logs_NK.cpu(), found.rest_N.cpu())
 
 
 def _refuse_other_tokenizer(student: ChatTokenizer, teacher: ChatTokenizer, name: str) -> None:

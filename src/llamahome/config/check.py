@@ -6,6 +6,7 @@ What a single value may be is in schema.py. `origins` tells which values a user 
 from collections.abc import Iterable, Iterator, Mapping
 
 from llamahome.config.describe import settings
+from llamahome.config.learning import learning_errors
 from llamahome.config.load import is_chosen
 from llamahome.config.objectives import LEARNS
 from llamahome.config.schema import Config
@@ -22,7 +23,9 @@ Finding = tuple[str, str, str, str]
 def check_config(config: Config, origins: Mapping[str, str]) -> list[Problem]:
     """Every contradiction between these settings; empty if there is none."""
     chosen = {key for key, origin in origins.items() if is_chosen(origin)}
-    return _problems([*_data_errors(config, chosen), *_training_errors(config), *_machine_errors(config)], origins)
+    return _problems(
+        [*_data_errors(config, chosen), *_training_errors(config), *learning_errors(config), *_machine_errors(config)], origins
+    )
 
 
 def config_warnings(config: Config, origins: Mapping[str, str]) -> list[Problem]:
@@ -49,6 +52,11 @@ def _reasons_for_no_effect(config: Config) -> dict[str, str]:
     if config.training.method == "full":
         reasons |= {key: "training.method is full" for key in settings() if key.startswith("lora.")}
         reasons["model.dtype"] = "full fine-tuning keeps all weights in float32"
+    for section in ("distill", "grpo"):
+        if config.training.objective != section:
+            reasons |= {key: f"training.objective is {config.training.objective}" for key in settings() if key.startswith(f"{section}.")}
+    if config.training.objective == "grpo":
+        reasons["training.refuse_spikes"] = "losses of grpo are around zero, where a leap is no sign of harm"
     if config.data.on_bad_row == "error":
         reasons["data.max_bad_share"] = "data.on_bad_row is error: the first bad row stops"
     if config.data.format == "text":

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from llamahome.config.columns import check_columns
+from llamahome.config.learning import DistillConfig, GrpoConfig
 from llamahome.config.objectives import ObjectiveName
 from llamahome.config.quantities import Amount, Nodes, PositiveInt, SecondsText
 from llamahome.config.section import Auto, Section, Share
@@ -87,7 +88,8 @@ class TrainingConfig(Section):
     method: Literal["lora", "full"] = "lora"
     """Train a low-rank adapter on a frozen base, or every weight."""
     objective: ObjectiveName = "sft"
-    """What is minimised. sft: the loss of the answers."""
+    """What is minimised. sft: the loss of the answers. distill: the divergence from a teacher, mixed with that loss (see distill).
+    grpo: answers of the model itself are rewarded, and the better ones become likelier (see grpo)."""
     batch_size: Auto | PositiveInt = "auto"
     """Rows per step (one optimizer update), over all processes and micro-batches; a row is one example unless it is split or left out.
     auto: 4 to 32, growing with the number of rows, docs/decisions/0018-passes.md."""
@@ -213,6 +215,8 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     lora: LoraConfig = LoraConfig()
+    distill: DistillConfig = DistillConfig()
+    grpo: GrpoConfig = GrpoConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     monitoring: MonitoringConfig = MonitoringConfig()

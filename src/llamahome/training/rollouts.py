@@ -28,8 +28,6 @@ from llamahome.training.answers import BATCH_TOKENS
 from llamahome.training.memory import free_cached_memory
 from llamahome.training.reward import Reward
 
-MEASURED = ("reward", "reward_std", "answer_tokens", "cut_answers", "groups_without_spread")
-"""Figures of every answer, whose mean over the answers of a step is recorded."""
 _BATCH_ROWS = 64
 
 

@@ -103,6 +103,8 @@ class Distillation:
     teacher: TopTokens
     weight: float
     temperature: float
+    sums_2: Tensor | None = None
+    """The sums of the cross entropy and of the divergence over all targets are added to it."""
 
     def __call__(self, logits_RV: Tensor, rows_R: Tensor, /) -> tuple[Tensor, Tensor]:
         """The loss of a tile and its gradient, which overwrites the logits."""
@@ -120,7 +122,10 @@ class Distillation:
         student = torch.log_softmax(torch.cat([inside_RK - log_total, rest_R1.log()], -1) / temperature, -1)
         taught = torch.softmax(torch.cat([self.teacher.logs_NK[rows_R], self.teacher.rest_N[rows_R, None]], -1) / temperature, -1)
         divergence = (torch.special.xlogy(taught, taught) - taught * student).sum() * temperature**2
-        loss = weight * divergence + (1 - weight) * (log_total - label_R1).sum()
+        cross_entropy = (log_total - label_R1).sum()
+        loss = weight * divergence + (1 - weight) * cross_entropy
+        if self.sums_2 is not None:
+            self.sums_2.add_(torch.stack([cross_entropy, divergence]))
 
         slope = (student.exp() - taught) * (temperature * weight)  # by the log-probability of each outcome; they add up to 0
         grad = shares.mul_(slope[:, -1:] / rest_R1 + (1 - weight))
@@ -197,14 +202,20 @@ def label_log_probabilities(
 
 
 @torch.no_grad()
-def top_tokens(hidden_ND: Tensor, head: Head, count: int, *, dtype: torch.dtype, logits: int = TILE_LOGITS) -> TopTokens:
-    """The `count` likeliest tokens at every target (all, if the vocabulary has fewer), the likeliest first."""
-    count = min(count, head.weight_VD.shape[0])
+def top_tokens(
+    hidden_ND: Tensor, head: Head, count: int, *, dtype: torch.dtype, known: int | None = None, logits: int = TILE_LOGITS
+) -> TopTokens:
+    """The `count` likeliest tokens at every target (all, if the vocabulary has fewer), the likeliest first.
+
+    Only the first `known` tokens exist, if it is given: rows behind them pad the head.
+    """
+    known = min(known or head.weight_VD.shape[0], head.weight_VD.shape[0])
+    count = min(count, known)
     size, device = hidden_ND.shape[0], hidden_ND.device
     ids = torch.empty(size, count, dtype=torch.int64, device=device)
     logs, rest = torch.empty(size, count, device=device), torch.empty(size, device=device)
     for rows, tile_RV in _logits_in_tiles(hidden_ND, head, dtype=dtype, logits=logits):
-        log_RV = torch.log_softmax(tile_RV, -1)
+        log_RV = torch.log_softmax(tile_RV[:, :known], -1)
         logs[rows], ids[rows] = torch.topk(log_RV, count, dim=-1)
         rest[rows] = torch.logsumexp(log_RV.scatter_(1, ids[rows], -torch.inf), -1)
     return TopTokens(ids, logs, rest)
