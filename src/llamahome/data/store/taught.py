@@ -1,9 +1,9 @@
 """A teacher's likeliest tokens at every target of some rows, on disk: `data teach` writes them, and distillation reads them.
 
 An example is found by a hash of its tokens and targets, because what the teacher says depends on nothing else. So rows may be left out,
-mixed, held out or put in another order without asking the teacher again; an example that it never read is refused. teacher.json is written last: a folder
-without it is unfinished, and `data teach` goes on after its last whole part. Size: 8 bytes per target and token kept. Memory: 16 bytes per
-example; values are read from the files when they are needed.
+mixed, held out or put in another order without asking the teacher again; an example that it never read is refused. teacher.json is written
+last: a folder without it is unfinished, and `data teach` goes on after its last whole part. Size: 8 bytes per target and token kept.
+Memory: 16 bytes per example; values are read from the files when they are needed.
 """
 
 import hashlib
