@@ -10,7 +10,7 @@ differently. All ranks learn of all answers, and lay them out as any examples.
 """
 
 import hashlib
-import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -173,8 +173,7 @@ def advantages(rewards: Sequence[float], *, divide_by_std: bool) -> Advantages:
     """Each reward less the mean of the group, divided by the standard deviation if that is wanted; all 0 if the rewards are equal."""
     if min(rewards) == max(rewards):
         return Advantages([0.0] * len(rewards), 0.0)
-    mean = math.fsum(rewards) / len(rewards)
-    std = math.sqrt(math.fsum((reward - mean) ** 2 for reward in rewards) / (len(rewards) - 1))
+    mean, std = statistics.fmean(rewards), statistics.stdev(rewards)
     return Advantages([(reward - mean) / (std if divide_by_std else 1.0) for reward in rewards], std)
 
 
