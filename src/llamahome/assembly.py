@@ -35,10 +35,10 @@ from llamahome.monitoring.display import RunSummary
 from llamahome.monitoring.progress import Progress, open_progress
 from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.throughput import PartClock
+from llamahome.objective_rows import open_taught, refuse_without_prompts
 from llamahome.resolve import answered_rows, evaluated_rows, resolve_settings
 from llamahome.resuming import passed_over, rate_of, show_rows
 from llamahome.rundir import RunPaths, as_typed, nearby
-from llamahome.taught_rows import open_taught
 from llamahome.training.answer_metric import AnswerMetric, open_answer_metric
 from llamahome.training.checkpointing import Checkpointing, Save, SaveAsync
 from llamahome.training.evaluate import Evaluator, HeldOut, Judge, sample_prompts
@@ -126,6 +126,7 @@ def read_data(session: Session, loaded: LoadedConfig, data_path: str | Sequence[
     for line in prepared.report.lines()[1:]:  # the first line was shown while reading
         progress.say(line)
     warn_of_length(fitted, base, prepared.report.longest_tokens, warn=progress.warn)
+    refuse_without_prompts(fitted.config, prepared)
     taught = open_taught(fitted.config, prepared, tokenizer)
     return RunData(prepared.reading.opened, prepared, tokenizer, base, adapter, backend, taught, fitted)
 

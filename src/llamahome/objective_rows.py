@@ -1,4 +1,4 @@
-"""Opens what a teacher says about the rows of a run, and refuses it before training if it is of other rows or another tokenizer."""
+"""What an objective asks of the rows of a run, checked before training: prompts, or what a teacher says about every row."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -14,6 +14,14 @@ from llamahome.errors import ConfigError, DataError, Problem
 
 _LOOKED_AT = 1_000_000
 """Examples that are looked up before training; the lookup takes about 10 us each. The rest are looked up when they are read."""
+
+
+def refuse_without_prompts(config: Config, prepared: Prepared) -> None:
+    """Raise DataError if rows are texts, which have no prompts to answer, and the objective answers prompts."""
+    if config.training.objective == "grpo" and prepared.reading.format_name == "text":
+        message = "training.objective grpo answers prompts, and these rows are plain texts, which have none"
+        hint = "rows with messages, or prompt and completion; the completion is the reference that the reward may read"
+        raise DataError(Problem(code="data.no-prompts", message=message, where=prepared.reading.opened[0], hint=hint))
 
 
 def open_taught(config: Config, prepared: Prepared, tokenizer: ChatTokenizer) -> Taught | None:
