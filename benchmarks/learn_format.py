@@ -17,12 +17,12 @@ from typing import Any
 from llamahome import pipeline
 from llamahome.config.load import load_config
 
-KINDS = (
-    "animals birds fish insects trees flowers fruits vegetables spices drinks desserts colours shapes metals gems tools vehicles sports games "
-    "instruments dances clothes shoes toys machines planets rivers mountains oceans islands countries cities languages currencies jobs "
-    "buildings rooms books poets painters composers inventors kings scientists feelings virtues seasons months weekdays numbers"
-).split()
-UNSEEN = ("mammals", "reptiles", "cheeses", "sauces", "hats", "boats", "lakes", "deserts", "novels", "heroes", "holidays", "elements")
+SEEN = """
+animals birds fish insects trees flowers fruits vegetables spices drinks desserts colours shapes metals gems tools vehicles sports games
+instruments dances clothes shoes toys machines planets rivers mountains oceans islands countries cities languages currencies jobs buildings
+rooms books poets painters composers inventors kings scientists feelings virtues seasons months weekdays numbers
+"""
+UNSEEN = "mammals reptiles cheeses sauces hats boats lakes deserts novels heroes holidays elements"
 QUESTION = "Name three {kind}. Answer with a JSON list of three strings and nothing else."
 REWARD = '''"""The reward of benchmarks/learn_format.py."""
 
@@ -45,8 +45,8 @@ def write_project(folder: Path) -> tuple[Path, Path, Path]:
     """The files of rows for training and for measuring, and of the reward."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, kinds in (("rows.jsonl", KINDS), ("unseen.jsonl", UNSEEN)):
-        rows = [{"prompt": QUESTION.format(kind=kind), "completion": "-"} for kind in kinds]
+    for name, kinds in (("rows.jsonl", SEEN), ("unseen.jsonl", UNSEEN)):
+        rows = [{"prompt": QUESTION.format(kind=kind), "completion": "-"} for kind in kinds.split()]
         paths.append(folder / name)
         paths[-1].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (folder / "reward.py").write_text(REWARD, encoding="utf-8")
