@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from llamahome import assembly
-from llamahome.assembly import RunData
+from llamahome.assembly import RunData, Session
 from llamahome.config.load import LoadedConfig, with_values
 from llamahome.conversation import model_folder, open_to_measure
 from llamahome.data.steps.loader import make_microbatch
@@ -46,35 +46,49 @@ class Lesson:
     """Parts that an earlier try had written."""
 
 
-def teach(data_path: Sequence[str], loaded: LoadedConfig, *, teacher: str, output: Path, top_k: int) -> Lesson:
-    """Write the `top_k` likeliest tokens of `teacher` at every target of `data_path` to the folder `output`.
+@dataclass(frozen=True)
+class AskedTeacher:
+    """What is asked of whom, and where it goes."""
 
-    Raises ConfigError for a teacher with another tokenizer or too few positions, DataError if `output` holds something else.
+    teacher: str
+    output: Path
+    top_k: int
+
+
+def teach(data_path: Sequence[str], loaded: LoadedConfig, asked: AskedTeacher) -> Lesson:
+    """Write what the teacher says at every target of every row of `data_path`.
+
+    Raises ConfigError for a teacher with another tokenizer or too few positions, DataError if the folder holds something else.
     """
     values = {"data.eval_split": 0, "data.eval_path": None, "data.streaming": False}
-    with assembly.open_session(with_values(loaded, values, origin="data teach"), phases=3, saves=False) as session:
-        say = session.progress.say
-        with session.progress.phase("data"):
-            data = assembly.read_data(session, with_values(loaded, values, origin="data teach"), data_path)
-            folder = model_folder(teacher, loaded, say=say)
-            _refuse_other_tokenizer(data.tokenizer, open_tokenizer(tokenizer_source(folder, loaded.config.model)), teacher)
-        table = data.prepared.examples
-        assert isinstance(table, ExampleTable)
-        about = _about(data, table, folder, teacher=teacher, top_k=top_k)
-        waiting = _prepare_folder(output, about)
-        found = about.parts - len(waiting)
-        if found:
-            say(f"{output}: {found} of {many(about.parts, 'part')} are there already")
-        if waiting:
-            with session.progress.phase("teacher"):
-                backend = choose_backend(data.fitted.config, session.world.device)
-                model = open_to_measure(folder, data.fitted, backend, session.world.device, say=say)
-                _refuse_short(model, data.prepared.report.longest_tokens, teacher)
-            with session.progress.phase("log-probabilities"):
-                asked = _Teacher(model.eval(), backend, max(data.tokenizer.vocabulary.values()) + 1, top_k)
-                _write_parts(asked, table, waiting, output, about, say=say)
-        taught.finish(output, about)
-        return Lesson(output, about, found)
+    all_rows = with_values(loaded, values, origin="data teach")
+    with assembly.open_session(all_rows, saves=False) as session:
+        return _write_lesson(data_path, all_rows, asked, session)
+
+
+def _write_lesson(data_path: Sequence[str], loaded: LoadedConfig, asked: AskedTeacher, session: Session) -> Lesson:
+    say, teacher, output, top_k = session.progress.say, asked.teacher, asked.output, asked.top_k
+    with session.progress.phase("data"):
+        data = assembly.read_data(session, loaded, data_path)
+        folder = model_folder(teacher, loaded, say=say)
+        _refuse_other_tokenizer(data.tokenizer, open_tokenizer(tokenizer_source(folder, loaded.config.model)), teacher)
+    table = data.prepared.examples
+    assert isinstance(table, ExampleTable)
+    about = _about(data, table, folder, teacher=teacher, top_k=top_k)
+    waiting = _prepare_folder(output, about)
+    found = about.parts - len(waiting)
+    if found:
+        say(f"{output}: {found} of {many(about.parts, 'part')} are there already")
+    if waiting:
+        with session.progress.phase("teacher"):
+            backend = choose_backend(data.fitted.config, session.world.device)
+            model = open_to_measure(folder, data.fitted, backend, session.world.device, say=say)
+            _refuse_short(model, int(table.lengths.max(initial=0)), teacher)
+        with session.progress.phase("log-probabilities"):
+            asking = _Teacher(model.eval(), backend, max(data.tokenizer.vocabulary.values()) + 1, top_k)
+            _write_parts(asking, table, waiting, output, about, say=say)
+    taught.finish(output, about)
+    return Lesson(output, about, found)
 
 
 def _about(data: RunData, table: ExampleTable, folder: Path, *, teacher: str, top_k: int) -> taught.About:
@@ -190,4 +204,5 @@ def _refuse_short(model: CausalLM, longest: int, name: str) -> None:
     positions = positions_of(model)
     if positions is not None and longest > positions:
         message = f"{name} has {positions:,} positions, and the longest example has {longest:,} tokens"
-        raise ConfigError(Problem(code="model.too-long", message=message, where="--teacher", hint=f"--set data.max_length={positions}"))
+        hint = f"--set data.max_length={positions}"
+        raise ConfigError(Problem(code="model.teacher-too-short", message=message, where="--teacher", hint=hint))

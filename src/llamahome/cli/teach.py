@@ -45,9 +45,10 @@ def teach(
     options.check_settings(loaded)
     locate(list(data_paths), wanted=to_train(loaded.config.data))
     with importing_torch():
-        from llamahome import teaching
+        from llamahome.teaching import AskedTeacher
+        from llamahome.teaching import teach as write_lesson
 
-    lesson = teaching.teach(list(data_paths), loaded, teacher=teacher, output=output, top_k=top_k)
+    lesson = write_lesson(list(data_paths), loaded, AskedTeacher(teacher, output, top_k))
     if as_json:
         print(json.dumps({"folder": str(lesson.folder), **asdict(lesson.about)}))
         return

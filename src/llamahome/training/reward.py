@@ -13,6 +13,7 @@ from llamahome.training.answers import without_end
 from llamahome.training.metric_file import UserFunction, load_function
 
 _WHERE = "grpo.reward"
+_CODES = {"evaluation.metric-failed": "training.reward-failed", "evaluation.metric-unreadable": "training.reward-unreadable"}
 
 
 def open_reward(name: str) -> UserFunction:
@@ -48,7 +49,7 @@ class Reward:
 
 def _as_reward(problem: Problem) -> Problem:
     """A problem of a metric's file, worded for a reward."""
-    code = problem.code.replace("evaluation.metric-", "training.reward-")
+    code = _CODES.get(problem.code, problem.code)
     message = problem.message.replace("cannot be a metric: a metric takes", "cannot be a reward: a reward takes")
     message = message.replace("a metric is a plain one", "a reward is a plain one").replace("a score is a finite", "a reward is a finite")
     hint = problem.hint
