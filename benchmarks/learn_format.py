@@ -1,6 +1,6 @@
 """Teaches the starter a format by rewards alone (training.objective grpo), and draws the curve of the reward.
 
-    python -m benchmarks.learn_format --out build/format [--steps 60] [--picture docs/pictures/grpo-format.png]
+    python -m benchmarks.learn_format --out build/format [--steps 80] [--picture docs/pictures/grpo-format.png]
 
 The prompts ask for three things of a kind as a JSON list of strings. No row shows such an answer: the reference that every row must have is
 empty of them, and the reward only reads what the model wrote. The reward is 1 for a list of exactly three different strings and nothing
@@ -60,9 +60,9 @@ def run(folder: Path, *, steps: int, assignments: list[str]) -> dict[str, Any]:
         "training.objective=grpo",
         f"grpo.reward={reward}:score",
         f"training.max_steps={steps}",
-        "training.batch_size=6",
+        "training.batch_size=4",
         "training.schedule=constant",
-        "grpo.max_new_tokens=40",
+        "grpo.max_new_tokens=32",
         f"data.eval_path={unseen}",
         f"evaluation.metric={reward}:score",
         "evaluation.every=1000 steps",
@@ -100,7 +100,7 @@ def main() -> None:
     """Run, print one JSON object, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="Folder for rows, reward and run; must not hold a run.")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     asked = parser.parse_args()
