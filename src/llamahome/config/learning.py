@@ -56,7 +56,7 @@ def learning_errors(config: "Config") -> Iterator[tuple[str, str, str, str]]:
         yield "config.no-reward", "grpo.reward", message, "--reward FILE.py:FUNCTION"
     if config.grpo.beta and config.training.method == "full":
         message = f"grpo.beta {config.grpo.beta:g} compares with the model without its adapter, and training.method full has none"
-        yield "config.no-reference", "grpo.beta", message, "--set grpo.beta=0, or --method lora"
+        yield "config.no-reference", "grpo.beta", message, "--set grpo.beta=0"
     elif config.grpo.beta and config.model.adapter is not None:
         message = f"grpo.beta {config.grpo.beta:g} compares with the model without its adapter, which would be the one before model.adapter"
         hint = "--set grpo.beta=0, or llamahome export ADAPTER --to merged and --model with that folder"
