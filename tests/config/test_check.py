@@ -84,7 +84,7 @@ def test_an_uneven_world_size_names_the_sizes_that_work(tmp_path, size, nodes, n
 def test_all_contradictions_are_reported_at_once(tmp_path):
     apart = ("share-or-count", "nothing-to-watch", "no-reference")  # they set what another one sets
     all_of_them = [part for code, (parts, _) in CONTRADICTIONS.items() if code not in apart for part in parts]
-    assert len(errors(load(tmp_path, all_of_them))) == 6
+    assert len(errors(load(tmp_path, all_of_them))) == 7
 
 
 @pytest.mark.parametrize("assignments", WITHOUT_EFFECT, ids=lambda each: each[0])
