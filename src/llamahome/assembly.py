@@ -19,8 +19,10 @@ from llamahome.config.schema import Config, interval
 from llamahome.conversation import base_of_run
 from llamahome.data.prepare import Prepared
 from llamahome.data.steps.layout import EACH_ALONE, Layout
-from llamahome.data.steps.loader import Loader
+from llamahome.data.steps.loader import Loader, Steps
+from llamahome.data.steps.taught_steps import with_teacher
 from llamahome.data.store.table import ExampleTable
+from llamahome.data.store.taught import Taught
 from llamahome.data.text.tokenizer_files import tokenizer_folder, tokenizer_source
 from llamahome.data.text.tokens import ChatTokenizer, open_tokenizer
 from llamahome.data_limits import prepare_fitted, warn_of_length
@@ -34,6 +36,7 @@ from llamahome.model.backends.choose import choose_backend
 from llamahome.monitoring.progress import Progress, open_progress
 from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.throughput import PartClock
+from llamahome.objective_rows import open_taught, refuse_without_prompts
 from llamahome.resolve import answered_rows, evaluated_rows, resolve_settings
 from llamahome.resuming import passed_over, rate_of, show_rows
 from llamahome.rundir import RunPaths, as_typed
@@ -69,6 +72,8 @@ class RunData:
     adapter: Path | None
     """The PEFT folder that is trained further: model.adapter's, or at a resume the checkpoint's own."""
     backend: Backend
+    taught: Taught | None
+    """What a teacher says about the rows, if they are learned from it."""
     fitted: LoadedConfig
     """The settings with which the rows were read: data.max_length is at most what the base can take."""
 
@@ -134,7 +139,9 @@ def read_data(session: Session, loaded: LoadedConfig, data_path: str | Sequence[
     for line in prepared.report.lines()[1:]:  # the first line was shown while reading
         progress.say(line)
     warn_of_length(fitted, base, prepared.report.longest_tokens, warn=progress.warn)
-    return RunData(prepared.reading.opened, prepared, tokenizer, base, adapter, backend, fitted)
+    refuse_without_prompts(fitted.config, prepared)
+    taught = open_taught(fitted.config, prepared, tokenizer)
+    return RunData(prepared.reading.opened, prepared, tokenizer, base, adapter, backend, taught, fitted)
 
 
 def assemble(session: Session, data: RunData, *, step: int = 0, consumed: int = 0) -> Job:
@@ -208,6 +215,7 @@ def held_out(
 def make_loader(job: Job, state: TrainerState) -> Loader:
     """The steps from the position of `state` on; the caller closes it."""
     training, prepared, world = job.config.training, job.data.prepared, job.session.world
+    deliver, taught = job.data.backend.to_device, job.data.taught
     return Loader(
         prepared.examples,
         replace(prepared.order, passed=passed_over(state)),
@@ -219,7 +227,7 @@ def make_loader(job: Job, state: TrainerState) -> Loader:
         rank=world.rank,
         world_size=world.size,
         equal_passes=job.learner.placement.equal_passes,
-        deliver=job.data.backend.to_device,
+        deliver=deliver if taught is None else with_teacher(taught, deliver),
         layout=job.layout,
         judge=prepared.judge,
         row_names=prepared.places,
@@ -231,7 +239,7 @@ def make_run(
     paths: RunPaths,
     state: TrainerState,
     *,
-    loader: Loader,
+    loader: Steps,
     recorder: Recorder,
     evaluator: Evaluator,
     save: tuple[Save, SaveAsync],
@@ -253,7 +261,7 @@ def make_run(
             seed=config.training.seed,
             max_grad_norm=config.training.max_grad_norm,
             max_bad_steps=config.training.max_bad_steps,
-            refuse_spikes=config.training.refuse_spikes,
+            refuse_spikes=config.training.refuse_spikes and config.training.objective != "grpo",  # its losses are around zero
             show_rows=lambda rows: show_rows(job.data.paths, paths, rows),
             early_stop_patience=config.evaluation.early_stop_patience,
             save_best=config.checkpoint.keep_best > 0,

@@ -38,6 +38,7 @@ from llamahome.rollback import Rollback, plan_rollback, roll_back
 from llamahome.run_folder import branched_run, new_run, output_of_resumed, refuse_output, resumed_run
 from llamahome.rundir import RunPaths, open_run
 from llamahome.saving import Saver, require_space
+from llamahome.stages import check_stage, make_steps
 from llamahome.starting_adapter import with_adapter
 from llamahome.training.answer_metric import open_answer_metric
 from llamahome.training.evaluate import Evaluation, Evaluator, SampleAnswer
@@ -77,6 +78,7 @@ def _check_run(loaded: LoadedConfig) -> None:
     """What `check` does, and raise MachineError if the package of a tracker is missing."""
     check(loaded)
     require_installed(loaded.config.monitoring.trackers)
+    check_stage(loaded)
 
 
 def train(
@@ -183,8 +185,8 @@ def _train(job: Job, paths: RunPaths, state: TrainerState) -> Result | Rollback:
         clock = make_clock(job, paths, state, closing, watch=watchdog.enter)
         saver = Saver(job, paths, recorder, loader, clock)
         closing.callback(saver.close)
-        save = saver.save, saver.save_async
-        run = assembly.make_run(job, paths, state, loader=loader, recorder=recorder, evaluator=evaluator, save=save, clock=clock)
+        save, steps = (saver.save, saver.save_async), make_steps(job, loader, clock)
+        run = assembly.make_run(job, paths, state, loader=steps, recorder=recorder, evaluator=evaluator, save=save, clock=clock)
         recorder.status("running", state.step, job.plan.horizon, **folder)
         try:
             evaluated = _evaluate_untrained(session, evaluator, state)

@@ -26,7 +26,15 @@ from llamahome.model.packing import packing_of
 from llamahome.model.place import count_weights, largest_pass, needs_checkpointing
 from llamahome.model.targets import copied_bytes
 from llamahome.training.answer_metric import ANSWERED_ROWS, FROM_TARGETS, answer_room
-from llamahome.training.auto import PAIR_PASSES, auto_batch_size, auto_epochs, auto_learning_rate, plan_evaluations
+from llamahome.training.auto import (
+    PAIR_PASSES,
+    REWARDS_FACTOR,
+    REWARDS_PASSES,
+    auto_batch_size,
+    auto_epochs,
+    auto_learning_rate,
+    plan_evaluations,
+)
 from llamahome.training.evaluate import ANSWER_TOKENS
 from llamahome.training.learner import BaseModel, free_bytes
 from llamahome.training.run import Plan, make_plan
@@ -70,7 +78,12 @@ def resolve_amount(training: TrainingConfig, prepared: Prepared, *, processes: i
     if training.epochs != "auto" and training.batch_size != "auto":
         return {}
     rows = prepared.order.epoch_rows
-    epochs, batch, why = _amount(training, rows, prepared.content())
+    if training.objective == "grpo" and training.epochs == "auto" and training.max_steps is None:
+        why = "every prompt gets a new group of answers in every pass"
+        batch = auto_batch_size(rows) if training.batch_size == "auto" else training.batch_size
+        epochs: float = REWARDS_PASSES
+    else:
+        epochs, batch, why = _amount(training, rows, prepared.content())
     values = {"training.epochs": epochs, "training.batch_size": batch}
     resolved = {key: (value, why) for key, value in values.items() if getattr(training, key.partition(".")[2]) == "auto"}
     only = "" if len(resolved) == 2 else f" ({next(iter(resolved))} is auto)"
@@ -145,8 +158,13 @@ def _resolve_model(config: Config, base: BaseModel) -> Resolved:
         resolved["distributed.strategy"] = base.strategy.strategy, base.strategy.reason
     if config.training.learning_rate == "auto":
         width = base.model.get_output_embeddings().weight.shape[1]
-        why = f"{method} at hidden size {width}" + (", a tenth for pairs" if pairs else "")
-        resolved["training.learning_rate"] = auto_learning_rate(method, width, pairs=pairs), why
+        rate, why = (
+            auto_learning_rate(method, width, pairs=pairs),
+            f"{method} at hidden size {width}" + (", a tenth for pairs" if pairs else ""),
+        )
+        if config.training.objective == "grpo":
+            rate, why = rate * REWARDS_FACTOR, f"{why}, {REWARDS_FACTOR:g} times that because it learns from rewards"
+        resolved["training.learning_rate"] = rate, why
     if config.model.dtype == "auto":
         resolved["model.dtype"] = str(precision.storage).removeprefix("torch."), f"method {method}, {precision.reason}"
     if config.training.mixed_precision == "auto":

@@ -15,7 +15,7 @@ from llamahome.checkpoint.collective_save import save_together
 from llamahome.checkpoint.manifest import Fingerprints
 from llamahome.checkpoint.state import TrainerState
 from llamahome.config.load import dump_config
-from llamahome.data.steps.loader import Loader
+from llamahome.data.steps.loader import Steps
 from llamahome.data.text.end_tokens import learned_ends
 from llamahome.distributed.tensorfiles import TAKES_PART, WRITES_ALL, TensorSlices, WriterShare, write_files
 from llamahome.errors import Problem
@@ -108,7 +108,7 @@ class _Content:
 class Saver:
     """Saves checkpoints of a run: in the loop, or in a thread of its own from copies of the tensors that training changes."""
 
-    def __init__(self, job: Job, paths: RunPaths, recorder: Recorder, loader: Loader, clock: PartClock) -> None:
+    def __init__(self, job: Job, paths: RunPaths, recorder: Recorder, loader: Steps, clock: PartClock) -> None:
         self._job, self._paths, self._recorder, self._loader, self._clock = job, paths, recorder, loader, clock
         self._moments_copy, self._weights_copy = Snapshot(), Snapshot()
         self._began = False

@@ -15,11 +15,12 @@ CONTRADICTIONS = {
     "nothing-to-train": (["lora.target_modules=[]"], "all-linear"),
     "nothing-to-watch": (["data.eval_split=0", "evaluation.early_stop_patience=3"], "auto"),
     "no-such-node": (["distributed.num_nodes=2", "distributed.node_rank=2"], "node_rank=1"),
-    "objective-not-built": (["training.objective=grpo"], "training.objective=sft"),
+    "objective-not-built": (["training.objective=kto"], "training.objective=sft"),
     "objective-and-format": (["training.objective=dpo", "data.format=messages"], "data.format=preference"),
     "not-of-objective": (["training.objective=dpo", "preference.gamma=0.5"], "training.objective=simpo"),
     "metric-of-answers": (["training.objective=orpo", "evaluation.metric=token_accuracy"], "evaluation.metric=loss"),
     "reference-needs-rows": (["training.objective=ipo", "data.streaming=true"], "data.streaming=false"),
+    "no-reference": (["training.objective=grpo", "grpo.reward=a.py:f", "grpo.beta=0.1", "training.method=full"], "grpo.beta=0"),
     "uneven-world": (["distributed.num_nodes=2", "distributed.world_size=5"], "world_size=4"),
 }
 WITHOUT_EFFECT = [
@@ -31,6 +32,9 @@ WITHOUT_EFFECT = [
     ["evaluation.every=5 steps", "data.eval_split=0"],
     ["checkpoint.keep_best=2", "data.eval_split=0"],
     ["distributed.master_port=2000"],
+    ["distill.weight=0.2"],
+    ["grpo.group_size=4", "training.objective=distill", "distill.teacher=taught"],
+    ["training.refuse_spikes=false", "training.objective=grpo", "grpo.reward=a.py:f"],
 ]
 
 

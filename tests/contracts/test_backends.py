@@ -1,22 +1,26 @@
 """Every back end passes the same tests: it equals the reference, and a document does not depend on the others of its pass."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tests.support.levels import SUPPORTED_LEVELS
-from tests.support.models import CPU, DEVICE_KINDS, FP32, examples_of, microbatch_of, our_model, save_tiny
+from tests.support.models import CPU, DEVICE_KINDS, FP32, VOCABULARY, examples_of, microbatch_of, our_model, save_tiny
 from tests.support.varlen import use_plain_varlen
 from torch import Tensor
 
 from llamahome.config.schema import LoraConfig
 from llamahome.data.records import Microbatch
 from llamahome.data.steps.loader import idle_microbatch
+from llamahome.data.steps.taught_steps import IDS, LOGS, REST
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import backend_of
 from llamahome.model.load import CausalLM
 from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
+from llamahome.training.distillation import DistillationObjective
+from llamahome.training.policy import MEASURED, PolicyObjective
 
 BACKENDS = ("cpu", *(f"cpu {level}" for level in SUPPORTED_LEVELS), "cuda", "cuda compiled")
 LENGTHS = (40, 17, 23, 2, 9, 1)
@@ -88,6 +92,35 @@ def test_loss_and_gradients_equal_the_reference(
     result = loss_and_gradients(model, prepared(name, model, monkeypatch), batch)
     assert abs(result[0] - expected[0]) <= 1e-5 * expected[0]
     assert (result[1] - expected[1]).norm() <= 2e-5 * expected[1].norm()
+
+
+def with_extra(batch: Microbatch) -> Microbatch:
+    """With what a teacher says and with the figures of answers."""
+    random, count = torch.Generator().manual_seed(6), batch.num_targets
+    logs = torch.randn(count, 9, generator=random).log_softmax(-1)
+    ids = torch.stack([torch.randperm(VOCABULARY, generator=random)[:8] for _ in range(count)])
+    taught = {IDS: ids, LOGS: logs[:, :8], REST: logs[:, 8]}
+    answers = torch.rand(len(batch.lengths), len(MEASURED), generator=random)
+    return replace(batch, extra={**taught, "advantages": torch.randn(count, generator=random), "answers": answers})
+
+
+@pytest.mark.parametrize("objective", ["distill", "grpo"])
+@pytest.mark.parametrize("name", [*BACKENDS[:-1], pytest.param(BACKENDS[-1], marks=pytest.mark.slow)])
+def test_other_objectives_equal_the_reference(
+    folders: dict[str, Path], name: str, objective: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(wanted: str) -> tuple[Tensor, Tensor]:
+        model = model_of(folders["llama"], device, lora=True)
+        backend = prepared(wanted, model, monkeypatch) if wanted != "reference" else backend_of(wanted, device, FP32)
+        supervised = Objective(model, backend)
+        learned = DistillationObjective(supervised, 0.4, 1.5) if objective == "distill" else PolicyObjective(supervised, 0.8, 0.3)
+        sums = learned.loss_sum(backend.to_device(with_extra(microbatch_of(examples_of(LENGTHS)))))
+        sums[0].backward()
+        return sums.detach().cpu(), torch.cat([each.grad.flatten().cpu() for each in model.parameters() if each.grad is not None])
+
+    (sums, gradient), (expected_sums, expected_gradient) = found(name), found("reference")
+    torch.testing.assert_close(sums, expected_sums, rtol=1e-5, atol=1e-4)
+    assert (gradient - expected_gradient).norm() <= 1e-5 * expected_gradient.norm()
 
 
 @pytest.mark.parametrize("name", BACKENDS)

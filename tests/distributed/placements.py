@@ -61,7 +61,7 @@ def learn(world: World, base: str, method: str, strategy: str, steps: int):
             objective.loss_sum,
             optimizer,
             microbatches,
-            num_targets=int(counts[0]),
+            divisors=[int(counts[0])],
             seed=0,
             limits=Limits(0.5),
             reducer=placement.exchange,

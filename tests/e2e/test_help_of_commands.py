@@ -23,6 +23,7 @@ from transformers import AutoTokenizer
 
 COLUMNS = ("--set", "data.columns={prompt: question, completion: answer}", "--set", "data.format=messages")
 TRAIN = ("train", "chats.jsonl", "--max-steps", "1")
+TEACH = ("data", "teach", "chats.jsonl", "--teacher", "tiny", "--top-k", "4")
 SWEEP = ("sweep", "chats.jsonl", "--max-steps", "1", "--dry-run")
 
 
@@ -78,6 +79,11 @@ def _bias(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.add_tokens([f"<new{number}>" for number in range(VOCABULARY + 3 - len(tokenizer))])
     tokenizer.save_pretrained(base)
+
+
+def _short_teacher(folder: Path) -> None:
+    """A model with fewer positions than the longest row has tokens, and a student with more."""
+    save_tiny(folder / "data/models/base/short", "gpt2", max_position_embeddings=64)
 
 
 def _renamed(folder: Path) -> None:
@@ -161,6 +167,8 @@ FAULTS = (
     Fault("sweep.one-run", (*SWEEP, "--set", "lora.rank=2")),
     Fault("sweep.value-twice", (*SWEEP, "--set", "training.learning_rate=1e-4,0.0001,1e-3")),
     Fault("output.not-a-folder", (*TRAIN, "--output", "chats.jsonl")),
+    Fault("data.teacher-folder-used", (*TEACH, "--output", "taught"), text("taught/mine.txt", "mine")),
+    Fault("model.teacher-too-short", (*TEACH, "--teacher", "short", "--output", "taught"), _short_teacher),
 )
 _REASONS = {
     "needs machines, processes or GPUs that are not here": (
@@ -188,7 +196,8 @@ _REASONS = {
     ),
     "typed in test_sweep.py": "sweep.not-a-sweep sweep.other-data sweep.other-settings",
     "typed in test_answers.py": ("evaluation.answers-ending evaluation.answers-exist evaluation.unknown-metric"),
-    "needs a memory that is too small": "evaluation.out-of-memory checkpoint.write-failed",
+    "needs a memory that is too small": "evaluation.out-of-memory training.rollout-out-of-memory checkpoint.write-failed",
+    "names data or a model of the user's": "data.bad-teacher data.not-taught model.other-tokenizer",
     "of a warning, typed below": "data.byte-order-mark",
     "needs a repository with a server": "data.lfs-pointer",
     "needs a model that GGUF, Ollama or float16 cannot hold; what they say is shown in tests/model/export and test_export.py": (

@@ -32,6 +32,13 @@ def flat(step: int, record: Record) -> Record:
     return {"train/loss": 2.4 * random.Random(step).lognormvariate(0, 0.05)} if "train/loss" in record else {}
 
 
+def rewarded(step: int, record: Record) -> Record:
+    """What learning from rewards records: losses around zero, whose jumps and rises mean nothing."""
+    if "train/loss" not in record:
+        return {}
+    return {"train/loss": random.Random(step).gauss(0.001 * step, 0.3), "train/reward": 0.5 + 0.001 * step}
+
+
 def flat_without_evaluation(step: int, record: Record) -> Record:
     if "eval/loss" in record:
         return {"eval/loss": math.nan} if step else {"eval/loss": 0.0}
@@ -134,6 +141,14 @@ def test_the_flat_loss_of_a_run_without_held_out_rows_is_told_too() -> None:
 
 def test_a_resumed_run_is_not_called_flat() -> None:
     assert "learning-rate-low" not in {alert.name for alert in raised(flat, first_step=200)}
+
+
+def test_losses_of_a_run_that_learns_from_rewards_raise_nothing_unless_they_are_not_finite() -> None:
+    records = [record for seed in range(5) for record in changed(clean_run(seed), rewarded)]
+    assert list(alerts_of(records, facts())) == []
+    without = [{name: value for name, value in record.items() if name != "train/reward"} for record in records]
+    assert list(alerts_of(without, facts()))
+    assert [alert.name for alert in alerts_of([{"step": 7, "train/loss": None, "train/reward": 0.1}], facts())] == ["loss-not-finite"]
 
 
 def test_a_null_in_a_file_counts_as_not_finite() -> None:

@@ -79,6 +79,12 @@ def test_alerts_are_shown_with_what_to_type() -> None:
     assert "step 7: the loss rose" in text and "llamahome data show x" in text
 
 
+def test_rewards_have_a_chart_of_their_own() -> None:
+    records = [{"step": step, "train/loss": 0.1 * (-1) ** step, "train/reward": step / 10} for step in range(1, 9)]
+    loss, reward = charts_of(records)
+    assert (reward.title, reward.curves[0].known[-1]) == ("Reward", (8, 0.8)) and not loss.log
+
+
 def test_a_spike_of_one_step_among_ten_thousand_is_drawn() -> None:
     records = [{"step": step, "train/loss": 97.5 if step == 6_203 else 2.0 + step % 7 / 100} for step in range(1, 10_001)]
     (chart,) = charts_of(records)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from llamahome.cli import datacheck, datastats, options
+from llamahome.cli import datacheck, datastats, options, teach
 from llamahome.cli.model_limits import find_tokenizer, fit_settings, prepare_rows
 from llamahome.errors import DataError, Problem, UsageError
 from llamahome.rundir import RAW_DATA
@@ -42,6 +42,7 @@ def data_app() -> None:
 
 data_app.add_command(datacheck.check)
 data_app.add_command(datastats.stats)
+data_app.add_command(teach.teach)
 
 
 @data_app.command()

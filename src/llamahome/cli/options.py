@@ -98,6 +98,7 @@ master_addr = setting("--master-addr", "distributed.master_addr", "Address of ma
 master_port = setting("--master-port", "distributed.master_port", "Port on machine 0", type=int)
 epochs = setting("--epochs", "training.epochs", "Passes over the data", type=float)
 max_steps = setting("--max-steps", "training.max_steps", "End at this step", type=int)
+reward = setting("--reward", "grpo.reward", "The function that rewards answers, for training.objective grpo", metavar="FILE.py:FUNCTION")
 method = setting("--method", "training.method", "lora or full")
 eval_data = setting("--eval-data", "data.eval_path", "Rows to evaluate on")
 
@@ -121,7 +122,7 @@ def together(*decorators: Decorator) -> Decorator:
     return decorate
 
 
-course = together(config_files, world_size, num_nodes, epochs, max_steps, method, eval_data)
+course = together(config_files, world_size, num_nodes, epochs, max_steps, method, reward, eval_data)
 """What a run is, beside model, folder and --set: shared by the commands that start or plan runs."""
 meeting = together(node_rank, master_addr, master_port)
 """Where the machines of a run meet."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 
 from llamahome.config.describe import settings
+from llamahome.config.learning import learning_errors
 from llamahome.config.load import is_chosen
 from llamahome.config.objectives import LEARNS
 from llamahome.config.preference import READ_BY, WITH_REFERENCE
@@ -26,8 +27,8 @@ Finding = tuple[str, str, str, str]
 def check_config(config: Config, origins: Mapping[str, str]) -> list[Problem]:
     """Every contradiction between these settings; empty if there is none."""
     chosen = {key for key, origin in origins.items() if is_chosen(origin)}
-    errors = [*_data_errors(config, chosen), *_training_errors(config), *_objective_errors(config, chosen), *_metric_errors(config)]
-    return _problems([*errors, *_machine_errors(config)], origins)
+    learned = [*_objective_errors(config, chosen), *learning_errors(config), *_metric_errors(config)]
+    return _problems([*_data_errors(config, chosen), *_training_errors(config), *learned, *_machine_errors(config)], origins)
 
 
 def config_warnings(config: Config, origins: Mapping[str, str]) -> list[Problem]:
@@ -56,6 +57,11 @@ def _reasons_for_no_effect(config: Config) -> dict[str, str]:
         reasons["model.dtype"] = "full fine-tuning keeps all weights in float32"
     if config.data.format == "preference":
         reasons["data.train_on"] = "of pairs the answers are learned, and nothing else"
+    for section in ("distill", "grpo"):
+        if config.training.objective != section:
+            reasons |= {key: f"training.objective is {config.training.objective}" for key in settings() if key.startswith(f"{section}.")}
+    if config.training.objective == "grpo":
+        reasons["training.refuse_spikes"] = "losses of grpo are around zero, where a leap is no sign of harm"
     if config.data.on_bad_row == "error":
         reasons["data.max_bad_share"] = "data.on_bad_row is error: the first bad row stops"
     if config.data.format == "text":

@@ -9,6 +9,6 @@ Learns = Literal["answers", "pairs", "labelled"]
 """answers: each row has an answer to learn. pairs: a better and a worse answer to one prompt. labelled: an answer, good or bad."""
 
 LEARNS: Mapping[ObjectiveName, Learns] = MappingProxyType(
-    {"sft": "answers", "dpo": "pairs", "ipo": "pairs", "orpo": "pairs", "simpo": "pairs"}
+    {"sft": "answers", "dpo": "pairs", "ipo": "pairs", "orpo": "pairs", "simpo": "pairs", "distill": "answers", "grpo": "answers"}
 )
 """What the rows of an objective must have. An objective that is not named here does not exist yet and is refused."""

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from llamahome.config.columns import check_columns
+from llamahome.config.learning import DistillConfig, GrpoConfig
 from llamahome.config.objectives import ObjectiveName
 from llamahome.config.preference import PreferenceConfig
 from llamahome.config.quantities import Amount, Nodes, PositiveInt, SecondsText
@@ -90,7 +91,8 @@ class TrainingConfig(Section):
     """Train a low-rank adapter on a frozen base, or every weight."""
     objective: ObjectiveName = "sft"
     """What is minimised. sft: the loss of the answers. dpo, ipo, orpo and simpo: a loss of pairs of a better and a worse answer, which
-    data.format preference reads; section preference has their constants. docs/Methods.md says which one when."""
+    data.format preference reads (see preference). distill: the divergence from a teacher, mixed with the loss of the answers (see distill).
+    grpo: answers of the model itself are rewarded, and the better ones become likelier (see grpo). docs/Methods.md says which one when."""
     batch_size: Auto | PositiveInt = "auto"
     """Rows per step (one optimizer update), over all processes and micro-batches; a row is one example unless it is split or left out.
     auto: 4 to 32, growing with the number of rows, docs/decisions/0018-passes.md."""
@@ -219,6 +221,8 @@ class Config(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     preference: PreferenceConfig = PreferenceConfig()
     lora: LoraConfig = LoraConfig()
+    distill: DistillConfig = DistillConfig()
+    grpo: GrpoConfig = GrpoConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     monitoring: MonitoringConfig = MonitoringConfig()

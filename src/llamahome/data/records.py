@@ -6,6 +6,7 @@ data start quickly.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -117,6 +118,8 @@ class Microbatch:
     """Number of this micro-batch in its step over all ranks; seeds its dropout."""
     idle: bool = False
     """A pass that other ranks need this rank to take part in: it holds no row and learns nothing."""
+    extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """What an objective needs beside the labels, by its name: [N, ...] or [D, ...]; back ends take it to the device."""
     documents: object | None = None
     """Document boundaries in the form that the back end's attention reads; set by the back end that moved the tensors to the device."""
 

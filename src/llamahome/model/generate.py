@@ -7,6 +7,7 @@ differently.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,7 +50,8 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]
     def __init__(self, sampling: Sampling, lengths: Sequence[int], width: int) -> None:
         seed = sampling.seeded().seed
         assert seed is not None
-        self._sampling, self._sources = sampling, [generator_for(seed, number) for number in range(len(lengths))]
+        numbers = sampling.numbers or range(len(lengths))
+        self._sampling, self._sources = sampling, [generator_for(seed, number) for number in numbers]
         self._starts = [width - length for length in lengths]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -142,31 +144,65 @@ def generate(
     padding would change the results of this model. `max_new_tokens` replaces that of `sampling`. With one prompt, `tell` receives new ids
     as they appear, and `cache` keeps what the next prompt may share. `stop` is asked after each token and ends all answers.
     """
+    if max_new_tokens is not None:
+        sampling = replace(sampling, max_new_tokens=max_new_tokens)
+    parts: dict[str, Any] = {}
+    if tell is not None or stop is not None:
+        parts["stopping_criteria"] = StoppingCriteriaList([_Listener(tell, stop, end_ids=_known(end_ids, model))])
+    rows = _continue(model, prompts, end_ids=end_ids, sampling=sampling, cache=cache, parts=parts)
+    return [row[:-1] if ended else row for row, ended in rows]
+
+
+@torch.no_grad()
+def draw_answers(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, end_ids: Sequence[int], sampling: Sampling
+) -> list[tuple[list[int], bool]]:
+    """An answer to each prompt with its end token, and whether it has one or was cut at the most tokens. `sampling` has a seed.
+
+    The draws of a prompt depend on the seed and its number in `sampling.numbers`, not on the other prompts, on which its logits depend
+    only by rounding.
+    """
+    return _continue(model, prompts, end_ids=end_ids, sampling=sampling, cache=None, parts={})
+
+
+def _known(end_ids: Sequence[int], model: PreTrainedModel) -> list[int]:
+    """Those of `end_ids` that the embedding has, because a tokenizer may have more tokens."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    return [number for number in end_ids if number < rows]
+
+
+def _continue(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    end_ids: Sequence[int],
+    sampling: Sampling,
+    cache: PromptCache | None,
+    parts: dict[str, Any],
+) -> list[tuple[list[int], bool]]:
+    """The new tokens of each prompt with the end token, and whether there is one; `parts` are passed on to transformers."""
     if len(prompts) > 1 and not packing_of(model).shares_prefixes:  # padding would change the results
         sampling = sampling.seeded() if sampling.draws else sampling
-        options: dict[str, Any] = {"end_ids": end_ids, "max_new_tokens": max_new_tokens, "stop": stop}
-        return [generate(model, [prompt], sampling=sampling, **options)[0] for prompt in prompts]
-    rows = model.get_input_embeddings().weight.shape[0]
-    end_ids = [number for number in end_ids if number < rows]  # a tokenizer may have more tokens than the embedding has rows
-    width, most = max(len(prompt) for prompt in prompts), max_new_tokens or sampling.max_new_tokens
+        options: dict[str, Any] = {"end_ids": end_ids, "cache": None, "parts": parts}
+        return [_continue(model, [prompt], sampling=sampling.for_prompt(n), **options)[0] for n, prompt in enumerate(prompts)]
+    end_ids = _known(end_ids, model)
+    width, most = max(len(prompt) for prompt in prompts), sampling.max_new_tokens
     positions = positions_of(model)
     if positions is not None and width + most > positions:
         most = positions - width
         if most < 1:
-            return [[] for _ in prompts]
+            return [([], False) for _ in prompts]
     padding = end_ids[0] if end_ids else 0
     tokens = torch.tensor([[padding] * (width - len(p)) + list(p) for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     settings = GenerationConfig(
         max_new_tokens=most, do_sample=False, eos_token_id=list(end_ids) or None, pad_token_id=padding, use_cache=True
     )
-    parts: dict[str, Any] = {}
     if sampling.draws or sampling.repetition_penalty != 1:
-        parts["logits_processor"] = LogitsProcessorList([_Draw(sampling, [len(prompt) for prompt in prompts], width)])
-    if tell is not None or stop is not None:
-        parts["stopping_criteria"] = StoppingCriteriaList([_Listener(tell, stop, end_ids=end_ids)])
+        draw = _Draw(sampling, [len(prompt) for prompt in prompts], width)
+        parts = {**parts, "logits_processor": LogitsProcessorList([draw])}
     if cache is not None and (known := cache.take(prompts[0])) is not None:
-        parts["past_key_values"] = known
+        parts = {**parts, "past_key_values": known}
     with _ready_to_generate(model):
         output: Any = model.generate(
             input_ids=tokens, attention_mask=mask, generation_config=settings, return_dict_in_generate=True, **parts
@@ -175,6 +211,6 @@ def generate(
         cache.keep(output.sequences[0].tolist(), getattr(output, "past_key_values", None), model)
     answers = []
     for row in output.sequences[:, width:].tolist():
-        length = next((i for i, token in enumerate(row) if token in end_ids), len(row))
-        answers.append(row[:length])
+        length = next((i + 1 for i, token in enumerate(row) if token in end_ids), None)
+        answers.append((row[:length], length is not None))
     return answers

@@ -15,7 +15,9 @@ from transformers import PreTrainedModel
 
 from llamahome.model.backends.backend import Backend, Batch, Pass
 from llamahome.model.backends.loss import HeadStats
+from llamahome.model.backends.token_losses import TokenLoss, label_log_probabilities
 from llamahome.model.load import head_of
+from llamahome.model.lora import adapters_off
 from llamahome.model.packing import last_hidden
 
 T = TypeVar("T")
@@ -58,6 +60,21 @@ class Objective:
     def loss_of(self, batch: Batch, loss: Callable[[Tensor], Tensor]) -> Tensor:
         """`loss` of log p(target | earlier tokens of its document), [N] float32, for every target of `batch`; differentiable."""
         return self.within(lambda: loss(self.backend.logprobs(self._hidden(batch), batch.labels_N, head_of(self.model))), _nothing)
+
+    def token_loss_sum(self, batch: Batch, loss: TokenLoss) -> Tensor:
+        """() float32, another loss summed over the targets of `batch`; differentiable."""
+        return self.within(lambda: self.backend.token_loss_sum(self._hidden(batch), head_of(self.model), loss), _nothing)
+
+    @torch.no_grad()
+    def reference_logs(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
+        """float32 [N]: log p(label) of the model without its adapters, in a pass of its own."""
+
+        def logs() -> Tensor:
+            head, dtype = head_of(self.model), self.backend.precision.compute
+            return label_log_probabilities(self._hidden(batch), batch.labels_N, head, dtype=dtype, temperature=temperature)
+
+        with adapters_off(self.model):
+            return self.within(logs, lambda hidden: torch.zeros(len(batch.labels_N), device=hidden.device))
 
     @torch.no_grad()
     def stats(self, batch: Batch) -> HeadStats:

@@ -60,6 +60,8 @@ class Sampling:
     """The same seed gives the same answer; None draws a new one each time."""
     max_new_tokens: int = 512
     """Length of the longest answer."""
+    numbers: tuple[int, ...] = ()
+    """The number of each prompt, which with the seed decides its draws; 0, 1, 2 and so on if it is empty."""
 
     def __post_init__(self) -> None:
         values = {name: getattr(self, name) for name in _RANGES if getattr(self, name) is not None}
@@ -74,6 +76,10 @@ class Sampling:
     def seeded(self) -> "Sampling":
         """The same with a seed: its own, or a new one."""
         return self if self.seed is not None else replace(self, seed=secrets.randbits(62))
+
+    def for_prompt(self, place: int) -> "Sampling":
+        """The same for the prompt at this place alone: its draws are those that it has among the others."""
+        return replace(self, numbers=(self.numbers[place] if self.numbers else place,))
 
     def at_most(self, tokens: int) -> "Sampling":
         """The same for an answer of at most so many tokens."""

@@ -4,6 +4,7 @@ The rules are in training_alerts.py and machine_alerts.py. They read recorded va
 they keep a few numbers each, whatever its length, and never touch the training. Measured: docs/log.md, "Alerts".
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -17,15 +18,24 @@ class Watch:
 
     def __init__(self, facts: Facts) -> None:
         self._rules = [*training_rules(facts), *machine_rules(facts)]
+        self._rewarded = False
+        """Whether the run learns from rewards: its losses are around zero, and neither they nor held-out losses tell how it goes."""
 
     def observe(self, step: int, values: Values) -> list[Alert]:
         """Read the metrics of a step or a sample of the machine; the alerts whose episodes begin with it."""
+        self._rewarded = self._rewarded or "train/reward" in values
+        if self._rewarded:
+            values = {name: value for name, value in values.items() if not _is_finite_loss(name, value)}
         found = []
         for rule in self._rules:
             finding = rule.observe(step, values)
             if finding is not None:
                 found.append(Alert(name=rule.name, step=step, text=finding[0], help=finding[1]))
         return found
+
+
+def _is_finite_loss(name: str, value: float | None) -> bool:
+    return name in ("train/loss", "eval/loss") and value is not None and math.isfinite(value)
 
 
 def alerts_of(records: Iterable[Mapping[str, float | None]], facts: Facts) -> Iterator[Alert]:

@@ -81,6 +81,7 @@ class _Document:
         self.labels_N = torch.zeros(_REHEARSED_TOKENS - 1, dtype=torch.int64)
         self.groups = ()
         self.documents = None
+        self.extra: dict[str, torch.Tensor] = {}
 
 
 def _exchange(seen: RecordedCollective, cluster: Cluster) -> Collective:

@@ -40,6 +40,8 @@ their public recipes, 5e-7 to 8e-6 for all weights of 7B models, ten times that 
 _WIDTH_POWER = 0.78
 """Wider models need smaller steps: rate ~ (2000 / hidden size) ^ 0.78, and LoRA ten times the rate of full fine-tuning. Source: the fit
 for Llama models in "LoRA Without Regret" (Thinking Machines, 2025). Other families and our check: docs/decisions/0004-learning-rate.md."""
+REWARDS_FACTOR, REWARDS_PASSES = 0.2, 1.0
+"""Learning from rewards takes a fifth of the rate, because its gradients are mostly noise, and one pass, whose length the user decides."""
 
 
 def auto_batch_size(rows: int, *, epochs: float | None = None) -> int:

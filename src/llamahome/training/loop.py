@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from llamahome.checkpoint.state import TrainerState
-from llamahome.data.steps.loader import Loader, StepBatch
+from llamahome.data.steps.loader import StepBatch, Steps
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.budget import Budget
 from llamahome.training.memory import RanOut
@@ -65,7 +65,7 @@ def train(run: Run, state: TrainerState) -> Outcome:
         return Outcome(state, reason, checkpoints.last(state))
 
 
-def _timed(loader: Loader, clock: PartClock) -> Iterator[StepBatch]:
+def _timed(loader: Steps, clock: PartClock) -> Iterator[StepBatch]:
     """The items of `loader`; waiting for one counts as data time."""
     while True:
         with clock.part("data"):

@@ -15,6 +15,8 @@ from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.loss import HeadStats
 from llamahome.model.load import CausalLM
 from llamahome.model.objective import Objective
+from llamahome.training.distillation import DistillationObjective
+from llamahome.training.policy import PolicyObjective
 from llamahome.training.preferences import LOSSES, PairObjective
 
 
@@ -62,4 +64,8 @@ def choose_objective(config: Config, supervised: Objective) -> TrainingObjective
         return supervised
     if chosen in LOSSES:
         return PairObjective(chosen, config.preference, supervised)
+    if chosen == "distill":
+        return DistillationObjective(supervised, config.distill.weight, config.distill.temperature)
+    if chosen == "grpo":
+        return PolicyObjective(supervised, config.grpo.temperature, config.grpo.beta)
     raise ValueError(f"config/check.py lets an objective pass that does not exist: {chosen}")

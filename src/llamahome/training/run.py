@@ -14,7 +14,7 @@ from torch import Tensor
 from llamahome.checkpoint.state import TrainerState
 from llamahome.config.schema import TrainingConfig
 from llamahome.data.records import Microbatch
-from llamahome.data.steps.loader import Extent, Loader
+from llamahome.data.steps.loader import Extent, Steps
 from llamahome.distributed.reducer import Reducer
 from llamahome.distributed.world import World
 from llamahome.monitoring.progress import Progress
@@ -104,7 +104,7 @@ class Run:
     reducer: Reducer
     """Sums gradients over all ranks."""
     # data
-    loader: Loader
+    loader: Steps
     # training
     schedule: Schedule
     settings: LoopSettings

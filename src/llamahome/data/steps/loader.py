@@ -84,8 +84,8 @@ def sequential_microbatches(
     layout: Layout = EACH_ALONE,
 ) -> list[Microbatch]:
     """The part of this rank of every example of the table, once; for evaluation."""
-    place = _Cursor(rank, world_size, equal_passes, layout)
-    return _lay_out(table, range(len(table)), micro_batch_tokens=micro_batch_tokens, place=place, deliver=deliver)
+    place = Place(rank, world_size, equal_passes, layout)
+    return lay_out(table, range(len(table)), micro_batch_tokens=micro_batch_tokens, place=place, deliver=deliver)
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,34 @@ class StepBatch:
     def num_targets(self) -> int:
         """Targets of this rank."""
         return sum(microbatch.num_targets for microbatch in self.microbatches)
+
+
+class Steps(Protocol):
+    """The steps of a run, as the loop reads them: a Loader, or a stage behind it that makes other micro-batches of its rows."""
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Most tokens of a micro-batch from now on."""
+
+    @property
+    def seen(self) -> Counts:
+        """What became of the rows of the steps given out, over all ranks."""
+
+    @property
+    def row_names(self) -> Callable[[Sequence[int]], list[str]]:
+        """Names of rows of the source, for messages."""
+
+    def __next__(self) -> StepBatch:
+        """The next step; all ranks ask for it."""
+
+    def lay_out_again(self, batch: StepBatch, micro_batch_tokens: int) -> StepBatch:
+        """The same examples with another budget, which holds for every later step, too."""
+
+    def rows_of(self, begin: int, end: int) -> list[int]:
+        """The rows of the source at positions from `begin` to before `end`."""
+
+    def close(self) -> None:
+        """Stop working ahead."""
 
 
 @dataclass
@@ -210,23 +238,23 @@ class Loader:
         rows = self.order.rows_at(np.arange(begin, end, dtype=np.int64), seed=self.seed)
         table, counts = self.examples.examples_of(rows), Counts()
         counts.count_table(table)
-        place = _Cursor(self.rank, self.world_size, self.equal_passes, self.layout)
+        place = Place(self.rank, self.world_size, self.equal_passes, self.layout)
         keys = (table.row_of + begin).tolist()
-        laid = _lay_out(table, keys, micro_batch_tokens=micro_batch_tokens, place=place, deliver=self.deliver)
+        laid = lay_out(table, keys, micro_batch_tokens=micro_batch_tokens, place=place, deliver=self.deliver)
         return StepBatch(begin, end, laid, micro_batch_tokens, counts)
 
 
 @dataclass(frozen=True)
-class _Cursor:
+class Place:
     """Which rank this is, of how many, whether all have to run equally often, and how rows lie in their passes."""
 
     rank: int
     world_size: int
     equal_passes: bool
-    layout: Layout
+    layout: Layout = EACH_ALONE
 
 
-def _lay_out(table: ExampleTable, keys: Sequence[int], *, micro_batch_tokens: int, place: _Cursor, deliver: Deliver) -> list[Microbatch]:
+def lay_out(table: ExampleTable, keys: Sequence[int], *, micro_batch_tokens: int, place: Place, deliver: Deliver) -> list[Microbatch]:
     """Micro-batches of one rank for every example of the table; numbered over all ranks, idle ones behind all others."""
     rows, shared, lengths = undivided(table, place.layout)
     ranks = divide(lengths, world_size=place.world_size, micro_batch_tokens=micro_batch_tokens)

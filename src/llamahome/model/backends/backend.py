@@ -5,7 +5,7 @@ choose.py selects one back end per run. All other code calls the back end and ne
 Legend: T tokens, N targets, D hidden size, H query heads, K key heads, E head size (that of v may differ).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from llamahome.config.schema import Config
 from llamahome.model.backends.loss import Head, HeadStats
+from llamahome.model.backends.token_losses import TokenLoss
 from llamahome.model.precision import Precision
 
 
@@ -97,6 +98,8 @@ class Batch(Protocol):
     @property
     def groups(self) -> Sequence[Together]: ...  # noqa: D102
     @property
+    def extra(self) -> Mapping[str, Tensor]: ...  # noqa: D102
+    @property
     def documents(self) -> object | None: ...  # noqa: D102
 
 
@@ -150,6 +153,9 @@ class Backend(Protocol):
 
     def logprobs(self, hidden_ND: Tensor, labels_N: Tensor, head: Head) -> Tensor:
         """[N] float32: log p(label) of each target; differentiable in hidden states and in a trained head."""
+
+    def token_loss_sum(self, hidden_ND: Tensor, head: Head, loss: TokenLoss) -> Tensor:
+        """() float32: sum over targets of another loss than -log p(label); differentiable in hidden states and in a trained head."""
 
     def stats(self, hidden_ND: Tensor, labels_N: Tensor, head: Head) -> HeadStats:
         """Summed loss and number of targets ranked first, without gradients."""

@@ -56,6 +56,15 @@ def transform_logits_(logits: Tensor, head: Head) -> Tensor:
     return logits
 
 
+def cap_gradient_(grad: Tensor, capped: Tensor | None, head: Head) -> Tensor:
+    """The gradient of raw logits, in place of that of the final ones; `capped` are the final ones of a head that caps them."""
+    if capped is not None and head.softcap is not None:
+        grad.mul_(1 - (capped / head.softcap).square_())
+    if head.scale != 1.0:
+        grad.mul_(head.scale)
+    return grad
+
+
 class PlainTiles:
     """Computes tiles in plain torch; `matrix_VD` is the head's weight in the dtype of the products."""
 
@@ -92,11 +101,7 @@ class PlainTiles:
         losses = (total.log() - target_logits).squeeze(1)
         grad.div_(total)
         grad.scatter_add_(1, labels_R1, torch.full_like(labels_R1, -1, dtype=grad.dtype))
-        if capped is not None and head.softcap is not None:
-            grad.mul_(1 - (capped / head.softcap).square_())
-        if head.scale != 1.0:
-            grad.mul_(head.scale)
-        return losses, grad.to(low_RV.dtype)
+        return losses, cap_gradient_(grad, capped, head).to(low_RV.dtype)
 
     def hidden_gradient(self, grad_RV: Tensor) -> Tensor:
         """[R, D]."""

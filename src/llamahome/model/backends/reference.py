@@ -18,6 +18,7 @@ from llamahome.model.backends.backend import B, Batch, Documents, Pass, Scoring
 from llamahome.model.backends.groups import share_groups, uses_dropout, visible_in_groups
 from llamahome.model.backends.logprobs import target_logprobs
 from llamahome.model.backends.loss import TILE_LOGITS, Head, HeadStats, PlainTiles, head_stats, summed_cross_entropy
+from llamahome.model.backends.token_losses import TokenLoss, summed_token_loss
 from llamahome.model.packing import packing_of
 from llamahome.model.precision import Precision
 
@@ -52,7 +53,9 @@ class Reference:
     def to_device(self, batch: B, /) -> B:
         """`batch` on the device."""
         names = ("tokens_T", "positions_T", "rows_N", "labels_N")
-        moved: B = replace(batch, **{name: getattr(batch, name).to(self.device) for name in names})  # type: ignore[type-var]
+        tensors = {name: getattr(batch, name).to(self.device) for name in names}
+        extra = {name: tensor.to(self.device) for name, tensor in batch.extra.items()}
+        moved: B = replace(batch, **tensors, extra=extra)  # type: ignore[type-var]
         return moved
 
     def shares_beginnings(self, model: PreTrainedModel, /) -> bool:
@@ -72,6 +75,10 @@ class Reference:
     def logprobs(self, hidden_ND: Tensor, labels_N: Tensor, head: Head) -> Tensor:
         """[N] float32: log p(label) of each target."""
         return target_logprobs(hidden_ND, labels_N, head, dtype=self.precision.compute, tiles=self._tiles)
+
+    def token_loss_sum(self, hidden_ND: Tensor, head: Head, loss: TokenLoss) -> Tensor:
+        """() float32: sum over targets of another loss."""
+        return summed_token_loss(hidden_ND, head, loss, dtype=self.precision.compute, tiles=self._tiles)
 
     def _tiles(self, matrix_VD: Tensor, head: Head) -> PlainTiles:
         return PlainTiles(matrix_VD, head)

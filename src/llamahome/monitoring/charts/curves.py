@@ -17,8 +17,8 @@ Point = tuple[float, float]
 
 _LOG_FROM = 4.0
 """Largest value divided by the median. Above it a linear axis would press all but a few points onto the bottom line."""
-_NOISY = ("Loss", "Gradient norm", "Speed")
-_SHOWN = ("train/loss", "train/grad_norm", "train/learning_rate", "eval/", "speed/tokens_per_s", "memory/")
+_NOISY = ("Loss", "Reward", "Gradient norm", "Speed")
+_SHOWN = ("train/loss", "train/reward", "train/grad_norm", "train/learning_rate", "eval/", "speed/tokens_per_s", "memory/")
 _MEDIANS, _LEAST_POINTS = 400, 80
 """Points of a running median, and of the curve that has one."""
 
@@ -90,6 +90,7 @@ def charts_of(records: Sequence[Mapping[str, float]], *, best: Point | None = No
     ]
     charts = [
         loss,
+        _chart("Reward", "mean of a step", curve("train/reward", "reward")),
         _chart("Held-out answers", "share, 1 is all", *scored),
         _chart("Learning rate", "per step", curve("train/learning_rate", "learning rate")),
         _chart("Gradient norm", "before clipping", curve("train/grad_norm", "gradient norm")),

@@ -23,6 +23,7 @@ from llamahome.model.backends.cuda.snapshot import snapshot_at_first_failure
 from llamahome.model.backends.logprobs import target_logprobs
 from llamahome.model.backends.loss import Head, HeadStats, PlainTiles, head_stats, summed_cross_entropy
 from llamahome.model.backends.reference import Reference, plain_bytes
+from llamahome.model.backends.token_losses import TokenLoss, summed_token_loss
 from llamahome.model.packing import packing_of
 from llamahome.model.precision import Precision
 
@@ -88,6 +89,11 @@ class CudaBackend(Reference):
         if self._loss_and_gradient is not None and self._switch.on:
             hidden_ND, labels_N = pad_targets(hidden_ND, labels_N)
         return summed_cross_entropy(hidden_ND, labels_N, head, dtype=self.precision.compute, tiles=self._tiles)
+
+    def token_loss_sum(self, hidden_ND: Tensor, head: Head, loss: TokenLoss) -> Tensor:
+        """() float32: sum over targets of another loss, in large tiles of plain torch."""
+        logits = TILE_ROWS * head.weight_VD.shape[0]
+        return summed_token_loss(hidden_ND, head, loss, dtype=self.precision.compute, tiles=PlainDeviceTiles, logits=logits)
 
     def _tiles(self, matrix_VD: Tensor, head: Head) -> PlainTiles:
         if self._loss_and_gradient is None:

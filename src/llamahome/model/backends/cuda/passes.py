@@ -70,11 +70,19 @@ class PassCopier:
         host = torch.zeros(layout.size, dtype=torch.int64, pin_memory=self.device.type == "cuda")
         _fill(host, layout, batch, lengths)
         buffer, ready = self._copy(host)
+        extra = {name: self._copy_alone(tensor) for name, tensor in batch.extra.items()}
         tokens_T, positions_T, rows_N, labels_N, starts = layout.views(buffer)
         tensors: dict[str, object] = {"tokens_T": tokens_T, "positions_T": positions_T, "rows_N": rows_N, "labels_N": labels_N}
         documents = PackedDocuments(lengths, starts=starts, longest=max(lengths), buffer=buffer, ready=ready)
-        copied: B = replace(batch, documents=documents, **tensors)  # type: ignore[type-var]
+        copied: B = replace(batch, documents=documents, extra=extra, **tensors)  # type: ignore[type-var]
         return copied
+
+    def _copy_alone(self, host: Tensor) -> Tensor:
+        """`host` on the device, copied in the order of the device's own work, so that nobody has to wait for it."""
+        if self.device.type != "cuda":
+            return host.to(self.device)
+        with torch.cuda.device(self.device):
+            return host.pin_memory().to(self.device, non_blocking=True)
 
     def _copy(self, host: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         if self.device.type != "cuda":

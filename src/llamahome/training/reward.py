@@ -1,0 +1,58 @@
+"""The reward of an answer: a function in a Python file of the user's, the same that evaluates answers (metric_file.py).
+
+The function must give the same answer the same number every time; otherwise a resumed run takes another course.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llamahome.data.text.tokens import ChatTokenizer
+from llamahome.errors import ConfigError, Problem
+from llamahome.training.answers import without_end
+from llamahome.training.metric_file import UserFunction, load_function
+
+_WHERE = "grpo.reward"
+_CODES = {"evaluation.metric-failed": "training.reward-failed", "evaluation.metric-unreadable": "training.reward-unreadable"}
+
+
+def open_reward(name: str) -> UserFunction:
+    """The function FILE.py:FUNCTION. Raises ConfigError if there is none, or if it takes something else than a metric does."""
+    try:
+        return load_function(name)
+    except ConfigError as error:
+        raise ConfigError([_as_reward(problem) for problem in error.problems]) from error
+
+
+@dataclass(frozen=True)
+class Reward:
+    """Scores answers in tokens."""
+
+    function: UserFunction
+    tokenizer: ChatTokenizer
+    row_of: Callable[[int], dict[str, Any]]
+    """The row of the source with this number, for functions that read it."""
+
+    def score(self, prompt: tuple[int, ...], answer: list[int], reference: tuple[int, ...], *, row: int, where: str) -> float:
+        """The reward. Texts are without the end token and white space at their ends; the prompt is as the model sees it.
+
+        Raises ConfigError with the place of the row if the function raises or returns no finite number.
+        """
+        decode, ends = self.tokenizer.decode, self.tokenizer.all_ends
+        texts = [decode(without_end(ids, ends)).strip() for ids in (answer, reference)]
+        whole = self.row_of(row) if self.function.third == "row" else None
+        try:
+            return self.function.score(decode(prompt), texts[0], texts[1], row=whole, where=where)
+        except ConfigError as error:
+            raise ConfigError([_as_reward(problem) for problem in error.problems]) from error
+
+
+def _as_reward(problem: Problem) -> Problem:
+    """A problem of a metric's file, worded for a reward."""
+    code = _CODES.get(problem.code, problem.code)
+    message = problem.message.replace("cannot be a metric: a metric takes", "cannot be a reward: a reward takes")
+    message = message.replace("a metric is a plain one", "a reward is a plain one").replace("a score is a finite", "a reward is a finite")
+    hint = problem.hint
+    if hint is not None and hint.startswith("--metric "):
+        hint = f"--reward {hint.removeprefix('--metric ')}"
+    return replace(problem, code=code, message=message, hint=hint, where=problem.where or _WHERE)
