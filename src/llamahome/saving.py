@@ -17,6 +17,7 @@ from llamahome.checkpoint.state import TrainerState
 from llamahome.config.load import dump_config
 from llamahome.data.steps.loader import Loader
 from llamahome.data.text.end_tokens import learned_ends
+from llamahome.data.text.new_tokens import write_new_tokens
 from llamahome.distributed.tensorfiles import TAKES_PART, WRITES_ALL, TensorSlices, WriterShare, write_files
 from llamahome.errors import Problem
 from llamahome.model.adapter import changing, save_in_parts, save_model
@@ -59,6 +60,8 @@ def _write_template_and_ends(job: Job, folder: Path) -> None:
         shutil.copyfile(model.chat_template, folder / "chat_template.jinja")
     if report.system_merged or (model.system_role == "merge" and report.format != "text"):
         (folder / "chat_template.jinja").write_text(tokenizer.template.text, encoding="utf-8")
+    if tokenizer.new_tokens:
+        write_new_tokens(folder, tokenizer.new_tokens, tokenizer.describe())
     if model.eos_token is not None:
         name_eos(folder, model.eos_token)
     rows = job.learner.model.config.get_text_config().vocab_size

@@ -36,6 +36,9 @@ def with_adapter(loaded: LoadedConfig, *, say: Callable[[str], None]) -> tuple[L
     if loaded.config.training.method == "full":
         hint = f"llamahome export {as_typed(folder)} --to merged, and --model with that folder"
         raise ConfigError(_refusal(folder, "full training changes every weight, and an adapter is none", hint=hint))
+    if loaded.config.model.new_tokens:
+        hint = f"llamahome export {as_typed(folder)} --to merged, and --model with that folder; or --set model.new_tokens=[]"
+        raise ConfigError(_refusal(folder, "model.new_tokens cannot be added to an adapter that is trained further", hint=hint))
     recorded = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     _refuse_untrainable(folder, recorded)
     decided = _decided(recorded, loaded, folder)

@@ -119,6 +119,7 @@ FAULTS = (
     Fault("model.no-weights", (*TRAIN, "--model", "mine"), model_below()),
     Fault("model.no-config", ("plan", "--simulate", "--world-size", "8", "--model", "llama-3-8c"), slow=True),
     Fault("model.unknown-token", (*TRAIN, "--set", "model.eos_token=<|im_en|>")),
+    Fault("model.bad-new-token", (*TRAIN, "--set", "model.new_tokens=tokns.txt"), text("tokens.txt", "<new>")),
     Fault("model.bad-chat-template", (*TRAIN, "--set", "model.chat_template=mne.jinja"), text("mine.jinja", "{{ messages }}")),
     Fault("model.backend-missing", (*TRAIN, "--set", "model.backend=cuda")),
     Fault("lora.no-such-module", (*TRAIN, "--set", "lora.target_modules=[q_porj]")),

@@ -35,6 +35,9 @@ class ModelConfig(Section):
     lora.*; the optimizer starts anew."""
     resize_embeddings: bool = False
     """If the tokenizer has more tokens than the embedding has rows: add rows, train them (with adapters only these) and save them."""
+    new_tokens: list[str] | str = []
+    """Tokens to add to the tokenizer, as a list, or a text file with one token a line. Each begins as the mean of the tokens that its text
+    had; with adapters only the rows of these tokens are trained. They are no special tokens: docs/Methods.md."""
     eos_token: str | None = None
     """The token of the vocabulary that ends a text, if the tokenizer names none or another one; it is learned and saved with the model."""
     system_role: Literal["auto", "turn", "merge"] = "auto"

@@ -139,7 +139,7 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
     config = loaded.config
     with open_world(config.distributed, say=say, processor=config.model.backend == "cpu") as world:
         base = find_model(config.model.name, revision=config.model.revision, say=say)
-        tokenizer = open_tokenizer(tokenizer_source(tokenizer_folder(base, adapter), config.model))
+        tokenizer = open_tokenizer(tokenizer_source(tokenizer_folder(base, adapter), config.model, trains=True))
         embedding_rows = trained_rows(adapter) if adapter is not None else 0
         loaded, prepared = prepare_fitted(loaded, data_path, base, tokenizer, rows=embedding_rows, say=say)
         prepared.close()

@@ -3,7 +3,7 @@
 Between the two steps the settings that depend on the model are resolved (resolve.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,12 +25,13 @@ from llamahome.model.objective import Objective
 from llamahome.model.packing import packing_of
 from llamahome.model.place import ChosenStrategy, choose_strategy, count_weights, place, trained_parameters, weight_bytes
 from llamahome.model.shard import Placement, replicated, sharded
-from llamahome.model.vocabulary import grow_embeddings, refuse_lost_bias
+from llamahome.model.vocabulary import NewRows, make_rows, refuse_lost_bias
 from llamahome.monitoring.resources import free_memory_bytes, memory_limit_bytes
 from llamahome.monitoring.throughput import model_flops_per_token
 from llamahome.rundir import as_typed
 from llamahome.training.memory_watch import MemoryWatch
 from llamahome.training.optimizer import make_optimizer
+from llamahome.units import many
 
 Say = Callable[[str], None]
 
@@ -43,8 +44,8 @@ class BaseModel:
     model: CausalLM
     backend: Backend
     strategy: ChosenStrategy
-    new_rows: range
-    """Rows by which the embedding was extended; they are trained, too."""
+    new_rows: list[int]
+    """Rows of the embedding that are new, or that new tokens have; they are trained, too."""
     adapter: Path | None
     """The PEFT folder that is trained further; None for a new adapter."""
 
@@ -76,10 +77,8 @@ class Learner:
         return watch.around(self.objective.loss_sum, decoder_layers(self.model))
 
 
-def load_base(
-    config: Config, folder: Path, backend: Backend, world: World, *, embedding_rows: int, adapter: Path | None, say: Say
-) -> BaseModel:
-    """Load the base in `folder` and choose the strategy; the embedding gets the rows of `adapter`, and at least `embedding_rows`."""
+def load_base(config: Config, folder: Path, backend: Backend, world: World, *, rows: NewRows, adapter: Path | None, say: Say) -> BaseModel:
+    """Load the base in `folder` and choose the strategy; the embedding gets the rows of `adapter`, and the new `rows`."""
     precision, method = backend.precision, config.training.method
     say(f"{backend.name} back end, {'bf16' if precision.compute == torch.bfloat16 else 'float32'} products: {precision.reason}")
     strategy = _choose_strategy(config, folder, backend, world)
@@ -90,12 +89,14 @@ def load_base(
     model = load_model(folder, dtype=precision.storage, device=first_device)
     if adapter is not None:
         fit_rows(model, adapter, folder)
-    new_rows = grow_embeddings(model, embedding_rows)
+    before = model.get_input_embeddings().weight.shape[0]
+    new_rows = make_rows(model, rows)
     if new_rows and adapter is not None:
         _refuse_more_rows(new_rows, adapter)
     if new_rows:
         refuse_lost_bias(model, folder, method=method)
-        say(f"the embedding grows by {len(new_rows):,} rows to {new_rows.stop:,}; they begin as the mean of the others and are trained")
+        for line in _describe_rows(model, before, new_rows, rows):
+            say(line)
     if strategy.strategy != "replicate":
         _refuse_sharded(packing_of(model).why_alone, (adapter is not None and trained_rows(adapter) > 0) or bool(new_rows))
     return BaseModel(folder, model, backend, strategy, new_rows, adapter)
@@ -186,9 +187,22 @@ def _base_name(config: Config, folder: Path) -> str:
     return str(folder.resolve()) if local else config.model.name
 
 
-def _refuse_more_rows(new_rows: range, adapter: Path) -> None:
+def _describe_rows(model: CausalLM, before: int, new_rows: Sequence[int], rows: NewRows) -> list[str]:
+    """What the user should know about the rows that are new."""
+    now, lines = model.get_input_embeddings().weight.shape[0], []
+    if (plain := now - before - sum(1 for row in rows.pieces if row >= before)) > 0:
+        lines.append(f"the embedding grows by {now - before:,} rows to {now:,}; {plain:,} begin as the mean of the others and are trained")
+    if rows.pieces:
+        reserved = sum(1 for row in rows.pieces if row < before)
+        where = f", {reserved:,} in rows that the base has in reserve" if reserved else ""
+        grown = f"the embedding has {now:,} rows" + ("" if now == before else f", {now - before:,} more than before")
+        lines.append(f"{many(len(rows.pieces), 'new token')} begin as the mean of their pieces and are trained{where}; {grown}")
+    return lines
+
+
+def _refuse_more_rows(new_rows: Sequence[int], adapter: Path) -> None:
     """ConfigError, because an adapter that is trained further keeps its own rows."""
-    message = f"the tokenizer needs {new_rows.stop:,} rows of the embedding, {len(new_rows):,} more than the adapter has"
+    message = f"the tokenizer needs {new_rows[-1] + 1:,} rows of the embedding, {len(new_rows):,} more than the adapter has"
     hint = f"llamahome export {as_typed(adapter)} --to merged, and --model with that folder"
     raise ConfigError(Problem(code="model.not-trainable-adapter", message=message, where="model.resize_embeddings", hint=hint))
 
