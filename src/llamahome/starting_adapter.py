@@ -14,7 +14,7 @@ from llamahome.errors import ConfigError, Problem
 from llamahome.model.adapter import base_of, is_adapter
 from llamahome.rundir import as_typed, nearby
 
-_TRAINED_ONLY = {"bias": "none", "modules_to_save": None, "layer_replication": None}
+_TRAINED_ONLY = {"bias": "none", "layer_replication": None}
 """Fields of adapter_config.json and the values without which a run would not train what the adapter trained."""
 
 
@@ -68,6 +68,10 @@ def _decided(recorded: dict[str, Any], loaded: LoadedConfig, folder: Path) -> di
         "lora.target_modules": names,
         "lora.use_rslora": bool(recorded.get("use_rslora")),
         "lora.use_dora": bool(recorded.get("use_dora")),
+        "lora.layers": [],  # the names of the layers hold their numbers
+        "lora.rank_pattern": recorded.get("rank_pattern") or {},
+        "lora.alpha_pattern": {name: float(alpha) for name, alpha in (recorded.get("alpha_pattern") or {}).items()},
+        "lora.modules_to_save": recorded.get("modules_to_save") or [],
     }
     problems = [
         Problem(

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from llamahome.config.columns import check_columns
-from llamahome.config.quantities import Amount, Nodes, PositiveInt, SecondsText
+from llamahome.config.quantities import Amount, LayerNumbers, Nodes, PositiveInt, SecondsText
 from llamahome.config.section import Auto, Section, Share
 from llamahome.config.written import CheckpointConfig, EvaluationConfig, MonitoringConfig, OutputConfig
 from llamahome.units import Interval, parse_interval, parse_nodes
@@ -161,6 +161,19 @@ class LoraConfig(Section):
     """Which weights get an adapter: all-linear (all linear layers except the output head and routers), ends of names like [q_proj, v_proj],
     or one regular expression over whole paths. Experts that are fused in one parameter, and routers, get one only if they are named:
     [all-linear, experts.gate_up_proj, experts.down_proj]."""
+    layers: list[LayerNumbers] = []
+    """Which decoder layers get adapters, by number from 0, as [20-29] or [0, 5, 20-29]; [] for all."""
+    rank_pattern: dict[str, PositiveInt] = {}
+    """Other ranks by layer, as {q_proj: 32, "layers.0.mlp.down_proj": 4}: PEFT's patterns, regular expressions for the end of a path."""
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Other values of alpha by layer, as rank_pattern."""
+    modules_to_save: list[str] = []
+    """Modules that are trained whole beside the adapters, by the ends of their names, as [lm_head, embed_tokens], and saved with them."""
+    init: Literal["default", "gaussian", "orthogonal"] = "default"
+    """Initial values, by PEFT: default (A uniform as in a linear layer, B zero), gaussian (A normal, B zero), orthogonal (neither is zero,
+    but their product is; the rank must be even)."""
+    plus_ratio: Annotated[float, Field(gt=0)] = 1.0
+    """LoRA+ (arXiv 2402.12354): the learning rate of the B matrices is this many times that of the A matrices; 1 for equal rates."""
     use_rslora: bool = False
     """Rank-stabilized scale (arXiv 2312.03732)."""
     use_dora: bool = False

@@ -21,6 +21,7 @@ from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import unused_gpu_note
 from llamahome.model.load import CausalLM, decoder_layers, load_model
 from llamahome.model.lora import add_lora, load_lora
+from llamahome.model.lora_choice import shares_weight
 from llamahome.model.objective import Objective
 from llamahome.model.packing import packing_of
 from llamahome.model.place import ChosenStrategy, choose_strategy, count_weights, place, trained_parameters, weight_bytes
@@ -98,7 +99,8 @@ def load_base(config: Config, folder: Path, backend: Backend, world: World, *, r
         for line in _describe_rows(model, before, new_rows, rows):
             say(line)
     if strategy.strategy != "replicate":
-        _refuse_sharded(packing_of(model).why_alone, (adapter is not None and trained_rows(adapter) > 0) or bool(new_rows))
+        whole = method == "lora" and bool(config.lora.modules_to_save)
+        _refuse_sharded(packing_of(model).why_alone, (adapter is not None and trained_rows(adapter) > 0) or bool(new_rows) or whole)
     return BaseModel(folder, model, backend, strategy, new_rows, adapter)
 
 
@@ -113,6 +115,7 @@ def make_learner(config: Config, base: BaseModel, world: World, *, auxiliary: Pa
         if line is not None:
             say(line)
     saved: SavedModel = model
+    tied = training.method == "lora" and shares_weight(model, config.lora.modules_to_save)
     if training.method == "lora":
         lean = not backend.precision.autocast
         name = _base_name(config, base.folder)
@@ -122,6 +125,8 @@ def make_learner(config: Config, base: BaseModel, world: World, *, auxiliary: Pa
             saved = add_lora(model, config.lora, base=name, seed=training.seed, lean=lean, new_rows=base.new_rows)
         for line in coverage_lines(model):
             say(line)
+        if tied:
+            say("lora.modules_to_save: embedding and output head share their weight, so both are trained, as one")
     checkpointing = training.gradient_checkpointing is True
     for line in place(model, world=world, checkpointing=checkpointing, sync_batch_norm=config.distributed.sync_batch_norm):
         say(line)
@@ -138,10 +143,16 @@ def make_learner(config: Config, base: BaseModel, world: World, *, auxiliary: Pa
         auxiliary=auxiliary,
         objective=Objective(model, backend, placement.within),
         placement=placement,
-        optimizer=make_optimizer(training.optimizer, placement.parameters, weight_decay=training.weight_decay),
+        optimizer=make_optimizer(
+            training.optimizer, placement.parameters, weight_decay=training.weight_decay, plus_ratio=_plus_ratio(config)
+        ),
         trained_share=trained / sum(parameter.numel() for parameter in model.parameters()),
         base_fingerprint=fingerprint(base.folder),
     )
+
+
+def _plus_ratio(config: Config) -> float:
+    return config.lora.plus_ratio if config.training.method == "lora" else 1.0
 
 
 def free_bytes(backend: Backend, world: World) -> int:
@@ -215,7 +226,7 @@ def _refuse_sharded(why_alone: str | None, trains_rows: bool) -> None:
     """
     why = f"documents of this model run one at a time: {why_alone}" if why_alone is not None else None
     if trains_rows:
-        why = "new rows of the embedding are trained"
+        why = "rows of the embedding, or whole modules, are trained beside the adapters"
     if why is not None:
         hint = "--set distributed.strategy=replicate"
         message = f"weights cannot be sharded, because {why}"

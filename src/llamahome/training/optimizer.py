@@ -7,11 +7,22 @@ import torch
 from torch import Tensor, nn
 
 
-def make_optimizer(kind: Literal["adamw"], parameters: Mapping[str, nn.Parameter], *, weight_decay: float) -> torch.optim.AdamW:
-    """The optimizer `kind`, fused, with float32 state. Matrices decay, vectors (biases, norms, magnitudes) do not."""
-    matrices = [parameter for parameter in parameters.values() if parameter.ndim >= 2]
-    vectors = [parameter for parameter in parameters.values() if parameter.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+def make_optimizer(
+    kind: Literal["adamw"], parameters: Mapping[str, nn.Parameter], *, weight_decay: float, plus_ratio: float = 1.0
+) -> torch.optim.AdamW:
+    """The optimizer `kind`, fused, with float32 state. Matrices decay, vectors (biases, norms, magnitudes) do not.
+
+    `plus_ratio` is the learning rate of LoRA's B matrices over that of the others (LoRA+, arXiv 2402.12354).
+    """
+    faster = {id(weight) for name, weight in parameters.items() if plus_ratio != 1.0 and ".lora_B." in name}
+    matrices = [weight for weight in parameters.values() if weight.ndim >= 2 and id(weight) not in faster]
+    vectors = [weight for weight in parameters.values() if weight.ndim < 2]
+    b_matrices = [weight for weight in parameters.values() if id(weight) in faster]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+        {"params": b_matrices, "weight_decay": weight_decay, "rate_factor": plus_ratio},
+    ]
     makers = {"adamw": torch.optim.AdamW}
     return makers[kind]([group for group in groups if group["params"]], lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
@@ -19,7 +30,7 @@ def make_optimizer(kind: Literal["adamw"], parameters: Mapping[str, nn.Parameter
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Use `rate` for the next update."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate_factor", 1.0)
 
 
 def allocate_moments(optimizer: torch.optim.Optimizer) -> None:
