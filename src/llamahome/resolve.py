@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamahome.config.load import LoadedConfig, is_chosen, with_values
+from llamahome.config.optimizers import STATE_BYTES
 from llamahome.config.schema import Config, TrainingConfig, interval
 from llamahome.data.content import Content
 from llamahome.data.prepare import Prepared
@@ -154,8 +155,8 @@ def _resolve_memory(config: Config, base: BaseModel, world: World, *, compiled: 
     """What the free memory decides: micro-batches and gradient checkpointing."""
     training, backend, model = config.training, base.backend, base.model
     free, longest, resolved = free_bytes(backend, world), config.data.max_length, Resolved()
-    if training.method == "full":  # gradients and two moments are not there yet
-        free -= 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if training.method == "full":  # gradients and the state of the optimizer are not there yet
+        free -= round((4 + STATE_BYTES[training.optimizer]) * sum(parameter.numel() for parameter in model.parameters()))
     copied = copied_bytes(model, config.lora.target_modules) if training.method == "lora" else 0
 
     def keeps(tokens: int) -> int:

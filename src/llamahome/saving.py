@@ -93,7 +93,7 @@ def require_space(job: Job, paths: RunPaths) -> int:
 
 
 def _future_moments(learner: Learner) -> dict[str, Tensor | TensorSlices]:
-    """Tensors as large as the optimizer's moments, also before the first update."""
+    """Tensors as large as AdamW's moments, also before the first update; those of other optimizers take less."""
     placement, names = learner.placement, ("exp_avg", "exp_avg_sq")
     return {f"{name}.{moment}": placement.pieces(name, each.detach()) for name, each in placement.parameters.items() for moment in names}
 
@@ -186,7 +186,7 @@ class Saver:
                 store.TENSORS: lambda folder, share: write_files(folder, "optimizer", moments, part=share).mine,
             },
             optimizer_values={"kind": job.config.training.optimizer},
-            needed=store.space_needed(paths, moments),
+            needed=store.space_needed(paths, _future_moments(job.learner)),
         )
         problems: list[Problem] = []
         if world.is_main:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from llamahome.config.columns import check_columns
+from llamahome.config.optimizers import OptimizerName
 from llamahome.config.quantities import Amount, LayerNumbers, Nodes, PositiveInt, SecondsText
 from llamahome.config.section import Auto, Section, Share
 from llamahome.config.written import CheckpointConfig, EvaluationConfig, MonitoringConfig, OutputConfig
@@ -108,8 +109,10 @@ class TrainingConfig(Section):
     """Decoupled weight decay on matrices; never on biases, norms and other vectors."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Gradients are scaled down to this global L2 norm; null never scales."""
-    optimizer: Literal["adamw"] = "adamw"
-    """The update rule: AdamW (betas 0.9 and 0.999, eps 1e-8), fused."""
+    optimizer: OptimizerName = "adamw"
+    """The update rule. adamw: AdamW (betas 0.9 and 0.999, eps 1e-8), fused. adamw_8bit: its moments in a byte each, with a quarter of the
+    memory. adafactor: a row and a column instead of the second moment, and no first one. muon: Muon for the matrices of full fine-tuning,
+    AdamW for the other weights. docs/Methods.md says which one when, and that all but adamw need whole weights."""
     gradient_checkpointing: Auto | bool = "auto"
     """Keep only each layer's input and compute the rest again: about a third slower, several times less memory.
     auto: only if the activations of a micro-batch do not fit into the free memory."""

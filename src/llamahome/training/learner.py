@@ -65,7 +65,7 @@ class Learner:
     objective: Objective
     placement: Placement
     """Holds the parameters that this rank updates."""
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     trained_share: float
     base_fingerprint: str
 
@@ -100,7 +100,9 @@ def load_base(config: Config, folder: Path, backend: Backend, world: World, *, r
             say(line)
     if strategy.strategy != "replicate":
         whole = method == "lora" and bool(config.lora.modules_to_save)
-        _refuse_sharded(packing_of(model).why_alone, (adapter is not None and trained_rows(adapter) > 0) or bool(new_rows) or whole)
+        trains_rows = (adapter is not None and trained_rows(adapter) > 0) or bool(new_rows) or whole
+        needs_whole = training.optimizer if (training := config.training).method == "full" and training.optimizer != "adamw" else None
+        _refuse_sharded(packing_of(model).why_alone, trains_rows, needs_whole)
     return BaseModel(folder, model, backend, strategy, new_rows, adapter)
 
 
@@ -144,15 +146,22 @@ def make_learner(config: Config, base: BaseModel, world: World, *, auxiliary: Pa
         objective=Objective(model, backend, placement.within),
         placement=placement,
         optimizer=make_optimizer(
-            training.optimizer, placement.parameters, weight_decay=training.weight_decay, plus_ratio=_plus_ratio(config)
+            training.optimizer,
+            placement.parameters,
+            weight_decay=training.weight_decay,
+            plus_ratio=config.lora.plus_ratio if training.method == "lora" else 1.0,
+            tables=_tables(model, placement),
         ),
         trained_share=trained / sum(parameter.numel() for parameter in model.parameters()),
         base_fingerprint=fingerprint(base.folder),
     )
 
 
-def _plus_ratio(config: Config) -> float:
-    return config.lora.plus_ratio if config.training.method == "lora" else 1.0
+def _tables(model: CausalLM, placement: Placement) -> set[str]:
+    """Names of the trained embeddings and of the output head."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    tables.add(id(model.get_output_embeddings().weight))
+    return {name for name, weight in placement.parameters.items() if id(weight) in tables}
 
 
 def free_bytes(backend: Backend, world: World) -> int:
@@ -179,7 +188,7 @@ def _choose_strategy(config: Config, folder: Path, backend: Backend, world: Worl
     if world.size == 1:
         return choose_strategy("replicate", method="", needed=0, free=0, world=world)
     method = config.training.method
-    needed = weight_bytes(count_weights(folder), method=method, storage=backend.precision.storage)
+    needed = weight_bytes(count_weights(folder), method=method, storage=backend.precision.storage, optimizer=config.training.optimizer)
     free = int(-world.max(-free_bytes(backend, world)))
     return choose_strategy(config.distributed.strategy, method=method, needed=needed, free=free, world=world)
 
@@ -218,7 +227,7 @@ def _refuse_more_rows(new_rows: Sequence[int], adapter: Path) -> None:
     raise ConfigError(Problem(code="model.not-trainable-adapter", message=message, where="model.resize_embeddings", hint=hint))
 
 
-def _refuse_sharded(why_alone: str | None, trains_rows: bool) -> None:
+def _refuse_sharded(why_alone: str | None, trains_rows: bool, optimizer: str | None) -> None:
     """ConfigError where weights cannot be sharded.
 
     All ranks gather sharded weights equally often, so each must have as many passes; and trained rows would be in a weight of which each
@@ -227,6 +236,8 @@ def _refuse_sharded(why_alone: str | None, trains_rows: bool) -> None:
     why = f"documents of this model run one at a time: {why_alone}" if why_alone is not None else None
     if trains_rows:
         why = "rows of the embedding, or whole modules, are trained beside the adapters"
+    if optimizer is not None:
+        why = f"training.optimizer {optimizer} needs whole matrices"
     if why is not None:
         hint = "--set distributed.strategy=replicate"
         message = f"weights cannot be sharded, because {why}"
