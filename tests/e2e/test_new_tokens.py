@@ -59,13 +59,12 @@ def test_an_adapter_with_new_tokens_is_loaded_by_peft_and_merged_to_the_same_log
     assert [sorted(rows) for rows in saved["trainable_token_indices"].values()] == [sorted(ids)]
     with quiet_peft():
         theirs = AutoPeftModelForCausalLM.from_pretrained(out / "final", attn_implementation="eager").eval()
-    bench.type("export", "out", "--to", "merged", "--output", "merged").expect(0)
-    merged = AutoModelForCausalLM.from_pretrained(bench.folder / "merged", attn_implementation="eager", dtype=torch.float32).eval()
+    bench.type("export", "out", "--to", "merged", "--output", "merged", "--quant", "f32").expect(0)
+    merged = AutoModelForCausalLM.from_pretrained(bench.folder / "merged", attn_implementation="eager").eval()
     tokens = torch.tensor([AutoTokenizer.from_pretrained(bench.folder / "merged")(TEXT)["input_ids"]])
     assert set(ids) <= set(tokens[0].tolist())
     with torch.no_grad():
-        found, expected = merged(tokens).logits, theirs(tokens).logits
-    assert (found - expected).norm() < 0.01 * expected.norm()  # the merged weights are bfloat16
+        torch.testing.assert_close(merged(tokens).logits, theirs(tokens).logits, rtol=1e-4, atol=1e-4)
     assert merged.config.vocab_size > max(ids)
 
 
@@ -138,3 +137,22 @@ def test_every_token_that_cannot_be_added_is_named_at_once(project: Project) -> 
     assert "would be decoded as" in project.type(*words, "model.new_tokens=[Grützwurst]").expect(2).err
     missing = project.type(*words, "model.new_tokens=tokns.txt").expect(2)
     assert missing.codes == ["model.bad-new-token"] and "tokens.txt" in missing.err
+
+
+def test_whole_modules_beside_an_adapter_are_loaded_by_peft_exported_and_trained_further(project: Project) -> None:
+    write_rows(project.folder / "rows.jsonl", ROWS)
+    whole = ("--set", "lora.modules_to_save=[lm_head]", "--set", "lora.rank_pattern={q_proj: 4}", "--set", "lora.layers=[1]")
+    project.type("train", "rows.jsonl", "--output", "out", "--max-steps", "2", *whole).expect(0)
+    with quiet_peft():
+        theirs = AutoPeftModelForCausalLM.from_pretrained(project.folder / "out/final", attn_implementation="eager").eval()
+    project.type("export", "out", "--to", "merged", "--output", "merged", "--quant", "f32").expect(0)
+    merged = AutoModelForCausalLM.from_pretrained(project.folder / "merged", attn_implementation="eager").eval()
+    base = AutoModelForCausalLM.from_pretrained(project.folder / "data/models/base/tiny")
+    assert merged.config.tie_word_embeddings == base.config.tie_word_embeddings
+    tokens = torch.arange(4, 14)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(merged(tokens).logits, theirs(tokens).logits, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(merged.get_output_embeddings().weight, base.get_output_embeddings().weight)
+    project.type("train", "rows.jsonl", "--from-adapter", "out", "--output", "more", "--max-steps", "1").expect(0)
+    saved = [json.loads((project.folder / run / "final/adapter_config.json").read_text()) for run in ("out", "more")]
+    assert all(each["modules_to_save"] == ["lm_head"] and each["rank_pattern"] == {"q_proj": 4} for each in saved)

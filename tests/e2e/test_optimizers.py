@@ -30,7 +30,7 @@ def test_plan_counts_the_state_of_the_optimizer(project: Project) -> None:
     found = {}
     for kind in ("adamw", "adamw_8bit", "adafactor", "muon"):
         words = ("--method", "full", "--set", f"training.optimizer={kind}")
-        found[kind] = project.type("plan", "chats.jsonl", *words, "--json").expect(0).json["memory"]["optimizer"]
+        found[kind] = project.type("plan", "chats.jsonl", *words, "--json").expect(0).json["step"]["memory_bytes"]["optimizer"]
     assert found["adamw"] == 2 * found["muon"] > 3 * found["adamw_8bit"] > 30 * found["adafactor"] > 0
 
 

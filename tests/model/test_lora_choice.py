@@ -126,3 +126,10 @@ def test_a_name_that_selects_nothing_is_refused(base: Path, changes: dict, code:
         adapted(base, **changes)
     assert error.value.problems[0].code == code
     assert error.value.problems[0].hint is None or "porj" not in error.value.problems[0].hint
+
+
+def test_new_rows_of_a_module_that_is_trained_whole_are_refused(base: Path) -> None:
+    config = LoraConfig(modules_to_save=["lm_head"])
+    with pytest.raises(ConfigError, match="its new rows alone") as error:
+        add_lora(our_model(base), config, base=str(base), seed=0, lean=True, new_rows=[3])
+    assert error.value.problems[0].code == "lora.rows-twice"
