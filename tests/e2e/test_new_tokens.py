@@ -155,4 +155,5 @@ def test_whole_modules_beside_an_adapter_are_loaded_by_peft_exported_and_trained
     assert not torch.equal(merged.get_output_embeddings().weight, base.get_output_embeddings().weight)
     project.type("train", "rows.jsonl", "--from-adapter", "out", "--output", "more", "--max-steps", "1").expect(0)
     saved = [json.loads((project.folder / run / "final/adapter_config.json").read_text()) for run in ("out", "more")]
-    assert all(each["modules_to_save"] == ["lm_head"] and each["rank_pattern"] == {"q_proj": 4} for each in saved)
+    assert all(each["ensure_weight_tying"] and each["rank_pattern"] == {"q_proj": 4} for each in saved)
+    assert saved[0]["modules_to_save"] == saved[1]["modules_to_save"] != []

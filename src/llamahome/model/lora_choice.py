@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -102,9 +101,12 @@ def shares_weight(model: PreTrainedModel, names: Sequence[str]) -> bool:
 
 def cast_whole_modules(model: nn.Module) -> None:
     """Convert the trained copies of whole modules to float32, like all trained weights; their outputs keep the dtype of the base."""
-    for wrapper in (module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)):
-        stored = next(wrapper.original_module.parameters()).dtype
-        for copy in wrapper.modules_to_save.values():
+    for wrapper in list(model.modules()):
+        copies: Any = getattr(wrapper, "modules_to_save", None)
+        if not isinstance(copies, nn.ModuleDict):  # PEFT's wrapper of a module that is trained whole has one
+            continue
+        stored = next(wrapper.get_submodule("original_module").parameters()).dtype
+        for copy in copies.values():
             copy.float()
             if stored != torch.float32:
                 copy.register_forward_pre_hook(_widen)

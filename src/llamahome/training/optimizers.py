@@ -7,6 +7,7 @@ Sources: Adafactor, arXiv 1804.04235; 8-bit moments, arXiv 2110.02861; Muon, kel
 """
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -26,18 +27,18 @@ _CHUNK = 1 << 22
 """Values that are quantised at a time, so that copies of a whole embedding are not made."""
 
 
-class RefusableOptimizer(torch.optim.Optimizer):
+class RefusableOptimizer(torch.optim.Optimizer, ABC):
     """An optimizer whose update changes neither weights nor state if `found_inf` is above 0."""
 
     found_inf: Tensor | None = None
 
+    @abstractmethod
     def fresh(self, weight: Tensor, group: Group) -> State:
         """The state of a weight before its first update, with `step`, a float32 scalar."""
-        raise NotImplementedError
 
+    @abstractmethod
     def updated(self, weight: Tensor, grad: Tensor, group: Group, state: State) -> tuple[Tensor, State]:
         """The weight and the state after an update; `state` has the new `step`. Neither `weight` nor `state` may change."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -201,20 +202,16 @@ class Muon(RefusableOptimizer):
             return _adam(weight, group, (first, second), state["step"]), {"exp_avg": first, "exp_avg_sq": second}
         momentum = state["momentum"].lerp(grad, 0.05)
         update = orthogonal(grad.lerp(momentum, 0.95)).mul_(0.2 * max(weight.shape) ** 0.5)
-        return _decayed(weight, group).sub_(update.to(weight.dtype), alpha=group["lr"]), {"momentum": momentum}
+        return _decayed(weight, group).sub_(update, alpha=group["lr"]), {"momentum": momentum}
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """A matrix with the singular vectors of `matrix` and singular values of about 1, by five Newton-Schulz steps.
-
-    In bfloat16 on a GPU, which is made for it, and in float32 elsewhere.
-    """
+    """A matrix with the singular vectors of `matrix` and singular values of about 1, by five Newton-Schulz steps in float32."""
     a, b, c = _NEWTON
     tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.to(torch.bfloat16 if matrix.is_cuda else torch.float32)
-    x = x.T if tall else x
+    x = matrix.T if tall else matrix
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(5):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.T if tall else x).float()
+    return x.T.contiguous() if tall else x
