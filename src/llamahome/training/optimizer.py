@@ -36,7 +36,8 @@ def make_optimizer(
     used = [group for group in groups.values() if group["params"]]
     if kind == "adamw":
         return torch.optim.AdamW(used, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
-    return {"adamw_8bit": AdamW8bit, "adafactor": Adafactor, "muon": Muon}[kind](used, {"lr": 0.0})
+    rules: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw_8bit": AdamW8bit, "adafactor": Adafactor, "muon": Muon}
+    return rules[kind](used, {"lr": 0.0})
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
