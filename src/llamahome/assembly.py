@@ -33,6 +33,7 @@ from llamahome.model.adapter import trained_rows
 from llamahome.model.auxiliary_files import copy_both
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import choose_backend
+from llamahome.model.vocabulary import NewRows
 from llamahome.monitoring.progress import Progress, open_progress
 from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.throughput import PartClock
@@ -132,7 +133,8 @@ def read_data(session: Session, loaded: LoadedConfig, data_path: str | Sequence[
     base = _fetch_base(session, loaded)
     if world.is_main:
         world.barrier()
-    tokenizer = open_tokenizer(tokenizer_source(tokenizer_folder(base, adapter), loaded.config.model))
+    source = tokenizer_source(tokenizer_folder(base, adapter), loaded.config.model, trains=True)
+    tokenizer = open_tokenizer(source)
     rows = trained_rows(adapter) if adapter is not None else 0
     fitted, prepared = prepare_fitted(loaded, data_path, base, tokenizer, rows=rows, say=progress.say)
     session.closing.callback(prepared.close)
@@ -148,8 +150,10 @@ def assemble(session: Session, data: RunData, *, step: int = 0, consumed: int = 
     """Load the base, resolve the settings and make the learner of a run of which `step` updates over `consumed` rows are done."""
     world, say, fitted = session.world, session.progress.say, data.fitted
     world.rank_status.enter("while loading the model")
-    embedding_rows = max(data.tokenizer.vocabulary.values()) + 1 if fitted.config.model.resize_embeddings else 0
-    base = load_base(fitted.config, data.base, data.backend, world, embedding_rows=embedding_rows, adapter=data.adapter, say=say)
+    new_tokens = data.tokenizer.new_tokens
+    needed = max(data.tokenizer.vocabulary.values()) + 1 if new_tokens or fitted.config.model.resize_embeddings else 0
+    rows = NewRows(needed, {token.number: token.pieces for token in new_tokens})
+    base = load_base(fitted.config, data.base, data.backend, world, rows=rows, adapter=data.adapter, say=say)
     settings, plan = resolve_settings(fitted, data.prepared, base, world, step=step, consumed=consumed, say=say)
     tokens = plan.rows_ahead * data.prepared.report.tokens_per_row
     auxiliary = _auxiliary(session, data.base, data.adapter)

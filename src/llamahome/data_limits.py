@@ -25,6 +25,9 @@ def fit_to_model(
     `rows` is the size of the embedding that an adapter brings. Raises what hold_vocabulary raises.
     """
     limits = hold_vocabulary(loaded, folder, tokenizer, rows=rows, say=say)
+    if tokenizer.new_tokens:  # the tokens themselves, because a resumed run does not read their file again
+        new = [token.text for token in tokenizer.new_tokens]
+        loaded = with_values(loaded, {"model.new_tokens": new}, origin=loaded.origins["model.new_tokens"])
     max_length = loaded.config.data.max_length
     if limits.positions is None or limits.positions >= max_length:
         return loaded
@@ -46,7 +49,7 @@ def hold_vocabulary(
         return limits
     if limits.table is not None:
         raise ConfigError(_other_vocabulary(limits, folder))
-    needed, grows = rows_needed(tokenizer), loaded.config.model.resize_embeddings
+    needed, grows = rows_needed(tokenizer), loaded.config.model.resize_embeddings or bool(tokenizer.new_tokens)
     if not grows:
         refuse_unknown_tokens(limits, needed, folder, rows=rows)
     _hold_special(tokenizer, folder, max(limits.vocabulary, rows, needed if grows else 0), say=say)

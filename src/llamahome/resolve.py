@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from llamahome.config.load import LoadedConfig, is_chosen, with_values
 from llamahome.config.objectives import LEARNS
+from llamahome.config.optimizers import STATE_BYTES
 from llamahome.config.schema import Config, TrainingConfig, interval
 from llamahome.data.content import Content
 from llamahome.data.prepare import Prepared
@@ -178,8 +179,8 @@ def _resolve_memory(config: Config, base: BaseModel, world: World, *, compiled: 
     free, longest, resolved = free_bytes(backend, world), config.data.max_length, Resolved()
     if LEARNS[training.objective] == "pairs":  # both answers are in one pass
         longest *= 2
-    if training.method == "full":  # gradients and two moments are not there yet
-        free -= 3 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if training.method == "full":  # gradients and the state of the optimizer are not there yet
+        free -= round((4 + STATE_BYTES[training.optimizer]) * sum(parameter.numel() for parameter in model.parameters()))
     copied = copied_bytes(model, config.lora.target_modules) if training.method == "lora" else 0
 
     def keeps(tokens: int) -> int:

@@ -17,6 +17,7 @@ from llamahome.checkpoint.state import TrainerState
 from llamahome.config.load import dump_config
 from llamahome.data.steps.loader import Steps
 from llamahome.data.text.end_tokens import learned_ends
+from llamahome.data.text.new_tokens import write_new_tokens
 from llamahome.distributed.tensorfiles import TAKES_PART, WRITES_ALL, TensorSlices, WriterShare, write_files
 from llamahome.errors import Problem
 from llamahome.model.adapter import changing, save_in_parts, save_model
@@ -60,6 +61,8 @@ def _write_template_and_ends(job: Job, folder: Path) -> None:
         shutil.copyfile(model.chat_template, folder / "chat_template.jinja")
     if report.system_merged or (model.system_role == "merge" and report.format != "text"):
         (folder / "chat_template.jinja").write_text(tokenizer.template.text, encoding="utf-8")
+    if tokenizer.new_tokens:
+        write_new_tokens(folder, tokenizer.new_tokens, tokenizer.describe())
     if model.eos_token is not None:
         name_eos(folder, model.eos_token)
     rows = job.learner.model.config.get_text_config().vocab_size
@@ -91,7 +94,7 @@ def require_space(job: Job, paths: RunPaths) -> int:
 
 
 def _future_moments(learner: Learner) -> dict[str, Tensor | TensorSlices]:
-    """Tensors as large as the optimizer's moments, also before the first update."""
+    """Tensors as large as AdamW's moments, also before the first update; those of other optimizers take less."""
     placement, names = learner.placement, ("exp_avg", "exp_avg_sq")
     return {f"{name}.{moment}": placement.pieces(name, each.detach()) for name, each in placement.parameters.items() for moment in names}
 
@@ -193,7 +196,7 @@ class Saver:
                 store.TENSORS: lambda folder, share: write_files(folder, "optimizer", moments, part=share).mine,
             },
             optimizer_values={"kind": job.config.training.optimizer},
-            needed=store.space_needed(paths, moments),
+            needed=store.space_needed(paths, _future_moments(job.learner)),
         )
         problems: list[Problem] = []
         if world.is_main:

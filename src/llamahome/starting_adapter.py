@@ -14,7 +14,7 @@ from llamahome.errors import ConfigError, Problem
 from llamahome.model.adapter import base_of, is_adapter
 from llamahome.rundir import as_typed, nearby
 
-_TRAINED_ONLY = {"bias": "none", "modules_to_save": None, "layer_replication": None}
+_TRAINED_ONLY = {"bias": "none", "layer_replication": None}
 """Fields of adapter_config.json and the values without which a run would not train what the adapter trained."""
 
 
@@ -36,6 +36,9 @@ def with_adapter(loaded: LoadedConfig, *, say: Callable[[str], None]) -> tuple[L
     if loaded.config.training.method == "full":
         hint = f"llamahome export {as_typed(folder)} --to merged, and --model with that folder"
         raise ConfigError(_refusal(folder, "full training changes every weight, and an adapter is none", hint=hint))
+    if loaded.config.model.new_tokens:
+        hint = f"llamahome export {as_typed(folder)} --to merged, and --model with that folder; or --set model.new_tokens=[]"
+        raise ConfigError(_refusal(folder, "model.new_tokens cannot be added to an adapter that is trained further", hint=hint))
     recorded = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     _refuse_untrainable(folder, recorded)
     decided = _decided(recorded, loaded, folder)
@@ -65,6 +68,10 @@ def _decided(recorded: dict[str, Any], loaded: LoadedConfig, folder: Path) -> di
         "lora.target_modules": names,
         "lora.use_rslora": bool(recorded.get("use_rslora")),
         "lora.use_dora": bool(recorded.get("use_dora")),
+        "lora.layers": [],  # the names of the layers hold their numbers
+        "lora.rank_pattern": recorded.get("rank_pattern") or {},
+        "lora.alpha_pattern": {name: float(alpha) for name, alpha in (recorded.get("alpha_pattern") or {}).items()},
+        "lora.modules_to_save": recorded.get("modules_to_save") or [],
     }
     problems = [
         Problem(

@@ -99,7 +99,7 @@ def test_the_same_value_is_no_contradiction(chained: Project) -> None:
     chained.type("plan", *SECOND[1:-2], "--from-adapter", "one", "--set", "lora.rank=8").expect(0)
 
 
-@pytest.mark.parametrize("changes", [{"peft_type": "IA3"}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}])
+@pytest.mark.parametrize("changes", [{"peft_type": "IA3"}, {"bias": "all"}, {"layer_replication": [[0, 2]]}])
 def test_an_adapter_that_cannot_be_trained_exactly_is_refused_with_the_reason(project: Project, changes: dict) -> None:
     answer = project.type(*SECOND[:-1], _adapter(project, "foreign", **changes), "--output", "refused").expect(2)
     assert answer.codes == ["model.not-trainable-adapter"] and next(iter(changes)).partition("_type")[0] in answer.err.lower() + "peft"

@@ -123,15 +123,21 @@ LOUD = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """Writes something of its own after an answer."""
+SHARDED_ADAFACTOR = ("--set", "distributed.strategy=shard", "--set", "training.optimizer=adafactor")
 FAULTS = (
     Fault("model.not-found", (*TRAIN, "--model", "tinny")),
     Fault("model.no-config", (*TRAIN, "--model", "mine"), model_below("config.json")),
     Fault("model.no-weights", (*TRAIN, "--model", "mine"), model_below()),
     Fault("model.no-config", ("plan", "--simulate", "--world-size", "8", "--model", "llama-3-8c"), slow=True),
     Fault("model.unknown-token", (*TRAIN, "--set", "model.eos_token=<|im_en|>")),
+    Fault("model.bad-new-token", (*TRAIN, "--set", "model.new_tokens=tokns.txt"), text("tokens.txt", "<new>")),
     Fault("model.bad-chat-template", (*TRAIN, "--set", "model.chat_template=mne.jinja"), text("mine.jinja", "{{ messages }}")),
     Fault("model.backend-missing", (*TRAIN, "--set", "model.backend=cuda")),
     Fault("lora.no-such-module", (*TRAIN, "--set", "lora.target_modules=[q_porj]")),
+    Fault("lora.no-such-layer", (*TRAIN, "--set", "lora.layers=[0-9]")),
+    Fault("lora.rows-twice", (*TRAIN, "--set", "model.new_tokens=[<new>]", "--set", "lora.modules_to_save=[lm_head]")),
+    Fault("config.muon-needs-full", (*TRAIN, "--set", "training.optimizer=muon")),
+    Fault("config.optimizer-needs-whole-weights", (*TRAIN, "--method", "full", *SHARDED_ADAFACTOR)),
     Fault("training.no-such-precision", (*TRAIN, "--set", "training.mixed_precision=fp16")),
     Fault("training.nothing-to-compile", (*TRAIN, "--set", "model.backend=reference", "--set", "training.compile=true")),
     Fault("data.no-targets", (*TRAIN, "--set", "data.max_length=16")),

@@ -12,6 +12,7 @@ from tests.support.models import CPU, objective_of, our_model
 from torch import Tensor, nn
 
 from llamahome.checkpoint.state import TrainerState
+from llamahome.config.optimizers import OptimizerName
 from llamahome.config.schema import LoraConfig
 from llamahome.data.records import Example, Microbatch
 from llamahome.data.steps.loader import Extent, Loader, sequential_microbatches
@@ -46,7 +47,7 @@ class Learner:
     saved: SavedModel
     objective: Objective
     parameters: dict[str, nn.Parameter]
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
 
     @property
     def model(self) -> nn.Module:
@@ -69,7 +70,14 @@ class Learner:
 
 
 def make_learner(
-    base: Path, method: Method, *, seed: int = 0, checkpointing: bool = False, weight_decay: float = 0.0, **lora: Any
+    base: Path,
+    method: Method,
+    *,
+    seed: int = 0,
+    checkpointing: bool = False,
+    weight_decay: float = 0.0,
+    optimizer: OptimizerName = "adamw",
+    **lora: Any,
 ) -> Learner:
     model = our_model(base)
     saved: SavedModel = model
@@ -77,8 +85,9 @@ def make_learner(
         saved = add_lora(model, LoraConfig(**{"rank": 4, **lora}), base=str(base), seed=seed, lean=True)
     place(model, world=ALONE, checkpointing=checkpointing, sync_batch_norm=False)
     parameters = trained_parameters(model)
-    optimizer = make_optimizer("adamw", parameters, weight_decay=weight_decay)
-    return Learner(base, saved, objective_of(model), parameters, optimizer)
+    tables = {name for name in parameters if "embed" in name}
+    made = make_optimizer(optimizer, parameters, weight_decay=weight_decay, tables=tables)
+    return Learner(base, saved, objective_of(model), parameters, made)
 
 
 def table_of(examples: Sequence[Example]) -> ExampleTable:

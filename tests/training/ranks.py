@@ -33,7 +33,10 @@ def share_of(examples, rank: int, size: int):
 
 def three_steps(world: World, payload):
     """Three steps; the second is not finite on the last rank."""
-    learner, steps = make_learner(Path(payload["base"]), payload["method"], weight_decay=0.1), []
+    learner, steps = (
+        make_learner(Path(payload["base"]), payload["method"], weight_decay=0.1, optimizer=payload.get("optimizer", "adamw")),
+        [],
+    )
     set_learning_rate(learner.optimizer, 1e-3)
     for number, lengths in enumerate([LENGTHS, LENGTHS, (25,)]):  # the last batch is one example: a rank has nothing to do
         examples = examples_of(lengths, seed=number)
@@ -52,6 +55,11 @@ def three_steps(world: World, payload):
         steps.append([float(result.loss), float(result.grad_norm), float(result.refused)])
     found = evaluate(learner.objective.stats, learner.model, share_of(examples_of(LENGTHS), world.rank, world.size), world=world)
     return {"steps": steps, "weights": flat_weights(learner), "evaluation": [found.loss, found.accuracy, found.targets]}
+
+
+def three_steps_each(world: World, payload):
+    """`three_steps` with each of the `optimizers`."""
+    return [three_steps(world, {**payload, "optimizer": each, "method": method}) for each, method in payload["optimizers"]]
 
 
 def short_of_memory_each(world: World, payload):

@@ -7,7 +7,7 @@ import torch
 from tests.support.models import save_tiny
 from tests.support.runs import ALONE
 from tests.support.workers import run_workers
-from tests.training.ranks import three_steps
+from tests.training.ranks import three_steps, three_steps_each
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -22,6 +22,18 @@ def test_two_processes_train_like_one(tmp_path: Path, method: str) -> None:
     found, expected = torch.tensor(first["weights"]), torch.tensor(alone["weights"])
     assert (found - expected).norm() <= 1e-6 * expected.norm()
     assert first["evaluation"] == pytest.approx(alone["evaluation"], rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_every_optimizer_trains_on_several_processes_as_on_one(tmp_path: Path, size: int) -> None:
+    optimizers = [("adamw_8bit", "full"), ("adafactor", "full"), ("adafactor", "lora"), ("muon", "full")]
+    payload = {"base": str(save_tiny(tmp_path, "llama", vocab_size=320)), "optimizers": optimizers}
+    found = run_workers("tests/training/ranks.py:three_steps_each", size, payload)
+    assert len({repr(each) for each in found}) == 1, "the processes have drifted apart"
+    for one, alone, name in zip(found[0], three_steps_each(ALONE, payload), optimizers, strict=True):
+        assert [refused for *_, refused in one["steps"]] == [0, 1, 0]
+        weights, expected = torch.tensor(one["weights"]), torch.tensor(alone["weights"])
+        assert (weights - expected).norm() <= 1e-5 * expected.norm(), name
 
 
 PLACES = ("forward", "layer", "head", "backward", "update")

@@ -23,10 +23,11 @@ def find_tokenizer(model: "ModelConfig") -> "TokenizerSource":
 
     for folder in (Path(model.name).expanduser(), BASE_MODELS / model.name):
         if (folder / "tokenizer.json").is_file():
-            return tokenizer_source(folder, model)
+            return tokenizer_source(folder, model, trains=True)
     from llamahome.model.load import find_model
 
-    return tokenizer_source(find_model(model.name, revision=model.revision, say=lambda text: click.echo(text, err=True)), model)
+    folder = find_model(model.name, revision=model.revision, say=lambda text: click.echo(text, err=True))
+    return tokenizer_source(folder, model, trains=True)
 
 
 def fit_settings(loaded: "LoadedConfig", source: "TokenizerSource", tokenizer: "ChatTokenizer | None" = None) -> "LoadedConfig":

@@ -110,6 +110,14 @@ def _training_errors(config: Config) -> Iterator[Finding]:
     if training.method == "lora" and not config.lora.target_modules:
         message = "lora.target_modules names no layer: there would be nothing to train"
         yield "config.nothing-to-train", "lora.target_modules", message, "--set lora.target_modules=all-linear"
+    if training.method == "lora" and training.optimizer == "muon":
+        message = (
+            "training.optimizer muon is a rule for the matrices of full fine-tuning; adapters are two thin matrices whose product counts"
+        )
+        yield "config.muon-needs-full", "training.optimizer", message, "--set training.optimizer=adamw"
+    if training.method == "full" and training.optimizer != "adamw" and config.distributed.strategy in ("shard", "hybrid"):
+        message = f"training.optimizer {training.optimizer} needs whole weights, and distributed.strategy is {config.distributed.strategy}"
+        yield "config.optimizer-needs-whole-weights", "training.optimizer", message, "--set training.optimizer=adamw"
     if config.evaluation.early_stop_patience is not None and _no_evaluation(config):
         message = "evaluation.early_stop_patience watches the evaluations, but no rows are held out and data.eval_path is not set"
         yield "config.nothing-to-watch", "evaluation.early_stop_patience", message, "--set data.eval_split=auto"

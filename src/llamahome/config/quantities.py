@@ -46,6 +46,12 @@ def _digits_to_int(value: object) -> object:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
+def _parse_layers(text: str) -> None:
+    first, dash, last = text.partition("-")
+    if not (first.isdecimal() and dash and last.isdecimal() and int(first) <= int(last)):
+        raise ValueError(f"{text!r} is neither the number of a layer nor a range like 20-29")
+
+
 TRACKERS = ("trackio", "wandb", "mlflow")
 
 
@@ -64,4 +70,5 @@ Ages = Annotated[list[SecondsText], AfterValidator(_growing)]
 StepsText = Annotated[str, _valid(parse_steps), Field(examples=["steps 20-25"])]
 Nodes = Annotated[PositiveInt | Annotated[str, _valid(parse_nodes), Field(examples=["1:2"])], BeforeValidator(_digits_to_int)]
 TrackerName = Annotated[str, _valid(_known_tracker), Field(examples=[*TRACKERS])]
+LayerNumbers = Annotated[int, Field(ge=0)] | Annotated[str, _valid(_parse_layers), Field(examples=["20-29"])]
 Amount = Annotated[float, Field(ge=0)] | Annotated[str, _valid(parse_rows)]

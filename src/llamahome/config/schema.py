@@ -12,8 +12,9 @@ from pydantic import AfterValidator, Field
 from llamahome.config.columns import check_columns
 from llamahome.config.learning import DistillConfig, GrpoConfig
 from llamahome.config.objectives import ObjectiveName
+from llamahome.config.optimizers import OptimizerName
 from llamahome.config.preference import PreferenceConfig
-from llamahome.config.quantities import Amount, Nodes, PositiveInt, SecondsText
+from llamahome.config.quantities import Amount, LayerNumbers, Nodes, PositiveInt, SecondsText
 from llamahome.config.section import Auto, Section, Share
 from llamahome.config.written import CheckpointConfig, EvaluationConfig, MonitoringConfig, OutputConfig
 from llamahome.units import Interval, parse_interval, parse_nodes
@@ -38,6 +39,9 @@ class ModelConfig(Section):
     lora.*; the optimizer starts anew."""
     resize_embeddings: bool = False
     """If the tokenizer has more tokens than the embedding has rows: add rows, train them (with adapters only these) and save them."""
+    new_tokens: list[str] | str = []
+    """Tokens to add to the tokenizer, as a list, or a text file with one token a line. Each begins as the mean of the tokens that its text
+    had; with adapters only the rows of these tokens are trained. They are no special tokens: docs/Methods.md."""
     eos_token: str | None = None
     """The token of the vocabulary that ends a text, if the tokenizer names none or another one; it is learned and saved with the model."""
     system_role: Literal["auto", "turn", "merge"] = "auto"
@@ -115,8 +119,10 @@ class TrainingConfig(Section):
     """Decoupled weight decay on matrices; never on biases, norms and other vectors."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Gradients are scaled down to this global L2 norm; null never scales."""
-    optimizer: Literal["adamw"] = "adamw"
-    """The update rule: AdamW (betas 0.9 and 0.999, eps 1e-8), fused."""
+    optimizer: OptimizerName = "adamw"
+    """The update rule. adamw: AdamW (betas 0.9 and 0.999, eps 1e-8), fused. adamw_8bit: its moments in a byte each, with a quarter of the
+    memory. adafactor: a row and a column instead of the second moment, and no first one. muon: Muon for the matrices of full fine-tuning,
+    AdamW for the other weights. docs/Methods.md says which one when, and that all but adamw need whole weights."""
     gradient_checkpointing: Auto | bool = "auto"
     """Keep only each layer's input and compute the rest again: about a third slower, several times less memory.
     auto: only if the activations of a micro-batch do not fit into the free memory."""
@@ -168,6 +174,19 @@ class LoraConfig(Section):
     """Which weights get an adapter: all-linear (all linear layers except the output head and routers), ends of names like [q_proj, v_proj],
     or one regular expression over whole paths. Experts that are fused in one parameter, and routers, get one only if they are named:
     [all-linear, experts.gate_up_proj, experts.down_proj]."""
+    layers: list[LayerNumbers] = []
+    """Which decoder layers get adapters, by number from 0, as [20-29] or [0, 5, 20-29]; [] for all."""
+    rank_pattern: dict[str, PositiveInt] = {}
+    """Other ranks by layer, as {q_proj: 32, "layers.0.mlp.down_proj": 4}: PEFT's patterns, regular expressions for the end of a path."""
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Other values of alpha by layer, as rank_pattern."""
+    modules_to_save: list[str] = []
+    """Modules that are trained whole beside the adapters, by the ends of their names, as [lm_head, embed_tokens], and saved with them."""
+    init: Literal["default", "gaussian", "orthogonal"] = "default"
+    """Initial values, by PEFT: default (A uniform as in a linear layer, B zero), gaussian (A normal, B zero), orthogonal (neither is zero,
+    but their product is; the rank must be even)."""
+    plus_ratio: Annotated[float, Field(gt=0)] = 1.0
+    """LoRA+ (arXiv 2402.12354): the learning rate of the B matrices is this many times that of the A matrices; 1 for equal rates."""
     use_rslora: bool = False
     """Rank-stabilized scale (arXiv 2312.03732)."""
     use_dora: bool = False

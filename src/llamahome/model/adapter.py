@@ -27,6 +27,7 @@ from llamahome.model.auxiliary_files import copy_auxiliary_files
 from llamahome.model.limits import rows_of_adapter, shapes_of
 from llamahome.model.load import find_model, load_model
 from llamahome.model.lora import does_not_fit, quiet_peft, use_own_forward
+from llamahome.model.lora_choice import cast_whole_modules, with_every_name
 from llamahome.model.shard import Placement
 from llamahome.model.vocabulary import cast_trained_rows, grow_embeddings, rows_needed
 from llamahome.model.weightfiles import check_adapter_file, check_finite, write_index
@@ -57,7 +58,7 @@ def save_model(model: SavedModel, folder: Path, *, base: Path, weights: Mapping[
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PeftModel):
         # save_embedding_layers=False, or PEFT would read the base's config on the hub to see whether its vocabulary was resized.
-        values = dict(weights if weights is not None else changing(model))
+        values = with_every_name(model, weights if weights is not None else changing(model))
         model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False, state_dict=values)
         (folder / "README.md").unlink(missing_ok=True)  # an empty model card template
     else:
@@ -221,6 +222,7 @@ def open_trained(
         raise ConfigError(does_not_fit(folder, error)) from error
     _merge_head(adapted)
     cast_trained_rows(adapted)
+    cast_whole_modules(adapted)
     check_finite(adapted, folder)
     use_own_forward(adapted)
     return adapted.get_base_model()

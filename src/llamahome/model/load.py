@@ -186,6 +186,8 @@ def head_of(model: PreTrainedModel) -> Head:
     """The output head, with the scale and cap of the logits in this architecture."""
     config = model.config.get_text_config()
     head: Any = model.get_output_embeddings()
+    if hasattr(head, "modules_to_save"):  # PEFT's wrapper of a head that is trained whole
+        head = head.original_module if head.disable_adapters else head.modules_to_save[head.active_adapters[0]]
     layer = head.token_adapter.base_layer if hasattr(head, "token_adapter") else head  # PEFT's wrapper merges trained rows into `weight`
     if not isinstance(layer, nn.Linear):
         raise ConfigError(_unsupported(Path(model.name_or_path), f"its output head is a {type(layer).__name__}"))

@@ -34,6 +34,7 @@ from transformers import PreTrainedModel
 
 from llamahome.config.schema import LoraConfig
 from llamahome.errors import ConfigError, Problem
+from llamahome.model.lora_choice import cast_whole_modules, in_layers, require_patterns, require_whole, shares_weight
 from llamahome.model.targets import ChosenTargets, choose, shortest_suffixes
 from llamahome.model.vocabulary import cast_trained_rows, trainable_token_indices
 from llamahome.model.weightfiles import check_adapter_file
@@ -50,7 +51,10 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: str, seed: int
     it computes in the dtype of the weights, without autocast. `new_rows` of embedding and head are trained, too. Raises ConfigError if a
     name selects no layer, if PEFT supports no dropout or DoRA for a selected layer, or if PEFT could not load any of the adapters.
     """
-    chosen = _loadable(model, choose(model, config.target_modules))
+    chosen = in_layers(model, _loadable(model, choose(model, config.target_modules)), config.layers)
+    require_patterns(model, "rank_pattern", config.rank_pattern, chosen)
+    require_patterns(model, "alpha_pattern", config.alpha_pattern, chosen)
+    require_whole(model, config.modules_to_save, chosen, new_rows)
     modules, parameters = _peft_names(model, chosen, config)
     settings = PeftLoraConfig(
         task_type="CAUSAL_LM",
@@ -62,6 +66,11 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: str, seed: int
         trainable_token_indices=trainable_token_indices(model, new_rows),
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
+        rank_pattern=dict(config.rank_pattern),
+        alpha_pattern=dict(config.alpha_pattern),
+        modules_to_save=list(config.modules_to_save) or None,
+        ensure_weight_tying=shares_weight(model, config.modules_to_save),
+        init_lora_weights=True if config.init == "default" else config.init,
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2's linear layer
     )
     model.name_or_path = base  # PEFT writes it into the adapter's config
@@ -69,6 +78,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: str, seed: int
         torch.manual_seed(seed)
         adapted = get_peft_model(model, settings)
     cast_trained_rows(adapted)
+    cast_whole_modules(adapted)
     if lean:
         use_own_forward(adapted)
     return adapted
@@ -92,6 +102,7 @@ def load_lora(model: PreTrainedModel, folder: Path, *, base: str, dropout: float
     model.name_or_path = base
     _require_all_used(adapted, folder)
     cast_trained_rows(adapted)
+    cast_whole_modules(adapted)
     if lean:
         use_own_forward(adapted)
     return adapted

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from llamahome.config.optimizers import STATE_BYTES
 from llamahome.distributed.world import World
 from llamahome.model.limits import shapes_of
 from llamahome.units import show_bytes
@@ -24,7 +25,7 @@ Strategy = Literal["replicate", "shard", "hybrid"]
 _WEIGHTS_SHARE = 0.7
 """Share of the free memory for weights, gradients and optimizer state; the rest is for activations."""
 _FULL_BYTES = 16
-"""Bytes of a weight, its gradient and two moments in float32."""
+"""Bytes of a weight, its gradient and two moments in float32, as AdamW has them, which alone trains sharded weights."""
 _GRADIENT_BYTES = 4
 LARGEST_SHARE = 0.7
 """Share of the free memory that activations may take; if they need more, they are recomputed."""
@@ -45,9 +46,9 @@ def count_weights(folder: Path) -> int:
     return sum(math.prod(shape) for shape in shapes_of(folder).values())
 
 
-def weight_bytes(weights: int, *, method: str, storage: torch.dtype) -> int:
-    """Bytes of `weights` with, in full fine-tuning, their gradients and moments. Adapters are not counted; they need a few percent."""
-    return weights * (_FULL_BYTES if method == "full" else storage.itemsize)
+def weight_bytes(weights: int, *, method: str, storage: torch.dtype, optimizer: str = "adamw") -> int:
+    """Bytes of `weights` with, in full fine-tuning, their gradients and the state of the optimizer. Adapters are not counted."""
+    return round(weights * (8 + STATE_BYTES[optimizer])) if method == "full" else weights * storage.itemsize
 
 
 def choose_strategy(wanted: str, *, method: str, needed: int, free: int, world: World) -> ChosenStrategy:

@@ -1,11 +1,12 @@
-"""Add rows to embedding and output head if the tokenizer has more tokens than the model (model.resize_embeddings).
+"""Rows of embedding and output head for tokens that the model does not know (model.new_tokens, model.resize_embeddings).
 
-New rows are initialized with the mean of the old rows. Full fine-tuning trains all rows; with adapters, PEFT trains only the new rows
-(trainable tokens) and saves them with the adapter. To load such an adapter, the base must be resized first, as PEFT's
-AutoPeftModelForCausalLM does; the adapter then replaces the new rows.
+Added rows begin as the mean of the old rows, and the row of a new token as the mean of the rows of its pieces. Full fine-tuning trains all
+rows; with adapters, PEFT trains only these rows (trainable tokens) and saves them with the adapter. To load such an adapter, a base with
+fewer rows must be resized first, as PEFT's AutoPeftModelForCausalLM does; the adapter then replaces the rows.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,36 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llamahome.errors import ConfigError, Problem
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """The rows that the tokenizer of a run needs beside those of the base."""
+
+    needed: int = 0
+    """Rows that the embedding has at least."""
+    pieces: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    """Id of each new token -> ids of the tokens that its text had before. Its row may exist in the base, as a reserved one."""
+
+
+def make_rows(model: PreTrainedModel, new: NewRows) -> list[int]:
+    """Give embedding and head of `model` the `new` rows, in place; returns the indices of the rows that were not there or not used."""
+    grown = grow_embeddings(model, new.needed)
+    begin_as_pieces(model, new.pieces)
+    return sorted({*grown, *new.pieces})
+
+
+@torch.no_grad()
+def begin_as_pieces(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) -> None:
+    """Set the row of each new token to the mean of the rows of its pieces, or of all rows that have another token if it has none."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tables = [embedding.weight] if head.weight is embedding.weight else [embedding.weight, head.weight]
+    if head.bias is not None:
+        tables.append(head.bias)
+    for table in tables:
+        others = torch.tensor([row for row in range(table.shape[0]) if row not in pieces])
+        for row, old in pieces.items():
+            table[row] = table[list(old) if old else others].float().mean(0).to(table.dtype)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from llamahome.config.load import LoadedConfig, with_values
+from llamahome.config.optimizers import STATE_BYTES
 from llamahome.config.schema import Config
 from llamahome.data.report import DataReport
 from llamahome.data.text.tokenizer_files import tokenizer_folder, tokenizer_source
@@ -44,6 +45,8 @@ from llamahome.training.run import Plan, make_plan
 
 _DEPTHS = (2, 3)
 """Layers of the models that are placed: with one more layer everything that a layer brings comes once more."""
+_ALIKE: dict[str, Any] = {"layers": [], "rank_pattern": {}, "alpha_pattern": {}}
+"""Adapters that differ between layers are planned as if all layers had those of lora.rank."""
 _REACHED = 0.5
 """Share of the measured rate of one large product that a step reaches. measured: 635 tokens/s of LoRA on the starter, 0.34 TFLOP/s, beside
 0.6 for the product (docs/log.md)."""
@@ -103,7 +106,7 @@ def _choose(config: Config, precision: Precision, shape: ModelShape, cluster: Cl
     """As a run does that finds the whole memory of its devices free."""
     method = config.training.method
     loaded = shape.weights if method == "full" else shape.weights - shape.trained
-    needed = weight_bytes(loaded, method=method, storage=precision.storage)
+    needed = weight_bytes(loaded, method=method, storage=precision.storage, optimizer=config.training.optimizer)
     world = World(0, cluster.ranks, 0, torch.device("cpu"), min(cluster.per_node, cluster.ranks))
     return choose_strategy(config.distributed.strategy, method=method, needed=needed, free=cluster.device.memory_bytes, world=world)
 
@@ -139,7 +142,7 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
     config = loaded.config
     with open_world(config.distributed, say=say, processor=config.model.backend == "cpu") as world:
         base = find_model(config.model.name, revision=config.model.revision, say=say)
-        tokenizer = open_tokenizer(tokenizer_source(tokenizer_folder(base, adapter), config.model))
+        tokenizer = open_tokenizer(tokenizer_source(tokenizer_folder(base, adapter), config.model, trains=True))
         embedding_rows = trained_rows(adapter) if adapter is not None else 0
         loaded, prepared = prepare_fitted(loaded, data_path, base, tokenizer, rows=embedding_rows, say=say)
         prepared.close()
@@ -174,7 +177,8 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
     worst = forecast("replicate", shape, layout, here, work=full)
     usual = replace(full, tokens=tokens, passes=passes, length=round(report.mean_tokens), recomputes=worst.recomputes)
     step = replace(forecast("replicate", shape, layout, here, work=usual), memory=worst.memory, fits=worst.fits)
-    checkpoint, keep = 12 * shape.trained + 8 * 2**20, config.checkpoint
+    saved = round((4 + shape.state_bytes) * shape.trained)
+    checkpoint, keep = saved + 8 * 2**20, config.checkpoint
     return Estimate(
         report=report,
         plan=plan,
@@ -187,7 +191,7 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
         remedy=None if worst.fits else remedy("replicate", shape, here, layout=layout, work=full),
         seconds=step.seconds * plan.positions / rows,
         checkpoint_bytes=checkpoint,
-        copy_bytes=12 * shape.trained if keep.async_ else 0,
+        copy_bytes=saved if keep.async_ else 0,
         disk_bytes=checkpoint * (keep.keep_last + keep.keep_best + 2 * len(keep.keep_ages) + 1) + 4 * shape.trained,
         free_bytes=device.memory_bytes,
     )
@@ -216,7 +220,8 @@ def _prepared(config: Config, precision: Precision, read: Any, layers: int) -> C
 def measure(config: Config, backend: Backend, read: Any, layers: int, tokens: int) -> tuple[ModelShape, int]:
     """Weights of a layer and of the rest, and what a pass keeps for its backward pass, from models of two depths and of all layers."""
     precision = backend.precision
-    few, many = (_prepared(config, precision, read, depth) for depth in _DEPTHS)
+    alike = config.model_copy(update={"lora": config.lora.model_copy(update=_ALIKE)})
+    few, many = (_prepared(alike, precision, read, depth) for depth in _DEPTHS)
     heads = few.get_output_embeddings().weight, many.get_output_embeddings().weight
     first, second = count_weights(few, heads[0]), count_weights(many, heads[1])
     layer = {key: (second[key] - first[key]) // (_DEPTHS[1] - _DEPTHS[0]) for key in first}
@@ -232,6 +237,7 @@ def measure(config: Config, backend: Backend, read: Any, layers: int, tokens: in
         attention=heads_width,
         head=heads[0].numel(),
         head_trained=heads[0].requires_grad,
+        state_bytes=STATE_BYTES[config.training.optimizer],
     )
     whole = skeleton(read, layers=layers, dtype=precision.storage)
     if sum(each.numel() for each in whole.parameters()) != shape.weights - (shape.trained if shape.layer.frozen else 0):

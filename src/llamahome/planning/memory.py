@@ -1,7 +1,7 @@
 """Estimates the peak memory of one rank in a step, by purpose.
 
 The caller passes the bytes that a micro-batch keeps for its backward pass; model/place.py uses the same number to decide whether to
-recompute. Frozen weights have their storage dtype. Trained weights, their gradients and the two moments of AdamW are float32.
+recompute. Frozen weights have their storage dtype. Trained weights and their gradients are float32, and the optimizer has its own bytes.
 """
 
 from dataclasses import dataclass, fields
@@ -83,7 +83,7 @@ def memory_of(shape: ModelShape, layout: ShardLayout, work: Pass) -> Memory:
     return Memory(
         weights=frozen * layout.stored + trained * FLOAT32,
         gradients=trained * FLOAT32,
-        optimizer=2 * trained * FLOAT32,
+        optimizer=round(trained * shape.state_bytes),
         activations=activations(shape, layout, work),
         loss=_loss(shape, layout, work),
         buffers=_buffers(shape, layout, work),

@@ -57,6 +57,8 @@ class ModelShape:
     head: int
     """Weights of the output head, also if they are tied to the embeddings."""
     head_trained: bool
+    state_bytes: float = 8.0
+    """Of the optimizer, per trained weight."""
 
     @property
     def weights(self) -> int:

@@ -3,7 +3,7 @@
 Between the two steps the settings that depend on the model are resolved (resolve.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,17 +21,19 @@ from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import unused_gpu_note
 from llamahome.model.load import CausalLM, decoder_layers, load_model
 from llamahome.model.lora import add_lora, load_lora
+from llamahome.model.lora_choice import shares_weight
 from llamahome.model.objective import Objective
 from llamahome.model.packing import packing_of
 from llamahome.model.place import ChosenStrategy, choose_strategy, count_weights, place, trained_parameters, weight_bytes
 from llamahome.model.shard import Placement, replicated, sharded
-from llamahome.model.vocabulary import grow_embeddings, refuse_lost_bias
+from llamahome.model.vocabulary import NewRows, make_rows, refuse_lost_bias
 from llamahome.monitoring.resources import free_memory_bytes, memory_limit_bytes
 from llamahome.monitoring.throughput import model_flops_per_token
 from llamahome.rundir import as_typed
 from llamahome.training.memory_watch import MemoryWatch
 from llamahome.training.objective import TrainingObjective, choose_objective
 from llamahome.training.optimizer import make_optimizer
+from llamahome.units import many
 
 Say = Callable[[str], None]
 
@@ -44,8 +46,8 @@ class BaseModel:
     model: CausalLM
     backend: Backend
     strategy: ChosenStrategy
-    new_rows: range
-    """Rows by which the embedding was extended; they are trained, too."""
+    new_rows: list[int]
+    """Rows of the embedding that are new, or that new tokens have; they are trained, too."""
     adapter: Path | None
     """The PEFT folder that is trained further; None for a new adapter."""
 
@@ -64,7 +66,7 @@ class Learner:
     objective: TrainingObjective
     placement: Placement
     """Holds the parameters that this rank updates."""
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     trained_share: float
     base_fingerprint: str
 
@@ -77,10 +79,8 @@ class Learner:
         return watch.around(self.objective.loss_sum, decoder_layers(self.model))
 
 
-def load_base(
-    config: Config, folder: Path, backend: Backend, world: World, *, embedding_rows: int, adapter: Path | None, say: Say
-) -> BaseModel:
-    """Load the base in `folder` and choose the strategy; the embedding gets the rows of `adapter`, and at least `embedding_rows`."""
+def load_base(config: Config, folder: Path, backend: Backend, world: World, *, rows: NewRows, adapter: Path | None, say: Say) -> BaseModel:
+    """Load the base in `folder` and choose the strategy; the embedding gets the rows of `adapter`, and the new `rows`."""
     precision, method = backend.precision, config.training.method
     say(f"{backend.name} back end, {'bf16' if precision.compute == torch.bfloat16 else 'float32'} products: {precision.reason}")
     strategy = _choose_strategy(config, folder, backend, world)
@@ -91,14 +91,19 @@ def load_base(
     model = load_model(folder, dtype=precision.storage, device=first_device)
     if adapter is not None:
         fit_rows(model, adapter, folder)
-    new_rows = grow_embeddings(model, embedding_rows)
+    before = model.get_input_embeddings().weight.shape[0]
+    new_rows = make_rows(model, rows)
     if new_rows and adapter is not None:
         _refuse_more_rows(new_rows, adapter)
     if new_rows:
         refuse_lost_bias(model, folder, method=method)
-        say(f"the embedding grows by {len(new_rows):,} rows to {new_rows.stop:,}; they begin as the mean of the others and are trained")
+        for line in _describe_rows(model, before, new_rows, rows):
+            say(line)
     if strategy.strategy != "replicate":
-        _refuse_sharded(packing_of(model).why_alone, (adapter is not None and trained_rows(adapter) > 0) or bool(new_rows))
+        whole = method == "lora" and bool(config.lora.modules_to_save)
+        trains_rows = (adapter is not None and trained_rows(adapter) > 0) or bool(new_rows) or whole
+        needs_whole = training.optimizer if (training := config.training).method == "full" and training.optimizer != "adamw" else None
+        _refuse_sharded(packing_of(model).why_alone, trains_rows, needs_whole)
     return BaseModel(folder, model, backend, strategy, new_rows, adapter)
 
 
@@ -113,6 +118,7 @@ def make_learner(config: Config, base: BaseModel, world: World, *, auxiliary: Pa
         if line is not None:
             say(line)
     saved: SavedModel = model
+    tied = training.method == "lora" and shares_weight(model, config.lora.modules_to_save)
     if training.method == "lora":
         lean = not backend.precision.autocast
         name = _base_name(config, base.folder)
@@ -122,6 +128,8 @@ def make_learner(config: Config, base: BaseModel, world: World, *, auxiliary: Pa
             saved = add_lora(model, config.lora, base=name, seed=training.seed, lean=lean, new_rows=base.new_rows)
         for line in coverage_lines(model):
             say(line)
+        if tied:
+            say("lora.modules_to_save: embedding and output head share their weight, so both are trained, as one")
     checkpointing = training.gradient_checkpointing is True
     for line in place(model, world=world, checkpointing=checkpointing, sync_batch_norm=config.distributed.sync_batch_norm):
         say(line)
@@ -138,10 +146,23 @@ def make_learner(config: Config, base: BaseModel, world: World, *, auxiliary: Pa
         auxiliary=auxiliary,
         objective=choose_objective(config, Objective(model, backend, placement.within)),
         placement=placement,
-        optimizer=make_optimizer(training.optimizer, placement.parameters, weight_decay=training.weight_decay),
+        optimizer=make_optimizer(
+            training.optimizer,
+            placement.parameters,
+            weight_decay=training.weight_decay,
+            plus_ratio=config.lora.plus_ratio if training.method == "lora" else 1.0,
+            tables=_tables(model, placement),
+        ),
         trained_share=trained / sum(parameter.numel() for parameter in model.parameters()),
         base_fingerprint=fingerprint(base.folder),
     )
+
+
+def _tables(model: CausalLM, placement: Placement) -> set[str]:
+    """Names of the trained embeddings and of the output head."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    tables.add(id(model.get_output_embeddings().weight))
+    return {name for name, weight in placement.parameters.items() if id(weight) in tables}
 
 
 def free_bytes(backend: Backend, world: World) -> int:
@@ -168,7 +189,7 @@ def _choose_strategy(config: Config, folder: Path, backend: Backend, world: Worl
     if world.size == 1:
         return choose_strategy("replicate", method="", needed=0, free=0, world=world)
     method = config.training.method
-    needed = weight_bytes(count_weights(folder), method=method, storage=backend.precision.storage)
+    needed = weight_bytes(count_weights(folder), method=method, storage=backend.precision.storage, optimizer=config.training.optimizer)
     free = int(-world.max(-free_bytes(backend, world)))
     return choose_strategy(config.distributed.strategy, method=method, needed=needed, free=free, world=world)
 
@@ -187,14 +208,27 @@ def _base_name(config: Config, folder: Path) -> str:
     return str(folder.resolve()) if local else config.model.name
 
 
-def _refuse_more_rows(new_rows: range, adapter: Path) -> None:
+def _describe_rows(model: CausalLM, before: int, new_rows: Sequence[int], rows: NewRows) -> list[str]:
+    """What the user should know about the rows that are new."""
+    now, lines = model.get_input_embeddings().weight.shape[0], []
+    if (plain := now - before - sum(1 for row in rows.pieces if row >= before)) > 0:
+        lines.append(f"the embedding grows by {now - before:,} rows to {now:,}; {plain:,} begin as the mean of the others and are trained")
+    if rows.pieces:
+        reserved = sum(1 for row in rows.pieces if row < before)
+        where = f", {reserved:,} in rows that the base has in reserve" if reserved else ""
+        grown = f"the embedding has {now:,} rows" + ("" if now == before else f", {now - before:,} more than before")
+        lines.append(f"{many(len(rows.pieces), 'new token')} begin as the mean of their pieces and are trained{where}; {grown}")
+    return lines
+
+
+def _refuse_more_rows(new_rows: Sequence[int], adapter: Path) -> None:
     """ConfigError, because an adapter that is trained further keeps its own rows."""
-    message = f"the tokenizer needs {new_rows.stop:,} rows of the embedding, {len(new_rows):,} more than the adapter has"
+    message = f"the tokenizer needs {new_rows[-1] + 1:,} rows of the embedding, {len(new_rows):,} more than the adapter has"
     hint = f"llamahome export {as_typed(adapter)} --to merged, and --model with that folder"
     raise ConfigError(Problem(code="model.not-trainable-adapter", message=message, where="model.resize_embeddings", hint=hint))
 
 
-def _refuse_sharded(why_alone: str | None, trains_rows: bool) -> None:
+def _refuse_sharded(why_alone: str | None, trains_rows: bool, optimizer: str | None) -> None:
     """ConfigError where weights cannot be sharded.
 
     All ranks gather sharded weights equally often, so each must have as many passes; and trained rows would be in a weight of which each
@@ -202,7 +236,9 @@ def _refuse_sharded(why_alone: str | None, trains_rows: bool) -> None:
     """
     why = f"documents of this model run one at a time: {why_alone}" if why_alone is not None else None
     if trains_rows:
-        why = "new rows of the embedding are trained"
+        why = "rows of the embedding, or whole modules, are trained beside the adapters"
+    if optimizer is not None:
+        why = f"training.optimizer {optimizer} needs whole matrices"
     if why is not None:
         hint = "--set distributed.strategy=replicate"
         message = f"weights cannot be sharded, because {why}"

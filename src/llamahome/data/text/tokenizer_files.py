@@ -17,6 +17,7 @@ import jinja2
 
 from llamahome.config.schema import ModelConfig
 from llamahome.data.rows.row_error import RowError
+from llamahome.data.text.new_tokens import read_new_tokens
 from llamahome.errors import ConfigError, Problem
 from llamahome.lfs import is_pointer, pull_command
 
@@ -39,6 +40,8 @@ class TokenizerSource(NamedTuple):
     """model.eos_token."""
     system_role: SystemRole = "auto"
     """model.system_role."""
+    new_tokens: tuple[str, ...] = ()
+    """The tokens of model.new_tokens."""
 
 
 def tokenizer_folder(base: Path, adapter: Path | None) -> Path:
@@ -47,9 +50,13 @@ def tokenizer_folder(base: Path, adapter: Path | None) -> Path:
     return adapter if adapter is not None and brings else base
 
 
-def tokenizer_source(folder: Path | str, model: ModelConfig) -> TokenizerSource:
-    """The tokenizer of a model folder, with the settings for it."""
-    return TokenizerSource(str(folder), model.chat_template, model.eos_token, model.system_role)
+def tokenizer_source(folder: Path | str, model: ModelConfig, *, trains: bool = False) -> TokenizerSource:
+    """The tokenizer of a model folder, with the settings for it; with model.new_tokens if the base in `folder` `trains` them.
+
+    A trained model has its new tokens in its own files.
+    """
+    new = read_new_tokens(model.new_tokens) if trains else ()
+    return TokenizerSource(str(folder), model.chat_template, model.eos_token, model.system_role, new)
 
 
 def read_template(path: str) -> str:

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerFast
+from transformers import AddedToken, PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from llamahome.data.rows.row_error import RowError
 from llamahome.data.text.bounded_jinja import bounded_compiler
+from llamahome.data.text.new_tokens import NewToken, add_new_tokens
 from llamahome.data.text.template import TEMPLATE_DATE, ChatTemplate, with_remedy, with_system_role
 from llamahome.data.text.token_bytes import TokenBytes, read_token_bytes
 from llamahome.data.text.tokenizer_files import (
@@ -39,8 +40,7 @@ _GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 _CACHED_WORDS = 1 << 17
 """Size of the tokenizer's cache of words; the default of 10,000 is soon full. Measured on the sample: a seventh faster, for some 20 MB."""
-_ANCHORS = ("\n", "a", ";")
-"""Put before a part of a text so that it is not at the beginning; the first one that does not merge with the part is used."""
+_ANCHORS = ("\n", "a", ";")  # put before a part of a text so that it is not at the beginning; the first that does not merge is used
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,10 @@ class TokenPieces:
 class ChatTokenizer:
     """A fast tokenizer with its chat template."""
 
-    def __init__(self, tokenizer: Any, *, system_role: SystemRole = "auto", stop_ids: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: Any, *, system_role: SystemRole = "auto", stop_ids: Sequence[int] = (), new: Sequence[NewToken] = ()
+    ) -> None:
+        self._tokenizer, self.new_tokens = tokenizer, tuple(new)
         self.system_role: SystemRole = system_role
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
@@ -240,23 +242,19 @@ class ChatTokenizer:
         return texts
 
 
-def open_tokenizer(place: TokenizerSource) -> ChatTokenizer:
-    """`load_tokenizer` with the values of a TokenizerSource."""
-    folder, template, eos, role = TokenizerSource(*place)
-    return load_tokenizer(folder, chat_template=template, eos_token=eos, system_role=role)
-
-
 def load_tokenizer(
-    folder: str | Path,
-    *,
-    chat_template: str | None = None,
-    eos_token: str | None = None,
-    system_role: SystemRole = "auto",
+    folder: str | Path, *, chat_template: str | None = None, eos_token: str | None = None, system_role: SystemRole = "auto"
 ) -> ChatTokenizer:
-    """The tokenizer of a model folder, with its own chat template and end token or the given ones.
+    """`open_tokenizer` without new tokens."""
+    return open_tokenizer(TokenizerSource(str(folder), chat_template, eos_token, system_role))
+
+
+def open_tokenizer(source: TokenizerSource) -> ChatTokenizer:
+    """The tokenizer of a model folder, with its own chat template and end token or the given ones, and with new tokens.
 
     Raises ConfigError if the folder has no fast tokenizer, the template is not valid Jinja, or the vocabulary lacks the end token.
     """
+    folder, chat_template, eos_token, system_role, new = TokenizerSource(*source)
     place = Path(folder)
     template = read_template(chat_template) if chat_template is not None else None
     try:
@@ -267,9 +265,10 @@ def load_tokenizer(
         raise ConfigError(why_no_tokenizer(place, None, slow=type(tokenizer).__name__))
     if template is not None:
         tokenizer.chat_template = template
+    added = add_new_tokens(tokenizer, [AddedToken(token, normalized=False, special=False) for token in new]) if new else ()
     if eos_token is not None:
         set_eos(tokenizer, eos_token)
-    wrapped = ChatTokenizer(tokenizer, system_role=system_role, stop_ids=read_stops(place))
+    wrapped = ChatTokenizer(tokenizer, system_role=system_role, stop_ids=read_stops(place), new=added)
     if wrapped.chat_template is not None:
         check_template(wrapped.render, chat_template or str(place))
     return wrapped
