@@ -15,6 +15,7 @@ from pathlib import Path
 from llamahome.errors import ConfigError, MachineError, Problem
 
 BASE_MODELS = Path("data/models/base")
+QUANTIZED_MODELS = Path("data/models/quantized")
 RAW_DATA = Path("data/training/raw")
 PROCESSED_DATA = Path("data/training/processed")
 RUNS = Path("output/runs")

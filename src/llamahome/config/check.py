@@ -21,7 +21,9 @@ Finding = tuple[str, str, str, str]
 def check_config(config: Config, origins: Mapping[str, str]) -> list[Problem]:
     """Every contradiction between these settings; empty if there is none."""
     chosen = {key for key, origin in origins.items() if is_chosen(origin)}
-    return _problems([*_data_errors(config, chosen), *_training_errors(config), *_machine_errors(config)], origins)
+    return _problems(
+        [*_data_errors(config, chosen), *_training_errors(config), *_quantization_errors(config), *_machine_errors(config)], origins
+    )
 
 
 def config_warnings(config: Config, origins: Mapping[str, str]) -> list[Problem]:
@@ -105,6 +107,18 @@ def _training_errors(config: Config) -> Iterator[Finding]:
     elif config.output.final == "best" and not config.checkpoint.keep_best:
         message = "output.final best needs the best checkpoint at the end, and checkpoint.keep_best 0 deletes it"
         yield "config.best-not-kept", "output.final", message, "--set checkpoint.keep_best=1"
+
+
+def _quantization_errors(config: Config) -> Iterator[Finding]:
+    kind, key = config.model.quantization, "model.quantization"
+    if kind is None:
+        return
+    if config.training.method == "full":
+        message = f"{key} {kind} keeps the weights of the base frozen in few bits, and training.method full trains them"
+        yield "config.quantized-full", key, message, "--set training.method=lora"
+    if config.distributed.strategy in ("shard", "hybrid"):
+        message = f"{key} {kind} keeps the base whole on every process, and distributed.strategy is {config.distributed.strategy}"
+        yield "config.quantized-sharded", key, message, "--set distributed.strategy=replicate"
 
 
 def _machine_errors(config: Config) -> Iterator[Finding]:

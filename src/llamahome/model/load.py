@@ -49,7 +49,7 @@ def find_model(name: str, *, revision: str | None = None, say: Callable[[str], N
     quiet_transformers()
     for folder in (Path(name).expanduser(), BASE_MODELS / name):
         if folder.is_dir():
-            _check_folder(folder)
+            check_folder(folder)
             return folder
     if name == STARTER:
         return fetch_starter(say=say)
@@ -69,7 +69,7 @@ def _unknown_model(name: str) -> Problem:
     )
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Raise ConfigError if `folder` cannot be a base model; the message says what it is instead."""
     hint = f"--model {_nested_model(folder) or STARTER}"
     if (folder / "adapter_config.json").is_file():

@@ -11,7 +11,7 @@ Legend: O outputs, I inputs, B blocks.
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -86,9 +86,13 @@ class EightBit:
     scales_O: Tensor
     """float32: the greatest absolute value of each row."""
 
+    def steps_O(self) -> Tensor:
+        """What one step of each row stands for, float32."""
+        return self.scales_O * _OVER_127
+
     def fill(self, out: Tensor) -> None:
         """Write all values into a contiguous tensor of any floating-point type."""
-        flat, scales = out.view(self.shape), self.scales_O.float().mul(_OVER_127).unsqueeze(1)
+        flat, scales = out.view(self.shape), self.steps_O().unsqueeze(1)
         step = self.shape[0] if out.device.type != "cpu" else max(1, _CHUNK // self.shape[1])
         for start in range(0, self.shape[0], step):
             rows = slice(start, start + step)
@@ -110,7 +114,8 @@ def _tensors(packed: Packed) -> dict[str, Tensor]:
 
 def packed_to(packed: Packed, device: torch.device) -> Packed:
     """The same weight on `device`."""
-    return replace(packed, **{name: value.to(device) for name, value in _tensors(packed).items()})
+    moved: dict[str, Any] = {name: value.to(device) for name, value in _tensors(packed).items()}
+    return replace(packed, **moved)
 
 
 class _Buffer(threading.local):
@@ -142,15 +147,21 @@ class PackedWeight(Tensor):
     _transposed: bool
 
     @staticmethod
-    def __new__(cls, packed: Packed, dtype: torch.dtype, kernel: WidenKernel | None = None, *, transposed: bool = False) -> "PackedWeight":
+    def __new__(
+        cls: type["PackedWeight"], packed: Packed, dtype: torch.dtype, kernel: WidenKernel | None = None, *, transposed: bool = False
+    ) -> "PackedWeight":
         """The weight `packed` as a matrix of numbers of type `dtype`."""
         shape = packed.shape[::-1] if transposed else packed.shape
         device = next(iter(_tensors(packed).values())).device
-        self: PackedWeight = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)  # type: ignore[attr-defined]
+        self: PackedWeight = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
         self.packed, self.kernel, self._transposed = packed, kernel, transposed
         return self
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    def scales(self) -> Tensor:
+        """Its scales, float32: not finite if a value of the matrix is not."""
+        return self.packed.scales_B() if isinstance(self.packed, FourBit) else self.packed.scales_O
 
     def fill(self, out: Tensor) -> None:
         """Write the matrix, [O, I] in the order of its rows, into a contiguous tensor."""
@@ -172,7 +183,9 @@ class PackedWeight(Tensor):
         return f"PackedWeight({type(self.packed).__name__}, shape={tuple(self.shape)}, dtype={self.dtype})"
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Views that keep the matrix whole stay packed; everything else reads the widened matrix."""
         kwargs = kwargs or {}
         first = args[0] if args and isinstance(args[0], PackedWeight) else None
@@ -191,7 +204,7 @@ class PackedWeight(Tensor):
         return func(*args, **kwargs)
 
 
-def widened_rows(weights: list[PackedWeight]) -> Tensor:
+def widened_rows(weights: Sequence[PackedWeight]) -> Tensor:
     """The matrices one below the other, [all O, I], in the buffer: valid until the next weight is widened there."""
     rows, width, dtype = [weight.shape[0] for weight in weights], weights[0].shape[1], weights[0].dtype
     out = _buffer.of(sum(rows) * width, dtype).view(sum(rows), width)
@@ -203,6 +216,11 @@ def widened_rows(weights: list[PackedWeight]) -> Tensor:
 def packed_weights(model: nn.Module) -> Iterator[tuple[str, PackedWeight]]:
     """Every packed weight of `model` with its name."""
     return ((name, weight) for name, weight in model.named_parameters() if isinstance(weight, PackedWeight))
+
+
+def widened_bytes(model: nn.Module) -> int:
+    """Bytes that the packed weights of `model` would take as plain matrices."""
+    return sum(weight.numel() * weight.dtype.itemsize for _, weight in packed_weights(model))
 
 
 def widen_all(model: nn.Module) -> None:
