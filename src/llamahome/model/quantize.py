@@ -31,7 +31,7 @@ from llamahome.units import show_bytes
 
 Kind = Literal["nf4", "int8"]
 BLOCK, _SCALE_BLOCK = 64, 256
-_CHUNK = 1 << 22
+_CHUNK = 1 << 20
 """Numbers that are quantised at once; a multiple of all blocks."""
 _NF4 = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334),
