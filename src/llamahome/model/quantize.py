@@ -30,6 +30,8 @@ from llamahome.rundir import as_typed
 from llamahome.units import show_bytes
 
 Kind = Literal["nf4", "int8"]
+BYTES: Mapping[Kind, float] = {"nf4": 0.52, "int8": 1.01}
+"""About how many bytes a number of usual layers takes."""
 BLOCK, _SCALE_BLOCK = 64, 256
 _CHUNK = 1 << 20
 """Numbers that are quantised at once; a multiple of all blocks."""
