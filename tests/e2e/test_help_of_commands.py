@@ -121,6 +121,9 @@ FAULTS = (
     Fault("model.unknown-token", (*TRAIN, "--set", "model.eos_token=<|im_en|>")),
     Fault("model.bad-chat-template", (*TRAIN, "--set", "model.chat_template=mne.jinja"), text("mine.jinja", "{{ messages }}")),
     Fault("model.backend-missing", (*TRAIN, "--set", "model.backend=cuda")),
+    Fault("model.nothing-to-quantize", (*TRAIN, "--set", "model.quantization=nf4")),
+    Fault("config.quantized-full", (*TRAIN, "--model", "tiny", "--set", "model.quantization=nf4", "--method", "full")),
+    Fault("config.quantized-sharded", (*TRAIN, "--set", "model.quantization=nf4", "--set", "distributed.strategy=shard")),
     Fault("lora.no-such-module", (*TRAIN, "--set", "lora.target_modules=[q_porj]")),
     Fault("training.no-such-precision", (*TRAIN, "--set", "training.mixed_precision=fp16")),
     Fault("training.nothing-to-compile", (*TRAIN, "--set", "model.backend=reference", "--set", "training.compile=true")),
@@ -179,6 +182,8 @@ _REASONS = {
         "data.bad-json data.bad-json-array data.columns data.empty-file data.other-kind data.repeated-key data.unclear-columns "
         "data.unknown-format data.whole-table"
     ),
+    "typed in test_quantization.py": "model.quantized-twice",
+    "needs a full disk": "model.quantized-not-written",
     "typed in test_sweep.py": "sweep.not-a-sweep sweep.other-data sweep.other-settings",
     "typed in test_answers.py": ("evaluation.answers-ending evaluation.answers-exist evaluation.unknown-metric"),
     "needs a memory that is too small": "evaluation.out-of-memory",
