@@ -26,7 +26,7 @@ from llamahome.model.load import CausalLM, find_model
 from llamahome.model.packed_weight import widen_all, widened_bytes
 from llamahome.model.packing import packing_of
 from llamahome.model.quantize import Kind
-from llamahome.model.quantized_base import quantized_base
+from llamahome.model.quantized_copy import quantized_base
 from llamahome.model.sampling import Sampling
 from llamahome.model.starter import STARTER
 from llamahome.monitoring.resources import free_memory_bytes

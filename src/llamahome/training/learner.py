@@ -25,7 +25,7 @@ from llamahome.model.objective import Objective
 from llamahome.model.packing import packing_of
 from llamahome.model.place import ChosenStrategy, choose_strategy, count_weights, place, trained_parameters, weight_bytes
 from llamahome.model.quantize import sizes_of
-from llamahome.model.quantized_base import quantized_base
+from llamahome.model.quantized_copy import quantized_base
 from llamahome.model.shard import Placement, replicated, sharded
 from llamahome.model.vocabulary import grow_embeddings, refuse_lost_bias
 from llamahome.monitoring.resources import free_memory_bytes, memory_limit_bytes

@@ -1,6 +1,6 @@
 """The peak memory of LoRA beside a base of 3 billion parameters in 4 bits, at rows of 512 tokens.
 
-    python -m benchmarks.quantized_base FOLDER [--kind nf4|int8] [--steps 2] [--set KEY=VALUE ...]
+    python -m benchmarks.quantized_memory FOLDER [--kind nf4|int8] [--steps 2] [--set KEY=VALUE ...]
 
 Writes a random base of the shape of Llama 3.2 3B (with the vocabulary of the starter, whose tokenizer it takes) into FOLDER, tensor by
 tensor in bfloat16, once: 5.9 GB. Then it trains as `llamahome train` does and prints the peak of the process, which quantises the base
