@@ -26,7 +26,7 @@ _aten = torch.ops.aten
 _PRODUCTS = {_aten.mm.default, _aten.addmm.default, _aten.linear.default, _aten.bmm.default, _aten.baddbmm.default}
 """Operations whose result shares no memory with their operands, so that these may lie in the buffer."""
 
-WidenKernel = Callable[["Packed", Tensor], None]
+Fill = Callable[["Packed", Tensor], None]
 """Fills a contiguous tensor on the processor with the values of a packed weight: backends/cpu/widen.py."""
 
 
@@ -142,19 +142,19 @@ class PackedWeight(Tensor):
     """
 
     packed: Packed
-    kernel: WidenKernel | None
+    fill_by: Fill | None
     """Widens it on a processor instead of plain torch."""
     _transposed: bool
 
     @staticmethod
     def __new__(
-        cls: type["PackedWeight"], packed: Packed, dtype: torch.dtype, kernel: WidenKernel | None = None, *, transposed: bool = False
+        cls: type["PackedWeight"], packed: Packed, dtype: torch.dtype, fill_by: Fill | None = None, *, transposed: bool = False
     ) -> "PackedWeight":
         """The weight `packed` as a matrix of numbers of type `dtype`."""
         shape = packed.shape[::-1] if transposed else packed.shape
         device = next(iter(_tensors(packed).values())).device
         self: PackedWeight = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
-        self.packed, self.kernel, self._transposed = packed, kernel, transposed
+        self.packed, self.fill_by, self._transposed = packed, fill_by, transposed
         return self
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -165,8 +165,8 @@ class PackedWeight(Tensor):
 
     def fill(self, out: Tensor) -> None:
         """Write the matrix, [O, I] in the order of its rows, into a contiguous tensor."""
-        if self.kernel is not None and out.device.type == "cpu":
-            self.kernel(self.packed, out)
+        if self.fill_by is not None and out.device.type == "cpu":
+            self.fill_by(self.packed, out)
         else:
             self.packed.fill(out)
 
@@ -190,12 +190,12 @@ class PackedWeight(Tensor):
         kwargs = kwargs or {}
         first = args[0] if args and isinstance(args[0], PackedWeight) else None
         if first is not None and func in (_aten.detach.default, _aten.alias.default):
-            return PackedWeight(first.packed, first.dtype, first.kernel, transposed=first._transposed)
+            return PackedWeight(first.packed, first.dtype, first.fill_by, transposed=first._transposed)
         if first is not None and func is _aten.t.default:
-            return PackedWeight(first.packed, first.dtype, first.kernel, transposed=not first._transposed)
+            return PackedWeight(first.packed, first.dtype, first.fill_by, transposed=not first._transposed)
         if first is not None and func is _aten._to_copy.default:
             packed = packed_to(first.packed, torch.device(kwargs.get("device") or first.device))
-            return PackedWeight(packed, kwargs.get("dtype") or first.dtype, first.kernel, transposed=first._transposed)
+            return PackedWeight(packed, kwargs.get("dtype") or first.dtype, first.fill_by, transposed=first._transposed)
         if func._schema.is_mutable and any(isinstance(arg, PackedWeight) for arg in args[:1]):
             raise RuntimeError(f"{func} would change a packed weight, which is frozen")
         packed_arguments = sum(isinstance(arg, PackedWeight) for arg in args)

@@ -6,13 +6,13 @@ measured on one core of a Sapphire Rapids, to bfloat16: 1.1 billion numbers a se
 from torch import Tensor, nn
 
 from llamahome.model.backends.cpu.native import Kernels
-from llamahome.model.packed_weight import FourBit, Packed, WidenKernel, packed_weights
+from llamahome.model.packed_weight import Fill, FourBit, Packed, packed_weights
 
 _MULTIPLE = 64
 """Numbers that the kernel looks up at once: blocks must be multiples of it."""
 
 
-def widen_with(kernels: Kernels) -> WidenKernel:
+def widen_with(kernels: Kernels) -> Fill:
     """A function that fills a tensor with the values of a packed weight."""
 
     def widen(packed: Packed, out: Tensor) -> None:
@@ -31,4 +31,4 @@ def use_kernels(model: nn.Module, kernels: Kernels) -> None:
     """Let every packed weight of `model` be widened by `kernels`."""
     widen = widen_with(kernels)
     for _, weight in packed_weights(model):
-        weight.kernel = widen
+        weight.fill_by = widen
