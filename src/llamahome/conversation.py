@@ -10,7 +10,7 @@ import torch
 
 from llamahome.checkpoint import store
 from llamahome.checkpoint.target import names_run, resolve
-from llamahome.config.load import LoadedConfig
+from llamahome.config.load import LoadedConfig, read_saved_config
 from llamahome.data.prepare import StoredExamples, read_all, report_of
 from llamahome.data.text.answer_text import AnswerText
 from llamahome.data.text.tokenizer_files import tokenizer_source
@@ -23,10 +23,18 @@ from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import choose_backend
 from llamahome.model.generate import PromptCache, generate, limits_of_loaded
 from llamahome.model.load import CausalLM, find_model
+from llamahome.model.packed_weight import widen_all, widened_bytes
 from llamahome.model.packing import packing_of
+from llamahome.model.quantize import Kind
+from llamahome.model.quantized_copy import quantized_base
 from llamahome.model.sampling import Sampling
 from llamahome.model.starter import STARTER
-from llamahome.rundir import BASE_MODELS
+from llamahome.monitoring.resources import free_memory_bytes
+from llamahome.rundir import BASE_MODELS, run_of
+from llamahome.units import show_bytes
+
+_WIDENED_SHARE = 0.5
+"""Share of the free memory that the widened weights of a quantised base may take."""
 
 
 def model_folder(target: str, loaded: LoadedConfig, *, say: Callable[[str], None]) -> Path:
@@ -107,9 +115,42 @@ def _too_long(tokens: int, positions: int) -> Problem:
     return Problem(code="model.too-long", message=message, where="MODEL", hint="a shorter question, in a new conversation")
 
 
+def quantization_of_run(folder: Path, loaded: LoadedConfig) -> Kind | None:
+    """How the base of the adapter in `folder` is quantised: as model.quantization was typed, or as the run trained that holds it."""
+    if not is_adapter(folder):
+        return None
+    if loaded.origins["model.quantization"] == "--set":
+        return loaded.config.model.quantization
+    run = run_of(folder)
+    return read_saved_config(run / "config.yaml").config.model.quantization if run and (run / "config.yaml").is_file() else None
+
+
+def computed_base(folder: Path, loaded: LoadedConfig, *, say: Callable[[str], None]) -> Path:
+    """The folder of the weights beside which the adapter in `folder` computes: its base, or the quantised copy that it learned beside."""
+    base, kind = find_base(folder, typed=typed_base(loaded), say=say), quantization_of_run(folder, loaded)
+    if kind is None:
+        return base
+    if loaded.origins["model.quantization"] != "--set":
+        say(f"the adapter was trained beside the base in {kind}, so it is computed beside it; --set model.quantization=null takes the base")
+    return quantized_base(base, kind, say=say)
+
+
+def _open(folder: Path, loaded: LoadedConfig, backend: Backend, device: torch.device, *, say: Callable[[str], None]) -> CausalLM:
+    """The model in `folder`; a quantised base is widened once if it fits, which gives the same numbers and answers faster."""
+    base = str(computed_base(folder, loaded, say=say)) if is_adapter(folder) else None
+    model = open_trained(folder, dtype=backend.precision.storage, device=device, say=say, base=base)
+    own = backend.free_bytes(1)
+    if needed := widened_bytes(model):
+        if needed <= _WIDENED_SHARE * (free_memory_bytes() if own is None else own):
+            widen_all(model)
+        else:
+            say(f"its weights stay packed, because {show_bytes(needed)} are not free to widen them once; answers take longer")
+    return model
+
+
 def open_to_measure(folder: Path, loaded: LoadedConfig, backend: Backend, device: torch.device, *, say: Callable[[str], None]) -> CausalLM:
     """The model in `folder` on `device`; a line says how it computes documents if that is not the usual way."""
-    model = open_trained(folder, dtype=backend.precision.storage, device=device, say=say, base=typed_base(loaded))
+    model = _open(folder, loaded, backend, device, say=say)
     for line in packing_of(model).remarks():
         say(line)
     return model
@@ -189,8 +230,7 @@ def open_chat(target: str, loaded: LoadedConfig, *, say: Callable[[str], None]) 
     weights = find_base(folder, typed=typed_base(loaded), say=say) if is_adapter(folder) else folder
     hold_vocabulary(loaded, weights, tokenizer, rows=trained_rows(folder), say=say)
     device = device_here(processor=loaded.config.model.backend == "cpu")
-    precision = choose_backend(loaded.config, device).precision
-    model = open_trained(folder, dtype=precision.storage, device=device, say=say, base=typed_base(loaded))
+    model = _open(folder, loaded, choose_backend(loaded.config, device), device, say=say)
     return ChatModel(tokenizer, model, folder)
 
 

@@ -10,11 +10,11 @@ from typing import Any
 from llamahome import system_message
 from llamahome.checkpoint.manifest import read as read_manifest
 from llamahome.config.load import LoadedConfig
-from llamahome.conversation import model_folder, typed_base
+from llamahome.conversation import computed_base, model_folder
 from llamahome.data.text.tokenizer_files import tokenizer_source
 from llamahome.data.text.tokens import ChatTokenizer, open_tokenizer
 from llamahome.errors import ConfigError
-from llamahome.model.adapter import base_of, find_base, is_adapter
+from llamahome.model.adapter import base_of, is_adapter
 from llamahome.model.export.merged import license_of
 from llamahome.model.export.quantized import method_of, quantization_of
 from llamahome.model.export.verify import PROBES, Difference
@@ -54,7 +54,7 @@ class TrainedModel:
 def find_trained(target: str, loaded: LoadedConfig, say: Say) -> TrainedModel:
     """The model that `target` names: a run, a checkpoint, a model folder or a name. Raises ConfigError or MachineError."""
     folder = model_folder(target, loaded, say=say)
-    base = find_base(folder, typed=typed_base(loaded), say=say) if is_adapter(folder) else folder
+    base = computed_base(folder, loaded, say=say) if is_adapter(folder) else folder
     run = run_of(folder)
     if run is None:
         return TrainedModel(folder, base, folder.resolve().name, None)

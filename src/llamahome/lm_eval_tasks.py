@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from llamahome.config.load import LoadedConfig
-from llamahome.conversation import typed_base
+from llamahome.conversation import quantization_of_run, typed_base
 from llamahome.data.text.tokenizer_files import tokenizer_source
 from llamahome.data.text.tokens import open_tokenizer
 from llamahome.errors import ConfigError, MachineError, Problem
@@ -70,6 +70,8 @@ def run_tasks(tasks: Tasks, folder: Path, loaded: LoadedConfig, *, device: torch
     from lm_eval.models.huggingface import HFLM
 
     base = find_base(folder, typed=typed_base(loaded), say=say) if is_adapter(folder) else folder
+    if (kind := quantization_of_run(folder, loaded)) is not None:
+        say(f"the adapter was trained beside the base in {kind}; lm-eval computes it beside the base itself")
     chats = open_tokenizer(tokenizer_source(folder, loaded.config.model)).chat_template is not None
     if not chats:
         say("the model has no chat template, so tasks are asked as plain text")

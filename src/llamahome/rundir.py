@@ -17,6 +17,7 @@ from pathlib import Path
 from llamahome.errors import ConfigError, MachineError, Problem
 
 BASE_MODELS = Path("data/models/base")
+QUANTIZED_MODELS = Path("data/models/quantized")
 RAW_DATA = Path("data/training/raw")
 PROCESSED_DATA = Path("data/training/processed")
 UPLOADS = Path("data/training/uploads")

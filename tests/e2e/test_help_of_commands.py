@@ -133,6 +133,9 @@ FAULTS = (
     Fault("model.bad-new-token", (*TRAIN, "--set", "model.new_tokens=tokns.txt"), text("tokens.txt", "<new>")),
     Fault("model.bad-chat-template", (*TRAIN, "--set", "model.chat_template=mne.jinja"), text("mine.jinja", "{{ messages }}")),
     Fault("model.backend-missing", (*TRAIN, "--set", "model.backend=cuda")),
+    Fault("model.nothing-to-quantize", (*TRAIN, "--set", "model.quantization=nf4")),
+    Fault("config.quantized-full", (*TRAIN, "--model", "tiny", "--set", "model.quantization=nf4", "--method", "full")),
+    Fault("config.quantized-sharded", (*TRAIN, "--set", "model.quantization=nf4", "--set", "distributed.strategy=shard")),
     Fault("lora.no-such-module", (*TRAIN, "--set", "lora.target_modules=[q_porj]")),
     Fault("lora.no-such-layer", (*TRAIN, "--set", "lora.layers=[0-9]")),
     Fault("lora.rows-twice", (*TRAIN, "--set", "model.new_tokens=[<new>]", "--set", "lora.modules_to_save=[lm_head]")),
@@ -200,6 +203,8 @@ _REASONS = {
         "data.bad-json data.bad-json-array data.columns data.empty-file data.other-kind data.repeated-key data.unclear-columns "
         "data.unknown-format data.whole-table"
     ),
+    "typed in test_quantization.py": "model.quantized-twice",
+    "needs a full disk": "model.quantized-not-written",
     "typed in test_sweep.py": "sweep.not-a-sweep sweep.other-data sweep.other-settings",
     "typed in test_answers.py": ("evaluation.answers-ending evaluation.answers-exist evaluation.unknown-metric"),
     "needs a memory that is too small": "evaluation.out-of-memory training.rollout-out-of-memory checkpoint.write-failed",

@@ -39,6 +39,7 @@ ELSEWHERE = {
     r"make$": "tests/test_make.py",
     r".*--num-nodes|.*NUM_NODES=": "several machines: tests/distributed/test_launch.py",
     r".*(--world-size|WORLD_SIZE=) ?(4|8)": "four processes: tests/e2e/test_processes.py",
+    r".*model\.quantization=": "a base whose layers have whole blocks: tests/e2e/test_quantization.py",
     r"llamahome plan\b": "tests/planning/test_estimate.py",
     r"llamahome dashboard\b": "a server: tests/dashboard/test_access.py",
     r".*--tasks\b": "lm-eval, which is no part of the lock: tests/e2e/test_lm_eval.py",

@@ -1,4 +1,4 @@
-"""Loading, saving and resuming never make a second copy of the weights in memory."""
+"""Loading, quantising, saving and resuming never make a second copy of the weights in memory."""
 
 import json
 import subprocess
@@ -13,13 +13,16 @@ _ROOM = 0.25
 ALLOWED = {
     "load bfloat16 as it is": 0.0,
     "load float32 as it is": 0.0,
+    "quantise to nf4": 0.0,
+    "load nf4": 0.0,
+    "a pass beside nf4": 0.0,
     "load bfloat16 as float32": 1.0,
     "save the model": 0.0,
     "resume the model": 0.0,
     "save the optimizer": 0.0,
     "resume the optimizer": 2.0,
 }
-"""Weights in the dtype of the file are memory-mapped and count 0; AdamW keeps two values per weight."""
+"""Weights in the dtype of the file, and codes of 4 bits, are memory-mapped and count 0; AdamW keeps two values per weight."""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -13,12 +13,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from llamahome.config.schema import LoraConfig
+from llamahome.data.records import Example
+from llamahome.data.steps.loader import make_microbatch
 from llamahome.model.adapter import restore_model, save_model
+from llamahome.model.backends.choose import backend_of
 from llamahome.model.load import load_model
+from llamahome.model.lora import add_lora
+from llamahome.model.objective import Objective
+from llamahome.model.precision import Precision
+from llamahome.model.quantize import write_quantized
 from llamahome.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 
 SHAPE = {"vocab_size": 2000, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 4, "num_attention_heads": 8}
@@ -62,6 +71,15 @@ def main(folder: Path) -> None:
         with watched(f"load {dtype} as it is", unit):
             model = load_model(folder / name, dtype=getattr(torch, dtype), device=CPU)
         del model
+    with watched("quantise to nf4", unit):
+        write_quantized(folder / "low", "nf4", folder / "nf4", say=lambda line: None)
+    with watched("load nf4", unit):
+        model = load_model(folder / "nf4", dtype=torch.bfloat16, device=CPU)
+    with watched("a pass beside nf4", unit):
+        adapted = add_lora(model, LoraConfig(rank=4), base="low", seed=0, lean=True)
+        batch = make_microbatch([Example("rows", 0, 1, np.arange(16, dtype=np.int32), np.arange(16) > 0)], keys=[0], index=0)
+        Objective(model, backend_of("cpu", CPU, Precision(torch.bfloat16, torch.bfloat16, "a test"))).loss_sum(batch).backward()
+    del model, adapted
     with watched("load bfloat16 as float32", unit):
         model = load_model(folder / "low", dtype=torch.float32, device=CPU)
     with watched("save the model", unit):

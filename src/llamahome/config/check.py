@@ -27,7 +27,7 @@ Finding = tuple[str, str, str, str]
 def check_config(config: Config, origins: Mapping[str, str]) -> list[Problem]:
     """Every contradiction between these settings; empty if there is none."""
     chosen = {key for key, origin in origins.items() if is_chosen(origin)}
-    learned = [*_objective_errors(config, chosen), *learning_errors(config), *_metric_errors(config)]
+    learned = [*_objective_errors(config, chosen), *learning_errors(config), *_metric_errors(config), *_quantization_errors(config)]
     return _problems([*_data_errors(config, chosen), *_training_errors(config), *learned, *_machine_errors(config)], origins)
 
 
@@ -158,6 +158,18 @@ def _objective_errors(config: Config, chosen: set[str]) -> Iterator[Finding]:
     if config.data.streaming is True and objective in WITH_REFERENCE:
         message = f"training.objective {objective} needs every row before training, for the log-probabilities of the reference"
         yield "config.reference-needs-rows", "data.streaming", message, "--set data.streaming=false"
+
+
+def _quantization_errors(config: Config) -> Iterator[Finding]:
+    kind, key = config.model.quantization, "model.quantization"
+    if kind is None:
+        return
+    if config.training.method == "full":
+        message = f"{key} {kind} keeps the weights of the base frozen in few bits, and training.method full trains them"
+        yield "config.quantized-full", key, message, "--set training.method=lora"
+    if config.distributed.strategy in ("shard", "hybrid"):
+        message = f"{key} {kind} keeps the base whole on every process, and distributed.strategy is {config.distributed.strategy}"
+        yield "config.quantized-sharded", key, message, "--set distributed.strategy=replicate"
 
 
 def _machine_errors(config: Config) -> Iterator[Finding]:

@@ -1,12 +1,13 @@
 """Find and load a base model: a folder, a name under data/models/base/, the starter model, or a hub id.
 
-Only safetensors are read, and no code from a model's repository is run. Weights are memory-mapped and kept once, in one dtype.
+Only safetensors are read, and no code from a model's repository is run. Weights are memory-mapped and kept once, in one dtype; those that
+bitsandbytes has quantised stay packed.
 """
 
 import difflib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from llamahome.errors import ConfigError, LlamaHomeError, MachineError, Problem
 from llamahome.model.attention import register_attention
 from llamahome.model.backends.loss import Head
 from llamahome.model.limits import remove_lost_ids, shapes_of
+from llamahome.model.load_packed import ReadPacked, fill_gaps, make_gaps, packed_layers, quantized_twice
 from llamahome.model.packing import decoder_of
 from llamahome.model.probe import UnsupportedModel, choose_packing
 from llamahome.model.starter import STARTER, fetch_starter
@@ -47,7 +49,7 @@ def find_model(name: str, *, revision: str | None = None, say: Callable[[str], N
     quiet_transformers()
     for folder in (Path(name).expanduser(), BASE_MODELS / name):
         if folder.is_dir():
-            _check_folder(folder)
+            check_folder(folder)
             return folder
     if name == STARTER:
         return fetch_starter(say=say)
@@ -67,7 +69,7 @@ def _unknown_model(name: str) -> Problem:
     )
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Raise ConfigError if `folder` cannot be a base model; the message says what it is instead."""
     hint = f"--model {_nested_model(folder) or STARTER}"
     if (folder / "adapter_config.json").is_file():
@@ -120,20 +122,17 @@ def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Pa
 def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """Load the causal language model in `folder`, with all weights in `dtype` on `device` and its packing decided (packing.py).
 
-    Raises ConfigError if the model cannot be loaded or trained.
+    Weights that bitsandbytes has quantised stay packed (packed_weight.py). Raises ConfigError if the model cannot be loaded or trained.
     """
     register_attention()
     quiet_transformers()
     try:
-        if (reason := why_unknown(folder, CONFIG_MAPPING)) is not None:
-            raise ConfigError(_unsupported(folder, reason))
-        config = AutoConfig.from_pretrained(folder)
-        _refuse_unsupported(config, folder)
-        remove_lost_ids(config)
+        config, packed = _read_config(folder)
         options: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         if device.type != "cpu":  # loads tensor by tensor, so that the CPU's memory never holds the whole model
             options["device_map"] = {"": device}
-        model, info = AutoModelForCausalLM.from_pretrained(folder, **options)
+        loader = _class_with_gaps(config, list(packed)) if packed else AutoModelForCausalLM
+        model, info = loader.from_pretrained(folder, **options)
     except LlamaHomeError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
@@ -142,12 +141,53 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Pre
     if missing := sorted(info["missing_keys"]):
         raise ConfigError(_unreadable(folder, missing_weights(config, missing)))
     model.to(device)
+    if packed:
+        fill_gaps(model, packed, dtype=dtype, device=device)
+        model.__class__ = type(model).__mro__[1]
     check_finite(model, folder)
     try:
         choose_packing(model, head_of(model))
     except UnsupportedModel as error:
         raise ConfigError(_unsupported(folder, str(error))) from error
     return model
+
+
+def _read_config(folder: Path) -> tuple[Any, dict[str, ReadPacked]]:
+    """The config of a model that can be trained, and its quantised weights by layer. Raises ConfigError, or what transformers raises."""
+    if (reason := why_unknown(folder, CONFIG_MAPPING)) is not None:
+        raise ConfigError(_unsupported(folder, reason))
+    config = AutoConfig.from_pretrained(folder)
+    packed = packed_layers(folder) if getattr(config, "quantization_config", None) else {}
+    if packed:
+        del config.quantization_config
+    _refuse_unsupported(config, folder)
+    remove_lost_ids(config)
+    return config, packed
+
+
+def _class_with_gaps(config: Any, names: Sequence[str]) -> Any:
+    """A subclass of the model's class that is made with gaps in the place of the layers `names`, so that these are never in memory."""
+    of_config: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+
+    def make(self: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+        of_config.__init__(self, *args, **kwargs)
+        make_gaps(self, names)
+
+    return type(of_config.__name__, (of_config,), {"__init__": make, "__module__": of_config.__module__})
+
+
+def without_weights(folder: Path) -> PreTrainedModel:
+    """The model in `folder` on the meta device, to be quantised. Raises ConfigError if it is quantised already or cannot be loaded."""
+    quiet_transformers()
+    try:
+        config, packed = _read_config(folder)
+        if packed:
+            raise ConfigError(quantized_twice(folder))
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+            return model
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, StrictDataclassError) as error:
+        raise ConfigError(_unreadable(folder, f"transformers cannot load it: {first_line(error)}")) from error
 
 
 def _expected_shapes(config: Any) -> dict[str, tuple[int, ...]]:
@@ -158,8 +198,6 @@ def _expected_shapes(config: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _refuse_unsupported(config: Any, folder: Path) -> None:
-    if settings := getattr(config, "quantization_config", None):
-        raise ConfigError(_quantized(settings if isinstance(settings, dict) else settings.to_dict(), folder))
     masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if (reason := why_no_decoder(config, known=config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, masked=masked)) is not None:
         raise ConfigError(_unsupported(folder, reason))
@@ -167,14 +205,6 @@ def _refuse_unsupported(config: Any, folder: Path) -> None:
 
 def _unreadable(folder: Path, reason: str) -> Problem:
     return Problem(code="model.unreadable", message=reason, where=str(folder), hint=f"--model {STARTER}")
-
-
-def _quantized(settings: dict[str, Any], folder: Path) -> Problem:
-    """Quantised weights: those of bitsandbytes can be de-quantised by an export."""
-    method = str(settings.get("quant_method") or "bitsandbytes").rpartition(".")[2].lower()
-    message = f"its weights are quantised ({method}), and only models with weights in 16 or 32 bits are computed here"
-    hint = f"llamahome export {as_typed(folder)} --to merged, and then the exported folder" if "bitsandbytes" in method else None
-    return Problem(code="model.unsupported", message=message, where=str(folder), hint=hint)
 
 
 def _unsupported(folder: Path, reason: str) -> Problem:

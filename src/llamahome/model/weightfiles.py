@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from llamahome.errors import ConfigError, Problem
 from llamahome.lfs import is_pointer, pull_command
 from llamahome.model.limits import LARGEST_HEADER, read_header
+from llamahome.model.packed_weight import PackedWeight
 
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
@@ -108,7 +109,8 @@ def _truncated(path: Path) -> Problem | None:
 @torch.no_grad()
 def check_finite(model: nn.Module, folder: Path) -> None:
     """Raise ConfigError if a weight holds NaN or infinity, with the weight's name in the files of `folder`."""
-    kept = ((name, weight) for name, weight in model.named_parameters() if weight.is_floating_point() and not weight.is_meta)
+    named = ((name, weight.scales() if isinstance(weight, PackedWeight) else weight) for name, weight in model.named_parameters())
+    kept = ((name, weight) for name, weight in named if weight.is_floating_point() and not weight.is_meta)
     weights = {name: weight for name, weight in kept if weight.numel()}
     if not weights:
         return

@@ -9,6 +9,7 @@ Only shapes are computed. What is counted in the rehearsal is handed to planning
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,12 +31,14 @@ from llamahome.model.load import CausalLM, find_model
 from llamahome.model.lora import add_lora
 from llamahome.model.place import LARGEST_SHARE, ChosenStrategy, choose_strategy, weight_bytes
 from llamahome.model.precision import LowPrecision, Precision, choose_precision
+from llamahome.model.quantize import BYTES, sizes_of
 from llamahome.model.skeleton import count_weights, read_shape, require_layers, require_packed, skeleton
 from llamahome.model.targets import copied_bytes
 from llamahome.monitoring.throughput import measured_peak_flops
 from llamahome.planning.dry_run import dry_run_step
 from llamahome.planning.forecast import STRATEGIES, Cluster, Forecast, Strategy, Work, forecast, layout_of, remedy
 from llamahome.planning.hardware import Device
+from llamahome.planning.memory import quantized_numbers
 from llamahome.planning.shapes import CONFIGS, LayerShape, ModelShape
 from llamahome.planning.traffic import Collective, extended
 from llamahome.resolve import resolve_amount, too_short_to_compile, with_resolved
@@ -91,8 +94,10 @@ def simulate(
     work = Work(tokens, passes, length, target_share, kept, None if wanted == "auto" else wanted, LARGEST_SHARE, tile)
     apart, stored, computed = config.training.method == "lora", precision.storage.itemsize, precision.compute.itemsize
     forecasts: dict[Strategy, Forecast] = {}
-    for strategy in _possible(cluster):
+    kind = config.model.quantization
+    for strategy in _possible(cluster, quantized=kind is not None):
         layout = layout_of(strategy, cluster, stored=stored, computed=computed, apart=apart)
+        layout = replace(layout, packed=None if kind is None else BYTES[kind])
         counted = _counted(config, precision, read, layers, strategy=strategy, cluster=cluster, passes=passes)
         forecasts[strategy] = forecast(strategy, shape, layout, cluster, work=work, counted=counted)
     remedies = {
@@ -105,6 +110,8 @@ def simulate(
 def _choose(config: Config, precision: Precision, shape: ModelShape, cluster: Cluster) -> ChosenStrategy:
     """As a run does that finds the whole memory of its devices free."""
     method = config.training.method
+    if config.model.quantization is not None:
+        return ChosenStrategy("replicate", "quantised weights are kept whole on every process")
     loaded = shape.weights if method == "full" else shape.weights - shape.trained
     needed = weight_bytes(loaded, method=method, storage=precision.storage, optimizer=config.training.optimizer)
     world = World(0, cluster.ranks, 0, torch.device("cpu"), min(cluster.per_node, cluster.ranks))
@@ -174,6 +181,7 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
     here = Cluster(device, 1, 1)
     apart = config.training.method == "lora"
     layout = layout_of("replicate", here, stored=precision.storage.itemsize, computed=precision.compute.itemsize, apart=apart)
+    layout = replace(layout, packed=_packed_bytes(config, base, shape, precision, say=say))
     worst = forecast("replicate", shape, layout, here, work=full)
     usual = replace(full, tokens=tokens, passes=passes, length=round(report.mean_tokens), recomputes=worst.recomputes)
     step = replace(forecast("replicate", shape, layout, here, work=usual), memory=worst.memory, fits=worst.fits)
@@ -197,14 +205,23 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
     )
 
 
+def _packed_bytes(config: Config, base: Path, shape: ModelShape, precision: Precision, *, say: Callable[[str], None]) -> float | None:
+    """Bytes per number of the frozen linear layers with model.quantization, those included that stay as they are; None without it."""
+    if (kind := config.model.quantization) is None:
+        return None
+    sizes, numbers = sizes_of(base, kind), quantized_numbers(shape)
+    say(sizes.line(kind))
+    return (sizes.nbytes + (numbers - sizes.numbers) * precision.storage.itemsize) / numbers
+
+
 def _this_machine(world: World, backend: Backend) -> Device:
     """The device of this process, its rate measured."""
     rate = measured_peak_flops(world.device, backend.precision.compute)
     return Device(world.device.type, rate / 1e12, _REACHED, free_bytes(backend, world), backend.memory_gbps, 1.0, 1.0, 1)
 
 
-def _possible(cluster: Cluster) -> list[Strategy]:
-    if cluster.ranks == 1:
+def _possible(cluster: Cluster, *, quantized: bool) -> list[Strategy]:
+    if cluster.ranks == 1 or quantized:
         return ["replicate"]
     return [name for name in STRATEGIES if name != "hybrid" or 1 < cluster.per_node < cluster.ranks]
 

@@ -1,7 +1,8 @@
 """Estimates the peak memory of one rank in a step, by purpose.
 
 The caller passes the bytes that a micro-batch keeps for its backward pass; model/place.py uses the same number to decide whether to
-recompute. Frozen weights have their storage dtype. Trained weights and their gradients are float32, and the optimizer has its own bytes.
+recompute. Frozen weights have their storage dtype; quantised ones are widened into one buffer as they are used. Trained weights and their
+gradients are float32, and the optimizer has its own bytes.
 """
 
 from dataclasses import dataclass, fields
@@ -11,6 +12,9 @@ from llamahome.planning.shapes import LayerShape, ModelShape
 FLOAT32 = 4
 TILE_BYTES = 2 * 4 * 128 * 49_152
 """Default for the loss head: a tile of float32 logits and as much again for its gradient."""
+
+_WIDENED_AT_ONCE = 0.6
+"""Share of a layer that is widened at once at most: the gate and the input of its feed-forward block, which are one product."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class ShardLayout:
     """Trained weights (adapters) are replicated on every rank; only frozen weights are sharded."""
     sums_each_pass: bool = False
     """Gradients of sharded weights are reduced after every micro-batch, not once per step, so that no rank keeps full gradients."""
+    packed: float | None = None
+    """Bytes per number of the frozen linear layers if they are quantised, which is only done to whole copies."""
 
     @property
     def ranks(self) -> int:
@@ -80,8 +86,9 @@ def memory_of(shape: ModelShape, layout: ShardLayout, work: Pass) -> Memory:
     """Estimate the peak memory of one rank."""
     trained = shape.trained if layout.apart else _share(shape.trained, layout.shards)
     frozen = _share(shape.weights - shape.trained, layout.shards)
+    saved = 0 if layout.packed is None else int(quantized_numbers(shape) * (layout.stored - layout.packed))
     return Memory(
-        weights=frozen * layout.stored + trained * FLOAT32,
+        weights=frozen * layout.stored - saved + trained * FLOAT32,
         gradients=trained * FLOAT32,
         optimizer=round(trained * shape.state_bytes),
         activations=activations(shape, layout, work),
@@ -108,12 +115,18 @@ def _buffers(shape: ModelShape, layout: ShardLayout, work: Pass) -> int:
     flat_gradients = shape.trained * FLOAT32 if layout.ranks > 1 and layout.apart else 0
     if layout.shards == 1:
         casts = 0 if layout.apart or layout.computed == FLOAT32 else shape.layers * shape.layer.trained_products * layout.computed
-        return casts + flat_gradients
+        widened = 0 if layout.packed is None else int(_WIDENED_AT_ONCE * quantized_numbers(shape) / shape.layers) * layout.computed
+        return casts + flat_gradients + widened
     gathered = 2 * layout.gathered(shape.layer, inside_layer=True) + layout.gathered(shape.rest, inside_layer=False)
     if layout.apart:
         return gathered + flat_gradients
     unscattered = shape.trained if work.several and not layout.sums_each_pass else max(2 * shape.layer.trained, shape.rest.trained)
     return gathered + unscattered * FLOAT32
+
+
+def quantized_numbers(shape: ModelShape) -> int:
+    """Numbers in the frozen linear layers, which model.quantization packs."""
+    return shape.layers * (shape.layer.products - shape.layer.trained_products)
 
 
 def _share(weights: int, ranks: int) -> int:

@@ -25,6 +25,8 @@ from llamahome.model.lora_choice import shares_weight
 from llamahome.model.objective import Objective
 from llamahome.model.packing import packing_of
 from llamahome.model.place import ChosenStrategy, choose_strategy, count_weights, place, trained_parameters, weight_bytes
+from llamahome.model.quantize import sizes_of
+from llamahome.model.quantized_copy import quantized_base
 from llamahome.model.shard import Placement, replicated, sharded
 from llamahome.model.vocabulary import NewRows, make_rows, refuse_lost_bias
 from llamahome.monitoring.resources import free_memory_bytes, memory_limit_bytes
@@ -88,7 +90,7 @@ def load_base(config: Config, folder: Path, backend: Backend, world: World, *, r
         each_pass = "; gradients are summed after every pass" if strategy.sums_each_pass else ""
         say(f"{strategy.strategy}: {strategy.reason}{each_pass}")
     first_device = world.device if strategy.strategy == "replicate" else torch.device("cpu")  # sharded layer by layer from there
-    model = load_model(folder, dtype=precision.storage, device=first_device)
+    model = load_model(_weights_of(config, folder, world, say=say), dtype=precision.storage, device=first_device)
     if adapter is not None:
         fit_rows(model, adapter, folder)
     before = model.get_input_embeddings().weight.shape[0]
@@ -189,9 +191,25 @@ def _choose_strategy(config: Config, folder: Path, backend: Backend, world: Worl
     if world.size == 1:
         return choose_strategy("replicate", method="", needed=0, free=0, world=world)
     method = config.training.method
+    if config.model.quantization is not None:
+        return ChosenStrategy("replicate", "quantised weights are kept whole on every process")
     needed = weight_bytes(count_weights(folder), method=method, storage=backend.precision.storage, optimizer=config.training.optimizer)
     free = int(-world.max(-free_bytes(backend, world)))
     return choose_strategy(config.distributed.strategy, method=method, needed=needed, free=free, world=world)
+
+
+def _weights_of(config: Config, folder: Path, world: World, *, say: Say) -> Path:
+    """The folder that is loaded: the base's own, or that of its quantised copy, which rank 0 writes before the others look for it."""
+    kind = config.model.quantization
+    if kind is None:
+        return folder
+    if not world.is_main:
+        world.barrier()
+    found = quantized_base(folder, kind, say=say if world.is_main else lambda _: None)
+    if world.is_main:
+        world.barrier()
+    say(sizes_of(folder, kind).line(kind))
+    return found
 
 
 def _place_weights(base: BaseModel, world: World) -> Placement:

@@ -21,6 +21,9 @@ from llamahome.model.export.merge import TrainedWeights
 from llamahome.model.export.merged import write_merged
 from llamahome.model.export.quantized import method_of, open_weights, quantization_of, why_not_run
 from llamahome.model.export.verify import compare, load_dequantized, load_plain, logits_of
+from llamahome.model.load import load_model
+from llamahome.model.packed_weight import packed_weights
+from llamahome.model.quantize import Kind, scale_table, write_quantized
 
 KINDS: dict[str, dict[str, Any]] = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
@@ -83,6 +86,34 @@ def test_a_merged_model_computes_what_peft_computes_on_the_quantised_base(kind: 
     assert found.same_choices > 0.85
     dequantized = wrap_plain(load_dequantized(base), adapter)
     assert compare(logits_of(dequantized, PROMPTS), mine, quant="f32").greatest < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_transformers_with_bitsandbytes_loads_what_we_quantise(kind: Kind, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="the last test here runs this file with it")
+    import bitsandbytes.functional as functional
+
+    plain = save_tiny(tmp_path / "plain", hidden_size=64, intermediate_size=128, head_dim=16)
+    write_quantized(plain, kind, tmp_path / "ours", say=lambda line: None)
+    settings = BitsAndBytesConfig(**KINDS["nf4 twice" if kind == "nf4" else kind])
+    theirs = dict(AutoModelForCausalLM.from_pretrained(plain, quantization_config=settings, dtype=torch.float32).named_modules())
+    packed, read = dict(packed_weights(load_model(tmp_path / "ours", dtype=torch.float32, device=torch.device("cpu")))), 0
+    for path, module in AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32).named_modules():
+        if type(module).__name__ == "Linear4bit":
+            loaded = functional.dequantize_4bit(module.weight.data, module.weight.quant_state).float()
+            own = functional.dequantize_4bit(theirs[path].weight.data, theirs[path].weight.quant_state).float()
+        elif type(module).__name__ == "Linear8bitLt":
+            loaded = functional.int8_vectorwise_dequant(module.weight.CB, module.weight.SCB).float()
+            own = functional.int8_vectorwise_dequant(theirs[path].weight.CB, theirs[path].weight.SCB).float()
+        else:
+            continue
+        ours = packed[f"{path}.weight"].widened()
+        assert (loaded - ours).norm() <= 1e-6 * ours.norm(), path
+        assert (own - ours).norm() <= 0.01 * ours.norm(), "bitsandbytes quantises to the same numbers, but for ties"
+        read += 1
+    assert read == len(packed) == 14
+    if kind == "nf4":
+        assert torch.equal(scale_table(), functional.create_dynamic_map())
 
 
 def test_other_quantisations_are_refused_by_their_name(tmp_path: Path) -> None:

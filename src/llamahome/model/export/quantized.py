@@ -1,15 +1,14 @@
-"""Reads the weights of a base that bitsandbytes quantised (nf4, fp4, int8) as the numbers that they stand for, one tensor at a time.
+"""Reads the weights of a base that bitsandbytes quantised (nf4, fp4, int8), one tensor at a time: packed, or as the numbers they stand for.
 
-A 4-bit weight is two codes a byte, the first in the upper half. Its value is `quant_map[code] * absmax[block]`, where blocks run over rows;
-with double quantisation absmax is quantised too, in blocks of its own. An int8 weight is `weight * SCB / 127` by rows. Values are computed
-in float32 and not rounded. Needs no bitsandbytes.
+`quant_map` holds the value of each 4-bit code and `absmax` the scale of each block, which with double quantisation is a code of
+`nested_quant_map`; `SCB` holds the scale of each row of int8. packed_weight.py says what the numbers are. Needs no bitsandbytes.
 Source: QLoRA, arXiv 2305.14314; LLM.int8(), arXiv 2208.07339; the names in bitsandbytes' files.
 """
 
 import importlib.util
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,10 @@ from torch import Tensor
 
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.export.weightstore import TensorInfo, WeightStore
+from llamahome.model.packed_weight import EightBit, FourBit, Packed
 
 _STATE = ".quant_state.bitsandbytes__"
 _PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
-_CHUNK = 1 << 22
-"""Weights that are de-quantised at once."""
 
 
 def quantization_of(folder: Path) -> Mapping[str, Any] | None:
@@ -130,33 +128,30 @@ class DequantizedStore(WeightStore):
             raise ConfigError(_damaged(self.folder, f"{weight} is {list(state.shape)}, and its codes or scales are of another size"))
         return state
 
+    @property
+    def quantized(self) -> list[str]:
+        """Names of the quantised weights."""
+        return [name for name in self.tensors if name in self._four_bit or name in self._rows]
+
+    def packed(self, name: str, read: Callable[[str], Tensor] | None = None) -> Packed:
+        """A quantised weight as it is stored; `read` may get codes in another way than copying them from the file."""
+        codes, stored = (read or self._stored.read)(name), self._stored
+        if (scale := self._rows.get(name)) is not None:
+            return EightBit(self.tensors[name].shape, codes, stored.read(scale).float().reshape(-1))
+        state, table = self._four_bit[name], stored.read(f"{name}.quant_map").float()
+        flat, scales = codes.reshape(-1).view(torch.uint8), stored.read(f"{name}.absmax")
+        if not state.nested_blocksize:
+            return FourBit(state.shape, flat, table, scales.float(), state.blocksize)
+        values, groups = (stored.read(f"{name}.{part}").float() for part in ("nested_quant_map", "nested_absmax"))
+        return FourBit(state.shape, flat, table, scales, state.blocksize, values, groups, state.nested_blocksize, state.nested_offset)
+
     def read(self, name: str) -> Tensor:
         """The tensor; in float32 if it was quantised."""
-        if (state := self._four_bit.get(name)) is not None:
-            return self._read_four_bit(name, state)
-        if (scale := self._rows.get(name)) is not None:
-            rows = self._stored.read(scale).float().reshape(-1, 1)
-            return self._stored.read(name).float() * rows / 127
-        return self._stored.read(name)
-
-    def _read_four_bit(self, name: str, state: _FourBit) -> Tensor:
-        codes = self._stored.read(name).reshape(-1).view(torch.uint8)
-        values, scales = self._stored.read(f"{name}.quant_map").float(), self._scales(name, state)
-        weight = torch.empty(math.prod(state.shape))
-        step = max(1, _CHUNK // (2 * state.blocksize)) * 2 * state.blocksize
-        for start in range(0, len(weight), step):
-            part = codes[start // 2 : (start + step) // 2].int()
-            numbers = torch.stack((part >> 4, part & 15), dim=1).reshape(-1)[: len(weight) - start]
-            blocks = scales[start // state.blocksize : (start + step) // state.blocksize]
-            weight[start : start + step] = values[numbers] * blocks.repeat_interleave(state.blocksize)[: len(numbers)]
-        return weight.reshape(state.shape)
-
-    def _scales(self, name: str, state: _FourBit) -> Tensor:
-        scales = self._stored.read(f"{name}.absmax")
-        if not state.nested_blocksize:
-            return scales.float()
-        values, blocks = self._stored.read(f"{name}.nested_quant_map").float(), self._stored.read(f"{name}.nested_absmax").float()
-        return values[scales.int()] * blocks.repeat_interleave(state.nested_blocksize)[: len(scales)] + state.nested_offset
+        if name not in self._four_bit and name not in self._rows:
+            return self._stored.read(name)
+        weight = torch.empty(self.tensors[name].shape)
+        self.packed(name).fill(weight)
+        return weight
 
 
 def _damaged(folder: Path, why: str) -> Problem:

@@ -21,6 +21,7 @@ from llamahome.model.backends.cpu.merged_linear import merged_shape
 from llamahome.model.backends.cpu.native import Kernels
 from llamahome.model.backends.cpu.shared_prefix import share_prefix
 from llamahome.model.backends.cpu.tiled import can_tile, tiled_attention, will_tile
+from llamahome.model.backends.cpu.widen import use_kernels
 from llamahome.model.backends.groups import attend_groups, uses_dropout
 from llamahome.model.backends.loss import Head, PlainTiles
 from llamahome.model.backends.reference import Reference, plain_bytes, reference_attention
@@ -86,6 +87,7 @@ class CpuBackend(Reference):
         if isinstance(kernels, str):
             raise RuntimeError(kernels)
         self.kernels = kernels
+        use_kernels(model, kernels)
         speedups: dict[ProductShape, Speedups] = {}
         parts = fuse(model, self, kernels=kernels, speedups=speedups)
         head = model.get_output_embeddings()

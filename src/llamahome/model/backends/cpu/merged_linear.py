@@ -1,9 +1,10 @@
 """Linear layers that read the same input, merged into one product: q, k and v; gate and up; a single layer is the simplest case.
 
 Our own products (products.py) read frozen weights in place. For torch's products they are concatenated, and each layer's own weight becomes
-a view of its rows, so nothing is held twice. The small matrices of the adapters become one [all ranks, I] and one block-diagonal [all
-ranks, O], built at each call, which costs a thousandth of the work. Trained float32 weights under autocast are cast once per update into
-one matrix in the dtype of the products; weights that have this dtype already are read in place.
+a view of its rows, so nothing is held twice. Packed weights (packed_weight.py) are widened into one buffer, once in the forward and once in
+the backward pass. The small matrices of the adapters become one [all ranks, I] and one block-diagonal [all ranks, O], built at each call,
+which costs a thousandth of the work. Trained float32 weights under autocast are cast once per update into one matrix in the dtype of the
+products; weights that have this dtype already are read in place.
 
 Legend: T tokens, I inputs, O outputs of all merged layers together, S their ranks together.
 """
@@ -20,6 +21,7 @@ from llamahome.model.backends.cpu.elementwise import Identity, InputTransform
 from llamahome.model.backends.cpu.native import Kernels
 from llamahome.model.backends.cpu.products import Stack, adapted_product, can_multiply, outer_product, product
 from llamahome.model.lora import LEAN, lean_factors
+from llamahome.model.packed_weight import PackedWeight, widened_rows
 
 _IDENTITY = Identity()
 
@@ -28,9 +30,14 @@ _IDENTITY = Identity()
 class _Weights:
     """The matrices in the dtype of the products, their biases, and the choice of kernels."""
 
-    stack: Stack
+    matrices: Stack | tuple[PackedWeight, ...]
     bias_O: Tensor | None
     dispatch: ProductDispatch
+
+    @property
+    def stack(self) -> Stack:
+        """The matrices; packed ones are widened now, one below the other, into a buffer that the next call uses again."""
+        return self.matrices if isinstance(self.matrices, Stack) else Stack([widened_rows(self.matrices)])
 
 
 @dataclass(frozen=True)
@@ -70,13 +77,13 @@ class _AdaptedProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         grad_TO, needs_grad = gradients[0], ctx.needs_input_grad[3 : 3 + ctx.input.sources]
-        stack, dispatch, transform = ctx.weights.stack, ctx.weights.dispatch, ctx.input.transform
+        weights, dispatch, transform = ctx.weights, ctx.weights.dispatch, ctx.input.transform
         if not ctx.blocks:
-            grad_x = product(grad_TO, stack, transposed=False, kernels=dispatch.inputs) if any(needs_grad) else None
+            grad_x = product(grad_TO, weights.stack, transposed=False, kernels=dispatch.inputs) if any(needs_grad) else None
             return None, None, None, *transform.backward(grad_x, *ctx.saved_tensors, needs_grad=needs_grad, recompute=False)[1]
         low_TS, a_SI, b_SO, *kept = ctx.saved_tensors
         if any(needs_grad):
-            grad_low_TS, grad_x = adapted_product(grad_TO, stack, b_SO, a_SI, transposed=False, kernels=dispatch.inputs)
+            grad_low_TS, grad_x = adapted_product(grad_TO, weights.stack, b_SO, a_SI, transposed=False, kernels=dispatch.inputs)
         else:
             grad_low_TS, grad_x = product(grad_TO, Stack([b_SO]), transposed=True, kernels=dispatch.inputs), None
         x_TI, source_grads = transform.backward(grad_x, *kept, needs_grad=needs_grad, recompute=True)
@@ -138,6 +145,9 @@ class MergedLinear:
 
     @torch.no_grad()
     def _frozen_weights(self) -> _Weights:
+        packed = tuple(linear.weight for linear in self._linears)
+        if all(isinstance(weight, PackedWeight) for weight in packed):
+            return _Weights(packed, self._biases(), self._dispatch([widened_rows(packed)]))
         parts = [linear.weight.detach() for linear in self._linears]
         dispatch = self._dispatch(parts)
         if (dispatch.forward is None or dispatch.inputs is None) and len(parts) > 1:
@@ -204,7 +214,8 @@ def can_merge(layers: Sequence[nn.Module], *, autocast: bool) -> bool:
     linears = [_linear(layer) for layer in layers]
     if any(type(linear) is not nn.Linear for linear in linears):
         return False
-    alike = len({(linear.bias is None, linear.weight.dtype, linear.weight.requires_grad, linear.in_features) for linear in linears}) == 1
+    kinds = {(type(linear.weight) is PackedWeight, linear.bias is None, linear.weight.dtype) for linear in linears}
+    alike = len(kinds) == len({(linear.weight.requires_grad, linear.in_features) for linear in linears}) == 1
     return alike and linears[0].weight.device.type == "cpu" and (linears[0].weight.requires_grad or not autocast)
 
 

@@ -21,7 +21,9 @@ from shutil import which
 import torch
 from torch import Tensor
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "attention.cpp", "attention_backward.cpp", "products.cpp"))
+_SOURCES = tuple(
+    Path(__file__).with_name(name) for name in ("kernels.cpp", "attention.cpp", "attention_backward.cpp", "products.cpp", "quantized.cpp")
+)
 _HEADERS = tuple(Path(__file__).with_name(name) for name in ("simd.h", "formats.h", "panels.h", "tiles.h", "attention.h"))
 _FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC"]
 _VARIABLE, _NONE = "LLAMAHOME_CPU_LEVEL", "none"
@@ -54,6 +56,8 @@ _SIGNATURES: dict[str, Sequence[type]] = {
     "attention_backward": [_POINTER] * 10 + [_REAL, _INT],
     "product": [_POINTER, _COUNT, *[_POINTER] * 2, *[_COUNT] * 2, _INT, *[_POINTER] * 2, _COUNT, _INT],
     "adapted_product": [_POINTER, _COUNT, *[_POINTER] * 2, *[_COUNT] * 2, _INT, *[_POINTER] * 2, _COUNT, *[_POINTER] * 3, _COUNT, _INT],
+    "widen_codes": [_POINTER] * 4 + [_COUNT] * 2 + [_INT],
+    "widen_bytes": [_POINTER] * 3 + [_COUNT] * 2 + [_INT],
     "outer_product": [_POINTER, *[_COUNT] * 2] * 2 + [_POINTER, _INT, _COUNT, _INT],
 }
 _TYPES = {

@@ -1,0 +1,112 @@
+"""`model.quantization`: a run beside a base in few bits, and what is done with it afterwards, as a user types it."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.support.models import save_tiny
+from tests.support.projects import Project, RunFiles
+
+NF4 = ("--model", "wide", "--set", "model.quantization=nf4")
+TRAIN = ("train", "chats.jsonl", *NF4, "--set", "checkpoint.every=2 steps")
+
+
+def quantized(project: Project) -> list[Path]:
+    return sorted(project.folder.glob("data/models/quantized/*"))
+
+
+@pytest.fixture(scope="module")
+def trained(make_project: Callable[[Path], Project], tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with the run `one` beside the base `wide` in nf4."""
+    project = make_project(tmp_path_factory.mktemp("quantized") / "project")
+    save_tiny(project.folder / "data/models/base/wide", hidden_size=64, intermediate_size=128, head_dim=16)
+    said = project.type(*TRAIN, "--output", "one").expect(0).err
+    assert re.search(r"nf4: 14 linear layers of the decoder, 0\.\d M parameters at 0\.\d+ bytes each; .* bytes over all", said)
+    return project
+
+
+def test_the_adapter_names_the_base_itself_and_the_copy_is_used_again(trained: Project) -> None:
+    config = json.loads((trained.folder / "one/final/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"].endswith("data/models/base/wide")
+    (folder,) = quantized(trained)
+    assert folder.name.startswith("wide-nf4-")
+    answer = trained.type(*TRAIN, "--output", "again").expect(0)
+    assert "is quantised once" not in answer.err and quantized(trained) == [folder]
+
+
+def test_a_killed_run_goes_on_bit_for_bit(trained: Project) -> None:
+    strike = ("llamahome.training.loop:train_step", 4, ["SIGKILL"])
+    trained.type(*TRAIN, "--output", "killed", "--set", "checkpoint.async=false", at=[strike])
+    trained.type("train-resume", "killed").expect(0)
+    straight, resumed = (RunFiles(trained.folder, trained.folder / run) for run in ("one", "killed"))
+    assert resumed.weights() == straight.weights()
+
+
+def test_it_is_measured_beside_the_quantised_base_and_on_request_beside_the_base(trained: Project) -> None:
+    (last,) = [each for each in trained.type("runs", "show", "one", "--json").expect(0).json["evaluations"] if each["step"] == 5]
+    beside = ("train-eval", "one", "chats.jsonl", "--base", "none", "--json")
+    answer = trained.type(*beside).expect(0)
+    assert "trained beside the base in nf4" in answer.err and last["eval/loss"] > 0
+    other = trained.type(*beside, "--set", "model.quantization=null").expect(0)
+    assert answer.json["loss"] != other.json["loss"] and answer.json["loss"] == pytest.approx(other.json["loss"], rel=0.2)
+    assert "trained beside the base in nf4" in trained.type("chat", "one", "--prompt", "hello").expect(0).err
+
+
+def test_the_merged_export_holds_the_numbers_that_the_weights_stand_for(trained: Project) -> None:
+    trained.type("export", "one", "--to", "merged", "--quant", "f32", "--output", "merged").expect(0)
+    config = json.loads((trained.folder / "merged/config.json").read_text())
+    assert "quantization_config" not in config
+    merged, adapter = (load_file(trained.folder / name) for name in ("merged/model.safetensors", "one/final/adapter_model.safetensors"))
+    (copy,) = quantized(trained)
+    from llamahome.model.export.quantized import open_weights
+
+    name = "model.layers.1.mlp.down_proj"
+    a, b = (adapter[f"base_model.model.{name}.lora_{side}.weight"].float() for side in "AB")
+    expected = open_weights(copy).read(f"{name}.weight") + 2.0 * b @ a  # alpha 32 over rank 16
+    torch.testing.assert_close(merged[f"{name}.weight"], expected)
+    measured = [trained.type("train-eval", model, "chats.jsonl", "--base", "none", "--json").expect(0).json for model in ("one", "merged")]
+    assert measured[0]["loss"] == pytest.approx(measured[1]["loss"], rel=1e-4)
+
+
+def test_a_plan_counts_the_packed_weights(trained: Project) -> None:
+    plain, packed = (
+        trained.type("plan", "chats.jsonl", "--model", "wide", "--set", f"model.quantization={kind}", "--json").expect(0).json
+        for kind in ("null", "nf4")
+    )
+    assert packed["step"]["memory_bytes"]["weights"] < 0.6 * plain["step"]["memory_bytes"]["weights"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--method", "full"), "config.quantized-full", "training.method full trains them"),
+        (("--set", "distributed.strategy=shard"), "config.quantized-sharded", "whole on every process"),
+        (("--model", "COPY"), "model.quantized-twice", "quantised already"),
+        (("--model", "tiny"), "model.nothing-to-quantize", "multiple of 64"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_mends_it(trained: Project, words: tuple[str, ...], code: str, said: str) -> None:
+    (copy,) = quantized(trained)
+    words = tuple(str(copy) if word == "COPY" else word for word in words)
+    answer = trained.type(*TRAIN, *words, "--output", "refused").expect(2)
+    assert answer.codes == [code] and said in answer.err and len(answer.helps) == 1
+    assert not (trained.folder / "refused").exists()
+
+
+def test_a_base_that_is_quantised_already_is_trained_as_it_is(trained: Project) -> None:
+    (copy,) = quantized(trained)
+    (mended,) = trained.type(*TRAIN, "--model", str(copy), "--output", "refused").expect(2).helps
+    trained.type(*TRAIN, "--model", str(copy), *mended.split(), "--output", "as-it-is").expect(0)
+    first, same = (RunFiles(trained.folder, trained.folder / run).by_step("train/loss") for run in ("one", "as-it-is"))
+    assert first == same
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(trained: Project) -> None:
+    trained.shell(*TRAIN, "--output", "pair", "--world-size", "2").expect(0)
+    one, pair = (RunFiles(trained.folder, trained.folder / run).by_step("train/loss") for run in ("one", "pair"))
+    assert pair == pytest.approx(one, rel=1e-5)
