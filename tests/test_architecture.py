@@ -239,8 +239,7 @@ def test_only_back_ends_launching_and_settings_know_devices_by_name() -> None:
 
 def test_settings_are_changed_in_few_places() -> None:
     """`auto` becomes a value in resolve.py alone; the others fit rows to a base, take an adapter's settings, or change unused ones."""
-    allowed = {"resolve.py", "data_limits.py", "pipeline.py", "planning/estimate.py", "run_folder.py", "starting_adapter.py"}
-    allowed = {"resolve.py", "teaching.py", "data_limits.py", "pipeline.py", "planning/estimate.py", "starting_adapter.py"}
+    allowed = {"resolve.py", "data_limits.py", "pipeline.py", "planning/estimate.py", "run_folder.py", "starting_adapter.py", "teaching.py"}
     calls = {
         name
         for name in SOURCES

@@ -46,7 +46,7 @@ from llamahome.training.auto import slower_rate
 from llamahome.training.checkpointing import Checkpointing, Save, SaveAsync
 from llamahome.training.evaluate import Evaluator, HeldOut, Judge, sample_prompts
 from llamahome.training.learner import Learner, load_base, make_learner
-from llamahome.training.run import LoopSettings, Plan, Run, Schedule
+from llamahome.training.run import LoopSettings, Plan, Run, Schedule, StepLoss
 from llamahome.training.schedule import Due
 from llamahome.training.stop import StopRequest
 
@@ -254,9 +254,7 @@ def make_run(
     every = {"log": config.monitoring.log_every, "evaluate": config.evaluation.every, "save": config.checkpoint.every}
     due = {name: Due(interval(text), steps_per_epoch=job.plan.steps_per_epoch) for name, text in every.items()}
     return Run(
-        objective=learner.watched_loss,
-        units=learner.objective.units,
-        measured=learner.objective.measured,
+        loss=StepLoss(learner.watched_loss, learner.objective.units, learner.objective.measured),
         optimizer=learner.optimizer,
         reducer=learner.placement.exchange,
         loader=loader,

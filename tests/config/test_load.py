@@ -39,9 +39,9 @@ def value_of(loaded: LoadedConfig, key: str):
 
 def other_value(setting: Setting):
     """A value that the key accepts and that is not its default."""
-    mappings: list[object] = [{"prompt": "their key"}, {"a.jsonl": 2.0}]
+    mappings: list[object] = [{"prompt": "their key"}, {"a.jsonl": 2.0}, {"q_proj": 4}]
     texts = ["3 s", "7 steps", "steps 3-4", "words"]
-    candidates = [0.25, 0.5, 1, 2, 7, 64, *texts, True, False, None, ["3 s"], ["wandb"], *mappings, *setting.words]
+    candidates = [0.25, 0.5, 1, 2, 7, 64, *texts, True, False, None, ["3 s"], ["wandb"], [3], *mappings, *setting.words]
     return next(value for value in candidates if validate(setting, value)[1] is None and validate(setting, value)[0] != setting.default)
 
 

@@ -30,7 +30,7 @@ from llamahome.monitoring.throughput import PartClock
 from llamahome.training.checkpointing import Checkpointing, SaveAsync
 from llamahome.training.evaluate import Evaluation, evaluate
 from llamahome.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
-from llamahome.training.run import LoopSettings, Run, Schedule
+from llamahome.training.run import LoopSettings, Run, Schedule, StepLoss
 from llamahome.training.schedule import Due, learning_rate
 from llamahome.training.stop import StopRequest
 from llamahome.units import parse_interval
@@ -164,7 +164,7 @@ def make_run(learner: Learner, plan: RunOptions) -> Run:
     due = {name: Due(parse_interval(text), steps_per_epoch=rows / plan.batch_size) for name, text in every.items()}
     settings = {"max_grad_norm": 1.0, "max_bad_steps": 3, "early_stop_patience": None, "save_best": False, "seed": 7, **plan.settings}
     return Run(
-        objective=plan.objective or learner.objective.loss_sum,
+        loss=StepLoss(plan.objective or learner.objective.loss_sum),
         optimizer=learner.optimizer,
         reducer=FlatReducer(ALONE, list(learner.parameters.values())),
         loader=Loader(

@@ -26,7 +26,7 @@ from llamahome.training.loop import train
 from llamahome.training.policy import PolicyObjective
 from llamahome.training.reward import Reward, open_reward
 from llamahome.training.rollouts import AnsweredSteps, Drawing, advantages
-from llamahome.training.run import Run, first_state
+from llamahome.training.run import Run, StepLoss, first_state
 
 PROMPTS = [[5, 9, 11], [7] * 12, [30, 31, 32, 33, 34], [5, 9, 11]]
 END = [2]
@@ -98,7 +98,7 @@ def answering(learner: Learner, run: Run, base: Path, reward: str, *, group_size
     )
     objective = PolicyObjective(learner.objective, 1.0, beta)
     steps = AnsweredSteps(run.loader, drawing, learner.objective.model, replicated(learner.model, ALONE), PartClock())  # type: ignore[arg-type]
-    return replace(run, loader=steps, objective=objective.loss_sum, units=objective.units, measured=objective.measured)
+    return replace(run, loader=steps, loss=StepLoss(objective.loss_sum, objective.units, objective.measured))
 
 
 def options(folder: Path, **changes) -> RunOptions:

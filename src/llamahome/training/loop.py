@@ -26,7 +26,7 @@ from llamahome.training.stop import Reason
 def train(run: Run, state: TrainerState) -> Outcome:
     """Train from `state` until the horizon or until there is a reason to stop; all ranks call it."""
     settings, schedule, metrics = run.settings, run.schedule, StepMetrics(run, state)
-    update = partial(train_step, run.objective, run.optimizer, limits=metrics.limits, reducer=run.reducer, clock=run.clock)
+    update = partial(train_step, run.loss.sums, run.optimizer, limits=metrics.limits, reducer=run.reducer, clock=run.clock)
     budget = Budget(run)
     reason: Reason = "finished"
     with run.checkpoints as checkpoints:
@@ -95,7 +95,7 @@ def _agree(run: Run, state: TrainerState, batch: StepBatch, *, short: bool) -> _
     main = run.world.is_main and state.step > 0
     evaluate = main and run.schedule.evaluate.after(state.step) and state.eval_loss is None  # a resumed step was evaluated before
     save = main and run.schedule.save.after(state.step)
-    units = [sum(each) for each in zip(*map(run.units, batch.microbatches), strict=True)] or [0] * (1 + len(run.measured))
+    units = [sum(each) for each in zip(*map(run.loss.units, batch.microbatches), strict=True)] or [0] * (1 + len(run.loss.measured))
     values = [*units, batch.num_tokens, batch.num_targets, run.stop.asked, evaluate, save, short, *run.recorder.ranks.send()]
     counts = torch.tensor(values, dtype=torch.int64)  # on the processor, so that nobody waits for the steps of a GPU
     if run.world.size > 1:

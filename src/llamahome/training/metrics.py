@@ -37,7 +37,7 @@ class StepMetrics:
 
         `units` has the number of units over all ranks that the loss and each measured value is a mean of.
         """
-        measured = {f"train/{name}": value for name, value in zip(self._run.measured, result.measured, strict=True)}
+        measured = {f"train/{name}": value for name, value in zip(self._run.loss.measured, result.measured, strict=True)}
         recorder, norm = self._run.recorder, result.grad_norm
         recorder.record(step, loss=result.loss, grad_norm=norm, units=units, measured=measured, **counts)
         self._positions.append((batch.begin, batch.end))

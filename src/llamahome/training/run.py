@@ -89,17 +89,24 @@ class LoopSettings:
         return self.save_best and best == state.step
 
 
+@dataclass(frozen=True)
+class StepLoss:
+    """What a step minimises, as the objective of the run gives it."""
+
+    sums: Callable[[Microbatch], Tensor]
+    """Summed loss of a micro-batch, () or [1 + measured]: the sums of what is measured behind it."""
+    units: Callable[[Microbatch], tuple[int, ...]] = targets_only
+    """How many units each of these sums is over; the sums of a step are divided by the units of all its micro-batches."""
+    measured: tuple[str, ...] = ()
+    """Names of what is measured in a step besides the loss."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """Everything that the loop works with, grouped by the part of the program that owns it."""
 
     # model
-    objective: Callable[[Microbatch], Tensor]
-    """Summed loss of a micro-batch, () or [1 + measured]: the sums of what is measured behind it."""
-    units: Callable[[Microbatch], tuple[int, ...]] = targets_only
-    """How many units each of these sums is over; the sums of a step are divided by the units of all its micro-batches."""
-    measured: tuple[str, ...] = ()
-    """Names of what the objective measures in a step besides its loss."""
+    loss: StepLoss
     optimizer: torch.optim.Optimizer
     reducer: Reducer
     """Sums gradients over all ranks."""
