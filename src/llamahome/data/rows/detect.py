@@ -174,7 +174,7 @@ def _preference(row: Row, names: Names) -> Problem | None:
         return None
     return Problem(
         code="data.preference",
-        message=f"rows are {what}; training.objective sft learns only from good answers",
+        message=f"rows are {what}, and only good answers are learned here",
         where=row.where,
         excerpt=excerpt(json.dumps(value, ensure_ascii=False), row.line),
         hint=hint,
