@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from llamahome.config.load import LoadedConfig, load_config
+from llamahome.errors import LlamaHomeError
 from llamahome.monitoring.progress import QuietProgress
-from llamahome.resuming import changed_settings, rate_of, with_changes, with_plan
+from llamahome.resuming import changed_settings, rate_of, refuse_other_state, with_changes, with_plan
 from llamahome.training.run import first_state, make_plan
 from llamahome.training.schedule import learning_rate
 
@@ -71,3 +72,26 @@ def test_extending_a_finished_run_warns_and_names_a_setting_that_helps() -> None
 def test_a_change_of_a_warm_up_that_is_over_is_reported_as_without_effect() -> None:
     rates, lines = resumed(7, "training.warmup=5")
     assert rates == resumed(7)[0] and lines == ["training.warmup has no effect any more: the warm-up was over after step 2"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "allowed", "updated", "code"),
+    [
+        ("training.optimizer=adafactor", (), True, "training.optimizer-differs"),
+        ("training.optimizer=adafactor", ("base", "data"), True, "training.optimizer-differs"),
+        ("training.optimizer=adafactor", (), False, None),
+        ("model.quantization=nf4", (), True, "checkpoint.base-changed"),
+        ("model.quantization=nf4", ("base",), True, None),
+        ("training.weight_decay=0.1", (), True, None),
+    ],
+)
+def test_another_optimizer_or_quantization_is_refused_unless_nothing_is_lost(
+    changed: str, allowed: tuple[str, ...], updated: bool, code: str | None
+) -> None:
+    if code is None:
+        refuse_other_state(configured(), configured(changed), allowed=allowed, updated=updated)
+        return
+    with pytest.raises(LlamaHomeError) as refused:
+        refuse_other_state(configured(), configured(changed), allowed=allowed, updated=updated)
+    (problem,) = refused.value.problems
+    assert problem.code == code and f"--set {changed.partition('=')[0]}=" in str(problem.hint)

@@ -127,6 +127,7 @@ def resume(
     loaded, in_new_run = output_of_resumed(change(saved.config_path))
     _check_run(loaded)
     resuming.refuse_other_adapter(before, loaded)
+    resuming.refuse_other_state(before, loaded, allowed=allowed, updated=bool(saved.optimizer_tensors))
     with open_session(loaded, phases=3 if saved.state.eval_loss is None and not saved.state.step else 2) as session:
         say = session.progress.say
         for problem in damaged:

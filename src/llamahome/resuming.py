@@ -4,7 +4,7 @@ The state of every checkpoint holds the curve of the learning rate, so a resumed
 """
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from llamahome.config.describe import settings
 from llamahome.config.load import LoadedConfig
 from llamahome.config.yamltext import write_value
 from llamahome.data.steps.passed import Ranges, joined
-from llamahome.errors import ConfigError, Problem
+from llamahome.errors import CheckpointError, ConfigError, Problem
 from llamahome.monitoring.progress import Progress
 from llamahome.rundir import RunPaths, as_typed
 from llamahome.training.run import Outcome, Plan, make_plan
@@ -51,6 +51,23 @@ def refuse_other_adapter(saved: LoadedConfig, loaded: LoadedConfig) -> None:
     if old != new:
         message = f"model.adapter was {write_value(old)} at the beginning, {write_value(new)} now; a resumed run has its own weights"
         raise ConfigError(Problem(code="model.adapter-differs", message=message, where=loaded.origins["model.adapter"]))
+
+
+def refuse_other_state(saved: LoadedConfig, loaded: LoadedConfig, *, allowed: Collection[str], updated: bool) -> None:
+    """Raise if the checkpoint's optimizer is another one and has a state, or if the adapter learned beside other numbers of the base.
+
+    `updated` says whether the optimizer has a state; `allowed` are the inputs that may differ, as "base".
+    """
+    old, new = saved.config.training.optimizer, loaded.config.training.optimizer
+    if updated and old != new:
+        message = f"training.optimizer was {old} at the beginning, {new} now; the state of one is none for the other"
+        where, hint = loaded.origins["training.optimizer"], f"--set training.optimizer={old}"
+        raise ConfigError(Problem(code="training.optimizer-differs", message=message, where=where, hint=hint))
+    before, now = (write_value(each.config.model.quantization) for each in (saved, loaded))
+    if before != now and "base" not in allowed:
+        message = f"model.quantization was {before} when the checkpoint was written, {now} now: the adapter learned beside other weights"
+        where, hint = loaded.origins["model.quantization"], f"--set model.quantization={before}, or --allow-changed base"
+        raise CheckpointError(Problem(code="checkpoint.base-changed", message=message, where=where, hint=hint))
 
 
 def with_changes(state: TrainerState, saved: LoadedConfig, loaded: LoadedConfig, plan: Plan, rows: int, progress: Progress) -> TrainerState:

@@ -183,6 +183,8 @@ def test_places_are_right_with_every_line_ending(tmp_path, newline):
         ("training.epochs=", "null", "got nothing (null)", "default, auto"),
         ("training.epochs='3'", "wrong-type", "got the text '3'", "--set training.epochs=3"),
         ("training.schedule=cosin", "bad-choice", "did you mean cosine?", "--set training.schedule=cosine"),
+        ("training.method=dpo", "bad-choice", "expected lora or full; got 'dpo'", "--set training.objective=dpo"),
+        ("training.method=QLoRA", "bad-choice", "expected lora or full; got 'QLoRA'", "--set model.quantization=nf4"),
         ("lora.target_modules=[a", "bad-yaml", "never closed", "explain lora.target_modules"),
     ],
 )

@@ -193,7 +193,8 @@ _REASONS = {
     "would write outside of the folder of the test": "machine.output-not-writable machine.cannot-write",
     "names a command that needs a run": (
         "run.ambiguous run.stopped checkpoint.newer-schema model.is-an-adapter model.not-here model.adapter-differs "
-        "model.not-trainable-adapter training.reference-lost"
+        "model.not-trainable-adapter training.reference-lost training.optimizer-differs checkpoint.base-changed "
+        "sweep.losses-differ"
     ),
     "needs a run that ends faster than it can be killed": "checkpoint.not-killed",
     "typed in test_limits.py, test_model_causes.py and test_bad_input.py": (

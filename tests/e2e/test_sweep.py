@@ -100,6 +100,8 @@ def test_a_sweep_compares_its_runs_and_types_the_best(project: Project) -> None:
         (("--set", "lora.rank=2,4", "--from-adapter", "nothing-here"), "model.not-found"),
         (("--set", "lora.rank=2,4", "--set", "data.eval_split=0"), "sweep.nothing-held-out"),
         (("--set", "lora.rank=2,4", "--set", "output.name=a"), "sweep.key-twice"),
+        (("--set", "training.objective=dpo", "--set", "preference.beta=0.1,0.5"), "sweep.losses-differ"),
+        (("--set", "training.objective=sft,dpo"), "sweep.losses-differ"),
         (("--set", "lora.rank=2,4", "--world-size", "2", "--dry-run"), "sweep.no-plan"),
         (("--set", "lora.rank=2,4", "--output", "data"), "sweep.not-a-sweep"),
         (("--set", "lora.rank=2"), "sweep.one-run"),

@@ -1,6 +1,7 @@
 """`runs compare`: only what differs, results side by side, and curves on one scale."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from click.testing import CliRunner, Result
 from tests.support.written_runs import write_run
 
 from llamahome.cli.runs import runs_app
-from llamahome.monitoring.compare import curve_lines, differing_settings
+from llamahome.monitoring.compare import curve_lines, differing_settings, figure_rows
 from llamahome.monitoring.report import report_run
 
 FINCH, OTTER = "20260101-000000-amber-finch", "20260102-000000-brisk-otter"
@@ -104,3 +105,11 @@ def test_a_spike_is_in_the_curves_of_the_json() -> None:
     write_run(OTTER)
     curve = compared("finch", "otter")["curves"][FINCH]["train/loss"]
     assert [777, 99.0] in curve and len(curve) < 600
+
+
+def test_runs_that_learned_from_pairs_are_compared_by_the_pairs_they_get_right() -> None:
+    report = report_run(write_run(FINCH))
+    of_pairs = replace(report, evaluations=[{"step": 20, "eval/loss": 0.5, "eval/pair_accuracy": 0.75}])
+    rows = dict(figure_rows([of_pairs, report]))
+    assert rows["last pair accuracy"] == ["0.7500 at step 20", "-"]
+    assert "last pair accuracy" not in dict(figure_rows([report]))

@@ -137,6 +137,7 @@ def _check(grid: "Grid", data_paths: Sequence[str]) -> list[str]:
     from llamahome.data.files.splits import to_evaluate, to_train
 
     files: list[str] = []
+    _refuse_other_losses(grid)
     for loaded in grid.loaded:
         _check_held_out(loaded)
         _refuse_machines(loaded)
@@ -151,6 +152,20 @@ def _check(grid: "Grid", data_paths: Sequence[str]) -> list[str]:
         known.add(shown)
     _check_adapters(grid)
     return files
+
+
+def _refuse_other_losses(grid: "Grid") -> None:
+    """Raise ConfigError if a listed value is a constant of the loss: the runs would be ranked by figures that mean different things."""
+    from llamahome.config.objectives import LEARNS
+    from llamahome.errors import ConfigError, Problem
+
+    objectives = {loaded.config.training.objective for loaded in grid.loaded}
+    pairs = any(LEARNS.get(name) == "pairs" for name in objectives)
+    varied = [key for key in grid.trials[0].values if key == "training.objective" or key.startswith("preference.")]
+    if pairs and varied:
+        message = f"{varied[0]} is part of the held-out loss of pairs, so the losses of these runs cannot be compared"
+        hint = "train each with its own --output; llamahome runs compare RUN RUN   shows the pair accuracy of each"
+        raise ConfigError(Problem(code="sweep.losses-differ", message=message, where=varied[0], hint=hint))
 
 
 def _refuse_machines(loaded: "LoadedConfig") -> None:

@@ -10,9 +10,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from llamahome.config.describe import Setting, nearest
+from llamahome.config.objectives import LEARNS
 from llamahome.config.yamltext import YamlTrouble, read_value, write_value
 
 _MEANT = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
+_OTHER_METHODS: dict[str, str] = {"qlora": "model.quantization=nf4", **{name: f"training.objective={name}" for name in LEARNS}}
+"""What others call methods, and the setting that it is here."""
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 
@@ -53,6 +56,8 @@ def _explain(setting: Setting, value: Any, error: ValidationError) -> InvalidVal
         meant = _meant_word(value, setting.words)
         guess = f" (did you mean {meant}?)" if meant else ""
         takes_number = bool(kinds & {"integer", "number"})
+        if setting.key == "training.method" and value.casefold() in _OTHER_METHODS:
+            return InvalidValue("config.bad-choice", f"{expected}; got {_show(value)}", f"--set {_OTHER_METHODS[value.casefold()]}")
         code, kind = ("config.wrong-type", "the text ") if takes_number else ("config.bad-choice", "")
         return InvalidValue(code, f"{expected}; got {kind}{_show(value)}{guess}", explain, correction or meant)
     return InvalidValue("config.wrong-type", f"{expected}; got {_kind(value)}", explain, correction)

@@ -62,6 +62,9 @@ def figures(report: RunReport) -> dict[str, Any]:
         "horizon": report.info.horizon,
         "best_evaluation": None if report.best is None else {"step": report.best.step, "value": report.best.value},
         "last_evaluation": None if "eval/loss" not in last else {"step": int(last["step"]), "value": last["eval/loss"]},
+        "last_pair_accuracy": None
+        if "eval/pair_accuracy" not in last
+        else {"step": int(last["step"]), "value": last["eval/pair_accuracy"]},
         "last_loss": report.losses[-1].value if report.losses else None,
         "tokens_per_s": report.tokens_per_second,
         "training_seconds": report.training_seconds or None,
@@ -81,6 +84,7 @@ def figure_rows(reports: Sequence[RunReport]) -> list[tuple[str, list[str]]]:
         "steps": ("steps", lambda steps: f"{steps:,}"),
         "best_evaluation": ("best evaluation", at),
         "last_evaluation": ("last held-out loss", at),
+        "last_pair_accuracy": ("last pair accuracy", at),
         "last_loss": ("last training loss", lambda loss: f"{loss:.4f}"),
         "tokens_per_s": ("tokens/s", show_count),
         "training_seconds": ("time in steps", show_seconds),

@@ -41,7 +41,7 @@ def test_mixed_formats_are_reported_with_lines() -> None:
 )
 def test_preference_data_is_refused_with_a_hint(value: dict[str, Any], hint: str) -> None:
     problem = detect_fails(value)
-    assert problem.code == "data.preference" and "learns only from good answers" in problem.message
+    assert problem.code == "data.preference" and "only good answers are learned" in problem.message
     assert hint in str(problem.hint) if hint else problem.hint is None
 
 

@@ -21,6 +21,17 @@ SPELLINGS: list[dict[str, Any]] = [
     {"question": "2+2?", "chosen": "4", "rejected": "5"},
     {"instruction": "2+2?", "accepted": "4", "rejected": "5"},
     {"chosen": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}], "rejected": [USER, BAD]},
+    {"chosen": "\n\nHuman: 2+2?\n\nAssistant: 4", "rejected": "\n\nHuman: 2+2?\n\nAssistant: 5"},
+    {"prompt": "\n\nHuman: 2+2?\n\nAssistant:", "chosen": " 4", "rejected": " 5"},
+    {"messages": [USER], "chosen": GOOD, "rejected": BAD},
+    {
+        "conversations": [{"from": "human", "value": "2+2?"}],
+        "chosen": {"from": "gpt", "value": "4"},
+        "rejected": {"from": "gpt", "value": "5"},
+    },
+    {"messages": [USER], "chosen": "4", "rejected": "5"},
+    {"messages": [USER, GOOD], "prompt": "2+2?", "chosen": "4", "rejected": "5"},
+    {"input": {"messages": [USER], "tools": []}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
 ]
 
 
@@ -51,6 +62,15 @@ def test_a_system_text_and_earlier_answers_are_the_prompt() -> None:
 def test_columns_with_other_names_are_read_where_the_setting_names_them() -> None:
     pair = read({"q": "2+2?", "good": "4", "bad": "5"}, {"prompt": "q", "chosen": "good", "rejected": "bad"})
     assert isinstance(pair, Conversation) and (pair.turns[-1], pair.other[-1]) == (GOOD, BAD)
+
+
+def test_a_transcript_of_several_turns_is_its_turns_and_a_text_about_transcripts_stays_a_text() -> None:
+    first = "\n\nHuman: 2+2?\n\nAssistant: 4\n\nHuman: and 3+3?\n\nThink.\n\nAssistant: "
+    pair = read({"chosen": first + "6", "rejected": first + "7"})
+    assert isinstance(pair, Conversation)
+    assert [turn["content"] for turn in pair.turns] == ["2+2?", "4", "and 3+3?\n\nThink.", "6"] and pair.context_only == {1}
+    pair = read({"prompt": "2+2?", "chosen": "Human: an animal", "rejected": "5"})
+    assert isinstance(pair, Conversation) and pair.turns[-1]["content"] == "Human: an animal"
 
 
 @pytest.mark.parametrize(

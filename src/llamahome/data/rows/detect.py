@@ -16,7 +16,7 @@ from llamahome.data.rows.column_roles import ColumnRoles, find_roles
 from llamahome.data.rows.columns import columns_of, with_templates
 from llamahome.data.rows.formats import FORMATS, KEYS, OWN_NAMES, Names, text_column, understand
 from llamahome.data.rows.headerless import is_table, no_header
-from llamahome.data.rows.preferences import pair_columns, whole_conversations
+from llamahome.data.rows.preferences import described, pair_columns
 from llamahome.data.rows.row_error import RowError, nearest, problem_at
 from llamahome.data.rows.turns import TURN_LISTS, opened, turn_keys, turn_list
 from llamahome.errors import DataError, Problem
@@ -62,12 +62,11 @@ def _why_pairs(rows: Sequence[Row], names: Names) -> str:
     if found is None:
         keys = ", ".join(f'"{key}"' for key in list(rows[0].value)[:12]) if rows else "none"
         message = f"no row has two answers, chosen and rejected, as preferences are learned from; the keys here are {keys}"
-        hint = "--set training.objective=sft --set data.format=auto   learns from rows with one answer"
+        one = "--set training.objective=sft --set data.format=auto   learns from rows with one answer"
+        hint = f"{one}; {setting(prompt='COLUMN', chosen='COLUMN', rejected='COLUMN')}   names the columns of pairs"
         raise DataError(Problem(code="data.no-pairs", message=message, where=rows[0].where if rows else None, hint=hint))
-    row, (better, worse) = found
-    if whole_conversations(row.value, better) is not None:
-        return f"`{better}` and `{worse}` are conversations that begin alike"
-    return f"`{better}` and `{worse}` are the answers to one prompt"
+    row, columns = found
+    return described(row.value, columns, names)
 
 
 def _detect(rows: Sequence[Row], names: Names) -> DetectedFormat:
@@ -175,7 +174,7 @@ def _preference(row: Row, names: Names) -> Problem | None:
         return None
     return Problem(
         code="data.preference",
-        message=f"rows are {what}; training.objective sft learns only from good answers",
+        message=f"rows are {what}, and only good answers are learned here",
         where=row.where,
         excerpt=excerpt(json.dumps(value, ensure_ascii=False), row.line),
         hint=hint,

@@ -4,7 +4,7 @@
     {"chosen": [{"role": "user", ...}, ...], "rejected": [...]}           whole conversations that begin alike
 
 Each answer is read as a row of another format would be, with the prompt that the row has. What both conversations begin with is the
-prompt, and is never learned; what differs is the answer, and must begin with an assistant turn.
+prompt, and is never learned; what differs is the answer, and must begin with an assistant turn. Other spellings: pair_spellings.py.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,10 +12,17 @@ from dataclasses import replace
 from typing import Any
 
 from llamahome.data.records import Conversation, Row
+from llamahome.data.rows.pair_spellings import spelled_out
 from llamahome.data.rows.row_error import RowError, required
 from llamahome.data.rows.turns import opened
 
-PAIRS = (("chosen", "rejected"), ("accepted", "rejected"), ("chosen_response", "rejected_response"), ("preferred", "dispreferred"))
+PAIRS = (
+    ("chosen", "rejected"),
+    ("accepted", "rejected"),
+    ("chosen_response", "rejected_response"),
+    ("preferred", "dispreferred"),
+    ("preferred_output", "non_preferred_output"),
+)
 """Keys of the better and the worse answer."""
 
 Read = Callable[[Row, Mapping[str, str]], Conversation]
@@ -39,11 +46,22 @@ def whole_conversations(value: Mapping[str, Any], column: str) -> str | None:
     return "messages" if "role" in first else "sharegpt"
 
 
+def described(value: Mapping[str, Any], columns: tuple[str, str], names: Mapping[str, str]) -> str:
+    """What the two columns of a row hold."""
+    better, worse = columns
+    if whole_conversations(value, better) is None and isinstance(value.get(better), dict):
+        return f"`{better}` and `{worse}` are the answers to the turns beside them"
+    if whole_conversations(spelled_out(value, columns, names), better) is not None:
+        return f"`{better}` and `{worse}` are conversations that begin alike"
+    return f"`{better}` and `{worse}` are the answers to one prompt"
+
+
 def read_pair(row: Row, names: Mapping[str, str], readers: Mapping[str, Read]) -> Conversation:
     """The better answer as `turns`, the worse one as `other`; raises a RowError for what no pair can be learned from."""
     columns = pair_columns(row.value, names) or PAIRS[0]
     for column in columns:
         required(row.value, column, path="")
+    row = replace(row, value=spelled_out(row.value, columns, names))
     better, worse = (_read_side(row, column, columns, names, readers) for column in columns)
     common = 0
     while common < min(len(better.turns), len(worse.turns)) and better.turns[common] == worse.turns[common]:
