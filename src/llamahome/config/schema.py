@@ -55,9 +55,9 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """What is read and what of it is learned."""
 
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference"] = "auto"
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "labelled"] = "auto"
     """Format of the rows. auto: detected from the first rows, and the reason is shown; preference (a better and a worse answer to one
-    prompt) where training.objective learns from pairs."""
+    prompt) where training.objective learns from pairs, and labelled (an answer, and whether it is good) where it is kto."""
     columns: Annotated[dict[str, str], AfterValidator(check_columns)] = {}
     """Other names of keys in the rows, as {prompt: question, completion: answer}: our key, then the column. Or a template over columns, as
     {prompt: "{question}\\n\\n{passage}", completion: answer}; a line of it whose columns are all empty in a row is left out."""
