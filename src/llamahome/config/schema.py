@@ -98,8 +98,9 @@ class TrainingConfig(Section):
     """Train a low-rank adapter on a frozen base, or every weight."""
     objective: ObjectiveName = "sft"
     """What is minimised. sft: the loss of the answers. dpo, ipo, orpo and simpo: a loss of pairs of a better and a worse answer, which
-    data.format preference reads (see preference). distill: the divergence from a teacher, mixed with the loss of the answers (see distill).
-    grpo: answers of the model itself are rewarded, and the better ones become likelier (see grpo). docs/Methods.md says which one when."""
+    data.format preference reads (see preference). kto: a loss of answers that are labelled good or bad (data.format labelled). distill:
+    the divergence from a teacher, mixed with the loss of the answers (see distill). grpo: answers of the model itself are rewarded, and
+    the better ones become likelier (see grpo). docs/Methods.md says which one when."""
     batch_size: Auto | PositiveInt = "auto"
     """Rows per step (one optimizer update), over all processes and micro-batches; a row is one example unless it is split or left out.
     auto: 4 to 32, growing with the number of rows, docs/decisions/0018-passes.md."""
