@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tests.support.projects import Project, ROOT, chats, labelled, pairs, write_rows
+from tests.support.projects import ROOT, Project, chats, labelled, pairs, write_rows
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 STORIES = {

@@ -21,7 +21,7 @@ def three_steps(world: World, payload):
     """Loss, gradient norm and what is measured, of each step."""
     learner = make_learner(Path(payload["base"]), "lora")
     objective, found = LabelledObjective(PreferenceConfig(desirable_weight=1.5), learner.objective), []
-    set_learning_rate(learner.optimizer, 1e-2)
+    set_learning_rate(learner.optimizer, 1e-4)
     table = labelled_table()
     table.known[:] = -60.0  # the answers are likelier than in this reference, so the reference point is not 0
     divisors = torch.tensor([objective.units(batch) for batch in sequential_microbatches(table, micro_batch_tokens=40)]).sum(0).tolist()

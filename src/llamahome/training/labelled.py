@@ -79,16 +79,17 @@ class LabelledObjective:
 
     def loss_sum(self, batch: Microbatch) -> Tensor:
         """[7] float32: the loss and what is measured, summed over the answers; the rewards are summed over good and over bad ones."""
-        return self.supervised.loss_of(batch, lambda logprobs_N: self._sums(logprobs_N, batch))
+        return self.supervised.loss_of(batch, lambda logprobs_N: self._sums(logprobs_N, batch, self.point.value))
 
     @torch.no_grad()
     def stats(self, batch: Microbatch) -> HeadStats:
-        """The summed loss, and the number of answers whose gain is on the side of the reference point that their label says."""
-        sums = self.loss_sum(batch)
+        """The summed loss with z = 0, so that evaluations can be compared, and the number of answers whose gain has the sign of their label."""
+        start = torch.zeros(())
+        sums = self.supervised.loss_of(batch, lambda logprobs_N: self._sums(logprobs_N, batch, start))
         nothing = torch.zeros((), device=sums.device)
         return HeadStats(sums[0], sums[1]) if sums.ndim else HeadStats(sums, nothing)
 
-    def _sums(self, logprobs_N: Tensor, batch: Microbatch) -> Tensor:
+    def _sums(self, logprobs_N: Tensor, batch: Microbatch, point: Tensor) -> Tensor:
         if batch.idle:
             return torch.cat([logprobs_N.sum().reshape(1), logprobs_N.new_zeros(len(MEASURED))])
         if batch.known_D is None:
@@ -97,7 +98,7 @@ class LabelledObjective:
         beta = BETA["kto"] if settings.beta == "auto" else settings.beta
         good_A = torch.tensor(batch.good).to(device, non_blocking=True)
         gains_A = answer_logprobs(logprobs_N, batch) - batch.known_D.to(device, non_blocking=True)
-        point = self.point.value.to(device, non_blocking=True)
+        point = point.to(device, non_blocking=True)
         leads_A = beta * torch.where(good_A, gains_A - point, point - gains_A)
         weights_A = torch.where(good_A, settings.desirable_weight, settings.undesirable_weight)
         losses_A = weights_A * torch.sigmoid(-leads_A)
