@@ -19,16 +19,18 @@ def rated(project: Project) -> Project:
 
 
 def test_a_run_over_labelled_answers_learns_which_are_good(rated: Project) -> None:
-    answer = rated.type("train", "labels.jsonl", *KTO, "--max-steps", "10", "--set", "preference.beta=0.5").expect(0)
+    answer = rated.type("train", "labels.jsonl", *KTO, "--max-steps", "12").expect(0)
     measured = [line for line in rated.run.lines("metrics") if "train/answer_accuracy" in line]
     assert measured[0]["train/loss"] == pytest.approx(0.5, abs=1e-4), "the model is its own reference before the first update"
     assert measured[0]["train/reference_point"] == 0 == pytest.approx(measured[0]["train/log_ratio"], abs=1e-3)
-    assert measured[-1]["train/good_reward"] > measured[-1]["train/bad_reward"] and measured[-1]["train/loss"] < 0.45
+    assert measured[-1]["train/good_reward"] > measured[-1]["train/bad_reward"] and measured[-1]["train/loss"] < 0.5
     held_out = [line for line in rated.run.lines("metrics") if "eval/answer_accuracy" in line]
-    assert held_out[0]["eval/loss"] == pytest.approx(0.5, abs=1e-4) and held_out[-1]["eval/loss"] < 0.5
+    assert held_out[0]["eval/loss"] == pytest.approx(0.5, abs=1e-4)
+    assert held_out[-1]["eval/answer_accuracy"] > held_out[0]["eval/answer_accuracy"] == 0, "at first no gain has a sign"
     assert "perplexity" not in answer.out and "answer accuracy" in answer.out and "train-eval" not in answer.out
 
 
+@pytest.mark.slow
 def test_a_stopped_run_over_labelled_answers_ends_as_if_it_had_not_been(
     project: Project, make_project: Callable[[Path], Project], tmp_path: Path
 ) -> None:

@@ -83,7 +83,7 @@ class LabelledObjective:
 
     @torch.no_grad()
     def stats(self, batch: Microbatch) -> HeadStats:
-        """The summed loss with z = 0, so that evaluations can be compared, and the number of answers whose gain has the sign of their label."""
+        """The summed loss with z = 0, so that evaluations can be compared, and how many gains have the sign of their label."""
         start = torch.zeros(())
         sums = self.supervised.loss_of(batch, lambda logprobs_N: self._sums(logprobs_N, batch, start))
         nothing = torch.zeros((), device=sums.device)
