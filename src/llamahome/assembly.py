@@ -46,6 +46,7 @@ from llamahome.training.auto import slower_rate
 from llamahome.training.checkpointing import Checkpointing, Save, SaveAsync
 from llamahome.training.evaluate import Evaluator, HeldOut, Judge, sample_prompts
 from llamahome.training.learner import Learner, load_base, make_learner
+from llamahome.training.objective import memory_of
 from llamahome.training.run import LoopSettings, Plan, Run, Schedule, StepLoss
 from llamahome.training.schedule import Due
 from llamahome.training.stop import StopRequest
@@ -250,11 +251,11 @@ def make_run(
     clock: PartClock,
 ) -> Run:
     """Everything that the loop works with; `state` is where it begins."""
-    config, session, learner = job.config, job.session, job.learner
+    config, session, learner, objective = job.config, job.session, job.learner, job.learner.objective
     every = {"log": config.monitoring.log_every, "evaluate": config.evaluation.every, "save": config.checkpoint.every}
     due = {name: Due(interval(text), steps_per_epoch=job.plan.steps_per_epoch) for name, text in every.items()}
     return Run(
-        loss=StepLoss(learner.watched_loss, learner.objective.units, learner.objective.measured),
+        loss=StepLoss(learner.watched_loss, objective.units, objective.measured, memory_of(objective)),
         optimizer=learner.optimizer,
         reducer=learner.placement.exchange,
         loader=loader,

@@ -9,6 +9,7 @@ from llamahome.answers_file import check_answers_path, default_answers_path, wri
 from llamahome.assembly import Session
 from llamahome.comparison import NATS, POINTS, SCORE, Difference, compare
 from llamahome.config.load import LoadedConfig
+from llamahome.config.objectives import FORMAT_OF
 from llamahome.conversation import model_folder
 from llamahome.errors import ConfigError, DataError, Problem
 from llamahome.lm_eval_tasks import open_tasks, run_tasks
@@ -24,9 +25,15 @@ def report(target: str, data_path: str | Sequence[str] | None, loaded: LoadedCon
     Everything that can be refused is refused before the model is loaded.
     """
     say = session.progress.say
-    if data_path is not None and loaded.config.data.format == "preference":
-        message = "train-eval measures one answer to each prompt; a run measures its held-out pairs as eval/loss and eval/pair_accuracy"
+    data_format = loaded.config.data.format
+    if data_path is not None and data_format in FORMAT_OF.values():
+        rows, unit = ("pairs", "pair") if data_format == "preference" else ("labelled answers", "answer")
+        message = (
+            f"train-eval measures a good answer to each prompt; a run measures its held-out {rows} as eval/loss and eval/{unit}_accuracy"
+        )
         hint = "--set training.objective=sft --set 'data.columns={prompt: prompt, completion: chosen}'   measures the better answers"
+        if unit == "answer":
+            hint = "--set training.objective=sft   with a file of the good answers alone"
         raise ConfigError(Problem(code="config.eval-of-pairs", message=message, where="data.format", hint=hint))
     metrics = _open_metrics(asked.metrics)
     tasks = open_tasks(asked.tasks) if asked.tasks else None

@@ -105,8 +105,9 @@ def _amount(training: TrainingConfig, rows: int, content: Content) -> tuple[floa
         return training.max_steps * batch / rows, batch, f"training.max_steps is {training.max_steps:,}"
     why = f"there are {many(rows, 'row')} with about {content.targets:,.0f} tokens to learn in each"
     why += f", {content.own:.0%} of them in no other answer"
-    if LEARNS[training.objective] == "pairs":
-        return PAIR_PASSES, batch, f"pairs of answers are seen in {PAIR_PASSES} pass"
+    if LEARNS[training.objective] != "answers":
+        what = "pairs of answers" if LEARNS[training.objective] == "pairs" else "labelled answers"
+        return PAIR_PASSES, batch, f"{what} are seen in {PAIR_PASSES} pass"
     return auto_epochs(rows, content.targets, content.own, batch_size=batch), batch, why
 
 
@@ -153,7 +154,7 @@ def _resolve_compile(training: TrainingConfig, base: BaseModel, world: World, *,
 
 def _resolve_model(config: Config, base: BaseModel) -> Resolved:
     """What method and model decide: strategy, learning rate and types of numbers."""
-    method, precision, pairs = config.training.method, base.backend.precision, LEARNS[config.training.objective] == "pairs"
+    method, precision, pairs = config.training.method, base.backend.precision, LEARNS[config.training.objective] != "answers"
     resolved: Resolved = {}
     if config.distributed.strategy == "auto":
         resolved["distributed.strategy"] = base.strategy.strategy, base.strategy.reason
@@ -161,7 +162,7 @@ def _resolve_model(config: Config, base: BaseModel) -> Resolved:
         width = base.model.get_output_embeddings().weight.shape[1]
         rate, why = (
             auto_learning_rate(method, width, pairs=pairs),
-            f"{method} at hidden size {width}" + (", a tenth for pairs" if pairs else ""),
+            f"{method} at hidden size {width}" + (", a tenth for pairs and labelled answers" if pairs else ""),
         )
         if config.training.objective == "grpo":
             rate, why = rate * REWARDS_FACTOR, f"{why}, {REWARDS_FACTOR:g} times that because it learns from rewards"

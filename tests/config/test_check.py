@@ -15,7 +15,6 @@ CONTRADICTIONS = {
     "nothing-to-train": (["lora.target_modules=[]"], "all-linear"),
     "nothing-to-watch": (["data.eval_split=0", "evaluation.early_stop_patience=3"], "auto"),
     "no-such-node": (["distributed.num_nodes=2", "distributed.node_rank=2"], "node_rank=1"),
-    "objective-not-built": (["training.objective=kto"], "training.objective=sft"),
     "objective-and-format": (["training.objective=dpo", "data.format=messages"], "data.format=preference"),
     "not-of-objective": (["training.objective=dpo", "preference.gamma=0.5"], "training.objective=simpo"),
     "metric-of-answers": (["training.objective=orpo", "evaluation.metric=token_accuracy"], "evaluation.metric=loss"),

@@ -148,6 +148,7 @@ FAULTS = (
     Fault("data.bad-rows", ("train", "rows.jsonl", "--set", "data.eval_split=0"), _broken),
     Fault("data.mixed-formats", ("train", "rows.jsonl"), _mixed),
     Fault("data.empty-folder", ("train", "raw", "--max-steps", "1"), lambda folder: (folder / "raw").mkdir(), slow=True),
+    Fault("data.no-labels", (*TRAIN, "--set", "training.objective=kto")),
     Fault("data.no-pairs", (*TRAIN, "--set", "training.objective=dpo")),
     Fault("data.preference", ("train", "rows.jsonl", "--max-steps", "1"), _pairs),
     Fault("config.eval-of-pairs", ("train-eval", "tiny", "rows.jsonl", "--set", "training.objective=dpo"), _pairs),

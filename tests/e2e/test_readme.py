@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tests.support.projects import ROOT, Project, chats, pairs, write_rows
+from tests.support.projects import ROOT, Project, chats, labelled, pairs, write_rows
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 STORIES = {
@@ -122,7 +122,8 @@ def furnish(project: Project, words: list[str]) -> None:
         elif path.suffix == ".jinja":
             shutil.copyfile(template, path)
         else:
-            write_rows(path, pairs(24) if path.name == "pairs.jsonl" else chats(24))
+            made = {"pairs.jsonl": pairs, "labels.jsonl": labelled}.get(path.name, chats)
+            write_rows(path, made(24))
 
 
 @pytest.mark.parametrize("told", HERE, ids=lambda told: f"{told.page}: {told.text}")

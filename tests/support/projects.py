@@ -59,6 +59,15 @@ def pairs(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
+def labelled(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows with one answer; it is good if it ends with "Paris"."""
+    source, word = random.Random(seed), {True: "Paris", False: "mat"}
+    return [
+        {"prompt": f"{n}: {sentence(source)}?", "completion": f"{sentence(source)} {word[n % 2 == 0]}", "label": n % 2 == 0}
+        for n in range(count)
+    ]
+
+
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

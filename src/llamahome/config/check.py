@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from llamahome.config.describe import settings
 from llamahome.config.learning import learning_errors
 from llamahome.config.load import is_chosen
-from llamahome.config.objectives import LEARNS
+from llamahome.config.objectives import FORMAT_OF, LEARNS
 from llamahome.config.preference import READ_BY, WITH_REFERENCE
 from llamahome.config.schema import Config
 from llamahome.config.yamltext import write_value
@@ -140,20 +140,18 @@ def _metric_errors(config: Config) -> Iterator[Finding]:
 
 def _objective_errors(config: Config, chosen: set[str]) -> Iterator[Finding]:
     objective, data_format, metric = config.training.objective, config.data.format, config.evaluation.metric
-    if objective not in LEARNS:
-        message = f"training.objective {objective} is not built yet; this version has {', '.join(LEARNS)}"
-        yield "config.objective-not-built", "training.objective", message, "--set training.objective=sft"
-        return
-    pairs = LEARNS[objective] == "pairs"
-    if pairs != (data_format == "preference") and data_format != "auto":
-        message = f"training.objective {objective} learns from {LEARNS[objective]}, and data.format is {data_format}"
-        yield "config.objective-and-format", "data.format", message, f"--set data.format={'preference' if pairs else 'auto'}"
+    learns, named = LEARNS[objective], {"labelled": "answers labelled good or bad"}
+    fitting = FORMAT_OF.get(learns)
+    if data_format != "auto" and (data_format if data_format in FORMAT_OF.values() else None) != fitting:
+        message = f"training.objective {objective} learns from {named.get(learns, learns)}, and data.format is {data_format}"
+        yield "config.objective-and-format", "data.format", message, f"--set data.format={fitting or 'auto'}"
     for key, readers in READ_BY.items():
         if f"preference.{key}" in chosen and objective not in readers:
             message = f"preference.{key} is read by {', '.join(readers)}, and training.objective is {objective}"
             yield "config.not-of-objective", f"preference.{key}", message, f"--set training.objective={readers[0]}"
-    if pairs and metric != "loss":
-        message = f"evaluation.metric {metric} judges one answer to a prompt, and training.objective {objective} learns from pairs"
+    if fitting and metric != "loss":
+        message = f"evaluation.metric {metric} judges a good answer to a prompt, and training.objective {objective} learns from {learns}"
+        message += " answers" * (learns == "labelled")
         yield "config.metric-of-answers", "evaluation.metric", message, "--set evaluation.metric=loss"
     if config.data.streaming is True and objective in WITH_REFERENCE:
         message = f"training.objective {objective} needs every row before training, for the log-probabilities of the reference"

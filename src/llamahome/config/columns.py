@@ -19,6 +19,7 @@ def template_pieces(template: str) -> tuple[tuple[str, str | None], ...]:
 def check_columns(columns: dict[str, str]) -> dict[str, str]:
     """The mapping itself; raises ValueError for a key that no format reads, and for a broken template."""
     known = ["messages", "conversations", "system", "tools", "instruction", "input", "output", "history", "prompt", "completion", "text"]
+    known += ["chosen", "rejected", "label"]
     texts = ("system", "instruction", "input", "output", "prompt", "completion", "text")
     for key, template in columns.items():
         if key not in known:

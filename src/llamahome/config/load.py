@@ -13,7 +13,7 @@ from typing import Any
 
 from llamahome.config.describe import settings, unknown_key
 from llamahome.config.layers import Entry, assignment_entries, environment_entries, file_entries, flag_entries, read_text, standard_files
-from llamahome.config.objectives import LEARNS
+from llamahome.config.objectives import FORMAT_OF, LEARNS
 from llamahome.config.preference import WITH_REFERENCE
 from llamahome.config.schema import Config
 from llamahome.config.validate import validate
@@ -144,8 +144,8 @@ def _build(entries: Sequence[Entry], problems: list[Problem]) -> LoadedConfig:
         values[setting.section][setting.name] = entry.value
         origins[entry.key] = entry.origin
     objective = values["training"].get("objective", "sft")
-    if LEARNS.get(objective) == "pairs" and values["data"].get("format", "auto") == "auto":
-        values["data"]["format"], origins["data.format"] = "preference", f"{_DERIVED}{objective}"
+    if (fitting := FORMAT_OF.get(LEARNS.get(objective, "answers"))) and values["data"].get("format", "auto") == "auto":
+        values["data"]["format"], origins["data.format"] = fitting, f"{_DERIVED}{objective}"
     if objective in WITH_REFERENCE and values["data"].get("streaming", "auto") == "auto":
         values["data"]["streaming"], origins["data.streaming"] = False, f"{_DERIVED}{objective}"
     return LoadedConfig(Config.model_validate(values, strict=True), origins)

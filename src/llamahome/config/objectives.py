@@ -9,6 +9,12 @@ Learns = Literal["answers", "pairs", "labelled"]
 """answers: each row has an answer to learn. pairs: a better and a worse answer to one prompt. labelled: an answer, good or bad."""
 
 LEARNS: Mapping[ObjectiveName, Learns] = MappingProxyType(
-    {"sft": "answers", "dpo": "pairs", "ipo": "pairs", "orpo": "pairs", "simpo": "pairs", "distill": "answers", "grpo": "answers"}
+    {
+        **dict.fromkeys(("sft", "distill", "grpo"), "answers"),
+        **dict.fromkeys(("dpo", "ipo", "orpo", "simpo"), "pairs"),
+        "kto": "labelled",
+    }
 )
-"""What the rows of an objective must have. An objective that is not named here does not exist yet and is refused."""
+"""What the rows of an objective must have."""
+FORMAT_OF: Mapping[Learns, Literal["preference", "labelled"]] = MappingProxyType({"pairs": "preference", "labelled": "labelled"})
+"""The data.format that has more than one good answer to each prompt; answers alone are in any other format."""

@@ -55,9 +55,9 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """What is read and what of it is learned."""
 
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference"] = "auto"
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "labelled"] = "auto"
     """Format of the rows. auto: detected from the first rows, and the reason is shown; preference (a better and a worse answer to one
-    prompt) where training.objective learns from pairs."""
+    prompt) where training.objective learns from pairs, and labelled (an answer, and whether it is good) where it is kto."""
     columns: Annotated[dict[str, str], AfterValidator(check_columns)] = {}
     """Other names of keys in the rows, as {prompt: question, completion: answer}: our key, then the column. Or a template over columns, as
     {prompt: "{question}\\n\\n{passage}", completion: answer}; a line of it whose columns are all empty in a row is left out."""
@@ -98,8 +98,9 @@ class TrainingConfig(Section):
     """Train a low-rank adapter on a frozen base, or every weight."""
     objective: ObjectiveName = "sft"
     """What is minimised. sft: the loss of the answers. dpo, ipo, orpo and simpo: a loss of pairs of a better and a worse answer, which
-    data.format preference reads (see preference). distill: the divergence from a teacher, mixed with the loss of the answers (see distill).
-    grpo: answers of the model itself are rewarded, and the better ones become likelier (see grpo). docs/Methods.md says which one when."""
+    data.format preference reads (see preference). kto: a loss of answers that are labelled good or bad (data.format labelled). distill:
+    the divergence from a teacher, mixed with the loss of the answers (see distill). grpo: answers of the model itself are rewarded, and
+    the better ones become likelier (see grpo). docs/Methods.md says which one when."""
     batch_size: Auto | PositiveInt = "auto"
     """Rows per step (one optimizer update), over all processes and micro-batches; a row is one example unless it is split or left out.
     auto: 4 to 32, growing with the number of rows, docs/decisions/0018-passes.md."""

@@ -63,6 +63,8 @@ class Conversation:
     """Definitions of the tools that the assistant may call, for the chat template."""
     other: tuple[dict[str, Any], ...] = ()
     """The turns with the worse answer, if the row is a pair of answers of which `turns` has the better one."""
+    good: bool = True
+    """Whether the answer is good; only a labelled row may have a bad one."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Example:
     """How many of those would have been learned."""
     known: float | None = None
     """What is known of it before training, such as its log-probability in the reference model."""
+    good: bool = True
+    """Whether the answer is good; only a labelled row may have a bad one."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,8 @@ class Microbatch:
     """The documents of each row, if a row is learned as a whole; they lie one after the other. Else empty."""
     known_D: torch.Tensor | None = None
     """float32 [D], on the processor: what is known of each document before training, such as its log-probability in the reference model."""
+    good: tuple[bool, ...] = ()
+    """Whether the answer of each document is good; host side."""
     keys: tuple[int, ...] = field(default=())
     """Positions of the documents in the data order; they name the rows if a step fails."""
     index: int = 0

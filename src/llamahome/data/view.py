@@ -18,6 +18,7 @@ from llamahome.data.text.tokens import ChatTokenizer, require_chat_template
 from llamahome.errors import Problem
 
 Kind = Literal["learned", "context", "cut"]
+Answer = Literal["", "chosen", "rejected", "good", "bad"]
 Only = Literal["cut", "no-target"]
 """Only rows that lose tokens to data.max_length, or only rows of which nothing is learned."""
 
@@ -30,8 +31,8 @@ class ShownRow:
     ids: tuple[int, ...]
     texts: tuple[str, ...]
     kinds: tuple[Kind, ...]
-    answer: Literal["", "chosen", "rejected"] = ""
-    """Which answer of a pair it is."""
+    answer: Answer = ""
+    """Which answer of a pair it is, or how the answer is labelled."""
 
     def as_json(self) -> dict[str, Any]:
         """The object that `data show --json` prints; only tokens that are cut have "cut"."""
@@ -98,7 +99,11 @@ def view(
         if isinstance(conversation, Problem):
             yield conversation
             continue
-        yield from _view_one(conversation, data, tokenizer, only=only, train_on=learned_of(detected, data))
+        for shown in _view_one(conversation, data, tokenizer, only=only, train_on=learned_of(detected, data)):
+            if detected == "labelled" and isinstance(shown, ShownRow):
+                yield replace(shown, answer="good" if conversation.good else "bad")
+            else:
+                yield shown
 
 
 def _view_one(
@@ -117,7 +122,7 @@ def _view_one(
     row = together([encoded for _, encoded in found])
     if only is not None and not (isinstance(row, Encoded) and _is(only, row)):
         return
-    names: Sequence[Literal["", "chosen", "rejected"]] = ("chosen", "rejected") if conversation.other else ("",)
+    names: Sequence[Answer] = ("chosen", "rejected") if conversation.other else ("",)
     for name, (whole, encoded) in zip(names, found, strict=True):
         yield replace(_shown(whole, encoded, tokenizer), answer=name)
 

@@ -116,7 +116,7 @@ class StepTimer:
         return max(0.0, (ended - began) / (last - first) * (self._horizon - last) - (self._now() - ended))
 
 
-_SHOWN_AT_THE_END = ("eval/perplexity", "eval/token_accuracy", "eval/pair_accuracy")
+_SHOWN_AT_THE_END = ("eval/perplexity", "eval/token_accuracy", "eval/pair_accuracy", "eval/answer_accuracy")
 
 
 def format_metrics(metrics: Mapping[str, float]) -> dict[str, str]:

@@ -17,12 +17,17 @@ from llamahome.training.run import Run
 from llamahome.training.spikes import Limits, Spikes
 from llamahome.training.step import StepResult
 
+_MEMORY = "objective"
+"""Where TrainerState.extra has what the objective keeps from step to step."""
+
 
 class StepMetrics:
     """Records every step and writes lines of metrics; counts the steps whose update was refused, and raises Diverged after too many."""
 
     def __init__(self, run: Run, state: TrainerState) -> None:
         """`state` is where the run begins, with what a checkpoint saved of refused steps and of the losses before it."""
+        if run.loss.memory is not None:
+            run.loss.memory.restore(state.extra.get(_MEMORY))
         self._run, self._bad = run, BadSteps(run.settings.max_bad_steps, state.bad_steps)
         self._bad.restore(state.extra.get("bad_steps", {"steps": [], "before": None}))
         spikes = Spikes(run.world.device, state.extra.get("spikes")) if run.settings.refuse_spikes else None
@@ -40,6 +45,8 @@ class StepMetrics:
         measured = {f"train/{name}": value for name, value in zip(self._run.loss.measured, result.measured, strict=True)}
         recorder, norm = self._run.recorder, result.grad_norm
         recorder.record(step, loss=result.loss, grad_norm=norm, units=units, measured=measured, **counts)
+        if self._run.loss.memory is not None and units[0]:
+            self._run.loss.memory.note(result.measured)
         self._positions.append((batch.begin, batch.end))
         self._bad.note(step, (batch.begin, batch.end), result.refused)
 
@@ -55,9 +62,11 @@ class StepMetrics:
         if self._run.recorder.waits:  # else the clock keeps the time that the next step has spent on its data
             self._close_line(state)
         state = self.write_closed(state)
-        judged = {"bad_steps": self._bad.values()}
+        judged: dict[str, Any] = {"bad_steps": self._bad.values()}
         if self.limits.spikes is not None:
             judged["spikes"] = self.limits.spikes.values()
+        if self._run.loss.memory is not None:
+            judged[_MEMORY] = self._run.loss.memory.values()
         return replace(state, extra={**state.extra, **judged})
 
     @property

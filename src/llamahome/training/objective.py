@@ -1,11 +1,11 @@
 """What a run minimises: the interface of an objective, and the choice by training.objective. The loop and the step know none by name.
 
-An objective is a loss that adds up over units (targets; pairs of answers), so that any split of a step into micro-batches and ranks gives
+An objective is a loss that adds up over units (targets, answers, pairs), so that any split of a step into micro-batches and ranks gives
 the same gradient: the step divides the sum by the number of units of its global batch, counted before the first pass.
 What the rows must have is in config/objectives.py, because data/ reads it, too.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from llamahome.model.backends.loss import HeadStats
 from llamahome.model.load import CausalLM
 from llamahome.model.objective import Objective
 from llamahome.training.distillation import DistillationObjective
+from llamahome.training.labelled import LabelledObjective
 from llamahome.training.policy import PolicyObjective
 from llamahome.training.preferences import LOSSES, PairObjective
 
@@ -38,7 +39,7 @@ class TrainingObjective(Protocol):
 
     @property
     def unit(self) -> str:
-        """What the loss is a sum over, in the singular: "target" or "pair"."""
+        """What the loss is a sum over, in the singular: "target", "pair" or "answer"."""
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -57,6 +58,19 @@ class TrainingObjective(Protocol):
         """The summed loss and the number of units that the model gets right, without gradients. The caller sets evaluation mode."""
 
 
+class Memory(Protocol):
+    """What an objective keeps from one step for the next; the same on all ranks."""
+
+    def note(self, measured: Tensor) -> None:
+        """Take in what a step with rows has measured, [M]; reads nothing from the device."""
+
+    def values(self) -> Any:
+        """What a checkpoint saves, as JSON values; waits for the device."""
+
+    def restore(self, saved: Any) -> None:
+        """Continue from what `values` returned; None before the first step."""
+
+
 def choose_objective(config: Config, supervised: Objective) -> TrainingObjective:
     """The objective of training.objective; `supervised` runs the decoder and the output head."""
     chosen = config.training.objective
@@ -68,4 +82,9 @@ def choose_objective(config: Config, supervised: Objective) -> TrainingObjective
         return DistillationObjective(supervised, config.distill.weight, config.distill.temperature)
     if chosen == "grpo":
         return PolicyObjective(supervised, config.grpo.temperature, config.grpo.beta)
-    raise ValueError(f"config/check.py lets an objective pass that does not exist: {chosen}")
+    return LabelledObjective(config.preference, supervised)
+
+
+def memory_of(objective: TrainingObjective) -> Memory | None:
+    """What the objective keeps from one step for the next."""
+    return objective.point if isinstance(objective, LabelledObjective) else None

@@ -22,7 +22,7 @@ from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.checkpointing import Checkpointing
 from llamahome.training.evaluate import Evaluation
-from llamahome.training.objective import targets_only
+from llamahome.training.objective import Memory, targets_only
 from llamahome.training.schedule import Due
 from llamahome.training.stop import Reason, StopRequest
 
@@ -99,6 +99,8 @@ class StepLoss:
     """How many units each of these sums is over; the sums of a step are divided by the units of all its micro-batches."""
     measured: tuple[str, ...] = ()
     """Names of what is measured in a step besides the loss."""
+    memory: Memory | None = None
+    """What the loss of a step depends on besides its rows and the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -260,8 +260,8 @@ def test_the_command_that_keeps_the_good_answers_makes_rows_that_are_no_longer_r
     place.write_text(text)
     with pytest.raises(DataError) as caught:
         detect([Row(0, str(place), 1, rows[0])], "auto")
-    command = str(caught.value.problems[0].hint).split("   ")[0]
-    assert "del(.label)" in command and str(place.with_name("my good-good.jsonl")) in command
+    command = next(way for way in re.split("   |; ", str(caught.value.problems[0].hint)) if "del(.label)" in way)
+    assert str(place.with_name("my good-good.jsonl")) in command
     if shutil.which("jq"):
         subprocess.run(command, shell=True, check=True)
         kept = [json.loads(line) for line in place.with_name("my good-good.jsonl").read_text().splitlines()]

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from llamahome.data.files.commands import list_within
 from llamahome.data.files.jsonrow import excerpt
@@ -16,6 +16,7 @@ from llamahome.data.rows.column_roles import ColumnRoles, find_roles
 from llamahome.data.rows.columns import columns_of, with_templates
 from llamahome.data.rows.formats import FORMATS, KEYS, OWN_NAMES, Names, text_column, understand
 from llamahome.data.rows.headerless import is_table, no_header
+from llamahome.data.rows.labels import why_labelled
 from llamahome.data.rows.preferences import described, pair_columns
 from llamahome.data.rows.row_error import RowError, nearest, problem_at
 from llamahome.data.rows.turns import TURN_LISTS, opened, turn_keys, turn_list
@@ -45,6 +46,8 @@ def detect(rows: Sequence[Row], format_setting: str, names: Names = OWN_NAMES) -
         detected = _detect(rows, names)
     elif format_setting == "preference":
         detected = DetectedFormat(format_setting, _why_pairs(rows, names))
+    elif format_setting == "labelled":
+        detected = DetectedFormat(format_setting, why_labelled(rows, names) or _refuse_unlabelled(rows, names))
     else:
         detected = DetectedFormat(format_setting, f"data.format is {format_setting}")
     unread = [ours for ours in names if ours not in KEYS[detected.name]]
@@ -67,6 +70,17 @@ def _why_pairs(rows: Sequence[Row], names: Names) -> str:
         raise DataError(Problem(code="data.no-pairs", message=message, where=rows[0].where if rows else None, hint=hint))
     row, columns = found
     return described(row.value, columns, names)
+
+
+def _refuse_unlabelled(rows: Sequence[Row], names: Names) -> NoReturn:
+    """DataError with what learns from rows without labels."""
+    first = rows[0] if rows else None
+    keys = ", ".join(f'"{key}"' for key in list(first.value)[:12]) if first else "none"
+    message = f"no row has a label that says whether its answer is good; the keys here are {keys}"
+    hint = "--set training.objective=sft --set data.format=auto   learns from rows with one answer"
+    if first is not None and pair_columns(first.value, names) is not None:
+        hint = "--set training.objective=dpo --set data.format=auto   learns from pairs of answers"
+    raise DataError(Problem(code="data.no-labels", message=message, where=first.where if first else None, hint=hint))
 
 
 def _detect(rows: Sequence[Row], names: Names) -> DetectedFormat:
@@ -167,7 +181,9 @@ def _preference(row: Row, names: Names) -> Problem | None:
         lines = ending(row.source) in (".jsonl", ".ndjson")
         target = Path(row.source).with_name(f"{Path(row.source).stem}-good.jsonl")
         command = f"jq -c 'select(.label) | del(.label)' {shlex.quote(row.source)} > {shlex.quote(str(target))}"
-        hint = f"{command}   learns the good answers" if lines else None
+        both = "--set training.objective=kto   learns from good and bad answers"
+        readable = isinstance(understand(row, "labelled"), Conversation)
+        hint = "; ".join([both] * readable + [f"{command}   learns the good answers"] * lines) or None
     elif "completions" in value and "labels" in value:
         what = "steps labelled good or bad (completions, labels)"
     else:

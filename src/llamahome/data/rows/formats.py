@@ -1,4 +1,4 @@
-"""Rows to conversations: six formats, and one function for each that reads a row of it.
+"""Rows to conversations: seven formats, and one function for each that reads a row of it.
 
     messages           {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
     sharegpt           {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}
@@ -6,6 +6,7 @@
     prompt_completion  {"prompt": "...", "completion": "..."}, or both as lists of messages; also other names (column_roles.py)
     text               {"text": "..."}
     preference         {"prompt": "...", "chosen": "...", "rejected": "..."}: two answers, read in preferences.py
+    labelled           {"prompt": "...", "completion": "...", "label": true}: a good or a bad answer, read in labels.py
 
 What a row lacks is reported with its JSON path and the nearest name. Nothing is guessed that could teach the wrong thing. `names` is the
 setting data.columns: under which key of the row one of our keys is, or a template of several keys (columns.py).
@@ -22,6 +23,7 @@ from llamahome.data.files.jsontext import Unusual, not_finite_at
 from llamahome.data.records import Conversation, Row
 from llamahome.data.rows.column_roles import ColumnRoles, Unclear, answer_of, context_columns, find_roles, plain_name, system_column
 from llamahome.data.rows.columns import with_templates
+from llamahome.data.rows.labels import read_labelled
 from llamahome.data.rows.preferences import read_pair
 from llamahome.data.rows.row_error import RowError, content_of, problem_at, required
 from llamahome.data.rows.toolcalls import as_calls, read_calls, read_definitions
@@ -56,6 +58,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "prompt_completion": ("prompt", "completion", "system", "tools", "history"),
     "text": ("text",),
     "preference": ("prompt", "chosen", "rejected", "system", "tools", "history"),
+    "labelled": ("prompt", "completion", "label", *TURN_LISTS, "system", "tools", "history"),
 }
 """The keys that each format reads."""
 OWN_NAMES: Mapping[str, str] = MappingProxyType({})
@@ -273,6 +276,7 @@ _READERS: dict[str, Callable[[Row, Names], Conversation]] = {
     "prompt_completion": _prompt_completion,
     "text": _text,
     "preference": lambda row, names: read_pair(row, names, _READERS),
+    "labelled": lambda row, names: read_labelled(row, names, _READERS),
 }
-FORMATS: Sequence[str] = tuple(name for name in _READERS if name != "preference")
-"""The formats that are found by their keys; `preference` is read because an objective needs it."""
+FORMATS: Sequence[str] = tuple(name for name in _READERS if name not in ("preference", "labelled"))
+"""The formats that are found by their keys; the others are read because an objective needs them."""

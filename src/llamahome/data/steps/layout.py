@@ -45,6 +45,7 @@ def make_microbatch(examples: Sequence[Example], *, keys: Sequence[int], index: 
         targets=tuple(int(np.count_nonzero(example.targets)) for example in examples),
         groups=tuple(groups),
         known_D=torch.tensor(known, dtype=torch.float32) if len(known) == len(examples) else None,
+        good=tuple(example.good for example in examples),
         keys=tuple(keys),
         index=index,
     )

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from llamahome.config.objectives import FORMAT_OF
 from llamahome.config.schema import DataConfig
 from llamahome.data.records import Conversation, Example
 from llamahome.data.text.render import TrainOn
@@ -13,8 +14,8 @@ from llamahome.errors import Problem
 
 
 def learned_of(format_name: str, data: DataConfig) -> TrainOn:
-    """data.train_on; of pairs, the answers are learned and nothing else."""
-    return "assistant" if format_name == "preference" else data.train_on
+    """data.train_on; of pairs and labelled rows, the answers are learned and nothing else."""
+    return "assistant" if format_name in FORMAT_OF.values() else data.train_on
 
 
 def sides(conversation: Conversation) -> list[Conversation]:

@@ -27,11 +27,11 @@ from llamahome import durable
 from llamahome.data.store.counts import Counts, counts_from
 from llamahome.data.store.table import COLUMNS, CUMULATIVE, ExampleTable
 
-FORMAT = 1
+FORMAT = 2
 _MANIFEST = "manifest.json"
 _PER = {
     **dict.fromkeys(("tokens", "targets"), "tokens"),
-    **dict.fromkeys(("offsets", "rows", "lines", "files"), "examples"),
+    **dict.fromkeys(("offsets", "rows", "lines", "files", "good"), "examples"),
     **dict.fromkeys(("firsts", "outcomes", "cut_tokens", "cut_targets"), "rows"),
 }
 """What each array has one element for."""

@@ -83,7 +83,7 @@ def fit(tokenized: Tokenized, *, max_length: int, on_overlong: OnOverlong) -> En
     count, targets = len(tokenized.tokens), int(tokenized.targets.sum())
     if count <= max_length:
         row = tokenized.conversation.row
-        example = Example(row.source, row.index, row.line, tokenized.tokens, tokenized.targets)
+        example = Example(row.source, row.index, row.line, tokenized.tokens, tokenized.targets, good=tokenized.conversation.good)
         return Encoded((example,), count, targets, "whole")
     if on_overlong == "drop":
         return Encoded((), count, targets, "dropped", ((_rounded(count), targets),) if targets else ())
@@ -109,10 +109,10 @@ def _rounded(length: Any) -> Any:
 
 
 def _example(tokenized: Tokenized, begin: int, end: int, *, cut: int = 0, cut_targets: int = 0) -> Example:
-    row = tokenized.conversation.row
+    row, good = tokenized.conversation.row, tokenized.conversation.good
     targets = tokenized.targets[begin:end].copy()
     targets[:1] = False
-    return Example(row.source, row.index, row.line, tokenized.tokens[begin:end], targets, cut, cut_targets)
+    return Example(row.source, row.index, row.line, tokenized.tokens[begin:end], targets, cut, cut_targets, good=good)
 
 
 def _mark_targets(conversation: Conversation, rendered: Rendered, ids: Sequence[int], tokenizer: ChatTokenizer) -> Tokenized | Problem:

@@ -1,0 +1,95 @@
+"""Rows with an answer that is labelled good or bad: every spelling is read alike, and what says neither is refused."""
+
+from typing import Any
+
+import pytest
+
+from llamahome.data.records import Conversation, Row
+from llamahome.data.rows.detect import detect
+from llamahome.data.rows.formats import understand
+from llamahome.errors import DataError, Problem
+
+USER, ANSWER = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "5"}
+SPELLINGS: list[dict[str, Any]] = [
+    {"prompt": "2+2?", "completion": "5"},
+    {"prompt": [USER], "completion": [ANSWER]},
+    {"question": "2+2?", "response": "5"},
+    {"messages": [USER, ANSWER]},
+    {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "5"}]},
+]
+GOOD, BAD = [True, 1, 1.0, "true", "True", "1", "good", "desirable"], [False, 0, 0.0, "false", " FALSE", "0", "bad", "undesirable"]
+
+
+def row_of(value: dict[str, Any]) -> Row:
+    return Row(index=4, source="mine.jsonl", line=5, value=value)
+
+
+def read(value: dict[str, Any], names: dict[str, str] | None = None) -> Conversation | Problem:
+    return understand(row_of(value), "labelled", names or {})
+
+
+@pytest.mark.parametrize("value", SPELLINGS)
+@pytest.mark.parametrize("key", ["label", "kto_tag"])
+def test_every_spelling_of_a_labelled_answer_is_the_same(value: dict[str, Any], key: str) -> None:
+    for label in (True, False):
+        found = read({**value, key: label})
+        assert isinstance(found, Conversation), found
+        assert found.turns == (USER, ANSWER) and not found.context_only and found.good is label and found.row.value[key] is label
+
+
+@pytest.mark.parametrize(("labels", "good"), [(GOOD, True), (BAD, False)])
+def test_every_spelling_of_a_label_says_the_same(labels: list[Any], good: bool) -> None:
+    for label in labels:
+        found = read({**SPELLINGS[0], "label": label})
+        assert isinstance(found, Conversation) and found.good is good, label
+
+
+def test_only_the_last_answer_of_a_conversation_is_labelled() -> None:
+    found = read({"messages": [USER, ANSWER, USER, ANSWER], "label": 0})
+    assert isinstance(found, Conversation) and found.context_only == {1}
+
+
+def test_columns_with_other_names_are_read_where_the_setting_names_them() -> None:
+    found = read({"q": "2+2?", "a": "5", "thumb": "bad", "label": "sums"}, {"prompt": "q", "completion": "a", "label": "thumb"})
+    assert isinstance(found, Conversation) and found.turns == (USER, ANSWER) and not found.good
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "words"),
+    [
+        (SPELLINGS[0], "data.missing-key", '"label"'),
+        ({**SPELLINGS[0], "label": None}, "data.unclear-label", "label is null"),
+        ({**SPELLINGS[0], "label": 4}, "data.unclear-label", "label is 4"),
+        ({**SPELLINGS[0], "label": "fine"}, "data.unclear-label", "label is 'fine'"),
+        ({**SPELLINGS[0], "label": [True]}, "data.unclear-label", "label is a list"),
+        ({"prompt": "2+2?", "label": True}, "data.missing-key", '"completion"'),
+        ({"prompt": "2+2?", "completion": " ", "label": True}, "data.empty-content", "only white space"),
+        ({"messages": [USER, ANSWER, USER], "label": True}, "data.no-assistant", "ends with a user turn"),
+    ],
+)
+def test_what_is_no_labelled_answer_is_refused(value: dict[str, Any], code: str, words: str) -> None:
+    problem = read(value)
+    assert isinstance(problem, Problem) and problem.code == code and words in problem.message, problem
+
+
+def test_the_reason_names_the_column_and_counts_the_good_answers() -> None:
+    rows = [row_of({**SPELLINGS[0], "label": label}) for label in (True, False, "good", "what")]
+    assert detect(rows, "labelled").reason == "`label` says whether the answer is good, and 2 of the first 4 are"
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [(SPELLINGS[0], "--set training.objective=sft"), ({"prompt": "a", "chosen": "b", "rejected": "c"}, "--set training.objective=dpo")],
+)
+def test_rows_without_labels_are_refused_with_the_objective_that_learns_from_them(value: dict[str, Any], hint: str) -> None:
+    with pytest.raises(DataError) as error:
+        detect([row_of(value)], "labelled")
+    (problem,) = error.value.problems
+    assert problem.code == "data.no-labels" and hint in str(problem.hint)
+
+
+def test_labelled_answers_are_no_answers_to_learn_and_the_help_names_kto() -> None:
+    with pytest.raises(DataError) as error:
+        detect([row_of({**SPELLINGS[0], "label": False})], "auto")
+    (problem,) = error.value.problems
+    assert problem.code == "data.preference" and str(problem.hint).startswith("--set training.objective=kto   ")
