@@ -12,15 +12,14 @@ from torch import Tensor
 
 from llamahome.data.records import Microbatch
 from llamahome.data.steps.taught_steps import IDS, LOGS, REST
-from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.loss import HeadStats
 from llamahome.model.backends.token_losses import Distillation, TopTokens
-from llamahome.model.load import CausalLM
 from llamahome.model.objective import Objective
+from llamahome.training.supervised import OverSupervised
 
 
 @dataclass(frozen=True)
-class DistillationObjective:
+class DistillationObjective(OverSupervised):
     """(1 - weight) * cross entropy + weight * divergence, summed over targets."""
 
     supervised: Objective
@@ -28,16 +27,6 @@ class DistillationObjective:
     temperature: float
     unit: ClassVar[str] = "target"
     measured: ClassVar[tuple[str, ...]] = ("cross_entropy", "divergence")
-
-    @property
-    def model(self) -> CausalLM:
-        """The student."""
-        return self.supervised.model
-
-    @property
-    def backend(self) -> Backend:
-        """Computes its passes."""
-        return self.supervised.backend
 
     def units(self, batch: Microbatch) -> tuple[int, ...]:
         """The number of targets, three times."""

@@ -19,11 +19,10 @@ from torch import Tensor
 
 from llamahome.config.preference import BETA, PreferenceConfig
 from llamahome.data.records import Microbatch
-from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.loss import HeadStats
-from llamahome.model.load import CausalLM
 from llamahome.model.objective import Objective
 from llamahome.training.preferences import answer_logprobs
+from llamahome.training.supervised import OverSupervised
 
 MEASURED = ("answer_accuracy", "reward_margin", "log_ratio", "reference_point", "good_reward", "bad_reward")
 
@@ -50,7 +49,7 @@ class ReferencePoint:
 
 
 @dataclass(frozen=True)
-class LabelledObjective:
+class LabelledObjective(OverSupervised):
     """The loss of KTO, summed over answers."""
 
     settings: PreferenceConfig
@@ -59,16 +58,6 @@ class LabelledObjective:
     point: ReferencePoint = field(default_factory=ReferencePoint)
     unit: str = "answer"
     measured: tuple[str, ...] = MEASURED
-
-    @property
-    def model(self) -> CausalLM:
-        """The causal language model with its adapters."""
-        return self.supervised.model
-
-    @property
-    def backend(self) -> Backend:
-        """Computes the passes."""
-        return self.supervised.backend
 
     def units(self, batch: Microbatch) -> tuple[int, ...]:
         """The number of answers, and at the end those of good and of bad ones."""

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from llamahome.data.records import Microbatch
-from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.loss import HeadStats
 from llamahome.model.backends.token_losses import PolicyGradient
-from llamahome.model.load import CausalLM
 from llamahome.model.objective import Objective
+from llamahome.training.supervised import OverSupervised
 
 MEASURED = ("reward", "reward_std", "answer_tokens", "cut_answers", "groups_without_spread")
 """Figures of every answer, whose mean over the answers of a step is recorded: its reward, the standard deviation in its group, its length,
@@ -25,7 +24,7 @@ whether it was cut, and whether its group has equal rewards, from which nothing 
 
 
 @dataclass(frozen=True)
-class PolicyObjective:
+class PolicyObjective(OverSupervised):
     """-advantage * log p + beta * divergence from the model without its adapter, summed over the tokens of answers."""
 
     supervised: Objective
@@ -37,16 +36,6 @@ class PolicyObjective:
     def measured(self) -> tuple[str, ...]:
         """Figures of answers, then of tokens: the entropy of the policy, and the divergence if there is a reference."""
         return (*MEASURED, "entropy", *(("divergence",) if self.beta else ()))
-
-    @property
-    def model(self) -> CausalLM:
-        """The policy."""
-        return self.supervised.model
-
-    @property
-    def backend(self) -> Backend:
-        """Computes its passes."""
-        return self.supervised.backend
 
     def units(self, batch: Microbatch) -> tuple[int, ...]:
         """The number of tokens, of answers for each of their figures, and of tokens again."""

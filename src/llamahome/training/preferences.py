@@ -18,10 +18,9 @@ from torch import Tensor
 
 from llamahome.config.preference import BETA, WITH_REFERENCE, PreferenceConfig
 from llamahome.data.records import Microbatch
-from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.loss import HeadStats
-from llamahome.model.load import CausalLM
 from llamahome.model.objective import Objective
+from llamahome.training.supervised import OverSupervised
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ LOSSES: Mapping[str, PairLoss] = {"dpo": _dpo, "ipo": _ipo, "orpo": _orpo, "simp
 
 
 @dataclass(frozen=True)
-class PairObjective:
+class PairObjective(OverSupervised):
     """One of LOSSES by `name`."""
 
     name: str
@@ -98,16 +97,6 @@ class PairObjective:
     """Runs the decoder and the output head."""
     unit: str = "pair"
     measured: tuple[str, ...] = ("pair_accuracy", "reward_margin", "chosen_logprob", "rejected_logprob")
-
-    @property
-    def model(self) -> CausalLM:
-        """The causal language model with its adapters."""
-        return self.supervised.model
-
-    @property
-    def backend(self) -> Backend:
-        """Computes the passes."""
-        return self.supervised.backend
 
     def units(self, batch: Microbatch) -> tuple[int, ...]:
         """The number of pairs, for the loss and for all that is measured."""
