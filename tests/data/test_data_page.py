@@ -12,17 +12,19 @@ from llamahome.data.rows.detect import detect
 from llamahome.data.rows.formats import FORMATS, understand
 
 PAGE = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
+OBJECTIVES = ("preference", "labelled")
+"""Formats that training.objective asks for."""
 ROWS = dict(re.findall(r"^\| (\w+) \| `(\{.*?\})`", PAGE, flags=re.MULTILINE))
 
 
 def test_every_format_is_shown() -> None:
-    assert set(ROWS) == set(FORMATS)
+    assert set(ROWS) == {*FORMATS, *OBJECTIVES}
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", [*FORMATS, *OBJECTIVES])
 def test_a_row_that_is_shown_is_read_in_its_format(name: str) -> None:
     row = Row(0, "rows.jsonl", 1, json.loads(ROWS[name]))
-    assert detect([row], "auto").name == name
+    assert detect([row], name if name in OBJECTIVES else "auto").name == name
     assert isinstance(understand(row, name), Conversation)
 
 

@@ -257,7 +257,7 @@ def test_debug_shows_where_an_error_came_from(project: Project) -> None:
 def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(project: Project) -> None:
     answer = project.type("train", "chats.jsonl", "--set", "training.learning_rate=1e30").expect(6)
     assert answer.codes == ["training.diverged"] and "chats.jsonl:" in answer.err
-    assert answer.helps == ["start again with --set training.learning_rate=1e+29   (and look at those rows)"]
+    assert answer.helps == ["start again with --set training.learning_rate=0.013   (and look at those rows)"]
     kinds = [event["kind"] for event in project.run.lines("events")]
     assert [kind for kind in kinds if kind != "alert"] == ["started", "bad-step", "bad-step", "bad-step", "failed"]
     assert project.type("runs", "list", "--json").json[0]["state"] == "failed"

@@ -122,8 +122,8 @@ def furnish(project: Project, words: list[str]) -> None:
         elif path.suffix == ".jinja":
             shutil.copyfile(template, path)
         else:
-            made = {"pairs.jsonl": pairs, "labels.jsonl": labelled}.get(path.name, chats)
-            write_rows(path, made(24))
+            rows_of = {"pairs.jsonl": pairs, "labels.jsonl": labelled}.get(path.name, chats)
+            write_rows(path, rows_of(24))
 
 
 @pytest.mark.parametrize("told", HERE, ids=lambda told: f"{told.page}: {told.text}")

@@ -56,6 +56,7 @@ step=""
 trap 'asked=1; [ -z "$step" ] || kill -USR1 "$step"' USR1
 srun --kill-on-bad-exit=0 .venv/bin/llamahome "${{words[@]}}" &
 step=$!
+[ "$asked" -eq 0 ] || kill -USR1 "$step"  # the signal came before there was a step
 status=0
 wait "$step" || status=$?
 while kill -0 "$step" 2> /dev/null; do  # the signal ended the first wait
