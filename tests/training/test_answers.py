@@ -13,7 +13,7 @@ from tests.support.runs import ALONE, make_learner, table_of
 from llamahome.data.steps.loader import sequential_microbatches
 from llamahome.errors import OutOfMemory
 from llamahome.model.generate import generate
-from llamahome.training.answering import generate_answers
+from llamahome.training.answering import generate_answers, in_batches
 from llamahome.training.answers import evaluation_of, last_span, row_losses, without_end
 from llamahome.training.evaluate import evaluate
 
@@ -111,3 +111,15 @@ def test_the_last_span_is_the_last_run_of_targets(targets: list[bool]) -> None:
 
 def test_end_tokens_are_cut_only_at_the_end() -> None:
     assert without_end([2, 5, 2, 3], [2, 3]) == [2, 5] and without_end([2], [2]) == []
+
+
+@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 10), st.integers(1, 200), st.one_of(st.none(), st.integers(12, 45)))
+def test_every_prompt_is_in_one_batch_and_padding_takes_no_position_from_it(
+    lengths: list[int], room: int, budget: int, positions: int | None
+) -> None:
+    batches = in_batches(lengths, lambda length: length, room, budget=budget, positions=positions)
+    assert sorted(length for batch in batches for length in batch) == sorted(lengths)
+    for batch in batches:
+        width = max(batch) + room
+        assert len(batch) == 1 or len(batch) * width <= budget
+        assert len(batch) == 1 or positions is None or width <= positions

@@ -17,18 +17,14 @@ from dataclasses import dataclass, replace
 from llamahome.data.steps.answered import Answer, Prompt, lay_out_answers, prompts_of_step
 from llamahome.data.steps.loader import Loader, Place, StepBatch
 from llamahome.data.store.counts import Counts
-from llamahome.distributed.devices import is_out_of_memory
 from llamahome.errors import OutOfMemory, Problem
-from llamahome.model.generate import draw_answers
+from llamahome.model.generate import draw_answers, positions_of
 from llamahome.model.load import CausalLM
 from llamahome.model.sampling import Sampling
 from llamahome.model.shard import Placement
 from llamahome.monitoring.throughput import PartClock
-from llamahome.training.answering import BATCH_TOKENS
-from llamahome.training.memory import free_cached_memory
+from llamahome.training.answering import each_batch, in_batches
 from llamahome.training.reward import Reward
-
-_BATCH_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -131,25 +127,17 @@ class AnsweredSteps:
         """Every answer with its prompt, its number and whether it ended; batches that do not fit into memory are halved."""
         drawing, sampling = self._drawing, self._drawing.of_step(begin)
         wanted = [(prompt, number) for prompt in prompts for number in drawing.numbers(prompt, begin)]
-        waiting = _batches(wanted, sampling.max_new_tokens)
-        found = []
-        while waiting:
-            batch = waiting.pop(0)
+        waiting = in_batches(wanted, lambda each: len(each[0].tokens), sampling.max_new_tokens, positions=positions_of(self._model))
+
+        def draw(batch: list[tuple[Prompt, int]]) -> list[tuple[list[int], bool]]:
             tokens, numbered = [prompt.tokens for prompt, _ in batch], replace(sampling, numbers=tuple(number for _, number in batch))
-            try:
-                drawn = draw_answers(self._model, tokens, end_ids=drawing.reward.tokenizer.all_ends, sampling=numbered)
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if len(batch) == 1:
-                    raise _does_not_fit(batch[0][0], sampling) from error
-                drawn = None
-            if drawn is None:  # outside of the handler, because the error holds the memory of the batch
-                free_cached_memory()
-                waiting[:0] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
-            else:
-                found += [(*each, *answer) for each, answer in zip(batch, drawn, strict=True)]
-        return found
+            return draw_answers(self._model, tokens, end_ids=drawing.reward.tokenizer.all_ends, sampling=numbered)
+
+        def refusal(batch: list[tuple[Prompt, int]]) -> OutOfMemory:
+            return _does_not_fit([prompt for prompt, _ in batch], sampling)
+
+        drawn = each_batch(waiting, draw, alone=not self._placement.equal_passes, refusal=refusal)
+        return [(*each, *answer) for batch, answers in drawn for each, answer in zip(batch, answers, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -177,21 +165,12 @@ def advantages(rewards: Sequence[float], *, divide_by_std: bool) -> Advantages:
     return Advantages([(reward - mean) / (std if divide_by_std else 1.0) for reward in rewards], std)
 
 
-def _batches(wanted: Sequence[tuple[Prompt, int]], room: int) -> list[list[tuple[Prompt, int]]]:
-    """Answers to prompts of similar length together, the longest first."""
-    batches: list[list[tuple[Prompt, int]]] = []
-    widest = 0
-    for each in sorted(wanted, key=lambda each: (-len(each[0].tokens), each[1])):
-        fits = batches and len(batches[-1]) < _BATCH_ROWS and (len(batches[-1]) + 1) * (widest + room) <= BATCH_TOKENS
-        if fits:
-            batches[-1].append(each)
-        else:
-            batches.append([each])
-            widest = len(each[0].tokens)
-    return batches
-
-
-def _does_not_fit(prompt: Prompt, sampling: Sampling) -> OutOfMemory:
-    message = f"a prompt of {len(prompt.tokens):,} tokens and an answer of {sampling.max_new_tokens:,} do not fit into memory"
+def _does_not_fit(prompts: Sequence[Prompt], sampling: Sampling) -> OutOfMemory:
+    longest = max(prompts, key=lambda prompt: len(prompt.tokens))
+    tokens, room = len(longest.tokens), sampling.max_new_tokens
+    what = f"a prompt of {tokens:,} tokens and an answer of {room:,}"
+    if len(prompts) > 1:
+        what = f"{len(prompts)} prompts of at most {tokens:,} tokens with answers of {room:,}"
+    message = f"{what} do not fit into memory"
     hint = f"--set grpo.max_new_tokens={max(1, sampling.max_new_tokens // 2)}"
-    return OutOfMemory(Problem(code="training.rollout-out-of-memory", message=message, where=f"{prompt.source}:{prompt.line}", hint=hint))
+    return OutOfMemory(Problem(code="training.rollout-out-of-memory", message=message, where=f"{longest.source}:{longest.line}", hint=hint))
