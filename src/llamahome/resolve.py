@@ -27,15 +27,7 @@ from llamahome.model.packing import packing_of
 from llamahome.model.place import count_weights, largest_pass, needs_checkpointing
 from llamahome.model.targets import copied_bytes
 from llamahome.training.answer_metric import ANSWERED_ROWS, FROM_TARGETS, answer_room
-from llamahome.training.auto import (
-    PAIR_PASSES,
-    REWARDS_FACTOR,
-    REWARDS_PASSES,
-    auto_batch_size,
-    auto_epochs,
-    auto_learning_rate,
-    plan_evaluations,
-)
+from llamahome.training.auto import ONE_PASS, RATE_FACTORS, auto_batch_size, auto_epochs, auto_learning_rate, plan_evaluations
 from llamahome.training.evaluate import ANSWER_TOKENS
 from llamahome.training.learner import BaseModel, free_bytes
 from llamahome.training.run import Plan, make_plan
@@ -79,12 +71,7 @@ def resolve_amount(training: TrainingConfig, prepared: Prepared, *, processes: i
     if training.epochs != "auto" and training.batch_size != "auto":
         return {}
     rows = prepared.order.epoch_rows
-    if training.objective == "grpo" and training.epochs == "auto" and training.max_steps is None:
-        why = "every prompt gets a new group of answers in every pass"
-        batch = auto_batch_size(rows) if training.batch_size == "auto" else training.batch_size
-        epochs: float = REWARDS_PASSES
-    else:
-        epochs, batch, why = _amount(training, rows, prepared.content())
+    epochs, batch, why = _amount(training, rows, prepared.content())
     values = {"training.epochs": epochs, "training.batch_size": batch}
     resolved = {key: (value, why) for key, value in values.items() if getattr(training, key.partition(".")[2]) == "auto"}
     only = "" if len(resolved) == 2 else f" ({next(iter(resolved))} is auto)"
@@ -103,11 +90,10 @@ def _amount(training: TrainingConfig, rows: int, content: Content) -> tuple[floa
     batch = auto_batch_size(rows) if training.batch_size == "auto" else training.batch_size
     if training.max_steps is not None:
         return training.max_steps * batch / rows, batch, f"training.max_steps is {training.max_steps:,}"
+    if training.objective in ONE_PASS:
+        return 1, batch, ONE_PASS[training.objective]
     why = f"there are {many(rows, 'row')} with about {content.targets:,.0f} tokens to learn in each"
     why += f", {content.own:.0%} of them in no other answer"
-    if LEARNS[training.objective] != "answers":
-        what = "pairs of answers" if LEARNS[training.objective] == "pairs" else "labelled answers"
-        return PAIR_PASSES, batch, f"{what} are seen in {PAIR_PASSES} pass"
     return auto_epochs(rows, content.targets, content.own, batch_size=batch), batch, why
 
 
@@ -154,19 +140,15 @@ def _resolve_compile(training: TrainingConfig, base: BaseModel, world: World, *,
 
 def _resolve_model(config: Config, base: BaseModel) -> Resolved:
     """What method and model decide: strategy, learning rate and types of numbers."""
-    method, precision, pairs = config.training.method, base.backend.precision, LEARNS[config.training.objective] != "answers"
+    method, objective, precision = config.training.method, config.training.objective, base.backend.precision
     resolved: Resolved = {}
     if config.distributed.strategy == "auto":
         resolved["distributed.strategy"] = base.strategy.strategy, base.strategy.reason
     if config.training.learning_rate == "auto":
         width = base.model.get_output_embeddings().weight.shape[1]
-        rate, why = (
-            auto_learning_rate(method, width, pairs=pairs),
-            f"{method} at hidden size {width}" + (", a tenth for pairs and labelled answers" if pairs else ""),
-        )
-        if config.training.objective == "grpo":
-            rate, why = rate * REWARDS_FACTOR, f"{why}, {REWARDS_FACTOR:g} times that because it learns from rewards"
-        resolved["training.learning_rate"] = rate, why
+        less = f", {RATE_FACTORS[objective]:g} times that with {objective}" if objective in RATE_FACTORS else ""
+        rate = auto_learning_rate(method, width, objective)
+        resolved["training.learning_rate"] = rate, f"{method} at hidden size {width}{less}"
     if config.model.dtype == "auto":
         resolved["model.dtype"] = str(precision.storage).removeprefix("torch."), f"method {method}, {precision.reason}"
     if config.training.mixed_precision == "auto":

@@ -1,11 +1,12 @@
 """The values of `auto` settings: within their bounds, and changing smoothly with data, model and length of the run."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llamahome.config.objectives import ObjectiveName
 from llamahome.training.auto import auto_batch_size, auto_epochs, auto_learning_rate, plan_evaluations, slower_rate
 from llamahome.training.schedule import Due
 from llamahome.units import Interval
@@ -63,9 +64,16 @@ def test_the_rule_in_numbers(size: int, expected: float) -> None:
 
 def test_the_rate_advised_after_a_divergence_is_lower_and_at_most_the_usual_one() -> None:
     usual = auto_learning_rate("lora", 576)
-    assert slower_rate(1.0, "lora", 576, share=0.1) == pytest.approx(usual, rel=0.05)
-    assert slower_rate(usual, "lora", 576, share=0.1) == pytest.approx(usual / 10, rel=0.05)
-    assert slower_rate(1e30, "full", 576, share=1 / 3) == pytest.approx(usual / 10, rel=0.05)
+    assert slower_rate(1.0, usual, share=0.1) == pytest.approx(usual, rel=0.05)
+    assert slower_rate(usual, usual, share=0.1) == pytest.approx(usual / 10, rel=0.05)
+
+
+def test_preferences_and_rewards_are_learned_more_slowly() -> None:
+    usual = auto_learning_rate("lora", 576)
+    rates = {name: auto_learning_rate("lora", 576, name) for name in get_args(ObjectiveName)}
+    assert rates["sft"] == rates["distill"] == usual
+    assert rates["grpo"] == pytest.approx(usual / 5, rel=0.05)
+    assert [rates[name] for name in ("dpo", "ipo", "orpo", "simpo", "kto")] == pytest.approx([usual / 10] * 5, rel=0.05)
 
 
 def test_wider_models_never_get_a_higher_rate() -> None:

@@ -9,10 +9,12 @@ by benchmarks/small_data.py.
 import bisect
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
+from llamahome.config.objectives import ObjectiveName
 from llamahome.units import Interval
 
 _FEWEST_ROWS, _MOST_ROWS = 4, 32
@@ -34,14 +36,22 @@ _EVALUATION_SHARE, _FEWEST_EVALUATED, _USUAL_TIMES, _MOST_TIMES = 0.1, 16, 2, 10
 """The rule of evaluation.rows and evaluation.every auto, as their texts in config/schema.py say it."""
 _FULL_AT_2000 = 5e-5
 _LORA_FACTOR = 10.0
-_PAIRS_FACTOR, PAIR_PASSES = 0.1, 1
-"""Preferences are learned with a tenth of the rate, in one pass. Source: the rates and passes of the papers of DPO, ORPO and SimPO and of
-their public recipes, 5e-7 to 8e-6 for all weights of 7B models, ten times that for adapters, one to three passes. Not measured here."""
+_PAIRS: tuple[ObjectiveName, ...] = ("dpo", "ipo", "orpo", "simpo")
+RATE_FACTORS: Mapping[ObjectiveName, float] = MappingProxyType({**dict.fromkeys((*_PAIRS, "kto"), 0.1), "grpo": 0.2})
+"""The rate of an objective over that of supervised fine-tuning, if it is another. Preferences: the rates of the papers of DPO, ORPO and
+SimPO and of their public recipes, 5e-7 to 8e-6 for all weights of 7B models, ten times that for adapters. Rewards: gradients are mostly
+noise. Not measured here."""
+ONE_PASS: Mapping[ObjectiveName, str] = MappingProxyType(
+    {
+        **dict.fromkeys(_PAIRS, "pairs of answers are seen in 1 pass"),
+        "kto": "labelled answers are seen in 1 pass",
+        "grpo": "every prompt gets a new group of answers in every pass",
+    }
+)
+"""Objectives whose rows are seen once unless the user sets more, and why; the recipes for preferences take one to three passes."""
 _WIDTH_POWER = 0.78
 """Wider models need smaller steps: rate ~ (2000 / hidden size) ^ 0.78, and LoRA ten times the rate of full fine-tuning. Source: the fit
 for Llama models in "LoRA Without Regret" (Thinking Machines, 2025). Other families and our check: docs/decisions/0004-learning-rate.md."""
-REWARDS_FACTOR, REWARDS_PASSES = 0.2, 1.0
-"""Learning from rewards takes a fifth of the rate, because its gradients are mostly noise, and one pass, whose length the user decides."""
 
 
 def auto_batch_size(rows: int, *, epochs: float | None = None) -> int:
@@ -76,19 +86,18 @@ def _fourth_root(limit: int, rows: int) -> float:
     return math.pow(min(1.0, limit / rows), 0.25)
 
 
-def auto_learning_rate(method: str, hidden_size: int, *, pairs: bool = False) -> float:
+def auto_learning_rate(method: str, hidden_size: int, objective: ObjectiveName = "sft") -> float:
     """The rate for training.learning_rate auto, to two digits: 1.3e-3 for LoRA at hidden size 576, 2.9e-4 at 4,096, a tenth for full.
 
-    A tenth of that for pairs of answers.
+    RATE_FACTORS has what other objectives than supervised fine-tuning take of it.
     """
     rate = _FULL_AT_2000 * (2000 / hidden_size) ** _WIDTH_POWER * (_LORA_FACTOR if method == "lora" else 1.0)
-    rate *= _PAIRS_FACTOR if pairs else 1.0
-    return float(f"{rate:.1e}")
+    return float(f"{rate * RATE_FACTORS.get(objective, 1.0):.1e}")
 
 
-def slower_rate(peak: float, method: str, hidden_size: int, *, share: float) -> float:
-    """A rate to advise where `peak` was too high: that share of it, and no more than the rule of `auto`."""
-    return float(f"{min(peak * share, auto_learning_rate(method, hidden_size)):.2g}")
+def slower_rate(peak: float, usual: float, *, share: float) -> float:
+    """A rate to advise where `peak` was too high: that share of it, and no more than the `usual` one."""
+    return float(f"{min(peak * share, usual):.2g}")
 
 
 @dataclass(frozen=True)
