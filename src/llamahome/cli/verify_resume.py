@@ -11,6 +11,8 @@ from llamahome.cli.train import importing_torch
 
 _OWN = ("--json", "--debug")
 _STEPS = 8
+_FEWEST = 3
+"""A run that is killed after its first checkpoint and before its end."""
 
 
 @click.command(
@@ -33,7 +35,7 @@ _STEPS = 8
     options.assignments,
 )
 @click.option(
-    "--steps", type=click.IntRange(min=3), help="Steps of each run, 8 by default; a third of the way the first checkpoint is saved."
+    "--steps", type=click.IntRange(min=_FEWEST), help="Steps of each run, 8 by default; a third of the way the first checkpoint is saved."
 )
 @options.as_json
 @options.debug
@@ -56,7 +58,8 @@ def verify_resume(overrides: options.Overrides, data_paths: tuple[str, ...], ste
         from llamahome import verify_resume as proof
 
     words, config = _without_own(sys.argv[2:]), loaded.config
-    count = max(3, steps or config.training.max_steps or _STEPS)
+    typed = loaded.origins["training.max_steps"] in ("--max-steps", "--set")  # that of a settings file is for a whole training
+    count = max(_FEWEST, steps or (config.training.max_steps if typed else None) or _STEPS)
     beside = None if config.output.dir is None else Path(config.output.dir).parent
     result = proof.verify_resume(words, steps=count, beside=beside, say=lambda line: print(line, file=sys.stderr, flush=True))
     if as_json:

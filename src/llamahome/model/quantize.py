@@ -7,6 +7,7 @@ are. The folder is whole or not there. Memory: the largest tensor of the base.
 Source: QLoRA, arXiv 2305.14314, appendix E for the values of NF4; 8-bit optimizers, arXiv 2110.02861, for those of the scales.
 """
 
+import functools
 import json
 import math
 import os
@@ -137,13 +138,14 @@ def _packed_bytes(shape: tuple[int, ...], kind: Kind) -> int:
     return numbers // 2 + blocks + 4 * math.ceil(blocks / _SCALE_BLOCK) + 4 * (16 + 256)
 
 
-def _layers(base: Path) -> tuple[list[str], list[str]]:
-    """Paths of the linear layers that are quantised, and of those that are not."""
+@functools.lru_cache(maxsize=4)
+def _layers(base: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Paths of the linear layers that are quantised, and of those that are not. Makes the model without weights, once for each base."""
     model = without_weights(base)
     plain = {path: module for path, module in model.named_modules() if type(module) is nn.Linear}
     of_decoder = {each.path for each in matrices(model) if each.form == "linear"}
     chosen = [path for path, layer in plain.items() if path in of_decoder and layer.in_features % BLOCK == 0]
-    return chosen, [path for path in plain if path not in chosen]
+    return tuple(chosen), tuple(path for path in plain if path not in chosen)
 
 
 def _quantized_names(store: WeightStore, base: Path) -> dict[str, str]:
