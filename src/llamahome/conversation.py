@@ -28,9 +28,8 @@ from llamahome.model.packing import packing_of
 from llamahome.model.quantize import Kind
 from llamahome.model.quantized_copy import quantized_base
 from llamahome.model.sampling import Sampling
-from llamahome.model.starter import STARTER
 from llamahome.monitoring.resources import free_memory_bytes
-from llamahome.rundir import BASE_MODELS, run_of
+from llamahome.rundir import BASE_MODELS, STARTER, run_of
 from llamahome.units import show_bytes
 
 _WIDENED_SHARE = 0.5

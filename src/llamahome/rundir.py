@@ -17,6 +17,8 @@ from pathlib import Path
 from llamahome.errors import ConfigError, MachineError, Problem
 
 BASE_MODELS = Path("data/models/base")
+STARTER = "smollm2-135m-instruct"
+"""The base model that is fetched as a package, where none is named."""
 QUANTIZED_MODELS = Path("data/models/quantized")
 RAW_DATA = Path("data/training/raw")
 PROCESSED_DATA = Path("data/training/processed")

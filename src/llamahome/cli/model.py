@@ -24,18 +24,17 @@ def models_app() -> None:
 @options.as_json
 def list_models(as_json: bool) -> None:
     """List the base models on this machine, and the starter."""
-    from llamahome.rundir import BASE_MODELS
+    from llamahome.rundir import BASE_MODELS, STARTER
     from llamahome.units import show_bytes
 
-    starter = "smollm2-135m-instruct"
     models = {path.parent.name: _facts(path.parent) for path in sorted(BASE_MODELS.glob("*/config.json"))}
     if as_json:
         print(json.dumps([{"name": name, **facts} for name, facts in models.items()]))
         return
     for name, facts in models.items():
         print(f"{name:32} {facts['architecture']:24} {show_bytes(facts['weight_bytes']):>10}  {facts['folder']}")
-    if starter not in models:
-        print(f"{starter:32} not downloaded yet: llamahome models fetch {starter}")
+    if STARTER not in models:
+        print(f"{STARTER:32} not downloaded yet: llamahome models fetch {STARTER}")
 
 
 @models_app.command()

@@ -17,13 +17,14 @@ from llamahome.config.preference import PreferenceConfig
 from llamahome.config.quantities import Amount, LayerNumbers, Nodes, PositiveInt, SecondsText
 from llamahome.config.section import Auto, Section, Share
 from llamahome.config.written import CheckpointConfig, EvaluationConfig, MonitoringConfig, OutputConfig
+from llamahome.rundir import STARTER
 from llamahome.units import Interval, parse_interval, parse_nodes
 
 
 class ModelConfig(Section):
     """The base model."""
 
-    name: str = "smollm2-135m-instruct"
+    name: str = STARTER
     """A folder, a name under data/models/base/, `smollm2-135m-instruct` (the starter), or a hub id."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""

@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from llamahome.rundir import BASE_MODELS
+from llamahome.rundir import BASE_MODELS, STARTER
 
-STARTER = "smollm2-135m-instruct"
 ROWS_SHOWN = 3
 _LONGEST = 1000
 """Characters of a field."""

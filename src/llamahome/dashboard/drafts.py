@@ -9,17 +9,16 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, Literal
 
 from llamahome.dashboard.commands import Form
 from llamahome.dashboard.jobs import Job, Jobs
+from llamahome.dashboard.rows import tokens_shown
+from llamahome.data.view import Kind as Shade
 from llamahome.units import many, show_bytes, show_seconds
 
 Kind = Literal["fetch", "check", "show", "plan"]
 _KEPT = 20
-_MOST_TOKENS = 3000
-"""Shown of a row, as on the page of a run."""
 _MOST_LINES = 400
 """Shown of what a command printed."""
 _PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "buffers")
@@ -140,22 +139,8 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
     tokens = row["tokens"]
-    kinds = ["cut" if token.get("cut") else "learned" if token["target"] else "context" for token in tokens]
-    stretches: list[tuple[str, list[str]]] = []
-    for kind, token in islice(zip(kinds, tokens, strict=True), _MOST_TOKENS):
-        if not stretches or stretches[-1][0] != kind:
-            stretches.append((kind, []))
-        stretches[-1][1].append(token["text"])
-    return {
-        "number": row.get("row", 0),
-        "where": row.get("source", ""),
-        "problem": None,
-        "tokens": len(tokens),
-        "learned": kinds.count("learned"),
-        "cut": kinds.count("cut"),
-        "stretches": stretches,
-        "hidden": max(0, len(tokens) - _MOST_TOKENS),
-    }
+    kinds: list[Shade] = ["cut" if token.get("cut") else "learned" if token["target"] else "context" for token in tokens]
+    return tokens_shown(row.get("row", 0), row.get("source", ""), kinds, [token["text"] for token in tokens])
 
 
 def _epochs(count: float) -> str:

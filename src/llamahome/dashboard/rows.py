@@ -8,7 +8,7 @@ import re
 import threading
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from llamahome.data.files.sources import Source, open_source
 from llamahome.data.files.splits import to_train
 from llamahome.data.text.tokenizer_files import tokenizer_source
 from llamahome.data.text.tokens import ChatTokenizer, open_tokenizer
-from llamahome.data.view import Kind, Only, ShownRow, view
+from llamahome.data.view import Kind, Only, view
 from llamahome.errors import LlamaHomeError, Problem
 from llamahome.rundir import BASE_MODELS, RunPaths
 
@@ -156,31 +156,31 @@ def _rows(opened: _Opened, first: int, count: int, only: Only | None) -> tuple[l
             if isinstance(shown, Problem):
                 rows.append({"number": number, "where": shown.where or "", "problem": shown.message, "stretches": []})
             else:
-                rows.append(_row(shown, number))
+                rows.append(tokens_shown(number, shown.row.where, shown.kinds, shown.texts))
         if len(rows) == count:
             break
     return rows, number + 1
 
 
-def _row(shown: ShownRow, number: int) -> dict[str, Any]:
-    kinds = shown.kinds
+def tokens_shown(number: int, where: str, kinds: Sequence[Kind], texts: Sequence[str]) -> dict[str, Any]:
+    """A row of a page, with its tokens in stretches of one kind."""
     return {
         "number": number,
-        "where": shown.row.where,
+        "where": where,
         "problem": None,
         "tokens": len(kinds),
         "learned": kinds.count("learned"),
         "cut": kinds.count("cut"),
-        "stretches": list(_stretches(shown)),
+        "stretches": list(_stretches(kinds, texts)),
         "hidden": max(0, len(kinds) - _MOST_TOKENS),
     }
 
 
-def _stretches(shown: ShownRow) -> Iterator[tuple[Kind, list[str]]]:
+def _stretches(kinds: Sequence[Kind], shown: Sequence[str]) -> Iterator[tuple[Kind, list[str]]]:
     """Runs of tokens of one kind with the text of each token; at most as many tokens as a page shows."""
     kind: Kind | None = None
     texts: list[str] = []
-    for token, text in islice(zip(shown.kinds, shown.texts, strict=True), _MOST_TOKENS):
+    for token, text in islice(zip(kinds, shown, strict=True), _MOST_TOKENS):
         if token != kind:
             if kind is not None:
                 yield kind, texts

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 
 from llamahome.config.load import load_config
-from llamahome.dashboard.commands import STARTER, Form, RefusedForm, base_models, must_be_fetched, read_form
+from llamahome.dashboard.commands import Form, RefusedForm, base_models, must_be_fetched, read_form
 from llamahome.dashboard.drafts import Draft, Drafts, Kind, newest, shown_job, shown_plan, shown_rows
 from llamahome.dashboard.jobs import Job, TooManyJobs, shown_command
 from llamahome.dashboard.library import Library
@@ -23,7 +23,7 @@ from llamahome.dashboard.pages import Pages
 from llamahome.dashboard.started import RefusedStart, StartedTrainings, writes
 from llamahome.dashboard.uploads import MOST_BYTES, RefusedUpload, receive
 from llamahome.errors import ConfigError
-from llamahome.rundir import RunPaths, nearby
+from llamahome.rundir import STARTER, RunPaths, nearby
 
 _MOST_OF_A_FORM = 64 << 10
 _SECONDS_FOR_A_FORM = 30

@@ -10,9 +10,8 @@ from llamahome.doctor.checks import Check, failed, passed, warned
 from llamahome.doctor.settings import of_problems
 from llamahome.errors import LlamaHomeError
 from llamahome.model.load import find_model
-from llamahome.model.starter import STARTER
 from llamahome.model.weightfiles import weight_files
-from llamahome.rundir import BASE_MODELS, as_typed
+from llamahome.rundir import BASE_MODELS, STARTER, as_typed
 from llamahome.units import show_bytes
 
 

@@ -26,10 +26,10 @@ from llamahome.model.limits import remove_lost_ids, shapes_of
 from llamahome.model.load_packed import ReadPacked, fill_gaps, make_gaps, packed_layers, quantized_twice
 from llamahome.model.packing import decoder_of
 from llamahome.model.probe import UnsupportedModel, choose_packing
-from llamahome.model.starter import STARTER, fetch_starter
+from llamahome.model.starter import fetch_starter
 from llamahome.model.unsupported import first_line, missing_weights, other_shapes, why_no_decoder, why_unknown
 from llamahome.model.weightfiles import INDEX, check_finite, check_weight_files
-from llamahome.rundir import BASE_MODELS, as_typed
+from llamahome.rundir import BASE_MODELS, STARTER, as_typed
 
 CausalLM = PreTrainedModel
 """A causal language model of transformers."""

