@@ -1,4 +1,4 @@
-"""A metric that is a function in a Python file of the user's: loads it, calls it, and checks what it returns."""
+"""A metric or a reward that is a function in a Python file of the user's: loads it, calls it, and checks what it returns."""
 
 import ast
 import difflib
@@ -20,6 +20,31 @@ _ROW_NAMES = ("row", "record", "example")
 
 
 @dataclass(frozen=True)
+class Use:
+    """What a function is for, in the words and codes of its errors."""
+
+    name: str
+    value: str
+    """What it returns."""
+    option: str
+    failed_code: str
+    unreadable_code: str
+
+    def failed(self, path: Path, message: str, *, excerpt: str | None = None) -> ConfigError:
+        """The function raised, or returned no number."""
+        return ConfigError(Problem(code=self.failed_code, message=message, where=str(path), excerpt=excerpt))
+
+    def unreadable(self, path: Path, message: str, *, function: str | None = None, excerpt: str | None = None) -> ConfigError:
+        """The file has no such function; `function` is the one that is meant."""
+        hint = None if function is None else f"{self.option} {path}:{function}"
+        return ConfigError(Problem(code=self.unreadable_code, message=message, where=str(path), hint=hint, excerpt=excerpt))
+
+
+METRIC = Use("metric", "score", "--metric", "evaluation.metric-failed", "evaluation.metric-unreadable")
+REWARD = Use("reward", "reward", "--reward", "training.reward-failed", "training.reward-unreadable")
+
+
+@dataclass(frozen=True)
 class UserFunction:
     """A function of the user's that scores an answer."""
 
@@ -28,50 +53,50 @@ class UserFunction:
     call: Callable[..., Any]
     third: Third | None
     """What the function takes after answer and reference."""
+    use: Use = METRIC
 
     def score(self, prompt: str, answer: str, reference: str, *, row: dict[str, Any] | None = None, where: str | None = None) -> float:
         """What the function returns. Raises ConfigError if it raises, returns no finite number, or needs a row and there is none."""
         if self.third == "row" and row is None:
-            raise ConfigError(self._failed(f"{self.name} takes the row of the data, and here is only its prompt", where))
+            raise self._failed(f"{self.name} takes the row of the data, and here is only its prompt", where)
         further = {None: (), "prompt": (prompt,), "row": (row,)}[self.third]
         try:
             value = self.call(answer, reference, *further)
             value = value.item() if hasattr(value, "item") and not isinstance(value, numbers.Real) else value
         except (Exception, SystemExit) as error:  # a function of the user's may raise anything
             message = f"{self.name} raised {type(error).__name__}: {_first_line(error)}"
-            raise ConfigError(self._failed(message, where, excerpt=_own_line(error, self.path))) from error
+            raise self._failed(message, where, excerpt=_own_line(error, self.path)) from error
         if not isinstance(value, numbers.Real) or not math.isfinite(value):
             shown = repr(value)[:80]
-            message = f"{self.name} returned {shown} ({type(value).__name__}), and a score is a finite number"
-            raise ConfigError(self._failed(message, where))
+            message = f"{self.name} returned {shown} ({type(value).__name__}), and a {self.use.value} is a finite number"
+            raise self._failed(message, where)
         return float(value)
 
-    def _failed(self, message: str, where: str | None, *, excerpt: str | None = None) -> Problem:
+    def _failed(self, message: str, where: str | None, *, excerpt: str | None = None) -> ConfigError:
         place = f" on the row {where}" if where else ""
-        return Problem(code="evaluation.metric-failed", message=message + place, where=str(self.path), excerpt=excerpt)
+        return self.use.failed(self.path, message + place, excerpt=excerpt)
 
 
-def load_function(name: str) -> UserFunction:
+def load_function(name: str, use: Use = METRIC) -> UserFunction:
     """The function of `FILE.py:FUNCTION`; what is in the folder of the file can be imported from. Raises ConfigError."""
     written, _, function = (name, "", "") if name.endswith(".py") else name.rpartition(":")
     path = Path(written).expanduser()
     if not path.is_file():
-        raise ConfigError(_unreadable(path, "there is no such file"))
+        raise use.unreadable(path, "there is no such file")
     if not function:
         defined = _defined(path)
-        hint = f"--metric {written}:{defined[0]}" if len(defined) == 1 else f"--metric {written}:FUNCTION"
-        raise ConfigError(_unreadable(path, f"which function? {_listed(defined)}", hint=hint))
-    module = _run(path)
+        meant = defined[0] if len(defined) == 1 else "FUNCTION"
+        raise use.unreadable(path, f"which function? {_listed(defined)}", function=meant)
+    module = _run(path, use)
     found = getattr(module, function, None)
     if not callable(found):
         defined = _defined(path)
         close = difflib.get_close_matches(function, defined, n=1)
-        nearest = f"--metric {written}:{close[0]}" if close else None
-        raise ConfigError(_unreadable(path, f"it has no function {function!r}; {_listed(defined)}", hint=nearest))
-    return UserFunction(path, function, found, _third(path, function, found))
+        raise use.unreadable(path, f"it has no function {function!r}; {_listed(defined)}", function=close[0] if close else None)
+    return UserFunction(path, function, found, _third(path, function, found, use), use)
 
 
-def _run(path: Path) -> Any:
+def _run(path: Path, use: Use) -> Any:
     """The module of the file, which is run now."""
     folder = str(path.resolve().parent)
     if folder not in sys.path:
@@ -79,18 +104,18 @@ def _run(path: Path) -> Any:
     name = f"metric_of_user_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ConfigError(_unreadable(path, "it is no Python file"))
+        raise use.unreadable(path, "it is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a file of the user's may raise anything
         message = f"it cannot be imported: {type(error).__name__}: {_first_line(error)}"
-        raise ConfigError(_unreadable(path, message, excerpt=_own_line(error, path))) from error
+        raise use.unreadable(path, message, excerpt=_own_line(error, path)) from error
     return module
 
 
-def _third(path: Path, name: str, function: Callable[..., Any]) -> Third | None:
+def _third(path: Path, name: str, function: Callable[..., Any], use: Use) -> Third | None:
     """What the function takes as its third value: nothing, the prompt, or the row if it is called so or a dict. Raises ConfigError."""
     takes = "takes (answer, reference), (answer, reference, prompt) or (answer, reference, row)"
     try:
@@ -109,9 +134,9 @@ def _third(path: Path, name: str, function: Callable[..., Any]) -> Third | None:
     try:
         signature.bind(*("", "", "")[: 3 if wanted else 2])
     except TypeError as error:
-        raise ConfigError(_unreadable(path, f"{name}{signature} cannot be a metric: a metric {takes}")) from error
+        raise use.unreadable(path, f"{name}{signature} cannot be a {use.name}: a {use.name} {takes}") from error
     if inspect.iscoroutinefunction(function):
-        raise ConfigError(_unreadable(path, f"{name} is an async function, and a metric is a plain one"))
+        raise use.unreadable(path, f"{name} is an async function, and a {use.name} is a plain one")
     return wanted
 
 
@@ -126,10 +151,6 @@ def _defined(path: Path) -> list[str]:
 
 def _listed(defined: list[str]) -> str:
     return f"it has {', '.join(defined[:8])}" if defined else "it has no public function"
-
-
-def _unreadable(path: Path, message: str, *, hint: str | None = None, excerpt: str | None = None) -> Problem:
-    return Problem(code="evaluation.metric-unreadable", message=message, where=str(path), hint=hint, excerpt=excerpt)
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,24 +4,17 @@ The function must give the same answer the same number every time; otherwise a r
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from llamahome.data.text.tokens import ChatTokenizer
-from llamahome.errors import ConfigError, Problem
 from llamahome.training.answers import without_end
-from llamahome.training.metric_file import UserFunction, load_function
-
-_WHERE = "grpo.reward"
-_CODES = {"evaluation.metric-failed": "training.reward-failed", "evaluation.metric-unreadable": "training.reward-unreadable"}
+from llamahome.training.metric_file import REWARD, UserFunction, load_function
 
 
 def open_reward(name: str) -> UserFunction:
     """The function FILE.py:FUNCTION. Raises ConfigError if there is none, or if it takes something else than a metric does."""
-    try:
-        return load_function(name)
-    except ConfigError as error:
-        raise ConfigError([_as_reward(problem) for problem in error.problems]) from error
+    return load_function(name, REWARD)
 
 
 @dataclass(frozen=True)
@@ -41,18 +34,4 @@ class Reward:
         decode, ends = self.tokenizer.decode, self.tokenizer.all_ends
         texts = [decode(without_end(ids, ends)).strip() for ids in (answer, reference)]
         whole = self.row_of(row) if self.function.third == "row" else None
-        try:
-            return self.function.score(decode(prompt), texts[0], texts[1], row=whole, where=where)
-        except ConfigError as error:
-            raise ConfigError([_as_reward(problem) for problem in error.problems]) from error
-
-
-def _as_reward(problem: Problem) -> Problem:
-    """A problem of a metric's file, worded for a reward."""
-    code = _CODES.get(problem.code, problem.code)
-    message = problem.message.replace("cannot be a metric: a metric takes", "cannot be a reward: a reward takes")
-    message = message.replace("a metric is a plain one", "a reward is a plain one").replace("a score is a finite", "a reward is a finite")
-    hint = problem.hint
-    if hint is not None and hint.startswith("--metric "):
-        hint = f"--reward {hint.removeprefix('--metric ')}"
-    return replace(problem, code=code, message=message, hint=hint, where=problem.where or _WHERE)
+        return self.function.score(decode(prompt), texts[0], texts[1], row=whole, where=where)
