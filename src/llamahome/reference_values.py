@@ -27,6 +27,7 @@ from llamahome.distributed.devices import is_out_of_memory
 from llamahome.distributed.world import World
 from llamahome.durable import write_whole
 from llamahome.errors import CheckpointError, Problem
+from llamahome.model.fingerprints import fingerprint
 from llamahome.model.objective import Objective
 from llamahome.model.shard import Placement
 from llamahome.resolve import selected_rows
@@ -159,10 +160,8 @@ class Reference:
 
 def weights_fingerprint(base: str, adapter: Path | None, precision: str) -> str:
     """Names the weights before the first update: the base, the files of an adapter that is trained further, and the precision."""
-    digest = hashlib.sha256(f"{base} {precision}".encode())
-    for path in sorted(adapter.glob("adapter_*")) if adapter is not None else ():
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+    begun = "" if adapter is None else fingerprint(adapter)
+    return hashlib.sha256(f"{base} {precision} {begun}".encode()).hexdigest()[:16]
 
 
 def _content_of(table: ExampleTable) -> str:

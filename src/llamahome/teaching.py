@@ -22,10 +22,10 @@ from llamahome.data.store.table import ExampleTable
 from llamahome.data.text.tokenizer_files import tokenizer_source
 from llamahome.data.text.tokens import ChatTokenizer, open_tokenizer
 from llamahome.errors import ConfigError, DataError, Problem
-from llamahome.model.adapter import fingerprint, is_adapter
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import choose_backend
 from llamahome.model.backends.token_losses import TopTokens, top_tokens
+from llamahome.model.fingerprints import fingerprint
 from llamahome.model.generate import positions_of
 from llamahome.model.load import CausalLM, head_of
 from llamahome.model.objective import hidden_states
@@ -92,7 +92,7 @@ def _write_lesson(data_path: Sequence[str], loaded: LoadedConfig, asked: AskedTe
 
 
 def _about(data: RunData, table: ExampleTable, folder: Path, *, teacher: str, top_k: int) -> taught.About:
-    rows, tokenizer, own = data.prepared.fingerprint, data.tokenizer.fingerprint, teacher_fingerprint(folder)
+    rows, tokenizer, own = data.prepared.fingerprint, data.tokenizer.fingerprint, fingerprint(folder)
     stamp = hashlib.sha256(json.dumps([own, tokenizer, rows, top_k]).encode()).hexdigest()
     return taught.About(
         stamp=stamp,
@@ -106,16 +106,6 @@ def _about(data: RunData, table: ExampleTable, folder: Path, *, teacher: str, to
         targets=int(table.targets.sum()),
         parts=len(taught.parts_of(table)),
     )
-
-
-def teacher_fingerprint(folder: Path) -> str:
-    """SHA-256 of a model's config and weights (samples of large files), or of an adapter's config and weights."""
-    if not is_adapter(folder):
-        return fingerprint(folder)
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("adapter_*")):
-        digest.update(f"{path.name}:{path.stat().st_size}:".encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def _prepare_folder(output: Path, about: taught.About) -> list[int]:

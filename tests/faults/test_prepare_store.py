@@ -1,37 +1,28 @@
-"""Preparations that are killed, damaged, out of disk space, or running twice: a store that is used is always complete and correct."""
+"""Preparations that are killed, damaged, or running twice: a store that is used is always complete and correct."""
 
 import fcntl
-import json
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from tests.support.processes import alive
 from tests.support.projects import wait_until
+from tests.support.stores import ROWS, STORES, equal, whole, write_chats
 from tests.support.tokenizers import CHATML, train_tokenizer
 
-from llamahome.config.schema import DataConfig
+from llamahome import durable
 from llamahome.data.files.sources import Source
-from llamahome.data.prepare import Prepared, StoredExamples, prepare, read_all
 from llamahome.data.records import Row
-from llamahome.data.store.row_reader import RowReader
-from llamahome.data.store.shards import Task, make_store
 from llamahome.data.store.store import Store
 from llamahome.data.store.table import COLUMNS
 from llamahome.data.text.tokens import ChatTokenizer, load_tokenizer
-from llamahome.errors import MachineError, Problem
-
-STORES = Path("data/training/processed")
-ROWS = 400
+from llamahome.errors import Problem
 
 
 @pytest.fixture(scope="module")
@@ -51,30 +42,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write_chats(ROWS)
     return tmp_path
-
-
-def write_chats(count: int) -> None:
-    source = random.Random(count)
-    lines = []
-    for number in range(count):
-        question = f"question {number} " + "word " * source.randint(0, 20)
-        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": f"Answer {number}."}]
-        lines.append(json.dumps({"messages": turns}) + "\n")
-    Path("rows.jsonl").write_text("".join(lines))
-
-
-def whole(
-    tokenizer: ChatTokenizer, *, path: str = "rows.jsonl", processed: Path = STORES, kind: type[Source] = Source, **settings: Any
-) -> Store:
-    """The store of the rows, in shards of 30."""
-    reader = RowReader((path,), kind((path,)), DataConfig(**settings), "messages", tokenizer)
-    return make_store(Task(reader, processed, text_bytes=1.0, max_shard_rows=30), say=lambda _: None)
-
-
-def equal(one: Store | StoredExamples, other: Store | StoredExamples) -> bool:
-    return one.counts == other.counts and all(
-        np.array_equal(left, right) for left, right in zip(one.table.columns().values(), other.table.columns().values(), strict=True)
-    )
 
 
 def stores() -> list[str]:
@@ -192,6 +159,21 @@ def test_two_at_once_without_locks_do_not_harm_each_other(
     assert len(stores()) == 1 and equal(whole(tokenizer), expected)
 
 
+def test_shards_that_vanish_while_one_is_written_are_written_again(
+    expected: Store, tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a process does to another one where locks do not work: it removes the shards that it has merged."""
+    removed: list[Path] = []
+
+    def remove(operation: str, path: Path, source: Path | None) -> None:
+        if operation == "rename" and path.name == "shard-000004.rows" and not removed:
+            removed.append(path)
+            shutil.rmtree(path.parent)
+
+    monkeypatch.setattr(durable, "observer", remove)
+    assert equal(whole(tokenizer), expected) and len(removed) == 1 and len(stores()) == 1
+
+
 @pytest.mark.parametrize("column", [*COLUMNS, "manifest.json"])
 def test_a_flipped_bit_is_found_and_repaired(expected: Store, tokenizer: ChatTokenizer, column: str) -> None:
     before = whole(tokenizer)
@@ -250,50 +232,3 @@ def test_a_store_of_other_data_under_the_right_name_is_not_used(expected: Store,
     shutil.rmtree(right)
     other.rename(right)
     assert equal(whole(tokenizer), expected)
-
-
-@contextmanager
-def small_disk(size: str) -> Iterator[Path]:
-    place = Path("disk")
-    place.mkdir()
-    mount = shutil.which("mount")
-    if os.geteuid() != 0 or mount is None:
-        pytest.skip("mounting a small disk needs root")
-    done = subprocess.run([mount, "-t", "tmpfs", "-o", f"size={size}", "none", str(place)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
-
-
-@pytest.mark.parametrize("size", ["40k", "140k"])
-def test_a_full_disk_is_an_error_and_no_half_store_is_left(tokenizer: ChatTokenizer, size: str) -> None:
-    """The smaller disk is full while shards are written, the larger one when they are put together."""
-    with small_disk(size) as disk:
-        with pytest.raises(MachineError) as caught:
-            whole(tokenizer, processed=disk)
-        assert caught.value.problems[0].code == "data.store-full" and "data.streaming=true" in str(caught.value.problems[0].hint)
-        assert list(disk.iterdir()) == []
-        with pytest.raises(MachineError):
-            prepare(DataConfig(), "rows.jsonl", tokenizer, say=lambda _: None, processed=disk)
-        streamed = prepare(DataConfig(streaming=True), "rows.jsonl", tokenizer, say=lambda _: None, processed=disk)
-        streamed.close()
-        assert streamed.streams and list(disk.iterdir()) == []
-
-
-def test_without_a_place_to_write_rows_are_streamed_or_kept_in_memory(expected: Store, tokenizer: ChatTokenizer) -> None:
-    Path("taken").write_text("a file where a folder should be")
-    said: list[str] = []
-
-    def opened(**settings: Any) -> Prepared:
-        return prepare(DataConfig(**settings), "rows.jsonl", tokenizer, say=said.append, processed=Path("taken/here"))
-
-    found = opened()
-    found.close()
-    assert found.streams and "tokenized while the model trains" in said[-1]
-    with pytest.raises(MachineError) as caught:
-        opened(streaming=False)
-    assert caught.value.problems[0].code == "data.store-unwritable"
-    assert equal(read_all(DataConfig(), "rows.jsonl", tokenizer, say=lambda _: None, processed=Path("taken/here")), expected)

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from llamahome.config.schema import LoraConfig
 from llamahome.errors import ConfigError, Problem
-from llamahome.model.adapter import base_of, find_base, fingerprint, is_adapter, open_trained, restore_model, save_model
+from llamahome.model.adapter import base_of, find_base, is_adapter, open_trained, restore_model, save_model
 from llamahome.model.backends.backend import Documents
+from llamahome.model.fingerprints import fingerprint
 from llamahome.model.load import head_of
 from llamahome.model.lora import add_lora, quiet_peft
 from llamahome.model.packing import last_hidden

@@ -4,7 +4,6 @@ The folder also holds the auxiliary files of the base (auxiliary_files.py), so t
 """
 
 import copy
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,8 +34,6 @@ from llamahome.rundir import BASE_MODELS, as_typed
 
 SavedModel: TypeAlias = PeftModel | PreTrainedModel
 """A PEFT wrapper, of which the adapter is saved, or a fully trained model."""
-_SAMPLE = 1 << 20
-"""Bytes per sample of a weights file in `fingerprint`."""
 _MOST_FOLDERS = 200
 """Number of folders per directory in which a moved base is searched."""
 
@@ -284,16 +281,3 @@ def wrap_plain(model: PreTrainedModel, folder: Path, *, merge: bool = False) -> 
             return adapted.merge_and_unload() if merge else own
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ConfigError(does_not_fit(folder, error)) from error
-
-
-def fingerprint(folder: Path) -> str:
-    """SHA-256 of a base model: its config, and the name, the size and three samples of 1 MiB (start, middle, end) of each weights file."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}:".encode())
-        with path.open("rb") as file:
-            for start in sorted({0, max(0, size // 2 - _SAMPLE // 2), max(0, size - _SAMPLE)}):
-                file.seek(start)
-                digest.update(file.read(_SAMPLE))
-    return digest.hexdigest()

@@ -15,10 +15,11 @@ from llamahome.config.schema import Config
 from llamahome.data.records import Microbatch
 from llamahome.distributed.world import World
 from llamahome.errors import ConfigError, Problem
-from llamahome.model.adapter import SavedModel, fingerprint, fit_rows, trained_rows
+from llamahome.model.adapter import SavedModel, fit_rows, trained_rows
 from llamahome.model.adapter_coverage import coverage_lines
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import unused_gpu_note
+from llamahome.model.fingerprints import fingerprint
 from llamahome.model.load import CausalLM, decoder_layers, load_model
 from llamahome.model.lora import add_lora, load_lora
 from llamahome.model.lora_choice import shares_weight

@@ -203,8 +203,11 @@ def _write_shards(task: Task, parts: Path, say: Callable[[str], None]) -> None:
 
     def write(number: int) -> None:
         table, counts = reader.read(task.rows_of(number))
-        parts.mkdir(exist_ok=True)  # without locks, another process may have merged and removed it
-        write_shard(parts, number, table, counts, stamp=stamp)
+        try:
+            write_shard(parts, number, table, counts, stamp=stamp)
+        except FileNotFoundError:  # without locks, another process may have merged the shards and removed their folder, even meanwhile
+            parts.mkdir(exist_ok=True)
+            write_shard(parts, number, table, counts, stamp=stamp)
 
     pool = ThreadPoolExecutor(reader.processes + 2, thread_name_prefix="llamahome-prepare")  # one more, to write while the others wait
     gc.freeze()  # so that the collector skips the imported libraries: a tenth of the time
