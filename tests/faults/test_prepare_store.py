@@ -168,7 +168,7 @@ def test_shards_that_vanish_while_one_is_written_are_written_again(
     def remove(operation: str, path: Path, source: Path | None) -> None:
         if operation == "rename" and path.name == "shard-000004.rows" and not removed:
             removed.append(path)
-            shutil.rmtree(path.parent)
+            shutil.rmtree(path.parent, ignore_errors=True)  # as `merge` does: another thread may write there at this moment
 
     monkeypatch.setattr(durable, "observer", remove)
     assert equal(whole(tokenizer), expected) and len(removed) == 1 and len(stores()) == 1
