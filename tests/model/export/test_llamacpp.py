@@ -1,6 +1,8 @@
 """A real llama.cpp reads exported files as they were meant: the same token ids, the same greedy answers, the same ends."""
 
 import random
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -71,21 +73,54 @@ def test_each_family_in_float32_answers_as_transformers_does(family: str, llama_
     assert found["answers"] == [greedy(model, prompt, 8) for prompt in prompts]
 
 
-@pytest.mark.skipif(not STARTER.is_dir(), reason="the starter model is not here")
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a run in which the starter learned something."""
+    if not STARTER.is_dir():
+        pytest.skip("the starter model is not here")
+    folder = tmp_path_factory.mktemp("tuned")
+    type_in(folder, "data", "sample", "rows.jsonl")
+    settings = ("training.warmup=0", "evaluation.sample_prompts=0", "data.eval_split=4", "training.learning_rate=0.003")
+    words = (word for setting in settings for word in ("--set", setting))
+    type_in(folder, "train", "rows.jsonl", "--model", str(STARTER), "--output", "run", "--max-steps", "4", *words)
+    return folder
+
+
+def type_in(folder: Path, *words: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "llamahome", *words], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 @pytest.mark.parametrize(("quant", "alike"), [("f16", 9), ("q8_0", 5)])
-def test_the_starter_reads_and_answers_as_in_transformers(quant: str, alike: int, llama_cpp: LlamaCpp, tmp_path: Path) -> None:
-    path = tmp_path / "starter.gguf"
-    write_gguf(path, TrainedWeights(STARTER), gguf_config(STARTER), read_facts(STARTER), quant=quant, name="starter")
-    tokenizer, texts = AutoTokenizer.from_pretrained(STARTER), hard_texts(200)
+def test_the_tuned_starter_reads_and_answers_as_in_transformers(quant: str, alike: int, llama_cpp: LlamaCpp, tuned: Path) -> None:
+    type_in(tuned, "export", "run", "--to", "merged", "--quant", "f32", "--output", f"merged-{quant}")
+    type_in(tuned, "export", "run", "--to", "gguf", "--quant", quant, "--output", quant)
+    (path,) = set((tuned / quant).glob("*.gguf")) - set((tuned / quant).glob("*-adapter.gguf"))
+    merged = tuned / f"merged-{quant}"
+    tokenizer, texts = AutoTokenizer.from_pretrained(merged), hard_texts(200)
     prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
     found = llama_cpp.ask(path, texts=texts, prompts=prompts, tokens=40)
     assert found["ids"] == [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    assert set(read_facts(STARTER).ends) <= set(found["ends"])
-    assert found["template"] == tokenizer.chat_template
-    model = AutoModelForCausalLM.from_pretrained(STARTER, dtype=torch.float32)
+    assert set(read_facts(merged).ends) <= set(found["ends"])
+    assert found["template"] == tokenizer.chat_template == AutoTokenizer.from_pretrained(STARTER).chat_template
+    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
     model.generation_config.eos_token_id = found["ends"]
-    same = [answer == greedy(model, prompt, 40) for answer, prompt in zip(found["answers"], prompts, strict=True)]
-    assert sum(same) >= alike
+    expected = [greedy(model, prompt, 40) for prompt in prompts]
+    gaps = [first_gap(model, *each) for each in zip(prompts, expected, found["answers"], strict=True)]
+    print(f"{quant}: {gaps.count(None)} of {len(gaps)} answers equal; gaps of the others where they part: {[gap for gap in gaps if gap]}")
+    assert gaps.count(None) >= alike
+    untuned = AutoModelForCausalLM.from_pretrained(STARTER, dtype=torch.float32)
+    assert [greedy(untuned, prompt, 40) for prompt in prompts[:3]] != expected[:3], "nothing was learned"
+
+
+def first_gap(model: torch.nn.Module, prompt: list[int], expected: list[int], answer: list[int]) -> float | None:
+    """How far the logits of both tokens lie apart where two answers part; None if they are equal."""
+    if answer == expected:
+        return None
+    same = next((n for n, (one, other) in enumerate(zip(expected, answer, strict=False)) if one != other), min(len(expected), len(answer)))
+    logits = model(torch.tensor([prompt + expected[:same]])).logits[0, -1]
+    best = logits.topk(2).values if same >= min(len(expected), len(answer)) else logits[[expected[same], answer[same]]]
+    return round(float(best[0] - best[1]), 4)
 
 
 def test_an_adapter_file_on_its_base_answers_as_peft_does(llama_cpp: LlamaCpp, tmp_path: Path) -> None:
