@@ -15,7 +15,7 @@ from llamahome.data.rows.advice import alternative, good_answers, other_keys, re
 from llamahome.data.rows.column_roles import ColumnRoles, find_roles
 from llamahome.data.rows.columns import columns_of, with_templates
 from llamahome.data.rows.formats import FORMATS, KEYS, OWN_NAMES, Names, text_column, understand
-from llamahome.data.rows.headerless import is_table, no_header
+from llamahome.data.rows.headerless import is_table, may_lack_names, names_written_before, no_header
 from llamahome.data.rows.labels import why_labelled
 from llamahome.data.rows.preferences import described, pair_columns
 from llamahome.data.rows.row_error import RowError, nearest, problem_at
@@ -107,7 +107,8 @@ def _detect(rows: Sequence[Row], names: Names) -> DetectedFormat:
     which = "every row" if count == len(rows) else f"{count} of the first {len(rows)} rows"
     without_turns = _by_keys(other_keys(row.value)) if name in ("messages", "sharegpt") else None
     value = with_templates(row.value, names)
-    return DetectedFormat(name, f"{which} has {reason(value, name, names)}" + alternative(row.value, name, names, without_turns))
+    why = f"{which} has {reason(value, name, names)}" + alternative(row.value, name, names, without_turns)
+    return DetectedFormat(name, f"{why}; the first line names the columns and is no row" if may_lack_names(row) else why)
 
 
 def _format_of(value: Mapping[str, Any], names: Names) -> str | None:
@@ -221,5 +222,7 @@ def _unknown(rows: Sequence[Row]) -> Problem:
     is_turn = bool({"role", "from"} & inner[0].keys()) and turn_keys(inner, ("role", ""))[1] in inner[0]
     problem = no_header(rows) or unknown(rows, _by_keys(inner[0]), inner_is_turn=is_turn)
     if problem.code == "data.unknown-format" and is_table(rows[0]):
-        problem = replace(problem, message=f"{problem.message} (the first line of the file names them)")
+        unnamed = names_written_before(rows)
+        hint = f"{problem.hint}; {unnamed}, if the first line is a row" if problem.hint and unnamed else problem.hint
+        problem = replace(problem, message=f"{problem.message} (the first line of the file names them)", hint=hint)
     return problem
