@@ -47,11 +47,8 @@ def markup_problem(text: str, path: str, where: str) -> Problem | None:
         return None
     command = run_python(_WITHOUT_TAGS, path, output=sibling(path, "-text.txt"))
     plain_file = is_text(path) and Path(path).suffix.lower() == ending(path)  # not packed
-    hint = (
-        f"{command}   writes it without tags, to train on instead"
-        if plain_file
-        else "take the tags out, unless HTML is what the model shall write"
-    )
+    otherwise = "take the tags out, unless HTML is what the model shall write"
+    hint = f"{command}   writes it without tags, to train on instead" if plain_file else otherwise
     message = "the text looks like HTML, and its tags are learned as text"
     return Problem(code="data.markup", message=message, where=where, hint=hint)
 
