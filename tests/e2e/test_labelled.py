@@ -55,7 +55,9 @@ def test_labelled_answers_and_others_are_not_taken_for_each_other(rated: Project
     assert both.codes == ["data.no-labels"] and "training.objective=dpo" in both.helps[0]
     plain = rated.type("train", "labels.jsonl").expect(3)
     assert plain.codes == ["data.preference"] and plain.helps[0].startswith("--set training.objective=kto")
-    assert rated.type("train-eval", "tiny", "labels.jsonl", *KTO).expect(2).codes == ["config.eval-of-pairs"]
+    for words in ((), KTO):
+        measured = rated.type("train-eval", "tiny", "labels.jsonl", *words).expect(2)
+        assert measured.codes == ["config.eval-of-pairs"] and measured.helps[0].startswith("jq ") and "kto" not in measured.helps[0]
 
 
 def test_the_data_commands_and_the_plan_read_labelled_answers(rated: Project) -> None:

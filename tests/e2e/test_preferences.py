@@ -75,8 +75,9 @@ def test_pairs_and_answers_are_not_taken_for_each_other(paired: Project) -> None
     assert answers.codes == ["data.no-pairs"] and "training.objective=sft" in answers.helps[0]
     both = paired.type("train", "pairs.jsonl").expect(3)
     assert both.codes == ["data.preference"] and both.helps[0].startswith("--set training.objective=dpo")
-    measured = paired.type("train-eval", "tiny", "pairs.jsonl", "--set", "training.objective=dpo").expect(2)
-    assert measured.codes == ["config.eval-of-pairs"]
+    for words in ((), ("--set", "training.objective=dpo")):
+        measured = paired.type("train-eval", "tiny", "pairs.jsonl", *words).expect(2)
+        assert measured.codes == ["config.eval-of-pairs"] and "objective=dpo" not in measured.helps[0]
 
 
 def test_the_data_commands_and_the_plan_read_pairs(paired: Project) -> None:
