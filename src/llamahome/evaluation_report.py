@@ -63,8 +63,8 @@ def _refuse_judged(data_path: str | Sequence[str], loaded: LoadedConfig) -> None
         return
     measures = "train-eval measures one good answer to each prompt; a run measures such rows itself where they are held out"
     if found is None:
-        message, hint = f"training.objective {objective} reads other rows", "--set training.objective=sft   measures rows with one answer"
-        raise ConfigError(Problem(code="config.eval-of-pairs", message=f"{message}, and {measures}", where=row.where, hint=hint))
+        message, sft = f"training.objective {objective} reads other rows", "--set training.objective=sft   measures rows with one answer"
+        raise ConfigError(Problem(code="config.eval-of-pairs", message=f"{message}, and {measures}", where=row.where, hint=sft))
     hint, plain = found.good, "" if LEARNS[objective] == "answers" else "--set training.objective=sft "
     if hint is not None:
         is_setting = hint.startswith("--set")
