@@ -80,6 +80,15 @@ def test_pairs_and_answers_are_not_taken_for_each_other(paired: Project) -> None
         assert measured.codes == ["config.eval-of-pairs"] and "objective=dpo" not in measured.helps[0]
 
 
+def test_a_teacher_is_not_asked_about_pairs(paired: Project) -> None:
+    for objective in ("dpo", "kto"):
+        words = ("data", "teach", "pairs.jsonl", "--teacher", "tiny", "--output", "taught", "--set", f"training.objective={objective}")
+        refused = paired.type(*words).expect(2)
+        assert refused.codes == ["config.teach-needs-answers"] and not (paired.folder / "taught").exists()
+    good = "data.columns={prompt: prompt, completion: chosen}"
+    paired.type(*words[:-2], "--set", "training.objective=sft", "--set", good).expect(0)
+
+
 def test_the_data_commands_and_the_plan_read_pairs(paired: Project) -> None:
     dpo = ("--set", "training.objective=dpo")
     shown = paired.type("data", "show", "pairs.jsonl", "-n", "2", "--json", *dpo).expect(0)
