@@ -7,7 +7,7 @@ import pytest
 from llamahome.config.load import LoadedConfig, load_config
 from llamahome.errors import LlamaHomeError
 from llamahome.monitoring.progress import QuietProgress
-from llamahome.resuming import changed_settings, rate_of, refuse_other_state, with_changes, with_plan
+from llamahome.resuming import changed_settings, rate_of, refuse_other_objective, refuse_other_state, with_changes, with_plan
 from llamahome.training.run import first_state, make_plan
 from llamahome.training.schedule import learning_rate
 
@@ -72,6 +72,25 @@ def test_extending_a_finished_run_warns_and_names_a_setting_that_helps() -> None
 def test_a_change_of_a_warm_up_that_is_over_is_reported_as_without_effect() -> None:
     rates, lines = resumed(7, "training.warmup=5")
     assert rates == resumed(7)[0] and lines == ["training.warmup has no effect any more: the warm-up was over after step 2"]
+
+
+@pytest.mark.parametrize(("old", "new"), [("sft", "dpo"), ("dpo", "orpo"), ("dpo", "ipo"), ("sft", "grpo"), ("kto", "sft")])
+@pytest.mark.parametrize(("method", "begin"), [("lora", "--from-adapter run/model"), ("full", "--model run/model")])
+def test_another_objective_is_refused_with_what_trains_further_with_it(old: str, new: str, method: str, begin: str) -> None:
+    saved, loaded = (configured(f"training.objective={name}", f"training.method={method}") for name in (old, new))
+    refuse_other_objective(saved, saved, checkpoint="run/model")
+    with pytest.raises(LlamaHomeError) as refused:
+        refuse_other_objective(saved, loaded, checkpoint="run/model")
+    (problem,) = refused.value.problems
+    assert problem.code == "training.objective-differs" and problem.where == "--set"
+    assert f"--set training.objective={old}, or" in str(problem.hint) and f"{begin} --set training.objective={new}" in str(problem.hint)
+
+
+def test_a_change_of_the_constants_of_a_loss_says_which_figures_do_not_compare() -> None:
+    rates, lines = resumed(7, "preference.beta=0.5", "preference.sft_weight=0.2")
+    assert rates == resumed(7)[0] and len(lines) == 1
+    assert "preference.beta and preference.sft_weight are part of the loss" in lines[0] and "eval/pair_accuracy does" in lines[0]
+    assert resumed(0, "preference.beta=0.5")[1] == []
 
 
 @pytest.mark.parametrize(

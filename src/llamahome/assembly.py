@@ -37,7 +37,7 @@ from llamahome.model.vocabulary import NewRows
 from llamahome.monitoring.progress import Progress, open_progress
 from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.throughput import PartClock
-from llamahome.objective_rows import open_taught, refuse_without_prompts
+from llamahome.objective_rows import one_kind, open_taught, refuse_without_prompts
 from llamahome.resolve import answered_rows, evaluated_rows, resolve_settings
 from llamahome.resuming import passed_over, rate_of, show_rows
 from llamahome.rundir import RunPaths, as_typed
@@ -144,6 +144,8 @@ def read_data(session: Session, loaded: LoadedConfig, data_path: str | Sequence[
         progress.say(line)
     warn_of_length(fitted, base, prepared.report.longest_tokens, warn=progress.warn)
     refuse_without_prompts(fitted.config, prepared)
+    if (found := one_kind(fitted.config, prepared)) is not None:
+        progress.warn(*found)
     taught = open_taught(fitted.config, prepared, tokenizer)
     return RunData(prepared.reading.opened, prepared, tokenizer, base, adapter, backend, taught, fitted)
 

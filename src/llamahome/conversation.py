@@ -59,8 +59,8 @@ def _find_named(name: str, revision: str | None, say: Callable[[str], None]) -> 
     """The folder of a model that an argument names. Raises what find_model raises, worded for an argument."""
     try:
         return find_model(name, revision=revision, say=say)
-    except ConfigError as error:
-        raise ConfigError([_as_argument(problem) for problem in error.problems]) from error
+    except (ConfigError, MachineError) as error:
+        raise type(error)([_as_argument(problem) for problem in error.problems]) from error
 
 
 def typed_base(loaded: LoadedConfig) -> str | None:
@@ -104,6 +104,8 @@ def _as_argument(problem: Problem) -> Problem:
     hint = problem.hint
     if hint is not None and hint.startswith("--model "):
         hint = f"{hint.removeprefix('--model ')}, or what `llamahome models list` and `llamahome runs list` show"
+    if problem.code == "model.hub-failed":
+        return replace(problem, where="MODEL", hint=hint)
     if problem.code != "model.not-found":
         return replace(problem, hint=hint)
     return replace(problem, message=problem.message.replace("no model", "no run and no model"), where="MODEL", hint=hint)

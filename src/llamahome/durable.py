@@ -7,6 +7,7 @@ On NFS a rename is atomic on the server, but other machines may see the old name
 """
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 Operation = Literal["write", "flush", "flush folder", "rename", "link", "remove"]
+
+_REMAINS = re.compile(r"\.(\d+)(-\d+)?\.tmp")
+"""The end of the names of files and folders that a process, or one of its threads, has not finished."""
 
 observer: Callable[[Operation, Path, Path | None], None] | None = None
 """Called before each operation with the path that it changes and, for a rename or link, its source. What it raises happens instead of the
@@ -136,6 +140,33 @@ def remove_tree(folder: Path) -> None:
     if folder.exists():
         _observe("remove", folder)
         shutil.rmtree(folder)
+
+
+def remove_remains(folder: Path, pattern: str) -> None:
+    """Remove what processes that were killed have left in `folder`: names of `pattern` that end with `.PID.tmp`, if no process PID runs.
+
+    Process numbers are those of this machine. If another machine writes there at the same moment, its writing fails with an OSError.
+    """
+    for remains in folder.glob(pattern):
+        process = _REMAINS.search(remains.name)
+        if process is None or process.end() != len(remains.name) or is_running(int(process[1])):
+            continue
+        if remains.is_dir():
+            shutil.rmtree(remains, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                remains.unlink()
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine has this number."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def link(source: Path, target: Path) -> None:

@@ -9,8 +9,12 @@ from llamahome.answers_file import check_answers_path, default_answers_path, wri
 from llamahome.assembly import Session
 from llamahome.comparison import NATS, POINTS, SCORE, Difference, compare
 from llamahome.config.load import LoadedConfig
-from llamahome.config.objectives import FORMAT_OF
+from llamahome.config.objectives import FORMAT_OF, LEARNS
 from llamahome.conversation import model_folder
+from llamahome.data.files.sources import open_source
+from llamahome.data.files.splits import to_measure
+from llamahome.data.records import Row
+from llamahome.data.rows.detect import SAMPLE, judged, judged_problem
 from llamahome.errors import ConfigError, DataError, Problem
 from llamahome.lm_eval_tasks import open_tasks, run_tasks
 from llamahome.measuring import Asked, Measured, RowsRead, find_compared, measure_both, read_rows_for
@@ -25,16 +29,8 @@ def report(target: str, data_path: str | Sequence[str] | None, loaded: LoadedCon
     Everything that can be refused is refused before the model is loaded.
     """
     say = session.progress.say
-    data_format = loaded.config.data.format
-    if data_path is not None and data_format in FORMAT_OF.values():
-        rows, unit = ("pairs", "pair") if data_format == "preference" else ("labelled answers", "answer")
-        message = (
-            f"train-eval measures a good answer to each prompt; a run measures its held-out {rows} as eval/loss and eval/{unit}_accuracy"
-        )
-        hint = "--set training.objective=sft --set 'data.columns={prompt: prompt, completion: chosen}'   measures the better answers"
-        if unit == "answer":
-            hint = "--set training.objective=sft   with a file of the good answers alone"
-        raise ConfigError(Problem(code="config.eval-of-pairs", message=message, where="data.format", hint=hint))
+    if data_path is not None:
+        _refuse_judged(data_path, loaded)
     metrics = _open_metrics(asked.metrics)
     tasks = open_tasks(asked.tasks) if asked.tasks else None
     if asked.answers is not None:
@@ -54,6 +50,26 @@ def report(target: str, data_path: str | Sequence[str] | None, loaded: LoadedCon
             if compared is not None:
                 result["base"]["metrics"].update(run_tasks(tasks, compared, loaded, device=session.world.device, say=say))
     return result
+
+
+def _refuse_judged(data_path: str | Sequence[str], loaded: LoadedConfig) -> None:
+    """Raise ConfigError if the rows hold bad answers beside good ones, or are to be read so: one good answer to each prompt is measured."""
+    data, objective = loaded.config.data, loaded.config.training.objective
+    source = open_source(data_path, wanted=to_measure(data))
+    parsed = (source.parsed(number) for number in range(min(SAMPLE, len(source))))
+    row = next((each for each in parsed if isinstance(each, Row)), None)
+    found = None if row is None else judged(row, data.columns)
+    if row is None or (found is None and data.format not in FORMAT_OF.values()):
+        return
+    measures = "train-eval measures one good answer to each prompt; a run measures such rows itself where they are held out"
+    if found is None:
+        message, sft = f"training.objective {objective} reads other rows", "--set training.objective=sft   measures rows with one answer"
+        raise ConfigError(Problem(code="config.eval-of-pairs", message=f"{message}, and {measures}", where=row.where, hint=sft))
+    hint, plain = found.good, "" if LEARNS[objective] == "answers" else "--set training.objective=sft "
+    if hint is not None:
+        is_setting = hint.startswith("--set")
+        hint = f"{plain}{hint}   measures the better answers" if is_setting else f"{hint}   writes the good answers, to measure them"
+    raise ConfigError(judged_problem(row, found, code="config.eval-of-pairs", why=measures, hint=hint))
 
 
 def _on_rows(

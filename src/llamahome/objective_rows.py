@@ -24,6 +24,21 @@ def refuse_without_prompts(config: Config, prepared: Prepared) -> None:
         raise DataError(Problem(code="data.no-prompts", message=message, where=prepared.reading.opened[0], hint=hint))
 
 
+def one_kind(config: Config, prepared: Prepared) -> tuple[str, str] | None:
+    """A warning and its consequence if kto has only good or only bad answers to learn from; of a stream, the first are looked at."""
+    if config.training.objective != "kto":
+        return None
+    table = prepared.examples if isinstance(prepared.examples, ExampleTable) else prepared.first_examples(64)
+    kinds = set(table.good.tolist())
+    if len(kinds) != 1:
+        return None
+    kind, other = ("good", "bad") if kinds.pop() else ("bad", "good")
+    consequence = f"nothing shows what is {other}, so the model only learns to give these answers more or less often"
+    if kind == "good":
+        consequence = "nothing shows what to avoid; training.objective sft learns good answers more directly"
+    return f"all {len(table):,} answers are labelled {kind}", consequence
+
+
 def open_taught(config: Config, prepared: Prepared, tokenizer: ChatTokenizer) -> Taught | None:
     """The folder of distill.teacher; None for other objectives. Raises DataError or ConfigError if it does not fit the rows."""
     if config.training.objective != "distill" or config.distill.teacher is None:

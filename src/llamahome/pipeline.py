@@ -36,7 +36,7 @@ from llamahome.recording import MemoryPlan, begin_to_show, first_line, open_reco
 from llamahome.reference_values import with_reference
 from llamahome.rollback import Rollback, plan_rollback, roll_back
 from llamahome.run_folder import branched_run, new_run, output_of_resumed, refuse_output, resumed_run
-from llamahome.rundir import RunPaths, open_run
+from llamahome.rundir import RunPaths, as_typed, open_run
 from llamahome.saving import Saver, require_space
 from llamahome.stages import check_stage, make_steps
 from llamahome.starting_adapter import with_adapter
@@ -126,6 +126,7 @@ def resume(
     before = read_saved_config(saved.config_path)
     loaded, in_new_run = output_of_resumed(change(saved.config_path))
     _check_run(loaded)
+    resuming.refuse_other_objective(before, loaded, checkpoint=as_typed(saved.model_dir))
     resuming.refuse_other_adapter(before, loaded)
     resuming.refuse_other_state(before, loaded, allowed=allowed, updated=bool(saved.optimizer_tensors))
     with open_session(loaded, phases=3 if saved.state.eval_loss is None and not saved.state.step else 2) as session:

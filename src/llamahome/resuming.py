@@ -53,6 +53,18 @@ def refuse_other_adapter(saved: LoadedConfig, loaded: LoadedConfig) -> None:
         raise ConfigError(Problem(code="model.adapter-differs", message=message, where=loaded.origins["model.adapter"]))
 
 
+def refuse_other_objective(saved: LoadedConfig, loaded: LoadedConfig, *, checkpoint: str) -> None:
+    """Raise ConfigError if training.objective was changed: rows, losses and the best evaluation mean something else with another one."""
+    old, new = saved.config.training.objective, loaded.config.training.objective
+    if old != new:
+        message = f"training.objective was {old} at the beginning, {new} now; what this run has measured does not compare with another loss"
+        begin = "--from-adapter" if loaded.config.training.method == "lora" else "--model"
+        hint = f"--set training.objective={old}, or a new run: llamahome train DATA {begin} {checkpoint} --set training.objective={new}"
+        raise ConfigError(
+            Problem(code="training.objective-differs", message=message, where=loaded.origins["training.objective"], hint=hint)
+        )
+
+
 def refuse_other_state(saved: LoadedConfig, loaded: LoadedConfig, *, allowed: Collection[str], updated: bool) -> None:
     """Raise if the checkpoint's optimizer is another one and has a state, or if the adapter learned beside other numbers of the base.
 
@@ -82,6 +94,7 @@ def with_changes(state: TrainerState, saved: LoadedConfig, loaded: LoadedConfig,
     new = resumed_curve(old, replanned, state.step, on_extend=loaded.config.schedule.on_extend, warmup_changed=warmup_changed)
     for line in _describe_change(state.step, old, new, replanned, loaded):
         progress.say(line)
+    _warn_of_other_loss(state, saved, loaded, progress)
     if warmup_changed and new.warmup == old.warmup:
         progress.say(f"training.warmup has no effect any more: the warm-up was over after step {old.warmup:,}")
     if new != old and new.begin == state.step - 1 and new.height < _LOW_RATE and state.step < new.horizon:
@@ -90,6 +103,17 @@ def with_changes(state: TrainerState, saved: LoadedConfig, loaded: LoadedConfig,
         again = "--set schedule.on_extend=replan plans the rate of the longer run from its start"
         progress.warn(message, f"the remaining {left:,} steps teach little; {again}")
     return _with(state, new)
+
+
+def _warn_of_other_loss(state: TrainerState, saved: LoadedConfig, loaded: LoadedConfig, progress: Progress) -> None:
+    """Say so if constants of the objective's loss were changed, because losses before and after then do not compare."""
+    old, new = saved.config.preference.model_dump(), loaded.config.preference.model_dump()
+    changed = [f"preference.{key}" for key in old if old[key] != new[key]]
+    if changed and state.step:
+        measured = "answer" if loaded.config.training.objective == "kto" else "pair"
+        message = f"{' and '.join(changed)} {'is' if len(changed) == 1 else 'are'} part of the loss and changed after step {state.step:,}"
+        consequence = f"losses before and after do not compare, nor does the best evaluation; eval/{measured}_accuracy does"
+        progress.warn(message, consequence)
 
 
 def _describe_change(step: int, old: Curve, new: Curve, replanned: Curve, loaded: LoadedConfig) -> list[str]:

@@ -29,6 +29,7 @@ SWEEP_FILE, TRIALS = "command.json", "trials"
 """What makes a folder that of a sweep, and the folder in it that holds the runs: docs/Sweep.md."""
 _METRICS = Path("data/metrics/logs")
 STARTED = Path("data/metrics/started")
+DRAFTS = Path("data/metrics/drafts")
 """What the dashboard knows of the trainings that it started, and what they printed."""
 _TENSORBOARD = Path("data/metrics/tensorboard")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")

@@ -9,7 +9,7 @@ from typing import Any
 from llamahome.config.describe import settings
 from llamahome.config.load import LoadedConfig, with_values
 from llamahome.config.yamltext import write_value
-from llamahome.conversation import model_folder, typed_base
+from llamahome.conversation import model_folder, quantization_of_run, typed_base
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.adapter import base_of, is_adapter
 from llamahome.rundir import as_typed, nearby
@@ -87,6 +87,8 @@ def _decided(recorded: dict[str, Any], loaded: LoadedConfig, folder: Path) -> di
         raise ConfigError(problems)
     if typed_base(loaded) is None:
         decided |= {"model.name": base_of(folder), "model.revision": recorded.get("revision")}
+        if not _is_typed(loaded.origins["model.quantization"]) and (kind := quantization_of_run(folder, loaded)) is not None:
+            decided["model.quantization"] = kind  # the adapter learned beside these numbers
     return decided
 
 

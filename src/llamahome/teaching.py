@@ -15,6 +15,7 @@ import torch
 from llamahome import assembly
 from llamahome.assembly import RunData, Session
 from llamahome.config.load import LoadedConfig, with_values
+from llamahome.config.objectives import LEARNS
 from llamahome.conversation import model_folder, open_to_measure
 from llamahome.data.steps.layout import make_microbatch
 from llamahome.data.store import taught
@@ -58,8 +59,14 @@ class AskedTeacher:
 def teach(data_path: Sequence[str], loaded: LoadedConfig, asked: AskedTeacher) -> Lesson:
     """Write what the teacher says at every target of every row of `data_path`.
 
-    Raises ConfigError for a teacher with another tokenizer or too few positions, DataError if the folder holds something else.
+    Raises ConfigError for pairs or labelled answers and for a teacher with another tokenizer or too few positions,
+    DataError if the folder holds something else.
     """
+    objective = loaded.config.training.objective
+    if LEARNS[objective] != "answers":
+        message = f"training.objective is {objective}, and a teacher is asked about one good answer to each prompt"
+        hint = "--set training.objective=sft, with data.columns naming the good answer of a pair"
+        raise ConfigError(Problem(code="config.teach-needs-answers", message=message, where="training.objective", hint=hint))
     values = {"data.eval_split": 0, "data.eval_path": None, "data.streaming": False}
     all_rows = with_values(loaded, values, origin="data teach")
     with assembly.open_session(all_rows, saves=False) as session:

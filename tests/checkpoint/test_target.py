@@ -33,6 +33,15 @@ def test_a_checkpoint_or_run_is_found_by_every_kind_of_name(run):
         assert (paths.run_id, paths.root, folder) == (run.run_id, run.root.resolve(), None)
 
 
+@pytest.mark.parametrize("content", ['{"command": ["sweep", "a b.jsonl", "--set", "lora.rank=2,4"]}', "{}", "[1", '{"command": 3}'])
+def test_the_folder_of_a_sweep_names_the_command_that_goes_on_with_it(run, content):
+    Path("output/sw").mkdir()
+    Path("output/sw/command.json").write_text(content)
+    problem = _problem("output/sw")
+    assert "the folder of a sweep" in problem.message
+    assert problem.hint == "llamahome sweep 'a b.jsonl' --set lora.rank=2,4" or "sweep" not in content
+
+
 def test_latest_is_the_newest_run_by_date_if_there_is_no_link(run):
     Path("output/training").unlink()
     newer = Path("output/runs/29990101-000000-late")

@@ -1,7 +1,12 @@
 """The commands that run for the page of a new training: few at a time, none after the server, and none whose form has changed."""
 
+import json
+import os
+import stat
+import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from tests.support.projects import wait_until
@@ -59,15 +64,54 @@ def test_an_answer_holds_for_the_form_it_was_asked_for() -> None:
         job.end()
 
 
-def test_a_draft_is_kept_until_a_training_was_started_from_it_or_twenty_came_after_it() -> None:
-    drafts, form = Drafts(), Form("a.jsonl")
+def test_a_draft_is_kept_until_a_training_was_started_from_it_or_twenty_came_after_it(tmp_path: Path) -> None:
+    drafts, form = Drafts(tmp_path), Form("a.jsonl")
     first = drafts.save("", form)
     assert drafts.save(first.name, replace(form, data="b.jsonl")) is first and drafts.find(first.name).form.data == "b.jsonl"
     first.started = "20261129-114732-692279"
     assert drafts.save(first.name, form) is not first
     for _ in range(20):
         drafts.save("", form)
-    assert drafts.find(first.name) is None
+    assert drafts.find(first.name) is None and len([*tmp_path.iterdir()]) == 20
+
+
+def test_another_server_finds_the_form_without_its_answers_and_shows_it_to_nobody_else(tmp_path: Path) -> None:
+    form = Form("a.jsonl", "tiny", settings="monitoring.notify=curl -H token\nlora.rank=4")
+    folder = tmp_path / "drafts"
+    name = Drafts(folder).save("", form).name
+    (path,) = folder.iterdir()
+    assert (stat.S_IMODE(folder.stat().st_mode), stat.S_IMODE(path.stat().st_mode)) == (0o700, 0o600)
+    later = Drafts(folder)
+    draft = later.find(name)
+    assert draft.form == form and draft.jobs == {} and not draft.is_planned and later.find(name) is draft
+    assert later.save(name, replace(form, epochs="2")) is draft and Drafts(folder).find(name).form.epochs == "2"
+    later.note_start(draft, "20261129-114732-692279")
+    assert [*folder.iterdir()] == [] and Drafts(folder).find(name) is None and later.find(name).started is not None
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"data": "x"}', json.dumps({**asdict(Form()), "data": 3}), "x" * 100_000])
+def test_a_damaged_file_of_a_draft_is_no_draft(tmp_path: Path, content: str) -> None:
+    (tmp_path / "abcdefghijkl.json").write_text(content)
+    assert Drafts(tmp_path).find("abcdefghijkl") is None
+
+
+def test_no_file_outside_the_folder_is_read_and_an_old_draft_is_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "drafts"
+    drafts = Drafts(folder)
+    name = drafts.save("", Form("a.jsonl")).name
+    (tmp_path / "elsewhere.json").write_text(json.dumps(asdict(Form("b.jsonl"))))
+    assert drafts.find("../elsewhere") is None and drafts.find("") is None and drafts.find("/etc/passwd") is None
+    month_ago = time.time() - 31 * 24 * 3600
+    os.utime(folder / f"{name}.json", (month_ago, month_ago))
+    assert Drafts(folder).find(name) is None
+    drafts.save("", Form("c.jsonl"))
+    assert len([*folder.iterdir()]) == 1
+
+
+def test_a_folder_that_cannot_be_written_costs_only_the_memory_of_the_next_server(tmp_path: Path) -> None:
+    (tmp_path / "drafts").write_text("a file")
+    drafts = Drafts(tmp_path / "drafts")
+    assert drafts.find(drafts.save("", Form("a.jsonl")).name).form.data == "a.jsonl"
 
 
 def test_of_a_long_text_the_lines_that_matter_are_shown() -> None:

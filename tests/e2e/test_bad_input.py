@@ -93,6 +93,9 @@ MISTAKES = {
     ),
     "no such model": Mistake(2, ["model.not-found"], ["'tinny'"], ("train", "chats.jsonl", "--model", "tinny")),
     "a hub id without the hub": Mistake(4, ["model.hub-failed"], ["HF_HUB_OFFLINE"], ("train", "chats.jsonl", "--model", "org/name")),
+    "a hub id as an argument without the hub": Mistake(
+        4, ["model.hub-failed"], ["MODEL:", "llamahome runs list"], ("train-eval", "org/name", "chats.jsonl")
+    ),
     "a model without weights": Mistake(2, ["model.no-weights"], ["mine"], TRAIN_MINE, model_without("model.safetensors")),
     "pickled weights": Mistake(
         2, ["model.pickled-weights"], ["mine", "code"], TRAIN_MINE, model_without("model.safetensors", instead="pytorch_model.bin")

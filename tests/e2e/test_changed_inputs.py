@@ -71,6 +71,7 @@ CASES = {
     "lora.rank": settings("lora.rank=8", "", refused="model.weights-do-not-fit", fast=True),
     "lora.target_modules": settings("lora.target_modules=[q_proj]", "", refused="model.weights-do-not-fit"),
     "model.adapter": settings("model.adapter=elsewhere", "", refused="model.adapter-differs"),
+    "training.objective": settings("training.objective=orpo", "--from-adapter output/", refused="training.objective-differs", fast=True),
     "training.optimizer": settings("training.optimizer=adafactor", "--set training.optimizer=adamw", refused="training.optimizer-differs"),
     "model.quantization": settings("model.quantization=int8", "--allow-changed base", refused="checkpoint.base-changed"),
     "data.max_length": settings("data.max_length=70", "--allow-changed data", refused="checkpoint.data-changed"),

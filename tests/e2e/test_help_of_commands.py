@@ -152,6 +152,8 @@ FAULTS = (
     Fault("data.no-pairs", (*TRAIN, "--set", "training.objective=dpo")),
     Fault("data.preference", ("train", "rows.jsonl", "--max-steps", "1"), _pairs),
     Fault("config.eval-of-pairs", ("train-eval", "tiny", "rows.jsonl", "--set", "training.objective=dpo"), _pairs),
+    Fault("config.eval-of-pairs", ("train-eval", "tiny", "rows.jsonl"), _pairs),
+    Fault("config.eval-of-pairs", ("train-eval", "tiny", "chats.jsonl", "--set", "training.objective=dpo")),
     Fault("data.mixture-empty", (*TRAIN, "--set", "data.mixture={chats.jsonl: 0}")),
     Fault("data.unknown-split", ("train", "folder", "--max-steps", "1", "--set", "data.split=trian"), _split),
     Fault("data.several-splits", ("train", "folder", "--max-steps", "1"), _two_to_train),
@@ -194,7 +196,7 @@ _REASONS = {
     "would write outside of the folder of the test": "machine.output-not-writable machine.cannot-write",
     "names a command that needs a run": (
         "run.ambiguous run.stopped checkpoint.newer-schema model.is-an-adapter model.not-here model.adapter-differs "
-        "model.not-trainable-adapter training.reference-lost training.optimizer-differs checkpoint.base-changed "
+        "model.not-trainable-adapter training.reference-lost training.optimizer-differs training.objective-differs checkpoint.base-changed "
         "sweep.losses-differ"
     ),
     "needs a run that ends faster than it can be killed": "checkpoint.not-killed",

@@ -55,7 +55,16 @@ def test_labelled_answers_and_others_are_not_taken_for_each_other(rated: Project
     assert both.codes == ["data.no-labels"] and "training.objective=dpo" in both.helps[0]
     plain = rated.type("train", "labels.jsonl").expect(3)
     assert plain.codes == ["data.preference"] and plain.helps[0].startswith("--set training.objective=kto")
-    assert rated.type("train-eval", "tiny", "labels.jsonl", *KTO).expect(2).codes == ["config.eval-of-pairs"]
+    for words in ((), KTO):
+        measured = rated.type("train-eval", "tiny", "labels.jsonl", *words).expect(2)
+        assert measured.codes == ["config.eval-of-pairs"] and measured.helps[0].startswith("jq ") and "kto" not in measured.helps[0]
+
+
+@pytest.mark.parametrize(("kept", "said"), [(True, "training.objective sft learns good answers"), (False, "nothing shows what is good")])
+def test_labels_of_one_kind_are_warned_of(rated: Project, kept: bool, said: str) -> None:
+    write_rows(rated.folder / "labels.jsonl", [row for row in labelled(48) if row["label"] == kept])
+    answer = rated.type("train", "labels.jsonl", *KTO, "--max-steps", "1").expect(0)
+    assert f"all 24 answers are labelled {'good' if kept else 'bad'}" in answer.err and said in answer.err
 
 
 def test_the_data_commands_and_the_plan_read_labelled_answers(rated: Project) -> None:

@@ -75,8 +75,18 @@ def test_pairs_and_answers_are_not_taken_for_each_other(paired: Project) -> None
     assert answers.codes == ["data.no-pairs"] and "training.objective=sft" in answers.helps[0]
     both = paired.type("train", "pairs.jsonl").expect(3)
     assert both.codes == ["data.preference"] and both.helps[0].startswith("--set training.objective=dpo")
-    measured = paired.type("train-eval", "tiny", "pairs.jsonl", "--set", "training.objective=dpo").expect(2)
-    assert measured.codes == ["config.eval-of-pairs"]
+    for words in ((), ("--set", "training.objective=dpo")):
+        measured = paired.type("train-eval", "tiny", "pairs.jsonl", *words).expect(2)
+        assert measured.codes == ["config.eval-of-pairs"] and "objective=dpo" not in measured.helps[0]
+
+
+def test_a_teacher_is_not_asked_about_pairs(paired: Project) -> None:
+    for objective in ("dpo", "kto"):
+        words = ("data", "teach", "pairs.jsonl", "--teacher", "tiny", "--output", "taught", "--set", f"training.objective={objective}")
+        refused = paired.type(*words).expect(2)
+        assert refused.codes == ["config.teach-needs-answers"] and not (paired.folder / "taught").exists()
+    good = "data.columns={prompt: prompt, completion: chosen}"
+    paired.type(*words[:-2], "--set", "training.objective=sft", "--set", good).expect(0)
 
 
 def test_the_data_commands_and_the_plan_read_pairs(paired: Project) -> None:

@@ -72,6 +72,16 @@ def test_the_merged_export_holds_the_numbers_that_the_weights_stand_for(trained:
     assert measured[0]["loss"] == pytest.approx(measured[1]["loss"], rel=1e-4)
 
 
+def test_an_adapter_is_trained_further_beside_the_numbers_that_it_learned_beside(trained: Project) -> None:
+    further = ("train", "chats.jsonl", "--from-adapter", "one", "--max-steps", "1")
+    answer = trained.type(*further, "--output", "further").expect(0)
+    assert "model.quantization null -> nf4" in answer.err and len(quantized(trained)) == 1
+    first, last = (RunFiles(trained.folder, trained.folder / name).by_step("eval/loss") for name in ("further", "one"))
+    assert first[0] == pytest.approx(last[max(last)], abs=1e-4)
+    beside_base = trained.type(*further, "--output", "wider", "--set", "model.quantization=null").expect(0)
+    assert "model.quantization" not in beside_base.err
+
+
 def test_a_plan_counts_the_packed_weights(trained: Project) -> None:
     plain, packed = (
         trained.type("plan", "chats.jsonl", "--model", "wide", "--set", f"model.quantization={kind}", "--json").expect(0).json

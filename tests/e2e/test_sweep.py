@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from tests.e2e.test_readme import commands_of
-from tests.support.projects import ROOT, Project, chats, wait_until, write_rows
+from tests.support.projects import ROOT, Project, RunFiles, chats, pairs, wait_until, write_rows
 
 from llamahome.monitoring.resources import free_memory_bytes
 
@@ -100,7 +100,8 @@ def test_a_sweep_compares_its_runs_and_types_the_best(project: Project) -> None:
         (("--set", "lora.rank=2,4", "--from-adapter", "nothing-here"), "model.not-found"),
         (("--set", "lora.rank=2,4", "--set", "data.eval_split=0"), "sweep.nothing-held-out"),
         (("--set", "lora.rank=2,4", "--set", "output.name=a"), "sweep.key-twice"),
-        (("--set", "training.objective=dpo", "--set", "preference.beta=0.1,0.5"), "sweep.losses-differ"),
+        (("--set", "training.objective=dpo,ipo"), "sweep.losses-differ"),
+        (("--set", "training.objective=dpo", "--set", "preference.length_normalized=true,false"), "sweep.losses-differ"),
         (("--set", "training.objective=sft,dpo"), "sweep.losses-differ"),
         (("--set", "lora.rank=2,4", "--world-size", "2", "--dry-run"), "sweep.no-plan"),
         (("--set", "lora.rank=2,4", "--output", "data"), "sweep.not-a-sweep"),
@@ -111,6 +112,20 @@ def test_what_cannot_be_swept_is_refused_before_anything_starts(project: Project
     answer = project.type("sweep", "chats.jsonl", *words)
     assert code in answer.codes and answer.status == 2, answer.err
     assert not (project.folder / "output").exists()
+
+
+@pytest.mark.slow
+def test_constants_of_a_loss_are_ranked_by_what_does_not_depend_on_them(project: Project) -> None:
+    write_rows(project.folder / "pairs.jsonl", pairs(24))
+    words = ("sweep", "pairs.jsonl", "--set", "training.objective=dpo", "--set", "preference.beta=20,0.1,1", "--max-steps", "3")
+    answer = project.type(*words, "--output", "mine").expect(0)
+    assert "ranked by held-out pair accuracy" in answer.out.splitlines()[0]
+    trials = json.loads((project.folder / "mine/sweep.json").read_text())["trials"]
+    own = {trial["trial"]: RunFiles(project.folder, project.folder / "mine/trials" / trial["trial"]) for trial in trials}
+    accuracies = {name: run.by_step("eval/pair_accuracy")[3] for name, run in own.items()}
+    assert [trial["final_value"] for trial in trials] == [accuracies[trial["trial"]] for trial in trials]
+    assert [trial["final_value"] for trial in trials] == sorted(accuracies.values(), reverse=True)
+    assert {trial["ranked_by"] for trial in trials} == {"pair_accuracy"} and {trial["mean_loss"] for trial in trials} == {None}
 
 
 def test_a_dry_run_counts_the_runs_and_starts_none(project: Project) -> None:

@@ -151,6 +151,14 @@ def test_the_error_for_a_hub_id_offline_says_so(tmp_path: Path, monkeypatch: pyt
     assert problem_of(error).startswith("model.hub-failed")
 
 
+def test_a_path_below_the_folders_of_runs_and_data_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "output").mkdir()
+    with pytest.raises(ConfigError) as error:
+        find_model("output/nothing", say=lambda _: None)
+    assert problem_of(error).startswith("model.not-found")
+
+
 def test_names_are_folders_or_folders_under_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     made = save_tiny(tmp_path / "data/models/base/tiny")

@@ -1,6 +1,9 @@
 """A base is quantised once, in bitsandbytes' layout, and a model beside it computes what the numbers that its weights stand for give."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,6 +165,17 @@ def test_the_copy_is_whole_or_not_there(base: Path, tmp_path: Path, monkeypatch:
         write_quantized(base, "nf4", tmp_path / "made" / "copy", say=quiet)
     assert error.value.problems[0].code == "model.quantized-not-written"
     assert list((tmp_path / "made").iterdir()) == []
+
+
+def test_what_killed_processes_left_is_removed_and_what_others_write_stays(base: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    left, others = (tmp_path / f".another-nf4-0123.{pid}.tmp" for pid in (process.pid, os.getppid()))
+    for folder in (left, others):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+    write_quantized(base, "nf4", tmp_path / "copy", say=quiet)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([others.name, "copy"])
 
 
 def test_a_weight_that_is_not_finite_is_refused_with_its_name(tmp_path: Path) -> None:

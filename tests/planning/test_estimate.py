@@ -87,6 +87,19 @@ def test_the_plan_of_rows_has_the_steps_of_the_run(tmp_path: Path, monkeypatch: 
     assert (few["steps"], few["epochs"]) == (1, 2) and few["tokens_per_step"] == pytest.approx(10 * plan["tokens_per_step"])
 
 
+def test_the_plan_of_a_run_on_its_own_answers_says_that_they_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "tiny")
+    write_rows(tmp_path / "chats.jsonl", chats(12))
+    (tmp_path / "mine.py").write_text("def score(answer, reference):\n    return 1.0\n")
+    words = ["plan", "chats.jsonl", "--model", "tiny", "--set", "training.batch_size=4", "--set", "data.eval_split=0"]
+    grpo = ["--reward", "mine.py:score", "--set", "training.objective=grpo", "--set", "grpo.group_size=3"]
+    text = CliRunner().invoke(app, [*words, *grpo], catch_exceptions=False).stdout
+    assert "drawing and learning 12 answers in each step is not counted" in text
+    assert "not counted" not in CliRunner().invoke(app, words, catch_exceptions=False).stdout
+    assert json.loads(CliRunner().invoke(app, [*words, *grpo, "--json"], catch_exceptions=False).stdout)["answers_per_step"] == 12
+
+
 BAD = {
     "unknown model": (["--model", "nonsense", "--world-size", "8"], ConfigError, "model.no-config"),
     "no processes": (["--world-size", "0"], ConfigError, "config.out-of-range"),

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from llamahome.checkpoint import manifest
 from llamahome.checkpoint.state import STATE, read_state
 from llamahome.errors import CheckpointError, Problem, UsageError
-from llamahome.rundir import NEWEST, RUNS, RunPaths, as_typed, first_command, free_beside, open_run
+from llamahome.rundir import NEWEST, RUNS, SWEEP_FILE, RunPaths, as_typed, first_command, free_beside, open_run
 
 _CHECKPOINT_NAME = re.compile(r"checkpoint-\d+")
 
@@ -32,7 +33,7 @@ def resolve(target: str, *, command: str = "llamahome train-resume") -> tuple[Ru
             return open_run(folder), None
     if match := _run_by_part(target):
         return open_run(match), None
-    hint = _command_of_similar_run(command, target)
+    hint = _command_of_sweep(Path(target)) or _command_of_similar_run(command, target)
     raise CheckpointError(Problem(code="checkpoint.not-a-checkpoint", message=_describe(Path(target)), where=target, hint=hint))
 
 
@@ -84,9 +85,20 @@ def _describe(path: Path) -> str:
         return f"this checkpoint folder has no {manifest.NAME}: it is damaged or another program wrote it"
     if any((path / name).is_file() for name in ("adapter_config.json", "config.json")):
         return "this is a trained model without optimizer and position, which cannot be resumed"
+    if (path / SWEEP_FILE).is_file():
+        return "this is the folder of a sweep, which goes on with the command that began it; its runs are under trials/"
     if any(path.iterdir()):
         return "this folder is neither a checkpoint nor a run"
     return "this folder is empty"
+
+
+def _command_of_sweep(folder: Path) -> str | None:
+    """The command of the sweep in this folder; None if there is none or its file is damaged."""
+    try:
+        words = json.loads((folder / SWEEP_FILE).read_text(encoding="utf-8"))["command"]
+        return shlex.join(["llamahome", *words])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _command_of_similar_run(command: str, target: str) -> str:

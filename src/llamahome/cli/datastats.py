@@ -12,6 +12,7 @@ from llamahome.cli import options
 from llamahome.cli.datacheck import no_quality, paths, processes, progress_bar, tokenizer_model
 from llamahome.cli.model_limits import find_tokenizer, fit_settings
 from llamahome.errors import DataError, Problem
+from llamahome.units import many
 
 if TYPE_CHECKING:
     from llamahome.config.schema import DataConfig
@@ -80,19 +81,30 @@ def longest_rows(paths: Sequence[str], data: "DataConfig", tokenizer: "Tokenizer
 
 
 def _scan(request: "Request") -> "Side":
-    """Read all rows; raises DataError if a file cannot be read at all."""
+    """Read all rows; raises DataError if a file cannot be read at all, or with the errors of the rows if not one of them is usable."""
     from llamahome.data.checks.check import look_over
+    from llamahome.data.checks.findings import Tally
 
     problems: list[Problem] = []
+    of_rows = Tally()
 
-    def keep_file_errors(found: "Found") -> None:
-        if found.place is None and found.level == "error":
+    def keep_errors(found: "Found") -> None:
+        if found.level == "error" and found.place is None:
             problems.append(found.problem)
+        elif found.level == "error":
+            of_rows.add(found)
 
     with progress_bar() as watch:
-        side = look_over(request, keep_file_errors, watch=watch)
+        side = look_over(request, keep_errors, watch=watch)
     if side is None or problems:
         raise DataError(problems)
+    if len(side.facts) and not side.facts.usable.any():
+        shown = [found.problem for found in of_rows.shown()]
+        if len(shown) < of_rows.total("error"):
+            message = f"not one of {many(len(side.facts), 'row')} can be used; the first errors of each kind are above"
+            check = shlex.join(["llamahome", "data", "check", *request.paths])
+            shown.append(Problem(code="data.bad-rows", message=message, where=", ".join(request.paths), hint=f"{check} --json"))
+        raise DataError(shown)
     return side
 
 

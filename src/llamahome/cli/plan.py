@@ -113,10 +113,11 @@ def _print_estimate(loaded: "LoadedConfig", data_path: list[str], as_json: bool)
         from llamahome.planning import estimate
 
     result = estimate.estimate(data_path, loaded, say=lambda line: print(line, file=sys.stderr))
-    print(json.dumps(_estimate_json(result)) if as_json else "\n".join(_estimate_lines(result)))
+    answers = result.batch_size * loaded.config.grpo.group_size if loaded.config.training.objective == "grpo" else 0
+    print(json.dumps(_estimate_json(result, answers)) if as_json else "\n".join(_estimate_lines(result, answers)))
 
 
-def _estimate_json(estimate: "Estimate") -> dict[str, Any]:
+def _estimate_json(estimate: "Estimate", answers: int) -> dict[str, Any]:
     return {
         "simulated": False,
         "rows": estimate.report.epoch_rows,
@@ -128,13 +129,15 @@ def _estimate_json(estimate: "Estimate") -> dict[str, Any]:
         "adapters": estimate.adapters,
         "step": _forecast_json(estimate.step, estimate.remedy),
         "seconds": estimate.seconds,
+        "answers_per_step": answers,
         "checkpoint_bytes": estimate.checkpoint_bytes,
         "copy_bytes": estimate.copy_bytes,
         "disk_bytes": estimate.disk_bytes,
     }
 
 
-def _estimate_lines(estimate: "Estimate") -> Iterator[str]:
+def _estimate_lines(estimate: "Estimate", answers: int) -> Iterator[str]:
+    """The plan for people; `answers` are those that the model gives itself in each step."""
     from llamahome.units import many, show_bytes, show_count, show_seconds
 
     step, memory, horizon = estimate.step, estimate.step.memory, estimate.plan.horizon
@@ -155,6 +158,8 @@ def _estimate_lines(estimate: "Estimate") -> Iterator[str]:
     if estimate.copy_bytes:
         yield f"            {show_bytes(estimate.copy_bytes)} more to write checkpoints from, if a quarter of the free memory holds it"
     yield f"time        about {show_seconds(estimate.seconds)}, {step.tokens_per_s:,.0f} tokens/s, without evaluations and saving"
+    if answers:
+        yield f"            of the rows alone: drawing and learning {answers:,} answers in each step is not counted and takes longer"
     yield f"disk        up to {show_bytes(estimate.disk_bytes)}; a checkpoint is {show_bytes(estimate.checkpoint_bytes)}"
 
 

@@ -62,6 +62,7 @@ def sweep(
     from llamahome.cli.sweep_devices import make_slots, show_plan
     from llamahome.sweep import course
     from llamahome.sweep.grid import make_grid
+    from llamahome.sweep.table import shown_figure
     from llamahome.sweep.trials import Runner
 
     fixed = overrides.load()
@@ -71,7 +72,7 @@ def sweep(
     flags = {key: flag for key, (flag, _) in overrides.flags.items()}
     grid = make_grid(listed, seeds, lambda each: _loaded(overrides, [*added, *each]), flags)
     files = _check(grid, data_paths)
-    pruning = prune == "auto"
+    pruning = prune == "auto" and grid.trials[0].figure == "loss"
     slots = make_slots(jobs, grid, data_paths, say=_say)
     if dry_run:
         show_plan(grid, data_paths, len(slots), as_json=as_json, say=_say)
@@ -86,6 +87,8 @@ def sweep(
 
     lock = course.open_folder(folder, mark, course.content_of(files), sys.argv[1:], say=_say)
     _say(f"sweep: {len(grid.trials)} runs, {len(slots)} at a time, in {folder}")
+    if grid.trials[0].figure != "loss":
+        _say(f"ranked by held-out {shown_figure(grid.trials[0].figure)}, because the loss of runs with other constants does not compare")
     _say(f"each is: llamahome {shlex.join(train(grid.trials[0], folder / 'trials' / '001'))}")
     runner = Runner(folder, train, slots, lock, _say)
     with _stopping(runner):
@@ -137,7 +140,6 @@ def _check(grid: "Grid", data_paths: Sequence[str]) -> list[str]:
     from llamahome.data.files.splits import to_evaluate, to_train
 
     files: list[str] = []
-    _refuse_other_losses(grid)
     for loaded in grid.loaded:
         _check_held_out(loaded)
         _refuse_machines(loaded)
@@ -152,20 +154,6 @@ def _check(grid: "Grid", data_paths: Sequence[str]) -> list[str]:
         known.add(shown)
     _check_adapters(grid)
     return files
-
-
-def _refuse_other_losses(grid: "Grid") -> None:
-    """Raise ConfigError if a listed value is a constant of the loss: the runs would be ranked by figures that mean different things."""
-    from llamahome.config.objectives import LEARNS
-    from llamahome.errors import ConfigError, Problem
-
-    objectives = {loaded.config.training.objective for loaded in grid.loaded}
-    pairs = any(LEARNS.get(name) == "pairs" for name in objectives)
-    varied = [key for key in grid.trials[0].values if key == "training.objective" or key.startswith("preference.")]
-    if pairs and varied:
-        message = f"{varied[0]} is part of the held-out loss of pairs, so the losses of these runs cannot be compared"
-        hint = "train each with its own --output; llamahome runs compare RUN RUN   shows the pair accuracy of each"
-        raise ConfigError(Problem(code="sweep.losses-differ", message=message, where=varied[0], hint=hint))
 
 
 def _refuse_machines(loaded: "LoadedConfig") -> None:

@@ -9,12 +9,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from llamahome.dashboard.commands import Form
+from llamahome.dashboard.draft_files import DraftFiles
 from llamahome.dashboard.jobs import Job, Jobs
 from llamahome.dashboard.rows import tokens_shown
 from llamahome.data.view import Kind as Shade
+from llamahome.rundir import DRAFTS
 from llamahome.units import many, show_bytes, show_seconds
 
 Kind = Literal["fetch", "check", "show", "plan"]
@@ -52,16 +55,19 @@ class Draft:
 
 
 class Drafts:
-    """The newest drafts by name; an older one ends its commands. Threads may share it."""
+    """The newest drafts by name; an older one ends its commands. Their forms are kept on the disk. Threads may share it."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path = DRAFTS) -> None:
         self._lock = threading.Lock()
         self._jobs = Jobs()
+        self._files = DraftFiles(folder, most=_KEPT)
         self._drafts: OrderedDict[str, Draft] = OrderedDict()
 
     def find(self, name: str) -> Draft | None:
-        """The draft of this name."""
+        """The draft of this name; one of an earlier server has its form and no commands yet."""
         with self._lock:
+            if name not in self._drafts and (form := self._files.read(name)) is not None:
+                self._drafts[name] = Draft(name, form)
             return self._drafts.get(name)
 
     def save(self, name: str, form: Form) -> Draft:
@@ -72,12 +78,18 @@ class Drafts:
                 draft = Draft(secrets.token_urlsafe(9), form)
                 self._drafts[draft.name] = draft
             draft.form = form
+            self._files.write(draft.name, form)
             self._drafts.move_to_end(draft.name)
             old = [self._drafts.popitem(last=False)[1] for _ in range(len(self._drafts) - _KEPT)]
         for each in old:
             for job in each.jobs.values():
                 self._jobs.end(job)
         return draft
+
+    def note_start(self, draft: Draft, training: str) -> None:
+        """The draft has become a training; its form is kept no longer."""
+        draft.started = training
+        self._files.remove(draft.name)
 
     def run(self, draft: Draft, *kinds: Kind) -> None:
         """Run the commands of these kinds again, in place of earlier ones. Raises TooManyJobs."""
@@ -154,8 +166,9 @@ def shown_plan(printed: str) -> dict[str, Any] | None:
         return None
     step, memory = found["step"], found["step"]["memory_bytes"]
     steps = f"{found['steps']:,}"
+    beside = "without drawing and learning answers" if found.get("answers_per_step") else "without evaluations and saving"
     figures = [
-        ("Time", show_seconds(found["seconds"]) if found["seconds"] >= 1 else "under 1 s", "without evaluations and saving"),
+        ("Time", show_seconds(found["seconds"]) if found["seconds"] >= 1 else "under 1 s", beside),
         ("Memory", show_bytes(memory["total"]), "beside Python and its libraries"),
         ("Steps", steps, f"{_epochs(found['epochs'])} of {many(found['rows'], 'row')}"),
         ("Rows of a step", f"{found['batch_size']:,}", f"about {found['tokens_per_step']:,.0f} tokens"),

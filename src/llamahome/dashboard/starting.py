@@ -29,6 +29,7 @@ _MOST_OF_A_FORM = 64 << 10
 _SECONDS_FOR_A_FORM = 30
 _RESUMABLE = ("stopped", "failed", "lost")
 UPLOAD = "/start/upload"
+_NO_DRAFT = "There is no such draft. Drafts are kept until a training is started from them, for a month, and twenty at most."
 Action = Callable[[Request, dict[str, str]], Response]
 
 
@@ -74,7 +75,7 @@ class Starting:
         """GET /start/DRAFT: the form, and what the commands have said about it."""
         draft = self._drafts.find(request.path_params["draft"])
         if draft is None:
-            return self._pages.missing("This server does not know this draft. It forgets drafts when it ends.")
+            return self._pages.missing(_NO_DRAFT)
         return self._page(draft, draft.form)
 
     def save(self, _: Request, given: dict[str, str]) -> Response:
@@ -98,7 +99,7 @@ class Starting:
 
     def _train(self, draft: Draft | None) -> Response:
         if draft is None:
-            return self._pages.missing("This server does not know this draft. It forgets drafts when it ends.")
+            return self._pages.missing(_NO_DRAFT)
         if draft.started is not None:
             return self._page(draft, draft.form, refused="This training has been started already.", status=409)
         if not draft.is_planned:
@@ -107,7 +108,7 @@ class Starting:
             record = self._started.start(draft.form.train())
         except RefusedStart as error:
             return self._page(draft, draft.form, refused=str(error), status=409)
-        draft.started = record.name
+        self._drafts.note_start(draft, record.name)
         return RedirectResponse(f"/started/{record.name}", 303)
 
     def started(self, request: Request) -> Response:

@@ -29,7 +29,7 @@ from llamahome.model.probe import UnsupportedModel, choose_packing
 from llamahome.model.starter import fetch_starter
 from llamahome.model.unsupported import first_line, missing_weights, other_shapes, why_no_decoder, why_unknown
 from llamahome.model.weightfiles import INDEX, check_finite, check_weight_files
-from llamahome.rundir import BASE_MODELS, STARTER, as_typed
+from llamahome.rundir import BASE_MODELS, RUNS, STARTER, as_typed
 
 CausalLM = PreTrainedModel
 """A causal language model of transformers."""
@@ -53,7 +53,8 @@ def find_model(name: str, *, revision: str | None = None, say: Callable[[str], N
             return folder
     if name == STARTER:
         return fetch_starter(say=say)
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:  # a path, no hub id
+    own = Path(name).parts[:1] in (RUNS.parts[:1], BASE_MODELS.parts[:1]) and Path(name).parent.is_dir()
+    if own or name.startswith((".", "/", "~")) or name.count("/") != 1:  # a path, no hub id
         raise ConfigError(_unknown_model(name))
     return _from_hub(name, revision, say)
 

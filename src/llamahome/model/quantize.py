@@ -173,6 +173,7 @@ def write_quantized(base: Path, kind: Kind, folder: Path, *, say: Callable[[str]
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         durable.remove_tree(partial)
+        durable.remove_remains(folder.parent, ".*.tmp")
         partial.mkdir(parents=True)
         _write(base, kind, partial)
         durable.flush_tree(partial)

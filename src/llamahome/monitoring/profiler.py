@@ -58,9 +58,11 @@ class StepProfiler:
         self._written = False
 
     @property
-    def ends(self) -> bool:
-        """Whether the next step is behind the plan, so that its beginning writes the results: 15 s for two steps of the starter."""
-        return self._profile is not None and self._step >= self._plan.last
+    def changes(self) -> bool:
+        """Whether the next step starts the profile, or writes it first: 0.1 s, and 15 s for two steps of the starter."""
+        if self._profile is not None:
+            return self._step >= self._plan.last
+        return not self._written and self._plan.first <= self._step + 1 <= self._plan.last
 
     def next_step(self) -> None:
         """The loop begins another step."""
@@ -151,7 +153,7 @@ class ProfiledClock(PartClock):
     def part(self, name: str) -> Iterator[None]:
         """Count the time in the block as `name`, and mark it in the profile."""
         if name == "data":
-            with super().part("profile") if self._profiler.ends else nullcontext():
+            with super().part("profile") if self._profiler.changes else nullcontext():
                 self._profiler.next_step()
         with self._profiler.range(name), super().part(name):
             yield

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from llamahome.config.check import check_config
 from llamahome.config.describe import settings
 from llamahome.config.load import LoadedConfig
+from llamahome.config.objectives import LEARNS
 from llamahome.errors import ConfigError, Problem, UsageError
 
 MOST_TRIALS = 1000
@@ -32,6 +33,8 @@ class Trial:
     """Everything after --set, also what is the same in all trials."""
     final: str = "last"
     """Whether a trial is compared by its `last` evaluation, or by its `best` because `output.final` keeps that model."""
+    figure: str = "loss"
+    """What trials are ranked by, without eval/: the held-out `loss`, or an accuracy where constants of the loss are listed."""
 
     @property
     def name(self) -> str:
@@ -122,7 +125,26 @@ def _combine(listed: Sequence[tuple[str, list[str]]], seeds: int, first_seed: in
             loaded.append(config)
     if problems:
         raise ConfigError([each for problem, where in problems.values() for each in _placed(problem, list(where), len(trials) // seeds)])
-    return Grid(trials, loaded)
+    return Grid(ranked_by(trials, loaded), loaded)
+
+
+def ranked_by(trials: Sequence[Trial], loaded: Sequence[LoadedConfig]) -> list[Trial]:
+    """The trials with their figure. Raises ConfigError if the held-out rows of two of them are measured by figures that do not compare.
+
+    A loss does not compare with one of other constants, under `preference`; the share of answers that are judged rightly does. It does
+    not where the objective or the division by lengths differs, because they judge the same answers by other rewards.
+    """
+    learns = {LEARNS[each.config.training.objective] for each in loaded}
+    varied = list(trials[0].values)
+    constants = [key for key in varied if key.startswith("preference.")]
+    if learns == {"answers"} or not (constants or "training.objective" in varied):
+        return list(trials)
+    for key in ("training.objective", "preference.length_normalized"):
+        if key in varied:
+            message = f"{key} says how a held-out answer is judged, so neither losses nor accuracies of these runs can be compared"
+            hint = "train each with its own --output, and compare answers: llamahome train-eval RUN DATA --metric NAME"
+            raise ConfigError(Problem(code="sweep.losses-differ", message=message, where=key, hint=hint))
+    return [replace(trial, figure="answer_accuracy" if learns == {"labelled"} else "pair_accuracy") for trial in trials]
 
 
 def _placed(problem: Problem, combinations: Sequence[str], count: int) -> list[Problem]:

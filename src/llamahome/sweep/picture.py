@@ -1,9 +1,9 @@
-"""Draws sweep.svg: the held-out loss of the final model of every trial, for each setting, with a line through the means."""
+"""Draws sweep.svg: the held-out loss or accuracy of the final model of every trial, for each setting, with a line through the means."""
 
 from collections.abc import Sequence
 from html import escape
 
-from llamahome.sweep.table import Row
+from llamahome.sweep.table import Row, shown_figure
 
 _WIDTH, _LEFT, _LINE, _TOP = 860, 330, 26, 46
 
@@ -21,7 +21,7 @@ def draw(rows: Sequence[Row]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" font-family="sans-serif" font-size="13">',
         f'<rect width="{_WIDTH}" height="{height}" fill="white"/>',
-        '<text x="12" y="24" font-size="15">Held-out loss of the final model, nats per target; a dot for each run</text>',
+        f'<text x="12" y="24" font-size="15">Held-out {_title(rows)} of the final model; a dot for each run</text>',
     ]
     for number, row in enumerate(rows):
         y = _TOP + _LINE * number + _LINE / 2
@@ -43,3 +43,7 @@ def draw(rows: Sequence[Row]) -> str:
         parts.append(f'<text x="{_LEFT + 20}" y="{bottom}">{low:.4f}</text>')
         parts.append(f'<text x="{_WIDTH - 40}" y="{bottom}" text-anchor="end">{high:.4f}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _title(rows: Sequence[Row]) -> str:
+    return shown_figure(rows[0].figure) if rows and rows[0].figure != "loss" else "loss, in nats per target,"

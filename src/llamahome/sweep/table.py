@@ -1,11 +1,14 @@
-"""The table of a sweep: its settings from the lowest held-out loss up, the spread over seeds, and which cannot be told apart."""
+"""The table of a sweep: its settings from the best held-out figure on, the spread over seeds, and which cannot be told apart.
+
+The figure is the loss, or an accuracy where constants of the loss are listed.
+"""
 
 import csv
 import io
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llamahome.sweep.grid import Trial
@@ -21,10 +24,15 @@ class Row:
     trials: list[tuple[Trial, Progress]]
 
     @property
+    def figure(self) -> str:
+        """What the setting is ranked by."""
+        return self.trials[0][0].figure
+
+    @property
     def last(self) -> list[float]:
-        """The held-out loss of the final model of each finished seed: after its last step, or the best with `output.final: best`."""
-        found = [final_loss(trial, progress) for trial, progress in self.trials if progress.state == "finished" and progress.losses]
-        return [loss for loss in found if math.isfinite(loss)]
+        """The held-out figure of the final model of each finished seed: after its last step, or of the step that became final/."""
+        found = [final_value(trial, progress) for trial, progress in self.trials if progress.state == "finished"]
+        return [value for value in found if value is not None and math.isfinite(value)]
 
     @property
     def mean(self) -> float | None:
@@ -40,48 +48,70 @@ class Row:
     def noise(self) -> float:
         """Of its mean: that of one evaluation and the standard error over seeds, as two standard errors."""
         targets = max((progress.targets for _, progress in self.trials), default=0)
-        return math.hypot(2 / math.sqrt(max(1, targets)), 2 * (self.deviation or 0.0) / math.sqrt(max(1, len(self.last))))
+        of_one = 2.0 if self.figure == "loss" else 1.0  # two standard deviations of one target, and of one answer that is right or not
+        return math.hypot(of_one / math.sqrt(max(1, targets)), 2 * (self.deviation or 0.0) / math.sqrt(max(1, len(self.last))))
+
+    @property
+    def cost(self) -> float | None:
+        """The mean, so that less is better."""
+        return None if self.mean is None else self.mean if self.figure == "loss" else -self.mean
 
 
-def final_loss(trial: Trial, progress: Progress) -> float:
-    """Held-out loss of the final model of a trial that was evaluated."""
-    return min(progress.losses.values()) if trial.final == "best" else progress.losses[max(progress.losses)]
+def shown_figure(figure: str) -> str:
+    """The figure in words: loss, pair accuracy, answer accuracy."""
+    return figure.replace("_", " ")
+
+
+def final_value(trial: Trial, progress: Progress) -> float | None:
+    """The held-out figure of the final model of a trial; None if it was not evaluated."""
+    if not progress.losses:
+        return None
+    step = min(progress.losses, key=lambda at: (progress.losses[at], at)) if trial.final == "best" else max(progress.losses)
+    return progress.figures.get(step)
+
+
+def _cost(trial: Trial, progress: Progress) -> float:
+    value = final_value(trial, progress)
+    return math.inf if value is None else value if trial.figure == "loss" else -value
 
 
 def make_rows(trials: Sequence[tuple[Trial, Progress]]) -> list[Row]:
-    """One row for each setting, the finished ones first and by the mean loss of their final models."""
+    """One row for each setting, the finished ones first and by the mean figure of their final models."""
     rows: dict[tuple[tuple[str, str], ...], Row] = {}
     for trial, progress in trials:
         rows.setdefault(trial.setting, Row(trial.values, [])).trials.append((trial, progress))
-    return sorted(rows.values(), key=lambda row: (row.mean is None, row.mean or 0.0, row.trials[0][0].number))
+    return sorted(rows.values(), key=lambda row: (row.cost is None, row.cost or 0.0, row.trials[0][0].number))
 
 
 def tied(rows: Sequence[Row]) -> int:
     """How many rows from the top cannot be told apart: their means differ from the first by less than the noise of the difference."""
-    if not rows or rows[0].mean is None:
+    if not rows or rows[0].cost is None:
         return 0
-    top, mean = rows[0], rows[0].mean
+    top, least = rows[0], rows[0].cost
     count = 0
     for row in rows:
-        if row.mean is None or row.mean - mean > math.hypot(row.noise, top.noise):
+        if row.cost is None or row.cost - least > math.hypot(row.noise, top.noise):
             break
         count += 1
     return count
 
 
 def best_trial(rows: Sequence[Row]) -> Trial | None:
-    """The trial of the first row whose final model has the lowest loss."""
+    """The trial of the first row whose final model has the best figure."""
     if not rows or rows[0].mean is None:
         return None
-    return min(rows[0].trials, key=lambda pair: (final_loss(*pair), pair[0].number))[0]
+    return min(rows[0].trials, key=lambda pair: (_cost(*pair), pair[0].number))[0]
 
 
 def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Every trial in the order of the table, under names that do not change; a missing or infinite loss is null."""
+    """Every trial in the order of the table, under names that do not change; a missing or infinite loss is null.
+
+    `deviation` and `noise` are of `ranked_by`, whose value for the final model is `final_value`, and `mean_value` over the seeds.
+    """
     found = []
     for rank, row in enumerate(rows, 1):
         for trial, progress in row.trials:
-            best = best_of(progress)
+            best = best_of(replace(progress, figure="loss"))
             last = progress.losses[max(progress.losses)] if progress.losses else None
             found.append(
                 {
@@ -97,7 +127,10 @@ def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
                     "best_loss": _finite(best[1] if best else None),
                     "best_step": best[0] if best else None,
                     "last_loss": _finite(last),
-                    "mean_loss": row.mean,
+                    "mean_loss": row.mean if row.figure == "loss" else None,
+                    "ranked_by": row.figure,
+                    "final_value": _finite(final_value(trial, progress)),
+                    "mean_value": row.mean,
                     "deviation": row.deviation,
                     "noise": row.noise if progress.targets else None,
                     "seconds": round(progress.seconds, 3),
@@ -124,11 +157,14 @@ def as_csv(rows: Sequence[Row]) -> str:
 def table_lines(rows: Sequence[Row]) -> Iterator[str]:
     """The table for people."""
     keys = list(rows[0].values)
+    figure = rows[0].figure
+    if figure != "loss":
+        yield f"ranked by held-out {shown_figure(figure)}, higher first: the losses of runs with other constants do not compare"
     cells = [[*keys, "seed", "last", "best", "at step", "steps", "time", "state"]]
     for row in rows:
         for trial, progress in row.trials:
             best = best_of(progress)
-            last = f"{progress.losses[max(progress.losses)]:.4f}" if progress.losses else "-"
+            last = f"{progress.figures[max(progress.figures)]:.4f}" if progress.figures else "-"
             figures = [last, f"{best[1]:.4f}" if best else "-", str(best[0]) if best else "-"]
             steps = f"{progress.step}/{progress.horizon}" if progress.horizon else "-"
             cells.append([*trial.values.values(), str(trial.seed), *figures, steps, show_seconds(progress.seconds), progress.state])
@@ -141,5 +177,8 @@ def table_lines(rows: Sequence[Row]) -> Iterator[str]:
         if row.deviation is not None and row.mean is not None:
             shown = ", ".join(f"{key}={value}" for key, value in row.values.items()) or "all"
             yield f"{shown}: {row.mean:.4f} +- {row.deviation:.4f} (standard deviation over {many(len(row.last), 'seed')})"
+    counts = sorted({progress.targets for row in rows for _, progress in row.trials if progress.targets})
+    if figure == "loss" and len(counts) > 1:
+        yield f"the losses are means over other held-out tokens ({counts[0]:,} to {counts[-1]:,} of them), so they hardly compare"
     if (count := tied(rows)) > 1:
         yield f"the first {count} settings cannot be told apart: they differ by less than the noise of {rows[0].noise:.4f}"

@@ -55,6 +55,15 @@ class Progress:
     """Held-out loss before training, nats per target."""
     losses: dict[int, float] = field(default_factory=dict)
     """Held-out loss by step, without step 0."""
+    figure: str = "loss"
+    """What the trial is ranked by."""
+    scores: dict[int, float] = field(default_factory=dict)
+    """The figure by step if it is not the loss; higher is better."""
+
+    @property
+    def figures(self) -> dict[int, float]:
+        """What the trial is ranked by, by step, without step 0."""
+        return self.losses if self.figure == "loss" else self.scores
 
     @property
     def ended(self) -> bool:
@@ -71,22 +80,26 @@ def read_progress(folder: Path, trial: Trial) -> Progress:
     """How far the trial is, by its files in the sweep's `folder`."""
     try:
         record = json.loads((folder / "trials" / f"{trial.name}.json").read_text(encoding="utf-8"))
-        return Progress(**{**record, "losses": {int(step): loss for step, loss in record["losses"].items()}})
+        by_step = {name: {int(step): value for step, value in record.get(name, {}).items()} for name in ("losses", "scores")}
+        return Progress(**{**record, **by_step})
     except FileNotFoundError:
-        return _read_run(folder / "trials" / trial.name)
+        return _read_run(folder, trial)
 
 
-def _read_run(root: Path, *, since: float = 0.0) -> Progress:
+def _read_run(folder: Path, trial: Trial, *, since: float = 0.0) -> Progress:
     """What the run's files say, with the evaluations after the time `since`, in Unix seconds."""
+    root, figure = folder / "trials" / trial.name, trial.figure
     if not (root / "run_id").is_file():
-        return Progress("waiting")
+        return Progress("waiting", figure=figure)
     paths = open_run(root)
     status = read_status(paths.metrics_dir / "status.json")
-    evaluations = {}
+    evaluations, scores = {}, {}
     for record in read_records(paths.metrics_dir / "metrics.jsonl").records:
         if "eval/loss" in record and record["t"] >= since:
             loss = record["eval/loss"]
             evaluations[int(record["step"])] = float("inf") if loss is None else float(loss)
+            if record["step"] and (score := record.get(f"eval/{figure}")) is not None and figure != "loss":
+                scores[int(record["step"])] = float(score)
     first = evaluations.pop(0, None)
     step, seconds, targets = 0, 0.0, 0
     state = _saved_state(paths)
@@ -96,7 +109,8 @@ def _read_run(root: Path, *, since: float = 0.0) -> Progress:
     finished = status.get("state") == "finished" and paths.final.is_dir()
     state_name = "finished" if finished else "stopped" if state else "waiting"
     reason = str(status.get("reason", "")) if finished else ""
-    return Progress(state_name, reason, paths.run_id, step, int(status.get("horizon") or 0), seconds, targets, first, evaluations)
+    horizon = int(status.get("horizon") or 0)
+    return Progress(state_name, reason, paths.run_id, step, horizon, seconds, targets, first, evaluations, figure, scores)
 
 
 def _saved_state(paths: RunPaths) -> dict[str, Any]:
@@ -174,7 +188,7 @@ class Runner:
             return False
         begun = time.monotonic()
         # What a killed process has evaluated behind its last checkpoint is done again, so it does not count.
-        progress = _read_run(self.folder / "trials" / trial.name, since=self._started[trial.number])
+        progress = _read_run(self.folder, trial, since=self._started[trial.number])
         self._next_look[trial.number] = time.monotonic() + 20 * (time.monotonic() - begun)  # long runs have long files
         return rung_step(list(progress.losses), progress.horizon, share) is not None
 
@@ -214,7 +228,7 @@ class Runner:
         The exit status of a pause at a rung and of a stop by somebody else are the same, so the files decide: a trial that is not behind
         the rung goes on.
         """
-        progress = _read_run(self.folder / "trials" / trial.name)
+        progress = _read_run(self.folder, trial)
         if status == 0 and progress.state == "finished":
             write_end(self.folder, trial, progress)
             return False
@@ -259,12 +273,13 @@ def _reason(log: Path, status: int) -> str:
 
 
 def best_of(progress: Progress) -> tuple[int, float] | None:
-    """Step and value of the lowest held-out loss."""
-    return min(progress.losses.items(), key=lambda item: (item[1], item[0])) if progress.losses else None
+    """Step and value of the best held-out figure, the earlier of equal ones."""
+    sign = 1 if progress.figure == "loss" else -1
+    return min(progress.figures.items(), key=lambda item: (sign * item[1], item[0])) if progress.figures else None
 
 
 def shortened(progress: Progress, step: int) -> Progress:
     """`progress` as it was after `step`: what the table shows of a pruned trial, wherever its signal has met it."""
-    losses = {at: loss for at, loss in progress.losses.items() if at <= step}
-    values: dict[str, Any] = {**asdict(progress), "state": "pruned", "step": step, "losses": losses}
+    losses, scores = ({at: value for at, value in each.items() if at <= step} for each in (progress.losses, progress.scores))
+    values: dict[str, Any] = {**asdict(progress), "state": "pruned", "step": step, "losses": losses, "scores": scores}
     return Progress(**values)

@@ -236,7 +236,9 @@ def _describe_rows(model: CausalLM, before: int, new_rows: Sequence[int], rows: 
         reserved = sum(1 for row in rows.pieces if row < before)
         where = f", {reserved:,} in rows that the base has in reserve" if reserved else ""
         grown = f"the embedding has {now:,} rows" + ("" if now == before else f", {now - before:,} more than before")
-        lines.append(f"{many(len(rows.pieces), 'new token')} begin as the mean of their pieces and are trained{where}; {grown}")
+        one = len(rows.pieces) == 1
+        begins = "begins as the mean of its pieces and is trained" if one else "begin as the mean of their pieces and are trained"
+        lines.append(f"{many(len(rows.pieces), 'new token')} {begins}{where}; {grown}")
     return lines
 
 

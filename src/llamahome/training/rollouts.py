@@ -53,6 +53,7 @@ class AnsweredSteps:
 
     def __init__(self, prompts: Loader, drawing: Drawing, model: CausalLM, placement: Placement, clock: PartClock) -> None:
         self._prompts, self._drawing, self._model, self._placement, self._clock = prompts, drawing, model, placement, clock
+        prompts.lays_out = False  # only answers are laid out
         self._answers: list[Answer] = []
         """Of the last step, for another layout of it."""
 

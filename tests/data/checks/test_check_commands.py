@@ -125,6 +125,18 @@ def test_stats_of_rows_that_cannot_be_understood_are_refused() -> None:
     assert isinstance(run("stats", "none.jsonl", *MODEL).exception, DataError)
 
 
+@pytest.mark.parametrize("row", [answer(None), "nonsense", answer("a <|im_end|>"), {"messages": []}])
+@pytest.mark.parametrize("count", [3, 25])
+def test_stats_without_a_usable_row_are_refused_with_the_errors_of_the_check(row: Any, count: int) -> None:
+    path = write([row] * count)
+    checked = [json.loads(line) for line in run("check", path, *MODEL, "--json").stdout.splitlines()]
+    codes = {line["code"] for line in checked if line["level"] == "error"}
+    refused = run("stats", path, *MODEL)
+    assert isinstance(refused.exception, DataError) and refused.stdout == ""
+    assert {problem.code for problem in refused.exception.problems} == codes | ({"data.bad-rows"} if count > 20 else set())
+    assert {problem.where for problem in refused.exception.problems} >= {f"{path}:1", f"{path}:3"}
+
+
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is not None, reason="it is installed")
 def test_a_picture_without_matplotlib_is_refused_with_what_installs_it() -> None:
     refused = run("stats", write(chats(2)), *MODEL, "--png", "lengths.png").exception

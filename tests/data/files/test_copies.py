@@ -4,6 +4,8 @@ import gzip
 import json
 import os
 import random
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +73,21 @@ def test_another_state_of_the_archive_replaces_the_copy_and_a_damaged_copy_is_ma
     os.truncate(SPOOL / second, 50)
     assert len(open_source("a.jsonl.gz")) == 3
     assert second in copies()
+
+
+def test_what_killed_processes_left_is_removed_and_what_others_write_stays() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    names = {process.pid: f"b.jsonl.gz-0123.{process.pid}.tmp", os.getppid(): f"b.jsonl.gz-0123.{os.getppid()}.tmp"}
+    index = SPOOL.with_name("index")
+    for folder in (SPOOL, index):
+        folder.mkdir(parents=True)
+        for name in names.values():
+            (folder / name).write_bytes(b"half")
+    open_source(write_archive(), limits=ReaderLimits(cached_file=0))
+    for folder in (SPOOL, index):
+        left = {path.name for path in folder.iterdir()}
+        assert names[os.getppid()] in left and names[process.pid] not in left and len(left) > 1, folder
 
 
 def test_without_room_nothing_is_left_and_the_disk_is_not_filled() -> None:

@@ -79,3 +79,26 @@ def test_names_that_no_format_knows_are_not_taken_for_a_row(content: str) -> Non
 def test_a_table_with_questions_as_names_is_read_with_a_mapping() -> None:
     Path("a.csv").write_text("What is your name?,And why?\nMary?,Because?\n")
     assert detect([*open_source("a.csv")], "auto", {"prompt": "What is your name?", "completion": "And why?"}).name == "prompt_completion"
+
+
+@pytest.mark.parametrize("content", ["bonjour,hello\nmerci,thanks\n", "one;un\ntwo;deux\nthree;trois\n"])
+def test_short_pairs_that_may_have_no_names_are_told_how_to_write_them(content: str) -> None:
+    problem = problem_of("a.csv", content)
+    command = str(problem.hint).rpartition("; ")[2].partition("   ")[0]
+    assert problem.code == "data.unknown-format" and command.startswith("printf") and "if the first line is a row" in str(problem.hint)
+    subprocess.run(command, shell=True, check=True)
+    rows = [*open_source("a-named.csv")]
+    assert len(rows) == content.count("\n") and detect(rows, "auto").name == "prompt_completion"
+
+
+@pytest.mark.parametrize("content", ["question,antwort\nwho,he\n", "a,b,c\nd,e,f\n"])
+def test_no_names_are_offered_to_a_table_that_has_some_or_whose_answer_is_not_clear(content: str) -> None:
+    assert "printf" not in str(problem_of("a.csv", content).hint)
+
+
+def test_where_columns_are_named_by_a_setting_it_is_said_that_the_first_line_is_no_row() -> None:
+    Path("a.csv").write_text("bonjour,hello\nmerci,thanks\n")
+    Path("b.csv").write_text("prompt,hello\nmerci,thanks\n")
+    said = "the first line names the columns and is no row"
+    assert detect([*open_source("a.csv")], "auto", {"prompt": "bonjour", "completion": "hello"}).reason.endswith(said)
+    assert said not in detect([*open_source("b.csv")], "auto", {"prompt": "prompt", "completion": "hello"}).reason

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamahome.data.records import Example
+from llamahome.data.records import Example, Microbatch
 from llamahome.data.steps.loader import Extent, Loader, StepBatch, make_microbatch, sequential_microbatches
 from llamahome.data.steps.mixture import plain_order
 from llamahome.data.steps.order import row_at
@@ -110,6 +110,34 @@ def test_another_loader_continues_where_a_step_ends() -> None:
     assert [(step.begin, step.end) for step in steps] == [(begin, min(begin + 4, 30)) for begin in range(0, 30, 4)]
     with loader_of(table, start_position=steps[1].end) as loader:
         assert steps[1].end == 8 and expected[:2] + documents(list(loader)) == expected
+
+
+def test_a_loader_that_does_not_lay_out_reads_every_row_once_and_delivers_nothing() -> None:
+    table, read = table_of(LENGTHS), list[int]()
+
+    class Counting:
+        threads = 1
+
+        def examples_of(self, rows: np.ndarray) -> ExampleTable:
+            read.extend(rows.tolist())
+            return table.examples_of(rows)
+
+    def refuse(batch: Microbatch) -> Microbatch:
+        raise AssertionError("delivered")
+
+    order = plain_order(table.num_rows)
+    sizes = {"batch_size": 4, "seed": 3, "total_positions": table.num_rows}
+    with Loader(Counting(), order, micro_batch_tokens=50, **sizes, deliver=refuse, lays_out=False) as loader:
+        first = next(loader)
+        loader.micro_batch_tokens = 20
+        steps = [first, *loader]
+    assert sorted(read) == list(range(table.num_rows))
+    with Loader(table, order, micro_batch_tokens=50, **sizes) as other:
+        for step, laid in zip(steps, other, strict=True):
+            tokens = [step.table.example(number).tokens.tolist() for number in range(len(step.table))]
+            expected = [tokens for part in documents([laid]) for tokens in part.values()]
+            assert sorted(tokens) == sorted(expected) and step.microbatches == [] and step.counts == laid.counts
+    assert [step.micro_batch_tokens for step in steps] == [50, *[20] * (len(steps) - 1)]
 
 
 def test_no_thread_is_left_behind() -> None:

@@ -34,6 +34,7 @@ from llamahome.data.records import Conversation, Row
 from llamahome.data.rows.detect import detect
 from llamahome.data.rows.formats import understand
 from llamahome.data.rows.jsonpath import path_in, show_path, strings
+from llamahome.data.rows.markup import markup_problem
 from llamahome.data.store.pairs import learned_of, sides, together
 from llamahome.data.store.truncation import Truncation
 from llamahome.data.text.end_tokens import end_setting
@@ -147,6 +148,8 @@ class RowChecker:
         text = all_text(result)
         if not text.isascii() or text.encode().translate(None, _PLAIN):
             findings += _damaged_text(row, RowLocation(row.source, inside, line))
+        if result.text is not None and not refused and (problem := markup_problem(result.text, row.source, row.where)) is not None:
+            findings.append(Found("warning", problem, RowLocation(row.source, inside, line)))
         answers = () if refused else learned_answers(result, train_on=data.train_on)
         if any(find_weakness(answer) for answer in answers):
             findings += weak_answers(answers, RowLocation(row.source, inside, line))

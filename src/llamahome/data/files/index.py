@@ -20,6 +20,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from llamahome import durable
 from llamahome.data.files.guarded_file import GuardedFile
 from llamahome.rundir import PROCESSED_DATA
 
@@ -156,6 +157,7 @@ class _ArrayWriter:
             self._partial = folder / f"{name}.{what}.{os.getpid()}-{threading.get_ident()}.tmp"
             try:
                 folder.mkdir(parents=True, exist_ok=True)
+                durable.remove_remains(folder, "*.tmp")
                 self._file = self._partial.open("w+b", buffering=0)
                 self._write(bytes(_HEADER.size))
             except OSError as error:

@@ -96,6 +96,7 @@ def copy_once(file: GuardedFile, kind: str, fill: Fill, *, notify: Notify, least
             fcntl.flock(lock, fcntl.LOCK_EX)
             if copy := _existing(folder, name):
                 return copy
+            durable.remove_remains(folder, "*.tmp")
             notify(f"{file.path}: writing it once, {kind}, to {folder}")
             copy = _make(file, folder, name, fill, least)
             remove_older(folder, name)

@@ -15,7 +15,7 @@ from llamahome.data.rows.advice import alternative, good_answers, other_keys, re
 from llamahome.data.rows.column_roles import ColumnRoles, find_roles
 from llamahome.data.rows.columns import columns_of, with_templates
 from llamahome.data.rows.formats import FORMATS, KEYS, OWN_NAMES, Names, text_column, understand
-from llamahome.data.rows.headerless import is_table, no_header
+from llamahome.data.rows.headerless import is_table, may_lack_names, names_written_before, no_header
 from llamahome.data.rows.labels import why_labelled
 from llamahome.data.rows.preferences import described, pair_columns
 from llamahome.data.rows.row_error import RowError, nearest, problem_at
@@ -107,7 +107,8 @@ def _detect(rows: Sequence[Row], names: Names) -> DetectedFormat:
     which = "every row" if count == len(rows) else f"{count} of the first {len(rows)} rows"
     without_turns = _by_keys(other_keys(row.value)) if name in ("messages", "sharegpt") else None
     value = with_templates(row.value, names)
-    return DetectedFormat(name, f"{which} has {reason(value, name, names)}" + alternative(row.value, name, names, without_turns))
+    why = f"{which} has {reason(value, name, names)}" + alternative(row.value, name, names, without_turns)
+    return DetectedFormat(name, f"{why}; the first line names the columns and is no row" if may_lack_names(row) else why)
 
 
 def _format_of(value: Mapping[str, Any], names: Names) -> str | None:
@@ -164,37 +165,52 @@ def _corrected(theirs: str, missing: Sequence[str], keys: Mapping[str, Any]) -> 
     return theirs
 
 
-def _preference(row: Row, names: Names) -> Problem | None:
-    """The problem of a row with answers to be avoided, which would teach the wrong thing; none if data.columns names the good answer."""
+@dataclass(frozen=True)
+class Judged:
+    """Rows with answers to be avoided, which would teach the wrong thing if all answers were learned."""
+
+    what: str
+    learns: str | None
+    """The setting that learns from good and bad answers, with what it does; None if none can."""
+    good: str | None
+    """What leaves only the good answers: a setting, or a command that writes them; None if that is not known."""
+
+
+def judged(row: Row, names: Names) -> Judged | None:
+    """What the row holds beside good answers; None if it is like any other row, or if data.columns names the good answer."""
     if names.keys() & {"completion", "messages", "conversations", "output", "text"}:
         return None
-    value, hint = row.value, None
+    value = row.value
     pair = pair_columns(value, OWN_NAMES)
     if pair is not None:
-        what = f"preference pairs ({pair[0]}, {pair[1]})"
-        good = good_answers(value, pair[0])
-        both = "--set training.objective=dpo   learns from both answers"
+        learns = "--set training.objective=dpo   learns from both answers"
         readable = isinstance(understand(row, "preference"), Conversation)
-        hint = "; ".join([both] * readable + [f"{good}   learns only the better ones"] * (good is not None)) or None
-    elif "completion" in value and isinstance(value.get("label"), bool):
-        what = "answers labelled good or bad (completion, label)"
-        lines = ending(row.source) in (".jsonl", ".ndjson")
+        return Judged(f"preference pairs ({pair[0]}, {pair[1]})", learns if readable else None, good_answers(value, pair[0]))
+    if "completion" in value and isinstance(value.get("label"), bool):
         target = Path(row.source).with_name(f"{Path(row.source).stem}-good.jsonl")
         command = f"jq -c 'select(.label) | del(.label)' {shlex.quote(row.source)} > {shlex.quote(str(target))}"
-        both = "--set training.objective=kto   learns from good and bad answers"
+        learns = "--set training.objective=kto   learns from good and bad answers"
         readable = isinstance(understand(row, "labelled"), Conversation)
-        hint = "; ".join([both] * readable + [f"{command}   learns the good answers"] * lines) or None
-    elif "completions" in value and "labels" in value:
-        what = "steps labelled good or bad (completions, labels)"
-    else:
+        lines = ending(row.source) in (".jsonl", ".ndjson")
+        return Judged("answers labelled good or bad (completion, label)", learns if readable else None, command if lines else None)
+    if "completions" in value and "labels" in value:
+        return Judged("steps labelled good or bad (completions, labels)", None, None)
+    return None
+
+
+def judged_problem(row: Row, found: Judged, *, code: str, why: str, hint: str | None) -> Problem:
+    """The problem of a row with answers to be avoided."""
+    shown = excerpt(json.dumps(row.value, ensure_ascii=False), row.line)
+    return Problem(code=code, message=f"rows are {found.what}, and {why}", where=row.where, excerpt=shown, hint=hint)
+
+
+def _preference(row: Row, names: Names) -> Problem | None:
+    found = judged(row, names)
+    if found is None:
         return None
-    return Problem(
-        code="data.preference",
-        message=f"rows are {what}, and only good answers are learned here",
-        where=row.where,
-        excerpt=excerpt(json.dumps(value, ensure_ascii=False), row.line),
-        hint=hint,
-    )
+    only = "learns only the better ones" if found.good and found.good.startswith("--set") else "learns the good answers"
+    hint = "; ".join([*([found.learns] if found.learns else []), *([f"{found.good}   {only}"] if found.good else [])]) or None
+    return judged_problem(row, found, code="data.preference", why="only good answers are learned here", hint=hint)
 
 
 def _mixed(first_of: dict[str, Row]) -> Problem:
@@ -221,5 +237,7 @@ def _unknown(rows: Sequence[Row]) -> Problem:
     is_turn = bool({"role", "from"} & inner[0].keys()) and turn_keys(inner, ("role", ""))[1] in inner[0]
     problem = no_header(rows) or unknown(rows, _by_keys(inner[0]), inner_is_turn=is_turn)
     if problem.code == "data.unknown-format" and is_table(rows[0]):
-        problem = replace(problem, message=f"{problem.message} (the first line of the file names them)")
+        unnamed = names_written_before(rows)
+        hint = f"{problem.hint}; {unnamed}, if the first line is a row" if problem.hint and unnamed else problem.hint
+        problem = replace(problem, message=f"{problem.message} (the first line of the file names them)", hint=hint)
     return problem

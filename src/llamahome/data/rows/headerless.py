@@ -37,15 +37,14 @@ def is_table(row: Row) -> bool:
 
 def no_header(rows: Sequence[Row]) -> Problem | None:
     """The problem of a table whose first line looks like its other rows; None if it may be names."""
-    if not rows or not is_table(rows[0]) or any(plain_name(key) in _KNOWN for key in rows[0].value):
+    if not rows or not may_lack_names(rows[0]):
         return None
-    names, path = list(rows[0].value), rows[0].source
+    names = list(rows[0].value)
     alike = [name for name in names if _is_like(name, [str(row.value.get(name) or "") for row in rows])]
     if not alike:
         return None
+    path, line, delimiter = _delimited(rows)
     shown = ", ".join(f'"{name if len(name) <= 60 else name[:57] + "..."}"' for name in names[:6])
-    line = _first_line(path)
-    delimiter = next((one for one in _DELIMITERS if next(csv.reader([line], delimiter=one), []) == names), None)
     command = _with_header(path, names, rows, delimiter) if delimiter is not None else None
     return Problem(
         code="data.no-header",
@@ -54,6 +53,26 @@ def no_header(rows: Sequence[Row]) -> Problem | None:
         excerpt=excerpt(line, 1) if delimiter is not None else None,
         hint=command or "write the names of the columns into a first line, for example prompt,completion",
     )
+
+
+def may_lack_names(row: Row) -> bool:
+    """Whether the row is of a table whose first line names no column that is known."""
+    return is_table(row) and not any(plain_name(key) in _KNOWN for key in row.value)
+
+
+def names_written_before(rows: Sequence[Row]) -> str | None:
+    """The command that writes names before the first line of a table, which names no known column and may be a row; None if unclear."""
+    if not may_lack_names(rows[0]):
+        return None
+    path, _, delimiter = _delimited(rows)
+    return None if delimiter is None else _with_header(path, list(rows[0].value), rows, delimiter)
+
+
+def _delimited(rows: Sequence[Row]) -> tuple[str, str, str | None]:
+    """The file of the rows, its first line, and what separates the names in it; None if that is not known."""
+    names, path = list(rows[0].value), rows[0].source
+    line = _first_line(path)
+    return path, line, next((one for one in _DELIMITERS if next(csv.reader([line], delimiter=one), []) == names), None)
 
 
 def _is_like(name: str, cells: Sequence[str]) -> bool:

@@ -45,8 +45,8 @@ class Answer:
 
 def prompts_of_step(loader: Loader, batch: StepBatch) -> list[Prompt]:
     """The prompts of all rows of a step, over all ranks, in the order of the data; rows without one are left out."""
-    rows = loader.order.rows_at(np.arange(batch.begin, batch.end, dtype=np.int64), seed=loader.seed)
-    return prompts_of(loader.examples.examples_of(rows), rows.tolist(), begin=batch.begin)
+    assert batch.table is not None, "the loader does not lay out"
+    return prompts_of(batch.table, loader.rows_of(batch.begin, batch.end), begin=batch.begin)
 
 
 def prompts_of(table: ExampleTable, rows: Sequence[int], *, begin: int) -> list[Prompt]:

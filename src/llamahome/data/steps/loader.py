@@ -13,7 +13,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from types import TracebackType
 from typing import Protocol
 
@@ -101,6 +101,8 @@ class StepBatch:
     """The budget with which the micro-batches were laid out."""
     counts: Counts
     """What became of the rows of the step, over all ranks."""
+    table: ExampleTable | None = None
+    """The examples of the step, over all ranks, of a loader that does not lay them out."""
 
     @property
     def num_tokens(self) -> int:
@@ -160,6 +162,8 @@ class Loader:
     """Whether every rank gets as many micro-batches as the others, of which some may be idle."""
     deliver: Deliver = stay
     layout: Layout = EACH_ALONE
+    lays_out: bool = True
+    """False: a step has its examples in `table` and no micro-batches, for a stage that makes others of them."""
     judge: Callable[[Counts], None] | None = None
     """Called with `seen` after each step of the first epoch; may raise DataError when too many rows were bad."""
     row_names: Callable[[Sequence[int]], list[str]] = lambda rows: []
@@ -222,6 +226,8 @@ class Loader:
         if self.judge is not None and step.begin < self.order.epoch_rows:
             self.judge(self.seen)
         if step.micro_batch_tokens != self.micro_batch_tokens:
+            if not self.lays_out:
+                return replace(step, micro_batch_tokens=self.micro_batch_tokens)
             return self._build(step.begin, step.end, self.micro_batch_tokens)
         return step
 
@@ -238,6 +244,8 @@ class Loader:
         rows = self.order.rows_at(np.arange(begin, end, dtype=np.int64), seed=self.seed)
         table, counts = self.examples.examples_of(rows), Counts()
         counts.count_table(table)
+        if not self.lays_out:
+            return StepBatch(begin, end, [], micro_batch_tokens, counts, table)
         place = Place(self.rank, self.world_size, self.equal_passes, self.layout)
         keys = (table.row_of + begin).tolist()
         laid = lay_out(table, keys, micro_batch_tokens=micro_batch_tokens, place=place, deliver=self.deliver)

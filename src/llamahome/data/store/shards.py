@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llamahome import durable
 from llamahome.data.store.row_reader import ParallelReader, RowReader, read_rows
 from llamahome.data.store.store import FORMAT, Store, merge, open_store, read_about, read_shard, write_shard
 from llamahome.distributed.processors import usable_cpus
@@ -146,9 +147,7 @@ def make_store(task: Task, *, say: Callable[[str], None]) -> Store:
 def _remove_remains(task: Task) -> None:
     """Remove what an earlier process left unfinished, except its shards."""
     shutil.rmtree(task.folder, ignore_errors=True)
-    for remains in task.processed.glob(f"{task.stamp}.*.tmp"):
-        if not _is_alive(remains.name.split(".")[1]):
-            shutil.rmtree(remains, ignore_errors=True)
+    durable.remove_remains(task.processed, f"{task.stamp}.*.tmp")
 
 
 def _remove_outdated(task: Task) -> None:
@@ -244,16 +243,6 @@ def _repaired(task: Task, store: Store, damaged: list[int]) -> bool:
 
 def _remove_parts(task: Task) -> None:
     shutil.rmtree(task.folder.with_name(f"{task.stamp}.parts"), ignore_errors=True)
-
-
-def _is_alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _unwritable(task: Task, error: OSError) -> Problem:
