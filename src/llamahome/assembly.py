@@ -159,7 +159,8 @@ def assemble(session: Session, data: RunData, *, step: int = 0, consumed: int = 
     settings, plan = resolve_settings(fitted, data.prepared, base, world, step=step, consumed=consumed, say=say)
     tokens = plan.rows_ahead * data.prepared.report.tokens_per_row
     auxiliary = _auxiliary(session, data.base, data.adapter)
-    learner = make_learner(settings.config, base, world, auxiliary=auxiliary, rows=plan.rows_ahead, tokens=tokens, say=say)
+    ahead = {"rows": plan.rows_ahead, "tokens": tokens}
+    learner = make_learner(settings.config, base, world, auxiliary=auxiliary, begins=step == 0, say=say, **ahead)
     return Job(session, data, settings, plan, learner, _layout(settings.config, learner, say))
 
 
