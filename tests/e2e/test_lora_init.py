@@ -70,9 +70,23 @@ def test_loftq_brings_a_base_in_4_bits_nearer_to_itself(trained: Project) -> Non
         (("--set", "lora.init=pissa", "--set", "model.quantization=nf4"), "config.lora-init", "--set lora.init=loftq"),
         (("--set", "lora.init=loftq"), "config.lora-init", "--set model.quantization=nf4"),
         (("--set", "lora.init=olora", "--set", "lora.use_dora=true"), "config.lora-init", "--set lora.use_dora=false"),
+        (("--set", "lora.init=eva", "--set", "lora.rank_pattern={q_proj: 2}"), "config.lora-init", "rank_pattern={}"),
+        (("--set", "lora.init=eva", "--set", "lora.rank=400"), "lora.no-initial-values", "a smaller lora.rank"),
         (("--set", "lora.init=pissa", "--set", "lora.rank=17"), "lora.no-initial-values", "--set lora.rank=16"),
     ],
 )
 def test_what_cannot_begin_so_is_refused(trained: Project, words: tuple[str, ...], code: str, said: str) -> None:
     refused = trained.type("train", *TRAIN, *words).expect(2)
     assert refused.codes == [code] and said in refused.err
+
+
+def test_rows_decide_ranks_with_eva_and_a_resumed_run_keeps_them(trained: Project) -> None:
+    words = (*TRAIN, "--set", "lora.init=eva", "--set", "lora.rank=4", "--set", "data.eval_split=8")
+    said = trained.type("train", *words, "--output", "eva").expect(0).err
+    assert "decide the ranks" in said
+    trained.type("train-resume", "eva/checkpoint-2", "--set", "output.dir=eva-again").expect(0)
+    ended = [files(trained.folder / run / "checkpoint-4") for run in ("eva", "eva-again")]
+    assert any("adapter" in name for name in ended[0]) and ended[0] == ended[1]
+    assert len(set(json.loads((trained.folder / "eva/final/adapter_config.json").read_text())["rank_pattern"].values())) > 1
+    losses = [trained.type("train-eval", model, "chats.jsonl", "--base", "none", "--json").expect(0).json for model in ("eva", "tiny")]
+    assert losses[0]["loss"] < losses[1]["loss"]

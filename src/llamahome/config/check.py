@@ -178,7 +178,11 @@ def _quantization_errors(config: Config) -> Iterator[Finding]:
 def _initial_errors(config: Config) -> Iterator[Finding]:
     """lora.init that needs something else of the settings."""
     init, kind, key = config.lora.init, config.model.quantization, "lora.init"
-    if config.training.method != "lora" or config.model.adapter is not None or init not in _INITIAL_PRODUCT:
+    if config.training.method != "lora" or config.model.adapter is not None:
+        return
+    if init == "eva":
+        yield from _eva_errors(config)
+    if init not in _INITIAL_PRODUCT:
         return
     if config.lora.use_dora:
         message = f"lora.init {init} begins with a product that is not zero, and DoRA would take its length for that of the base's weights"
@@ -189,6 +193,35 @@ def _initial_errors(config: Config) -> Iterator[Finding]:
     elif init != "loftq" and kind is not None:
         message = f"lora.init {init} decomposes weights in 16 or 32 bits, and model.quantization is {kind}"
         yield "config.lora-init", key, message, "--set lora.init=loftq"
+
+
+def _eva_errors(config: Config) -> Iterator[Finding]:
+    """What does not go together with ranks that rows decide when a run begins."""
+    key, code = "lora.init", "config.lora-init"
+    if config.lora.rank_pattern or config.lora.alpha_pattern:
+        yield (
+            code,
+            key,
+            "lora.init eva shares out the ranks itself, and lora.rank_pattern or lora.alpha_pattern is set",
+            ("--set lora.rank_pattern={} --set lora.alpha_pattern={}"),
+        )
+    if config.model.new_tokens or config.model.resize_embeddings:
+        yield (
+            code,
+            key,
+            "lora.init eva runs the base over rows before it trains, when new rows of the embedding mean nothing yet",
+            ("--set lora.init=default"),
+        )
+    if config.training.objective == "grpo":
+        yield (
+            code,
+            key,
+            "lora.init eva looks at the targets of rows, and training.objective grpo has none before it draws answers",
+            ("--set lora.init=default"),
+        )
+    if config.distributed.strategy in ("shard", "hybrid"):
+        message = f"lora.init eva runs the whole base on one process, and distributed.strategy is {config.distributed.strategy}"
+        yield code, key, message, "--set distributed.strategy=replicate"
 
 
 def _machine_errors(config: Config) -> Iterator[Finding]:

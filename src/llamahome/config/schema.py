@@ -187,11 +187,12 @@ class LoraConfig(Section):
     """Other values of alpha by layer, as rank_pattern."""
     modules_to_save: list[str] = []
     """Modules that are trained whole beside the adapters, by the ends of their names, as [lm_head, embed_tokens], and saved with them."""
-    init: Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora", "loftq"] = "default"
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora", "loftq", "eva"] = "default"
     """Initial values. default: A uniform as in a linear layer, B zero. gaussian: A normal, B zero. orthogonal: neither is zero, but their
     product is; the rank must be even. pissa: the greatest singular parts of each weight, pissa_niter_4 about the same, sooner; olora: its
     QR decomposition; what is saved has twice the rank. loftq: the greatest parts of the error that model.quantization makes.
-    docs/Methods.md says which one when."""
+    eva: the principal directions of what each layer gets from the first 64 rows, which also share out the ranks. docs/Methods.md says which
+    one when."""
     plus_ratio: Annotated[float, Field(gt=0)] = 1.0
     """LoRA+ (arXiv 2402.12354): the learning rate of the B matrices is this many times that of the A matrices; 1 for equal rates."""
     use_rslora: bool = False

@@ -41,7 +41,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: str, seed: int
     it computes in the dtype of the weights, without autocast. `new_rows` of embedding and head are trained, too. Raises ConfigError if a
     name selects no layer, if PEFT supports no dropout or DoRA for a selected layer, or if PEFT could not load any of the adapters.
     """
-    chosen = in_layers(model, _loadable(model, choose(model, config.target_modules)), config.layers)
+    chosen = chosen_targets(model, config)
     require_patterns(model, "rank_pattern", config.rank_pattern, chosen)
     require_patterns(model, "alpha_pattern", config.alpha_pattern, chosen)
     require_whole(model, config.modules_to_save, chosen, new_rows)
@@ -72,6 +72,11 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: str, seed: int
     if lean:
         use_own_forward(adapted)
     return adapted
+
+
+def chosen_targets(model: PreTrainedModel, config: LoraConfig) -> ChosenTargets:
+    """The weights of a base that get adapters. Raises ConfigError as `add_lora` does."""
+    return in_layers(model, _loadable(model, choose(model, config.target_modules)), config.layers)
 
 
 def load_lora(model: PreTrainedModel, folder: Path, *, base: str, dropout: float, lean: bool) -> PeftModel:
