@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from llamahome.checkpoint.state import TrainerState
 from llamahome.config.check import config_warnings
 from llamahome.config.load import LoadedConfig
@@ -167,7 +169,7 @@ def assemble(session: Session, data: RunData, *, step: int = 0, consumed: int = 
     ahead = {"rows": plan.rows_ahead, "tokens": tokens}
     config, directions = from_rows(settings.config, base, data.prepared, world, say=say)
     learner = make_learner(config, base, world, auxiliary=auxiliary, begins=step == 0, say=say, **ahead)
-    begin_with(learner.saved, directions, world)
+    begin_with(learner.model, directions, world)
     return Job(session, data, settings, plan, learner, _layout(settings.config, learner, say))
 
 
@@ -274,6 +276,7 @@ def make_run(
             max_grad_norm=config.training.max_grad_norm,
             max_bad_steps=config.training.max_bad_steps,
             refuse_spikes=config.training.refuse_spikes and config.training.objective != "grpo",  # its losses are around zero
+            scales_loss=objective.backend.precision.compute == torch.float16,
             show_rows=lambda rows: show_rows(job.data.paths, paths, rows),
             early_stop_patience=config.evaluation.early_stop_patience,
             save_best=config.checkpoint.keep_best > 0,

@@ -81,7 +81,7 @@ def test_adapters_begin_with_the_directions_and_keep_their_scale(base: Path) -> 
         gone = next(iter(directions))
         directions[gone] = directions[gone][:0]
         adapted = add_lora(our_model(base), with_ranks(config, directions), base=str(base), seed=0, lean=True)
-        begin_with(adapted, directions, ALONE)
+        begin_with(adapted.get_base_model(), directions, ALONE)
         layers = {path: layer for path, layer in adapted.get_base_model().named_modules() if hasattr(layer, "lora_A")}
         assert layers.keys() == directions.keys() - {gone}
         for path, layer in layers.items():

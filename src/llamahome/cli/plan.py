@@ -140,7 +140,7 @@ def _estimate_lines(estimate: "Estimate") -> Iterator[str]:
     step, memory, horizon = estimate.step, estimate.step.memory, estimate.plan.horizon
     yield from estimate.report.lines()[1:]
     trained = f"{show_count(estimate.shape.trained)} of {show_count(estimate.shape.weights)} weights are trained"
-    yield f"model       {trained}, products in {estimate.precision.name if estimate.precision.name == 'bf16' else 'float32'}"
+    yield f"model       {trained}, products in {estimate.precision.products}"
     yield from (f"            {line}" for line in estimate.adapters)
     rows = many(min(estimate.batch_size, estimate.plan.positions), "row")
     batch = f"{rows}, about {estimate.tokens_per_step:,.0f} tokens each"

@@ -112,6 +112,12 @@ def _training_errors(config: Config) -> Iterator[Finding]:
     if training.method == "lora" and config.model.dtype == "bfloat16" and training.mixed_precision in ("no", False):
         message = "weights stored in bfloat16 are multiplied in bfloat16, but training.mixed_precision is no"
         yield "config.two-precisions", "training.mixed_precision", message, "--set model.dtype=float32"
+    if training.method == "lora" and config.model.dtype == "bfloat16" and training.mixed_precision == "fp16":
+        message = "weights stored in bfloat16 are multiplied in bfloat16, but training.mixed_precision is fp16"
+        yield "config.two-precisions", "training.mixed_precision", message, "--set model.dtype=auto"
+    if training.method == "lora" and config.model.dtype == "float16" and training.mixed_precision != "fp16":
+        message = "weights stored in float16 are multiplied in float16, with a loss scale, which training.mixed_precision fp16 asks for"
+        yield "config.two-precisions", "model.dtype", message, "--set training.mixed_precision=fp16"
     if training.method == "lora" and not config.lora.target_modules:
         message = "lora.target_modules names no layer: there would be nothing to train"
         yield "config.nothing-to-train", "lora.target_modules", message, "--set lora.target_modules=all-linear"

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from peft import PeftModel
 from peft.utils.incremental_pca import IncrementalPCA
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -114,11 +113,11 @@ def with_ranks(config: LoraConfig, directions: Directions) -> LoraConfig:
     return config.model_copy(update={"target_modules": list(ranks), "layers": [], "rank_pattern": other, "alpha_pattern": alphas})
 
 
-def begin_with(adapted: PeftModel, directions: Directions, world: World) -> None:
-    """Make `directions` the rows of A of each layer; those of process 0 count. All ranks call it."""
-    layers: Any = dict(adapted.get_base_model().named_modules())
+def begin_with(model: PreTrainedModel, directions: Directions, world: World) -> None:
+    """Make `directions` the rows of A of each layer of an adapted `model`; those of process 0 count. All ranks call it."""
     for path, rows_RI in directions.items():
         if len(rows_RI):
-            a_RI = layers[path].lora_A[ADAPTER].weight.data
+            layer: Any = model.get_submodule(path)
+            a_RI = layer.lora_A[ADAPTER].weight.data
             a_RI.copy_(rows_RI) if world.is_main else a_RI.zero_()
             world.sum_(a_RI)

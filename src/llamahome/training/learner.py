@@ -86,7 +86,7 @@ class Learner:
 def load_base(config: Config, folder: Path, backend: Backend, world: World, *, rows: NewRows, adapter: Path | None, say: Say) -> BaseModel:
     """Load the base in `folder` and choose the strategy; the embedding gets the rows of `adapter`, and the new `rows`."""
     precision, method = backend.precision, config.training.method
-    say(f"{backend.name} back end, {'bf16' if precision.compute == torch.bfloat16 else 'float32'} products: {precision.reason}")
+    say(f"{backend.name} back end, {precision.products} products: {precision.reason}")
     strategy = _choose_strategy(config, folder, backend, world)
     if world.size > 1:
         each_pass = "; gradients are summed after every pass" if strategy.sums_each_pass else ""
