@@ -128,6 +128,7 @@ def _estimate_json(estimate: "Estimate") -> dict[str, Any]:
         "adapters": estimate.adapters,
         "step": _forecast_json(estimate.step, estimate.remedy),
         "seconds": estimate.seconds,
+        "rollout_seconds": estimate.rollout_seconds,
         "checkpoint_bytes": estimate.checkpoint_bytes,
         "copy_bytes": estimate.copy_bytes,
         "disk_bytes": estimate.disk_bytes,
@@ -155,6 +156,9 @@ def _estimate_lines(estimate: "Estimate") -> Iterator[str]:
     if estimate.copy_bytes:
         yield f"            {show_bytes(estimate.copy_bytes)} more to write checkpoints from, if a quarter of the free memory holds it"
     yield f"time        about {show_seconds(estimate.seconds)}, {step.tokens_per_s:,.0f} tokens/s, without evaluations and saving"
+    if estimate.rollout_seconds:
+        share = estimate.rollout_seconds / (step.seconds + estimate.rollout_seconds)
+        yield f"            {share:.0%} of it to draw answers, if all have grpo.max_new_tokens; tokens/s are those of learning"
     yield f"disk        up to {show_bytes(estimate.disk_bytes)}; a checkpoint is {show_bytes(estimate.checkpoint_bytes)}"
 
 
