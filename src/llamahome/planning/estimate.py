@@ -35,7 +35,7 @@ from llamahome.planning.adapted_shape import DEPTHS, differs, measure, prepared_
 from llamahome.planning.dry_run import dry_run_step
 from llamahome.planning.forecast import STRATEGIES, Cluster, Forecast, Strategy, Work, forecast, layout_of, remedy
 from llamahome.planning.hardware import Device
-from llamahome.planning.memory import quantized_numbers
+from llamahome.planning.memory import ShardLayout, quantized_numbers
 from llamahome.planning.rollout import Rollout, rollout_of
 from llamahome.planning.shapes import CONFIGS, ModelShape
 from llamahome.planning.traffic import Collective, extended
@@ -149,8 +149,7 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
         embedding_rows = trained_rows(adapter) if adapter is not None else 0
         loaded, prepared = prepare_fitted(loaded, data_path, base, tokenizer, rows=embedding_rows, say=say)
         prepared.close()
-        longest = prepared.report.longest_tokens
-        warn_of_length(loaded, base, longest, warn=lambda message, consequence: say(f"warning: {message}: {consequence}"))
+        warn_of_length(loaded, base, prepared.report.longest_tokens, warn=lambda message, why: say(f"warning: {message}: {why}"))
         counted = with_resolved(loaded, resolve_amount(loaded.config.training, prepared, processes=world.size, say=say))
         plan = make_plan(counted.config.training, prepared.order.epoch_rows)
         backend = choose_backend(config, world.device)
@@ -171,14 +170,11 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
     # A step must fit when its passes are as full as they may be, and as long as the longest row.
     fullest = max(most, config.data.max_length)
     shape, kept = measure(config, backend, read, int(read.get_text_config().num_hidden_layers), fullest)
-    wanted = config.training.gradient_checkpointing
     share = report.targets / max(1, report.tokens) if drawn is None else drawn.target_share
-    tile = backend.tile_bytes(int(read.get_text_config().vocab_size))
-    full = Work(fullest, 1, config.data.max_length, share, kept, None if wanted == "auto" else wanted, LARGEST_SHARE, tile)
+    full = _fullest_pass(config, backend, read, tokens=fullest, share=share, kept=kept)
     here = Cluster(device, 1, 1)
     apart = config.training.method == "lora"
-    layout = layout_of("replicate", here, stored=precision.storage.itemsize, computed=precision.compute.itemsize, apart=apart)
-    layout = replace(layout, packed=_packed_bytes(config, base, shape, precision, say=say))
+    layout = _layout_here(config, base, shape, precision, here, say=say)
     worst = forecast("replicate", shape, layout, here, work=full)
     length = round(report.mean_tokens) if drawn is None else drawn.prompt_tokens + drawn.answer_tokens
     usual = replace(full, tokens=tokens, passes=passes, length=length, recomputes=worst.recomputes)
@@ -203,6 +199,22 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
         disk_bytes=checkpoint * (keep.keep_last + keep.keep_best + 2 * len(keep.keep_ages) + 1) + 4 * (shape.trained + shape.started),
         free_bytes=device.memory_bytes,
     )
+
+
+def _fullest_pass(config: Config, backend: Backend, read: Any, *, tokens: int, share: float, kept: int) -> Work:
+    """A step of one pass that is as full as a pass may be; `share` of its tokens is learned, and it keeps `kept` bytes."""
+    wanted = config.training.gradient_checkpointing
+    tile = backend.tile_bytes(int(read.get_text_config().vocab_size))
+    return Work(tokens, 1, config.data.max_length, share, kept, None if wanted == "auto" else wanted, LARGEST_SHARE, tile)
+
+
+def _layout_here(
+    config: Config, base: Path, shape: ModelShape, precision: Precision, here: Cluster, *, say: Callable[[str], None]
+) -> ShardLayout:
+    """Whole weights on one process, packed if they are quantised."""
+    stored, computed, apart = precision.storage.itemsize, precision.compute.itemsize, config.training.method == "lora"
+    layout = layout_of("replicate", here, stored=stored, computed=computed, apart=apart)
+    return replace(layout, packed=_packed_bytes(config, base, shape, precision, say=say))
 
 
 def _drawing_seconds(config: Config, backend: Backend, drawn: Rollout | None, step: Forecast) -> float:
