@@ -21,6 +21,7 @@ FLOORS = (
         "recording",
         "reference_values",
         "data_limits",
+        "initial_values",
         "saving",
         "resuming",
         "rollback",
@@ -54,7 +55,7 @@ OPEN_FLOORS = (0, 5)
 
 BORDERS = {
     "transformers": r"data/text/tokens|model/(load|skeleton|starter|export/\w+|generate|attention|backends/cpu/fuse)",
-    "peft": r"model/(lora|adapter)",
+    "peft": r"model/(lora|lora_eva|lora_init|lora_layers|adapter)",
     "ruamel": r"config/\w+",
     "yaml": r"nowhere",
     "torch.utils.tensorboard": r"monitoring/sinks",

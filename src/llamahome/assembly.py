@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from llamahome.checkpoint.state import TrainerState
 from llamahome.config.check import config_warnings
 from llamahome.config.load import LoadedConfig
@@ -29,10 +31,12 @@ from llamahome.data_limits import prepare_fitted, warn_of_length
 from llamahome.distributed.agreement import require_agreement, settings_and_versions
 from llamahome.distributed.world import World, open_world
 from llamahome.errors import LeftAtOnce, MachineError, Problem
+from llamahome.initial_values import from_rows
 from llamahome.model.adapter import trained_rows
 from llamahome.model.auxiliary_files import copy_both
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import choose_backend
+from llamahome.model.lora_eva import begin_with
 from llamahome.model.vocabulary import NewRows
 from llamahome.monitoring.progress import Progress, open_progress
 from llamahome.monitoring.recorder import Recorder
@@ -150,18 +154,24 @@ def read_data(session: Session, loaded: LoadedConfig, data_path: str | Sequence[
     return RunData(prepared.reading.opened, prepared, tokenizer, base, adapter, backend, taught, fitted)
 
 
-def assemble(session: Session, data: RunData, *, step: int = 0, consumed: int = 0) -> Job:
-    """Load the base, resolve the settings and make the learner of a run of which `step` updates over `consumed` rows are done."""
+def assemble(session: Session, data: RunData, *, step: int = 0, consumed: int = 0, begun: Path | None = None) -> Job:
+    """Load the base, resolve the settings and make the learner of a run of which `step` updates over `consumed` rows are done.
+
+    The adapter in `begun` decides ranks and layers if the rows did so when the run began.
+    """
     world, say, fitted = session.world, session.progress.say, data.fitted
     world.rank_status.enter("while loading the model")
     new_tokens = data.tokenizer.new_tokens
     needed = max(data.tokenizer.vocabulary.values()) + 1 if new_tokens or fitted.config.model.resize_embeddings else 0
     rows = NewRows(needed, {token.number: token.pieces for token in new_tokens})
-    base = load_base(fitted.config, data.base, data.backend, world, rows=rows, adapter=data.adapter, say=say)
+    base = load_base(fitted.config, data.base, data.backend, world, rows=rows, adapter=data.adapter or begun, say=say)
     settings, plan = resolve_settings(fitted, data.prepared, base, world, step=step, consumed=consumed, say=say)
     tokens = plan.rows_ahead * data.prepared.report.tokens_per_row
     auxiliary = _auxiliary(session, data.base, data.adapter)
-    learner = make_learner(settings.config, base, world, auxiliary=auxiliary, rows=plan.rows_ahead, tokens=tokens, say=say)
+    ahead = {"rows": plan.rows_ahead, "tokens": tokens}
+    config, directions = from_rows(settings.config, base, data.prepared, world, say=say)
+    learner = make_learner(config, base, world, auxiliary=auxiliary, begins=step == 0, say=say, **ahead)
+    begin_with(learner.model, directions, world)
     return Job(session, data, settings, plan, learner, _layout(settings.config, learner, say))
 
 
@@ -268,6 +278,7 @@ def make_run(
             max_grad_norm=config.training.max_grad_norm,
             max_bad_steps=config.training.max_bad_steps,
             refuse_spikes=config.training.refuse_spikes and config.training.objective != "grpo",  # its losses are around zero
+            scales_loss=objective.backend.precision.compute == torch.float16,
             show_rows=lambda rows: show_rows(job.data.paths, paths, rows),
             early_stop_patience=config.evaluation.early_stop_patience,
             save_best=config.checkpoint.keep_best > 0,

@@ -139,7 +139,8 @@ def resume(
             adapter = saved.model_dir if loaded.config.model.adapter is not None else None  # the one of the beginning may be gone
             data = read_data(session, loaded, saved.state.extra["data_path"], adapter=adapter)
         with session.progress.phase("model"):
-            job = assemble(session, data, step=saved.state.step, consumed=saved.state.consumed)
+            begun = saved.model_dir if loaded.config.training.method == "lora" and loaded.config.lora.init == "eva" else None
+            job = assemble(session, data, step=saved.state.step, consumed=saved.state.consumed, begun=begun)
             job = with_memory_plan(with_reference(job, saved.state.extra.get("reference")), memory_plan)
             _restore(job, saved, allowed)
         paths = branched_run(job, folder, saved, command) if in_new_run else resumed_run(job, own_paths, saved, command)

@@ -39,7 +39,7 @@ Resolved = dict[str, tuple[Any, str]]
 
 _ABOUT_A_TENTH = 0.12
 """Largest share of the time of training that the message calls a tenth."""
-_PASSES_PER_TOKEN = {"lora": 2.0, "full": 3.0}
+PASSES_PER_TOKEN = {"lora": 2.0, "full": 3.0}
 """Forward passes that a trained token costs: a forward pass, the gradient of the input and, where all weights are trained, theirs."""
 
 
@@ -197,7 +197,7 @@ def resolve_evaluation(loaded: LoadedConfig, prepared: Prepared, plan: Plan, bac
         say(f"warning: evaluation.metric {evaluation.metric} has no effect, because no rows are held out")
     planned = plan_evaluations(
         tokens,
-        work=_PASSES_PER_TOKEN[method] * plan.positions * prepared.report.tokens_per_row,
+        work=PASSES_PER_TOKEN[method] * plan.positions * prepared.report.tokens_per_row,
         answers=_answer_cost(loaded.config, prepared, backend, say=say),
         horizon=plan.horizon,
         steps_per_epoch=plan.steps_per_epoch,

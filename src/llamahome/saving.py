@@ -22,6 +22,7 @@ from llamahome.distributed.tensorfiles import TAKES_PART, WRITES_ALL, TensorSlic
 from llamahome.errors import Problem
 from llamahome.model.adapter import changing, save_in_parts, save_model
 from llamahome.model.end_tokens import name_ends, name_eos
+from llamahome.model.lora_init import starts_of
 from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.resources import free_memory_bytes
 from llamahome.monitoring.throughput import PartClock
@@ -94,9 +95,11 @@ def require_space(job: Job, paths: RunPaths) -> int:
 
 
 def _future_moments(learner: Learner) -> dict[str, Tensor | TensorSlices]:
-    """Tensors as large as AdamW's moments, also before the first update; those of other optimizers take less."""
+    """Tensors as large as AdamW's moments, also before the first update; those of other optimizers take less. And the adapters' starts."""
     placement, names = learner.placement, ("exp_avg", "exp_avg_sq")
-    return {f"{name}.{moment}": placement.pieces(name, each.detach()) for name, each in placement.parameters.items() for moment in names}
+    return starts_of(learner.model) | {
+        f"{name}.{moment}": placement.pieces(name, each.detach()) for name, each in placement.parameters.items() for moment in names
+    }
 
 
 @dataclass(frozen=True)

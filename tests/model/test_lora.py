@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from llamahome.config.schema import LoraConfig
 from llamahome.errors import ConfigError
-from llamahome.model.lora import LeanLoraLinear, add_lora, use_own_forward
+from llamahome.model.lora import add_lora
+from llamahome.model.lora_layers import LeanLoraLinear, use_own_forward
 from llamahome.model.place import trained_parameters
 
 

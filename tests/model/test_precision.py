@@ -1,5 +1,6 @@
 """Requested dtypes are used, trained weights are always float32, and auto follows a measurement."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from llamahome.model.backends.choose import bf16_speedup, low_precision
 from llamahome.model.backends.cpu.native import cache_folder
 from llamahome.model.precision import LowPrecision, Precision, choose_precision
 
-F, B = torch.float32, torch.bfloat16
+F, B, H = torch.float32, torch.bfloat16, torch.float16
 
 
 FAST, SLOW, EMULATED = (LowPrecision.measured(speedup) for speedup in (3.0, 0.9, 0.02))
@@ -37,12 +38,16 @@ def chosen(low: LowPrecision, method: str = "lora", mixed: bool | str = "auto", 
         ("full", True, "auto", F, B),
         ("full", False, "auto", F, F),
         ("full", True, "bfloat16", F, B),
+        ("lora", "fp16", "auto", H, H),
+        ("lora", "fp16", "float16", H, H),
+        ("lora", "fp16", "float32", F, H),
+        ("full", "fp16", "auto", F, H),
     ],
 )
 def test_the_requested_dtypes_are_used(method: str, mixed: bool | str, dtype: str, storage: torch.dtype, compute: torch.dtype) -> None:
-    precision = chosen(FAST, method, mixed, dtype)
+    precision = chosen(replace(FAST, why_no_half=None), method, mixed, dtype)
     assert (precision.storage, precision.compute) == (storage, compute) and precision.reason
-    assert precision.autocast == (storage != compute) and precision.name == ("bf16" if compute == B else "no")
+    assert precision.autocast == (storage != compute) and precision.name == {B: "bf16", H: "fp16", F: "no"}[compute]
 
 
 @pytest.mark.parametrize("low", [SLOW, EMULATED])
@@ -61,6 +66,15 @@ def test_a_requested_dtype_that_the_device_emulates_is_refused(mixed: bool | str
     assert problem.code == "training.no-such-precision" and "auto" in problem.hint
     if mixed != "fp16":
         assert chosen(SLOW, mixed=mixed, dtype=dtype).compute == B, "slow is the user's choice"
+
+
+def test_a_processor_multiplies_float16_in_plain_torch_alone() -> None:
+    values = {"training": {"mixed_precision": "fp16"}, "model": {"backend": "cpu"}}
+    with pytest.raises(MachineError, match="back end of processors") as caught:
+        choose.choose_backend(Config.model_validate(values), CPU)
+    assert caught.value.problems[0].code == "training.no-such-precision"
+    plain = choose.choose_backend(Config.model_validate(values | {"model": {"backend": "reference"}}), CPU)
+    assert plain.name == "reference" and plain.precision.name == plain.precision.products == "fp16"
 
 
 def test_auto_follows_the_measurement_of_this_machine() -> None:

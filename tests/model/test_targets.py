@@ -18,7 +18,8 @@ from llamahome.config.schema import LoraConfig
 from llamahome.errors import ConfigError
 from llamahome.model.adapter import restore_model, save_model
 from llamahome.model.adapter_coverage import coverage_lines
-from llamahome.model.lora import LEAN, LeanLoraWeight, add_lora, quiet_peft
+from llamahome.model.lora import add_lora, quiet_peft
+from llamahome.model.lora_layers import LEAN, LeanLoraWeight
 from llamahome.model.place import trained_parameters
 from llamahome.model.targets import choose, matrices, shortest_suffixes
 

@@ -20,6 +20,7 @@ from llamahome.model.skeleton import require_packed
 from llamahome.planning.estimate import simulate
 from llamahome.planning.forecast import Cluster
 from llamahome.planning.hardware import DEVICES
+from llamahome.planning.rollout import Rollout
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 5, "vocab_size": 640}
 
@@ -87,17 +88,54 @@ def test_the_plan_of_rows_has_the_steps_of_the_run(tmp_path: Path, monkeypatch: 
     assert (few["steps"], few["epochs"]) == (1, 2) and few["tokens_per_step"] == pytest.approx(10 * plan["tokens_per_step"])
 
 
-def test_the_plan_of_a_run_on_its_own_answers_says_that_they_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("words", "layers", "ranks"),
+    [
+        ([], 5, {}),
+        (["lora.layers=[1, 3-4]"], 3, {}),
+        (["lora.rank_pattern={q_proj: 6, down_proj: 2}"], 5, {"q_proj": 6, "down_proj": 2}),
+        (["lora.layers=[0]", "lora.rank_pattern={k_proj: 1}"], 1, {"k_proj": 1}),
+    ],
+    ids=str,
+)
+def test_adapters_that_differ_between_layers_are_counted(shape: Path, words: list[str], layers: int, ranks: dict[str, int]) -> None:
+    sizes = {"q_proj": 128, "o_proj": 128, "k_proj": 96, "v_proj": 96, **dict.fromkeys(("gate_proj", "up_proj", "down_proj"), 192)}
+    expected = layers * sum(ranks.get(name, 4) * size for name, size in sizes.items())
+    assigned = [word for each in ("lora.rank=4", *words) for word in ("--set", each)]
+    plan = json.loads(run("--model", str(shape), "--world-size", "16", "--json", *assigned))
+    assert plan["model"]["trained"] == expected
+    memory = plan["strategies"]["replicate"]["memory_bytes"]
+    assert (memory["gradients"], memory["optimizer"]) == (4 * expected, 8 * expected)
+    begun = json.loads(run("--model", str(shape), "--world-size", "16", "--json", *assigned, "--set", "lora.init=olora"))
+    assert begun["strategies"]["replicate"]["memory_bytes"]["weights"] == memory["weights"] + 4 * expected
+
+
+def test_the_time_of_grpo_counts_the_answers_that_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     save_tiny(tmp_path / "tiny")
-    write_rows(tmp_path / "chats.jsonl", chats(12))
-    (tmp_path / "mine.py").write_text("def score(answer, reference):\n    return 1.0\n")
-    words = ["plan", "chats.jsonl", "--model", "tiny", "--set", "training.batch_size=4", "--set", "data.eval_split=0"]
-    grpo = ["--reward", "mine.py:score", "--set", "training.objective=grpo", "--set", "grpo.group_size=3"]
-    text = CliRunner().invoke(app, [*words, *grpo], catch_exceptions=False).stdout
-    assert "drawing and learning 12 answers in each step is not counted" in text
-    assert "not counted" not in CliRunner().invoke(app, words, catch_exceptions=False).stdout
-    assert json.loads(CliRunner().invoke(app, [*words, *grpo, "--json"], catch_exceptions=False).stdout)["answers_per_step"] == 12
+    write_rows(tmp_path / "chats.jsonl", chats(40))
+    words = ["plan", "chats.jsonl", "--model", "tiny", "--set", "training.batch_size=8", "--set", "data.eval_split=0", "--epochs", "1"]
+    words += ["--set", "training.objective=grpo", "--set", "grpo.reward=mine.py:score", "--set", "grpo.group_size=4"]
+
+    def planned(*more: str) -> dict:
+        return json.loads(CliRunner().invoke(app, [*words, "--json", *more], catch_exceptions=False).stdout)
+
+    short, long = planned("--set", "grpo.max_new_tokens=20"), planned("--set", "grpo.max_new_tokens=80")
+    assert short["steps"] == long["steps"] == 5
+    assert long["tokens_per_step"] - short["tokens_per_step"] == 8 * 4 * 60, "8 prompts, 4 answers to each"
+    for plan in (short, long):
+        step = plan["step"]["seconds"]
+        assert plan["seconds"] == pytest.approx(5 * (step + plan["rollout_seconds"])) and plan["rollout_seconds"] > step
+    with_reference = planned("--set", "grpo.max_new_tokens=20", "--set", "grpo.beta=0.1")
+    assert with_reference["rollout_seconds"] / with_reference["step"]["seconds"] > short["rollout_seconds"] / short["step"]["seconds"]
+    text = CliRunner().invoke(app, words, catch_exceptions=False).stdout
+    assert "% of it to draw answers, if all have grpo.max_new_tokens" in text
+
+
+def test_a_token_of_a_batch_costs_a_pass_and_each_of_its_answers() -> None:
+    drawn = Rollout(answers=70, prompt_tokens=10, answer_tokens=30, batches=2, passes=1)
+    assert (drawn.tokens, drawn.target_share) == (2800, 0.75)
+    assert drawn.pass_tokens(100.0) == 70 * 10 + 30 * (2 * 100 + 70) + 2800
 
 
 BAD = {

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import safetensors.torch
 import torch
-from tests.support.models import CPU, objective_of, our_model
+from tests.support.models import CPU, FP32, objective_of, our_model
 from torch import Tensor, nn
 
 from llamahome.checkpoint.state import TrainerState
@@ -24,6 +24,7 @@ from llamahome.model.adapter import SavedModel, restore_model, save_model
 from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
 from llamahome.model.place import place, trained_parameters
+from llamahome.model.precision import Precision
 from llamahome.monitoring.progress import QuietProgress
 from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.throughput import PartClock
@@ -77,17 +78,19 @@ def make_learner(
     checkpointing: bool = False,
     weight_decay: float = 0.0,
     optimizer: OptimizerName = "adamw",
+    precision: Precision = FP32,
     **lora: Any,
 ) -> Learner:
-    model = our_model(base)
+    model = our_model(base, dtype=precision.storage)
     saved: SavedModel = model
     if method == "lora":
-        saved = add_lora(model, LoraConfig(**{"rank": 4, **lora}), base=str(base), seed=seed, lean=True)
+        saved = add_lora(model, LoraConfig(**{"rank": 4, **lora}), base=str(base), seed=seed, lean=not precision.autocast)
     place(model, world=ALONE, checkpointing=checkpointing, sync_batch_norm=False)
     parameters = trained_parameters(model)
     tables = {name for name in parameters if "embed" in name}
     made = make_optimizer(optimizer, parameters, weight_decay=weight_decay, tables=tables)
-    return Learner(base, saved, objective_of(model), parameters, made)
+    backend = "reference" if precision.compute == torch.float16 else "cpu"
+    return Learner(base, saved, objective_of(model, backend, precision), parameters, made)
 
 
 def table_of(examples: Sequence[Example]) -> ExampleTable:

@@ -17,7 +17,7 @@ from llamahome.data.steps.answered import Answer, Prompt, lay_out_answers
 from llamahome.data.steps.loader import Place, idle_microbatch, stay
 from llamahome.data.steps.taught_steps import with_teacher
 from llamahome.data.store import taught
-from llamahome.model.lora import adapters_off
+from llamahome.model.lora_layers import adapters_off
 from llamahome.training.distillation import DistillationObjective
 from llamahome.training.objective import TrainingObjective
 from llamahome.training.policy import MEASURED, PolicyObjective

@@ -113,11 +113,10 @@ def _print_estimate(loaded: "LoadedConfig", data_path: list[str], as_json: bool)
         from llamahome.planning import estimate
 
     result = estimate.estimate(data_path, loaded, say=lambda line: print(line, file=sys.stderr))
-    answers = result.batch_size * loaded.config.grpo.group_size if loaded.config.training.objective == "grpo" else 0
-    print(json.dumps(_estimate_json(result, answers)) if as_json else "\n".join(_estimate_lines(result, answers)))
+    print(json.dumps(_estimate_json(result)) if as_json else "\n".join(_estimate_lines(result)))
 
 
-def _estimate_json(estimate: "Estimate", answers: int) -> dict[str, Any]:
+def _estimate_json(estimate: "Estimate") -> dict[str, Any]:
     return {
         "simulated": False,
         "rows": estimate.report.epoch_rows,
@@ -129,21 +128,20 @@ def _estimate_json(estimate: "Estimate", answers: int) -> dict[str, Any]:
         "adapters": estimate.adapters,
         "step": _forecast_json(estimate.step, estimate.remedy),
         "seconds": estimate.seconds,
-        "answers_per_step": answers,
+        "rollout_seconds": estimate.rollout_seconds,
         "checkpoint_bytes": estimate.checkpoint_bytes,
         "copy_bytes": estimate.copy_bytes,
         "disk_bytes": estimate.disk_bytes,
     }
 
 
-def _estimate_lines(estimate: "Estimate", answers: int) -> Iterator[str]:
-    """The plan for people; `answers` are those that the model gives itself in each step."""
+def _estimate_lines(estimate: "Estimate") -> Iterator[str]:
     from llamahome.units import many, show_bytes, show_count, show_seconds
 
     step, memory, horizon = estimate.step, estimate.step.memory, estimate.plan.horizon
     yield from estimate.report.lines()[1:]
     trained = f"{show_count(estimate.shape.trained)} of {show_count(estimate.shape.weights)} weights are trained"
-    yield f"model       {trained}, products in {estimate.precision.name if estimate.precision.name == 'bf16' else 'float32'}"
+    yield f"model       {trained}, products in {estimate.precision.products}"
     yield from (f"            {line}" for line in estimate.adapters)
     rows = many(min(estimate.batch_size, estimate.plan.positions), "row")
     batch = f"{rows}, about {estimate.tokens_per_step:,.0f} tokens each"
@@ -158,8 +156,9 @@ def _estimate_lines(estimate: "Estimate", answers: int) -> Iterator[str]:
     if estimate.copy_bytes:
         yield f"            {show_bytes(estimate.copy_bytes)} more to write checkpoints from, if a quarter of the free memory holds it"
     yield f"time        about {show_seconds(estimate.seconds)}, {step.tokens_per_s:,.0f} tokens/s, without evaluations and saving"
-    if answers:
-        yield f"            of the rows alone: drawing and learning {answers:,} answers in each step is not counted and takes longer"
+    if estimate.rollout_seconds:
+        share = estimate.rollout_seconds / (step.seconds + estimate.rollout_seconds)
+        yield f"            {share:.0%} of it to draw answers, if all have grpo.max_new_tokens; tokens/s are those of learning"
     yield f"disk        up to {show_bytes(estimate.disk_bytes)}; a checkpoint is {show_bytes(estimate.checkpoint_bytes)}"
 
 

@@ -18,6 +18,8 @@ from llamahome.units import parse_steps
 
 METRICS = ("loss", "token_accuracy", "exact", "f1", "rouge", "json", "json_equal")
 """What evaluation.metric names besides a function of the user's."""
+_INITIAL_PRODUCT = ("pissa", "pissa_niter_4", "olora", "loftq")
+"""Values of lora.init with which the product of A and B is not zero at the start."""
 _LOOPBACK = ("127.", "localhost", "::1")
 
 Finding = tuple[str, str, str, str]
@@ -28,6 +30,7 @@ def check_config(config: Config, origins: Mapping[str, str]) -> list[Problem]:
     """Every contradiction between these settings; empty if there is none."""
     chosen = {key for key, origin in origins.items() if is_chosen(origin)}
     learned = [*_objective_errors(config, chosen), *learning_errors(config), *_metric_errors(config), *_quantization_errors(config)]
+    learned += _initial_errors(config)
     return _problems([*_data_errors(config, chosen), *_training_errors(config), *learned, *_machine_errors(config)], origins)
 
 
@@ -55,6 +58,8 @@ def _reasons_for_no_effect(config: Config) -> dict[str, str]:
     if config.training.method == "full":
         reasons |= {key: "training.method is full" for key in settings() if key.startswith("lora.")}
         reasons["model.dtype"] = "full fine-tuning keeps all weights in float32"
+    if config.model.adapter is not None:
+        reasons["lora.init"] = "model.adapter has values of its own"
     if config.data.format == "preference":
         reasons["data.train_on"] = "of pairs the answers are learned, and nothing else"
     for section in ("distill", "grpo"):
@@ -107,6 +112,12 @@ def _training_errors(config: Config) -> Iterator[Finding]:
     if training.method == "lora" and config.model.dtype == "bfloat16" and training.mixed_precision in ("no", False):
         message = "weights stored in bfloat16 are multiplied in bfloat16, but training.mixed_precision is no"
         yield "config.two-precisions", "training.mixed_precision", message, "--set model.dtype=float32"
+    if training.method == "lora" and config.model.dtype == "bfloat16" and training.mixed_precision == "fp16":
+        message = "weights stored in bfloat16 are multiplied in bfloat16, but training.mixed_precision is fp16"
+        yield "config.two-precisions", "training.mixed_precision", message, "--set model.dtype=auto"
+    if training.method == "lora" and config.model.dtype == "float16" and training.mixed_precision != "fp16":
+        message = "weights stored in float16 are multiplied in float16, with a loss scale, which training.mixed_precision fp16 asks for"
+        yield "config.two-precisions", "model.dtype", message, "--set training.mixed_precision=fp16"
     if training.method == "lora" and not config.lora.target_modules:
         message = "lora.target_modules names no layer: there would be nothing to train"
         yield "config.nothing-to-train", "lora.target_modules", message, "--set lora.target_modules=all-linear"
@@ -168,6 +179,55 @@ def _quantization_errors(config: Config) -> Iterator[Finding]:
     if config.distributed.strategy in ("shard", "hybrid"):
         message = f"{key} {kind} keeps the base whole on every process, and distributed.strategy is {config.distributed.strategy}"
         yield "config.quantized-sharded", key, message, "--set distributed.strategy=replicate"
+
+
+def _initial_errors(config: Config) -> Iterator[Finding]:
+    """lora.init that needs something else of the settings."""
+    init, kind, key = config.lora.init, config.model.quantization, "lora.init"
+    if config.training.method != "lora" or config.model.adapter is not None:
+        return
+    if init == "eva":
+        yield from _eva_errors(config)
+    if init not in _INITIAL_PRODUCT:
+        return
+    if config.lora.use_dora:
+        message = f"lora.init {init} begins with a product that is not zero, and DoRA would take its length for that of the base's weights"
+        yield "config.lora-init", key, message, "--set lora.use_dora=false, or --set lora.init=default"
+    if init == "loftq" and kind is None:
+        message = "lora.init loftq begins with the error of quantisation, and model.quantization is not set"
+        yield "config.lora-init", key, message, "--set model.quantization=nf4"
+    elif init != "loftq" and kind is not None:
+        message = f"lora.init {init} decomposes weights in 16 or 32 bits, and model.quantization is {kind}"
+        yield "config.lora-init", key, message, "--set lora.init=loftq"
+
+
+def _eva_errors(config: Config) -> Iterator[Finding]:
+    """What does not go together with ranks that rows decide when a run begins."""
+    key, code = "lora.init", "config.lora-init"
+    if config.lora.rank_pattern or config.lora.alpha_pattern:
+        yield (
+            code,
+            key,
+            "lora.init eva shares out the ranks itself, and lora.rank_pattern or lora.alpha_pattern is set",
+            ("--set lora.rank_pattern={} --set lora.alpha_pattern={}"),
+        )
+    if config.model.new_tokens or config.model.resize_embeddings:
+        yield (
+            code,
+            key,
+            "lora.init eva runs the base over rows before it trains, when new rows of the embedding mean nothing yet",
+            ("--set lora.init=default"),
+        )
+    if config.training.objective == "grpo":
+        yield (
+            code,
+            key,
+            "lora.init eva looks at the targets of rows, and training.objective grpo has none before it draws answers",
+            ("--set lora.init=default"),
+        )
+    if config.distributed.strategy in ("shard", "hybrid"):
+        message = f"lora.init eva runs the whole base on one process, and distributed.strategy is {config.distributed.strategy}"
+        yield code, key, message, "--set distributed.strategy=replicate"
 
 
 def _machine_errors(config: Config) -> Iterator[Finding]:

@@ -28,8 +28,9 @@ class ModelConfig(Section):
     """A folder, a name under data/models/base/, `smollm2-135m-instruct` (the starter), or a hub id."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Storage of frozen weights. auto: bfloat16 where this machine multiplies it faster than float32 (probed), else float32."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Storage of frozen weights. auto: bfloat16 where this machine multiplies it faster than float32 (probed), else float32; float16 with
+    training.mixed_precision fp16, and only with it."""
     backend: Literal["auto", "cuda", "cpu", "reference"] = "auto"
     """Code that computes: `cuda` for NVIDIA GPUs, `cpu` for processors, or `reference`, plain torch for any device, slow and for checking.
     auto: chosen by the device of this process and printed at the start."""
@@ -134,7 +135,7 @@ class TrainingConfig(Section):
     mixed_precision: bool | Literal["auto", "bf16", "fp16", "no"] = "auto"
     """Type of matrix products; sums, trained weights and the optimizer stay float32. auto and true: bfloat16 if the device is measured
     to be faster with it, else float32. bf16: bfloat16, refused if the device only emulates it. no and false: float32.
-    fp16: refused, because it needs loss scaling."""
+    fp16: float16 with a loss scale that adapts itself, for GPUs without bfloat16; on a processor with model.backend reference only."""
     compile: Auto | bool = "auto"
     """Compile parts of the model for this device. On a processor: C++ passes, compiled in 9 seconds once per machine and kept in the
     user's cache folder. auto: if that has been done already, or if the run is long enough to win the time back, with the starter
@@ -187,9 +188,12 @@ class LoraConfig(Section):
     """Other values of alpha by layer, as rank_pattern."""
     modules_to_save: list[str] = []
     """Modules that are trained whole beside the adapters, by the ends of their names, as [lm_head, embed_tokens], and saved with them."""
-    init: Literal["default", "gaussian", "orthogonal"] = "default"
-    """Initial values, by PEFT: default (A uniform as in a linear layer, B zero), gaussian (A normal, B zero), orthogonal (neither is zero,
-    but their product is; the rank must be even)."""
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora", "loftq", "eva"] = "default"
+    """Initial values. default: A uniform as in a linear layer, B zero. gaussian: A normal, B zero. orthogonal: neither is zero, but their
+    product is; the rank must be even. pissa: the greatest singular parts of each weight, pissa_niter_4 about the same, sooner; olora: its
+    QR decomposition; what is saved has twice the rank. loftq: the greatest parts of the error that model.quantization makes.
+    eva: the principal directions of what each layer gets from the first 64 rows, which also share out the ranks. docs/Methods.md says which
+    one when."""
     plus_ratio: Annotated[float, Field(gt=0)] = 1.0
     """LoRA+ (arXiv 2402.12354): the learning rate of the B matrices is this many times that of the A matrices; 1 for equal rates."""
     use_rslora: bool = False

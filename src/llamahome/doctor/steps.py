@@ -9,7 +9,10 @@ import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from llamahome.assembly import Job, assemble, make_loader, open_session, read_data
 from llamahome.config.load import with_assignments
@@ -22,6 +25,7 @@ from llamahome.monitoring.throughput import PartClock
 from llamahome.reference_values import with_reference
 from llamahome.rundir import RAW_DATA, RUNS, RunPaths
 from llamahome.saving import require_space, write_model
+from llamahome.training.loss_scale import LossScale, Overflowed
 from llamahome.training.memory import RanOut
 from llamahome.training.optimizer import set_learning_rate
 from llamahome.training.run import first_state
@@ -118,6 +122,9 @@ def _steps(job: Job) -> StepTimes:
     seconds, losses, norms, tokens = [], [], [], 0
     parts: dict[str, float] = {}
     ran_out = None
+    scale = LossScale() if learner.objective.backend.precision.compute == torch.float16 else None
+    limits, reducer = Limits(training.max_grad_norm, scale=scale), learner.placement.exchange
+    update = partial(train_step, learner.objective.loss_sum, learner.optimizer, limits=limits, reducer=reducer, clock=clock)
     for step in range(_STEPS):
         clock.cut()
         started = time.perf_counter()
@@ -126,16 +133,9 @@ def _steps(job: Job) -> StepTimes:
         if batch is None:
             break
         set_learning_rate(learner.optimizer, float(training.learning_rate))
-        result = train_step(
-            learner.objective.loss_sum,
-            learner.optimizer,
-            batch.microbatches,
-            divisors=[sum(each) for each in zip(*map(learner.objective.units, batch.microbatches), strict=True)],
-            seed=step_seed(training.seed, step),
-            limits=Limits(training.max_grad_norm),
-            reducer=learner.placement.exchange,
-            clock=clock,
-        )
+        counts = [sum(each) for each in zip(*map(learner.objective.units, batch.microbatches), strict=True)]
+        while isinstance(result := update(batch.microbatches, divisors=counts, seed=step_seed(training.seed, step)), Overflowed):
+            pass
         if isinstance(result, RanOut):
             ran_out = result.message or "no more memory"
             break

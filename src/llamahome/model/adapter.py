@@ -25,8 +25,10 @@ from llamahome.errors import ConfigError, MachineError, Problem
 from llamahome.model.auxiliary_files import copy_auxiliary_files
 from llamahome.model.limits import rows_of_adapter, shapes_of
 from llamahome.model.load import find_model, load_model
-from llamahome.model.lora import does_not_fit, quiet_peft, use_own_forward
+from llamahome.model.lora import does_not_fit, quiet_peft
 from llamahome.model.lora_choice import cast_whole_modules, with_every_name
+from llamahome.model.lora_init import split_starts, with_starts
+from llamahome.model.lora_layers import use_own_forward
 from llamahome.model.shard import Placement
 from llamahome.model.vocabulary import cast_trained_rows, grow_embeddings, rows_needed
 from llamahome.model.weightfiles import check_adapter_file, check_finite, write_index
@@ -55,7 +57,7 @@ def save_model(model: SavedModel, folder: Path, *, base: Path, weights: Mapping[
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PeftModel):
         # save_embedding_layers=False, or PEFT would read the base's config on the hub to see whether its vocabulary was resized.
-        values = with_every_name(model, weights if weights is not None else changing(model))
+        values = with_starts(model, with_every_name(model, weights if weights is not None else changing(model)))
         model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False, state_dict=values)
         (folder / "README.md").unlink(missing_ok=True)  # an empty model card template
     else:
@@ -90,8 +92,8 @@ def restore_model(model: SavedModel, folder: Path, placement: Placement | None =
         except (OSError, ValueError, SafetensorError) as error:
             message = f"the adapter cannot be read: {str(error).splitlines()[0][:200]}"
             raise ConfigError(Problem(code="model.unreadable", message=message, where=str(folder))) from error
-        _require_same_shapes(folder, adapter, get_peft_model_state_dict(model, save_embedding_layers=False))
-        set_peft_model_state_dict(model, adapter)
+        _require_same_shapes(folder, adapter, with_starts(model, get_peft_model_state_dict(model, save_embedding_layers=False)))
+        set_peft_model_state_dict(model, split_starts(model, adapter))
         return
     saved = dict(load_model(folder, dtype=torch.float32, device=torch.device("cpu")).named_parameters())
     _require_same_shapes(folder, saved, dict(model.named_parameters()))

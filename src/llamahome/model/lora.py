@@ -1,13 +1,8 @@
-"""Add LoRA adapters with PEFT, and replace PEFT's forward and backward for plain adapters (no dropout, no DoRA, one adapter).
+"""Add LoRA adapters with PEFT, or load them.
 
 PEFT creates the modules, their initial values and their names, so a saved adapter is a PEFT adapter. PEFT receives exact names
 (model/targets.py), because its own `all-linear` includes routers and misses shared experts in some architectures.
-
-A plain layer gets a class whose forward does not cast the input to float32, scales and adds inside the matrix products, stores the input
-once and computes no gradient for the frozen weight. Results equal PEFT's (tests/model/test_lora.py).
 Source: LoRA, arXiv 2106.09685.
-
-Legend: T tokens, I inputs, O outputs, R rank.
 """
 
 import logging
@@ -16,32 +11,27 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
-from peft.tuners.lora.layer import Linear as PeftLinear
-from peft.tuners.lora.layer import ParamWrapper
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import AuxiliaryTrainingWrapper, get_peft_model_state_dict, load_peft_weights
+from peft.utils import get_peft_model_state_dict, load_peft_weights
 from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers as keys_as_loaded
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from safetensors import SafetensorError
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llamahome.config.schema import LoraConfig
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.lora_choice import cast_whole_modules, in_layers, require_patterns, require_whole, shares_weight
+from llamahome.model.lora_layers import use_own_forward
 from llamahome.model.targets import ChosenTargets, choose, shortest_suffixes
 from llamahome.model.vocabulary import cast_trained_rows, trainable_token_indices
 from llamahome.model.weightfiles import check_adapter_file
 
 _SIZES = re.compile(r"size mismatch for (\S+): copying a param with shape torch.Size\((\S.*?)\) .*? current model is torch.Size\((.*?)\)")
-ADAPTER = "default"
-"""PEFT's name for the only adapter; saved files do not contain it."""
+BY_PEFT = ("gaussian", "orthogonal")
+"""Values of lora.init that PEFT draws; lora_init.py computes the others from weights, after PEFT's default."""
 
 
 def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: str, seed: int, lean: bool, new_rows: Sequence[int] = ()) -> PeftModel:
@@ -51,7 +41,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: str, seed: int
     it computes in the dtype of the weights, without autocast. `new_rows` of embedding and head are trained, too. Raises ConfigError if a
     name selects no layer, if PEFT supports no dropout or DoRA for a selected layer, or if PEFT could not load any of the adapters.
     """
-    chosen = in_layers(model, _loadable(model, choose(model, config.target_modules)), config.layers)
+    chosen = chosen_targets(model, config)
     require_patterns(model, "rank_pattern", config.rank_pattern, chosen)
     require_patterns(model, "alpha_pattern", config.alpha_pattern, chosen)
     require_whole(model, config.modules_to_save, chosen, new_rows)
@@ -70,7 +60,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: str, seed: int
         alpha_pattern=dict(config.alpha_pattern),
         modules_to_save=list(config.modules_to_save) or None,
         ensure_weight_tying=shares_weight(model, config.modules_to_save),
-        init_lora_weights=True if config.init == "default" else config.init,
+        init_lora_weights=config.init if config.init in BY_PEFT else True,
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2's linear layer
     )
     model.name_or_path = base  # PEFT writes it into the adapter's config
@@ -82,6 +72,11 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: str, seed: int
     if lean:
         use_own_forward(adapted)
     return adapted
+
+
+def chosen_targets(model: PreTrainedModel, config: LoraConfig) -> ChosenTargets:
+    """The weights of a base that get adapters. Raises ConfigError as `add_lora` does."""
+    return in_layers(model, _loadable(model, choose(model, config.target_modules)), config.layers)
 
 
 def load_lora(model: PreTrainedModel, folder: Path, *, base: str, dropout: float, lean: bool) -> PeftModel:
@@ -189,102 +184,3 @@ def quiet_peft() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         yield
-
-
-def use_own_forward(model: nn.Module) -> int:
-    """Replace the forward of every plain LoRA layer by ours; returns their number."""
-    plain = [module for module in model.modules() if _is_plain(module)]
-    for module in plain:
-        module.__class__ = LeanLoraLinear if type(module) is PeftLinear else LeanLoraWeight
-    return len(plain)
-
-
-def _is_plain(module: Any) -> bool:
-    """Whether `module` is one adapter on a Linear, without variants such as DoRA, without bias and without dropout."""
-    if type(module) not in (PeftLinear, ParamWrapper) or type(module.base_layer) is not nn.Linear or list(module.lora_A) != [ADAPTER]:
-        return False
-    if type(module) is ParamWrapper and module.parameter_name != "weight":
-        return False
-    drops = any(not isinstance(dropout, nn.Identity) for dropout in module.lora_dropout.values())
-    return not (module.lora_variant or any(module.lora_bias.values()) or drops)
-
-
-class _LeanLora(torch.autograd.Function):
-    """y = x W' + b + (x A') B' * scale, with all products in the dtype of x."""
-
-    @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
-        a, b = a_RI.to(x_TI.dtype), (b_OR * scale).to(x_TI.dtype)
-        low_TR = x_TI @ a.t()
-        out = F.linear(x_TI, weight_OI, bias_O).addmm_(low_TR, b.t())
-        ctx.save_for_backward(x_TI, weight_OI, low_TR, a, b)  # a and b as cast, so that backward does not cast again
-        ctx.scale, ctx.dtypes = scale, (a_RI.dtype, b_OR.dtype)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        grad_TO = gradients[0]
-        x_TI, weight_OI, low_TR, a, b = ctx.saved_tensors
-        grad_low_TR = grad_TO @ b
-        grad_x = (grad_TO @ weight_OI).addmm_(grad_low_TR, a) if ctx.needs_input_grad[0] else None
-        grad_a = (grad_low_TR.t() @ x_TI).to(ctx.dtypes[0])
-        grad_b = (grad_TO.t() @ low_TR).to(ctx.dtypes[1]).mul_(ctx.scale)
-        return grad_x, None, None, grad_a, grad_b, None
-
-
-class LeanLoraLinear(PeftLinear):  # type: ignore[misc]
-    """PEFT's LoRA layer with the lean forward; uses PEFT's forward if the call or the adapter is not plain."""
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The layer's output: x [..., I] -> [..., O]."""
-        factors = _factors(self, x, args, kwargs)
-        return _lean(self, x, factors) if factors is not None else super().forward(x, *args, **kwargs)
-
-
-class LeanLoraWeight(ParamWrapper):  # type: ignore[misc]
-    """The same for a Linear whose weight PEFT adapts as a parameter; PEFT's forward would add B A to the whole weight in every pass."""
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The layer's output: x [..., I] -> [..., O]."""
-        factors = _factors(self, x, args, kwargs)
-        return _lean(self, x, factors) if factors is not None else super().forward(x, *args, **kwargs)
-
-
-LEAN = (LeanLoraLinear, LeanLoraWeight)
-"""Layers with the lean forward."""
-
-
-def _factors(layer: Any, x: Tensor, args: Any, kwargs: Any) -> tuple[Tensor, Tensor, float] | None:
-    """What `lean_factors` returns; None if the call has further arguments or runs under autocast."""
-    not_plain = args or kwargs or (not x.is_meta and torch.is_autocast_enabled(x.device.type))
-    return None if not_plain else lean_factors(layer)
-
-
-def _lean(layer: Any, x: Tensor, factors: tuple[Tensor, Tensor, float]) -> Tensor:
-    base = layer.get_base_layer()
-    x = x.to(base.weight.dtype)
-    out: Tensor = _LeanLora.apply(x.reshape(-1, x.shape[-1]), base.weight, base.bias, *factors)  # type: ignore[no-untyped-call]
-    return out.view(*x.shape[:-1], out.shape[-1])
-
-
-def lean_factors(layer: LeanLoraLinear | LeanLoraWeight) -> tuple[Tensor, Tensor, float] | None:
-    """A [R, I], B [O, R] and the scale; None if the adapter is disabled, merged or not the only active one."""
-    if layer.disable_adapters or layer.merged or layer.active_adapters != [ADAPTER]:
-        return None
-    return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, layer.scaling[ADAPTER]
-
-
-@contextmanager
-def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Let a model in training compute as its base; its adapters are trained as before afterwards."""
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for layer in layers:
-            layer.enable_adapters(enabled=False)
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(enabled=True)
-        for parameter in trained:
-            parameter.requires_grad_(True)

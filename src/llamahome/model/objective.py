@@ -17,7 +17,7 @@ from llamahome.model.backends.backend import Backend, Batch, Pass
 from llamahome.model.backends.loss import HeadStats
 from llamahome.model.backends.token_losses import TokenLoss, label_log_probabilities
 from llamahome.model.load import head_of
-from llamahome.model.lora import adapters_off
+from llamahome.model.lora_layers import adapters_off
 from llamahome.model.packing import last_hidden
 
 T = TypeVar("T")

@@ -146,7 +146,7 @@ class _Join(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (gradient,), inner, ctx.inner = gradients, ctx.inner, None
-        if inner.result is not None and inner.guard.message is None:
+        if inner.result is not None and inner.result.requires_grad and inner.guard.message is None:  # or nothing in it or below is trained
             try:
                 torch.autograd.backward(inner.result, gradient)
             except (MemoryError, RuntimeError) as error:

@@ -26,12 +26,14 @@ class LowPrecision:
     there: bool
     """Supported by the hardware, not emulated."""
     reason: str
+    why_no_half: str | None = None
+    """Why it computes no float16 products; None if it does."""
 
     @staticmethod
     def measured(speedup: float) -> "LowPrecision":
         """From the measured speedup over float32."""
         reason = f"bf16 products are {speedup:.1f}x as fast as float32 here" if speedup >= 0.1 else "bf16 products are emulated here"
-        return LowPrecision(speedup >= _FAST_ENOUGH, speedup >= _EMULATED, reason)
+        return LowPrecision(speedup >= _FAST_ENOUGH, speedup >= _EMULATED, reason, "the back end of processors computes bf16 or float32")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,12 @@ class Precision:
     @property
     def name(self) -> str:
         """The resolved value of training.mixed_precision."""
-        return "bf16" if self.compute == torch.bfloat16 else "no"
+        return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(self.compute, "no")
+
+    @property
+    def products(self) -> str:
+        """The type of matrix products, for people."""
+        return "float32" if self.compute == torch.float32 else self.name
 
 
 def choose_precision(config: Config, low: LowPrecision) -> Precision:
@@ -60,7 +67,9 @@ def choose_precision(config: Config, low: LowPrecision) -> Precision:
     requested, dtype = config.training.mixed_precision, config.model.dtype
     full, stores_low = config.training.method == "full", dtype == "bfloat16" and config.training.method == "lora"
     if requested == "fp16":
-        raise MachineError(_refusal("training.mixed_precision", "fp16 needs loss scaling; llamahome trains in bf16 or float32"))
+        if low.why_no_half is not None:
+            raise MachineError(_refusal("training.mixed_precision", f"fp16 is requested, but {low.why_no_half}"))
+        return Precision(torch.float32 if full or dtype == "float32" else torch.float16, torch.float16, "as set")
     if (requested == "bf16" or stores_low) and not low.there:
         where, name = ("training.mixed_precision", "bf16") if requested == "bf16" else ("model.dtype", "bfloat16")
         raise MachineError(_refusal(where, f"{name} is requested, but {low.reason}"))

@@ -121,7 +121,7 @@ class Sizes:
 def sizes_of(base: Path, kind: Kind) -> Sizes:
     """What quantising the base in `folder` comes to, from the headers of its files. Raises ConfigError as `write_quantized` does."""
     store = WeightStore(base)
-    names = _quantized_names(store, base)
+    names = quantized_names(store, base)
     numbers = sum(math.prod(store.tensors[name].shape) for name in names)
     nbytes = sum(_packed_bytes(store.tensors[name].shape, kind) for name in names)
     everything = sum(math.prod(info.shape) for info in store.tensors.values())
@@ -148,7 +148,7 @@ def _layers(base: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(chosen), tuple(path for path in plain if path not in chosen)
 
 
-def _quantized_names(store: WeightStore, base: Path) -> dict[str, str]:
+def quantized_names(store: WeightStore, base: Path) -> dict[str, str]:
     """The tensors to quantise -> the path of their layer. Raises ConfigError model.nothing-to-quantize if there are none."""
     names: dict[str, str] = {}
     for path in _layers(base)[0]:
@@ -191,7 +191,7 @@ def write_quantized(base: Path, kind: Kind, folder: Path, *, say: Callable[[str]
 
 def _write(base: Path, kind: Kind, folder: Path) -> None:
     store = WeightStore(base)
-    names = _quantized_names(store, base)
+    names = quantized_names(store, base)
     plain = [(name, info.dtype, info.shape) for name, info in store.tensors.items() if name not in names]
     entries = sorted(plain, key=lambda entry: -entry[1].itemsize)  # so that each tensor lies at a multiple of its item's size
     weight_of: dict[str, str] = {}

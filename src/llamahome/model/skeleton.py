@@ -114,12 +114,13 @@ def pretend(model: nn.Module) -> None:
 
 
 def count_weights(model: nn.Module, head: nn.Parameter) -> dict[str, int]:
-    """The number of weights by use: frozen, trained, and in matrix products and trained_products, without embeddings and `head`."""
+    """The number of weights by use: frozen, trained, adapters, and products and trained_products, without embeddings and `head`."""
     parameters = list(model.named_parameters())
     matrices = [each for name, each in parameters if each.ndim == 2 and each is not head and "embed" not in name]
     return {
         "frozen": sum(each.numel() for _, each in parameters if not each.requires_grad),
         "trained": sum(each.numel() for _, each in parameters if each.requires_grad),
+        "adapters": sum(each.numel() for name, each in parameters if ".lora_A." in name or ".lora_B." in name),
         "products": sum(each.numel() for each in matrices),
         "trained_products": sum(each.numel() for each in matrices if each.requires_grad),
     }

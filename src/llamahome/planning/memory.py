@@ -88,7 +88,7 @@ def memory_of(shape: ModelShape, layout: ShardLayout, work: Pass) -> Memory:
     frozen = _share(shape.weights - shape.trained, layout.shards)
     saved = 0 if layout.packed is None else int(quantized_numbers(shape) * (layout.stored - layout.packed))
     return Memory(
-        weights=frozen * layout.stored - saved + trained * FLOAT32,
+        weights=frozen * layout.stored - saved + (trained + shape.started) * FLOAT32,
         gradients=trained * FLOAT32,
         optimizer=round(trained * shape.state_bytes),
         activations=activations(shape, layout, work),

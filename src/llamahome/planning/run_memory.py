@@ -12,7 +12,7 @@ from llamahome.assembly import Job
 from llamahome.errors import ConfigError
 from llamahome.model.skeleton import read_shape, require_layers
 from llamahome.monitoring.resources import process_memory
-from llamahome.planning.estimate import measure
+from llamahome.planning.adapted_shape import measure
 from llamahome.planning.forecast import Cluster, layout_of
 from llamahome.planning.hardware import DEVICES
 from llamahome.planning.memory import Pass, memory_of

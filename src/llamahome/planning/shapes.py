@@ -59,6 +59,8 @@ class ModelShape:
     head_trained: bool
     state_bytes: float = 8.0
     """Of the optimizer, per trained weight."""
+    started: int = 0
+    """Weights of frozen adapters in float32, which the trained ones began with."""
 
     @property
     def weights(self) -> int:
@@ -69,6 +71,17 @@ class ModelShape:
     def trained(self) -> int:
         """Weights that are trained."""
         return self.layers * self.layer.trained + self.rest.trained
+
+
+def spread_over_layers(
+    layer: Mapping[str, int], rest: Mapping[str, int], whole: Mapping[str, int], layers: int
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Counts of a layer and of the rest that add up to those of a `whole` model whose layers have different adapters.
+
+    `layer` and `rest` are those of a model with equal adapters; what is frozen stays. A layer gets the average, the rest what is left over.
+    """
+    each = {key: layer[key] if key == "frozen" else (whole[key] - rest[key]) // layers for key in layer}
+    return each, {key: rest[key] if key == "frozen" else whole[key] - layers * each[key] for key in rest}
 
 
 def flops_per_token(shape: ModelShape, *, length: float, target_share: float, recomputes: bool) -> float:

@@ -23,6 +23,7 @@ from llamahome.model.fingerprints import fingerprint
 from llamahome.model.load import CausalLM, decoder_layers, load_model
 from llamahome.model.lora import add_lora, load_lora
 from llamahome.model.lora_choice import shares_weight
+from llamahome.model.lora_init import start_adapters
 from llamahome.model.objective import Objective
 from llamahome.model.packing import packing_of
 from llamahome.model.place import ChosenStrategy, choose_strategy, count_weights, place, trained_parameters, weight_bytes
@@ -85,7 +86,7 @@ class Learner:
 def load_base(config: Config, folder: Path, backend: Backend, world: World, *, rows: NewRows, adapter: Path | None, say: Say) -> BaseModel:
     """Load the base in `folder` and choose the strategy; the embedding gets the rows of `adapter`, and the new `rows`."""
     precision, method = backend.precision, config.training.method
-    say(f"{backend.name} back end, {'bf16' if precision.compute == torch.bfloat16 else 'float32'} products: {precision.reason}")
+    say(f"{backend.name} back end, {precision.products} products: {precision.reason}")
     strategy = _choose_strategy(config, folder, backend, world)
     if world.size > 1:
         each_pass = "; gradients are summed after every pass" if strategy.sums_each_pass else ""
@@ -110,10 +111,12 @@ def load_base(config: Config, folder: Path, backend: Backend, world: World, *, r
     return BaseModel(folder, model, backend, strategy, new_rows, adapter)
 
 
-def make_learner(config: Config, base: BaseModel, world: World, *, auxiliary: Path, rows: float, tokens: float, say: Say) -> Learner:
+def make_learner(
+    config: Config, base: BaseModel, world: World, *, auxiliary: Path, begins: bool = True, rows: float, tokens: float, say: Say
+) -> Learner:
     """Add what is trained, compile and place the model; `rows` and `tokens` are still to be trained on. Changes the model of `base`.
 
-    The files in `auxiliary` are saved with the model.
+    The files in `auxiliary` are saved with the model. If the run does not begin here, its weights are restored afterwards.
     """
     model, backend, training = base.model, base.backend, config.training
     passes = packing_of(model).remarks(documents=rows, passes=tokens / backend.micro_batch_tokens)
@@ -129,6 +132,7 @@ def make_learner(config: Config, base: BaseModel, world: World, *, auxiliary: Pa
             saved = load_lora(model, base.adapter, base=name, dropout=config.lora.dropout, lean=lean)
         else:
             saved = add_lora(model, config.lora, base=name, seed=training.seed, lean=lean, new_rows=base.new_rows)
+            start_adapters(saved, config.lora, base.folder, seed=training.seed, world=world, compute=begins)
         for line in coverage_lines(model):
             say(line)
         if tied:

@@ -19,7 +19,7 @@ from llamahome.training.memory import RanOut
 from llamahome.training.metrics import StepMetrics
 from llamahome.training.optimizer import set_learning_rate
 from llamahome.training.run import Outcome, Run, after_evaluation, after_update
-from llamahome.training.step import step_seed, train_step
+from llamahome.training.step import StepResult, step_seed, train_step
 from llamahome.training.stop import Reason
 
 
@@ -48,8 +48,11 @@ def train(run: Run, state: TrainerState) -> Outcome:
             rate = schedule.learning_rate(state.step)
             set_learning_rate(run.optimizer, rate)
             seed = step_seed(settings.seed, state.step)
-            while isinstance(result := update(batch.microbatches, divisors=agreed.units, seed=seed), RanOut):
-                batch = budget.lower(batch, result, step=state.step + 1)
+            while not isinstance(result := update(batch.microbatches, divisors=agreed.units, seed=seed), StepResult):
+                if isinstance(result, RanOut):
+                    batch = budget.lower(batch, result, step=state.step + 1)
+                else:
+                    metrics.note_overflow(state.step + 1, result)
             budget.short = result.short
 
             counts = {"tokens": agreed.tokens, "targets": agreed.targets}

@@ -12,6 +12,7 @@ from llamahome.checkpoint.state import TrainerState
 from llamahome.data.steps.loader import StepBatch
 from llamahome.monitoring.recorder import Window
 from llamahome.monitoring.throughput import PartTimes
+from llamahome.training.loss_scale import LossScale, Overflowed
 from llamahome.training.recovery import BadSteps, Positions
 from llamahome.training.run import Run
 from llamahome.training.spikes import Limits, Spikes
@@ -31,7 +32,8 @@ class StepMetrics:
         self._run, self._bad = run, BadSteps(run.settings.max_bad_steps, state.bad_steps)
         self._bad.restore(state.extra.get("bad_steps", {"steps": [], "before": None}))
         spikes = Spikes(run.world.device, state.extra.get("spikes")) if run.settings.refuse_spikes else None
-        self.limits = Limits(run.settings.max_grad_norm, spikes)
+        scale = LossScale(state.extra.get("loss_scale")) if run.settings.scales_loss else None
+        self.limits = Limits(run.settings.max_grad_norm, spikes, scale)
         """What an update may be, judged by the steps before it."""
         self._closed: list[tuple[Window, PartTimes, list[Positions]]] = []
         """Lines of metrics that are not written yet, oldest first, with the positions of each of their steps."""
@@ -50,6 +52,13 @@ class StepMetrics:
         self._positions.append((batch.begin, batch.end))
         self._bad.note(step, (batch.begin, batch.end), result.refused)
 
+    def note_overflow(self, step: int, overflowed: Overflowed) -> None:
+        """Record that `step` is done again with half the loss scale."""
+        old, new = f"{overflowed.scale:,.0f}", f"{overflowed.scale / 2:,.0f}"
+        text = f"step {step} is done again: its gradient is too large for float16 with a loss scale of {old}; it is {new} now"
+        self._run.recorder.event("loss-scale", step=step, scale=overflowed.scale / 2, text=text)
+        self._run.progress.say(text)
+
     def write_ready(self, state: TrainerState) -> TrainerState:
         """Close the line of metrics of the steps up to this one, and write the lines whose values are on the host."""
         self._close_line(state)
@@ -65,6 +74,8 @@ class StepMetrics:
         judged: dict[str, Any] = {"bad_steps": self._bad.values()}
         if self.limits.spikes is not None:
             judged["spikes"] = self.limits.spikes.values()
+        if self.limits.scale is not None:
+            judged["loss_scale"] = self.limits.scale.values()
         if self._run.loss.memory is not None:
             judged[_MEMORY] = self._run.loss.memory.values()
         return replace(state, extra={**state.extra, **judged})

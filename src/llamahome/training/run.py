@@ -78,6 +78,8 @@ class LoopSettings:
     """What to type after the run has diverged."""
     refuse_spikes: bool = True
     """Whether updates are refused whose loss or gradient leaps far above the steps before."""
+    scales_loss: bool = False
+    """Whether gradients are float16, and losses are scaled for them."""
     show_rows: Callable[[Sequence[int]], str] = lambda rows: ""
     """The command that shows rows of the data by their numbers."""
     final_is_best: bool = False

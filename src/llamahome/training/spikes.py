@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llamahome.training.loss_scale import LossScale
+
 WINDOW = 32
 """Applied steps that a step is compared with."""
 RATIOS = (5.0, 10.0)
@@ -89,6 +91,12 @@ class Limits:
     """Gradients are scaled down to this norm."""
     spikes: Spikes | None = None
     """None: only what is not finite is refused."""
+    scale: LossScale | None = None
+    """By which losses are multiplied before their backward pass; None: not at all."""
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """What the backward pass begins with."""
+        return loss if self.scale is None else loss * self.scale.scale
 
     def refuse(self, loss: Tensor, grad_norm: Tensor) -> Tensor:
         """() float32: APPLIED, NOT_FINITE or SPIKE, decided on the device."""

@@ -3,7 +3,7 @@
 The loss is the sum over all units of all ranks (targets, or pairs of answers) divided by their number, counted before the first backward
 pass, so any split into micro-batches or ranks gives the same gradient up to rounding. An update whose loss or gradient is not finite, or a
 spike, is refused on the device, without waiting for it: the optimizer skips the update when `found_inf` is set. Nothing here reads a value
-back from a GPU.
+back from a GPU, but with a loss scale (loss_scale.py) the norm of the gradient.
 When a rank runs out of memory in a pass, all ranks learn it with the gradients, and nothing is updated.
 """
 
@@ -19,6 +19,7 @@ from llamahome.distributed.devices import is_out_of_memory
 from llamahome.distributed.reducer import Reducer
 from llamahome.distributed.world import World
 from llamahome.monitoring.throughput import PartClock
+from llamahome.training.loss_scale import Overflowed
 from llamahome.training.memory import RanOut, update_does_not_fit, update_weights
 from llamahome.training.spikes import Limits
 
@@ -62,7 +63,7 @@ def train_step(
     limits: Limits,
     reducer: Reducer,
     clock: PartClock,
-) -> StepResult | RanOut:
+) -> StepResult | RanOut | Overflowed:
     """Update the weights once; all ranks call it, also a rank without micro-batches. `seed` is that of the step.
 
     `objective` gives sums of a micro-batch: its loss, and behind it what else is measured. `divisors` has the number of units over all
@@ -80,7 +81,7 @@ def train_step(
                 share = _divided(reducer.guard.run(partial(objective, microbatch)), divisors)
             with clock.part("backward"):
                 reducer.before_backward(last=number == len(microbatches))
-                share[0].backward()  # type: ignore[no-untyped-call]
+                limits.scaled(share[0]).backward()  # type: ignore[no-untyped-call]
             loss += share.detach()
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -114,8 +115,10 @@ def _update(
     limits: Limits,
     reducer: Reducer,
     clock: PartClock,
-) -> StepResult | RanOut:
-    """Sum loss and gradients over all ranks, clip, and update the weights unless a rank ran out of memory."""
+) -> StepResult | RanOut | Overflowed:
+    """Sum loss and gradients over all ranks, clip, and update the weights unless a rank ran out of memory or the scaled gradient
+    overflowed.
+    """
     with clock.part("exchange"):
         summed = reducer.finish(loss, gave_up=ran_out is not None)
         if _any_gave_up(reducer.world, summed.gave_up, mine=ran_out is not None):
@@ -123,13 +126,20 @@ def _update(
             return ran_out or RanOut(None)
     with clock.part("update"):
         parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
-        refused = limits.refuse(summed.loss, summed.grad_norm)
+        norm = summed.grad_norm
+        if limits.scale is not None:
+            if (overflowed := limits.scale.judge(summed.loss, norm)) is not None:
+                optimizer.zero_grad(set_to_none=True)
+                return overflowed
+            norm = limits.scale.unscale(parameters, norm)
+            limits.scale.after_update(norm)
+        refused = limits.refuse(summed.loss, norm)
         if limits.max_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, limits.max_grad_norm, summed.grad_norm)
+            torch.nn.utils.clip_grads_with_norm_(parameters, limits.max_grad_norm, norm)
         optimizer.found_inf = (refused > 0).float()  # type: ignore[attr-defined]  # torch's GradScaler sets it, too
         short = update_weights(optimizer)
         optimizer.zero_grad(set_to_none=True)
-    return StepResult(summed.loss, summed.grad_norm, refused, summed.measured, short)
+    return StepResult(summed.loss, norm, refused, summed.measured, short)
 
 
 def _any_gave_up(world: World, gave_up: Tensor, *, mine: bool) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 
 import torch
 
@@ -30,7 +31,10 @@ _NO_GPU = ("no NVIDIA driver", "No CUDA GPUs", _HIDDEN)
 
 def choose_backend(config: Config, device: torch.device) -> Backend:
     """The back end for `device` and model.backend. Raises MachineError if the machine lacks the requested back end or number type."""
-    return backend_of(_kind(config, device), device, choose_precision(config, low_precision(device)))
+    kind, low = _kind(config, device), low_precision(device)
+    if kind == "reference":  # plain torch multiplies float16 on any device, however slowly
+        low = replace(low, why_no_half=None)
+    return backend_of(kind, device, choose_precision(config, low))
 
 
 def backend_of(kind: str, device: torch.device, precision: Precision) -> Backend:

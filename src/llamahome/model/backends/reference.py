@@ -131,7 +131,7 @@ class Reference:
 def plain_bytes(config: Any, tokens: int, *, precision: Precision, keys: float) -> int:
     """Memory that uncompiled layers keep for the backward pass; attention keeps the probabilities of each token for `keys` keys."""
     hidden, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    low = precision.compute == torch.bfloat16
+    low = precision.compute != torch.float32
     probabilities = (getattr(config, "num_attention_heads", None) or 0) * keys * (2 if low else 4)
     factor = (1.6 if precision.autocast else 1.0) if low else 1.8
     layer = factor * (_BYTES_PER_HIDDEN * hidden + _BYTES_PER_INNER * inner) + probabilities + _state_bytes(config)

@@ -20,7 +20,7 @@ from llamahome.model.backends.cpu.autotune import ProductDispatch, ProductShape,
 from llamahome.model.backends.cpu.elementwise import Identity, InputTransform
 from llamahome.model.backends.cpu.native import Kernels
 from llamahome.model.backends.cpu.products import Stack, adapted_product, can_multiply, outer_product, product
-from llamahome.model.lora import LEAN, lean_factors
+from llamahome.model.lora_layers import LEAN, lean_factors
 from llamahome.model.packed_weight import PackedWeight, widened_rows
 
 _IDENTITY = Identity()

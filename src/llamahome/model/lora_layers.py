@@ -1,0 +1,156 @@
+"""The layers of LoRA: our forward and backward for plain adapters (no dropout, no DoRA, one adapter), PEFT's for the others.
+
+A plain layer gets a class whose forward does not cast the input to float32, scales and adds inside the matrix products, stores the input
+once and computes no gradient for the frozen weight. Results equal PEFT's (tests/model/test_lora.py).
+
+Legend: T tokens, I inputs, O outputs, R rank.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora.layer import Linear as PeftLinear
+from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+ADAPTER = "default"
+"""PEFT's name for the only adapter; saved files do not contain it."""
+
+
+def use_own_forward(model: nn.Module) -> int:
+    """Replace the forward of every plain LoRA layer by ours; returns their number."""
+    plain = [module for module in model.modules() if _is_plain(module)]
+    for module in plain:
+        module.__class__ = LeanLoraLinear if type(module) is PeftLinear else LeanLoraWeight
+    return len(plain)
+
+
+def _is_plain(module: Any) -> bool:
+    """Whether `module` is one adapter on a Linear, without variants such as DoRA, without bias and without dropout."""
+    if type(module) not in (PeftLinear, ParamWrapper) or type(module.base_layer) is not nn.Linear or list(module.lora_A) != [ADAPTER]:
+        return False
+    if type(module) is ParamWrapper and module.parameter_name != "weight":
+        return False
+    drops = any(not isinstance(dropout, nn.Identity) for dropout in module.lora_dropout.values())
+    return not (module.lora_variant or any(module.lora_bias.values()) or drops)
+
+
+class _LeanLora(torch.autograd.Function):
+    """y = x W' + b + (x A') B' * scale, with all products in the dtype of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
+        a, b = a_RI.to(x_TI.dtype), (b_OR * scale).to(x_TI.dtype)
+        low_TR = x_TI @ a.t()
+        out = F.linear(x_TI, weight_OI, bias_O).addmm_(low_TR, b.t())
+        ctx.save_for_backward(x_TI, weight_OI, low_TR, a, b)  # a and b as cast, so that backward does not cast again
+        ctx.scale, ctx.dtypes = scale, (a_RI.dtype, b_OR.dtype)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        grad_TO = gradients[0]
+        x_TI, weight_OI, low_TR, a, b = ctx.saved_tensors
+        grad_low_TR = grad_TO @ b
+        grad_x = (grad_TO @ weight_OI).addmm_(grad_low_TR, a) if ctx.needs_input_grad[0] else None
+        grad_a = (grad_low_TR.t() @ x_TI).to(ctx.dtypes[0])
+        grad_b = (grad_TO.t() @ low_TR).to(ctx.dtypes[1]).mul_(ctx.scale)
+        return grad_x, None, None, grad_a, grad_b, None
+
+
+class StartedLoraLinear(PeftLinear):  # type: ignore[misc]
+    """PEFT's LoRA layer without the product that its adapter began with, so that the base keeps its own weight (lora_init.py)."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output: x [..., I] -> [..., O]."""
+        out: Tensor = super().forward(x, *args, **kwargs)
+        if (start := start_of(self)) is None or not _is_active(self):
+            return out
+        a_RI, b_OR = start
+        scale: float = self.scaling[ADAPTER]
+        return out + (F.linear(F.linear(x.to(a_RI.dtype), a_RI), b_OR) * scale).to(out.dtype)
+
+
+class LeanLoraLinear(StartedLoraLinear):
+    """PEFT's LoRA layer with the lean forward; uses PEFT's forward if the call or the adapter is not plain."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output: x [..., I] -> [..., O]."""
+        factors = _factors(self, x, args, kwargs)
+        return _lean(self, x, factors) if factors is not None else super().forward(x, *args, **kwargs)
+
+
+class LeanLoraWeight(ParamWrapper):  # type: ignore[misc]
+    """The same for a Linear whose weight PEFT adapts as a parameter; PEFT's forward would add B A to the whole weight in every pass."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output: x [..., I] -> [..., O]."""
+        factors = _factors(self, x, args, kwargs)
+        return _lean(self, x, factors) if factors is not None else super().forward(x, *args, **kwargs)
+
+
+LEAN = (LeanLoraLinear, LeanLoraWeight)
+"""Layers with the lean forward."""
+
+
+def _factors(layer: Any, x: Tensor, args: Any, kwargs: Any) -> tuple[Tensor, Tensor, float] | None:
+    """What `lean_factors` returns; None if the call has further arguments or runs under autocast."""
+    not_plain = args or kwargs or (not x.is_meta and torch.is_autocast_enabled(x.device.type))
+    return None if not_plain else lean_factors(layer)
+
+
+def _lean(layer: Any, x: Tensor, factors: tuple[Tensor, Tensor, float]) -> Tensor:
+    base = layer.get_base_layer()
+    x = x.to(base.weight.dtype)
+    out: Tensor = _LeanLora.apply(x.reshape(-1, x.shape[-1]), base.weight, base.bias, *factors)  # type: ignore[no-untyped-call]
+    return out.view(*x.shape[:-1], out.shape[-1])
+
+
+def keep_start(layer: PeftLinear, a_RI: Tensor, negative_b_OR: Tensor) -> None:
+    """Let `layer` add scale B A of these float32 factors to its output while its adapter is active."""
+    if not isinstance(layer, StartedLoraLinear):
+        layer.__class__ = StartedLoraLinear
+    layer.register_buffer("start_A", a_RI, persistent=False)
+    layer.register_buffer("start_B", negative_b_OR, persistent=False)
+
+
+def start_of(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """What `keep_start` was given; None if the product of the adapter was zero at its start."""
+    a_RI, b_OR = (layer._buffers.get(name) for name in ("start_A", "start_B"))
+    return None if a_RI is None or b_OR is None else (a_RI, b_OR)
+
+
+def _is_active(layer: Any) -> bool:
+    """Whether the adapter is on, not merged and the only active one."""
+    return not (layer.disable_adapters or layer.merged or layer.active_adapters != [ADAPTER])
+
+
+def lean_factors(layer: LeanLoraLinear | LeanLoraWeight) -> tuple[Tensor, Tensor, float] | None:
+    """A [R, I], B [O, R] and the scale, with the rows of the adapter's start, if it has one; None if the adapter is not active."""
+    if not _is_active(layer):
+        return None
+    a_RI, b_OR, scale = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, layer.scaling[ADAPTER]
+    if (start := start_of(layer)) is None:
+        return a_RI, b_OR, scale
+    return torch.cat([a_RI, start[0]]), torch.cat([b_OR, start[1]], dim=1), scale
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Let a model in training compute as its base; its adapters are trained as before afterwards."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for layer in layers:
+            layer.enable_adapters(enabled=False)
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(enabled=True)
+        for parameter in trained:
+            parameter.requires_grad_(True)
