@@ -30,16 +30,17 @@ from llamahome.config.load import LoadedConfig, load_config  # noqa: E402
 from llamahome.data.records import Example  # noqa: E402
 from llamahome.data.steps.loader import make_microbatch  # noqa: E402
 from llamahome.distributed.world import World  # noqa: E402
+from llamahome.model.backends.backend import TILE_TOKENS  # noqa: E402
 from llamahome.model.backends.choose import choose_backend  # noqa: E402
 from llamahome.model.load import load_model  # noqa: E402
 from llamahome.model.lora import add_lora  # noqa: E402
 from llamahome.model.objective import Objective  # noqa: E402
 from llamahome.model.packing import decoder_of  # noqa: E402
 from llamahome.model.place import place, trained_parameters  # noqa: E402
-from llamahome.model.recompute import TILE_TOKENS, tile_blocks  # noqa: E402
-from llamahome.planning.estimate import measure as measured_shape  # noqa: E402
+from llamahome.model.recompute import tile_blocks  # noqa: E402
 from llamahome.planning.forecast import Cluster, layout_of  # noqa: E402
 from llamahome.planning.hardware import DEVICES  # noqa: E402
+from llamahome.planning.measure import measure as measured_shape  # noqa: E402
 from llamahome.planning.memory import Pass, memory_of  # noqa: E402
 from llamahome.training.optimizer import make_optimizer  # noqa: E402
 
@@ -75,7 +76,7 @@ def measure(loaded: LoadedConfig, folder: Path, tokens: int, *, layers: int | No
         if layers is not None:
             decoder_of(model).layers = decoder_of(model).layers[:layers]
             model.config.num_hidden_layers = layers
-        shape, kept = measured_shape(config, backend, model.config, model.config.num_hidden_layers, tokens)
+        shape, activations = measured_shape(config, backend, model.config, model.config.num_hidden_layers)
         if not full:
             add_lora(model, config.lora, base="base", seed=0, lean=not backend.precision.autocast)
         place(model, world=World(0, 1, 0, CPU, 1), checkpointing=recompute, sync_batch_norm=False)
@@ -97,7 +98,7 @@ def measure(loaded: LoadedConfig, folder: Path, tokens: int, *, layers: int | No
         seconds = time.perf_counter() - started
     storage, computed = backend.precision.storage.itemsize, backend.precision.compute.itemsize
     layout = layout_of("replicate", Cluster(DEVICES["h100"], 1, 1), stored=storage, computed=computed, apart=not full)
-    work = Pass(tokens, tokens, kept, recompute, tile_bytes=backend.tile_bytes(model.config.vocab_size))
+    work = Pass(tokens, tokens, *activations.of(tokens), recompute, tile_bytes=backend.tile_bytes(model.config.vocab_size))
     planned = memory_of(shape, layout, work)
     parts = {name: round(value / 2**20) for name, value in vars(planned).items()}
     taken = (max(peaks) - before) / 2**20

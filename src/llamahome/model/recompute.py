@@ -1,11 +1,11 @@
 """What is computed again in the backward pass, so that a long row fits: layers, and within them feed-forward blocks in tiles of tokens.
 
-Gradient checkpointing keeps the input of each layer and computes one layer at a time again. The widest values of that layer are those of its
-feed-forward block, [T, F] several times over. `tile_blocks` lets such a block run on tiles of tokens: forward without keeping anything but
-its input, and backward tile by tile, each computed again just before its gradients. Every token gets the same values, and gradients of
-weights are summed over tiles in float32. Cost: none, because the block then is not computed when its layer is: torch's checkpoint stops once
-everything that a layer saves is there, and the input of the block is the last of it. The idea of tiles over the sequence: Arctic Long
-Sequence Training, arXiv 2506.13996.
+Gradient checkpointing keeps the input of each layer and computes one layer at a time again. The widest values of that layer are those of
+its feed-forward block, [T, F] several times over. `tile_blocks` lets such a block run on tiles of tokens: forward without keeping anything
+but its input, and backward tile by tile, each computed again just before its gradients. Every token gets the same values, and gradients of
+weights are summed over tiles in float32. Cost: none, because the block is not computed when its layer is computed again: torch's checkpoint
+stops once everything that a layer saves is there, and the input of the block is the last of it. The idea of tiles over the sequence: Arctic
+Long Sequence Training, arXiv 2506.13996.
 
 Legend: T tokens, D hidden size, F feed-forward size.
 """
@@ -23,8 +23,6 @@ from llamahome.model.load import decoder_layers
 
 _WRAPPER = "forward_with_checkpointing"
 """The function that transformers 5.23 wraps around the forward of a layer; before, recomputation was in `__call__`."""
-TILE_TOKENS = 2048
-"""measured (docs/log.md)"""
 _NAMES = ("mlp", "feed_forward", "ffn")
 _EXPERTS = {"experts", "router", "gate"}
 _PROBED = 6
@@ -40,7 +38,7 @@ def plain_forward(layer: Any) -> Callable[..., Any]:
 
 
 def recomputing(layer: Any, run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run` as the forward of `layer`, computed again in the backward pass if gradient checkpointing is on, as in the forward of its class."""
+    """`run` as the forward of `layer`, computed again in the backward pass if gradient checkpointing is on."""
     if not _is_wrapped(type(layer).forward):
         return run
 
@@ -86,7 +84,7 @@ def _sees_tokens_alone(block: nn.Module, probe_1TD: Tensor) -> bool:
     whole = block(probe_1TD)
     if not isinstance(whole, Tensor) or whole.shape[:2] != probe_1TD.shape[:2]:
         return False
-    halves = torch.cat([block(part) for part in probe_1TD.split(_PROBED // 2, 1)], 1)
+    halves = torch.cat([block(part) for part in torch.split(probe_1TD, _PROBED // 2, 1)], 1)
     return bool((halves - whole).float().norm() <= _TOLERANCE[probe_1TD.dtype] * whole.float().norm())
 
 

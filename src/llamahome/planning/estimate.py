@@ -15,41 +15,35 @@ from typing import Any
 import torch
 
 from llamahome.config.load import LoadedConfig, with_values
-from llamahome.config.optimizers import STATE_BYTES
 from llamahome.config.schema import Config
 from llamahome.data.report import DataReport
 from llamahome.data.text.tokenizer_files import tokenizer_folder, tokenizer_source
 from llamahome.data.text.tokens import open_tokenizer
 from llamahome.data_limits import prepare_fitted, warn_of_length
 from llamahome.distributed.world import World, open_world
-from llamahome.errors import ConfigError, Problem
 from llamahome.model.adapter import trained_rows
 from llamahome.model.adapter_coverage import coverage_lines
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import choose_backend, planned_backend
-from llamahome.model.load import CausalLM, find_model
-from llamahome.model.lora import add_lora
+from llamahome.model.load import find_model
 from llamahome.model.place import LARGEST_SHARE, ChosenStrategy, choose_strategy, weight_bytes
 from llamahome.model.precision import LowPrecision, Precision, choose_precision
 from llamahome.model.quantize import BYTES, sizes_of
-from llamahome.model.skeleton import count_weights, read_shape, require_layers, require_packed, skeleton
-from llamahome.model.targets import copied_bytes
+from llamahome.model.skeleton import read_shape, require_layers, require_packed
 from llamahome.monitoring.throughput import measured_peak_flops
+from llamahome.pass_memory import documents_of_row
 from llamahome.planning.dry_run import dry_run_step
 from llamahome.planning.forecast import STRATEGIES, Cluster, Forecast, Strategy, Work, forecast, layout_of, remedy
 from llamahome.planning.hardware import Device
+from llamahome.planning.measure import DEPTHS, longest_row, measure, prepared_model
 from llamahome.planning.memory import quantized_numbers
-from llamahome.planning.shapes import CONFIGS, LayerShape, ModelShape
+from llamahome.planning.shapes import CONFIGS, ModelShape
 from llamahome.planning.traffic import Collective, extended
 from llamahome.resolve import resolve_amount, too_short_to_compile, with_resolved
 from llamahome.starting_adapter import with_adapter
 from llamahome.training.learner import free_bytes
 from llamahome.training.run import Plan, make_plan
 
-_DEPTHS = (2, 3)
-"""Layers of the models that are placed: with one more layer everything that a layer brings comes once more."""
-_ALIKE: dict[str, Any] = {"layers": [], "rank_pattern": {}, "alpha_pattern": {}}
-"""Adapters that differ between layers are planned as if all layers had those of lora.rank."""
 _REACHED = 0.5
 """Share of the measured rate of one large product that a step reaches. measured: 635 tokens/s of LoRA on the starter, 0.34 TFLOP/s, beside
 0.6 for the product (docs/log.md)."""
@@ -87,11 +81,11 @@ def simulate(
     layers = int(read.get_text_config().num_hidden_layers)
     wished = config.training.micro_batch_tokens
     tokens = backend.micro_batch_tokens if wished == "auto" else wished
-    shape, kept = measure(config, backend, read, layers, tokens)
+    shape, activations = measure(config, backend, read, layers)
     length = min(config.data.max_length, tokens)
     wanted = config.training.gradient_checkpointing
     tile = backend.tile_bytes(int(read.get_text_config().vocab_size))
-    work = Work(tokens, passes, length, target_share, kept, None if wanted == "auto" else wanted, LARGEST_SHARE, tile)
+    work = Work(tokens, passes, length, target_share, *activations.of(tokens), None if wanted == "auto" else wanted, LARGEST_SHARE, tile)
     apart, stored, computed = config.training.method == "lora", precision.storage.itemsize, precision.compute.itemsize
     forecasts: dict[Strategy, Forecast] = {}
     kind = config.model.quantization
@@ -132,6 +126,8 @@ class Estimate:
     """What gets adapters and what does not, in lines; none without LoRA."""
     step: Forecast
     remedy: str | None
+    longest_row: int
+    """Tokens of the longest row that fits, alone in its pass; 0 if none does."""
     seconds: float
     """Of all steps; evaluations, checkpoints and the loading of the model come on top."""
     checkpoint_bytes: int
@@ -172,12 +168,13 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
     read = require_layers(read_shape(str(base), CONFIGS), config.model.name)
     require_packed(read, say=say)
     # A step must fit when its passes are as full as they may be, and as long as the longest row.
-    fullest = max(most, config.data.max_length)
-    shape, kept = measure(config, backend, read, int(read.get_text_config().num_hidden_layers), fullest)
+    fullest = max(most, documents_of_row(config) * config.data.max_length)
+    shape, activations = measure(config, backend, read, int(read.get_text_config().num_hidden_layers))
     wanted = config.training.gradient_checkpointing
     share = report.targets / max(1, report.tokens)
     tile = backend.tile_bytes(int(read.get_text_config().vocab_size))
-    full = Work(fullest, 1, config.data.max_length, share, kept, None if wanted == "auto" else wanted, LARGEST_SHARE, tile)
+    recomputes = None if wanted == "auto" else wanted
+    full = Work(fullest, 1, config.data.max_length, share, *activations.of(fullest), recomputes, LARGEST_SHARE, tile)
     here = Cluster(device, 1, 1)
     apart = config.training.method == "lora"
     layout = layout_of("replicate", here, stored=precision.storage.itemsize, computed=precision.compute.itemsize, apart=apart)
@@ -194,8 +191,9 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
         precision=precision,
         tokens_per_step=per_step,
         shape=shape,
-        adapters=coverage_lines(_prepared(config, precision, read, shape.layers)) if apart else [],
+        adapters=coverage_lines(prepared_model(config, precision, read, shape.layers)) if apart else [],
         step=step,
+        longest_row=longest_row(shape, layout, device, full, activations),
         remedy=None if worst.fits else remedy("replicate", shape, here, layout=layout, work=full),
         seconds=step.seconds * plan.positions / rows,
         checkpoint_bytes=checkpoint,
@@ -226,46 +224,6 @@ def _possible(cluster: Cluster, *, quantized: bool) -> list[Strategy]:
     return [name for name in STRATEGIES if name != "hybrid" or 1 < cluster.per_node < cluster.ranks]
 
 
-def _prepared(config: Config, precision: Precision, read: Any, layers: int) -> CausalLM:
-    """A model of `layers` without weights, with what is trained on it."""
-    model = skeleton(read, layers=layers, dtype=precision.storage)
-    if config.training.method == "lora":
-        add_lora(model, config.lora, base=config.model.name, seed=config.training.seed, lean=not precision.autocast)
-    return model
-
-
-def measure(config: Config, backend: Backend, read: Any, layers: int, tokens: int) -> tuple[ModelShape, int]:
-    """Weights of a layer and of the rest, and what a pass keeps for its backward pass, from models of two depths and of all layers."""
-    precision = backend.precision
-    alike = config.model_copy(update={"lora": config.lora.model_copy(update=_ALIKE)})
-    few, many = (_prepared(alike, precision, read, depth) for depth in _DEPTHS)
-    heads = few.get_output_embeddings().weight, many.get_output_embeddings().weight
-    first, second = count_weights(few, heads[0]), count_weights(many, heads[1])
-    layer = {key: (second[key] - first[key]) // (_DEPTHS[1] - _DEPTHS[0]) for key in first}
-    rest = {key: first[key] - _DEPTHS[0] * layer[key] for key in first}
-    text = read.get_text_config()
-    heads_width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
-    shape = ModelShape(
-        name=config.model.name,
-        layers=layers,
-        layer=LayerShape(**layer),
-        rest=LayerShape(**rest),
-        hidden=text.hidden_size,
-        attention=heads_width,
-        head=heads[0].numel(),
-        head_trained=heads[0].requires_grad,
-        state_bytes=STATE_BYTES[config.training.optimizer],
-    )
-    whole = skeleton(read, layers=layers, dtype=precision.storage)
-    if sum(each.numel() for each in whole.parameters()) != shape.weights - (shape.trained if shape.layer.frozen else 0):
-        message = f"the {layers} layers of {config.model.name} are not alike, so they cannot be planned from a few of them"
-        raise ConfigError(Problem(code="model.unplannable", message=message, where="model.name", hint="--model llama-3-8b"))
-    longest = min(config.data.max_length, tokens)
-    compiled = config.training.compile is not False
-    copied = copied_bytes(whole, config.lora.target_modules) if config.training.method == "lora" else 0
-    return shape, copied + backend.kept_bytes(config, whole, tokens, longest=longest, compiled=compiled)
-
-
 def _counted(
     config: Config, precision: Precision, read: Any, layers: int, *, strategy: Strategy, cluster: Cluster, passes: int
 ) -> list[Collective]:
@@ -274,11 +232,11 @@ def _counted(
         return []
 
     def step(depth: int) -> list[Collective]:
-        once = dry_run_step(_prepared(config, precision, read, depth), precision, cluster, strategy=strategy, passes=min(passes, 2))
+        once = dry_run_step(prepared_model(config, precision, read, depth), precision, cluster, strategy=strategy, passes=min(passes, 2))
         return once.first_pass * (passes - 1) + once.last_pass
 
-    few, many = step(_DEPTHS[0]), step(_DEPTHS[1])
+    few, many = step(DEPTHS[0]), step(DEPTHS[1])
     try:
-        return extended(few, many, depths=_DEPTHS, layers=layers)
+        return extended(few, many, depths=DEPTHS, layers=layers)
     except ValueError:  # buckets of gradients that hold parts of several layers
         return step(layers)

@@ -1,0 +1,93 @@
+"""The sizes of a configured model and of the passes that it trains on, from models of a few layers without weights."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llamahome.config.optimizers import STATE_BYTES
+from llamahome.config.schema import Config
+from llamahome.errors import ConfigError, Problem
+from llamahome.model.backends.backend import Backend
+from llamahome.model.load import CausalLM
+from llamahome.model.lora import add_lora
+from llamahome.model.place import longest_pass
+from llamahome.model.precision import Precision
+from llamahome.model.skeleton import count_weights, skeleton
+from llamahome.model.targets import copied_bytes
+from llamahome.pass_memory import MOST_TOKENS, documents_of_row
+from llamahome.planning.forecast import Work, fits_in
+from llamahome.planning.hardware import Device
+from llamahome.planning.memory import ShardLayout
+from llamahome.planning.shapes import LayerShape, ModelShape
+
+DEPTHS = (2, 3)
+"""Layers of the models that are placed: with one more layer everything that a layer brings comes once more."""
+_ALIKE: dict[str, Any] = {"layers": [], "rank_pattern": {}, "alpha_pattern": {}}
+"""Adapters that differ between layers are planned as if all layers had those of lora.rank."""
+
+
+def prepared_model(config: Config, precision: Precision, read: Any, layers: int) -> CausalLM:
+    """A model of `layers` without weights, with what is trained on it."""
+    model = skeleton(read, layers=layers, dtype=precision.storage)
+    if config.training.method == "lora":
+        add_lora(model, config.lora, base=config.model.name, seed=config.training.seed, lean=not precision.autocast)
+    return model
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What a pass keeps for its backward pass, by its number of tokens."""
+
+    config: Config
+    backend: Backend
+    whole: CausalLM
+    """The model with all its layers, without weights or adapters."""
+
+    def of(self, tokens: int, *, longest: int | None = None) -> tuple[int, int]:
+        """Bytes that are kept if nothing is recomputed, and if layers are; `longest` document, data.max_length by default."""
+        compiled = self.config.training.compile is not False
+        lora = self.config.training.method == "lora"
+        copied = copied_bytes(self.whole, self.config.lora.target_modules) if lora else 0
+        longest = longest or min(self.config.data.max_length, tokens)
+        kept = self.backend.kept_bytes(self.config, self.whole, tokens, longest=longest, compiled=compiled)
+        return copied + kept, copied + self.backend.recomputed_bytes(self.config, self.whole, tokens, longest=longest, compiled=compiled)
+
+
+def measure(config: Config, backend: Backend, read: Any, layers: int) -> tuple[ModelShape, Activations]:
+    """Weights of a layer and of the rest, and what passes keep, from models of two depths and of all layers."""
+    precision = backend.precision
+    alike = config.model_copy(update={"lora": config.lora.model_copy(update=_ALIKE)})
+    few, many = (prepared_model(alike, precision, read, depth) for depth in DEPTHS)
+    heads = few.get_output_embeddings().weight, many.get_output_embeddings().weight
+    first, second = count_weights(few, heads[0]), count_weights(many, heads[1])
+    layer = {key: (second[key] - first[key]) // (DEPTHS[1] - DEPTHS[0]) for key in first}
+    rest = {key: first[key] - DEPTHS[0] * layer[key] for key in first}
+    text = read.get_text_config()
+    heads_width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    shape = ModelShape(
+        name=config.model.name,
+        layers=layers,
+        layer=LayerShape(**layer),
+        rest=LayerShape(**rest),
+        hidden=text.hidden_size,
+        attention=heads_width,
+        head=heads[0].numel(),
+        head_trained=heads[0].requires_grad,
+        state_bytes=STATE_BYTES[config.training.optimizer],
+    )
+    whole = skeleton(read, layers=layers, dtype=precision.storage)
+    if sum(each.numel() for each in whole.parameters()) != shape.weights - (shape.trained if shape.layer.frozen else 0):
+        message = f"the {layers} layers of {config.model.name} are not alike, so they cannot be planned from a few of them"
+        raise ConfigError(Problem(code="model.unplannable", message=message, where="model.name", hint="--model llama-3-8b"))
+    return shape, Activations(config, backend, whole)
+
+
+def longest_row(shape: ModelShape, layout: ShardLayout, device: Device, work: Work, activations: Activations) -> int:
+    """Tokens of the longest row that fits with the settings of `work`; with preferences, of each of the two answers with their prompt."""
+    together = documents_of_row(activations.config)
+
+    def fits(tokens: int) -> bool:
+        kept, recomputed = activations.of(together * tokens, longest=tokens)
+        alone = replace(work, tokens=together * tokens, length=tokens, kept_bytes=kept, recomputed_bytes=recomputed)
+        return fits_in(shape, layout, device, alone)
+
+    return longest_pass(fits, most=MOST_TOKENS)
