@@ -52,8 +52,8 @@ def keep_freed_memory(environment: Mapping[str, str]) -> bool:
 def return_freed_memory(environment: Mapping[str, str]) -> bool:
     """Let glibc give large tensors back when they are freed, which undoes `keep_freed_memory`, for runs whose memory is short.
 
-    measured (docs/log.md): a row of 8,192 tokens through four layers took 332 MB instead of 439, because gaps between kept blocks of memory
-    fit no larger one.
+    measured (docs/log.md): a row of 8,192 tokens through four layers took 310 MiB instead of 439, because gaps between kept blocks of
+    memory fit no larger one.
     """
     if sys.platform != "linux" or any(name in environment for name in _ALLOCATOR_VARIABLES):
         return False

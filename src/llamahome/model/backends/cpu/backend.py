@@ -30,7 +30,6 @@ from llamahome.model.backends.reference import Reference, plain_bytes, plain_rec
 from llamahome.model.packing import packing_of
 from llamahome.model.precision import Precision
 
-
 _BLOCK_ARRAYS = 3
 """Arrays of a block's scores in the backward pass of attention. measured: 3 in bfloat16, 2.1 in float32, at 4,608 tokens."""
 
