@@ -68,14 +68,9 @@ def test_a_row_that_does_not_fit_is_refused_with_the_length_that_does(
         resolve(round(1.2 * fitting))
 
 
-def test_the_longest_pass_is_found() -> None:
-    assert [longest_pass(lambda tokens, most=most: tokens <= most, most=1000) for most in (0, 1, 617, 1000, 5000)] == [
-        0,
-        1,
-        617,
-        1000,
-        1000,
-    ]
+@pytest.mark.parametrize(("fitting", "found"), [(0, 0), (1, 1), (617, 617), (1000, 1000), (5000, 1000)])
+def test_the_longest_pass_is_found(fitting: int, found: int) -> None:
+    assert longest_pass(lambda tokens: tokens <= fitting, most=1000) == found
 
 
 def test_the_plan_names_the_longest_row_that_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,13 +170,11 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
     # A step must fit when its passes are as full as they may be, and as long as the longest row.
     fullest = max(most, documents_of_row(config) * config.data.max_length)
     shape, activations = measure(config, backend, read, int(read.get_text_config().num_hidden_layers))
-    wanted = config.training.gradient_checkpointing
     share = report.targets / max(1, report.tokens)
     tile = backend.tile_bytes(int(read.get_text_config().vocab_size))
-    recomputes = None if wanted == "auto" else wanted
+    recomputes = None if (wanted := config.training.gradient_checkpointing) == "auto" else wanted
     full = Work(fullest, 1, config.data.max_length, share, *activations.of(fullest), recomputes, LARGEST_SHARE, tile)
-    here = Cluster(device, 1, 1)
-    apart = config.training.method == "lora"
+    here, apart = Cluster(device, 1, 1), config.training.method == "lora"
     layout = layout_of("replicate", here, stored=precision.storage.itemsize, computed=precision.compute.itemsize, apart=apart)
     layout = replace(layout, packed=_packed_bytes(config, base, shape, precision, say=say))
     worst = forecast("replicate", shape, layout, here, work=full)

@@ -129,7 +129,7 @@ class CpuBackend(Reference):
         keys = self._keys(text, tokens, longest=longest, compiled=compiled)
         if not self._fuses(config, model, compiled=compiled):
             blocks = 0 if keys or (compiled and will_tile(text, precision.compute)) else _BLOCK_ARRAYS * QUERY_BLOCK * longest
-            block_bytes = blocks * text.num_attention_heads * precision.compute.itemsize
+            block_bytes: int = blocks * text.num_attention_heads * precision.compute.itemsize
             return plain_recomputed_bytes(text, tokens, precision=precision, keys=keys) + block_bytes
         heads, size, inner = _sizes(text)
         state, low = text.hidden_size * precision.storage.itemsize, precision.compute.itemsize
