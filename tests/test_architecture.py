@@ -37,6 +37,7 @@ FLOORS = (
         "starting_adapter",
         "profiling",
         "run_folder",
+        "pass_memory",
         "final_model",
         "comparison",
         "measuring",

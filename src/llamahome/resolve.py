@@ -6,16 +6,12 @@ training/auto.py, model/place.py and the back ends.
 """
 
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llamahome.config.load import LoadedConfig, is_chosen, with_values
-from llamahome.config.objectives import LEARNS
-from llamahome.config.optimizers import STATE_BYTES
 from llamahome.config.schema import Config, TrainingConfig, interval
 from llamahome.data.content import Content
 from llamahome.data.prepare import Prepared
@@ -24,18 +20,14 @@ from llamahome.distributed.world import World
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.backends.backend import Backend
 from llamahome.model.packing import packing_of
-from llamahome.model.place import count_weights, largest_pass, needs_checkpointing
-from llamahome.model.targets import copied_bytes
+from llamahome.model.place import count_weights
+from llamahome.pass_memory import Resolved, Say, resolve_memory
 from llamahome.training.answer_metric import ANSWERED_ROWS, FROM_TARGETS, answer_room
 from llamahome.training.auto import ONE_PASS, RATE_FACTORS, auto_batch_size, auto_epochs, auto_learning_rate, plan_evaluations
 from llamahome.training.evaluate import ANSWER_TOKENS
-from llamahome.training.learner import BaseModel, free_bytes
+from llamahome.training.learner import BaseModel
 from llamahome.training.run import Plan, make_plan
-from llamahome.units import many, show_bytes
-
-Say = Callable[[str], None]
-Resolved = dict[str, tuple[Any, str]]
-"""Key of a setting -> its value, and why."""
+from llamahome.units import many
 
 _ABOUT_A_TENTH = 0.12
 """Largest share of the time of training that the message calls a tenth."""
@@ -52,7 +44,8 @@ def resolve_settings(
     tokens = plan.rows_ahead * prepared.report.tokens_per_row
     compiling, compiled = _resolve_compile(loaded.config.training, base, world, tokens=tokens, say=say)
     evaluation = resolve_evaluation(loaded, prepared, plan, base.backend, say=say)
-    model = _resolve_model(loaded.config, base) | _resolve_memory(loaded.config, base, world, compiled=compiled, say=say)
+    memory = resolve_memory(loaded.config, base, world, longest=prepared.report.longest_tokens, compiled=compiled, say=say)
+    model = _resolve_model(loaded.config, base) | memory
     return with_resolved(counted, compiling | model | evaluation), plan
 
 
@@ -153,36 +146,6 @@ def _resolve_model(config: Config, base: BaseModel) -> Resolved:
         resolved["model.dtype"] = str(precision.storage).removeprefix("torch."), f"method {method}, {precision.reason}"
     if config.training.mixed_precision == "auto":
         resolved["training.mixed_precision"] = precision.name, precision.reason
-    return resolved
-
-
-def _resolve_memory(config: Config, base: BaseModel, world: World, *, compiled: bool, say: Say) -> Resolved:
-    """What the free memory decides: micro-batches and gradient checkpointing."""
-    training, backend, model = config.training, base.backend, base.model
-    free, longest, resolved = free_bytes(backend, world), config.data.max_length, Resolved()
-    if LEARNS[training.objective] == "pairs":  # both answers are in one pass
-        longest *= 2
-    if training.method == "full":  # gradients and the state of the optimizer are not there yet
-        free -= round((4 + STATE_BYTES[training.optimizer]) * sum(parameter.numel() for parameter in model.parameters()))
-    copied = copied_bytes(model, config.lora.target_modules) if training.method == "lora" else 0
-
-    def keeps(tokens: int) -> int:
-        return copied + backend.kept_bytes(config, model, tokens, longest=longest, compiled=compiled)
-
-    tokens = training.micro_batch_tokens
-    if tokens == "auto":
-        tokens = backend.micro_batch_tokens
-        if training.gradient_checkpointing is not True:
-            tokens = largest_pass(tokens, fewest=max(backend.min_micro_batch_tokens, longest), keeps=keeps, free_bytes=free)
-        tokens = int(-world.max(-tokens))
-        resolved["training.micro_batch_tokens"] = tokens, f"{backend.name} back end"
-    if training.gradient_checkpointing == "auto":
-        fullest = max(tokens, longest)
-        kept = keeps(fullest)
-        on = bool(world.max(needs_checkpointing(kept, free_bytes=free)))
-        why = f"activations of {fullest:,} tokens take about {show_bytes(kept)}, and {show_bytes(max(0, free))} are free"
-        resolved["training.gradient_checkpointing"] = on, why
-        say(f"gradient checkpointing {'on' if on else 'off'}: {why}")
     return resolved
 
 

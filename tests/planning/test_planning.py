@@ -35,7 +35,7 @@ def test_operations_per_token_match_published_rates() -> None:
 @pytest.mark.parametrize(("few", "many"), [(82.4, 67.0), (77.0, 62.0), (76.8, 61.8)])
 def test_memory_saved_by_more_ranks_is_within_ten_percent_of_the_published(few: float, many: float) -> None:
     """Llama 3.1 8B, everything sharded, 8 and 128 ranks: torchtitan's GiB."""
-    work = Pass(16_384, 16_384, 0, False)
+    work = Pass(16_384, 16_384, 0, 0, False)
     total = [memory_of(FULL_8B, ShardLayout(ranks, 1, 4, 2, apart=False), work).total / 2**30 for ranks in (8, 128)]
     assert total[0] - total[1] == pytest.approx(few - many, rel=0.1)
 
@@ -93,7 +93,7 @@ def test_layers_that_are_not_alike_cannot_be_extrapolated() -> None:
 
 
 def work_of(tokens: int, *, kept: int, recomputes: bool | None = None, passes: int = 1) -> Work:
-    return Work(tokens, passes, 2048, 1.0, kept, recomputes, 0.7)
+    return Work(tokens, passes, 2048, 1.0, kept, kept // 32, recomputes, 0.7)
 
 
 def test_a_step_fits_with_the_options_of_a_remedy() -> None:
@@ -143,6 +143,6 @@ def test_gradients_reduced_after_every_micro_batch_cost_traffic_and_save_memory(
     }
     assert sent[each]["reduce_scatter"] == 3 * sent[once]["reduce_scatter"]
     assert sent[each]["all_reduce"] == sent[once]["all_reduce"], "copies of the same rows sum them once"
-    work = Pass(1024, 1024, 0, False, several=True)
+    work = Pass(1024, 1024, 0, 0, False, several=True)
     saved = memory_of(FULL_8B, once, work).total - memory_of(FULL_8B, each, work).total
     assert saved == 4 * (FULL_8B.trained - max(2 * FULL_8B.layer.trained, FULL_8B.rest.trained))

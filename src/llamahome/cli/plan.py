@@ -126,6 +126,7 @@ def _estimate_json(estimate: "Estimate") -> dict[str, Any]:
         "batch_size": estimate.batch_size,
         "epochs": estimate.plan.positions / estimate.report.epoch_rows,
         "adapters": estimate.adapters,
+        "longest_row_tokens": estimate.longest_row,
         "step": _forecast_json(estimate.step, estimate.remedy),
         "seconds": estimate.seconds,
         "rollout_seconds": estimate.rollout_seconds,
@@ -153,6 +154,7 @@ def _estimate_lines(estimate: "Estimate") -> Iterator[str]:
     yield f"            {'it fits' if step.fits else 'it does not fit'}; gradient checkpointing {'on' if step.recomputes else 'off'}"
     if not step.fits:
         yield f"            it would with {estimate.remedy}" if estimate.remedy else "            no setting of this machine makes it fit"
+    yield f"            {f'rows of up to {estimate.longest_row:,} tokens fit' if estimate.longest_row else 'no row fits'}"
     if estimate.copy_bytes:
         yield f"            {show_bytes(estimate.copy_bytes)} more to write checkpoints from, if a quarter of the free memory holds it"
     yield f"time        about {show_seconds(estimate.seconds)}, {step.tokens_per_s:,.0f} tokens/s, without evaluations and saving"

@@ -166,9 +166,8 @@ def shown_plan(printed: str) -> dict[str, Any] | None:
         return None
     step, memory = found["step"], found["step"]["memory_bytes"]
     steps = f"{found['steps']:,}"
-    beside = "without drawing and learning answers" if found.get("answers_per_step") else "without evaluations and saving"
     figures = [
-        ("Time", show_seconds(found["seconds"]) if found["seconds"] >= 1 else "under 1 s", beside),
+        ("Time", show_seconds(found["seconds"]) if found["seconds"] >= 1 else "under 1 s", "without evaluations and saving"),
         ("Memory", show_bytes(memory["total"]), "beside Python and its libraries"),
         ("Steps", steps, f"{_epochs(found['epochs'])} of {many(found['rows'], 'row')}"),
         ("Rows of a step", f"{found['batch_size']:,}", f"about {found['tokens_per_step']:,.0f} tokens"),

@@ -100,6 +100,15 @@ def largest_pass(most: int, *, fewest: int, keeps: Callable[[int], int], free_by
     return tokens
 
 
+def longest_pass(fits: Callable[[int], bool], *, most: int) -> int:
+    """The largest number of tokens up to `most` that `fits`, which is true up to some number; 0 if none does."""
+    fitting, failing = 0, most + 1
+    while failing - fitting > 1:
+        tokens = (fitting + failing) // 2
+        fitting, failing = (tokens, failing) if fits(tokens) else (fitting, tokens)
+    return fitting
+
+
 def place(model: PreTrainedModel, *, world: World, checkpointing: bool, sync_batch_norm: bool) -> list[str]:
     """Prepare the model for training, in place; returns lines for the user."""
     lines = []

@@ -31,10 +31,11 @@ from llamahome.model.precision import LowPrecision, Precision, choose_precision
 from llamahome.model.quantize import BYTES, sizes_of
 from llamahome.model.skeleton import read_shape, require_layers, require_packed
 from llamahome.monitoring.throughput import measured_peak_flops
-from llamahome.planning.adapted_shape import DEPTHS, differs, measure, prepared_model
+from llamahome.pass_memory import documents_of_row
 from llamahome.planning.dry_run import dry_run_step
 from llamahome.planning.forecast import STRATEGIES, Cluster, Forecast, Strategy, Work, forecast, layout_of, remedy
 from llamahome.planning.hardware import Device
+from llamahome.planning.measure import DEPTHS, Activations, differs, longest_row, measure, prepared_model
 from llamahome.planning.memory import ShardLayout, quantized_numbers
 from llamahome.planning.rollout import Rollout, rollout_of
 from llamahome.planning.shapes import CONFIGS, ModelShape
@@ -81,11 +82,11 @@ def simulate(
     layers = int(read.get_text_config().num_hidden_layers)
     wished = config.training.micro_batch_tokens
     tokens = backend.micro_batch_tokens if wished == "auto" else wished
-    shape, kept = measure(config, backend, read, layers, tokens)
+    shape, activations = measure(config, backend, read, layers)
     length = min(config.data.max_length, tokens)
     wanted = config.training.gradient_checkpointing
     tile = backend.tile_bytes(int(read.get_text_config().vocab_size))
-    work = Work(tokens, passes, length, target_share, kept, None if wanted == "auto" else wanted, LARGEST_SHARE, tile)
+    work = Work(tokens, passes, length, target_share, *activations.of(tokens), None if wanted == "auto" else wanted, LARGEST_SHARE, tile)
     apart, stored, computed = config.training.method == "lora", precision.storage.itemsize, precision.compute.itemsize
     forecasts: dict[Strategy, Forecast] = {}
     kind = config.model.quantization
@@ -126,6 +127,8 @@ class Estimate:
     """What gets adapters and what does not, in lines; none without LoRA."""
     step: Forecast
     remedy: str | None
+    longest_row: int
+    """Tokens of the longest row that fits, alone in its pass; 0 if none does."""
     seconds: float
     """Of all steps; evaluations, checkpoints and the loading of the model come on top."""
     rollout_seconds: float
@@ -168,12 +171,12 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
     read = require_layers(read_shape(str(base), CONFIGS), config.model.name)
     require_packed(read, say=say)
     # A step must fit when its passes are as full as they may be, and as long as the longest row.
-    fullest = max(most, config.data.max_length)
-    shape, kept = measure(config, backend, read, int(read.get_text_config().num_hidden_layers), fullest)
+    shape, activations = measure(config, backend, read, int(read.get_text_config().num_hidden_layers))
     share = report.targets / max(1, report.tokens) if drawn is None else drawn.target_share
-    full = _fullest_pass(config, backend, read, tokens=fullest, share=share, kept=kept)
-    here = Cluster(device, 1, 1)
-    apart = config.training.method == "lora"
+    full = _fullest_pass(
+        config, backend, read, tokens=max(most, documents_of_row(config) * config.data.max_length), share=share, activations=activations
+    )
+    here, apart = Cluster(device, 1, 1), config.training.method == "lora"
     layout = _layout_here(config, base, shape, precision, here, say=say)
     worst = forecast("replicate", shape, layout, here, work=full)
     length = round(report.mean_tokens) if drawn is None else drawn.prompt_tokens + drawn.answer_tokens
@@ -191,6 +194,7 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
         shape=shape,
         adapters=coverage_lines(prepared_model(config, precision, read, shape.layers)) if apart else [],
         step=step,
+        longest_row=longest_row(shape, layout, device, full, activations),
         remedy=None if worst.fits else remedy("replicate", shape, here, layout=layout, work=full),
         seconds=(step.seconds + rollout) * plan.positions / rows,
         rollout_seconds=rollout,
@@ -201,11 +205,12 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
     )
 
 
-def _fullest_pass(config: Config, backend: Backend, read: Any, *, tokens: int, share: float, kept: int) -> Work:
-    """A step of one pass that is as full as a pass may be; `share` of its tokens is learned, and it keeps `kept` bytes."""
+def _fullest_pass(config: Config, backend: Backend, read: Any, *, tokens: int, share: float, activations: Activations) -> Work:
+    """A step of one pass that is as full as a pass may be; `share` of its tokens is learned."""
     wanted = config.training.gradient_checkpointing
     tile = backend.tile_bytes(int(read.get_text_config().vocab_size))
-    return Work(tokens, 1, config.data.max_length, share, kept, None if wanted == "auto" else wanted, LARGEST_SHARE, tile)
+    recomputes = None if wanted == "auto" else wanted
+    return Work(tokens, 1, config.data.max_length, share, *activations.of(tokens), recomputes, LARGEST_SHARE, tile)
 
 
 def _layout_here(

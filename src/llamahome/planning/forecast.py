@@ -37,6 +37,8 @@ class Work:
     target_share: float
     kept_bytes: int
     """What a micro-batch of `tokens` keeps for its backward pass if nothing is recomputed."""
+    recomputed_bytes: int
+    """What it keeps at most if layers are recomputed."""
     recomputes: bool | None
     """Gradient checkpointing. None means auto: `largest_share` decides, as in a run."""
     largest_share: float
@@ -126,7 +128,9 @@ def forecast(
 def _memory(shape: ModelShape, layout: ShardLayout, work: Work, device: Device) -> tuple[Memory, bool]:
     """Memory of one rank, and whether activations are recomputed."""
     targets = round(work.tokens * work.target_share)
-    micro_batch = Pass(work.tokens, targets, work.kept_bytes, bool(work.recomputes), work.passes > 1, work.tile_bytes)
+    micro_batch = Pass(
+        work.tokens, targets, work.kept_bytes, work.recomputed_bytes, bool(work.recomputes), work.passes > 1, work.tile_bytes
+    )
     memory = memory_of(shape, layout, micro_batch)
     free = device.memory_bytes - memory.weights - memory.gradients - memory.optimizer
     if work.recomputes is None and work.kept_bytes > work.largest_share * free:
@@ -134,17 +138,23 @@ def _memory(shape: ModelShape, layout: ShardLayout, work: Work, device: Device) 
     return memory, micro_batch.recomputes
 
 
+def fits_in(shape: ModelShape, layout: ShardLayout, device: Device, work: Work) -> bool:
+    """Whether a step fits into the memory of a device."""
+    return _memory(shape, layout, work, device)[0].total <= USABLE * device.memory_bytes
+
+
 def remedy(strategy: Strategy, shape: ModelShape, cluster: Cluster, *, layout: ShardLayout, work: Work) -> str | None:
     """Find options with which `strategy` fits; empty if it fits already, None if there are none."""
 
     def fits(smaller: Work) -> bool:
-        return _memory(shape, layout, smaller, cluster.device)[0].total <= USABLE * cluster.device.memory_bytes
+        return fits_in(shape, layout, cluster.device, smaller)
 
     if fits(work):
         return ""
     tokens = work.tokens
     while tokens >= _MIN_TOKENS:
-        if fits(replace(work, tokens=tokens, kept_bytes=work.kept_bytes * tokens // work.tokens, recomputes=True)):
+        kept, recomputed = (each * tokens // work.tokens for each in (work.kept_bytes, work.recomputed_bytes))
+        if fits(replace(work, tokens=tokens, kept_bytes=kept, recomputed_bytes=recomputed, recomputes=True)):
             _, recomputes = _memory(shape, layout, work, cluster.device)
             options = [] if recomputes else ["--set training.gradient_checkpointing=true"]
             options += [f"--set training.micro_batch_tokens={tokens}"] if tokens < work.tokens else []

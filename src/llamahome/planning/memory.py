@@ -1,8 +1,8 @@
 """Estimates the peak memory of one rank in a step, by purpose.
 
-The caller passes the bytes that a micro-batch keeps for its backward pass; model/place.py uses the same number to decide whether to
-recompute. Frozen weights have their storage dtype; quantised ones are widened into one buffer as they are used. Trained weights and their
-gradients are float32, and the optimizer has its own bytes.
+The caller passes the bytes that a micro-batch keeps for its backward pass, with and without recomputing layers; the run decides by the
+same numbers whether to recompute. Frozen weights have their storage dtype; quantised ones are widened into one buffer as they are used.
+Trained weights and their gradients are float32, and the optimizer has its own bytes.
 """
 
 from dataclasses import dataclass, fields
@@ -56,6 +56,8 @@ class Pass:
     targets: int
     kept_bytes: int
     """Kept for the backward pass if nothing is recomputed."""
+    recomputed_bytes: int
+    """Kept at most if layers are recomputed."""
     recomputes: bool
     several: bool = False
     """Whether a step has more than one micro-batch."""
@@ -91,17 +93,10 @@ def memory_of(shape: ModelShape, layout: ShardLayout, work: Pass) -> Memory:
         weights=frozen * layout.stored - saved + (trained + shape.started) * FLOAT32,
         gradients=trained * FLOAT32,
         optimizer=round(trained * shape.state_bytes),
-        activations=activations(shape, layout, work),
+        activations=work.recomputed_bytes if work.recomputes else work.kept_bytes,
         loss=_loss(shape, layout, work),
         buffers=_buffers(shape, layout, work),
     )
-
-
-def activations(shape: ModelShape, layout: ShardLayout, work: Pass) -> int:
-    """Bytes kept for the backward pass: everything, or with recomputation the input of every layer and everything of one layer."""
-    if not work.recomputes:
-        return work.kept_bytes
-    return work.tokens * shape.hidden * layout.computed * shape.layers + work.kept_bytes // shape.layers
 
 
 def _loss(shape: ModelShape, layout: ShardLayout, work: Pass) -> int:

@@ -12,9 +12,9 @@ from llamahome.assembly import Job
 from llamahome.errors import ConfigError
 from llamahome.model.skeleton import read_shape, require_layers
 from llamahome.monitoring.resources import process_memory
-from llamahome.planning.adapted_shape import measure
 from llamahome.planning.forecast import Cluster, layout_of
 from llamahome.planning.hardware import DEVICES
+from llamahome.planning.measure import measure
 from llamahome.planning.memory import Pass, memory_of
 from llamahome.planning.shapes import CONFIGS
 
@@ -35,17 +35,19 @@ class MemoryPlan:
             read = require_layers(read_shape(str(job.data.base), CONFIGS), config.model.name)
             text, most = read.get_text_config(), max(int(config.training.micro_batch_tokens), config.data.max_length)
             with torch.random.fork_rng(devices=[]):  # adapters that are made for their shapes draw numbers
-                shape, kept = measure(config, backend, read, int(text.num_hidden_layers), most)
+                shape, activations = measure(config, backend, read, int(text.num_hidden_layers))
         except ConfigError:
             return None
         storage, computed = backend.precision.storage.itemsize, backend.precision.compute.itemsize
         ranks = Cluster(DEVICES["h100"], world.size, world.local_size)  # of which only the numbers of ranks matter
         strategy, apart = config.distributed.strategy, config.training.method == "lora"
         layout = layout_of("replicate" if strategy == "auto" else strategy, ranks, stored=storage, computed=computed, apart=apart)
+        kept, recomputed = activations.of(most)
         work = Pass(
             tokens=most,
             targets=round(most * report.targets / max(1, report.tokens)),
             kept_bytes=kept,
+            recomputed_bytes=recomputed,
             recomputes=config.training.gradient_checkpointing is True,
             tile_bytes=backend.tile_bytes(int(text.vocab_size)),
         )

@@ -3,6 +3,7 @@
 Between the two steps the settings that depend on the model are resolved (resolve.py).
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from llamahome.config.schema import Config
 from llamahome.data.records import Microbatch
+from llamahome.distributed.processors import return_freed_memory
 from llamahome.distributed.world import World
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.adapter import SavedModel, fit_rows, trained_rows
@@ -29,6 +31,7 @@ from llamahome.model.packing import packing_of
 from llamahome.model.place import ChosenStrategy, choose_strategy, count_weights, place, trained_parameters, weight_bytes
 from llamahome.model.quantize import sizes_of
 from llamahome.model.quantized_copy import quantized_base
+from llamahome.model.recompute import tile_blocks
 from llamahome.model.shard import Placement, replicated, sharded
 from llamahome.model.vocabulary import NewRows, make_rows, refuse_lost_bias
 from llamahome.monitoring.resources import free_memory_bytes, memory_limit_bytes
@@ -145,6 +148,8 @@ def make_learner(
         parts = backend.compile(model)
         if backend.compile_note:
             say(f"training.compile: {parts} parts of the model; {backend.compile_note}")
+    if checkpointing:
+        _spare_memory(base, compiled=training.compile is True)
     placement = _place_weights(base, world)
     return Learner(
         model=model,
@@ -163,6 +168,15 @@ def make_learner(
         trained_share=trained / sum(parameter.numel() for parameter in model.parameters()),
         base_fingerprint=fingerprint(base.folder),
     )
+
+
+def _spare_memory(base: BaseModel, *, compiled: bool) -> None:
+    """What else makes long rows fit where layers are recomputed: feed-forward blocks in tiles, and freed memory that goes back at once."""
+    if base.backend.free_bytes(1) is None:
+        return_freed_memory(os.environ)
+    tokens = base.backend.tile_tokens(compiled)
+    if tokens is not None and base.strategy.strategy == "replicate":  # blocks of sharded weights run in the passes that all ranks agree on
+        tile_blocks(base.model, tokens=tokens)
 
 
 def _tables(model: CausalLM, placement: Placement) -> set[str]:

@@ -19,6 +19,9 @@ from llamahome.model.backends.loss import Head, HeadStats
 from llamahome.model.backends.token_losses import TokenLoss
 from llamahome.model.precision import Precision
 
+TILE_TOKENS = 2048
+"""Tokens of a tile of a feed-forward block: as many as the largest usual pass has, so that products are as fast."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -171,6 +174,12 @@ class Backend(Protocol):
 
     def kept_bytes(self, config: Config, model: PreTrainedModel, tokens: int, *, longest: int, compiled: bool) -> int:
         """Estimated memory that a forward pass over `tokens` in documents of up to `longest` keeps for the backward pass."""
+
+    def recomputed_bytes(self, config: Config, model: PreTrainedModel, tokens: int, *, longest: int, compiled: bool) -> int:
+        """The same where activations are recomputed: the input of each layer, and one layer with its gradients."""
+
+    def tile_tokens(self, compiled: bool) -> int | None:
+        """Tokens of a feed-forward block that are computed at once where activations are recomputed; None for all."""
 
     def tile_bytes(self, vocabulary: int) -> int:
         """Memory of the loss head's tile of logits and of the values computed from it."""

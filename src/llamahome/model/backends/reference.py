@@ -1,6 +1,6 @@
 """The reference back end: every operation in plain torch, on any device; the other back ends are tested against it.
 
-Attention is one masked product over all tokens of a pass, so its memory grows with the square of their number.
+Attention is one masked product over all tokens of a pass; of long passes, one for each block of queries (query_blocks.py).
 """
 
 import time
@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from llamahome.config.schema import Config
-from llamahome.model.backends.backend import B, Batch, Documents, Pass, Scoring
+from llamahome.model.backends.backend import TILE_TOKENS, B, Batch, Documents, Pass, Scoring
 from llamahome.model.backends.groups import share_groups, uses_dropout, visible_in_groups
 from llamahome.model.backends.logprobs import target_logprobs
 from llamahome.model.backends.loss import TILE_LOGITS, Head, HeadStats, PlainTiles, head_stats, summed_cross_entropy
+from llamahome.model.backends.query_blocks import BLOCK_BYTES, MOST_WHOLE_TOKENS, attend_in_blocks, attend_masked
 from llamahome.model.backends.token_losses import TokenLoss, summed_token_loss
 from llamahome.model.packing import packing_of
 from llamahome.model.precision import Precision
@@ -100,8 +100,19 @@ class Reference:
         return 0
 
     def kept_bytes(self, config: Config, model: PreTrainedModel, tokens: int, *, longest: int, compiled: bool) -> int:
-        """The states of every layer, and attention probabilities of every token with every other."""
-        return plain_bytes(model.config.get_text_config(), tokens, precision=self.precision, keys=tokens)
+        """The states of every layer, and in a short pass the attention probabilities of every token with every other."""
+        return plain_bytes(
+            model.config.get_text_config(), tokens, precision=self.precision, keys=tokens if tokens <= MOST_WHOLE_TOKENS else 0
+        )
+
+    def recomputed_bytes(self, config: Config, model: PreTrainedModel, tokens: int, *, longest: int, compiled: bool) -> int:
+        """The inputs of the layers, and one layer of plain torch."""
+        keys, block = (tokens, 0) if tokens <= MOST_WHOLE_TOKENS else (0, BLOCK_BYTES)
+        return plain_recomputed_bytes(model.config.get_text_config(), tokens, precision=self.precision, keys=keys) + block
+
+    def tile_tokens(self, compiled: bool) -> int | None:
+        """Always tiles."""
+        return TILE_TOKENS
 
     def tile_bytes(self, vocabulary: int) -> int:
         """The loss head's tile of logits and their gradient, in float32."""
@@ -131,11 +142,30 @@ class Reference:
 def plain_bytes(config: Any, tokens: int, *, precision: Precision, keys: float) -> int:
     """Memory that uncompiled layers keep for the backward pass; attention keeps the probabilities of each token for `keys` keys."""
     hidden, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    low = precision.compute != torch.float32
-    probabilities = (getattr(config, "num_attention_heads", None) or 0) * keys * (2 if low else 4)
-    factor = (1.6 if precision.autocast else 1.0) if low else 1.8
-    layer = factor * (_BYTES_PER_HIDDEN * hidden + _BYTES_PER_INNER * inner) + probabilities + _state_bytes(config)
+    probabilities = (getattr(config, "num_attention_heads", None) or 0) * keys * precision.compute.itemsize
+    layer = _factor(precision) * (_BYTES_PER_HIDDEN * hidden + _BYTES_PER_INNER * inner) + probabilities + _state_bytes(config)
     return int(tokens * config.num_hidden_layers * layer)
+
+
+def plain_recomputed_bytes(config: Any, tokens: int, *, precision: Precision, keys: float) -> int:
+    """Memory that uncompiled layers need if they are recomputed: their inputs, and the values and gradients of one."""
+    hidden, inner = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    inputs: int = tokens * hidden * config.num_hidden_layers * precision.storage.itemsize
+    layer: int = plain_bytes(config, tokens, precision=precision, keys=keys) // config.num_hidden_layers
+    spared = max(0, tokens - TILE_TOKENS) * _BYTES_PER_INNER * inner * _factor(precision) if not _has_experts(config) else 0
+    layer += inputs - int(spared)
+    return layer
+
+
+def _has_experts(config: Any) -> bool:
+    return any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+
+
+def _factor(precision: Precision) -> float:
+    """By how much more uncompiled layers keep than in 16 bits."""
+    if precision.compute == torch.float32:
+        return 1.8
+    return 1.6 if precision.autocast else 1.0
 
 
 def _state_bytes(config: Any) -> int:
@@ -145,8 +175,10 @@ def _state_bytes(config: Any) -> int:
 
 
 def reference_attention(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, documents: Documents, scoring: Scoring) -> Tensor:
-    """Causal attention inside documents as one masked product over all tokens, [T, H, E of v]: T * T memory."""
-    device = q_THE.device
+    """Causal attention inside documents, [T, H, E of v]: one masked product over all tokens of a short pass, T * T memory."""
+    device, long = q_THE.device, len(q_THE) > MOST_WHOLE_TOKENS
+    if long and not documents.groups:
+        return attend_in_blocks(q_THE, k_TKE, v_TKE, documents, scoring)
     if documents.groups:
         return attend_masked(q_THE, k_TKE, v_TKE, ~visible_in_groups(documents.groups, scoring.window, device), scoring)
     document = torch.tensor([number for number, length in enumerate(documents.lengths) for _ in range(length)], device=device)
@@ -155,14 +187,3 @@ def reference_attention(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, documents: 
     if scoring.window is not None:
         hidden |= position[None, :] <= position[:, None] - scoring.window
     return attend_masked(q_THE, k_TKE, v_TKE, hidden, scoring)
-
-
-def attend_masked(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, hidden_TT: Tensor, scoring: Scoring) -> Tensor:
-    """Attention over all tokens as one product, [T, H, E of v]; `hidden` is True for keys that a query may not see."""
-    heads = q_THE.shape[1]
-    k, v = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (k_TKE, v_TKE))
-    scores = torch.einsum("qhe,khe->hqk", q_THE, k).float() * scoring.scale
-    if scoring.softcap is not None:
-        scores = torch.tanh(scores / scoring.softcap) * scoring.softcap
-    probabilities = F.dropout(torch.softmax(scores.masked_fill(hidden_TT, float("-inf")), -1), scoring.dropout).to(v.dtype)
-    return torch.einsum("hqk,khe->qhe", probabilities, v)

@@ -38,7 +38,7 @@ def test_the_estimate_is_within_a_tenth_of_an_h100(config: LlamaConfig, tokens: 
         head=config.vocab_size * config.hidden_size,
         head_trained=False,
     )
-    work = Pass(tokens, tokens, kept, recomputes=False, tile_bytes=backend.tile_bytes(config.vocab_size))
+    work = Pass(tokens, tokens, kept, 0, recomputes=False, tile_bytes=backend.tile_bytes(config.vocab_size))
     estimate = memory_of(shape, ShardLayout(1, 1, 2, 2, apart=True), work)
     assert 0.9 * gigabytes < estimate.total / 1e9 < 1.1 * gigabytes
 

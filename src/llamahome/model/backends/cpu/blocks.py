@@ -2,9 +2,9 @@
 
 Documents are sorted into groups of similar length and padded at their ends. A block of queries is multiplied only with the keys up to its
 last query, so at most one block beyond the diagonal is computed and no dense mask is needed. Memory: the probabilities, 2 bytes * heads *
-tokens * mean length / 2 per layer in bf16. Measured on two cores in bf16, 9 heads of 64, forward and backward of 2,048 tokens
-(docs/log.md): documents of 205 tokens 14 ms against 42 ms for torch's kernel in a loop, 512 tokens 13 against 59, 2,048 tokens 52 against
-113.
+tokens * mean length / 2 per layer in bf16; those of documents beyond LONGEST_KEPT are computed again in the backward pass. Measured on two
+cores in bf16, 9 heads of 64, forward and backward of 2,048 tokens (docs/log.md): documents of 205 tokens 14 ms against 42 ms for torch's
+kernel in a loop, 512 tokens 13 against 59, 2,048 tokens 52 against 113.
 
 Legend: T tokens, H query heads, K key heads, G = H / K, E head size (that of v may differ), N documents of a group, L their padded length,
 B queries of a block.
@@ -23,6 +23,8 @@ from llamahome.model.backends.cpu.native import Kernels
 
 QUERY_BLOCK = 128
 """measured: 64, 128, 256 and 512 at lengths 100 to 2,048; 128 is fastest or within 5 % everywhere."""
+LONGEST_KEPT = 4096
+"""Tokens of the longest document whose probabilities are kept; more would take gigabytes in a layer."""
 _MAX_PADDING = 0.25
 """Padding of a group as a share of its tokens: an extra group costs about 30 small calls per layer."""
 _NO_WINDOW = 1 << 60
@@ -157,16 +159,21 @@ def _blocks(longest: int, window: int | None) -> list[tuple[slice, slice]]:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, options: _Options) -> tuple[Tensor, list[Tensor]]:
-    """Result [N, K, G, L, E of v] from q [N, K, G, L, E], k and v [N * K, L, E], and each block's probabilities for the backward pass."""
+    """Result [N, K, G, L, E of v] from q [N, K, G, L, E], k and v [N * K, L, E], and each block's probabilities if L is short."""
     count, key_heads, share, longest = q.shape[:4]
     out = q.new_empty(count, key_heads, share, longest, v.shape[2])
     kept = []
     for block, keys in _blocks(longest, options.window):
-        scores = torch.bmm(_queries(q, block, options), k[:, keys].transpose(1, 2))
-        probabilities = _softmax_(scores, block, keys, options)
+        probabilities = _probabilities(q, k, block, keys, options)
         out[:, :, :, block] = torch.bmm(probabilities, v[:, keys]).view(count, key_heads, share, block.stop - block.start, -1)
-        kept.append(probabilities)
+        if longest <= LONGEST_KEPT:
+            kept.append(probabilities)
     return out, kept
+
+
+def _probabilities(q: Tensor, k: Tensor, block: slice, keys: slice, options: _Options) -> Tensor:
+    """[N * K, G * B, keys]."""
+    return _softmax_(torch.bmm(_queries(q, block, options), k[:, keys].transpose(1, 2)), block, keys, options)
 
 
 def _scaled(x: Tensor, options: _Options) -> Tensor:
@@ -208,10 +215,11 @@ def _softmax_backward_(grad: Tensor, probabilities: Tensor, options: _Options) -
 def _attend_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, kept: Sequence[Tensor], options: _Options
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `_attend` in the shapes of q, k and v."""
+    """Gradients of `_attend` in the shapes of q, k and v; probabilities that were not kept are computed again."""
     count, key_heads, share, longest, size = q.shape
     grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    for probabilities, (block, keys) in zip(kept, _blocks(longest, options.window), strict=True):
+    for number, (block, keys) in enumerate(_blocks(longest, options.window)):
+        probabilities = kept[number] if kept else _probabilities(q, k, block, keys, options)
         length = block.stop - block.start
         grad = grad_out[:, :, :, block].reshape(-1, share * length, v.shape[2])
         queries = _queries(q, block, options)
@@ -248,7 +256,7 @@ class _BlockAttention(torch.autograd.Function):
             if group.unused is not None:
                 grad = grad.masked_fill(group.unused[:, None, None, :, None], 0)
             q, k, v = _qkv_of(q_THE, k_TKE, v_TKE, group)
-            blocks = len(_blocks(group.longest, ctx.options.window))
+            blocks = len(_blocks(group.longest, ctx.options.window)) if group.longest <= LONGEST_KEPT else 0
             group_q, group_k, group_v = _attend_backward(grad, q, k, v, kept[done : done + blocks], ctx.options)
             done += blocks
             _from_group(grad_q, group_q, group)

@@ -36,6 +36,7 @@ from llamahome.model.backends.cpu.native import Kernels
 from llamahome.model.objective import hidden_states
 from llamahome.model.packing import decoder_of
 from llamahome.model.precision import Precision
+from llamahome.model.recompute import recomputing
 
 _TOLERANCE = 1e-5
 """Relative distance in float32 up to which two functions are the same."""
@@ -146,7 +147,7 @@ def _replace_layer(module: Any, kernels: Kernels, precision: Precision) -> bool:
         if "forward" in vars(getattr(module, block)) and isinstance(forward, functools.partial) and forward.func is _norm_forward:
             norms[block] = FusedNorm(norm, RmsNorm(dataclasses.replace(forward.args[1], dtype=precision.compute), kernels))
     if norms:
-        module.forward = functools.partial(_layer_forward, module, norms)
+        module.forward = recomputing(module, functools.partial(_layer_forward, module, norms))
     return bool(norms)
 
 

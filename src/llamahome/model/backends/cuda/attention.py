@@ -16,7 +16,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 from llamahome.model.backends.backend import Scoring
 from llamahome.model.backends.cuda.passes import PackedDocuments
-from llamahome.model.backends.reference import attend_masked
+from llamahome.model.backends.query_blocks import attend_masked
 
 VARLEN_DEVICES = {"cuda", "meta"}
 VARLEN_TYPES = {torch.bfloat16, torch.float16}

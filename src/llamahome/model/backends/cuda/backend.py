@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llamahome.config.schema import Config
-from llamahome.model.backends.backend import B, Batch, Documents, Pass, Scoring
+from llamahome.model.backends.backend import TILE_TOKENS, B, Batch, Documents, Pass, Scoring
 from llamahome.model.backends.cuda.attention import attend_documents, why_masked
 from llamahome.model.backends.cuda.head import TILE_ROWS, CompiledDeviceTiles, PlainDeviceTiles, loss_and_gradient_, pad_targets
 from llamahome.model.backends.cuda.layers import Compiled, Switch, compile_layers, why_not_compiled
@@ -125,6 +125,17 @@ class CudaBackend(Reference):
             return plain_bytes(text, tokens, precision=self.precision, keys=longest)
         compiled = compiled and not (config.training.method == "lora" and (config.lora.dropout or config.lora.use_dora))
         return pass_bytes(text, padded_size(tokens), precision=self.precision, compiled=compiled)
+
+    def recomputed_bytes(self, config: Config, model: PreTrainedModel, tokens: int, *, longest: int, compiled: bool) -> int:
+        """The input of each layer and everything of one layer."""
+        text: Any = model.config.get_text_config()
+        kept = self.kept_bytes(config, model, tokens, longest=longest, compiled=compiled)
+        inputs: int = padded_size(tokens) * text.hidden_size * text.num_hidden_layers * self.precision.storage.itemsize
+        return inputs + kept // int(text.num_hidden_layers)
+
+    def tile_tokens(self, compiled: bool) -> int | None:
+        """None for compiled layers, whose blocks are in a graph."""
+        return None if compiled else TILE_TOKENS
 
     def tile_bytes(self, vocabulary: int) -> int:
         """The loss head's tile of logits."""

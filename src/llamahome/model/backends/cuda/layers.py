@@ -7,7 +7,7 @@ the run logs an error and continues without it.
 
 import logging
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import wraps
 from types import MethodType
 from typing import Any
 
@@ -16,13 +16,12 @@ from transformers import PreTrainedModel
 
 from llamahome.model.attention import register_attention
 from llamahome.model.load import decoder_layers
+from llamahome.model.recompute import plain_forward, recomputing
 
 _LOG = logging.getLogger(__name__)
 COMPILER = "inductor"
 _MAX_GRAPHS = 512
 """Per function: sizes of passes times kinds of layers. torch's default is 8, beyond which it runs uncompiled."""
-_CHECKPOINTING_WRAPPER = "forward_with_checkpointing"
-"""The function that transformers 5.23 wraps around the forward of a layer; it stays outside of the graph."""
 
 
 class Compiled:
@@ -89,16 +88,11 @@ def why_not_compiled(device: torch.device) -> str | None:
 
 
 def _compile_layer(layer: Any, switch: Switch) -> None:
-    original: Any = type(layer).forward
-    checkpoints = original.__code__.co_name == _CHECKPOINTING_WRAPPER
-    plain = MethodType(original.__wrapped__ if checkpoints else original, layer)
+    plain = MethodType(plain_forward(layer), layer)
     compiled = Compiled(plain, switch)
 
-    @wraps(original)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        run = compiled if torch.is_grad_enabled() else plain
-        if checkpoints and layer.gradient_checkpointing and layer.training:
-            return layer._gradient_checkpointing_func(partial(run, **kwargs), *args)
-        return run(*args, **kwargs)
+    @wraps(type(layer).forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return (compiled if torch.is_grad_enabled() else plain)(*args, **kwargs)
 
-    layer.forward = forward
+    layer.forward = recomputing(layer, run)  # outside of the graph

@@ -1,8 +1,9 @@
-"""The sizes of a model with what is trained on it, from models of two depths that have no weights.
+"""The sizes of a configured model and of the passes that it trains on, from models of a few layers without weights.
 
 Adapters that differ between layers are counted in a model of all layers, and spread evenly over them.
 """
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llamahome.config.optimizers import STATE_BYTES
@@ -12,9 +13,14 @@ from llamahome.model.backends.backend import Backend
 from llamahome.model.load import CausalLM
 from llamahome.model.lora import add_lora
 from llamahome.model.lora_init import SUBTRACTED
+from llamahome.model.place import longest_pass
 from llamahome.model.precision import Precision
 from llamahome.model.skeleton import count_weights, skeleton
 from llamahome.model.targets import copied_bytes
+from llamahome.pass_memory import MOST_TOKENS, documents_of_row
+from llamahome.planning.forecast import Work, fits_in
+from llamahome.planning.hardware import Device
+from llamahome.planning.memory import ShardLayout
 from llamahome.planning.shapes import LayerShape, ModelShape, spread_over_layers
 
 DEPTHS = (2, 3)
@@ -31,8 +37,27 @@ def prepared_model(config: Config, precision: Precision, read: Any, layers: int)
     return model
 
 
-def measure(config: Config, backend: Backend, read: Any, layers: int, tokens: int) -> tuple[ModelShape, int]:
-    """Weights of a layer and of the rest, and what a pass keeps for its backward pass, from models of two depths and of all layers."""
+@dataclass(frozen=True)
+class Activations:
+    """What a pass keeps for its backward pass, by its number of tokens."""
+
+    config: Config
+    backend: Backend
+    whole: CausalLM
+    """The model with all its layers, without weights or adapters."""
+
+    def of(self, tokens: int, *, longest: int | None = None) -> tuple[int, int]:
+        """Bytes that are kept if nothing is recomputed, and if layers are; `longest` document, data.max_length by default."""
+        compiled = self.config.training.compile is not False
+        lora = self.config.training.method == "lora"
+        copied = copied_bytes(self.whole, self.config.lora.target_modules) if lora else 0
+        longest = longest or min(self.config.data.max_length, tokens)
+        kept = self.backend.kept_bytes(self.config, self.whole, tokens, longest=longest, compiled=compiled)
+        return copied + kept, copied + self.backend.recomputed_bytes(self.config, self.whole, tokens, longest=longest, compiled=compiled)
+
+
+def measure(config: Config, backend: Backend, read: Any, layers: int) -> tuple[ModelShape, Activations]:
+    """Weights of a layer and of the rest, and what passes keep, from models of two depths and of all layers."""
     precision = backend.precision
     alike = config.model_copy(update={"lora": config.lora.model_copy(update=_ALIKE)})
     few, many = (prepared_model(alike, precision, read, depth) for depth in DEPTHS)
@@ -60,10 +85,7 @@ def measure(config: Config, backend: Backend, read: Any, layers: int, tokens: in
     if sum(each.numel() for each in whole.parameters()) != shape.weights - (shape.trained if shape.layer.frozen else 0):
         message = f"the {layers} layers of {config.model.name} are not alike, so they cannot be planned from a few of them"
         raise ConfigError(Problem(code="model.unplannable", message=message, where="model.name", hint="--model llama-3-8b"))
-    longest = min(config.data.max_length, tokens)
-    compiled = config.training.compile is not False
-    copied = copied_bytes(whole, config.lora.target_modules) if config.training.method == "lora" else 0
-    return shape, copied + backend.kept_bytes(config, whole, tokens, longest=longest, compiled=compiled)
+    return shape, Activations(config, backend, whole)
 
 
 def differs(config: Config) -> bool:
@@ -80,3 +102,15 @@ def _whole_counts(config: Config, precision: Precision, read: Any, layers: int) 
 
 def _shape_of(counts: dict[str, int]) -> LayerShape:
     return LayerShape(**{key: count for key, count in counts.items() if key != "adapters"})
+
+
+def longest_row(shape: ModelShape, layout: ShardLayout, device: Device, work: Work, activations: Activations) -> int:
+    """Tokens of the longest row that fits with the settings of `work`; with preferences, of each of the two answers with their prompt."""
+    together = documents_of_row(activations.config)
+
+    def fits(tokens: int) -> bool:
+        kept, recomputed = activations.of(together * tokens, longest=tokens)
+        alone = replace(work, tokens=together * tokens, length=tokens, kept_bytes=kept, recomputed_bytes=recomputed)
+        return fits_in(shape, layout, device, alone)
+
+    return longest_pass(fits, most=MOST_TOKENS)

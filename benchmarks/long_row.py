@@ -1,0 +1,143 @@
+"""Memory and time of one training step on a single long row, beside what the plan says of it; prints one JSON object.
+
+    python -m benchmarks.long_row --model DIR --tokens 32768 [--method full] [--backend reference] [--layers 4] [--set KEY=VALUE ...]
+
+The row has random tokens, all of them targets. Memory is the anonymous part of the resident memory of the process (RssAnon of Linux),
+sampled every 5 ms, less what the process took with its libraries loaded and no model; that is what the plan adds up. `--layers` cuts the
+model, so that a machine can measure a part of a large one.
+"""
+
+import argparse
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llamahome.distributed.processors import bound_caches, keep_freed_memory, return_freed_memory, share_processors
+
+share_processors(os.environ)  # as llamahome train does, before torch is imported
+bound_caches(os.environ)
+keep_freed_memory(os.environ)
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from llamahome.config.load import LoadedConfig, load_config  # noqa: E402
+from llamahome.data.records import Example  # noqa: E402
+from llamahome.data.steps.loader import make_microbatch  # noqa: E402
+from llamahome.distributed.world import World  # noqa: E402
+from llamahome.model.backends.backend import TILE_TOKENS  # noqa: E402
+from llamahome.model.backends.choose import choose_backend  # noqa: E402
+from llamahome.model.load import load_model  # noqa: E402
+from llamahome.model.lora import add_lora  # noqa: E402
+from llamahome.model.objective import Objective  # noqa: E402
+from llamahome.model.packing import decoder_of  # noqa: E402
+from llamahome.model.place import place, trained_parameters  # noqa: E402
+from llamahome.model.recompute import tile_blocks  # noqa: E402
+from llamahome.planning.forecast import Cluster, layout_of  # noqa: E402
+from llamahome.planning.hardware import DEVICES  # noqa: E402
+from llamahome.planning.measure import measure as measured_shape  # noqa: E402
+from llamahome.planning.memory import Pass, memory_of  # noqa: E402
+from llamahome.training.optimizer import make_optimizer  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, required=True)
+    parser.add_argument("--method", choices=["lora", "full"], default="lora")
+    parser.add_argument("--backend", choices=["cpu", "reference"], default="cpu")
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--plain", action="store_true", help="keep all activations, compute nothing twice")
+    parser.add_argument("--tile", type=int, default=TILE_TOKENS, help="tokens of a tile of a feed-forward block; 0 for none")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args()
+    flags = {"training.method": ("--method", options.method), "model.backend": ("--backend", options.backend)}
+    sets = [f"data.max_length={options.tokens}", *options.set]
+    loaded = load_config(flags=flags, assignments=sets, environment={}, folder=Path())
+    print(json.dumps(measure(loaded, options.model, options.tokens, layers=options.layers, recompute=not options.plain, tile=options.tile)))
+
+
+def measure(loaded: LoadedConfig, folder: Path, tokens: int, *, layers: int | None, recompute: bool, tile: int) -> dict[str, Any]:
+    """Planned and measured bytes of a step on one row of `tokens`, and its seconds."""
+    config = loaded.config
+    backend = choose_backend(config, CPU)
+    full = config.training.method == "full"
+    before = private_bytes()
+    with sampled() as peaks:
+        model = load_model(folder, dtype=backend.precision.storage, device=CPU)
+        if layers is not None:
+            decoder_of(model).layers = decoder_of(model).layers[:layers]
+            model.config.num_hidden_layers = layers
+        shape, activations = measured_shape(config, backend, model.config, model.config.num_hidden_layers)
+        if not full:
+            add_lora(model, config.lora, base="base", seed=0, lean=not backend.precision.autocast)
+        place(model, world=World(0, 1, 0, CPU, 1), checkpointing=recompute, sync_batch_norm=False)
+        if backend.name == "cpu" and config.training.compile is not False:
+            backend.compile(model)
+        if recompute:
+            return_freed_memory(os.environ)
+        if recompute and tile:
+            tile_blocks(model, tokens=tile)
+        optimizer = make_optimizer(config.training.optimizer, trained_parameters(model), weight_decay=0.0)
+        random = np.random.default_rng(0)
+        example = Example("rows", 0, 1, random.integers(4, 2000, tokens).astype(np.int32), np.arange(tokens) > 0)
+        batch = make_microbatch([example], keys=[0], index=0)
+        started = time.perf_counter()
+        loss = Objective(model, backend).loss_sum(batch)
+        forward = time.perf_counter() - started
+        (loss / tokens).backward()
+        optimizer.step()
+        seconds = time.perf_counter() - started
+    storage, computed = backend.precision.storage.itemsize, backend.precision.compute.itemsize
+    layout = layout_of("replicate", Cluster(DEVICES["h100"], 1, 1), stored=storage, computed=computed, apart=not full)
+    work = Pass(tokens, tokens, *activations.of(tokens), recompute, tile_bytes=backend.tile_bytes(model.config.vocab_size))
+    planned = memory_of(shape, layout, work)
+    parts = {name: round(value / 2**20) for name, value in vars(planned).items()}
+    taken = (max(peaks) - before) / 2**20
+    unmapped = taken + (planned.weights / 2**20 if not full else 0)
+    return {
+        "tokens": tokens,
+        "loss": loss.item() / tokens,
+        "peak_mib": round(taken),
+        "planned_mib": round(planned.total / 2**20),
+        "parts_mib": parts,
+        "with_mapped_weights_mib": round(unmapped),
+        "seconds": round(seconds, 1),
+        "forward_seconds": round(forward, 1),
+    }
+
+
+def private_bytes() -> int:
+    """RssAnon of this process."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+
+
+@contextmanager
+def sampled() -> Iterator[list[int]]:
+    """The private bytes of this process while the block runs."""
+    found, done = [private_bytes()], threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.005):
+            found.append(private_bytes())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        thread.join()
+
+
+if __name__ == "__main__":
+    main()
