@@ -27,6 +27,7 @@ from llamahome.model.load_packed import ReadPacked, fill_gaps, make_gaps, packed
 from llamahome.model.packing import decoder_of
 from llamahome.model.probe import UnsupportedModel, choose_packing
 from llamahome.model.starter import fetch_starter
+from llamahome.model.stream import stream_layers
 from llamahome.model.unsupported import first_line, missing_weights, other_shapes, why_no_decoder, why_unknown
 from llamahome.model.weightfiles import INDEX, check_finite, check_weight_files
 from llamahome.rundir import BASE_MODELS, STARTER, as_typed
@@ -119,10 +120,11 @@ def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Pa
     raise MachineError(Problem(code="model.hub-failed", message=f"{name} cannot be fetched: {reason}", where="model.name", hint=hint))
 
 
-def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device, keep_bytes: int | None = None) -> PreTrainedModel:
     """Load the causal language model in `folder`, with all weights in `dtype` on `device` and its packing decided (packing.py).
 
-    Weights that bitsandbytes has quantised stay packed (packed_weight.py). Raises ConfigError if the model cannot be loaded or trained.
+    Weights that bitsandbytes has quantised stay packed (packed_weight.py). With `keep_bytes` only so much of the layers is kept in memory,
+    and the rest is read as it is used, if it can be (stream.py). Raises ConfigError if the model cannot be loaded or trained.
     """
     register_attention()
     quiet_transformers()
@@ -144,6 +146,8 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Pre
     if packed:
         fill_gaps(model, packed, dtype=dtype, device=device)
         model.__class__ = type(model).__mro__[1]
+    if keep_bytes is not None:
+        stream_layers(model, decoder_layers(model), keep_bytes=keep_bytes)
     check_finite(model, folder)
     try:
         choose_packing(model, head_of(model))

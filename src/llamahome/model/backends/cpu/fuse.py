@@ -36,6 +36,7 @@ from llamahome.model.backends.cpu.native import Kernels
 from llamahome.model.objective import hidden_states
 from llamahome.model.packing import decoder_of
 from llamahome.model.precision import Precision
+from llamahome.model.stream import stream_of
 
 _TOLERANCE = 1e-5
 """Relative distance in float32 up to which two functions are the same."""
@@ -70,12 +71,15 @@ class _Merger:
     precision: Precision
     tokens: int
     speedups: dict[ProductShape, Speedups] | None
+    in_file: bool
+    """Whether the base is streamed, so that no copy of its weights may be kept."""
 
     def merge(self, *layers: nn.Module) -> MergedLinear:
         shape = merged_shape(layers, tokens=self.tokens, compute=self.precision.compute)
         if self.speedups is not None and shape not in self.speedups:
             self.speedups.update(autotune([shape], self.kernels))
-        return MergedLinear(layers, compute=self.precision.compute, kernels=self.kernels, speedups=(self.speedups or {}).get(shape))
+        choice = (self.speedups or {}).get(shape)
+        return MergedLinear(layers, compute=self.precision.compute, kernels=self.kernels, speedups=choice, in_file=self.in_file)
 
     def can_merge(self, *layers: nn.Module) -> bool:
         return can_merge(layers, autocast=self.precision.autocast)
@@ -88,7 +92,7 @@ def fuse(model: PreTrainedModel, backend: Backend, *, kernels: Kernels, speedups
     """
     precision, before = backend.precision, _probe(model, backend)
     modules = list(decoder_of(model).modules())
-    merger = _Merger(kernels, precision, backend.micro_batch_tokens, speedups)
+    merger = _Merger(kernels, precision, backend.micro_batch_tokens, speedups, stream_of(model) is not None)
     replaced = [module for module in modules if _replace(module, merger)]
     replaced += [module for module in modules if _replace_layer(module, kernels, precision)]
     after = _probe(model, backend)
