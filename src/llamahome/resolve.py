@@ -25,7 +25,7 @@ from llamahome.errors import ConfigError, Problem
 from llamahome.model.backends.backend import Backend
 from llamahome.model.packing import packing_of
 from llamahome.model.place import count_weights, largest_pass, needs_checkpointing
-from llamahome.model.stream import stream_of
+from llamahome.model.stream import held_bytes, stream_of
 from llamahome.model.targets import copied_bytes
 from llamahome.streamed import resolve_streamed, without_answers
 from llamahome.training.answer_metric import ANSWERED_ROWS, FROM_TARGETS, answer_room
@@ -167,7 +167,7 @@ def _resolve_model(config: Config, base: BaseModel) -> Resolved:
 def _resolve_memory(config: Config, base: BaseModel, world: World, *, compiled: bool, say: Say) -> Resolved:
     """What the free memory decides: micro-batches and gradient checkpointing."""
     training, backend, model = config.training, base.backend, base.model
-    free, longest, resolved = free_bytes(backend, world), config.data.max_length, Resolved()
+    free, longest, resolved = free_bytes(backend, world) - held_bytes(model) // world.local_size, config.data.max_length, Resolved()
     if LEARNS[training.objective] == "pairs":  # both answers are in one pass
         longest *= 2
     if training.method == "full":  # gradients and the state of the optimizer are not there yet

@@ -13,10 +13,9 @@ from llamahome.distributed.world import World
 from llamahome.model.backends.backend import Backend
 from llamahome.model.load import CausalLM
 from llamahome.model.stream import Stream
-from llamahome.model.stream_choice import Passes, Rates, StreamedBase, choose_passes
+from llamahome.model.stream_choice import Passes, Rates, StreamedBase, choose_passes, recomputed_bytes
 from llamahome.model.targets import choose, copied_bytes
 from llamahome.monitoring.throughput import measured_peak_flops
-from llamahome.planning.memory import recomputed_bytes
 from llamahome.training.learner import BaseModel, free_bytes
 from llamahome.units import show_bytes, show_seconds
 

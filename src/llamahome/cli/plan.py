@@ -127,6 +127,7 @@ def _estimate_json(estimate: "Estimate") -> dict[str, Any]:
         "epochs": estimate.plan.positions / estimate.report.epoch_rows,
         "adapters": estimate.adapters,
         "step": _forecast_json(estimate.step, estimate.remedy),
+        "streamed": estimate.streamed,
         "seconds": estimate.seconds,
         "checkpoint_bytes": estimate.checkpoint_bytes,
         "copy_bytes": estimate.copy_bytes,
@@ -150,6 +151,7 @@ def _estimate_lines(estimate: "Estimate") -> Iterator[str]:
     )
     yield f"memory      up to {show_bytes(memory.total)} beside Python and its libraries: {parts}"
     yield f"            {'it fits' if step.fits else 'it does not fit'}; gradient checkpointing {'on' if step.recomputes else 'off'}"
+    yield from (f"            {line}" for line in estimate.streamed)
     if not step.fits:
         yield f"            it would with {estimate.remedy}" if estimate.remedy else "            no setting of this machine makes it fit"
     if estimate.copy_bytes:

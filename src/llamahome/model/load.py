@@ -27,7 +27,7 @@ from llamahome.model.load_packed import ReadPacked, fill_gaps, make_gaps, packed
 from llamahome.model.packing import decoder_of
 from llamahome.model.probe import UnsupportedModel, choose_packing
 from llamahome.model.starter import fetch_starter
-from llamahome.model.stream import stream_layers
+from llamahome.model.stream import few_layers, stream_layers
 from llamahome.model.unsupported import first_line, missing_weights, other_shapes, why_no_decoder, why_unknown
 from llamahome.model.weightfiles import INDEX, check_finite, check_weight_files
 from llamahome.rundir import BASE_MODELS, STARTER, as_typed
@@ -150,7 +150,8 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device, keep_b
         stream_layers(model, decoder_layers(model), keep_bytes=keep_bytes)
     check_finite(model, folder)
     try:
-        choose_packing(model, head_of(model))
+        with few_layers(model):
+            choose_packing(model, head_of(model))
     except UnsupportedModel as error:
         raise ConfigError(_unsupported(folder, str(error))) from error
     return model

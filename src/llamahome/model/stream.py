@@ -10,6 +10,7 @@ other. A weight counts only if it lies unchanged in a mapped file (file_pages.py
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -70,7 +71,7 @@ class Stream:
         self._thread = ThreadPoolExecutor(1, "read-ahead")
         self._held: dict[int, Future[None]] = {}
         """The parts in memory or being read, the one used longest ago first."""
-        self._at, self._kept = -1, frozenset[int]()
+        self._at, self._kept, self._reach = -1, frozenset[int](), len(self._parts)
         self.keep(keep_bytes)
 
     @property
@@ -155,7 +156,17 @@ class Stream:
                 number += step
             if number not in seen:
                 seen.add(number)
-                yield number
+                if number < self._reach or number == last:
+                    yield number
+
+    @contextmanager
+    def first_layers(self, count: int) -> Iterator[None]:
+        """Read no further ahead than these layers, and the head, while passes use no others."""
+        self._reach = count
+        try:
+            yield
+        finally:
+            self._reach = len(self._parts)
 
     def _streamed_bytes(self, number: int) -> int:
         return 0 if number in self._kept else self._parts[number].nbytes
@@ -201,6 +212,51 @@ def stream_of(model: nn.Module) -> Stream | None:
     """What reads the base of `model` as it is used; None if the base is held in memory."""
     stream: Stream | None = getattr(model, _ATTRIBUTE, None)
     return stream
+
+
+def held_bytes(model: nn.Module) -> int:
+    """Bytes of memory-mapped weights that a pass needs at a time: all, or those of the layers that are read at once.
+
+    They count as free memory, because the system can take them back, but a pass that takes their memory reads them from the disk again.
+    """
+    stream = stream_of(model)
+    return sum(pages.nbytes for pages in pages_of(_tensors_of(model), unchanged_mappings())) if stream is None else stream.room_bytes
+
+
+@contextmanager
+def few_layers(model: PreTrainedModel) -> Iterator[None]:
+    """A streamed `model` with its first layers only, at least two and one of each kind, for tests of how its code runs; others unchanged.
+
+    A test reads the base several times, and what it shows is the same for all layers of a kind. Layers with rotary tables of their own are
+    all there, because a test may replace those (rotary.py).
+    """
+    stream, decoder = stream_of(model), decoder_of(model)
+    if stream is None:
+        yield
+        return
+    lists = [
+        (module, name, each) for module in decoder.modules() for name, each in module.named_children() if isinstance(each, nn.ModuleList)
+    ]
+    owner, name, layers = max(lists, key=lambda found: len(found[2]))
+    config = model.config.get_text_config()
+    whole, count = config.num_hidden_layers, _one_of_each(layers, getattr(config, "layer_types", None) or [])
+    setattr(owner, name, nn.ModuleList(layers[:count]))
+    config.num_hidden_layers = count
+    try:
+        with stream.first_layers(count):
+            yield
+    finally:
+        setattr(owner, name, layers)
+        config.num_hidden_layers = whole
+
+
+def _one_of_each(layers: nn.ModuleList, types: Sequence[str]) -> int:
+    """The number of first layers that hold every kind of layer, at least two; all if they have rotary tables."""
+    named = [*types, *[""] * (len(layers) - len(types))]
+    if any("Rotary" in type(module).__name__ for module in layers.modules()):
+        return len(layers)
+    kinds = [(kind, *(type(module) for module in layer.modules())) for kind, layer in zip(named, layers, strict=False)]
+    return min(len(layers), max(2, max(kinds.index(kind) for kind in kinds) + 1))
 
 
 def in_turn(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[Tensor]:

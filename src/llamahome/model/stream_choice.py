@@ -19,6 +19,8 @@ _SHOWN = 0.25
 """Share of the time of reading that a step takes longer although it reads while it computes: faults, and the work of the system."""
 _AGAIN = 4 / 3
 """Arithmetic with activations that are computed again: a third pass beside the forward and the backward one."""
+_ROOM_FOR_ERRORS = 1.2
+"""Memory for activations, relative to their estimate, that is not given to layers; too little of it would only be read again."""
 _FEWEST_TOKENS = 256
 _LARGER_STEP = 1.2
 """Steps differ in tokens; most have no more than this, relative to the mean."""
@@ -43,6 +45,11 @@ def mapped_bytes(folder: Path, dtype: torch.dtype) -> int:
         except (OSError, ValueError, KeyError, TypeError):
             return 0
     return mapped if mapped >= 0.9 * whole else 0
+
+
+def recomputed_bytes(kept_bytes: int, *, tokens: int, hidden: int, itemsize: int, layers: int) -> int:
+    """Bytes that a pass keeps if it computes activations again, and would keep `kept_bytes` if not: the inputs of all layers, and one."""
+    return tokens * hidden * itemsize * layers + kept_bytes // layers
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,8 @@ class Passes:
     """Of a forward pass; a backward pass reads as much."""
     per_step: int
     """Passes of a step."""
+    seconds: float
+    """Of a step, which reads ahead while it computes."""
     fits: bool
 
 
@@ -96,11 +105,11 @@ def choose_passes(
     """
     sizes = [tokens] if tokens is not None else list(_sizes(step_tokens, longest))
     again = [recomputes] if recomputes is not None else [False, True]
-    choices = [_passes(base, max(size, longest), size, choice, step_tokens) for size in sizes for choice in again]
+    choices = [_passes(base, rates, size, choice, step_tokens=step_tokens, longest=longest) for size in sizes for choice in again]
     fitting = [choice for choice in choices if choice.fits]
     if not fitting:
         return choices[-1]
-    return min(fitting, key=lambda choice: (_seconds(choice, rates, step_tokens), choice.per_step, choice.recomputes))
+    return min(fitting, key=lambda choice: (choice.seconds, choice.per_step, choice.recomputes))
 
 
 def _sizes(step_tokens: float, longest: int) -> Iterator[int]:
@@ -111,15 +120,10 @@ def _sizes(step_tokens: float, longest: int) -> Iterator[int]:
         size //= 2
 
 
-def _passes(base: StreamedBase, fullest: int, tokens: int, recomputes: bool, step_tokens: float) -> Passes:
-    usable, needed = base.free_bytes - base.room_bytes, base.needs(fullest, recomputes)
-    keep = max(0, usable - round(needed / LARGEST_SHARE))
-    read = base.nbytes - base.kept_with(keep)
-    return Passes(tokens, recomputes, keep, read, max(1, -round(-step_tokens // tokens)), needed <= LARGEST_SHARE * usable)
-
-
-def _seconds(passes: Passes, rates: Rates, step_tokens: float) -> float:
-    """Of a step, which reads ahead while it computes."""
-    computing = step_tokens * rates.seconds_per_token * (_AGAIN if passes.recomputes else 1.0)
-    reading = 2 * passes.per_step * passes.read_bytes * rates.seconds_per_byte
-    return max(computing, reading) + _SHOWN * reading
+def _passes(base: StreamedBase, rates: Rates, tokens: int, recomputes: bool, *, step_tokens: float, longest: int) -> Passes:
+    usable, needed = base.free_bytes - base.room_bytes, base.needs(max(tokens, longest), recomputes)
+    keep = max(0, usable - round(_ROOM_FOR_ERRORS * needed))
+    read, per_step = base.nbytes - base.kept_with(keep), max(1, -round(-step_tokens // tokens))
+    computing = step_tokens * rates.seconds_per_token * (_AGAIN if recomputes else 1.0)
+    reading = 2 * per_step * read * rates.seconds_per_byte
+    return Passes(tokens, recomputes, keep, read, per_step, max(computing, reading) + _SHOWN * reading, needed <= LARGEST_SHARE * usable)

@@ -38,8 +38,9 @@ from llamahome.monitoring.throughput import measured_peak_flops
 from llamahome.planning.dry_run import dry_run_step
 from llamahome.planning.forecast import STRATEGIES, Cluster, Forecast, Strategy, Work, forecast, layout_of, remedy
 from llamahome.planning.hardware import Device
-from llamahome.planning.memory import quantized_numbers
+from llamahome.planning.memory import ShardLayout, quantized_numbers
 from llamahome.planning.shapes import CONFIGS, LayerShape, ModelShape
+from llamahome.planning.streamed import plan_streamed
 from llamahome.planning.traffic import Collective, extended
 from llamahome.resolve import resolve_amount, too_short_to_compile, with_resolved
 from llamahome.starting_adapter import with_adapter
@@ -131,6 +132,8 @@ class Estimate:
     adapters: list[str]
     """What gets adapters and what does not, in lines; none without LoRA."""
     step: Forecast
+    streamed: list[str]
+    """What reading the base in every pass costs, in lines; none if it is held in memory."""
     remedy: str | None
     seconds: float
     """Of all steps; evaluations, checkpoints and the loading of the model come on top."""
@@ -164,29 +167,28 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
         device = _this_machine(world, backend)
         wished = config.training.micro_batch_tokens
         most = backend.micro_batch_tokens if wished == "auto" else wished
-    report = prepared.report
+    report, keep = prepared.report, config.checkpoint
     rows = min(int(config.training.batch_size), plan.positions)  # fewer rows than a step may hold
     per_step = report.tokens_per_row * rows
     passes = max(1, math.ceil(per_step / most))
-    tokens = max(1, math.ceil(per_step / passes))
     read = require_layers(read_shape(str(base), CONFIGS), config.model.name)
     require_packed(read, say=say)
     # A step must fit when its passes are as full as they may be, and as long as the longest row.
     fullest = max(most, config.data.max_length)
     shape, kept = measure(config, backend, read, int(read.get_text_config().num_hidden_layers), fullest)
-    wanted = config.training.gradient_checkpointing
-    share = report.targets / max(1, report.tokens)
-    tile = backend.tile_bytes(int(read.get_text_config().vocab_size))
-    full = Work(fullest, 1, config.data.max_length, share, kept, None if wanted == "auto" else wanted, LARGEST_SHARE, tile)
-    here = Cluster(device, 1, 1)
-    apart = config.training.method == "lora"
-    layout = layout_of("replicate", here, stored=precision.storage.itemsize, computed=precision.compute.itemsize, apart=apart)
-    layout = replace(layout, packed=_packed_bytes(config, base, shape, precision, say=say))
+    full = _full_pass(config, backend.tile_bytes(int(read.get_text_config().vocab_size)), report, tokens=fullest, kept=kept)
+    here, apart = Cluster(device, 1, 1), config.training.method == "lora"
+    layout = _layout_here(config, base, shape, precision, say=say)
     worst = forecast("replicate", shape, layout, here, work=full)
-    usual = replace(full, tokens=tokens, passes=passes, length=round(report.mean_tokens), recomputes=worst.recomputes)
+    usual = replace(
+        full, tokens=max(1, math.ceil(per_step / passes)), passes=passes, length=round(report.mean_tokens), recomputes=worst.recomputes
+    )
     step = replace(forecast("replicate", shape, layout, here, work=usual), memory=worst.memory, fits=worst.fits)
-    saved = round((4 + shape.state_bytes) * shape.trained)
-    checkpoint, keep = saved + 8 * 2**20, config.checkpoint
+    streamed = plan_streamed(
+        step, shape, layout, config=config, backend=backend, report=report, kept=kept / fullest, free=device.memory_bytes
+    )
+    step = step if streamed is None else streamed.step
+    checkpoint = (saved := round((4 + shape.state_bytes) * shape.trained)) + 8 * 2**20
     return Estimate(
         report=report,
         plan=plan,
@@ -196,13 +198,26 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
         shape=shape,
         adapters=coverage_lines(_prepared(config, precision, read, shape.layers)) if apart else [],
         step=step,
-        remedy=None if worst.fits else remedy("replicate", shape, here, layout=layout, work=full),
+        streamed=[] if streamed is None else streamed.lines,
+        remedy=None if step.fits else remedy("replicate", shape, here, layout=layout, work=full),
         seconds=step.seconds * plan.positions / rows,
         checkpoint_bytes=checkpoint,
         copy_bytes=saved if keep.async_ else 0,
         disk_bytes=checkpoint * (keep.keep_last + keep.keep_best + 2 * len(keep.keep_ages) + 1) + 4 * shape.trained,
         free_bytes=device.memory_bytes,
     )
+
+
+def _full_pass(config: Config, tile_bytes: int, report: DataReport, *, tokens: int, kept: int) -> Work:
+    """One pass of `tokens` that keeps `kept` bytes."""
+    wanted, share = config.training.gradient_checkpointing, report.targets / max(1, report.tokens)
+    return Work(tokens, 1, config.data.max_length, share, kept, None if wanted == "auto" else wanted, LARGEST_SHARE, tile_bytes)
+
+
+def _layout_here(config: Config, base: Path, shape: ModelShape, precision: Precision, *, say: Callable[[str], None]) -> ShardLayout:
+    """Of one process that holds all weights."""
+    itemsizes, apart = (precision.storage.itemsize, precision.compute.itemsize), config.training.method == "lora"
+    return ShardLayout(1, 1, *itemsizes, apart, packed=_packed_bytes(config, base, shape, precision, say=say))
 
 
 def _packed_bytes(config: Config, base: Path, shape: ModelShape, precision: Precision, *, say: Callable[[str], None]) -> float | None:

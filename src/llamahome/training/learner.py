@@ -29,6 +29,7 @@ from llamahome.model.place import ChosenStrategy, choose_strategy, count_weights
 from llamahome.model.quantize import sizes_of
 from llamahome.model.quantized_copy import quantized_base
 from llamahome.model.shard import Placement, replicated, sharded
+from llamahome.model.stream import held_bytes
 from llamahome.model.stream_choice import mapped_bytes, must_stream
 from llamahome.model.vocabulary import NewRows, make_rows, refuse_lost_bias
 from llamahome.monitoring.resources import free_memory_bytes, memory_limit_bytes
@@ -79,7 +80,8 @@ class Learner:
         """The summed loss of a micro-batch; passes in the machine's memory end with MemoryError before the system ends the process."""
         if self.objective.backend.free_bytes(1) is not None:  # a device with memory of its own, which it refuses when it is full
             return self.objective.loss_sum
-        watch = MemoryWatch(free_memory_bytes, limit=memory_limit_bytes())
+        held = held_bytes(self.model)
+        watch = MemoryWatch(lambda: free_memory_bytes() - held, limit=memory_limit_bytes())
         return watch.around(self.objective.loss_sum, decoder_layers(self.model))
 
 

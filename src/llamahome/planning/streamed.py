@@ -1,0 +1,63 @@
+"""Plans a run on this machine whose frozen base is larger than the free memory: the passes that stream it (model/stream.py), from shapes.
+
+The rate of the disk is not measured before a run: RATE stands for it.
+"""
+
+from dataclasses import dataclass, replace
+
+from llamahome.config.schema import Config
+from llamahome.data.report import DataReport
+from llamahome.model.backends.backend import Backend
+from llamahome.model.stream_choice import Rates, StreamedBase, must_stream, recomputed_bytes
+from llamahome.planning.forecast import Forecast
+from llamahome.planning.memory import ShardLayout
+from llamahome.planning.shapes import ModelShape
+from llamahome.streamed import choose_passes_of, describe
+
+RATE = 1e9
+"""Bytes a second that a plan assumes to be read: a solid-state disk."""
+_LAYERS_AT_ONCE = 3
+
+
+@dataclass(frozen=True)
+class StreamedPlan:
+    """The step of a run that streams its base, and what is said of it."""
+
+    step: Forecast
+    lines: list[str]
+
+
+def plan_streamed(
+    step: Forecast, shape: ModelShape, layout: ShardLayout, *, config: Config, backend: Backend, report: DataReport, kept: float, free: int
+) -> StreamedPlan | None:
+    """The same step with a base that is streamed; None if it is held. A pass keeps `kept` bytes of activations a token."""
+    base_bytes = step.memory.weights - 4 * shape.trained
+    if config.training.method != "lora" or backend.free_bytes(1) is not None or not must_stream(base_bytes, free_bytes=free):
+        return None
+    sizes = _sizes(shape, layout, step, base_bytes, kept=kept, free=free)
+    passes = choose_passes_of(config, sizes, Rates(1 / RATE, step.compute_seconds / max(1, step.tokens)), report)
+    weights = sizes.room_bytes + sizes.kept_with(passes.keep_bytes) + 4 * shape.trained
+    memory = replace(step.memory, weights=weights, activations=sizes.needs(passes.tokens, passes.recomputes))
+    lines = [*describe(passes, sizes, 1 / RATE, free=free), f"the disk is assumed to read {RATE / 1e9:g} GB a second"]
+    seconds = max(step.compute_seconds, passes.seconds)
+    return StreamedPlan(replace(step, memory=memory, fits=passes.fits, recomputes=passes.recomputes, compute_seconds=seconds), lines)
+
+
+def _sizes(shape: ModelShape, layout: ShardLayout, step: Forecast, base_bytes: int, *, kept: float, free: int) -> StreamedBase:
+    head = shape.head * layout.stored
+    layer = max(1, (base_bytes - shape.rest.frozen * layout.stored) // shape.layers)
+    memory, streamed = step.memory, layer * shape.layers + head
+
+    def needs(tokens: int, recomputes: bool) -> int:
+        whole = round(kept * tokens)
+        if not recomputes:
+            return whole
+        return recomputed_bytes(whole, tokens=tokens, hidden=shape.hidden, itemsize=layout.computed, layers=shape.layers)
+
+    return StreamedBase(
+        nbytes=streamed,
+        room_bytes=min(streamed, max(_LAYERS_AT_ONCE * layer, layer + head)),
+        kept_with=lambda room: streamed if room >= streamed else min(shape.layers, max(0, room) // layer) * layer,
+        free_bytes=free - 4 * shape.trained - memory.gradients - memory.optimizer - memory.loss,
+        needs=needs,
+    )
