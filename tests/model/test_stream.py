@@ -1,13 +1,18 @@
 """A streamed base: parts are read in the order of the passes, what is in memory stays within its room, and no number changes."""
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.streamed_weights import empty_cache, write_base, write_rows
+from tests.support.memory_limits import memory_limit
 from tests.support.models import CPU, examples_of, microbatch_of, our_model, save_tiny
 from torch import Tensor
+from transformers import LlamaConfig
 
 from llamahome.config.schema import LoraConfig
 from llamahome.distributed.world import World
@@ -183,3 +188,27 @@ def test_nothing_of_the_base_is_copied(base: Path) -> None:
     backend.compile(model)
     frozen = [weight for weight in model.parameters() if not weight.requires_grad]
     assert all(pages_of([weight], unchanged_mappings()) for weight in itertools.islice(frozen, 100))
+
+
+@pytest.mark.slow
+def test_a_base_of_three_times_the_allowance_trains_under_a_limit_of_memory(tmp_path: Path) -> None:
+    """Python, torch and adapters take about 450 MB of the limit; the base has three times what is left."""
+    config = LlamaConfig(
+        **{"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 36, "num_attention_heads": 16, "vocab_size": 1024},
+        **{"num_key_value_heads": 4, "tie_word_embeddings": True, "dtype": "bfloat16", "architectures": ["LlamaForCausalLM"]},
+        **{"bos_token_id": 0, "eos_token_id": 2, "max_position_embeddings": 512},
+    )
+    write_base(tmp_path / "base", config)
+    size = sum(path.stat().st_size for path in (tmp_path / "base").glob("*.safetensors"))
+    write_rows(tmp_path / "rows.jsonl", words=12)
+    empty_cache(tmp_path / "base")
+    command = [sys.executable, "-m", "llamahome", "train", "rows.jsonl", "--model", "base", "--max-steps", "2", "--output", "run"]
+    fixed = ("training.batch_size=4", "lora.rank=4", "evaluation.rows=1", "monitoring.trackers=[]")
+    words = [word for each in fixed for word in ("--set", each)]
+    with memory_limit(450 * 10**6 + size // 3) as enter:
+        if enter is None:
+            pytest.skip("no control group can be made here")
+        done = subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True, preexec_fn=enter, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "of it are read twice" in done.stderr and "step=2/2" in done.stderr
+    assert (tmp_path / "run/final/adapter_model.safetensors").is_file()

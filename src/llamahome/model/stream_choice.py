@@ -21,6 +21,8 @@ _AGAIN = 4 / 3
 """Arithmetic with activations that are computed again: a third pass beside the forward and the backward one."""
 _ROOM_FOR_ERRORS = 1.2
 """Memory for activations, relative to their estimate, that is not given to layers; too little of it would only be read again."""
+_OTHER_FILES = 2**28
+"""Memory for pages of other files: the code of the libraries, and checkpoints that are being written."""
 _FEWEST_TOKENS = 256
 _LARGER_STEP = 1.2
 """Steps differ in tokens; most have no more than this, relative to the mean."""
@@ -122,7 +124,7 @@ def _sizes(step_tokens: float, longest: int) -> Iterator[int]:
 
 def _passes(base: StreamedBase, rates: Rates, tokens: int, recomputes: bool, *, step_tokens: float, longest: int) -> Passes:
     usable, needed = base.free_bytes - base.room_bytes, base.needs(max(tokens, longest), recomputes)
-    keep = max(0, usable - round(_ROOM_FOR_ERRORS * needed))
+    keep = max(0, usable - round(_ROOM_FOR_ERRORS * needed) - _OTHER_FILES)
     read, per_step = base.nbytes - base.kept_with(keep), max(1, -round(-step_tokens // tokens))
     computing = step_tokens * rates.seconds_per_token * (_AGAIN if recomputes else 1.0)
     reading = 2 * per_step * read * rates.seconds_per_byte
