@@ -18,6 +18,8 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SMAPS = Path("/proc/self/smaps")
 _AT_ONCE = 1 << 19
 """Bytes that the system is asked to read in one call; it reads no more than its read-ahead for larger calls."""
+_LOCKED = 1 << 22
+"""Bytes that one call maps or gives back; meanwhile the passes can map no memory."""
 _DONTNEED, _POPULATE_READ = 4, 22
 """Of madvise(2); the second exists from Linux 5.14 on."""
 
@@ -47,17 +49,16 @@ class Pages:
         with contextlib.suppress(OSError), Path(self.path).open("rb", buffering=0) as file:
             for start in range(self.offset, self.offset + self.nbytes, _AT_ONCE):
                 os.posix_fadvise(file.fileno(), start, _AT_ONCE, os.POSIX_FADV_WILLNEED)
-            start, length = _outwards(self.address, self.nbytes)
-            if _advise(start, length, _POPULATE_READ) == errno.EINVAL:  # an older system: read them once, so that they are in its cache
+            if (
+                _advise(_outwards(self.address, self.nbytes), _POPULATE_READ) == errno.EINVAL
+            ):  # an older system: read them once, so that they are in its cache
                 buffer, end = bytearray(_AT_ONCE), self.offset + self.nbytes
                 for start in range(self.offset, end, _AT_ONCE):
                     os.preadv(file.fileno(), [memoryview(buffer)[: min(_AT_ONCE, end - start)]], start)
 
     def drop(self) -> None:
         """Give their memory back: the pages of this process, and those of the system's cache that no other process has mapped."""
-        start, length = _inwards(self.address, self.nbytes)
-        if length:
-            _advise(start, length, _DONTNEED)
+        _advise(_inwards(self.address, self.nbytes), _DONTNEED)
         with contextlib.suppress(OSError), Path(self.path).open("rb", buffering=0) as file:
             os.posix_fadvise(file.fileno(), self.offset, self.nbytes, os.POSIX_FADV_DONTNEED)
 
@@ -103,18 +104,19 @@ def _pages(tensor: Tensor, mappings: list[Mapping]) -> list[Pages]:
     return [Pages(each.path, each.offset + address - each.start, address, nbytes) for each in inside]
 
 
-def _advise(address: int, nbytes: int, advice: int) -> int:
-    """0, or the number of the error."""
+def _advise(span: range, advice: int) -> int:
+    """0, or the number of the first error. In small parts, because the memory map is locked in each of them."""
     libc = ctypes.CDLL(None, use_errno=True)
-    failed = libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(nbytes), ctypes.c_int(advice))
-    return ctypes.get_errno() if failed else 0
+    for start in range(span.start, span.stop, _LOCKED):
+        nbytes = min(_LOCKED, span.stop - start)
+        if libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(nbytes), ctypes.c_int(advice)):
+            return ctypes.get_errno()
+    return 0
 
 
-def _outwards(address: int, nbytes: int) -> tuple[int, int]:
-    start, end = address // _PAGE * _PAGE, -(-(address + nbytes) // _PAGE) * _PAGE
-    return start, end - start
+def _outwards(address: int, nbytes: int) -> range:
+    return range(address // _PAGE * _PAGE, -(-(address + nbytes) // _PAGE) * _PAGE)
 
 
-def _inwards(address: int, nbytes: int) -> tuple[int, int]:
-    start, end = -(-address // _PAGE) * _PAGE, (address + nbytes) // _PAGE * _PAGE
-    return start, max(0, end - start)
+def _inwards(address: int, nbytes: int) -> range:
+    return range(-(-address // _PAGE) * _PAGE, (address + nbytes) // _PAGE * _PAGE)
