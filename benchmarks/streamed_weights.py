@@ -103,7 +103,7 @@ def main() -> None:
         ids = {"bos_token_id": 0, "eos_token_id": 2, "vocab_size": VOCABULARY, "max_position_embeddings": 4096}
         write_base(base, LlamaConfig(**shape, **heads, **ids, dtype="bfloat16", architectures=["LlamaForCausalLM"]))
     write_rows(work / "rows.jsonl", words=asked.words)
-    fixed = [f"training.batch_size={asked.rows}", "data.eval_split=0", "evaluation.sample_prompts=0", "checkpoint.every=1 d"]
+    fixed = [f"training.batch_size={asked.rows}", "data.eval_split=0", "evaluation.sample_prompts=0", "checkpoint.every=24 h"]
     settings = ["--max-steps", str(asked.steps), *(word for each in (*fixed, *asked.more) for word in ("--set", each))]
     rates: dict[str, list[float]] = {"under the limit": [], "in memory": []}
     for _ in range(asked.rounds):

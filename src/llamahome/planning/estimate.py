@@ -185,7 +185,7 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
     )
     step = replace(forecast("replicate", shape, layout, here, work=usual), memory=worst.memory, fits=worst.fits)
     streamed = plan_streamed(
-        step, shape, layout, config=config, backend=backend, report=report, kept=kept / fullest, free=device.memory_bytes
+        step, shape, base, config=config, backend=backend, report=report, kept=kept / fullest, free=device.memory_bytes
     )
     step = step if streamed is None else streamed.step
     checkpoint = (saved := round((4 + shape.state_bytes) * shape.trained)) + 8 * 2**20

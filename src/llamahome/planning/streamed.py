@@ -4,13 +4,14 @@ The rate of the disk is not measured before a run: RATE stands for it.
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from llamahome.config.schema import Config
 from llamahome.data.report import DataReport
 from llamahome.model.backends.backend import Backend
-from llamahome.model.stream_choice import Rates, StreamedBase, must_stream, recomputed_bytes
+from llamahome.model.precision import Precision
+from llamahome.model.stream_choice import Rates, StreamedBase, mapped_bytes, must_stream, recomputed_bytes
 from llamahome.planning.forecast import Forecast
-from llamahome.planning.memory import ShardLayout
 from llamahome.planning.shapes import ModelShape
 from llamahome.streamed import choose_passes_of, describe
 
@@ -28,13 +29,16 @@ class StreamedPlan:
 
 
 def plan_streamed(
-    step: Forecast, shape: ModelShape, layout: ShardLayout, *, config: Config, backend: Backend, report: DataReport, kept: float, free: int
+    step: Forecast, shape: ModelShape, folder: Path, *, config: Config, backend: Backend, report: DataReport, kept: float, free: int
 ) -> StreamedPlan | None:
-    """The same step with a base that is streamed; None if it is held. A pass keeps `kept` bytes of activations a token."""
+    """The same step with the base in `folder` streamed; None if it is held. A pass keeps `kept` bytes of activations a token."""
+    precision = backend.precision
+    if config.model.quantization is None and not mapped_bytes(folder, precision.storage):
+        return None
     base_bytes = step.memory.weights - 4 * shape.trained
     if config.training.method != "lora" or backend.free_bytes(1) is not None or not must_stream(base_bytes, free_bytes=free):
         return None
-    sizes = _sizes(shape, layout, step, base_bytes, kept=kept, free=free)
+    sizes = _sizes(shape, precision, step, base_bytes, kept=kept, free=free)
     passes = choose_passes_of(config, sizes, Rates(1 / RATE, step.compute_seconds / max(1, step.tokens)), report)
     weights = sizes.room_bytes + sizes.kept_with(passes.keep_bytes) + 4 * shape.trained
     memory = replace(step.memory, weights=weights, activations=sizes.needs(passes.tokens, passes.recomputes))
@@ -43,16 +47,16 @@ def plan_streamed(
     return StreamedPlan(replace(step, memory=memory, fits=passes.fits, recomputes=passes.recomputes, compute_seconds=seconds), lines)
 
 
-def _sizes(shape: ModelShape, layout: ShardLayout, step: Forecast, base_bytes: int, *, kept: float, free: int) -> StreamedBase:
-    head = shape.head * layout.stored
-    layer = max(1, (base_bytes - shape.rest.frozen * layout.stored) // shape.layers)
+def _sizes(shape: ModelShape, precision: Precision, step: Forecast, base_bytes: int, *, kept: float, free: int) -> StreamedBase:
+    head = shape.head * precision.storage.itemsize
+    layer = max(1, (base_bytes - shape.rest.frozen * precision.storage.itemsize) // shape.layers)
     memory, streamed = step.memory, layer * shape.layers + head
 
     def needs(tokens: int, recomputes: bool) -> int:
         whole = round(kept * tokens)
         if not recomputes:
             return whole
-        return recomputed_bytes(whole, tokens=tokens, hidden=shape.hidden, itemsize=layout.computed, layers=shape.layers)
+        return recomputed_bytes(whole, tokens=tokens, hidden=shape.hidden, itemsize=precision.compute.itemsize, layers=shape.layers)
 
     return StreamedBase(
         nbytes=streamed,
