@@ -10,7 +10,7 @@ import pytest
 import torch
 from benchmarks.streamed_weights import empty_cache, write_base, write_rows
 from tests.support.memory_limits import memory_limit
-from tests.support.models import CPU, examples_of, microbatch_of, our_model, save_tiny
+from tests.support.models import CPU, FP32, examples_of, microbatch_of, our_model, save_tiny
 from torch import Tensor
 from transformers import LlamaConfig
 
@@ -23,7 +23,8 @@ from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
 from llamahome.model.place import place, trained_parameters
 from llamahome.model.precision import Precision
-from llamahome.model.stream import Part, Stream, stream_of
+from llamahome.model.stream import Part, Stream, hold_tables, stream_of
+from llamahome.model.vocabulary import begin_as_pieces
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="finds mapped files in /proc")
 BF16 = Precision(torch.bfloat16, torch.bfloat16, "a test")
@@ -177,6 +178,24 @@ def _losses_and_gradients(base: Path, keep: int | None, *, compiled: bool, check
     if stream is not None:
         assert stream.read_bytes > 4 * (stream.base_bytes - stream.room_bytes), "every pass has read what is not kept"
     return found
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_that_were_changed_stay_changed(tmp_path: Path, tied: bool) -> None:
+    save_tiny(tmp_path, num_hidden_layers=LAYERS, tie_word_embeddings=tied)
+    model = load_model(tmp_path, dtype=torch.float32, device=CPU, keep_bytes=0)
+    hold_tables(model)
+    begin_as_pieces(model, {7: [1, 2]})
+    tables = [layer.weight.clone() for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
+    backend = CpuBackend(FP32)
+    for _ in range(2):
+        Objective(model, backend).loss_sum(microbatch_of(examples_of([9, 5])))
+    stream = stream_of(model)
+    assert stream is not None and stream.read_bytes > 0
+    stream.keep(0)
+    stream._thread.submit(int).result()
+    for table, layer in zip(tables, (model.get_input_embeddings(), model.get_output_embeddings()), strict=True):
+        assert torch.equal(layer.weight, table)
 
 
 def test_nothing_of_the_base_is_copied(base: Path) -> None:

@@ -8,7 +8,7 @@ other. A weight counts only if it lies unchanged in a mapped file (file_pages.py
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,6 +67,10 @@ class Stream:
         self.waited_s, self.read_s, self.read_bytes = 0.0, 0.0, 0
         self.part_of: dict[int, int] = {}
         """The part of each weight, by the id of the tensor."""
+        self.rows: list[Pages] = []
+        """Of an embedding that is no part: given back after each pass."""
+        self.storages: list[torch.UntypedStorage] = []
+        """Of all weights, so that what a part names stays mapped as long as the stream lives."""
         self._parts, self._read_part, self._drop_part = list(parts), read, drop
         self._thread = ThreadPoolExecutor(1, "read-ahead")
         self._held: dict[int, Future[None]] = {}
@@ -108,10 +112,18 @@ class Stream:
         count = min(layers, max(0, keep_bytes) // max(1, *(part.nbytes for part in self._parts[:-1])))
         return frozenset(number for number in range(layers) if (number + 1) * count // layers > number * count // layers)
 
+    def leave_out_head(self) -> None:
+        """From now on the output head and the embedding are no parts."""
+        self._give_back_all()
+        self._parts[-1], self.rows = Part(()), []
+
     def keep(self, keep_bytes: int) -> None:
         """From now on, let up to `keep_bytes` of the parts stay in memory; all others leave it."""
         self._kept = self._chosen(keep_bytes)
-        for number in [number for number in self._held if number not in self._kept]:
+        self._give_back_all(but=self._kept)
+
+    def _give_back_all(self, *, but: Collection[int] = ()) -> None:
+        for number in [number for number in self._held if number not in but]:
             self._give_back(number)
         self._at = -1
 
@@ -196,11 +208,13 @@ def stream_layers(model: PreTrainedModel, layers: Sequence[nn.Module], *, keep_b
     stream.part_of = {id(weight): number for number, module in enumerate((*layers, head)) for weight in module.parameters()}
     for number, layer in enumerate(layers):
         _hook(stream, layer, number)
-    rows = pages_of([embedding.weight], mappings) if id(embedding.weight) not in stream.part_of else []
+    if id(embedding.weight) not in stream.part_of:
+        stream.rows = pages_of([embedding.weight], mappings)
+    stream.storages = [weight.untyped_storage() for weight in _tensors_of(model)]
 
     def leave_layers(*_: Any) -> None:
         stream.enter(len(layers), step=1)
-        for pages in rows:  # of the embedding, those of the tokens of this pass
+        for pages in stream.rows:  # those of the tokens of this pass
             pages.drop()
 
     decoder_of(model).register_forward_hook(leave_layers)
@@ -214,6 +228,15 @@ def stream_of(model: nn.Module) -> Stream | None:
     return stream
 
 
+def hold_tables(model: PreTrainedModel) -> None:
+    """Keep embedding and output head of a streamed `model` in memory, because rows of them are to be changed."""
+    if (stream := stream_of(model)) is None:
+        return
+    stream.leave_out_head()
+    for weight in {id(each.weight): each.weight for each in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+        weight.data = weight.data.clone()
+
+
 def held_bytes(model: nn.Module) -> int:
     """Bytes of memory-mapped weights that a pass needs at a time: all, or those of the layers that are read at once.
 
@@ -221,42 +244,6 @@ def held_bytes(model: nn.Module) -> int:
     """
     stream = stream_of(model)
     return sum(pages.nbytes for pages in pages_of(_tensors_of(model), unchanged_mappings())) if stream is None else stream.room_bytes
-
-
-@contextmanager
-def few_layers(model: PreTrainedModel) -> Iterator[None]:
-    """A streamed `model` with its first layers only, at least two and one of each kind, for tests of how its code runs; others unchanged.
-
-    A test reads the base several times, and what it shows is the same for all layers of a kind. Layers with rotary tables of their own are
-    all there, because a test may replace those (rotary.py).
-    """
-    stream, decoder = stream_of(model), decoder_of(model)
-    if stream is None:
-        yield
-        return
-    lists = [
-        (module, name, each) for module in decoder.modules() for name, each in module.named_children() if isinstance(each, nn.ModuleList)
-    ]
-    owner, name, layers = max(lists, key=lambda found: len(found[2]))
-    config = model.config.get_text_config()
-    whole, count = config.num_hidden_layers, _one_of_each(layers, getattr(config, "layer_types", None) or [])
-    setattr(owner, name, nn.ModuleList(layers[:count]))
-    config.num_hidden_layers = count
-    try:
-        with stream.first_layers(count):
-            yield
-    finally:
-        setattr(owner, name, layers)
-        config.num_hidden_layers = whole
-
-
-def _one_of_each(layers: nn.ModuleList, types: Sequence[str]) -> int:
-    """The number of first layers that hold every kind of layer, at least two; all if they have rotary tables."""
-    named = [*types, *[""] * (len(layers) - len(types))]
-    if any("Rotary" in type(module).__name__ for module in layers.modules()):
-        return len(layers)
-    kinds = [(kind, *(type(module) for module in layer.modules())) for kind, layer in zip(named, layers, strict=False)]
-    return min(len(layers), max(2, max(kinds.index(kind) for kind in kinds) + 1))
 
 
 def in_turn(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[Tensor]:

@@ -29,7 +29,7 @@ from llamahome.model.place import ChosenStrategy, choose_strategy, count_weights
 from llamahome.model.quantize import sizes_of
 from llamahome.model.quantized_copy import quantized_base
 from llamahome.model.shard import Placement, replicated, sharded
-from llamahome.model.stream import held_bytes
+from llamahome.model.stream import held_bytes, hold_tables
 from llamahome.model.stream_choice import mapped_bytes, must_stream
 from llamahome.model.vocabulary import NewRows, make_rows, refuse_lost_bias
 from llamahome.monitoring.resources import free_memory_bytes, memory_limit_bytes
@@ -97,6 +97,8 @@ def load_base(config: Config, folder: Path, backend: Backend, world: World, *, r
     weights = _weights_of(config, folder, world, say=say)
     keep = _keep_bytes(weights, backend, world, method=method)
     model = load_model(weights, dtype=precision.storage, device=first_device, keep_bytes=keep)
+    if adapter is not None or rows.needed:
+        hold_tables(model)
     if adapter is not None:
         fit_rows(model, adapter, folder)
     before = model.get_input_embeddings().weight.shape[0]

@@ -33,10 +33,11 @@ from llamahome.model.backends.cpu.elementwise import (
 )
 from llamahome.model.backends.cpu.merged_linear import MergedLinear, can_merge, merged_shape
 from llamahome.model.backends.cpu.native import Kernels
+from llamahome.model.few_layers import few_layers
 from llamahome.model.objective import hidden_states
 from llamahome.model.packing import decoder_of
 from llamahome.model.precision import Precision
-from llamahome.model.stream import few_layers, stream_of
+from llamahome.model.stream import stream_of
 
 _TOLERANCE = 1e-5
 """Relative distance in float32 up to which two functions are the same."""
