@@ -1,4 +1,4 @@
-"""LoRA beside a frozen base that is larger than memory, compared with the same run that holds it: python -m benchmarks.streamed_weights FOLDER
+"""LoRA beside a frozen base that is larger than memory, compared with the same run that holds it.
 
     python -m benchmarks.streamed_weights FOLDER --limit "3 GB" [--hidden 3072 --inner 8192 --layers 28 --heads 24 --keys 8]
         [--rows 4] [--words 20] [--steps 3] [--rounds 1] [--set KEY=VALUE ...]

@@ -101,12 +101,7 @@ def activations(shape: ModelShape, layout: ShardLayout, work: Pass) -> int:
     """Bytes kept for the backward pass: everything, or with recomputation the input of every layer and everything of one layer."""
     if not work.recomputes:
         return work.kept_bytes
-    return recomputed_bytes(work.kept_bytes, tokens=work.tokens, hidden=shape.hidden, itemsize=layout.computed, layers=shape.layers)
-
-
-def recomputed_bytes(kept_bytes: int, *, tokens: int, hidden: int, itemsize: int, layers: int) -> int:
-    """Bytes of a pass that recomputes, if it would keep `kept_bytes` without."""
-    return tokens * hidden * itemsize * layers + kept_bytes // layers
+    return work.tokens * shape.hidden * layout.computed * shape.layers + work.kept_bytes // shape.layers
 
 
 def _loss(shape: ModelShape, layout: ShardLayout, work: Pass) -> int:
