@@ -18,6 +18,7 @@ FLOORS = (
         "pipeline",
         "assembly",
         "resolve",
+        "streamed",
         "recording",
         "reference_values",
         "data_limits",

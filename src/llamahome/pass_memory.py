@@ -13,6 +13,7 @@ from llamahome.config.schema import Config
 from llamahome.distributed.world import World
 from llamahome.errors import OutOfMemory, Problem
 from llamahome.model.place import largest_pass, longest_pass, needs_checkpointing
+from llamahome.model.stream import held_bytes
 from llamahome.model.targets import copied_bytes
 from llamahome.training.learner import BaseModel, free_bytes
 from llamahome.units import show_bytes
@@ -39,7 +40,8 @@ def resolve_memory(config: Config, base: BaseModel, world: World, *, longest: in
     """
     training, backend, model = config.training, base.backend, base.model
     needs = PassMemory(config, base, compiled=compiled)
-    free, most, resolved = free_bytes(backend, world), documents_of_row(config) * config.data.max_length, Resolved()
+    free = free_bytes(backend, world) - held_bytes(model) // world.local_size
+    most, resolved = documents_of_row(config) * config.data.max_length, Resolved()
     if training.method == "full":  # gradients and the state of the optimizer are not there yet
         free -= round((4 + STATE_BYTES[training.optimizer]) * sum(parameter.numel() for parameter in model.parameters()))
     tokens = training.micro_batch_tokens
@@ -57,7 +59,7 @@ def resolve_memory(config: Config, base: BaseModel, world: World, *, longest: in
         why = f"activations of {fullest:,} tokens take about {show_bytes(kept)}, and {show_bytes(max(0, free))} are free"
         resolved["training.gradient_checkpointing"] = on, why
         say(f"gradient checkpointing {'on' if on else 'off'}: {why}")
-    _refuse_too_long(needs, min(longest, config.data.max_length), world, free=free, recomputes=on)
+    refuse_too_long(needs, min(longest, config.data.max_length), world, free=free, recomputes=on)
     return resolved
 
 
@@ -76,18 +78,24 @@ class PassMemory:
         kept: int = backend.kept_bytes(self._config, model, tokens, longest=longest, compiled=self._compiled)
         return self._copied + kept
 
+    def of_pass(self, tokens: int, *, recomputes: bool, longest: int | None = None) -> int:
+        """Bytes of the activations of a pass of `tokens`, also if layers are computed again."""
+        if not recomputes:
+            return self.kept(tokens, longest=longest)
+        longest = longest or self.together * self._config.data.max_length
+        backend, model = self._base.backend, self._base.model
+        layers: int = backend.recomputed_bytes(self._config, model, tokens, longest=longest, compiled=self._compiled)
+        return self._copied + layers
+
     def of_row(self, tokens: int, *, recomputes: bool) -> int:
         """Bytes of a pass of one row, each of whose documents has `tokens`, with the loss head's."""
-        backend, model, width = self._base.backend, self._base.model, self._base.model.get_output_embeddings().weight.shape
+        backend, width = self._base.backend, self._base.model.get_output_embeddings().weight.shape
         count = self.together * tokens
         head: int = backend.tile_bytes(width[0]) + count * width[1] * backend.precision.compute.itemsize
-        if not recomputes:
-            return head + self.kept(count, longest=tokens)
-        layers = backend.recomputed_bytes(self._config, model, count, longest=tokens, compiled=self._compiled)
-        return head + self._copied + layers
+        return head + self.of_pass(count, recomputes=recomputes, longest=tokens)
 
 
-def _refuse_too_long(needs: PassMemory, row: int, world: World, *, free: int, recomputes: bool) -> None:
+def refuse_too_long(needs: PassMemory, row: int, world: World, *, free: int, recomputes: bool) -> None:
     """Raise OutOfMemory on all ranks if a pass of a row of `row` tokens does not fit into the `free` memory of one of them."""
     needed = needs.of_row(row, recomputes=recomputes)
     if not world.max(needed > free):

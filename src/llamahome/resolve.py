@@ -21,7 +21,9 @@ from llamahome.errors import ConfigError, Problem
 from llamahome.model.backends.backend import Backend
 from llamahome.model.packing import packing_of
 from llamahome.model.place import count_weights
+from llamahome.model.stream import stream_of
 from llamahome.pass_memory import Resolved, Say, resolve_memory
+from llamahome.streamed import resolve_streamed, without_answers
 from llamahome.training.answer_metric import ANSWERED_ROWS, FROM_TARGETS, answer_room
 from llamahome.training.auto import ONE_PASS, RATE_FACTORS, auto_batch_size, auto_epochs, auto_learning_rate, plan_evaluations
 from llamahome.training.evaluate import ANSWER_TOKENS
@@ -39,14 +41,19 @@ def resolve_settings(
     loaded: LoadedConfig, prepared: Prepared, base: BaseModel, world: World, *, step: int = 0, consumed: int = 0, say: Say
 ) -> tuple[LoadedConfig, Plan]:
     """The settings without `auto`, and the plan of the run, of which `step` updates over `consumed` rows are done."""
+    stream = stream_of(base.model)
+    if stream is not None:
+        loaded = with_resolved(loaded, without_answers(loaded, say=say))
     counted = with_resolved(loaded, resolve_amount(loaded.config.training, prepared, processes=world.size, say=say))
     plan = make_plan(counted.config.training, prepared.order.epoch_rows, step=step, consumed=consumed)
     tokens = plan.rows_ahead * prepared.report.tokens_per_row
     compiling, compiled = _resolve_compile(loaded.config.training, base, world, tokens=tokens, say=say)
     evaluation = resolve_evaluation(loaded, prepared, plan, base.backend, say=say)
-    memory = resolve_memory(loaded.config, base, world, longest=prepared.report.longest_tokens, compiled=compiled, say=say)
-    model = _resolve_model(loaded.config, base) | memory
-    return with_resolved(counted, compiling | model | evaluation), plan
+    if stream is None:
+        memory = resolve_memory(loaded.config, base, world, longest=prepared.report.longest_tokens, compiled=compiled, say=say)
+    else:
+        memory = resolve_streamed(counted.config, base, stream, world, report=prepared.report, compiled=compiled, say=say)
+    return with_resolved(counted, compiling | _resolve_model(loaded.config, base) | memory | evaluation), plan
 
 
 def with_resolved(loaded: LoadedConfig, resolved: Resolved) -> LoadedConfig:

@@ -75,7 +75,7 @@ def test_a_cgroup_v2_limit_at_any_level_counts(tmp_path: Path, level: str) -> No
         "sys/fs/cgroup/outer/inner/memory.stat": "anon 5",
         folder + "memory.max": str(100 * MIB),
         folder + "memory.current": str(70 * MIB),
-        folder + "memory.stat": f"anon 1\ninactive_file {20 * MIB}",
+        folder + "memory.stat": f"anon 1\ninactive_file {15 * MIB}\nactive_file {5 * MIB}",
     }
     root = cgroup(tmp_path, "0::/outer/inner", files)
     assert free_memory_bytes(root) == 50 * MIB
@@ -87,7 +87,7 @@ def test_a_cgroup_v1_limit_counts_but_not_its_huge_default(tmp_path: Path) -> No
     files = {
         folder + "memory.limit_in_bytes": str(64 * MIB),
         folder + "memory.usage_in_bytes": str(60 * MIB),
-        folder + "memory.stat": f"inactive_file 1\ntotal_inactive_file {4 * MIB}",
+        folder + "memory.stat": f"inactive_file 1\ntotal_inactive_file {MIB}\ntotal_active_file {3 * MIB}",
         "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
         "sys/fs/cgroup/memory/memory.usage_in_bytes": "0",
         "sys/fs/cgroup/memory/memory.stat": "cache 0",

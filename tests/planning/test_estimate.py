@@ -138,6 +138,23 @@ def test_a_token_of_a_batch_costs_a_pass_and_each_of_its_answers() -> None:
     assert drawn.pass_tokens(100.0) == 70 * 10 + 30 * (2 * 100 + 70) + 2800
 
 
+@pytest.mark.parametrize(("dtype", "streams"), [("float32", True), ("bfloat16", False)])
+def test_a_base_larger_than_the_free_memory_is_read_in_every_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, streams: bool
+) -> None:
+    """If its files hold the type of the run, float32; else it has to be held."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("llamahome.planning.estimate.free_bytes", lambda backend, world: 2**17)
+    monkeypatch.setattr("llamahome.model.backends.choose._cached_speedup", lambda: 2.0)
+    save_tiny(tmp_path / "tiny", num_hidden_layers=6)
+    write_rows(tmp_path / "chats.jsonl", chats(40))
+    words = ["plan", "chats.jsonl", "--model", "tiny", "--set", f"model.dtype={dtype}", "--set", "training.batch_size=8"]
+    text = CliRunner().invoke(app, words, catch_exceptions=False).stdout
+    assert ("of it are read twice" in text) == streams
+    plan = json.loads(CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False).stdout)
+    assert bool(plan["streamed"]) == streams and not plan["step"]["fits"], "the tile of the loss head alone is larger"
+
+
 BAD = {
     "unknown model": (["--model", "nonsense", "--world-size", "8"], ConfigError, "model.no-config"),
     "no processes": (["--world-size", "0"], ConfigError, "config.out-of-range"),

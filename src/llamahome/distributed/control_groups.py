@@ -6,17 +6,20 @@ Every level above the process is read, because the tightest limit counts and ins
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+_FILE_PAGES = ("inactive_file", "active_file")
+"""Lists of pages that the system takes back when it needs memory: in memory.stat."""
+
 
 def memory_limits(root: Path) -> Iterator[tuple[int, int]]:
-    """Yield (limit, used) in bytes of each control group that has a limit. Reclaimable file cache does not count as used.
+    """Yield (limit, used) in bytes of each control group that has a limit. Pages of files, also mapped ones, do not count as used.
 
     `root` is the folder that contains proc and sys.
     """
     for controllers, group in _groups(root):
         if not controllers:
-            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current")
         elif "memory" in controllers.split(","):
-            top, names = root / "sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            top, names = root / "sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
         else:
             continue
         for folder in _upwards(top, group):
@@ -67,17 +70,19 @@ def _upwards(mount: Path, group: str) -> list[Path]:
     return [mount / part for part in (inner, *inner.parents)]
 
 
-def _limit_and_use(folder: Path, names: tuple[str, str, str]) -> tuple[int, int] | None:
-    limit_file, use_file, cache_name = names
+def _limit_and_use(folder: Path, names: tuple[str, str]) -> tuple[int, int] | None:
+    limit_file, use_file = names
     try:
         limit, used = (folder / limit_file).read_text(encoding="ascii").strip(), int((folder / use_file).read_text(encoding="ascii"))
         statistics = (folder / "memory.stat").read_text(encoding="ascii").split()
     except (OSError, ValueError):
         return None
-    cache = dict(zip(statistics[::2], statistics[1::2], strict=False)).get(cache_name, "0")
+    values = dict(zip(statistics[::2], statistics[1::2], strict=False))
+    prefix = "total_" if any(name.startswith("total_") for name in values) else ""  # of version 1, which counts groups below it there
+    cache = sum(int(values.get(f"{prefix}{name}", 0)) for name in _FILE_PAGES)
     if not limit.isdigit() or int(limit) == 0:  # "max" in v2; v1 writes a huge number instead
         return None
-    return int(limit), max(0, used - int(cache))
+    return int(limit), max(0, used - cache)
 
 
 def _version_2(folder: Path) -> float | None:

@@ -22,11 +22,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from llamahome.errors import ConfigError, LlamaHomeError, MachineError, Problem
 from llamahome.model.attention import register_attention
 from llamahome.model.backends.loss import Head
+from llamahome.model.few_layers import few_layers
 from llamahome.model.limits import remove_lost_ids, shapes_of
 from llamahome.model.load_packed import ReadPacked, fill_gaps, make_gaps, packed_layers, quantized_twice
 from llamahome.model.packing import decoder_of
 from llamahome.model.probe import UnsupportedModel, choose_packing
 from llamahome.model.starter import fetch_starter
+from llamahome.model.stream import stream_layers
 from llamahome.model.unsupported import first_line, missing_weights, other_shapes, why_no_decoder, why_unknown
 from llamahome.model.weightfiles import INDEX, check_finite, check_weight_files
 from llamahome.rundir import BASE_MODELS, RUNS, STARTER, as_typed
@@ -120,10 +122,11 @@ def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Pa
     raise MachineError(Problem(code="model.hub-failed", message=f"{name} cannot be fetched: {reason}", where="model.name", hint=hint))
 
 
-def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device, keep_bytes: int | None = None) -> PreTrainedModel:
     """Load the causal language model in `folder`, with all weights in `dtype` on `device` and its packing decided (packing.py).
 
-    Weights that bitsandbytes has quantised stay packed (packed_weight.py). Raises ConfigError if the model cannot be loaded or trained.
+    Weights that bitsandbytes has quantised stay packed (packed_weight.py). With `keep_bytes` only so much of the layers is kept in memory,
+    and the rest is read as it is used, if it can be (stream.py). Raises ConfigError if the model cannot be loaded or trained.
     """
     register_attention()
     quiet_transformers()
@@ -145,9 +148,12 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Pre
     if packed:
         fill_gaps(model, packed, dtype=dtype, device=device)
         model.__class__ = type(model).__mro__[1]
+    if keep_bytes is not None:
+        stream_layers(model, decoder_layers(model), keep_bytes=keep_bytes)
     check_finite(model, folder)
     try:
-        choose_packing(model, head_of(model))
+        with few_layers(model):
+            choose_packing(model, head_of(model))
     except UnsupportedModel as error:
         raise ConfigError(_unsupported(folder, str(error))) from error
     return model

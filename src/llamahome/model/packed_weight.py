@@ -104,17 +104,18 @@ Packed = FourBit | EightBit
 
 def packed_bytes(packed: Packed) -> int:
     """Bytes of codes, tables and scales."""
-    return sum(value.nbytes for value in _tensors(packed).values())
+    return sum(value.nbytes for value in packed_tensors(packed).values())
 
 
-def _tensors(packed: Packed) -> dict[str, Tensor]:
+def packed_tensors(packed: Packed) -> dict[str, Tensor]:
+    """Codes, tables and scales by name."""
     values = {field.name: getattr(packed, field.name) for field in fields(packed)}
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 def packed_to(packed: Packed, device: torch.device) -> Packed:
     """The same weight on `device`."""
-    moved: dict[str, Any] = {name: value.to(device) for name, value in _tensors(packed).items()}
+    moved: dict[str, Any] = {name: value.to(device) for name, value in packed_tensors(packed).items()}
     return replace(packed, **moved)
 
 
@@ -152,7 +153,7 @@ class PackedWeight(Tensor):
     ) -> "PackedWeight":
         """The weight `packed` as a matrix of numbers of type `dtype`."""
         shape = packed.shape[::-1] if transposed else packed.shape
-        device = next(iter(_tensors(packed).values())).device
+        device = next(iter(packed_tensors(packed).values())).device
         self: PackedWeight = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
         self.packed, self.fill_by, self._transposed = packed, fill_by, transposed
         return self
@@ -204,12 +205,15 @@ class PackedWeight(Tensor):
         return func(*args, **kwargs)
 
 
-def widened_rows(weights: Sequence[PackedWeight]) -> Tensor:
-    """The matrices one below the other, [all O, I], in the buffer: valid until the next weight is widened there."""
+def widened_rows(weights: Sequence[Tensor]) -> Tensor:
+    """The matrices, packed or not, one below the other, [all O, I], in the buffer: valid until the next weight is widened there."""
     rows, width, dtype = [weight.shape[0] for weight in weights], weights[0].shape[1], weights[0].dtype
     out = _buffer.of(sum(rows) * width, dtype).view(sum(rows), width)
     for weight, part in zip(weights, torch.split(out, rows), strict=True):
-        weight.fill(part)
+        if isinstance(weight, PackedWeight):
+            weight.fill(part)
+        else:
+            part.copy_(weight)
     return out
 
 

@@ -16,6 +16,7 @@ from llamahome.errors import ConfigError, Problem
 from llamahome.lfs import is_pointer, pull_command
 from llamahome.model.limits import LARGEST_HEADER, read_header
 from llamahome.model.packed_weight import PackedWeight
+from llamahome.model.stream import in_turn
 
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
@@ -109,17 +110,21 @@ def _truncated(path: Path) -> Problem | None:
 @torch.no_grad()
 def check_finite(model: nn.Module, folder: Path) -> None:
     """Raise ConfigError if a weight holds NaN or infinity, with the weight's name in the files of `folder`."""
-    named = ((name, weight.scales() if isinstance(weight, PackedWeight) else weight) for name, weight in model.named_parameters())
-    kept = ((name, weight) for name, weight in named if weight.is_floating_point() and not weight.is_meta)
-    weights = {name: weight for name, weight in kept if weight.numel()}
+    named = ((name, weight) for name, weight in model.named_parameters() if weight.is_floating_point() and not weight.is_meta)
+    weights = {name: weight for name, weight in named if weight.numel()}
     if not weights:
         return
-    finite = [torch.stack(weight.aminmax()).isfinite().all() for weight in weights.values()]  # a sum in float32 would copy 16-bit weights
+    finite = [_is_finite(weight) for weight in in_turn(model, weights)]
     device = finite[0].device
     found = torch.stack([flag.to(device) for flag in finite]).tolist()  # reads the device back once
     wrong = {name: weight for (name, weight), good in zip(weights.items(), found, strict=True) if not good}
     if wrong:
         raise ConfigError(_not_finite(wrong, folder))
+
+
+def _is_finite(weight: Tensor) -> Tensor:
+    values = weight.scales() if isinstance(weight, PackedWeight) else weight
+    return torch.stack(values.aminmax()).isfinite().all()  # a sum in float32 would copy 16-bit weights
 
 
 def _not_finite(wrong: Mapping[str, Tensor], folder: Path) -> Problem:

@@ -39,6 +39,7 @@ from llamahome.planning.measure import DEPTHS, Activations, differs, longest_row
 from llamahome.planning.memory import ShardLayout, quantized_numbers
 from llamahome.planning.rollout import Rollout, rollout_of
 from llamahome.planning.shapes import CONFIGS, ModelShape
+from llamahome.planning.streamed import plan_streamed
 from llamahome.planning.traffic import Collective, extended
 from llamahome.resolve import PASSES_PER_TOKEN, resolve_amount, too_short_to_compile, with_resolved
 from llamahome.starting_adapter import with_adapter
@@ -126,6 +127,8 @@ class Estimate:
     adapters: list[str]
     """What gets adapters and what does not, in lines; none without LoRA."""
     step: Forecast
+    streamed: list[str]
+    """What reading the base in every pass costs, in lines; none if it is held in memory."""
     remedy: str | None
     longest_row: int
     """Tokens of the longest row that fits, alone in its pass; 0 if none does."""
@@ -142,8 +145,69 @@ class Estimate:
     """Memory that is free for runs now."""
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """What a run would begin with."""
+
+    config: Config
+    base: Path
+    report: DataReport
+    plan: Plan
+    backend: Backend
+    device: Device
+
+
 def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callable[[str], None]) -> Estimate:
     """Tokenize `data_path` as a run would, and plan its steps on one process here. Raises what preparing a run raises."""
+    prepared = _prepare(data_path, loaded, say=say)
+    config, base, report, backend, device = prepared.config, prepared.base, prepared.report, prepared.backend, prepared.device
+    wished, precision, plan = config.training.micro_batch_tokens, backend.precision, prepared.plan
+    most = backend.micro_batch_tokens if wished == "auto" else wished
+    rows = min(int(config.training.batch_size), plan.positions)  # fewer rows than a step may hold
+    drawn = rollout_of(config, report, rows)
+    per_step = report.tokens_per_row * rows if drawn is None else drawn.tokens
+    passes = max(1, math.ceil(per_step / most))
+    read = require_layers(read_shape(str(base), CONFIGS), config.model.name)
+    require_packed(read, say=say)
+    # A step must fit when its passes are as full as they may be, and as long as the longest row.
+    shape, activations = measure(config, backend, read, int(read.get_text_config().num_hidden_layers))
+    share = report.targets / max(1, report.tokens) if drawn is None else drawn.target_share
+    fullest = max(most, documents_of_row(config) * config.data.max_length)
+    full = _fullest_pass(activations, int(read.get_text_config().vocab_size), tokens=fullest, share=share)
+    here, apart = Cluster(device, 1, 1), config.training.method == "lora"
+    layout = _layout_here(config, base, shape, precision, here, say=say)
+    worst = forecast("replicate", shape, layout, here, work=full)
+    length = round(report.mean_tokens) if drawn is None else drawn.prompt_tokens + drawn.answer_tokens
+    tokens = max(1, math.ceil(per_step / passes))
+    usual = replace(full, tokens=tokens, passes=passes, length=length, recomputes=worst.recomputes)
+    step = replace(forecast("replicate", shape, layout, here, work=usual), memory=worst.memory, fits=worst.fits)
+    streamed = plan_streamed(step, shape, base, report=report, activations=activations, free=device.memory_bytes)
+    step = step if streamed is None else streamed.step
+    rollout = _drawing_seconds(config, backend, drawn, step)
+    saved, keep = round((4 + shape.state_bytes) * shape.trained) + 4 * shape.started, config.checkpoint
+    checkpoint = saved + 8 * 2**20
+    return Estimate(
+        report=report,
+        plan=plan,
+        batch_size=int(config.training.batch_size),
+        precision=precision,
+        tokens_per_step=per_step,
+        shape=shape,
+        adapters=coverage_lines(prepared_model(config, precision, read, shape.layers)) if apart else [],
+        step=step,
+        streamed=[] if streamed is None else streamed.lines,
+        remedy=None if step.fits else remedy("replicate", shape, here, layout=layout, work=full),
+        longest_row=longest_row(shape, layout, device, full, activations) if streamed is None else streamed.longest_row,
+        seconds=(step.seconds + rollout) * plan.positions / rows,
+        rollout_seconds=rollout,
+        checkpoint_bytes=checkpoint,
+        copy_bytes=saved if keep.async_ else 0,
+        disk_bytes=checkpoint * (keep.keep_last + keep.keep_best + 2 * len(keep.keep_ages) + 1) + 4 * (shape.trained + shape.started),
+        free_bytes=device.memory_bytes,
+    )
+
+
+def _prepare(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callable[[str], None]) -> _Prepared:
     loaded, adapter = with_adapter(loaded, say=say)
     config = loaded.config
     with open_world(config.distributed, say=say, processor=config.model.backend == "cpu") as world:
@@ -158,58 +222,13 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
         backend = choose_backend(config, world.device)
         tokens_ahead = plan.rows_ahead * prepared.report.tokens_per_row
         short = too_short_to_compile(config.training, base, backend, world, tokens=tokens_ahead, say=say)
-        config, precision = with_resolved(counted, short).config, backend.precision
-        device = _this_machine(world, backend)
-        wished = config.training.micro_batch_tokens
-        most = backend.micro_batch_tokens if wished == "auto" else wished
-    report = prepared.report
-    rows = min(int(config.training.batch_size), plan.positions)  # fewer rows than a step may hold
-    drawn = rollout_of(config, report, rows)
-    per_step = report.tokens_per_row * rows if drawn is None else drawn.tokens
-    passes = max(1, math.ceil(per_step / most))
-    tokens = max(1, math.ceil(per_step / passes))
-    read = require_layers(read_shape(str(base), CONFIGS), config.model.name)
-    require_packed(read, say=say)
-    # A step must fit when its passes are as full as they may be, and as long as the longest row.
-    shape, activations = measure(config, backend, read, int(read.get_text_config().num_hidden_layers))
-    share = report.targets / max(1, report.tokens) if drawn is None else drawn.target_share
-    full = _fullest_pass(
-        config, backend, read, tokens=max(most, documents_of_row(config) * config.data.max_length), share=share, activations=activations
-    )
-    here, apart = Cluster(device, 1, 1), config.training.method == "lora"
-    layout = _layout_here(config, base, shape, precision, here, say=say)
-    worst = forecast("replicate", shape, layout, here, work=full)
-    length = round(report.mean_tokens) if drawn is None else drawn.prompt_tokens + drawn.answer_tokens
-    usual = replace(full, tokens=tokens, passes=passes, length=length, recomputes=worst.recomputes)
-    step = replace(forecast("replicate", shape, layout, here, work=usual), memory=worst.memory, fits=worst.fits)
-    rollout = _drawing_seconds(config, backend, drawn, step)
-    saved = round((4 + shape.state_bytes) * shape.trained) + 4 * shape.started
-    checkpoint, keep = saved + 8 * 2**20, config.checkpoint
-    return Estimate(
-        report=report,
-        plan=plan,
-        batch_size=int(config.training.batch_size),
-        precision=precision,
-        tokens_per_step=per_step,
-        shape=shape,
-        adapters=coverage_lines(prepared_model(config, precision, read, shape.layers)) if apart else [],
-        step=step,
-        longest_row=longest_row(shape, layout, device, full, activations),
-        remedy=None if worst.fits else remedy("replicate", shape, here, layout=layout, work=full),
-        seconds=(step.seconds + rollout) * plan.positions / rows,
-        rollout_seconds=rollout,
-        checkpoint_bytes=checkpoint,
-        copy_bytes=saved if keep.async_ else 0,
-        disk_bytes=checkpoint * (keep.keep_last + keep.keep_best + 2 * len(keep.keep_ages) + 1) + 4 * (shape.trained + shape.started),
-        free_bytes=device.memory_bytes,
-    )
+        return _Prepared(with_resolved(counted, short).config, base, prepared.report, plan, backend, _this_machine(world, backend))
 
 
-def _fullest_pass(config: Config, backend: Backend, read: Any, *, tokens: int, share: float, activations: Activations) -> Work:
+def _fullest_pass(activations: Activations, vocabulary: int, *, tokens: int, share: float) -> Work:
     """A step of one pass that is as full as a pass may be; `share` of its tokens is learned."""
-    wanted = config.training.gradient_checkpointing
-    tile = backend.tile_bytes(int(read.get_text_config().vocab_size))
-    recomputes = None if wanted == "auto" else wanted
+    config, wanted = activations.config, activations.config.training.gradient_checkpointing
+    recomputes, tile = None if wanted == "auto" else wanted, activations.backend.tile_bytes(vocabulary)
     return Work(tokens, 1, config.data.max_length, share, *activations.of(tokens), recomputes, LARGEST_SHARE, tile)
 
 

@@ -11,6 +11,7 @@ import torch
 from llamahome.assembly import Job
 from llamahome.errors import ConfigError
 from llamahome.model.skeleton import read_shape, require_layers
+from llamahome.model.stream import stream_of
 from llamahome.monitoring.resources import process_memory
 from llamahome.planning.forecast import Cluster, layout_of
 from llamahome.planning.hardware import DEVICES
@@ -52,4 +53,7 @@ class MemoryPlan:
             tile_bytes=backend.tile_bytes(int(text.vocab_size)),
         )
         beside = self._libraries if world.device.type == "cpu" else 0
-        return {**asdict(memory_of(shape, layout, work)), "beside": beside}
+        planned = asdict(memory_of(shape, layout, work))
+        if (stream := stream_of(job.learner.model)) is not None:
+            planned["weights"] -= max(0, stream.base_bytes - stream.kept_bytes - stream.room_bytes)
+        return {**planned, "beside": beside}

@@ -33,6 +33,8 @@ from llamahome.model.quantize import sizes_of
 from llamahome.model.quantized_copy import quantized_base
 from llamahome.model.recompute import tile_blocks
 from llamahome.model.shard import Placement, replicated, sharded
+from llamahome.model.stream import held_bytes, hold_tables
+from llamahome.model.stream_choice import mapped_bytes, must_stream
 from llamahome.model.vocabulary import NewRows, make_rows, refuse_lost_bias
 from llamahome.monitoring.resources import free_memory_bytes, memory_limit_bytes
 from llamahome.monitoring.throughput import model_flops_per_token
@@ -82,7 +84,8 @@ class Learner:
         """The summed loss of a micro-batch; passes in the machine's memory end with MemoryError before the system ends the process."""
         if self.objective.backend.free_bytes(1) is not None:  # a device with memory of its own, which it refuses when it is full
             return self.objective.loss_sum
-        watch = MemoryWatch(free_memory_bytes, limit=memory_limit_bytes())
+        held = held_bytes(self.model)
+        watch = MemoryWatch(lambda: free_memory_bytes() - held, limit=memory_limit_bytes())
         return watch.around(self.objective.loss_sum, decoder_layers(self.model))
 
 
@@ -95,7 +98,11 @@ def load_base(config: Config, folder: Path, backend: Backend, world: World, *, r
         each_pass = "; gradients are summed after every pass" if strategy.sums_each_pass else ""
         say(f"{strategy.strategy}: {strategy.reason}{each_pass}")
     first_device = world.device if strategy.strategy == "replicate" else torch.device("cpu")  # sharded layer by layer from there
-    model = load_model(_weights_of(config, folder, world, say=say), dtype=precision.storage, device=first_device)
+    weights = _weights_of(config, folder, world, say=say)
+    keep = _keep_bytes(weights, backend, world, method=method)
+    model = load_model(weights, dtype=precision.storage, device=first_device, keep_bytes=keep)
+    if adapter is not None or rows.needed:
+        hold_tables(model)
     if adapter is not None:
         fit_rows(model, adapter, folder)
     before = model.get_input_embeddings().weight.shape[0]
@@ -112,6 +119,17 @@ def load_base(config: Config, folder: Path, backend: Backend, world: World, *, r
         needs_whole = training.optimizer if (training := config.training).method == "full" and training.optimizer != "adamw" else None
         _refuse_sharded(packing_of(model).why_alone, trains_rows, needs_whole)
     return BaseModel(folder, model, backend, strategy, new_rows, adapter)
+
+
+def _keep_bytes(weights: Path, backend: Backend, world: World, *, method: str) -> int | None:
+    """Bytes of the base that stay in memory while it is loaded and tested, if it must be streamed; None if it is held.
+
+    Only a single process streams, a frozen base, in the machine's memory.
+    """
+    if world.size > 1 or method != "lora" or backend.free_bytes(1) is not None:
+        return None
+    free = free_bytes(backend, world)
+    return free // 2 if must_stream(mapped_bytes(weights, backend.precision.storage), free_bytes=free) else None
 
 
 def make_learner(

@@ -33,10 +33,12 @@ from llamahome.model.backends.cpu.elementwise import (
 )
 from llamahome.model.backends.cpu.merged_linear import MergedLinear, can_merge, merged_shape
 from llamahome.model.backends.cpu.native import Kernels
+from llamahome.model.few_layers import few_layers
 from llamahome.model.objective import hidden_states
 from llamahome.model.packing import decoder_of
 from llamahome.model.precision import Precision
 from llamahome.model.recompute import recomputing
+from llamahome.model.stream import stream_of
 
 _TOLERANCE = 1e-5
 """Relative distance in float32 up to which two functions are the same."""
@@ -71,12 +73,15 @@ class _Merger:
     precision: Precision
     tokens: int
     speedups: dict[ProductShape, Speedups] | None
+    in_file: bool
+    """Whether the base is streamed, so that no copy of its weights may be kept."""
 
     def merge(self, *layers: nn.Module) -> MergedLinear:
         shape = merged_shape(layers, tokens=self.tokens, compute=self.precision.compute)
         if self.speedups is not None and shape not in self.speedups:
             self.speedups.update(autotune([shape], self.kernels))
-        return MergedLinear(layers, compute=self.precision.compute, kernels=self.kernels, speedups=(self.speedups or {}).get(shape))
+        choice = (self.speedups or {}).get(shape)
+        return MergedLinear(layers, compute=self.precision.compute, kernels=self.kernels, speedups=choice, in_file=self.in_file)
 
     def can_merge(self, *layers: nn.Module) -> bool:
         return can_merge(layers, autocast=self.precision.autocast)
@@ -89,7 +94,7 @@ def fuse(model: PreTrainedModel, backend: Backend, *, kernels: Kernels, speedups
     """
     precision, before = backend.precision, _probe(model, backend)
     modules = list(decoder_of(model).modules())
-    merger = _Merger(kernels, precision, backend.micro_batch_tokens, speedups)
+    merger = _Merger(kernels, precision, backend.micro_batch_tokens, speedups, stream_of(model) is not None)
     replaced = [module for module in modules if _replace(module, merger)]
     replaced += [module for module in modules if _replace_layer(module, kernels, precision)]
     after = _probe(model, backend)
@@ -110,7 +115,8 @@ def _probe(model: PreTrainedModel, backend: Backend) -> Tensor:
     """Hidden states of eleven tokens in two documents, [11, D] float32."""
     tokens = torch.arange(11, device=model.device) % model.config.get_text_config().vocab_size
     positions = torch.tensor([0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3], device=model.device)
-    return hidden_states(model, Pass(tokens, positions, tokens, Documents((7, 4))), backend).float()
+    with few_layers(model):
+        return hidden_states(model, Pass(tokens, positions, tokens, Documents((7, 4))), backend).float()
 
 
 def recomputes_activations(model: PreTrainedModel) -> bool:

@@ -2,9 +2,10 @@
 
 Our own products (products.py) read frozen weights in place. For torch's products they are concatenated, and each layer's own weight becomes
 a view of its rows, so nothing is held twice. Packed weights (packed_weight.py) are widened into one buffer, once in the forward and once in
-the backward pass. The small matrices of the adapters become one [all ranks, I] and one block-diagonal [all ranks, O], built at each call,
-which costs a thousandth of the work. Trained float32 weights under autocast are cast once per update into one matrix in the dtype of the
-products; weights that have this dtype already are read in place.
+the backward pass, and weights that must stay in their file (stream.py) are concatenated there. The small matrices of the adapters become
+one [all ranks, I] and one block-diagonal [all ranks, O], built at each call, which costs a thousandth of the work. Trained float32 weights
+under autocast are cast once per update into one matrix in the dtype of the products; weights that have this dtype already are read in
+place.
 
 Legend: T tokens, I inputs, O outputs of all merged layers together, S their ranks together.
 """
@@ -30,13 +31,14 @@ _IDENTITY = Identity()
 class _Weights:
     """The matrices in the dtype of the products, their biases, and the choice of kernels."""
 
-    matrices: Stack | tuple[PackedWeight, ...]
+    matrices: Stack | tuple[Tensor, ...]
+    """If these are tensors, they are packed or stay in their file, and lie one below the other only while they are used."""
     bias_O: Tensor | None
     dispatch: ProductDispatch
 
     @property
     def stack(self) -> Stack:
-        """The matrices; packed ones are widened now, one below the other, into a buffer that the next call uses again."""
+        """The matrices; tensors are copied or widened now, one below the other, into a buffer that the next call uses again."""
         return self.matrices if isinstance(self.matrices, Stack) else Stack([widened_rows(self.matrices)])
 
 
@@ -129,9 +131,18 @@ class MergedLinear:
     """One product that replaces several linear layers while `usable`."""
 
     def __init__(
-        self, layers: Sequence[nn.Module], *, compute: torch.dtype, kernels: Kernels | None, speedups: Speedups | None = None
+        self,
+        layers: Sequence[nn.Module],
+        *,
+        compute: torch.dtype,
+        kernels: Kernels | None,
+        speedups: Speedups | None = None,
+        in_file: bool = False,
     ) -> None:
-        """`speedups` (of autotune.py, for `merged_shape`) choose who multiplies; without them the kernels are used if they can be."""
+        """`speedups` (of autotune.py, for `merged_shape`) choose who multiplies; without them the kernels are used if they can be.
+
+        Weights that are `in_file` stay where they are, because no copy of them may be kept.
+        """
         self._layers = list(layers)
         self._linears = [_linear(layer) for layer in layers]
         self._rows = tuple(linear.out_features for linear in self._linears)
@@ -139,7 +150,7 @@ class MergedLinear:
         self._trained = any(linear.weight.requires_grad for linear in self._linears)
         self._autocast = self._trained and self._linears[0].weight.dtype != compute
         self._biased = self._linears[0].bias is not None
-        self._kernels, self._speedups = kernels, speedups
+        self._kernels, self._speedups, self._in_file = kernels, speedups, in_file
         self._cast_versions: tuple[tuple[int, int], ...] = ()
         self._frozen = None if self._trained else self._frozen_weights()
 
@@ -151,6 +162,8 @@ class MergedLinear:
         parts = [linear.weight.detach() for linear in self._linears]
         dispatch = self._dispatch(parts)
         if (dispatch.forward is None or dispatch.inputs is None) and len(parts) > 1:
+            if self._in_file:
+                return _Weights(tuple(parts), self._biases(), dispatch)
             parts = [torch.cat(parts)]
             for linear, part in zip(self._linears, torch.split(parts[0], list(self._rows)), strict=True):
                 linear.weight.data = part
