@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llamahome.errors import ConfigError, Problem
+from llamahome.units import many
 
 
 @dataclass(frozen=True)
@@ -91,3 +92,18 @@ def cast_trained_rows(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if "trainable_tokens_delta" in name:
             parameter.data = parameter.data.float()
+
+
+def describe_rows(model: PreTrainedModel, before: int, new_rows: Sequence[int], rows: NewRows) -> list[str]:
+    """What the user should know about the rows that are new."""
+    now, lines = model.get_input_embeddings().weight.shape[0], []
+    if (plain := now - before - sum(1 for row in rows.pieces if row >= before)) > 0:
+        lines.append(f"the embedding grows by {now - before:,} rows to {now:,}; {plain:,} begin as the mean of the others and are trained")
+    if rows.pieces:
+        reserved = sum(1 for row in rows.pieces if row < before)
+        where = f", {reserved:,} in rows that the base has in reserve" if reserved else ""
+        grown = f"the embedding has {now:,} rows" + ("" if now == before else f", {now - before:,} more than before")
+        one = len(rows.pieces) == 1
+        begins = "begins as the mean of its pieces and is trained" if one else "begin as the mean of their pieces and are trained"
+        lines.append(f"{many(len(rows.pieces), 'new token')} {begins}{where}; {grown}")
+    return lines

@@ -35,14 +35,13 @@ from llamahome.model.recompute import tile_blocks
 from llamahome.model.shard import Placement, replicated, sharded
 from llamahome.model.stream import held_bytes, hold_tables
 from llamahome.model.stream_choice import mapped_bytes, must_stream
-from llamahome.model.vocabulary import NewRows, make_rows, refuse_lost_bias
+from llamahome.model.vocabulary import NewRows, describe_rows, make_rows, refuse_lost_bias
 from llamahome.monitoring.resources import free_memory_bytes, memory_limit_bytes
 from llamahome.monitoring.throughput import model_flops_per_token
 from llamahome.rundir import as_typed
 from llamahome.training.memory_watch import MemoryWatch
 from llamahome.training.objective import TrainingObjective, choose_objective
 from llamahome.training.optimizer import make_optimizer
-from llamahome.units import many
 
 Say = Callable[[str], None]
 
@@ -111,7 +110,7 @@ def load_base(config: Config, folder: Path, backend: Backend, world: World, *, r
         _refuse_more_rows(new_rows, adapter)
     if new_rows:
         refuse_lost_bias(model, folder, method=method)
-        for line in _describe_rows(model, before, new_rows, rows):
+        for line in describe_rows(model, before, new_rows, rows):
             say(line)
     if strategy.strategy != "replicate":
         whole = method == "lora" and bool(config.lora.modules_to_save)
@@ -261,21 +260,6 @@ def _base_name(config: Config, folder: Path) -> str:
     """What an adapter names as its base: the folder where the base lies on this machine, or the name in the hub."""
     local = Path(config.model.name).is_dir() or folder.parts[:1] == ("data",)
     return str(folder.resolve()) if local else config.model.name
-
-
-def _describe_rows(model: CausalLM, before: int, new_rows: Sequence[int], rows: NewRows) -> list[str]:
-    """What the user should know about the rows that are new."""
-    now, lines = model.get_input_embeddings().weight.shape[0], []
-    if (plain := now - before - sum(1 for row in rows.pieces if row >= before)) > 0:
-        lines.append(f"the embedding grows by {now - before:,} rows to {now:,}; {plain:,} begin as the mean of the others and are trained")
-    if rows.pieces:
-        reserved = sum(1 for row in rows.pieces if row < before)
-        where = f", {reserved:,} in rows that the base has in reserve" if reserved else ""
-        grown = f"the embedding has {now:,} rows" + ("" if now == before else f", {now - before:,} more than before")
-        one = len(rows.pieces) == 1
-        begins = "begins as the mean of its pieces and is trained" if one else "begin as the mean of their pieces and are trained"
-        lines.append(f"{many(len(rows.pieces), 'new token')} {begins}{where}; {grown}")
-    return lines
 
 
 def _refuse_more_rows(new_rows: Sequence[int], adapter: Path) -> None:
