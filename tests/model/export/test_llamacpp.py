@@ -113,6 +113,7 @@ def test_the_tuned_starter_reads_and_answers_as_in_transformers(quant: str, alik
     assert [greedy(untuned, prompt, 40) for prompt in prompts[:3]] != expected[:3], "nothing was learned"
 
 
+@torch.no_grad()
 def first_gap(model: torch.nn.Module, prompt: list[int], expected: list[int], answer: list[int]) -> float | None:
     """How far the logits of both tokens lie apart where two answers part; None if they are equal."""
     if answer == expected:
