@@ -9,7 +9,6 @@ first if that has not been done. The peak is VmHWM of Linux, memory-mapped pages
 
 import argparse
 import json
-import math
 import random
 import subprocess
 import sys
@@ -17,10 +16,10 @@ import threading
 import time
 from pathlib import Path
 
-import torch
+from transformers import LlamaConfig
 
+from benchmarks.random_weights import write_random_weights
 from llamahome.model.auxiliary_files import copy_auxiliary_files
-from llamahome.model.export.weightstore import write_shards
 from llamahome.rundir import BASE_MODELS
 
 STARTER = BASE_MODELS / "smollm2-135m-instruct"
@@ -29,31 +28,9 @@ ROWS, WORDS = 16, 700
 
 
 def write_base(folder: Path) -> None:
-    """A random base of SHAPE, one tensor in memory at a time."""
+    """A random base of SHAPE with the starter's tokenizer."""
     config = json.loads((STARTER / "config.json").read_text(encoding="utf-8")) | SHAPE | {"head_dim": 128}
-    hidden, inner, keys = SHAPE["hidden_size"], SHAPE["intermediate_size"], SHAPE["num_key_value_heads"] * 128
-    tensors: list[tuple[str, tuple[int, ...]]] = [
-        ("model.embed_tokens.weight", (config["vocab_size"], hidden)),
-        ("model.norm.weight", (hidden,)),
-    ]
-    attention = {"q_proj": hidden, "k_proj": keys, "v_proj": keys, "o_proj": hidden}
-    for number in range(SHAPE["num_hidden_layers"]):
-        layer = f"model.layers.{number}"
-        tensors += [(f"{layer}.{name}.weight", (hidden,)) for name in ("input_layernorm", "post_attention_layernorm")]
-        tensors += [(f"{layer}.self_attn.{name}.weight", (rows, hidden)) for name, rows in attention.items()]
-        tensors += [(f"{layer}.mlp.{name}_proj.weight", (inner, hidden)) for name in ("gate", "up")]
-        tensors += [(f"{layer}.mlp.down_proj.weight", (hidden, inner))]
-    shapes = dict(tensors)
-
-    def make(name: str) -> torch.Tensor:
-        shape = shapes[name]
-        if len(shape) == 1:
-            return torch.ones(shape, dtype=torch.bfloat16)
-        return torch.empty(shape, dtype=torch.bfloat16).normal_(std=1 / math.sqrt(shape[1]))
-
-    folder.mkdir(parents=True)
-    torch.manual_seed(0)
-    write_shards(folder, [(name, torch.bfloat16, shape) for name, shape in tensors], make)
+    write_random_weights(folder, LlamaConfig(**config))
     copy_auxiliary_files(STARTER, folder)
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 

@@ -11,7 +11,6 @@ Needs the right to make control groups (root); the base is not deleted.
 
 import argparse
 import json
-import math
 import os
 import random
 import statistics
@@ -20,12 +19,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from tests.support.memory_limits import memory_limit
 from tests.support.tokenizers import save_tokenizer
 from transformers import LlamaConfig
 
-from llamahome.model.export.weightstore import write_shards
+from benchmarks.random_weights import write_random_weights
 from llamahome.units import parse_bytes
 
 VOCABULARY = 49_152
@@ -33,27 +31,8 @@ WORDS = ("the", "model", "reads", "one", "row", "after", "another", "and", "lear
 
 
 def write_base(folder: Path, config: LlamaConfig) -> None:
-    """A random base, one tensor in memory at a time."""
-    hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
-    keys = config.num_key_value_heads * (hidden // heads)
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden), "model.norm.weight": (hidden,)}
-    attention = {"q_proj": hidden, "k_proj": keys, "v_proj": keys, "o_proj": hidden}
-    for number in range(config.num_hidden_layers):
-        layer = f"model.layers.{number}"
-        shapes |= {f"{layer}.{name}.weight": (hidden,) for name in ("input_layernorm", "post_attention_layernorm")}
-        shapes |= {f"{layer}.self_attn.{name}.weight": (rows, hidden) for name, rows in attention.items()}
-        shapes |= {f"{layer}.mlp.{name}_proj.weight": (inner, hidden) for name in ("gate", "up")}
-        shapes[f"{layer}.mlp.down_proj.weight"] = (hidden, inner)
-
-    def make(name: str) -> torch.Tensor:
-        shape = shapes[name]
-        if len(shape) == 1:
-            return torch.ones(shape, dtype=torch.bfloat16)
-        return torch.empty(shape, dtype=torch.bfloat16).normal_(std=1 / math.sqrt(shape[1]))
-
-    folder.mkdir(parents=True)
-    torch.manual_seed(0)
-    write_shards(folder, [(name, torch.bfloat16, shape) for name, shape in shapes.items()], make)
+    """A random base with the tokenizer of the tests."""
+    write_random_weights(folder, config)
     config.save_pretrained(folder)
     save_tokenizer(folder)
 

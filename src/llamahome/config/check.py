@@ -203,31 +203,32 @@ def _initial_errors(config: Config) -> Iterator[Finding]:
 
 def _eva_errors(config: Config) -> Iterator[Finding]:
     """What does not go together with ranks that rows decide when a run begins."""
-    key, code = "lora.init", "config.lora-init"
-    if config.lora.rank_pattern or config.lora.alpha_pattern:
-        yield (
-            code,
-            key,
-            "lora.init eva shares out the ranks itself, and lora.rank_pattern or lora.alpha_pattern is set",
-            ("--set lora.rank_pattern={} --set lora.alpha_pattern={}"),
-        )
-    if config.model.new_tokens or config.model.resize_embeddings:
-        yield (
-            code,
-            key,
-            "lora.init eva runs the base over rows before it trains, when new rows of the embedding mean nothing yet",
-            ("--set lora.init=default"),
-        )
-    if config.training.objective == "grpo":
-        yield (
-            code,
-            key,
-            "lora.init eva looks at the targets of rows, and training.objective grpo has none before it draws answers",
-            ("--set lora.init=default"),
-        )
-    if config.distributed.strategy in ("shard", "hybrid"):
-        message = f"lora.init eva runs the whole base on one process, and distributed.strategy is {config.distributed.strategy}"
-        yield code, key, message, "--set distributed.strategy=replicate"
+    strategy, default = config.distributed.strategy, "--set lora.init=default"
+    reasons = [
+        (
+            config.lora.rank_pattern or config.lora.alpha_pattern,
+            "shares out the ranks itself, and lora.rank_pattern or lora.alpha_pattern is set",
+            "--set lora.rank_pattern={} --set lora.alpha_pattern={}",
+        ),
+        (
+            config.model.new_tokens or config.model.resize_embeddings,
+            "runs the base over rows before it trains, when new rows of the embedding mean nothing yet",
+            default,
+        ),
+        (
+            config.training.objective == "grpo",
+            "looks at the targets of rows, and training.objective grpo has none before it draws answers",
+            default,
+        ),
+        (
+            strategy in ("shard", "hybrid"),
+            f"runs the whole base on one process, and distributed.strategy is {strategy}",
+            "--set distributed.strategy=replicate",
+        ),
+    ]
+    for refused, why, hint in reasons:
+        if refused:
+            yield "config.lora-init", "lora.init", f"lora.init eva {why}", hint
 
 
 def _machine_errors(config: Config) -> Iterator[Finding]:
