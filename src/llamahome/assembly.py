@@ -46,7 +46,7 @@ from llamahome.resolve import answered_rows, evaluated_rows, resolve_settings
 from llamahome.resuming import passed_over, rate_of, show_rows
 from llamahome.rundir import RunPaths, as_typed
 from llamahome.training.answer_metric import AnswerMetric, open_answer_metric
-from llamahome.training.auto import auto_learning_rate, slower_rate
+from llamahome.training.auto import auto_learning_rate, rate_factors, slower_rate
 from llamahome.training.checkpointing import Checkpointing, Save, SaveAsync
 from llamahome.training.evaluate import Evaluator, HeldOut, Judge, sample_prompts
 from llamahome.training.learner import Learner, load_base, make_learner
@@ -108,7 +108,7 @@ class Job:
     def slower_rate(self, share: float) -> float:
         """What to advise where the learning rate is too high: that share of it, or less if it is above the usual one."""
         training, width = self.config.training, self.learner.model.get_output_embeddings().weight.shape[1]
-        usual = auto_learning_rate(training.method, width, training.objective)
+        usual = auto_learning_rate(training.method, width, *rate_factors(self.config).values())
         return slower_rate(float(training.learning_rate), usual, share=share)
 
 

@@ -25,7 +25,7 @@ from llamahome.model.stream import stream_of
 from llamahome.pass_memory import Resolved, Say, resolve_memory
 from llamahome.streamed import resolve_streamed, without_answers
 from llamahome.training.answer_metric import ANSWERED_ROWS, FROM_TARGETS, answer_room
-from llamahome.training.auto import ONE_PASS, RATE_FACTORS, auto_batch_size, auto_epochs, auto_learning_rate, plan_evaluations
+from llamahome.training.auto import ONE_PASS, auto_batch_size, auto_epochs, auto_learning_rate, plan_evaluations, rate_factors
 from llamahome.training.evaluate import ANSWER_TOKENS
 from llamahome.training.learner import BaseModel
 from llamahome.training.run import Plan, make_plan
@@ -140,14 +140,15 @@ def _resolve_compile(training: TrainingConfig, base: BaseModel, world: World, *,
 
 def _resolve_model(config: Config, base: BaseModel) -> Resolved:
     """What method and model decide: strategy, learning rate and types of numbers."""
-    method, objective, precision = config.training.method, config.training.objective, base.backend.precision
+    method, precision = config.training.method, base.backend.precision
     resolved: Resolved = {}
     if config.distributed.strategy == "auto":
         resolved["distributed.strategy"] = base.strategy.strategy, base.strategy.reason
     if config.training.learning_rate == "auto":
         width = base.model.get_output_embeddings().weight.shape[1]
-        less = f", {RATE_FACTORS[objective]:g} times that with {objective}" if objective in RATE_FACTORS else ""
-        rate = auto_learning_rate(method, width, objective)
+        factors = rate_factors(config)
+        less = "".join(f", {factor:g} times that with {name}" for name, factor in factors.items())
+        rate = auto_learning_rate(method, width, *factors.values())
         resolved["training.learning_rate"] = rate, f"{method} at hidden size {width}{less}"
     if config.model.dtype == "auto":
         resolved["model.dtype"] = str(precision.storage).removeprefix("torch."), f"method {method}, {precision.reason}"

@@ -137,6 +137,7 @@ FAULTS = (
     Fault("config.quantized-full", (*TRAIN, "--model", "tiny", "--set", "model.quantization=nf4", "--method", "full")),
     Fault("config.quantized-sharded", (*TRAIN, "--set", "model.quantization=nf4", "--set", "distributed.strategy=shard")),
     Fault("lora.no-such-module", (*TRAIN, "--set", "lora.target_modules=[q_porj]")),
+    Fault("lora.no-initial-values", (*TRAIN, "--set", "lora.init=eva", "--set", "lora.rank=24")),
     Fault("lora.no-such-layer", (*TRAIN, "--set", "lora.layers=[0-9]")),
     Fault("lora.rows-twice", (*TRAIN, "--set", "model.new_tokens=[<new>]", "--set", "lora.modules_to_save=[lm_head]")),
     Fault("config.muon-needs-full", (*TRAIN, "--set", "training.optimizer=muon")),
@@ -179,6 +180,7 @@ FAULTS = (
     Fault("sweep.one-run", (*SWEEP, "--set", "lora.rank=2")),
     Fault("sweep.value-twice", (*SWEEP, "--set", "training.learning_rate=1e-4,0.0001,1e-3")),
     Fault("output.not-a-folder", (*TRAIN, "--output", "chats.jsonl")),
+    Fault("config.teach-needs-answers", (*TEACH, "--output", "taught", "--set", "training.objective=dpo")),
     Fault("data.teacher-folder-used", (*TEACH, "--output", "taught"), text("taught/mine.txt", "mine")),
     Fault("model.teacher-too-short", (*TEACH, "--teacher", "short", "--output", "taught"), _short_teacher),
 )
@@ -200,18 +202,18 @@ _REASONS = {
         "sweep.losses-differ"
     ),
     "needs a run that ends faster than it can be killed": "checkpoint.not-killed",
-    "typed in test_limits.py, test_model_causes.py and test_bad_input.py": (
-        "model.tokenizer-too-large model.base-gone lora.not-plain data.no-chat-template data.too-much-lost"
+    "typed in test_limits.py, test_model_causes.py, test_bad_input.py and test_quantization.py": (
+        "model.tokenizer-too-large model.base-gone lora.not-plain data.no-chat-template data.too-much-lost model.quantized-twice"
     ),
     "of files of rows, typed in test_help_lines.py": (
         "data.bad-json data.bad-json-array data.columns data.empty-file data.other-kind data.repeated-key data.unclear-columns "
         "data.unknown-format data.whole-table"
     ),
-    "typed in test_quantization.py": "model.quantized-twice",
-    "needs a full disk": "model.quantized-not-written",
     "typed in test_sweep.py": "sweep.not-a-sweep sweep.other-data sweep.other-settings",
     "typed in test_answers.py": ("evaluation.answers-ending evaluation.answers-exist evaluation.unknown-metric"),
-    "needs a memory that is too small": "evaluation.out-of-memory training.rollout-out-of-memory checkpoint.write-failed",
+    "needs a full disk or too small a memory": (
+        "evaluation.out-of-memory training.rollout-out-of-memory training.row-too-long checkpoint.write-failed model.quantized-not-written"
+    ),
     "names data or a model of the user's": "data.bad-teacher data.not-taught model.other-tokenizer",
     "of a warning, typed below": "data.byte-order-mark",
     "needs a repository with a server": "data.lfs-pointer",
@@ -219,9 +221,7 @@ _REASONS = {
         "export.out-of-range export.unsupported export.unsupported-tokenizer export.untranslated-template"
     ),
     "of exports and hubs, typed in test_export_use.py": ("export.push-refused export.unused-option export.write-failed"),
-    "tells to mend a line by hand, or to name a file that is there": (
-        "config.no-such-file config.not-text config.unreadable usage.fix-in-place"
-    ),
+    "tells to mend a line by hand, or to name a file": "config.no-such-file config.not-text config.unreadable usage.fix-in-place",
     "typed in test_serve.py, where a server listens": "machine.port-taken usage.host-without-key",
     "shows what there is to choose from": "usage.bad-choice usage.command-line usage.no-such-row",
 }

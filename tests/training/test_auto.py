@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamahome.config.objectives import ObjectiveName
-from llamahome.training.auto import auto_batch_size, auto_epochs, auto_learning_rate, plan_evaluations, slower_rate
+from llamahome.config.schema import Config
+from llamahome.training.auto import auto_batch_size, auto_epochs, auto_learning_rate, plan_evaluations, rate_factors, slower_rate
 from llamahome.training.schedule import Due
 from llamahome.units import Interval
 
@@ -68,12 +69,28 @@ def test_the_rate_advised_after_a_divergence_is_lower_and_at_most_the_usual_one(
     assert slower_rate(usual, usual, share=0.1) == pytest.approx(usual / 10, rel=0.05)
 
 
+def rate_of(**sections: dict[str, object]) -> float:
+    config = Config.model_validate(sections)
+    return auto_learning_rate(config.training.method, 576, *rate_factors(config).values())
+
+
 def test_preferences_and_rewards_are_learned_more_slowly() -> None:
     usual = auto_learning_rate("lora", 576)
-    rates = {name: auto_learning_rate("lora", 576, name) for name in get_args(ObjectiveName)}
+    rates = {name: rate_of(training={"objective": name}) for name in get_args(ObjectiveName)}
     assert rates["sft"] == rates["distill"] == usual
     assert rates["grpo"] == pytest.approx(usual / 5, rel=0.05)
     assert [rates[name] for name in ("dpo", "ipo", "orpo", "simpo", "kto")] == pytest.approx([usual / 10] * 5, rel=0.05)
+
+
+def test_adapters_that_begin_with_the_greatest_parts_of_weights_learn_more_slowly() -> None:
+    usual = auto_learning_rate("lora", 576)
+    for init in ("pissa", "pissa_niter_4", "olora"):
+        assert rate_of(lora={"init": init}) == pytest.approx(0.15 * usual, rel=0.05)
+        assert rate_of(lora={"init": init}, model={"adapter": "mine"}) == usual, "an adapter that is there has its values"
+        assert rate_of(lora={"init": init}, training={"method": "full"}) == auto_learning_rate("full", 576)
+        both = rate_of(lora={"init": init}, training={"objective": "dpo"})
+        assert both == pytest.approx(0.015 * usual, rel=0.05)
+    assert rate_of(lora={"init": "loftq"}) == rate_of(lora={"init": "eva"}) == usual
 
 
 def test_wider_models_never_get_a_higher_rate() -> None:

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from llamahome.config.objectives import ObjectiveName
+from llamahome.config.schema import Config
 from llamahome.units import Interval
 
 _FEWEST_ROWS, _MOST_ROWS = 4, 32
@@ -41,6 +42,8 @@ RATE_FACTORS: Mapping[ObjectiveName, float] = MappingProxyType({**dict.fromkeys(
 """The rate of an objective over that of supervised fine-tuning, if it is another. Preferences: the rates of the papers of DPO, ORPO and
 SimPO and of their public recipes, 5e-7 to 8e-6 for all weights of 7B models, ten times that for adapters. Rewards: gradients are mostly
 noise. Not measured here."""
+INIT_FACTORS: Mapping[str, float] = MappingProxyType(dict.fromkeys(("pissa", "pissa_niter_4", "olora"), 0.15))
+"""The same for adapters that begin with the greatest parts of the weights, which each step moves. measured on the starter (docs/log.md)."""
 ONE_PASS: Mapping[ObjectiveName, str] = MappingProxyType(
     {
         **dict.fromkeys(_PAIRS, "pairs of answers are seen in 1 pass"),
@@ -86,13 +89,23 @@ def _fourth_root(limit: int, rows: int) -> float:
     return math.pow(min(1.0, limit / rows), 0.25)
 
 
-def auto_learning_rate(method: str, hidden_size: int, objective: ObjectiveName = "sft") -> float:
+def auto_learning_rate(method: str, hidden_size: int, *factors: float) -> float:
     """The rate for training.learning_rate auto, to two digits: 1.3e-3 for LoRA at hidden size 576, 2.9e-4 at 4,096, a tenth for full.
 
-    RATE_FACTORS has what other objectives than supervised fine-tuning take of it.
+    `factors` are those of `rate_factors`.
     """
     rate = _FULL_AT_2000 * (2000 / hidden_size) ** _WIDTH_POWER * (_LORA_FACTOR if method == "lora" else 1.0)
-    return float(f"{rate * RATE_FACTORS.get(objective, 1.0):.1e}")
+    return float(f"{rate * math.prod(factors):.1e}")
+
+
+def rate_factors(config: Config) -> dict[str, float]:
+    """What a run takes of the usual rate, by the setting that it takes it for."""
+    objective, init, factors = config.training.objective, config.lora.init, dict[str, float]()
+    if objective in RATE_FACTORS:
+        factors[objective] = RATE_FACTORS[objective]
+    if config.training.method == "lora" and config.model.adapter is None and init in INIT_FACTORS:
+        factors[f"lora.init {init}"] = INIT_FACTORS[init]
+    return factors
 
 
 def slower_rate(peak: float, usual: float, *, share: float) -> float:
