@@ -7,7 +7,7 @@ one pass over --rows pairs; its seconds are those of its steps, without the firs
 TRL computes the reference in every step, with the adapter switched off; its seconds are those of the steps over --peer-rows pairs, without
 the first, for each of --batch-sizes pairs per pass. Prints pairs/s, tokens/s (of both answers, each with its prompt) and the peak of the
 resident memory. --trl is a folder with TRL and what it needs: pip install --target /tmp/trl --no-deps trl datasets accelerate multiprocess
-dill xxhash pandas fsspec python-dateutil six pytz tzdata
+"dill<0.4.2" xxhash pandas fsspec python-dateutil six pytz tzdata
 """
 
 import argparse
