@@ -91,8 +91,11 @@ def type_in(folder: Path, *words: str) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize(("quant", "alike"), [("f16", 9), ("q8_0", 5)])
-def test_the_tuned_starter_reads_and_answers_as_in_transformers(quant: str, alike: int, llama_cpp: LlamaCpp, tuned: Path) -> None:
+@pytest.mark.parametrize(("quant", "alike", "widest"), [("f16", 9, 0.05), ("q8_0", 1, 0.5)])
+def test_the_tuned_starter_reads_and_answers_as_in_transformers(
+    quant: str, alike: int, widest: float, llama_cpp: LlamaCpp, tuned: Path
+) -> None:
+    """An answer may part from that of transformers only where two logits lie nearly level."""
     type_in(tuned, "export", "run", "--to", "merged", "--quant", "f32", "--output", f"merged-{quant}")
     type_in(tuned, "export", "run", "--to", "gguf", "--quant", quant, "--output", quant)
     (path,) = set((tuned / quant).glob("*.gguf")) - set((tuned / quant).glob("*-adapter.gguf"))
@@ -108,7 +111,7 @@ def test_the_tuned_starter_reads_and_answers_as_in_transformers(quant: str, alik
     expected = [greedy(model, prompt, 40) for prompt in prompts]
     gaps = [first_gap(model, *each) for each in zip(prompts, expected, found["answers"], strict=True)]
     print(f"{quant}: {gaps.count(None)} of {len(gaps)} answers equal; gaps of the others where they part: {[gap for gap in gaps if gap]}")
-    assert gaps.count(None) >= alike
+    assert gaps.count(None) >= alike and all(gap is None or gap < widest for gap in gaps)
     untuned = AutoModelForCausalLM.from_pretrained(STARTER, dtype=torch.float32)
     assert [greedy(untuned, prompt, 40) for prompt in prompts[:3]] != expected[:3], "nothing was learned"
 
