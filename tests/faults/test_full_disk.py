@@ -1,12 +1,11 @@
 import json
-import os
-import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
 
 import pytest
 from tests.support.checkpoints import PRINTS, differences, save, save_step, state_at
+from tests.support.small_disks import small_disk
 from tests.support.workers import ROOT, worker_environment
 
 from llamahome.checkpoint.background import writer_thread
@@ -19,17 +18,8 @@ RUN_ID = "20260101-000000-brisk-otter"
 
 @contextmanager
 def _small_disk(folder, size):
-    folder.mkdir()
-    mount = shutil.which("mount")
-    if os.geteuid() != 0 or mount is None:
-        pytest.skip("mounting a small disk needs root")
-    done = subprocess.run([mount, "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
-    try:
+    with small_disk(folder, size):
         yield RunPaths(folder, RUN_ID)
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def _only_the_first_is_left(run, size=64):

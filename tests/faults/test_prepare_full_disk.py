@@ -1,14 +1,10 @@
 """Preparations without room or without a place to write: an error without remains, or rows that are streamed."""
 
-import os
-import shutil
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.small_disks import small_disk
 from tests.support.stores import ROWS, equal, whole, write_chats
 from tests.support.tokenizers import train_tokenizer
 
@@ -36,26 +32,10 @@ def expected(tokenizer: ChatTokenizer, tmp_path: Path) -> Store:
     return whole(tokenizer, processed=tmp_path / "elsewhere")
 
 
-@contextmanager
-def small_disk(size: str) -> Iterator[Path]:
-    place = Path("disk")
-    place.mkdir()
-    mount = shutil.which("mount")
-    if os.geteuid() != 0 or mount is None:
-        pytest.skip("mounting a small disk needs root")
-    done = subprocess.run([mount, "-t", "tmpfs", "-o", f"size={size}", "none", str(place)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
-
-
 @pytest.mark.parametrize("size", ["40k", "140k"])
 def test_a_full_disk_is_an_error_and_no_half_store_is_left(tokenizer: ChatTokenizer, size: str) -> None:
     """The smaller disk is full while shards are written, the larger one when they are put together."""
-    with small_disk(size) as disk:
+    with small_disk(Path("disk"), size) as disk:
         with pytest.raises(MachineError) as caught:
             whole(tokenizer, processed=disk)
         assert caught.value.problems[0].code == "data.store-full" and "data.streaming=true" in str(caught.value.problems[0].hint)

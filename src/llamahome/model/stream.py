@@ -24,7 +24,7 @@ from llamahome.model.packed_weight import PackedWeight, packed_tensors
 from llamahome.model.packing import decoder_of
 
 _ATTRIBUTE = "llamahome_stream"
-_LAYERS_AT_ONCE = 3
+LAYERS_AT_ONCE = 3
 """The layer that computes and the two that are read next."""
 
 
@@ -88,7 +88,7 @@ class Stream:
         """Memory for the parts that are not kept."""
         sizes = [part.nbytes for part in self._parts]
         pairs = [first + second for first, second in pairwise(sizes)]
-        return min(sum(sizes), max(_LAYERS_AT_ONCE * max(sizes[:-1]), *pairs))
+        return min(sum(sizes), max(LAYERS_AT_ONCE * max(sizes[:-1]), *pairs))
 
     @property
     def kept_bytes(self) -> int:

@@ -43,12 +43,9 @@ from llamahome.planning.streamed import plan_streamed
 from llamahome.planning.traffic import Collective, extended
 from llamahome.resolve import PASSES_PER_TOKEN, resolve_amount, too_short_to_compile, with_resolved
 from llamahome.starting_adapter import with_adapter
+from llamahome.streamed import REACHED
 from llamahome.training.learner import free_bytes
 from llamahome.training.run import Plan, make_plan
-
-_REACHED = 0.5
-"""Share of the measured rate of one large product that a step reaches. measured: 635 tokens/s of LoRA on the starter, 0.34 TFLOP/s, beside
-0.6 for the product (docs/log.md)."""
 
 
 @dataclass(frozen=True)
@@ -261,7 +258,7 @@ def _packed_bytes(config: Config, base: Path, shape: ModelShape, precision: Prec
 def _this_machine(world: World, backend: Backend) -> Device:
     """The device of this process, its rate measured."""
     rate = measured_peak_flops(world.device, backend.precision.compute)
-    return Device(world.device.type, rate / 1e12, _REACHED, free_bytes(backend, world), backend.memory_gbps, 1.0, 1.0, 1)
+    return Device(world.device.type, rate / 1e12, REACHED, free_bytes(backend, world), backend.memory_gbps, 1.0, 1.0, 1)
 
 
 def _possible(cluster: Cluster, *, quantized: bool) -> list[Strategy]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from llamahome.data.report import DataReport
 from llamahome.model.place import LARGEST_SHARE, longest_pass
 from llamahome.model.precision import Precision
+from llamahome.model.stream import LAYERS_AT_ONCE
 from llamahome.model.stream_choice import Rates, StreamedBase, mapped_bytes, must_stream
 from llamahome.pass_memory import MOST_TOKENS, documents_of_row
 from llamahome.planning.forecast import Forecast
@@ -18,7 +19,6 @@ from llamahome.streamed import choose_passes_of, describe
 
 RATE = 1e9
 """Bytes a second that a plan assumes to be read: a solid-state disk."""
-_LAYERS_AT_ONCE = 3
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _sizes(
 
     return StreamedBase(
         nbytes=streamed,
-        room_bytes=min(streamed, max(_LAYERS_AT_ONCE * layer, layer + head)),
+        room_bytes=min(streamed, max(LAYERS_AT_ONCE * layer, layer + head)),
         kept_with=lambda room: streamed if room >= streamed else min(shape.layers, max(0, room) // layer) * layer,
         free_bytes=free - 4 * shape.trained - memory.gradients - memory.optimizer - memory.loss,
         needs=needs,
