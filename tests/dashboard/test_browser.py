@@ -257,6 +257,7 @@ def test_a_browser_without_the_token_is_asked_for_it(browser: Any, home: Path) -
         assert visit.page.locator("tr[data-run]").count() == 0
         for given, runs in (("wrong", False), ("a-token-of-some-length", True)):
             visit.page.get_by_label("The terminal that started").fill(given)
-            visit.page.get_by_role("button", name="Open").click()
+            with visit.page.expect_navigation():
+                visit.page.get_by_role("button", name="Open").click()
             assert (visit.page.locator("tr[data-run]").count() > 0) == runs
         assert "token" not in visit.page.url
