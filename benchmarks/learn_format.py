@@ -9,6 +9,7 @@ that training never saw are answered greedily before and after. On two cores it 
 """
 
 import argparse
+import importlib.util
 import json
 import time
 from pathlib import Path
@@ -104,6 +105,8 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     asked = parser.parse_args()
+    if asked.picture is not None and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--picture needs matplotlib: pip install matplotlib")
     found = run(asked.out, steps=asked.steps, assignments=asked.set)
     (asked.out / "result.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
     first, last = ([line["train/reward"] for line in part] for part in (found["steps"][:5], found["steps"][-5:]))

@@ -1,11 +1,11 @@
-"""Measures the time from the start of a process to its first step and checkpoint: prints one JSON object.
+"""Measures the time from the start of a process to its first step and checkpoint, new and resumed: prints one JSON object.
 
     python benchmarks/start_speed.py --project DIR [--data data/training/raw] [--rounds 5]
 
 DIR is a project folder with a base model and rows, for example this one after `make train`; no files are left in it. Each round runs
 `llamahome train DATA --max-steps 1` with one row in the step, without held-out rows (they would be evaluated before the first step) and
-without sample answers. The first round fills the caches and does not count. The imports are measured in separate processes. All values are
-medians; those of the imports are wall time and CPU time (user and system).
+without sample answers, and then resumes that run for a second step. The first round fills the caches and does not count. The imports are
+measured in separate processes. All values are medians; those of the imports are wall time and CPU time (user and system).
 """
 
 import argparse
@@ -38,13 +38,18 @@ def timed(command: list[str], folder: Path) -> tuple[float, float]:
 
 
 def start(folder: Path, data: str) -> dict[str, float]:
-    """One start: the time to the first checkpoint and to the end of the process."""
+    """One start and its resume, a step each: the time to the checkpoint and to the end of the process."""
     with tempfile.TemporaryDirectory(dir=folder, prefix="start-speed-") as output:
-        command = [sys.executable, "-m", "llamahome", "train", data, "--max-steps", "1", "--output", f"{output}/run"]
+        llamahome, run = [sys.executable, "-m", "llamahome"], Path(output, "run")
+        settings = [word for setting in _SETTINGS for word in ("--set", setting)]
         begin = time.time()
-        wall, cpu = timed([*command, *(word for setting in _SETTINGS for word in ("--set", setting))], folder)
-        first_step = Path(output, "run", "checkpoint-1").stat().st_mtime - begin
-    return {"first_step_s": first_step, "whole_command_s": wall, "processor_s": cpu}
+        wall, cpu = timed([*llamahome, "train", data, "--max-steps", "1", "--output", str(run), *settings], folder)
+        first_step = (run / "checkpoint-1").stat().st_mtime - begin
+        begin = time.time()
+        resumed_wall, resumed_cpu = timed([*llamahome, "train-resume", str(run), "--max-steps", "2"], folder)
+        resumed_step = (run / "checkpoint-2").stat().st_mtime - begin
+    times = {"first_step_s": first_step, "whole_command_s": wall, "processor_s": cpu}
+    return times | {"resumed_step_s": resumed_step, "resumed_command_s": resumed_wall, "resumed_processor_s": resumed_cpu}
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from llamahome.data.steps.layout import Layout
 from llamahome.data.steps.loader import sequential_microbatches
 from llamahome.data.store.table import ExampleTable
 from llamahome.data.text.tokens import load_tokenizer
+from llamahome.training.labelled import LabelledObjective
 from llamahome.training.preferences import LOSSES, Answers, PairObjective
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -31,6 +32,36 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+def one_batch(trainer: Any) -> dict[str, Any]:
+    """The rows of a TRL trainer as one batch, without the line break after the end-of-turn token, which TRL learns, too."""
+    (batch,) = trainer.get_train_dataloader()
+    for mask, tokens in [(name, name.replace("completion", "attention")) for name in batch if name.endswith("completion_mask")]:
+        ends = batch[tokens].sum(1) - 1
+        batch[mask][torch.arange(len(ends)), ends] = 0
+    return batch
+
+
+def our_table(tmp_path: Path, rows: list[dict[str, Any]], policy: Path, reference: Any, form: str) -> ExampleTable:
+    """The same rows as llamahome reads them, with the log-probabilities of `reference`."""
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    data = DataConfig(format=form)
+    table = read_all(data, str(path), load_tokenizer(policy), say=lambda line: None, processed=tmp_path / "processed").table
+    with torch.no_grad():
+        known = np.array([float(plain_logprob(reference, table.example(number))) for number in range(len(table))], np.float32)
+    return ExampleTable(**table.columns(), paths=table.paths, known=known)
+
+
+def trainer_parts(tmp_path: Path) -> tuple[Path, Any, Any, dict[str, Any], Any]:
+    """The folder of a policy, the policy and another model, both in float32, the options of every trainer, and the tokenizer."""
+    folders = [save_tiny(tmp_path / name, "llama", seed=seed) for name, seed in (("policy", 0), ("reference", 1))]
+    policy, reference = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in folders)
+    options = {"per_device_train_batch_size": 6, "report_to": "none", "use_cpu": True, "bf16": False, "output_dir": str(tmp_path / "out")}
+    options |= {"max_length": 2048, "disable_dropout": True, "gradient_checkpointing": False}
+    tokenizer = AutoTokenizer.from_pretrained(folders[0])
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return folders[0], policy, reference, options, tokenizer
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", CASES)
@@ -38,37 +69,47 @@ def test_the_loss_is_that_of_trl(tmp_path: Path, case: str) -> None:
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
     theirs, ours = CASES[case]
-    policy, other = (save_tiny(tmp_path / name, "llama", seed=seed) for name, seed in (("policy", 0), ("reference", 1)))
+    folder, policy, reference, options, tokenizer = trainer_parts(tmp_path)
     rows = [
         {"prompt": [{"role": "user", "content": row["prompt"]}]}
         | {side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")}
         for row in pairs(6)
     ]
-    load = AutoModelForCausalLM.from_pretrained
-    options = {"per_device_train_batch_size": 6, "report_to": "none", "use_cpu": True, "bf16": False, "output_dir": str(tmp_path / "out")}
-    tokenizer = AutoTokenizer.from_pretrained(policy)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    trainer = trl.DPOTrainer(
-        load(policy, dtype=torch.float32),
-        load(other, dtype=torch.float32),
-        args=trl.DPOConfig(**options, **theirs, max_length=2048, disable_dropout=True, gradient_checkpointing=False),
-        train_dataset=datasets.Dataset.from_list(rows),
-        processing_class=tokenizer,
-    )
-    (batch,) = trainer.get_train_dataloader()
-    ends = batch["attention_mask"].sum(1) - 1  # TRL also learns the line break of the template after the end-of-turn token
-    batch["completion_mask"][torch.arange(len(ends)), ends] = 0
-    expected = float(trainer.compute_loss(trainer.model, batch).detach())
+    given = {"train_dataset": datasets.Dataset.from_list(rows), "processing_class": tokenizer}
+    trainer = trl.DPOTrainer(policy, reference, args=trl.DPOConfig(**options, **theirs), **given)
+    expected = float(trainer.compute_loss(trainer.model, one_batch(trainer)).detach())
 
-    path = write_rows(tmp_path / "pairs.jsonl", rows)
-    data = DataConfig(format="preference")
-    table = read_all(data, str(path), load_tokenizer(policy), say=lambda line: None, processed=tmp_path / "processed").table
-    reference = load(other, dtype=torch.float32).eval()
-    with torch.no_grad():
-        known = np.array([float(plain_logprob(reference, table.example(number))) for number in range(len(table))], np.float32)
-    table = ExampleTable(**table.columns(), paths=table.paths, known=known)
-    objective = PairObjective(case.split("-")[0], PreferenceConfig(**ours), objective_of(our_model(policy)))
+    table = our_table(tmp_path, rows, folder, reference.eval(), "preference")
+    objective = PairObjective(case.split("-")[0], PreferenceConfig(**ours), objective_of(our_model(folder)))
     batches = sequential_microbatches(table, micro_batch_tokens=200, layout=Layout(whole_rows=True, shares=True))
+    assert sum(float(objective.loss_sum(each)[0].detach()) for each in batches) / 6 == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_loss_of_labelled_answers_is_that_of_trl_at_its_reference_point(tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    folder, policy, reference, options, tokenizer = trainer_parts(tmp_path)
+    weights = {"desirable_weight": 1.5, "undesirable_weight": 0.75}
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "completion": [{"role": "assistant", "content": row["chosen"]}],
+            "label": number % 3 != 1,
+        }
+        for number, row in enumerate(pairs(6))
+    ]
+    given = {"train_dataset": datasets.Dataset.from_list(rows), "processing_class": tokenizer}
+    args = trl.KTOConfig(**options, beta=0.3, train_sampling_strategy="sequential", **weights)
+    trainer = trl.KTOTrainer(policy, reference, args=args, **given)
+    expected = float(trainer.compute_loss(trainer.model, one_batch(trainer)).detach())
+    (point,) = trainer._metrics["eval"]["kl"]  # the model is in its evaluation mode
+
+    table = our_table(tmp_path, rows, folder, reference.eval(), "labelled")
+    objective = LabelledObjective(PreferenceConfig(beta=0.3, **weights), objective_of(our_model(folder)))
+    objective.point.restore(point)
+    batches = sequential_microbatches(table, micro_batch_tokens=200)
     assert sum(float(objective.loss_sum(each)[0].detach()) for each in batches) / 6 == pytest.approx(expected, rel=1e-5)
 
 
