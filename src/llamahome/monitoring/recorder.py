@@ -71,6 +71,8 @@ class Recorder:
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops
         self._system = system
+        self._sampled: Mapping[str, float] | None = None
+        """The sample of the machine that TensorBoard has."""
         self._losses: list[torch.Tensor] = []
         """Of each step its loss and what else was measured, [1 + M]."""
         self._measured: tuple[str, ...] = ()
@@ -197,10 +199,16 @@ class Recorder:
         self.standing_out = partial(rows, _standing_out(columns[0], grad_norm))
         self.log(window.step, metrics)
         self.standing_out = dict
-        if self._tensorboard is not None and self._system is not None:
-            machine = {name: value for name, value in self._system().items() if name.startswith("system/")}
-            self._tensorboard.log(window.step, time.time(), machine)
+        self._log_machine(window.step)
         return metrics
+
+    def _log_machine(self, step: int) -> None:
+        """Show the newest sample of the machine in TensorBoard, once."""
+        sample = self._system() if self._tensorboard is not None and self._system is not None else {}
+        if self._tensorboard is None or not sample or sample is self._sampled:
+            return
+        self._sampled = sample
+        self._tensorboard.log(step, time.time(), {name: value for name, value in sample.items() if name.startswith("system/")})
 
     def _speed(self, parts: Mapping[str, float], tokens: int, targets: int) -> dict[str, float]:
         now = time.perf_counter()

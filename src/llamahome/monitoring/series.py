@@ -99,7 +99,7 @@ def thin(x: Sequence[float], y: Sequence[float | None], points: int) -> tuple[li
 
     The first and the last point always stay. A missing value is None or not finite, and is returned as None.
     """
-    values = [value if value is not None and math.isfinite(value) else None for value in y]
+    values = list(y) if _all_finite(y) else [value if value is not None and math.isfinite(value) else None for value in y]
     if len(values) <= max(points, 4):
         return list(x), values
     stretches = max(1, (points - 2) // 3)
@@ -107,9 +107,18 @@ def thin(x: Sequence[float], y: Sequence[float | None], points: int) -> tuple[li
     chosen = {0, len(values) - 1}
     for number in range(stretches):
         begin, end = 1 + number * inner // stretches, 1 + (number + 1) * inner // stretches
-        known = [(value, index) for index in range(begin, end) if (value := values[index]) is not None]
+        stretch = values[begin:end]
+        known = [value for value in stretch if value is not None] if None in stretch else stretch
         if known:
-            chosen |= {min(known)[1], max(known, key=lambda pair: (pair[0], -pair[1]))[1]}
-        if len(known) < end - begin:
-            chosen.add(next(index for index in range(begin, end) if values[index] is None))
+            chosen |= {begin + stretch.index(min(known)), begin + stretch.index(max(known))}
+        if len(known) < len(stretch):
+            chosen.add(begin + stretch.index(None))
     return [x[index] for index in sorted(chosen)], [values[index] for index in sorted(chosen)]
+
+
+def _all_finite(values: Sequence[float | None]) -> bool:
+    """Whether none of them is None, nan or infinite; False also where their sum is too large. One addition for each value."""
+    try:
+        return math.isfinite(sum(values))  # type: ignore[arg-type]
+    except TypeError:
+        return False

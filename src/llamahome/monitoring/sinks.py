@@ -6,7 +6,6 @@ so nothing is lost if the disk recovers. TensorBoard's files use TFRecord framin
 """
 
 import contextlib
-import io
 import json
 import math
 import os
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from llamahome import durable
 from llamahome.errors import MachineError, Problem
+from llamahome.monitoring.tfrecord import framed
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
@@ -141,6 +141,10 @@ def _complete_size(descriptor: int) -> int:
     return 0
 
 
+_FINITE = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str)
+"""Writes what json_line writes of a flat record whose numbers are finite, in a third of the time; raises ValueError at another number."""
+
+
 def json_line(record: Mapping[str, Any]) -> bytes:
     """Return one line of strict JSON; numbers that are not finite become null, because JSON has no name for them."""
     return json.dumps(_strict(record), ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n"
@@ -164,7 +168,12 @@ class JsonlSink:
 
     def log(self, step: int, t: float, metrics: Mapping[str, float]) -> None:
         """Append one line."""
-        self._file.append(json_line({"t": round(t, 3), "step": step, **metrics}))
+        record = {"t": round(t, 3), "step": step, **metrics}
+        try:
+            line = _FINITE.encode(record).encode() + b"\n"
+        except ValueError:
+            line = json_line(record)
+        self._file.append(line)
 
     def close(self) -> None:
         """Write the pending records and close the file."""
@@ -184,11 +193,7 @@ class TensorBoardSink:
             self._append(Event(wall_time=time.time(), step=purge_step, session_log=SessionLog(status=SessionLog.START)))
 
     def _append(self, event: "Event") -> None:
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        framed = io.BytesIO()
-        RecordWriter(framed).write(event.SerializeToString())
-        self._file.append(framed.getvalue())
+        self._file.append(framed(event.SerializeToString()))
 
     def log(self, step: int, t: float, metrics: Mapping[str, float]) -> None:
         """Append one event with a scalar per metric."""
