@@ -27,9 +27,7 @@ from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.resources import ResourceSampler
 
 _PARTS = {"data": 0.001, "forward": 0.3, "backward": 0.6, "exchange": 0.0, "update": 0.02}
-_FACTS = Facts(
-    run="latest", data="x", horizon=10_000, learning_rate=2e-4, slower_rate=1e-4, max_grad_norm=1.0, micro_batch_tokens=4096
-)
+_FACTS = Facts(run="latest", data="x", horizon=10_000, learning_rate=2e-4, slower_rate=1e-4, max_grad_norm=1.0, micro_batch_tokens=4096)
 _SAMPLE = {"system/ram": 0.5, "system/disk_free": 1e11, "memory/rss": 1e9, "memory/swap": 0.0}
 _ADDED = ("metrics.jsonl", "and alerts", "and TensorBoard", "and the lines of a log")
 _SUMMARY = RunSummary(

@@ -41,7 +41,8 @@ int nvmlDeviceGetCurrentClocksThrottleReasons(void *device, big *reasons) {{ OF_
 #else
 struct temperature {{ unsigned version; int sensor; int degrees; }};
 int nvmlDeviceGetTemperatureV(void *device, struct temperature *asked) {{
-  OF_GPU(device); if (asked->version != (1u << 24 | sizeof *asked) || asked->sensor != 0) return {BAD_ARGUMENT}; asked->degrees = 71; return 0; }}
+  OF_GPU(device); if (asked->version != (1u << 24 | sizeof *asked) || asked->sensor != 0) return {BAD_ARGUMENT};
+  asked->degrees = 71; return 0; }}
 int nvmlDeviceGetCurrentClocksEventReasons(void *device, big *reasons) {{ OF_GPU(device); *reasons = 0x44; return 0; }}
 int nvmlDeviceGetTotalEnergyConsumption(void *device, big *millijoules) {{
   static big counted = 5000000; OF_GPU(device); *millijoules = counted += 42000; return 0; }}

@@ -1,7 +1,7 @@
 """The losses of a long metrics.jsonl, read in a fraction of the time that all its metrics take, to be drawn while the rest is being read.
 
-The file is cut at the name of the metric, and only what follows it is parsed. Every loss is read, so a thinned curve keeps its spikes. Where
-the text is not what the recorder writes, the answer is None, and the file has to be read record by record.
+The file is cut at the name of the metric, and only what follows it is parsed. Every loss is read, so a thinned curve keeps its spikes.
+Where the text is not what the recorder writes, the answer is None, and the file has to be read record by record.
 """
 
 import json
