@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llamahome.monitoring.tfrecord import crc32c, framed
+from llamahome.monitoring.tfrecord import crc32c, framed, scalars
 
 
 def test_the_check_values_of_the_standard() -> None:
@@ -22,6 +22,20 @@ def test_a_record_is_the_one_that_tensorboard_writes(record: bytes) -> None:
     written = io.BytesIO()
     RecordWriter(written).write(record)
     assert framed(record) == written.getvalue()
+
+
+@given(
+    step=st.integers(0, 2**40),
+    t=st.floats(0, 4e9),
+    metrics=st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=200), st.floats(), max_size=8),
+)
+def test_an_event_is_what_tensorboards_own_classes_read(step: int, t: float, metrics: dict[str, float]) -> None:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+    written, expected = Event.FromString(scalars(step, t, metrics)), Event(wall_time=t, step=step, summary=Summary(value=values))
+    assert written.SerializeToString(deterministic=True) == expected.SerializeToString(deterministic=True)
 
 
 @pytest.mark.parametrize("size", [1023, 1024, 1025, 1027, 2048, 2049])

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from llamahome import durable
 from llamahome.errors import MachineError, Problem
-from llamahome.monitoring.tfrecord import framed
+from llamahome.monitoring.tfrecord import framed, scalars
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
@@ -197,11 +197,7 @@ class TensorBoardSink:
 
     def log(self, step: int, t: float, metrics: Mapping[str, float]) -> None:
         """Append one event with a scalar per metric."""
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
-        self._append(Event(wall_time=t, step=step, summary=Summary(value=values)))
+        self._file.append(framed(scalars(step, t, metrics)))
 
     def show(self, step: int, values: Sequence["Summary.Value"]) -> None:
         """Append one event with values of tensorboard_pages.py."""
