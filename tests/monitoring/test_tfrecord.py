@@ -38,7 +38,7 @@ def test_an_event_is_what_tensorboards_own_classes_read(step: int, t: float, met
     assert written.SerializeToString(deterministic=True) == expected.SerializeToString(deterministic=True)
 
 
-@pytest.mark.parametrize("size", [1023, 1024, 1025, 1027, 2048, 2049])
+@pytest.mark.parametrize("size", [511, 512, 513, 515, 1024, 1025])
 def test_a_record_may_end_anywhere_in_a_block(size: int) -> None:
     data = bytes(at % 253 for at in range(size))
     register = 0xFFFFFFFF

@@ -220,14 +220,8 @@ class Curves:
                 return None
         except OSError:
             return None
-        found = read_losses(self._path)
-        if found is None:
-            return None
-        kept, y = thin(range(len(found.values)), found.values, points)
-        try:
-            return Line([found.step(int(at)) for at in kept], [None if value is None else _shown(value) for value in y])
-        except ValueError:
-            return None
+        found = read_losses(self._path, points)
+        return None if found is None else Line(found[0], [None if value is None else _shown(value) for value in found[1]])
 
 
 def _numbers(numbers: list[int], values: list[Any]) -> tuple[list[int], list[float]]:

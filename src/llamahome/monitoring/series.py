@@ -100,8 +100,14 @@ def thin(x: Sequence[float], y: Sequence[float | None], points: int) -> tuple[li
     The first and the last point always stay. A missing value is None or not finite, and is returned as None.
     """
     values = list(y) if _all_finite(y) else [value if value is not None and math.isfinite(value) else None for value in y]
+    kept = extremes(values, points)
+    return [x[index] for index in kept], [values[index] for index in kept]
+
+
+def extremes(values: Sequence[Any], points: int) -> list[int]:
+    """The places of the values that `thin` keeps: anything that can be compared, and None where one is missing."""
     if len(values) <= max(points, 4):
-        return list(x), values
+        return list(range(len(values)))
     stretches = max(1, (points - 2) // 3)
     inner = len(values) - 2
     chosen = {0, len(values) - 1}
@@ -113,7 +119,7 @@ def thin(x: Sequence[float], y: Sequence[float | None], points: int) -> tuple[li
             chosen |= {begin + stretch.index(min(known)), begin + stretch.index(max(known))}
         if len(known) < len(stretch):
             chosen.add(begin + stretch.index(None))
-    return [x[index] for index in sorted(chosen)], [values[index] for index in sorted(chosen)]
+    return sorted(chosen)
 
 
 def _all_finite(values: Sequence[float | None]) -> bool:

