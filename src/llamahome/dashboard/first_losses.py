@@ -1,8 +1,8 @@
 """The losses of a long metrics.jsonl, read in a fraction of the time that all its metrics take, to be drawn while the rest is being read.
 
-Only the step and the loss are looked for, where the recorder writes them. Every loss is compared, so the thinned curve keeps its spikes, but
-only those that are drawn are parsed: as long as all have one digit before the point, their texts are in the order of their values. Where
-there are no losses, the answer is None, and the file has to be read record by record.
+Only the step and the loss are looked for, where the recorder writes them. Every loss is compared, so the thinned curve keeps its spikes,
+but only those that are drawn are parsed: as long as all have one digit before the point, their texts are in the order of their values.
+Where there are no losses, the answer is None, and the file has to be read record by record.
 """
 
 import json
