@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,14 @@ def browser() -> Iterator[Any]:
 
 def test_the_trace_processor_reads_every_event_and_finds_parts_and_layers_in_their_steps(browser: Any, trace: Path) -> None:
     with gzip.open(trace) as file:
-        written = [event for event in json.load(file)["traceEvents"] if event["ph"] == "X"]
+        written = [event for event in json.load(file)["traceEvents"] if event["ph"] in ("X", "i")]
     with served(trace) as address, visiting(browser, f"{address}v52.0-6b9586def/manifest.json") as visit:
         perfetto = TraceProcessor(visit.page, trace)
         assert perfetto.query("select name, value from stats where severity in ('error', 'data_loss') and value > 0") == []
         (counted,) = perfetto.query("select count(*) as slices, count(iif(dur < 0, 1, null)) as unfinished from slice")
         assert counted == {"slices": len(written), "unfinished": 0}
         steps = perfetto.query("select name, dur from slice where name glob 'step *' order by ts")
-        durations = {event["name"]: event["dur"] for event in written}
+        durations = {event["name"]: event["dur"] for event in written if event["ph"] == "X"}
         assert [step["name"] for step in steps][:2] == ["step 3", "step 4"]
         assert steps[0]["dur"] == pytest.approx(1000 * durations["step 3"], rel=0.01)
         inside = """
@@ -49,8 +50,7 @@ def test_the_trace_processor_reads_every_event_and_finds_parts_and_layers_in_the
             assert {("step 3", name), ("step 4", name)} <= found
 
 
-def test_the_interface_opens_the_trace(browser: Any, trace: Path, tmp_path: Path) -> None:
+def test_the_interface_opens_the_trace(browser: Any, trace: Path) -> None:
     with served(trace) as address, visiting(browser, address) as visit:
-        visit.page.get_by_text("python", exact=False).first.wait_for(timeout=60_000)
-        assert visit.page.locator(".pf-modal-dialog, .modal-dialog").count() == 0
-        assert visit.hosts == {address.split("/")[2]}
+        visit.page.get_by_text(re.compile(r"^python \d+$")).first.wait_for(timeout=60_000)  # the track of the process
+        assert visit.page.locator("[class*=modal]").count() == 0, "it says what is wrong with a trace"
