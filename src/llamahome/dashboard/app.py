@@ -194,7 +194,7 @@ def make_app(access: Access, stop: threading.Event, *, start: ExitStack | None =
     else:
         starting, limit = None, None
     answers = _Answers(library, pages, stop, starting)
-    threading.Thread(target=pages.prepare, name="llamahome-prepare", daemon=True).start()
+    pages.prepare()
 
     async def static(request: Request) -> Response:
         found = files.get(request.path_params["name"])

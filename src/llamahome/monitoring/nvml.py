@@ -57,7 +57,7 @@ class GpuReader:
         return None if reasons is None else bool(int(reasons) & _SLOWED)
 
     def _ask_newer(self, newer: str, older: str, *arguments: int) -> float | None:
-        """The answer of a function that NVML has renamed; drivers of CUDA 11 have only the older name, CUDA 14 will have only the newer."""
+        """The answer of a function that NVML has renamed: an old driver has only the older name, a later one will have only the newer."""
         found = self._ask(newer, *arguments)
         return self._ask(older, *arguments) if found is None else found
 

@@ -48,7 +48,7 @@ _RECENT_SECONDS = 0.1
 
 
 def recent_memory() -> tuple[int, int]:
-    """The same, at most a tenth of a second old: a read takes 100 µs where the kernel is virtual, which short steps would feel."""
+    """The same, at most a tenth of a second old: a read takes up to 100 µs in a container, which short steps would feel."""
     global _recent
     now = time.monotonic()
     if now - _recent[0] >= _RECENT_SECONDS:

@@ -81,9 +81,10 @@ def crc32c(data: bytes) -> int:
 @cache
 def _table() -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.intp]]:
     """What a byte adds at a distance from the end, [_BLOCK * 256], and for each place in a block where its 256 entries begin."""
-    byte = np.arange(256, dtype=np.uint32)
+    polynomial = np.uint32(_POLYNOMIAL)
+    byte: npt.NDArray[np.uint32] = np.arange(256, dtype=np.uint32)
     for _ in range(8):
-        byte = (byte >> 1) ^ (_POLYNOMIAL * (byte & 1))
+        byte = (byte >> np.uint32(1)) ^ (polynomial * (byte & np.uint32(1)))
     table = np.empty((_BLOCK, 256), dtype=np.uint32)
     table[0] = byte
     for distance in range(1, _BLOCK):
