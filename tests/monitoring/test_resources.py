@@ -8,8 +8,8 @@ import psutil
 import pytest
 
 from llamahome.distributed.control_groups import quota_periods
-from llamahome.monitoring.counters import Rates
 from llamahome.monitoring import resources
+from llamahome.monitoring.counters import Rates
 from llamahome.monitoring.resources import ResourceSampler, free_memory_bytes, process_memory, recent_memory, used_memory_share
 
 MIB = 2**20
