@@ -105,6 +105,19 @@ def test_every_chart_has_the_points_of_its_metrics_and_asks_nobody_else(browser:
         assert visit.errors == []
 
 
+def test_the_losses_are_asked_for_once_by_the_head_of_the_page(browser: Any, server: Dashboard) -> None:
+    with visiting(browser, "about:blank") as visit:
+        asked: list[str] = []
+        visit.page.on("request", lambda request: asked.append(request.url))
+        visit.page.goto(f"{server.url}/run/{RUN_ID}")
+        visit.page.wait_for_function(DRAWN)
+        visit.page.wait_for_timeout(4000)  # after three seconds a browser warns of what was asked for and not used
+        assert len([url for url in asked if "hurry=1" in url]) == 1 and len(points(visit, "loss")[1]) == 40
+        visit.page.select_option("select[name=x]", "tokens")
+        visit.page.wait_for_function(f"() => ({POINTS})('loss')[0].at(-1) === 4000")
+        assert visit.errors == []
+
+
 def test_curves_lie_along_steps_tokens_or_time_smoothed_or_on_a_log_axis(browser: Any, server: Dashboard) -> None:
     with visiting(browser, f"{server.url}/run/{RUN_ID}") as visit:
         visit.page.wait_for_function(DRAWN)

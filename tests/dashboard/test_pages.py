@@ -30,7 +30,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 {"t": 1.0, "kind": "started", "step": 0, "horizon": 40},
                 {"t": 2.0, "kind": "alert", "alert": "spike", "step": 7, "text": MARKUP, "help": "--set training.learning_rate=0.0005"},
                 {"event": "alert", "alert": "clipping", "step": 8, "text": "every step is clipped", "help": None},
-                {"t": 3.0, "kind": "bad-step", "step": 9, "rows": ["chats.jsonl:3", "chats.jsonl:4"]},
+                {"t": 3.0, "kind": "bad-step", "step": 9, "why": "the gradient is not finite", "rows": ["chats.jsonl:3", "chats.jsonl:4"]},
                 {"kind": "alert", "alert": ["odd"], "step": "nine", "text": {"no": "text"}},
                 {"t": 4.0, "kind": "rows", "step": 9, "rows": 12, "lost": 1},
                 {"t": 4.0, "kind": "saved", "step": 10, "folder": "checkpoint-10"},
@@ -77,7 +77,7 @@ def test_alerts_of_any_shape_are_shown_with_what_to_do_and_a_way_to_the_rows(ser
     page = server.page(f"/run/{RUN_ID}")
     said = text_of(page)
     assert "spike at step 7" in said and "--set training.learning_rate=0.0005" in said
-    assert "clipping at step 8: every step is clipped" in said and "bad-step at step 9" in said
+    assert "clipping at step 8: every step is clipped" in said and "bad-step at step 9: the gradient is not finite" in said
     assert f'href="/run/{RUN_ID}/data?at=chats.jsonl%3A3"' in page
     assert "rows 12" in said, "counts of streamed rows are no places of rows"
 

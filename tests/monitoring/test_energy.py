@@ -1,3 +1,7 @@
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,6 +34,51 @@ def test_energy_is_that_of_all_packages_and_of_memory_and_nothing_is_counted_twi
     for place, joules in (("intel-rapl:0", 30), ("intel-rapl:1", 20), ("intel-rapl:0:0", 25), ("intel-rapl:0:1", 4), ("intel-rapl:2", 60)):
         counters[place].write_text(str(int(counters[place].read_text()) + joules * 1_000_000))
     assert energy.joules() == pytest.approx(54)
+
+
+def test_a_package_that_is_shown_in_two_ways_is_counted_once(tmp_path: Path) -> None:
+    register, mapped = (zone(tmp_path, f"{way}:0", "package-0", 0) for way in ("intel-rapl", "intel-rapl-mmio"))
+    energy = ProcessorEnergy(tmp_path)
+    for counter in (register, mapped):
+        counter.write_text("7000000")
+    assert energy.joules() == pytest.approx(7)
+    register.unlink()
+    energy = ProcessorEnergy(tmp_path)
+    mapped.write_text("9000000")
+    assert energy.joules() == pytest.approx(2), "what can be read is counted"
+
+
+def test_the_dies_of_a_package_are_counted_each(tmp_path: Path) -> None:
+    counters = [zone(tmp_path, f"intel-rapl:{die}", f"package-0-die-{die}", 0) for die in (0, 1)]
+    (tmp_path / "intel-rapl").mkdir()  # the control type itself, which is no zone
+    energy = ProcessorEnergy(tmp_path)
+    for counter in counters:
+        counter.write_text("5000000")
+    assert energy.joules() == pytest.approx(10)
+
+
+@contextmanager
+def another_user() -> Iterator[None]:
+    """Root reads every file, so the test becomes somebody else where it is root."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+def test_counters_that_only_root_may_read_give_no_figure_and_no_error() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        counter = zone(Path(name), "intel-rapl:0", "package-0", 5)
+        counter.chmod(0o400 if os.geteuid() == 0 else 0)
+        with another_user():
+            assert (counter.parent / "name").read_text() == "package-0\n"
+            with pytest.raises(PermissionError):
+                counter.read_text()
+            assert ProcessorEnergy(Path(name)).joules() is None
 
 
 @settings(deadline=None, max_examples=50)

@@ -192,6 +192,21 @@ def test_tensorboard_shows_the_same_names_and_each_step_once_after_a_resume(tmp_
     assert [event.value for event in reader.Scalars("eval/loss")] == [1.5]
 
 
+def test_a_sample_of_the_machine_is_in_tensorboard_once_at_the_step_after_it(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    samples: list[dict[str, float]] = [{}, {"system/cpu": 0.25}, {"system/cpu": 0.75}]
+    newest = [samples[0]]
+    recorder = open_recorder(tmp_path / "run", tensorboard_dir=tmp_path / "tensorboard", system=lambda: newest[0])
+    for step, sample in enumerate((0, 1, 1, 1, 2, 2), start=1):
+        newest[0] = samples[sample]
+        record(recorder, step)
+        flush(recorder, step, PARTS)
+    recorder.close()
+    shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("system/cpu")
+    assert [(event.step, event.value) for event in shown] == [(2, 0.25), (5, 0.75)]
+
+
 def test_the_next_resume_completes_a_trim_that_was_killed(tmp_path: Path) -> None:
     recorder = open_recorder(tmp_path)
     for step in range(1, 5):

@@ -1,4 +1,5 @@
 import json
+import math
 import threading
 import time
 from pathlib import Path
@@ -7,8 +8,9 @@ import psutil
 import pytest
 
 from llamahome.distributed.control_groups import quota_periods
+from llamahome.monitoring import resources
 from llamahome.monitoring.counters import Rates
-from llamahome.monitoring.resources import ResourceSampler, free_memory_bytes, process_memory, used_memory_share
+from llamahome.monitoring.resources import ResourceSampler, free_memory_bytes, process_memory, recent_memory, used_memory_share
 
 MIB = 2**20
 ALWAYS = ("cpu", "cpus", "cpu_process", "ram", "ram_limit", "disk", "disk_free", "net_sent", "net_received")
@@ -58,6 +60,25 @@ def test_the_memory_of_this_process_is_plausible() -> None:
     resident, peak = process_memory()
     assert resident > 10 * MIB
     assert peak >= resident
+
+
+def test_the_memory_of_a_line_is_read_at_most_ten_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds, reads = [5000.0], []
+    monkeypatch.setattr(resources.time, "monotonic", lambda: seconds[0])
+    monkeypatch.setattr(resources, "process_memory", lambda: reads.append(seconds[0]) or (len(reads), 10 * len(reads)))
+    monkeypatch.setattr(resources, "_recent", (-math.inf, 0, 0))
+    found = []
+    for passed in (0.0, 0.04, 0.05, 0.02, 3.0):
+        seconds[0] += passed
+        found.append(recent_memory())
+    assert found == [(1, 10), (1, 10), (1, 10), (2, 20), (3, 30)]
+
+
+def test_a_system_without_proc_is_asked_for_memory_in_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    direct = process_memory()
+    monkeypatch.setattr(resources, "_own_status", lambda: b"")
+    resident, peak = process_memory()
+    assert abs(resident - direct[0]) < 64 * MIB and peak >= resident
 
 
 def test_without_limits_the_free_memory_is_that_of_the_machine(tmp_path: Path) -> None:

@@ -194,6 +194,7 @@ def make_app(access: Access, stop: threading.Event, *, start: ExitStack | None =
     else:
         starting, limit = None, None
     answers = _Answers(library, pages, stop, starting)
+    pages.prepare()
 
     async def static(request: Request) -> Response:
         found = files.get(request.path_params["name"])

@@ -5,7 +5,6 @@ finite, adds nan. Curves are thinned to what a screen can show; the lowest and t
 """
 
 import math
-import re
 import threading
 from array import array
 from bisect import bisect_left
@@ -15,6 +14,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
+from llamahome.dashboard.first_losses import read_losses
 from llamahome.monitoring.series import Cursor, read_from, thin
 
 Axis = Literal["step", "tokens", "time"]
@@ -22,7 +22,6 @@ AXES: tuple[Axis, ...] = ("step", "tokens", "time")
 
 _LARGE = 16 << 20
 """Bytes of a metrics.jsonl from which on the losses are shown before everything has been read."""
-_LOSS = re.compile(rb'"step": (\d+), "train/loss": ([0-9.eE+-]+|null)')
 _DIGITS = 7
 """Significant digits that the browser gets: more than a pixel shows."""
 
@@ -56,6 +55,8 @@ class Curves:
 
     def _forget(self) -> None:
         self.cursor = Cursor()
+        self._whole = False
+        """Whether the file has been read to its end."""
         self.damaged = 0
         self._steps, self._tokens, self._times = array("d"), array("d"), array("d")
         self._columns: dict[str, _Column] = {}
@@ -71,6 +72,7 @@ class Curves:
                 self.cursor, self.damaged = found.cursor, self.damaged + found.damaged
                 self._extend(found.records)
                 if not found.more:
+                    self._whole = True
                     return
 
     def _extend(self, records: list[dict[str, Any]]) -> None:
@@ -214,18 +216,12 @@ class Curves:
     def first_losses(self, points: int) -> Line | None:
         """The losses of a long file that has not been read yet, in a fraction of the time that all metrics take; None if it is read."""
         try:
-            if self.cursor.offset or self._path.stat().st_size < _LARGE:
+            if self._whole or self._path.stat().st_size < _LARGE:
                 return None
-            found = _LOSS.findall(self._path.read_bytes())
         except OSError:
             return None
-        try:
-            values: list[float] = [float(value) for _, value in found]
-        except ValueError:
-            values = [math.nan if value == b"null" else float(value) for _, value in found]
-        kept, y = thin(range(len(found)), values, points)
-        x = [float(found[int(at)][0]) for at in kept]
-        return Line(x, [None if value is None else _shown(value) for value in y])
+        found = read_losses(self._path, points)
+        return None if found is None else Line(found[0], [None if value is None else _shown(value) for value in found[1]])
 
 
 def _numbers(numbers: list[int], values: list[Any]) -> tuple[list[int], list[float]]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 Level = Literal["note", "alert", "trouble"]
 
 _TROUBLE = ("bad-step", "out-of-memory", "save-failed", "failed", "rolled-back", "diverged")
-_KNOWN = ("t", "kind", "event", "step", "text", "help", "alert", "rows", "row_ids", "show")
+_KNOWN = ("t", "kind", "event", "step", "text", "why", "help", "alert", "rows", "row_ids", "show")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def _event(record: dict[str, Any]) -> Event:
     rest = {name: value for name, value in record.items() if name not in _KNOWN}
     if rows is not None and not isinstance(rows, list):
         rest["rows"] = rows  # the event `rows` has counts there
-    text = record.get("text")
+    text = record.get("text", record.get("why"))
     return Event(
         time=float(time) if isinstance(time, int | float) else None,
         step=step if isinstance(step, int) else None,

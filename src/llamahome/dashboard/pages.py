@@ -6,12 +6,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import jinja2
 from starlette.responses import HTMLResponse
 
 from llamahome.config.load import LoadedConfig
-from llamahome.dashboard.charts import Chart, compared_charts, machine_charts, run_charts
+from llamahome.dashboard.charts import LOSS, Chart, compared_charts, machine_charts, run_charts
 from llamahome.dashboard.events import found_events
 from llamahome.dashboard.library import Library, changed_settings
 from llamahome.monitoring.display import metric_name
@@ -23,6 +24,8 @@ from llamahome.units import show_bytes, show_count, show_seconds
 
 STATES = ("running", "finished", "stopped", "failed", "lost")
 _MOST_COMPARED = 8
+_EARLY_POINTS = 600
+"""POINTS of charts.js."""
 _SMALLEST_PART = 1 << 20
 """Bytes of a part of the planned memory that is named."""
 _ANSWERS_SHOWN = 12
@@ -52,6 +55,13 @@ class Pages:
         text = self._templates.get_template(template).render(**values)
         return HTMLResponse(text, status, {"cache-control": "no-store"})
 
+    def prepare(self) -> None:
+        """Compile what the first pages need, which would take 0.15 s of them: their templates, and the reader of settings."""
+        for name in ("runs.html", "run.html", "run_base.html", "base.html", "macros.html", "chart_scripts.html"):
+            self._templates.get_template(name)
+        for paths in list(self._library.runs().values())[:1]:
+            self._library.config(paths)
+
     def ask_for_token(self, *, wrong: bool) -> HTMLResponse:
         """The page that asks for the token."""
         return self.render("token.html", 401, wrong=wrong)
@@ -75,14 +85,15 @@ class Pages:
         names = files.metrics.names or _first_names(paths.metrics_dir / "metrics.jsonl")
         memory = read_object(paths.environment).get("memory_bytes")
         events = found_events(read_records(paths.metrics_dir / "events.jsonl").records)
+        memory_text = show_bytes(memory) if isinstance(memory, int) else None
+        charts = run_charts(names, machine, memory=memory_text, planned=_planned_in_words(paths))
         return self.render(
             "run.html",
             **run_frame(self._library, paths, "overview"),
             figures=figures(info, config),
             controls=controls,
-            charts=run_charts(
-                names, machine, memory=show_bytes(memory) if isinstance(memory, int) else None, planned=_planned_in_words(paths)
-            ),
+            charts=charts,
+            early=_early_losses(paths.run_id, charts),
             events=events[::-1][:200],
             alerts=[event for event in events if event.level != "note"][::-1][:20],
             checkpoints=[(step, as_typed(folder)) for step, folder in paths.checkpoints()[::-1]],
@@ -153,6 +164,13 @@ def _planned_in_words(paths: RunPaths) -> str | None:
     beside = parts.pop("beside", 0)
     words = [f"{name} {show_bytes(size)}" for name, size in parts.items() if size >= _SMALLEST_PART]
     return ", ".join([*words, f"Python and its libraries {show_bytes(beside)}"] if beside else words) or None
+
+
+def _early_losses(run_id: str, charts: Sequence[Chart]) -> str | None:
+    """The address of the losses, which the browser asks for while it reads the scripts; None before there are any."""
+    lines = next(chart.lines for chart in charts if chart.name == LOSS.name)
+    query = {"names": ",".join(name for name, _ in lines), "points": _EARLY_POINTS, "x": "step", "hurry": 1}
+    return f"/api/run/{run_id}/curves?{urlencode(query)}" if lines else None
 
 
 def run_row(info: RunInfo) -> dict[str, Any]:

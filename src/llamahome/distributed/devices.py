@@ -40,12 +40,12 @@ class HostCopy:
     """A copy of scalars from the device to the host. The constructor does not wait; `read` waits for the work queued before it."""
 
     def __init__(self, scalars: Sequence[Tensor]) -> None:
-        """`scalars` are 0-dim tensors on one device; some may be on the host."""
+        """`scalars` are tensors of any shape on one device, read in their order; some may be on the host."""
         device = next((scalar.device for scalar in scalars if scalar.device.type != "cpu"), torch.device("cpu"))
-        stacked = torch.stack([scalar.detach().to(device, torch.float32, non_blocking=True) for scalar in scalars])
+        flat = torch.cat([each.detach().to(device, torch.float32, non_blocking=True).reshape(-1) for each in scalars])
         self.late = device.type != "cpu" and hasattr(torch.get_device_module(device), "Stream")
         """Whether the device runs asynchronously, so that the values arrive later."""
-        self._values = stacked.to("cpu", non_blocking=self.late)
+        self._values = flat.to("cpu", non_blocking=self.late)
         self._copied = torch.Event(device=device) if self.late else None
         if self._copied is not None:
             self._copied.record()

@@ -2,7 +2,8 @@
 
 Only measured energy counts: without readable counters there is no figure, and nothing is estimated. Most systems let only root read the
 counters (CVE-2020-8694). They are those of the machine, other programs included, and they wrap around, so they must be read every few
-minutes. Of a package its own counter is taken, which holds its parts; the memory's is added where it is a zone of its own.
+minutes. Of a package its own counter is taken, which holds its parts; the memory's is added where it is a zone of its own. Some laptops
+show a package twice, as a register of the processor (intel-rapl) and in memory (intel-rapl-mmio); it is counted once.
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class ProcessorEnergy:
     """Adds up the energy that the counters have counted since this object was made."""
 
     def __init__(self, folder: Path = _POWERCAP) -> None:
-        self._zones = [zone for path in sorted(folder.glob("intel-rapl*")) if _counts(path) and (zone := _open_zone(path)) is not None]
+        self._zones = _zones(folder, "intel-rapl:*") or _zones(folder, "intel-rapl-mmio:*")
         self._joules = 0.0
 
     def joules(self) -> float | None:
@@ -36,6 +37,10 @@ class ProcessorEnergy:
                 self._joules += (passed if passed >= 0 else passed + zone.range_uj + 1) / 1e6
                 zone.last_uj = now
         return self._joules if self._zones else None
+
+
+def _zones(folder: Path, name: str) -> list[_Zone]:
+    return [zone for path in sorted(folder.glob(name)) if _counts(path) and (zone := _open_zone(path)) is not None]
 
 
 def _counts(zone: Path) -> bool:

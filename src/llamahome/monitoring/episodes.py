@@ -75,14 +75,10 @@ class Average:
     def add(self, value: float) -> None:
         """Take one more value."""
         self.count += 1
-        rate = self._rate
+        rate = max(self._least_rate, 1 / self.count)
         change = value - self.mean
         self.mean += rate * change
         self.variance = (1 - rate) * (self.variance + rate * change * change)
-
-    @property
-    def _rate(self) -> float:
-        return max(self._least_rate, 1 / self.count)
 
     @property
     def error(self) -> float:

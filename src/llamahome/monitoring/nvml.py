@@ -31,9 +31,9 @@ class GpuReader:
             "system/gpu_util": self._ask("nvmlDeviceGetUtilizationRates", of=lambda rates: rates.gpu / 100),
             "system/gpu_memory": self._ask("nvmlDeviceGetMemoryInfo", of=lambda memory: memory.used / memory.total),
             "system/gpu_power": self._ask("nvmlDeviceGetPowerUsage", of=lambda milliwatts: milliwatts / 1000),
-            "system/gpu_temperature": self._ask("nvmlDeviceGetTemperature", 0),
+            "system/gpu_temperature": self._ask_newer("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature", 0),
             "system/gpu_clock": self._ask("nvmlDeviceGetClockInfo", 1),
-            "system/gpu_throttled": self._ask("nvmlDeviceGetCurrentClocksThrottleReasons", of=lambda reasons: bool(reasons & _SLOWED)),
+            "system/gpu_throttled": self._slowed(),
         }
         self._count_energy(found["system/gpu_power"])
         return {name: float(value) for name, value in found.items() if value is not None}
@@ -51,6 +51,15 @@ class GpuReader:
                 then, before = self._last_power
                 self._joules = (self._joules or 0.0) + (now - then) * (watts + before) / 2
             self._last_power = now, watts
+
+    def _slowed(self) -> float | None:
+        reasons = self._ask_newer("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
+        return None if reasons is None else bool(int(reasons) & _SLOWED)
+
+    def _ask_newer(self, newer: str, older: str, *arguments: int) -> float | None:
+        """The answer of a function that NVML has renamed: an old driver has only the older name, a later one will have only the newer."""
+        found = self._ask(newer, *arguments)
+        return self._ask(older, *arguments) if found is None else found
 
     def _ask(self, function: str, *arguments: int, of: Callable[[Any], float] = float) -> float | None:
         try:

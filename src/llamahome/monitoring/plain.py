@@ -31,6 +31,8 @@ class PlainProgress:
         self._open_label: str | None = None
         self._summary: RunSummary | None = None
         self._timer: StepTimer | None = None
+        self._newest: tuple[int, Mapping[str, float], float, float] | None = None
+        """Step, metrics, seconds since the start and seconds left of the last update that is not shown; texts are made only when it is."""
         self._pending: dict[str, str] = {}
         self._last_shown: float | None = None
         self._evaluation_label: str | None = None
@@ -71,16 +73,13 @@ class PlainProgress:
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Keep the metrics of `step`, and write them if it is the first step, the last one, or 10 s after the previous line."""
-        self._pending |= {"step": str(step), **format_metrics(metrics)}
+        elapsed = left = 0.0
         is_last = False
         if self._timer is not None and self._summary is not None:
             self._timer.update(step)
             is_last = step >= self._summary.horizon
-            self._pending |= {
-                "step": f"{step}/{self._summary.horizon}",
-                "elapsed": show_seconds(self._timer.elapsed()),
-                "left": show_seconds(self._timer.left() or 0.0),
-            }
+            elapsed, left = self._timer.elapsed(), self._timer.left() or 0.0
+        self._newest = step, metrics, elapsed, left
         if is_last or self._last_shown is None or self._now() - self._last_shown >= self._line_every():
             self._show_pending()
 
@@ -116,14 +115,19 @@ class PlainProgress:
 
     def close(self) -> None:
         """Write the pending line."""
-        if self._pending:
+        if self._pending or self._newest is not None:
             self._show_pending()
         self._end_open_line()
 
     def _show_pending(self) -> None:
-        pairs = sorted(self._pending.items(), key=lambda pair: pair[0] != "step")  # the step comes first
-        self.say(" ".join(f"{name}={value}" for name, value in pairs))
-        self._pending = {}
+        shown = {}
+        if self._newest is not None:
+            step, metrics, elapsed, left = self._newest
+            shown = {"step": str(step), **format_metrics(metrics)}
+            if self._summary is not None:
+                shown |= {"step": f"{step}/{self._summary.horizon}", "elapsed": show_seconds(elapsed), "left": show_seconds(left)}
+        self.say(" ".join(f"{name}={value}" for name, value in {**shown, **self._pending}.items()))
+        self._newest, self._pending = None, {}
         self._last_shown = self._now()
 
     def _begin(self, label: str) -> None:

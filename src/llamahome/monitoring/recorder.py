@@ -18,7 +18,7 @@ import torch
 from llamahome.config.yamltext import write_value
 from llamahome.distributed.devices import HostCopy
 from llamahome.monitoring.ranks import Ranks
-from llamahome.monitoring.resources import process_memory
+from llamahome.monitoring.resources import recent_memory
 from llamahome.monitoring.sinks import AppendFile, DiskTrouble, JsonlSink, Sink, TensorBoardSink, json_line, supersede_after
 from llamahome.monitoring.status import RunState, StatusFile
 from llamahome.monitoring.tensorboard_pages import hyperparameters, layout, sample_text, session_end, settings_text
@@ -71,6 +71,8 @@ class Recorder:
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops
         self._system = system
+        self._sampled: Mapping[str, float] | None = None
+        """The sample of the machine that TensorBoard has."""
         self._losses: list[torch.Tensor] = []
         """Of each step its loss and what else was measured, [1 + M]."""
         self._measured: tuple[str, ...] = ()
@@ -151,7 +153,7 @@ class Recorder:
         self._losses.append(values.float())  # a copy, because the caller may reuse the tensor
         self._measured = tuple(measured)
         self._grad_norm = grad_norm.detach().float().clone()
-        self._units.append(tuple(units) or (targets,) * len(values))
+        self._units.append(tuple(units) or (targets,) * (1 + len(measured)))
         self._learning_rate = learning_rate
         self._window_tokens += tokens
         self._window_targets += targets
@@ -168,7 +170,7 @@ class Recorder:
         if not self._losses or self._grad_norm is None:
             return None
         known = {"train/learning_rate": self._learning_rate, "train/tokens": self._total_tokens, "train/targets": self._total_targets}
-        values, targets = HostCopy((self._grad_norm, *torch.cat(self._losses))), self._window_targets
+        values, targets = HostCopy((self._grad_norm, *self._losses)), self._window_targets
         window = Window(step, values, self._units, self._measured, targets, self._window_tokens, known, sent, self._losses[-1].device)
         self._losses, self._units, self._window_tokens, self._window_targets = [], [], 0, 0
         return window
@@ -197,10 +199,16 @@ class Recorder:
         self.standing_out = partial(rows, _standing_out(columns[0], grad_norm))
         self.log(window.step, metrics)
         self.standing_out = dict
-        if self._tensorboard is not None and self._system is not None:
-            machine = {name: value for name, value in self._system().items() if name.startswith("system/")}
-            self._tensorboard.log(window.step, time.time(), machine)
+        self._log_machine(window.step)
         return metrics
+
+    def _log_machine(self, step: int) -> None:
+        """Show the newest sample of the machine in TensorBoard, once."""
+        sample = self._system() if self._tensorboard is not None and self._system is not None else {}
+        if self._tensorboard is None or not sample or sample is self._sampled:
+            return
+        self._sampled = sample
+        self._tensorboard.log(step, time.time(), {name: value for name, value in sample.items() if name.startswith("system/")})
 
     def _speed(self, parts: Mapping[str, float], tokens: int, targets: int) -> dict[str, float]:
         now = time.perf_counter()
@@ -277,8 +285,10 @@ def _standing_out(losses: list[float], grad_norm: float) -> int:
 
 
 def _memory(device: torch.device) -> dict[str, float]:
-    resident, peak = process_memory()
+    resident, peak = recent_memory()
     memory: dict[str, float] = {"memory/rss": resident, "memory/peak": peak}
+    if device.type == "cpu":
+        return memory
     module: Any = torch.get_device_module(device)
     if hasattr(module, "max_memory_allocated"):  # the peak, because a step has freed most of its memory when it ends
         memory["memory/gpu_allocated"] = module.max_memory_allocated(device)

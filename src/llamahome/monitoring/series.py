@@ -99,17 +99,32 @@ def thin(x: Sequence[float], y: Sequence[float | None], points: int) -> tuple[li
 
     The first and the last point always stay. A missing value is None or not finite, and is returned as None.
     """
-    values = [value if value is not None and math.isfinite(value) else None for value in y]
+    values = list(y) if _all_finite(y) else [value if value is not None and math.isfinite(value) else None for value in y]
+    kept = extremes(values, points)
+    return [x[index] for index in kept], [values[index] for index in kept]
+
+
+def extremes(values: Sequence[Any], points: int) -> list[int]:
+    """The places of the values that `thin` keeps: anything that can be compared, and None where one is missing."""
     if len(values) <= max(points, 4):
-        return list(x), values
+        return list(range(len(values)))
     stretches = max(1, (points - 2) // 3)
     inner = len(values) - 2
     chosen = {0, len(values) - 1}
     for number in range(stretches):
         begin, end = 1 + number * inner // stretches, 1 + (number + 1) * inner // stretches
-        known = [(value, index) for index in range(begin, end) if (value := values[index]) is not None]
+        stretch = values[begin:end]
+        known = [value for value in stretch if value is not None] if None in stretch else stretch
         if known:
-            chosen |= {min(known)[1], max(known, key=lambda pair: (pair[0], -pair[1]))[1]}
-        if len(known) < end - begin:
-            chosen.add(next(index for index in range(begin, end) if values[index] is None))
-    return [x[index] for index in sorted(chosen)], [values[index] for index in sorted(chosen)]
+            chosen |= {begin + stretch.index(min(known)), begin + stretch.index(max(known))}
+        if len(known) < len(stretch):
+            chosen.add(begin + stretch.index(None))
+    return sorted(chosen)
+
+
+def _all_finite(values: Sequence[float | None]) -> bool:
+    """Whether none of them is None, nan or infinite; False also where their sum is too large. One addition for each value."""
+    try:
+        return math.isfinite(sum(values))  # type: ignore[arg-type]
+    except TypeError:
+        return False

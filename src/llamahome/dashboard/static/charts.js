@@ -263,9 +263,13 @@ function valueAt(curve, x) {
   return low ? curve.y[low - 1] : undefined;
 }
 
-export async function fetchCurves(run, names, options) {
+export function curvesAddress(run, names, options) {
   const query = new URLSearchParams({ names: names.join(","), points: String(POINTS), ...options });
-  const answer = await fetch(`/api/run/${encodeURIComponent(run)}/curves?${query}`);
+  return `/api/run/${encodeURIComponent(run)}/curves?${query}`;
+}
+
+export async function fetchCurves(address) {
+  const answer = await fetch(address);
   if (!answer.ok) throw new Error(`curves: ${answer.status}`);
   return answer.json();
 }

@@ -1,5 +1,5 @@
 // Several runs in the same charts: one curve and one colour for each run. Runs that train are read again every ten seconds.
-import { Chart, fetchCurves, readControls } from "./charts.js";
+import { Chart, curvesAddress, fetchCurves, readControls } from "./charts.js";
 
 const runs = [...document.querySelectorAll("#compared tr[data-run]")].map((row) => row.dataset.run);
 const charts = [...document.querySelectorAll(".chart")].map((figure) => new Chart(figure));
@@ -12,7 +12,7 @@ async function load() {
     const [[name]] = chart.spec.lines;
     const options = { x: settings.axis };
     if (settings.smooth && chart.spec.smooth) options.smooth = settings.smooth;
-    const found = await Promise.all(runs.map((run) => fetchCurves(run, [name], options)));
+    const found = await Promise.all(runs.map((run) => fetchCurves(curvesAddress(run, [name], options))));
     if (mine !== turn) return;
     chart.set(
       found.map((each, at) => ({ name, label: runs[at], ...(each.lines[name] ?? { x: [], y: [], smooth: null }) })),

@@ -1,5 +1,5 @@
 // The page of a run: loads its curves, then follows the live stream. The page of the machine uses it too, with its own charts.
-import { Chart, fetchCurves, readControls } from "./charts.js";
+import { Chart, curvesAddress, fetchCurves, readControls } from "./charts.js";
 import { figure, formats } from "./format.js";
 
 const run = document.getElementById("run").dataset.run;
@@ -9,6 +9,8 @@ const settings = readControls((fetches) => (fetches ? load() : show()));
 const last = { step: 0, tokens: 0, began: null, secondsPerStep: null };
 const recent = [];
 const MOST_ROWS = 8; // of an alert, as in macros.html
+// What the head of the page has asked for already, so that the losses are read while the scripts are.
+const asked = document.querySelector("link[rel=preload][as=fetch]")?.getAttribute("href");
 let turn = 0;
 let source = null;
 let cursor = null;
@@ -39,13 +41,14 @@ async function loadChart(chart, mine) {
   if (settings.smooth && spec.smooth) options.smooth = settings.smooth;
   const names = spec.lines.map(([name]) => name);
   if (spec.name === "loss") {
-    const early = await fetchCurves(run, names, { ...options, hurry: 1 });
+    const usual = asked && settings.axis === "step" && !settings.smooth;
+    const early = await fetchCurves(usual ? asked : curvesAddress(run, names, { ...options, hurry: 1 }));
     if (mine !== turn) return false;
     put(chart, early);
     if (early.complete) return true;
     tell("This is a long run: the training loss is here, the rest is being read.");
   }
-  const found = await fetchCurves(run, names, options);
+  const found = await fetchCurves(curvesAddress(run, names, options));
   if (mine !== turn) return false;
   put(chart, found);
   tell("");
