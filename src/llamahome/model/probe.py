@@ -165,7 +165,7 @@ def _leaks(model: PreTrainedModel, head: Head, outputs: list[_Outputs], alone_TV
             return False
         distance, noise = _distance(replaced, middle(short, short)), _distance(replaced, middle(later, other))
         if any(each.form in ("router", "stacked") for each in matrices(model)):
-            if (in_few_layers := _distance_in_float32(model)) is not None:
+            if model.dtype != torch.float32 and (in_few_layers := _distance_in_float32(model)) is not None:
                 return not in_few_layers <= 2 * _ROUNDING[torch.float32]
             distance = _distance(replaced, middle(other, later))
             noise = max(noise, _distance(_pass_logits(model, (long,), head), alone_TV), _ROUNDING[model.dtype])
