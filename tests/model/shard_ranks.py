@@ -2,6 +2,7 @@
 
 import gc
 import os
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,16 +12,19 @@ from tests.support.models import CPU, FP32, our_model
 from llamahome.config.schema import LoraConfig
 from llamahome.distributed.world import World
 from llamahome.errors import LlamaHomeError
+from llamahome.model.generate import generate
 from llamahome.model.load import load_model
 from llamahome.model.lora import add_lora
 from llamahome.model.lora_init import start_adapters
 from llamahome.model.packing import packing_of
+from llamahome.model.precision import Precision
 from llamahome.model.shard import sharded
 from llamahome.model.shard_load import local_of, make_mesh, row_range, whole_of
 
 
 def everything(world: World, payload):
-    return {"families": families(world, payload), "refused": refused(world, payload), "begun": initial_factors(world, payload)}
+    found = {"families": families(world, payload), "refused": refused(world, payload), "begun": initial_factors(world, payload)}
+    return found | {"answers": answers(world, payload)}
 
 
 def families(world: World, payload):
@@ -74,6 +78,19 @@ def initial_factors(world: World, payload):
     factors = [{name: each for name, each in model.named_parameters() if "lora_" in name} for model in adapted]
     assert factors[0].keys() == factors[1].keys() and all(float(each.detach().abs().max()) > 0 for each in factors[0].values())
     return max(float((each - factors[1][name]).detach().abs().max()) for name, each in factors[0].items())
+
+
+def answers(world: World, payload):
+    """What a model answers whose weights are all trained in float32 and multiplied in bfloat16, whole and sharded."""
+    found = []
+    for mesh in (None, make_mesh(world, "shard")):
+        model = load_model(Path(payload["begun"]), dtype=torch.float32, device=CPU, mesh=mesh).eval()
+        placement = (
+            None if mesh is None else sharded(model, world, strategy="shard", precision=Precision(torch.float32, torch.bfloat16, ""))
+        )
+        answer = partial(generate, model, [[5, 6, 7]], end_ids=[2], max_new_tokens=4)
+        found.append(answer() if placement is None else placement.within(answer))
+    return found
 
 
 def peak(world: World, payload):

@@ -38,6 +38,8 @@ def test_two_ranks_load_rows_of_the_whole_model_and_refuse_together(tmp_path: Pa
     payload = {"families": [(str(odd), "float32"), (str(cast), "bfloat16")], "refused": [not_finite, missing, longer], "begun": str(odd)}
     for found in run_workers(f"{TASKS}:everything", 2, payload):
         assert found["families"] == {str(odd): [], str(cast): []} and found["begun"] == 0.0
+        whole, sharded = found["answers"]
+        assert whole == sharded and len(whole[0]) == 4
         refused = found["refused"]
         assert "model.not-finite" in refused[0] and layer in refused[0] and "NaN" in refused[0]
         assert "model.unreadable" in refused[1] and layer in refused[1] and "in no file" in refused[1]

@@ -30,7 +30,7 @@ from llamahome.model.objective import Within, directly
 from llamahome.model.pass_guard import PassGuard
 from llamahome.model.place import Strategy, trained_parameters
 from llamahome.model.precision import Precision
-from llamahome.model.shard_load import give_rows, make_mesh, mesh_of, row_range, take_rows
+from llamahome.model.shard_load import give_rows, keep_compute, make_mesh, mesh_of, row_range, take_rows
 
 T = TypeVar("T")
 
@@ -102,6 +102,8 @@ def sharded(
         fully_shard(layer, mp_policy=low if precision.autocast else MixedPrecisionPolicy(), **settings)
     root: Any = fully_shard(_Whole(model), mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False), **settings)
     give_rows(rows)
+    if precision.autocast:
+        keep_compute(model, precision.compute)
     modules = [module for module in root.modules() if isinstance(module, FSDPModule)]
     for module in modules:
         module.set_gradient_divide_factor(1.0)

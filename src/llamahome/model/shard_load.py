@@ -9,7 +9,7 @@ Memory: the rows of this process, and one tensor while it is made. Rows that kee
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -23,6 +23,7 @@ from transformers.core_model_loading import Concatenate, MergeModulelist, Weight
 
 from llamahome.distributed.world import World
 
+_COMPUTE = "llamahome_gathered_dtype"
 Mesh = DeviceMesh
 """The processes that share a model, in one row or in one for each machine."""
 Taken = list[tuple[nn.Module, str, nn.Parameter]]
@@ -174,6 +175,17 @@ def give_rows(taken: Taken) -> None:
     """Put rows where FSDP2 has sharded the parameters that `take_rows` left."""
     for module, name, rows in taken:
         module.load_state_dict({name: rows}, strict=False, assign=True)
+
+
+def keep_compute(model: nn.Module, dtype: torch.dtype) -> None:
+    """Note that the layers of a sharded `model` are gathered in `dtype`, which its stored weights do not have."""
+    setattr(model, _COMPUTE, dtype)
+
+
+def generating(model: PreTrainedModel) -> AbstractContextManager[object]:
+    """Where transformers' own code runs a model: products of gathered layers are computed in the dtype in which they were gathered."""
+    dtype: torch.dtype | None = getattr(model, _COMPUTE, None)
+    return nullcontext() if dtype is None else torch.autocast(model.device.type, dtype)
 
 
 def smallest(values: Tensor, model: nn.Module) -> Tensor:
