@@ -56,13 +56,13 @@ FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 OPEN_FLOORS = (0, 5)
 
 BORDERS = {
-    "transformers": r"data/text/tokens|model/(load|skeleton|starter|export/\w+|generate|attention|backends/cpu/fuse)",
+    "transformers": r"data/text/tokens|model/(load|shard_load|skeleton|starter|export/\w+|generate|attention|backends/cpu/fuse)",
     "peft": r"model/(lora|lora_eva|lora_init|lora_layers|adapter)",
     "ruamel": r"config/\w+",
     "yaml": r"nowhere",
     "torch.utils.tensorboard": r"monitoring/sinks",
     "tensorboard": r"monitoring/(sinks|tensorboard_pages)",
-    "torch.distributed": r"distributed/\w+|model/(place|shard)|checkpoint/store",
+    "torch.distributed": r"distributed/\w+|model/(place|shard|shard_load)|checkpoint/store",
     "click": r"cli/\w+",
     "starlette": r"dashboard/\w+|serving/\w+",
     "uvicorn": r"web/listen",

@@ -42,6 +42,7 @@ from llamahome.monitoring.progress import Progress, open_progress
 from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.throughput import PartClock
 from llamahome.objective_rows import one_kind, open_taught, refuse_without_prompts
+from llamahome.pass_memory import remedies_of
 from llamahome.resolve import answered_rows, evaluated_rows, resolve_settings
 from llamahome.resuming import passed_over, rate_of, show_rows
 from llamahome.rundir import RunPaths, as_typed
@@ -150,8 +151,8 @@ def read_data(session: Session, loaded: LoadedConfig, data_path: str | Sequence[
     refuse_without_prompts(fitted.config, prepared)
     if (found := one_kind(fitted.config, prepared)) is not None:
         progress.warn(*found)
-    taught = open_taught(fitted.config, prepared, tokenizer)
-    return RunData(prepared.reading.opened, prepared, tokenizer, base, adapter, backend, taught, fitted)
+    paths, taught = prepared.reading.opened, open_taught(fitted.config, prepared, tokenizer)
+    return RunData(paths, prepared, tokenizer, base, adapter, backend, taught, fitted)
 
 
 def assemble(session: Session, data: RunData, *, step: int = 0, consumed: int = 0, begun: Path | None = None) -> Job:
@@ -166,9 +167,8 @@ def assemble(session: Session, data: RunData, *, step: int = 0, consumed: int = 
     rows = NewRows(needed, {token.number: token.pieces for token in new_tokens})
     base = load_base(fitted.config, data.base, data.backend, world, rows=rows, adapter=data.adapter or begun, say=say)
     settings, plan = resolve_settings(fitted, data.prepared, base, world, step=step, consumed=consumed, say=say)
-    tokens = plan.rows_ahead * data.prepared.report.tokens_per_row
     auxiliary = _auxiliary(session, data.base, data.adapter)
-    ahead = {"rows": plan.rows_ahead, "tokens": tokens}
+    ahead = {"rows": plan.rows_ahead, "tokens": plan.rows_ahead * data.prepared.report.tokens_per_row}
     config, directions = from_rows(settings.config, base, data.prepared, world, say=say)
     learner = make_learner(config, base, world, auxiliary=auxiliary, begins=step == 0, say=say, **ahead)
     begin_with(learner.model, directions, world)
@@ -280,6 +280,7 @@ def make_run(
             refuse_spikes=config.training.refuse_spikes and config.training.objective != "grpo",  # its losses are around zero
             scales_loss=objective.backend.precision.compute == torch.float16,
             show_rows=lambda rows: show_rows(job.data.paths, paths, rows),
+            remedies=remedies_of(config),
             early_stop_patience=config.evaluation.early_stop_patience,
             save_best=config.checkpoint.keep_best > 0,
             final_is_best=config.output.final == "best",

@@ -6,9 +6,11 @@ in the embedding is refused. One warning tells of rows longer than a rotary mode
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from llamahome.config.load import LoadedConfig, with_values
+from llamahome.config.objectives import ObjectiveName
 from llamahome.data.prepare import Prepared, prepare
 from llamahome.data.store.truncation import within_positions
 from llamahome.data.text.end_tokens import end_setting
@@ -93,7 +95,7 @@ def prepare_fitted(
     `rows` is the size of the embedding that an adapter brings.
     """
     fitted = fit_to_model(loaded, folder, tokenizer, rows=rows, say=say)
-    with hints_within_positions(folder):
+    with hints_within_positions(folder), hints_that_keep(fitted.config.training.objective):
         return fitted, prepare(fitted.config.data, data_path, tokenizer, say=say)
 
 
@@ -131,3 +133,19 @@ def hints_within_positions(folder: Path) -> Iterator[None]:
     except DataError as error:
         positions = limits_of(folder).positions
         raise DataError([within_positions(problem, positions) for problem in error.problems]) from error
+
+
+@contextmanager
+def hints_that_keep(objective: ObjectiveName) -> Iterator[None]:
+    """In a run with an `objective` that was asked for, let help for rows with bad answers begin with what keeps it."""
+    try:
+        yield
+    except DataError as error:
+        if objective == "sft":
+            raise
+        raise DataError([_good_answers_first(problem) for problem in error.problems]) from error
+
+
+def _good_answers_first(problem: Problem) -> Problem:
+    other_objective, _, good = (problem.hint or "").partition("; ")
+    return replace(problem, hint=f"{good}; {other_objective}") if problem.code == "data.preference" and good else problem

@@ -12,10 +12,12 @@ from llamahome.config.optimizers import STATE_BYTES
 from llamahome.config.schema import Config
 from llamahome.distributed.world import World
 from llamahome.errors import OutOfMemory, Problem
-from llamahome.model.place import largest_pass, longest_pass, needs_checkpointing
+from llamahome.model.backends.backend import Backend
+from llamahome.model.place import ChosenStrategy, largest_pass, longest_pass, needs_checkpointing
 from llamahome.model.stream import held_bytes
 from llamahome.model.targets import copied_bytes
 from llamahome.training.learner import BaseModel, free_bytes
+from llamahome.training.memory import Remedies
 from llamahome.units import show_bytes
 
 Say = Callable[[str], None]
@@ -33,6 +35,17 @@ def documents_of_row(config: Config) -> int:
     return 2 if LEARNS[config.training.objective] == "pairs" else 1
 
 
+def remedies_of(config: Config) -> Remedies:
+    """What lets a pass of this run take less memory."""
+
+    def shorten(longest: int) -> str:
+        if config.training.objective == "grpo":  # most of the row is an answer that the model draws
+            return f"grpo.max_new_tokens={max(1, config.grpo.max_new_tokens // 2)}"
+        return f"data.max_length={max(16, longest // (2 * documents_of_row(config)))}"
+
+    return Remedies(config.training.gradient_checkpointing is not True, shorten)
+
+
 def resolve_memory(config: Config, base: BaseModel, world: World, *, longest: int, compiled: bool, say: Say) -> Resolved:
     """training.micro_batch_tokens and training.gradient_checkpointing where they are auto; `longest` is the longest row, in tokens.
 
@@ -40,16 +53,13 @@ def resolve_memory(config: Config, base: BaseModel, world: World, *, longest: in
     """
     training, backend, model = config.training, base.backend, base.model
     needs = PassMemory(config, base, compiled=compiled)
-    free = free_bytes(backend, world) - held_bytes(model) // world.local_size
+    free = free_bytes(backend, world) - held_bytes(model, processes=world.local_size) // world.local_size
     most, resolved = documents_of_row(config) * config.data.max_length, Resolved()
-    if training.method == "full":  # gradients and the state of the optimizer are not there yet
-        free -= round((4 + STATE_BYTES[training.optimizer]) * sum(parameter.numel() for parameter in model.parameters()))
+    if training.method == "full":
+        free -= _update_bytes(training.optimizer, sum(parameter.numel() for parameter in model.parameters()), base.strategy, world)
     tokens = training.micro_batch_tokens
     if tokens == "auto":
-        tokens = backend.micro_batch_tokens
-        if training.gradient_checkpointing is not True:
-            tokens = largest_pass(tokens, fewest=max(backend.min_micro_batch_tokens, most), keeps=needs.kept, free_bytes=free)
-        tokens = int(-world.max(-tokens))
+        tokens = int(-world.max(-auto_pass_tokens(config, backend, keeps=needs.kept, free=free)))
         resolved["training.micro_batch_tokens"] = tokens, f"{backend.name} back end"
     on = training.gradient_checkpointing
     if on == "auto":
@@ -61,6 +71,21 @@ def resolve_memory(config: Config, base: BaseModel, world: World, *, longest: in
         say(f"gradient checkpointing {'on' if on else 'off'}: {why}")
     refuse_too_long(needs, min(longest, config.data.max_length), world, free=free, recomputes=on)
     return resolved
+
+
+def auto_pass_tokens(config: Config, backend: Backend, *, keeps: Callable[[int], int], free: int) -> int:
+    """training.micro_batch_tokens where it is auto: the back end's number, or fewer whose activations, `keeps` bytes, fit into `free`."""
+    if config.training.gradient_checkpointing is True:
+        return backend.micro_batch_tokens
+    fewest = max(backend.min_micro_batch_tokens, documents_of_row(config) * config.data.max_length)
+    return largest_pass(backend.micro_batch_tokens, fewest=fewest, keeps=keeps, free_bytes=free)
+
+
+def _update_bytes(optimizer: str, weights: int, chosen: ChosenStrategy, world: World) -> int:
+    """Bytes that gradients and the state of the optimizer take on this process in full fine-tuning; they are not there yet."""
+    shards = {"replicate": 1, "shard": world.size, "hybrid": world.local_size}[chosen.strategy]
+    gradients = 4 * weights // (shards if chosen.sums_each_pass else 1)
+    return gradients + round(STATE_BYTES[optimizer] * weights / shards)
 
 
 class PassMemory:

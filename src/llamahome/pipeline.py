@@ -22,14 +22,16 @@ from llamahome.checkpoint.target import resolve
 from llamahome.config.check import check_config
 from llamahome.config.load import LoadedConfig, read_saved_config, with_values
 from llamahome.data.report import lost_lines
+from llamahome.data.steps.loader import Loader
 from llamahome.distributed.agreement import require_agreement
 from llamahome.distributed.failures import note_run, run_to_go_on
-from llamahome.distributed.watchdog import open_watchdog
+from llamahome.distributed.watchdog import Watchdog, open_watchdog
 from llamahome.errors import ConfigError, Problem, Stopped
 from llamahome.evaluation_report import report
 from llamahome.final_model import write_chosen
 from llamahome.measuring import NOTHING_MORE, Asked
 from llamahome.model.adapter import restore_model
+from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.trackers import require_installed
 from llamahome.profiling import make_clock
 from llamahome.recording import MemoryPlan, begin_to_show, first_line, open_recorder, with_memory_plan, write_report_of
@@ -45,7 +47,7 @@ from llamahome.training.evaluate import Evaluation, Evaluator, SampleAnswer
 from llamahome.training.loop import train as train_loop
 from llamahome.training.optimizer import restore_optimizer
 from llamahome.training.recovery import RunDiverged
-from llamahome.training.run import Outcome, after_evaluation, first_state
+from llamahome.training.run import Outcome, Run, after_evaluation, first_state
 
 
 @dataclass(frozen=True)
@@ -168,58 +170,82 @@ def evaluate(target: str, data_path: str | Sequence[str] | None, loaded: LoadedC
 
 def _run(job: Job, paths: RunPaths, state: TrainerState) -> Result:
     """Train to the end, from earlier checkpoints again where the run has diverged, and write the final model."""
+    session, world = job.session, job.session.world
     fingerprints = {"data with the fingerprint": job.data.prepared.fingerprint, "a base model with": job.learner.base_fingerprint}
-    require_agreement(job.session.world, fingerprints)
-    job.session.world.rank_status.enter("in training")
-    while isinstance(ended := _train(job, paths, state), Rollback):
-        state = roll_back(job, paths, ended)
-    return ended
+    require_agreement(world, fingerprints)
+    world.rank_status.enter("in training")
+    rollback: Rollback | None = None
+    while True:
+        if rollback is not None:
+            state = roll_back(job, paths, rollback)
+        with ExitStack() as closing:
+            opened = _open(job, paths, state, closing)
+            try:
+                evaluated = _evaluate_untrained(session, opened.evaluator, state)
+                begin_to_show(job, paths, state)
+                session.stop.training = True
+                with opened.watchdog.watching():
+                    outcome = train_loop(opened.run, evaluated)
+                for line in lost_lines(opened.loader.seen) if job.data.prepared.streams else ():
+                    session.progress.say(f"since step {state.step:,}: {line}")
+                final_note = write_chosen(job, paths, outcome.state) if outcome.reason != "asked to stop" else None
+            except BaseException as error:
+                rollback = plan_rollback(job, paths, state, error, opened.recorder) if isinstance(error, RunDiverged) else None
+                if rollback is not None:
+                    del opened  # and its memory, before the weights of the checkpoint are read
+                    continue
+                _note_failure(job, paths, opened.recorder, error, step=state.step)
+                raise
+            _note_ending(job, paths, opened.recorder, outcome)
+        evaluator, kwh = opened.evaluator, opened.recorder.ranks.kwh()
+        return Result(paths, outcome, evaluator.first, evaluator.last, evaluator.samples(), job.settings, final_note, kwh)
 
 
-def _train(job: Job, paths: RunPaths, state: TrainerState) -> Result | Rollback:
-    """Open the files of the run, train from `state`, and write the final model unless the run has to go back."""
-    session, world, folder = job.session, job.session.world, {"folder": str(paths.root.resolve())}
-    with ExitStack() as closing:
-        recorder = open_recorder(job, paths, state, closing, checkpoint_bytes=require_space(job, paths))
-        evaluator = assembly.make_evaluator(job, recorder, state)
-        loader = assembly.make_loader(job, state)
-        closing.callback(loader.close)
-        watchdog = open_watchdog(job.config.training.hang_timeout, world.rank_status, paths.rank_log(world.rank))
-        clock = make_clock(job, paths, state, closing, watch=watchdog.enter)
-        saver = Saver(job, paths, recorder, loader, clock)
-        closing.callback(saver.close)
-        save, steps = (saver.save, saver.save_async), make_steps(job, loader, clock)
-        run = assembly.make_run(job, paths, state, loader=steps, recorder=recorder, evaluator=evaluator, save=save, clock=clock)
-        recorder.status("running", state.step, job.plan.horizon, **folder)
-        try:
-            evaluated = _evaluate_untrained(session, evaluator, state)
-            begin_to_show(job, paths, state)
-            session.stop.training = True
-            with watchdog.watching():
-                outcome = train_loop(run, evaluated)
-            for line in lost_lines(loader.seen) if job.data.prepared.streams else ():
-                session.progress.say(f"since step {state.step:,}: {line}")
-            stopped, final_note = outcome.reason == "asked to stop", None
-            if not stopped:
-                final_note = write_chosen(job, paths, outcome.state)
-        except BaseException as error:
-            rollback = plan_rollback(job, paths, state, error, recorder) if isinstance(error, RunDiverged) else None
-            if rollback is not None:
-                return rollback
-            recorder.status("failed", state.step, job.plan.horizon, **folder)
-            recorder.event("failed", step=recorder.step, text=first_line(error))
-            write_report_of(session, paths)
-            raise
-        ending: Literal["stopped", "finished"] = "stopped" if stopped else "finished"
-        recorder.status(ending, outcome.state.step, job.plan.horizon, **folder, reason=outcome.reason)
-        text = f"{outcome.reason} after step {outcome.state.step:,} of {job.plan.horizon:,}"
-        recorder.event(ending, step=outcome.state.step, reason=outcome.reason, text=text)
-        write_report_of(session, paths)
-        world.barrier()
-        if stopped:
-            raise Stopped(resuming.stopped(outcome, job.plan, paths))
-    kwh = recorder.ranks.kwh()
-    return Result(paths, outcome, evaluator.first, evaluator.last, evaluator.samples(), job.settings, final_note, kwh)
+@dataclass(frozen=True)
+class _Opened:
+    """What is open while a run trains."""
+
+    run: Run
+    loader: Loader
+    evaluator: Evaluator
+    recorder: Recorder
+    watchdog: Watchdog
+
+
+def _open(job: Job, paths: RunPaths, state: TrainerState, closing: ExitStack) -> _Opened:
+    """Open the files of the run and everything that it trains with, from `state` on."""
+    world = job.session.world
+    recorder = open_recorder(job, paths, state, closing, checkpoint_bytes=require_space(job, paths))
+    evaluator = assembly.make_evaluator(job, recorder, state)
+    loader = assembly.make_loader(job, state)
+    closing.callback(loader.close)
+    watchdog = open_watchdog(job.config.training.hang_timeout, world.rank_status, paths.rank_log(world.rank))
+    clock = make_clock(job, paths, state, closing, watch=watchdog.enter)
+    saver = Saver(job, paths, recorder, loader, clock)
+    closing.callback(saver.close)
+    save, steps = (saver.save, saver.save_async), make_steps(job, loader, clock)
+    run = assembly.make_run(job, paths, state, loader=steps, recorder=recorder, evaluator=evaluator, save=save, clock=clock)
+    recorder.status("running", state.step, job.plan.horizon, folder=str(paths.root.resolve()))
+    return _Opened(run, loader, evaluator, recorder, watchdog)
+
+
+def _note_failure(job: Job, paths: RunPaths, recorder: Recorder, error: BaseException, *, step: int) -> None:
+    """Record that the run which began at `step` has failed."""
+    recorder.status("failed", step, job.plan.horizon, folder=str(paths.root.resolve()))
+    recorder.event("failed", step=recorder.step, text=first_line(error))
+    write_report_of(job.session, paths)
+
+
+def _note_ending(job: Job, paths: RunPaths, recorder: Recorder, outcome: Outcome) -> None:
+    """Record how the run has ended. Raises Stopped when it was asked to stop."""
+    ending: Literal["stopped", "finished"] = "stopped" if outcome.reason == "asked to stop" else "finished"
+    step, reason, horizon = outcome.state.step, outcome.reason, job.plan.horizon
+    recorder.status(ending, step, horizon, folder=str(paths.root.resolve()), reason=reason)
+    recorder.event(ending, step=step, reason=reason, text=f"{reason} after step {step:,} of {horizon:,}")
+    write_report_of(job.session, paths)
+    job.session.world.barrier()
+    if ending == "stopped":
+        raise Stopped(resuming.stopped(outcome, job.plan, paths))
 
 
 def _evaluate_untrained(session: Session, evaluator: Evaluator, state: TrainerState) -> TrainerState:

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from tests.support.models import FP32, backend_named, examples_of, our_model
+from tests.support.models import FP32, backend_named, examples_of
 from tests.support.runs import table_of
 
 from llamahome.config.schema import LoraConfig
@@ -12,10 +12,12 @@ from llamahome.data.steps.loader import Loader
 from llamahome.data.steps.mixture import plain_order
 from llamahome.distributed.reducer import OverlappedReducer
 from llamahome.distributed.world import World
+from llamahome.model.load import load_model
 from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
 from llamahome.model.place import place
 from llamahome.model.shard import Placement, replicated, sharded
+from llamahome.model.shard_load import make_mesh
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.evaluate import evaluate
 from llamahome.training.optimizer import make_optimizer, set_learning_rate
@@ -28,8 +30,11 @@ BATCH = 4
 
 def make_placed(world: World, base: str, method: str, strategy: str):
     """A model in its placement. Hybrid uses two machines (three if there are three processes)."""
-    strategy, _, each_pass = strategy.partition(" ")
-    model = our_model(Path(base))
+    strategy, _, how = strategy.partition(" ")
+    machines = 3 if world.size == 3 else 2
+    here = dataclasses.replace(world, local_size=world.size // machines) if strategy == "hybrid" else world
+    mesh = make_mesh(here, strategy) if how == "by-rows" else None
+    model = load_model(Path(base), dtype=torch.float32, device=world.device, mesh=mesh).eval()
     if method == "lora":
         add_lora(model, LoraConfig(rank=4), base="tiny", seed=0, lean=True)
     place(model, world=world, checkpointing=False, sync_batch_norm=False)
@@ -39,9 +44,7 @@ def make_placed(world: World, base: str, method: str, strategy: str):
             parameters = list(placement.parameters.values())
             placement = dataclasses.replace(placement, exchange=OverlappedReducer(world, parameters, bucket_bytes=10_000))
     else:
-        machines = 3 if world.size == 3 else 2
-        here = dataclasses.replace(world, local_size=world.size // machines) if strategy == "hybrid" else world
-        placement = sharded(model, here, strategy=strategy, precision=FP32, sums_each_pass=bool(each_pass))
+        placement = sharded(model, here, strategy=strategy, precision=FP32, sums_each_pass=how == "each-pass")
     return model, Objective(model, backend_named("cpu"), placement.within), placement
 
 
@@ -93,6 +96,7 @@ def every_placement(world: World, payload):
     strategies = ("replicate", "shard", "hybrid") if world.size > 1 else ("replicate",)
     pairs = [(method, strategy) for method in ("lora", "full") for strategy in strategies]
     pairs += [("full", f"{strategy} each-pass") for strategy in strategies[1:]]
+    pairs += [(method, f"{strategy} by-rows") for method in ("lora", "full") for strategy in strategies[1 : world.size]]
     return {f"{method} {strategy}": learn(world, payload["base"], method, strategy, payload["steps"]) for method, strategy in pairs}
 
 

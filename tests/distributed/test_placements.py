@@ -31,6 +31,8 @@ def check(base: str, world_size: int, steps: int) -> None:
             assert ours == pytest.approx(theirs, rel=1e-4), name
         assert found["evaluation"] == pytest.approx(alone[f"{name.split()[0]} replicate"]["evaluation"], rel=1e-5), name
         assert all([step[:2] for step in other[name]["steps"]] == losses for other in ranks[1:]), f"{name}: processes differ"
+    for name in [name for name in ranks[0] if name.endswith(" by-rows")]:
+        assert all(rank[name] == rank[name.removesuffix(" by-rows")] for rank in ranks), f"{name}: not bit for bit those of whole weights"
     lora = ranks[0]["lora replicate"]
     for step in lora["steps"]:
         assert step[2]["net/exchanges"] == 1

@@ -75,6 +75,10 @@ def test_pairs_and_answers_are_not_taken_for_each_other(paired: Project) -> None
     assert answers.codes == ["data.no-pairs"] and "training.objective=sft" in answers.helps[0]
     both = paired.type("train", "pairs.jsonl").expect(3)
     assert both.codes == ["data.preference"] and both.helps[0].startswith("--set training.objective=dpo")
+    (paired.folder / "mine.py").write_text("def score(answer, reference):\n    return 1.0\n")
+    wished = paired.type("train", "pairs.jsonl", "--set", "training.objective=grpo", "--set", "grpo.reward=mine.py:score").expect(3)
+    first, _, second = wished.helps[0].partition("; ")
+    assert first.startswith("--set 'data.columns={") and second.startswith("--set training.objective=dpo")
     for words in ((), ("--set", "training.objective=dpo")):
         measured = paired.type("train-eval", "tiny", "pairs.jsonl", *words).expect(2)
         assert measured.codes == ["config.eval-of-pairs"] and "objective=dpo" not in measured.helps[0]

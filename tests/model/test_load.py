@@ -65,12 +65,17 @@ def test_the_probe_finds_a_leak_between_documents_however_weak(dtype: torch.dtyp
     assert why is None or ("a document changes" in why and "in the same pass" in why)
 
 
-def test_the_probe_finds_a_weak_leak_without_a_gradient_in_bfloat16() -> None:
+@pytest.mark.parametrize(("kind", "shares"), [("llama", [0.02]), ("mixtral", [0.0, 0.001, 0.01]), ("qwen2-moe", [0.0, 0.001])])
+def test_the_probe_finds_a_weak_leak_without_a_gradient_in_bfloat16(kind: str, shares: list[float]) -> None:
     register_attention()
-    model = plain_model("llama").bfloat16()
-    attention = model.get_decoder().layers[0].self_attn
-    attention.v_proj = _Convolution(attention.v_proj, 0.02, detached=True)
-    assert "a document changes another" in str(choose_packing(model, head_of(model)).why_alone)
+    for share in shares:
+        model = plain_model(kind).bfloat16()
+        attention = model.get_decoder().layers[0].self_attn
+        attention.v_proj = _Convolution(attention.v_proj, share, detached=True)
+        weights = [id(weight) for weight in model.parameters()]
+        why = choose_packing(model, head_of(model)).why_alone
+        assert (why is not None and "a document changes another" in why) if share else why is None
+        assert [id(weight) for weight in model.parameters()] == weights and model.dtype == torch.bfloat16
 
 
 def test_a_quantized_model_is_refused(tmp_path: Path) -> None:

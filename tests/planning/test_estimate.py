@@ -3,24 +3,36 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from tests.support.families import tiny_family
 from tests.support.models import NOT_PACKABLE, plain_model, save_tiny, tiny_config
 from tests.support.projects import chats, write_rows
 
+from llamahome import pass_memory
 from llamahome.cli.app import app
 from llamahome.config.load import load_config
+from llamahome.config.schema import Config
+from llamahome.distributed.fake_group import fake_world
 from llamahome.errors import ConfigError, LlamaHomeError, UsageError
+from llamahome.model.backends.choose import planned_backend
 from llamahome.model.load import head_of
+from llamahome.model.place import choose_strategy, weight_bytes
+from llamahome.model.precision import Precision
 from llamahome.model.probe import choose_packing
-from llamahome.model.skeleton import require_packed
+from llamahome.model.skeleton import require_packed, skeleton
+from llamahome.pass_memory import resolve_memory
 from llamahome.planning.estimate import simulate
-from llamahome.planning.forecast import Cluster
+from llamahome.planning.forecast import Cluster, layout_of
 from llamahome.planning.hardware import DEVICES
+from llamahome.planning.measure import measure
+from llamahome.planning.passes import simulated_work
 from llamahome.planning.rollout import Rollout
+from llamahome.training.learner import BaseModel
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 5, "vocab_size": 640}
 
@@ -71,6 +83,39 @@ def test_the_plan_shows_what_does_not_fit_and_options_with_which_it_does(shape: 
     assert "does not fit; it would with --set" in text
     hint = text.split("it would with ")[1].splitlines()[0].split()
     assert "does not fit" not in run("--model", str(shape), "--world-size", "1", *tight, *hint)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_simulated_passes_are_as_large_as_those_of_a_run(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On devices with less and less memory, of which a run finds free what its weights leave."""
+    read = tiny_config("llama", hidden_size=1024, intermediate_size=4096, num_hidden_layers=8, num_attention_heads=8)
+    config = Config.model_validate({"training": {"method": method}})
+    low = Precision(torch.float32 if method == "full" else torch.bfloat16, torch.bfloat16, "a test")
+    backend, model = planned_backend(low), skeleton(read, layers=8, dtype=low.storage)
+    shape, activations = measure(config, backend, read, 8)
+    weights, seen = sum(each.numel() for each in model.parameters()), set()
+    for memory in (gigabytes * 10**9 for gigabytes in (2, 3, 4, 6, 8, 12)):
+        for strategy, shards in (("replicate", 1), ("shard", 4), ("hybrid", 2)):
+            monkeypatch.setattr(pass_memory, "free_bytes", lambda *_: memory - weights * low.storage.itemsize // shards)  # noqa: B023
+            with fake_world(4, local_size=2) as world:
+                needed = weight_bytes(weights, method=method, storage=low.storage)
+                chosen = choose_strategy(strategy, method=method, needed=needed, free=memory, world=world)
+                base = BaseModel(tmp_path, model, backend, chosen, [], None)
+                found = resolve_memory(config, base, world, longest=16, compiled=strategy == "replicate", say=lambda line: None)
+            tokens = found["training.micro_batch_tokens"][0]
+            cluster = Cluster(replace(DEVICES["h100"], memory_bytes=memory), 4, 2)
+            layout = layout_of(strategy, cluster, stored=low.storage.itemsize, computed=2, apart=method == "lora")
+            layout = replace(layout, sums_each_pass=chosen.sums_each_pass)
+            planned = simulated_work(activations, shape, layout, cluster, passes=1, target_share=1.0)
+            assert planned.tokens == tokens, (memory, strategy)
+            seen.add((strategy, tokens))
+    assert len({tokens for _, tokens in seen}) == 3 and len(seen) > 5, "16,384, half and a quarter of it"
+
+
+def test_a_simulation_shrinks_the_passes_of_each_strategy_by_its_memory(shape: Path) -> None:
+    words = ["--model", str(shape), "--world-size", "4", "--num-nodes", "1", "--json"]
+    found = [json.loads(run(*words, "--device-memory", memory))["strategies"] for memory in ("80 GB", "100 MB")]
+    assert [each["shard"]["micro_batch_tokens"] for each in found] == [16_384, 4096]
 
 
 def test_the_plan_of_rows_has_the_steps_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,12 @@ import pytest
 import torch
 from tests.support.runs import ALONE
 
+from llamahome.config.schema import Config
 from llamahome.distributed.devices import is_out_of_memory
 from llamahome.distributed.world import World
 from llamahome.errors import OutOfMemory
-from llamahome.training.memory import free_cached_memory, smaller_budget, update_does_not_fit
+from llamahome.pass_memory import remedies_of
+from llamahome.training.memory import Remedies, free_cached_memory, smaller_budget, update_does_not_fit
 from llamahome.training.recovery import BadSteps, RunDiverged
 
 
@@ -47,8 +49,11 @@ def message_of(trouble) -> str:
     raise AssertionError("there was no trouble")
 
 
-def budget_after(message: str, lengths, *, budget: int = 2048, others_wait: bool = False) -> int:
-    return smaller_budget(message, budget, lengths, world=ALONE, others_wait=others_wait).micro_batch_tokens
+KEEPS = Remedies(recompute=True)
+
+
+def budget_after(message: str, lengths, *, budget: int = 2048, others_wait: bool = False, remedies: Remedies = KEEPS) -> int:
+    return smaller_budget(message, budget, lengths, world=ALONE, others_wait=others_wait, remedies=remedies).micro_batch_tokens
 
 
 def test_after_running_out_of_memory_a_step_is_cut_into_halves() -> None:
@@ -66,6 +71,19 @@ def test_what_cannot_be_halved_here_says_what_mends_it(trouble, lengths, wait: b
     assert error.value.exit_status == 5 and problem.code == "training.out-of-memory"
     assert "tokens does not fit" in problem.message and "\n" not in problem.message
     assert smaller in problem.hint and "gradient_checkpointing=true" in problem.hint
+
+
+def test_help_names_only_what_would_help_the_run() -> None:
+    cases = [
+        ({}, 400, "--set data.max_length=200"),
+        ({"training": {"objective": "dpo"}}, 800, "--set data.max_length=200"),
+        ({"training": {"objective": "grpo"}, "grpo": {"max_new_tokens": 96}}, 400, "--set grpo.max_new_tokens=48"),
+    ]
+    for values, longest, expected in cases:
+        config = Config.model_validate({**values, "training": {"gradient_checkpointing": True, **values.get("training", {})}})
+        with pytest.raises(OutOfMemory) as error:
+            budget_after("no more memory", [(longest,)], remedies=remedies_of(config))
+        assert error.value.problems[0].hint == expected and error.value.problems[0].where in expected
 
 
 @TROUBLES

@@ -1,5 +1,6 @@
 """The state of a run moves by pure functions; the parts of a run are few, and so are the frames from the loop to the loss."""
 
+import ast
 import dataclasses
 import json
 import math
@@ -11,6 +12,7 @@ import pytest
 from tests.support.models import examples_of, save_tiny
 from tests.support.runs import RunOptions, close_run, make_learner, make_run, table_of
 
+from llamahome import pipeline
 from llamahome.checkpoint.state import judged_cost
 from llamahome.training.evaluate import Evaluation
 from llamahome.training.loop import train
@@ -22,7 +24,7 @@ def test_a_run_has_at_most_twelve_parts() -> None:
 
 
 def test_the_loop_calls_the_step_and_the_step_calls_the_loss(tmp_path: Path) -> None:
-    """With `pipeline.train` and its `_run` and `_train` before them, five frames lead from the command to the loss."""
+    """With `pipeline.train` and its `_run` before them, four frames lead from the command to the loss."""
     learner, frames = make_learner(save_tiny(tmp_path / "llama", "llama"), "lora"), []
 
     def objective(batch):
@@ -36,6 +38,12 @@ def test_the_loop_calls_the_step_and_the_step_calls_the_loss(tmp_path: Path) -> 
     train(run, first_state(60))
     close_run(run)
     assert frames == ["train_step", "train"]
+    callers = {node.name: {getattr(call.func, "id", "") for call in ast.walk(node) if isinstance(call, ast.Call)} for node in functions()}
+    assert [name for name, called in callers.items() if "train_loop" in called] == ["_run"] and "_run" in callers["train"]
+
+
+def functions() -> list[ast.FunctionDef]:
+    return [node for node in ast.parse(Path(pipeline.__file__).read_text()).body if isinstance(node, ast.FunctionDef)]
 
 
 def test_an_update_counts_and_forgets_the_last_evaluation() -> None:

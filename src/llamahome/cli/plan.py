@@ -218,7 +218,10 @@ def _simulation_json(simulation: "Simulation") -> dict[str, Any]:
         "model": {"name": shape.name, "layers": shape.layers, "weights": shape.weights, "trained": shape.trained},
         "cluster": {"ranks": cluster.ranks, "per_node": cluster.per_node, "device": asdict(cluster.device)},
         "work": {"tokens": work["tokens"], "passes": work["passes"], "length": work["length"], "target_share": work["target_share"]},
-        "strategies": {name: _forecast_json(forecast, simulation.remedies[name]) for name, forecast in simulation.forecasts.items()},
+        "strategies": {
+            name: {"micro_batch_tokens": simulation.works[name].tokens, **_forecast_json(forecast, simulation.remedies[name])}
+            for name, forecast in simulation.forecasts.items()
+        },
         "chosen": simulation.chosen,
         "reason": simulation.reason,
     }
@@ -243,7 +246,7 @@ def _forecast_json(forecast: "Forecast", remedy: str | None) -> dict[str, Any]:
 
 
 def _simulation_lines(simulation: "Simulation") -> Iterator[str]:
-    shape, cluster, work, device = simulation.shape, simulation.cluster, simulation.work, simulation.cluster.device
+    shape, cluster, device, work = simulation.shape, simulation.cluster, simulation.cluster.device, simulation.work
     machines = cluster.ranks // cluster.per_node
     trained = f"{shape.trained / 1e6:,.1f}M of them trained"
     yield f"simulated: {shape.name}, {shape.weights / _GB:,.2f}B weights in {shape.layers} layers, {trained}"
@@ -256,6 +259,7 @@ def _simulation_lines(simulation: "Simulation") -> Iterator[str]:
         yield f"  {part:<23}" + "".join(f"{getattr(forecast.memory, part) / _GB:>14,.2f}" for forecast in simulation.forecasts.values())
     rows = {
         "fits": [("yes" if forecast.fits else "no") for forecast in simulation.forecasts.values()],
+        "tokens a micro-batch": [f"{each.tokens:,}" for each in simulation.works.values()],
         "gradient checkpointing": [("yes" if forecast.recomputes else "no") for forecast in simulation.forecasts.values()],
         "exchanges a step": [f"{sum(forecast.exchanges.values()):,}" for forecast in simulation.forecasts.values()],
         "GB sent a step": [f"{forecast.sent_bytes / _GB:,.3f}" for forecast in simulation.forecasts.values()],

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 
 from llamahome.config.describe import settings
+from llamahome.config.initial import FROM_WEIGHTS
 from llamahome.config.learning import learning_errors
 from llamahome.config.load import is_chosen
 from llamahome.config.objectives import FORMAT_OF, LEARNS
@@ -18,8 +19,6 @@ from llamahome.units import parse_steps
 
 METRICS = ("loss", "token_accuracy", "exact", "f1", "rouge", "json", "json_equal")
 """What evaluation.metric names besides a function of the user's."""
-_INITIAL_PRODUCT = ("pissa", "pissa_niter_4", "olora", "loftq")
-"""Values of lora.init with which the product of A and B is not zero at the start."""
 _LOOPBACK = ("127.", "localhost", "::1")
 
 Finding = tuple[str, str, str, str]
@@ -188,7 +187,7 @@ def _initial_errors(config: Config) -> Iterator[Finding]:
         return
     if init == "eva":
         yield from _eva_errors(config)
-    if init not in _INITIAL_PRODUCT:
+    if init not in FROM_WEIGHTS:
         return
     if config.lora.use_dora:
         message = f"lora.init {init} begins with a product that is not zero, and DoRA would take its length for that of the base's weights"

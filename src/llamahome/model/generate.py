@@ -20,6 +20,7 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 from llamahome.model.limits import ModelLimits, limits_from
 from llamahome.model.packing import packing_of
 from llamahome.model.sampling import GREEDY, Sampling, choose_token, generator_for
+from llamahome.model.shard_load import generating
 
 
 @contextmanager
@@ -203,7 +204,7 @@ def _continue(
         parts = {**parts, "logits_processor": LogitsProcessorList([draw])}
     if cache is not None and (known := cache.take(prompts[0])) is not None:
         parts = {**parts, "past_key_values": known}
-    with _ready_to_generate(model):
+    with _ready_to_generate(model), generating(model):
         output: Any = model.generate(
             input_ids=tokens, attention_mask=mask, generation_config=settings, return_dict_in_generate=True, **parts
         )

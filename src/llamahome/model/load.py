@@ -27,6 +27,7 @@ from llamahome.model.limits import remove_lost_ids, shapes_of
 from llamahome.model.load_packed import ReadPacked, fill_gaps, make_gaps, packed_layers, quantized_twice
 from llamahome.model.packing import decoder_of
 from llamahome.model.probe import UnsupportedModel, choose_packing
+from llamahome.model.shard_load import Mesh, class_of_rows, cut_rows
 from llamahome.model.starter import fetch_starter
 from llamahome.model.stream import stream_layers
 from llamahome.model.unsupported import first_line, missing_weights, other_shapes, why_no_decoder, why_unknown
@@ -122,11 +123,14 @@ def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Pa
     raise MachineError(Problem(code="model.hub-failed", message=f"{name} cannot be fetched: {reason}", where="model.name", hint=hint))
 
 
-def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device, keep_bytes: int | None = None) -> PreTrainedModel:
+def load_model(
+    folder: Path, *, dtype: torch.dtype, device: torch.device, keep_bytes: int | None = None, mesh: Mesh | None = None
+) -> PreTrainedModel:
     """Load the causal language model in `folder`, with all weights in `dtype` on `device` and its packing decided (packing.py).
 
     Weights that bitsandbytes has quantised stay packed (packed_weight.py). With `keep_bytes` only so much of the layers is kept in memory,
-    and the rest is read as it is used, if it can be (stream.py). Raises ConfigError if the model cannot be loaded or trained.
+    and the rest is read as it is used, if it can be (stream.py). With `mesh` only this process's rows are loaded (shard_load.py), and all
+    its processes call this function. Raises ConfigError if the model cannot be loaded or trained.
     """
     register_attention()
     quiet_transformers()
@@ -135,7 +139,12 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device, keep_b
         options: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": True, "output_loading_info": True}
         if device.type != "cpu":  # loads tensor by tensor, so that the CPU's memory never holds the whole model
             options["device_map"] = {"": device}
+        by_rows = mesh if not packed else None
         loader = _class_with_gaps(config, list(packed)) if packed else AutoModelForCausalLM
+        if by_rows is not None:
+            _refuse_other_shapes(config, folder)  # here, because only some processes may have rows of another shape
+            options["config"], of_config = _text_model(config)
+            loader = class_of_rows(of_config, by_rows, shapes_of(folder))
         model, info = loader.from_pretrained(folder, **options)
     except LlamaHomeError:
         raise
@@ -144,10 +153,14 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device, keep_b
         raise ConfigError(_unreadable(folder, mismatch or f"transformers cannot load it: {first_line(error)}")) from error
     if missing := sorted(info["missing_keys"]):
         raise ConfigError(_unreadable(folder, missing_weights(config, missing)))
-    model.to(device)
+    if packed or by_rows is not None:
+        model.__class__ = type(model).__mro__[1]
+    if by_rows is not None:
+        cut_rows(model, by_rows)
+    else:
+        model.to(device)
     if packed:
         fill_gaps(model, packed, dtype=dtype, device=device)
-        model.__class__ = type(model).__mro__[1]
     if keep_bytes is not None:
         stream_layers(model, decoder_layers(model), keep_bytes=keep_bytes)
     check_finite(model, folder)
@@ -170,6 +183,18 @@ def _read_config(folder: Path) -> tuple[Any, dict[str, ReadPacked]]:
     _refuse_unsupported(config, folder)
     remove_lost_ids(config)
     return config, packed
+
+
+def _text_model(config: Any) -> tuple[Any, Any]:
+    """The config and class that AutoModelForCausalLM takes: those of the text model where the type has a text model of its own."""
+    of_config: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    text_config = config.sub_configs.get("text_config")
+    return (config.get_text_config() if text_config is not None and of_config.config_class == text_config else config), of_config
+
+
+def _refuse_other_shapes(config: Any, folder: Path) -> None:
+    if (mismatch := other_shapes(_expected_shapes(config), shapes_of(folder))) is not None:
+        raise ConfigError(_unreadable(folder, mismatch))
 
 
 def _class_with_gaps(config: Any, names: Sequence[str]) -> Any:

@@ -25,6 +25,7 @@ from llamahome.config.schema import LoraConfig
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.lora_choice import cast_whole_modules, in_layers, require_patterns, require_whole, shares_weight
 from llamahome.model.lora_layers import use_own_forward
+from llamahome.model.shard_load import stand_ins
 from llamahome.model.targets import ChosenTargets, choose, shortest_suffixes
 from llamahome.model.vocabulary import cast_trained_rows, trainable_token_indices
 from llamahome.model.weightfiles import check_adapter_file
@@ -64,7 +65,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: str, seed: int
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2's linear layer
     )
     model.name_or_path = base  # PEFT writes it into the adapter's config
-    with torch.random.fork_rng(devices=[]), quiet_peft():
+    with torch.random.fork_rng(devices=[]), quiet_peft(), stand_ins(model):
         torch.manual_seed(seed)
         adapted = get_peft_model(model, settings)
     cast_trained_rows(adapted)
@@ -89,7 +90,7 @@ def load_lora(model: PreTrainedModel, folder: Path, *, base: str, dropout: float
     try:
         settings = PeftLoraConfig.from_pretrained(str(folder))
         settings.lora_dropout, settings.base_model_name_or_path = dropout, base
-        with quiet_peft(), warnings.catch_warnings():
+        with quiet_peft(), stand_ins(model), warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True, config=settings)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError, UserWarning) as error:

@@ -22,6 +22,7 @@ from peft.tuners.lora.layer import Linear as PeftLinear
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
+from llamahome.config.initial import FROM_WEIGHTS, SUBTRACTED
 from llamahome.config.schema import LoraConfig
 from llamahome.distributed.world import World
 from llamahome.errors import ConfigError, Problem
@@ -29,12 +30,10 @@ from llamahome.model.export.weightstore import WeightStore
 from llamahome.model.lora_layers import ADAPTER, keep_start, start_of
 from llamahome.model.packed_weight import PackedWeight
 from llamahome.model.quantize import quantized_names
+from llamahome.model.shard_load import whole_of
 
 Factors = tuple[Tensor, Tensor]
 """A [R, I] and B [O, R]."""
-SUBTRACTED = ("pissa", "pissa_niter_4", "olora")
-"""Values of lora.init with which the first B A is not zero, and is subtracted."""
-FROM_WEIGHTS = (*SUBTRACTED, "loftq")
 _ITERATIONS = 4
 """Of the randomised decomposition."""
 
@@ -79,8 +78,9 @@ def start_adapters(adapted: PeftModel, config: LoraConfig, base: Path, *, seed: 
                 continue
             a_RI, b_OR = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
             a_RI.zero_()
-            if world.is_main and compute:
-                a, b = _values(layer, config.init, originals.get(path))
+            weight = whole_of(layer.get_base_layer().weight) if compute else None
+            if world.is_main and weight is not None:
+                a, b = _values(layer, weight, config.init, originals.get(path))
                 a_RI.copy_(a)
                 b_OR.copy_(b)
             for factor in (a_RI.data, b_OR.data):
@@ -91,8 +91,8 @@ def start_adapters(adapted: PeftModel, config: LoraConfig, base: Path, *, seed: 
         _describe_saved(adapted.peft_config[ADAPTER])
 
 
-def _values(layer: PeftLinear, init: str, original: Callable[[], Tensor] | None) -> Factors:
-    rank, scale, weight = layer.r[ADAPTER], layer.scaling[ADAPTER], layer.get_base_layer().weight
+def _values(layer: PeftLinear, weight: Any, init: str, original: Callable[[], Tensor] | None) -> Factors:
+    rank, scale = layer.r[ADAPTER], layer.scaling[ADAPTER]
     if original is not None:
         kept = torch.empty(weight.packed.shape)
         weight.packed.fill(kept)

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup, Work
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -30,6 +30,7 @@ from llamahome.model.objective import Within, directly
 from llamahome.model.pass_guard import PassGuard
 from llamahome.model.place import Strategy, trained_parameters
 from llamahome.model.precision import Precision
+from llamahome.model.shard_load import give_rows, keep_compute, make_mesh, mesh_of, row_range, take_rows
 
 T = TypeVar("T")
 
@@ -69,8 +70,7 @@ class Placement:
         weight = self.cut.get(name)
         if weight is None or whole.ndim == 0:
             return whole
-        first, rows = _rows_of(weight)
-        return whole.narrow(0, first, rows)
+        return whole.narrow(0, *row_range(weight.shape[0], weight.device_mesh))
 
 
 def replicated(model: nn.Module, world: World) -> Placement:
@@ -86,20 +86,24 @@ def sharded(
 ) -> Placement:
     """Shard the weights of `model` in place. Called by all processes of a world of more than one.
 
-    Weights may be on the CPU: each layer is moved to the device and sharded there, one after the other. With `sums_each_pass` no process
-    keeps whole gradients between passes; they are then sent in every pass instead of once per step.
+    Each process holds whole weights, or its rows (shard_load.py), which then stay where they are. Whole weights may be on the CPU: each
+    layer is moved to the device and sharded there, one after the other. With `sums_each_pass` no process keeps whole gradients between
+    passes; they are then sent in every pass instead of once per step.
     """
-    trained = trained_parameters(model)
+    trained, mesh = trained_parameters(model), mesh_of(model) or make_mesh(world, strategy)
     apart = set(trained.values()) if len(trained) < sum(1 for _ in model.parameters()) else set()
     for adapter in apart:
         adapter.data = adapter.data.to(world.device)
-    mesh = _make_mesh(world, strategy)
+    rows = take_rows(model)
     low = MixedPrecisionPolicy(param_dtype=precision.compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     settings: dict[str, Any] = {"mesh": mesh, "ignored_params": apart}
     layers = decoder_layers(model)
     for layer in layers:
         fully_shard(layer, mp_policy=low if precision.autocast else MixedPrecisionPolicy(), **settings)
     root: Any = fully_shard(_Whole(model), mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False), **settings)
+    give_rows(rows)
+    if precision.autocast:
+        keep_compute(model, precision.compute)
     modules = [module for module in root.modules() if isinstance(module, FSDPModule)]
     for module in modules:
         module.set_gradient_divide_factor(1.0)
@@ -189,19 +193,3 @@ def _count(module: Any, mesh: DeviceMesh, world: World) -> None:
     module.set_custom_reduce_scatter(_CountedCollective(world, dist.reduce_scatter_single))
     if mesh.ndim == 2:
         module.set_all_reduce_hook(lambda rows: world.traffic.summed(rows.nbytes, mesh.size(0)))
-
-
-def _make_mesh(world: World, strategy: Literal["shard", "hybrid"]) -> DeviceMesh:
-    if strategy == "shard":
-        return init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
-    shape = (world.size // world.local_size, world.local_size)
-    return init_device_mesh(world.device.type, shape, mesh_dim_names=("replicate", "shard"))
-
-
-def _rows_of(weight: DTensor) -> tuple[int, int]:
-    """First row and number of rows of `weight` on this process. FSDP2 splits like torch.chunk, so the last processes may have none."""
-    mesh = weight.device_mesh
-    ranks, here = mesh.size(-1), mesh.get_local_rank(mesh.ndim - 1)
-    each = -(-weight.shape[0] // ranks)
-    first = min(here * each, weight.shape[0])
-    return first, min(each, weight.shape[0] - first)

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from llamahome.model.file_pages import Pages, pages_of, unchanged_mappings
 from llamahome.model.packed_weight import PackedWeight, packed_tensors
 from llamahome.model.packing import decoder_of
+from llamahome.model.shard_load import local_of, mesh_of
 
 _ATTRIBUTE = "llamahome_stream"
 LAYERS_AT_ONCE = 3
@@ -174,11 +175,11 @@ class Stream:
     @contextmanager
     def first_layers(self, count: int) -> Iterator[None]:
         """Read no further ahead than these layers, and the head, while passes use no others."""
-        self._reach = count
+        before, self._reach = self._reach, count
         try:
             yield
         finally:
-            self._reach = len(self._parts)
+            self._reach = before
 
     def _streamed_bytes(self, number: int) -> int:
         return 0 if number in self._kept else self._parts[number].nbytes
@@ -237,13 +238,16 @@ def hold_tables(model: PreTrainedModel) -> None:
         weight.data = weight.data.clone()
 
 
-def held_bytes(model: nn.Module) -> int:
+def held_bytes(model: nn.Module, *, processes: int = 1) -> int:
     """Bytes of memory-mapped weights that a pass needs at a time: all, or those of the layers that are read at once.
 
-    They count as free memory, because the system can take them back, but a pass that takes their memory reads them from the disk again.
+    Of all `processes` of this machine together: they map the same bytes, or each its own rows. The bytes count as free memory, because the
+    system can take them back, but a pass that takes their memory reads them from the disk again.
     """
-    stream = stream_of(model)
-    return sum(pages.nbytes for pages in pages_of(_tensors_of(model), unchanged_mappings())) if stream is None else stream.room_bytes
+    if (stream := stream_of(model)) is not None:
+        return stream.room_bytes
+    mapped = sum(pages.nbytes for pages in pages_of(_tensors_of(model), unchanged_mappings()))
+    return mapped if mesh_of(model) is None else mapped * processes
 
 
 def in_turn(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[Tensor]:
@@ -262,7 +266,7 @@ def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
         if isinstance(weight, PackedWeight):
             yield from packed_tensors(weight.packed).values()
         else:
-            yield weight
+            yield local_of(weight)
 
 
 def _hook(stream: Stream, layer: nn.Module, number: int) -> None:

@@ -16,6 +16,7 @@ from llamahome.errors import ConfigError, Problem
 from llamahome.lfs import is_pointer, pull_command
 from llamahome.model.limits import LARGEST_HEADER, read_header
 from llamahome.model.packed_weight import PackedWeight
+from llamahome.model.shard_load import local_of, smallest
 from llamahome.model.stream import in_turn
 
 INDEX = "model.safetensors.index.json"
@@ -109,21 +110,27 @@ def _truncated(path: Path) -> Problem | None:
 
 @torch.no_grad()
 def check_finite(model: nn.Module, folder: Path) -> None:
-    """Raise ConfigError if a weight holds NaN or infinity, with the weight's name in the files of `folder`."""
+    """Raise ConfigError if a weight holds NaN or infinity, with the weight's name in the files of `folder`.
+
+    If processes hold rows of the weights, each checks its own, and all call this function and raise.
+    """
     named = ((name, weight) for name, weight in model.named_parameters() if weight.is_floating_point() and not weight.is_meta)
     weights = {name: weight for name, weight in named if weight.numel()}
     if not weights:
         return
     finite = [_is_finite(weight) for weight in in_turn(model, weights)]
     device = finite[0].device
-    found = torch.stack([flag.to(device) for flag in finite]).tolist()  # reads the device back once
+    flags = torch.stack([flag.to(device) for flag in finite]).int()
+    found = smallest(flags, model).tolist()  # reads the device back once
     wrong = {name: weight for (name, weight), good in zip(weights.items(), found, strict=True) if not good}
     if wrong:
         raise ConfigError(_not_finite(wrong, folder))
 
 
 def _is_finite(weight: Tensor) -> Tensor:
-    values = weight.scales() if isinstance(weight, PackedWeight) else weight
+    values = weight.scales() if isinstance(weight, PackedWeight) else local_of(weight)
+    if not values.numel():  # no rows of it are here
+        return torch.ones((), dtype=torch.bool, device=values.device)
     return torch.stack(values.aminmax()).isfinite().all()  # a sum in float32 would copy 16-bit weights
 
 

@@ -35,13 +35,15 @@ class DryRun:
     """Those of the last one and of the end of the step."""
 
 
-def dry_run_step(model: CausalLM, precision: Precision, cluster: Cluster, *, strategy: Strategy, passes: int = 2) -> DryRun:
+def dry_run_step(
+    model: CausalLM, precision: Precision, cluster: Cluster, *, strategy: Strategy, passes: int = 2, sums_each_pass: bool = False
+) -> DryRun:
     """Place `model` (on the meta device) and do a step of one or two passes; returns what was exchanged."""
     with fake_world(cluster.ranks, local_size=min(cluster.per_node, cluster.ranks)) as world:
         fake = FakeTensorMode(allow_non_fake_inputs=True)
         with fake:
             pretend(model)
-        run = _placed(model, precision, world, strategy)
+        run = _placed(model, precision, world, strategy, sums_each_pass)
         with fake, CollectiveRecorder() as witness:
             if passes > 1:
                 run(False)
@@ -51,13 +53,13 @@ def dry_run_step(model: CausalLM, precision: Precision, cluster: Cluster, *, str
     return DryRun([_exchange(each, cluster) for each in first], [_exchange(each, cluster) for each in last])
 
 
-def _placed(model: CausalLM, precision: Precision, world: World, strategy: Strategy) -> Callable[[bool], None]:
+def _placed(model: CausalLM, precision: Precision, world: World, strategy: Strategy, sums_each_pass: bool) -> Callable[[bool], None]:
     """Place `model` as a run does; returns its forward and backward pass, which takes whether it is the last of its step."""
     place(model, world=world, checkpointing=False, sync_batch_norm=False)
     if strategy == "replicate":
         placement = replicated(model, world)
     else:
-        placement = sharded(model, world, strategy=strategy, precision=precision)
+        placement = sharded(model, world, strategy=strategy, precision=precision, sums_each_pass=sums_each_pass)
     objective = Objective(model, Reference(world.device, precision), placement.within)
 
     def run(last: bool) -> None:

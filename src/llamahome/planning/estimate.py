@@ -37,6 +37,7 @@ from llamahome.planning.forecast import STRATEGIES, Cluster, Forecast, Strategy,
 from llamahome.planning.hardware import Device
 from llamahome.planning.measure import DEPTHS, Activations, differs, longest_row, measure, prepared_model
 from llamahome.planning.memory import ShardLayout, quantized_numbers
+from llamahome.planning.passes import free_for_passes, pass_tokens, simulated_work
 from llamahome.planning.rollout import Rollout, rollout_of
 from llamahome.planning.shapes import CONFIGS, ModelShape
 from llamahome.planning.streamed import plan_streamed
@@ -54,7 +55,7 @@ class Simulation:
 
     shape: ModelShape
     cluster: Cluster
-    work: Work
+    works: dict[Strategy, Work]
     forecasts: dict[Strategy, Forecast]
     remedies: dict[Strategy, str | None]
     """For a strategy that does not fit: settings with which it does."""
@@ -62,12 +63,18 @@ class Simulation:
     """By the rule of a run, which looks at weights and memory alone: it need not fit."""
     reason: str
 
+    @property
+    def work(self) -> Work:
+        """That of the chosen strategy; of the first one if the chosen one is none here (hybrid with one rank on each machine)."""
+        return self.works.get(self.chosen) or next(iter(self.works.values()))
+
 
 def simulate(
     loaded: LoadedConfig, cluster: Cluster, *, passes: int, target_share: float, say: Callable[[str], None] = lambda line: None
 ) -> Simulation:
     """Place the configured model on the ranks of `cluster` and predict a step of `passes` full micro-batches on each of them.
 
+    Micro-batches have the size that a run chooses on devices whose whole memory is free.
     Raises ConfigError: an unknown model, or one whose layers are not alike.
     """
     if loaded.config.training.mixed_precision == "auto":  # the device is not here to be probed
@@ -78,26 +85,29 @@ def simulate(
     read = require_layers(read_shape(config.model.name, CONFIGS), config.model.name)
     require_packed(read, say=say)
     layers = int(read.get_text_config().num_hidden_layers)
-    wished = config.training.micro_batch_tokens
-    tokens = backend.micro_batch_tokens if wished == "auto" else wished
     shape, activations = measure(config, backend, read, layers)
-    length = min(config.data.max_length, tokens)
-    wanted = config.training.gradient_checkpointing
-    tile = backend.tile_bytes(int(read.get_text_config().vocab_size))
-    work = Work(tokens, passes, length, target_share, *activations.of(tokens), None if wanted == "auto" else wanted, LARGEST_SHARE, tile)
-    apart, stored, computed = config.training.method == "lora", precision.storage.itemsize, precision.compute.itemsize
+    works: dict[Strategy, Work] = {}
     forecasts: dict[Strategy, Forecast] = {}
-    kind = config.model.quantization
-    for strategy in _possible(cluster, quantized=kind is not None):
-        layout = layout_of(strategy, cluster, stored=stored, computed=computed, apart=apart)
-        layout = replace(layout, packed=None if kind is None else BYTES[kind])
-        counted = _counted(config, precision, read, layers, strategy=strategy, cluster=cluster, passes=passes)
-        forecasts[strategy] = forecast(strategy, shape, layout, cluster, work=work, counted=counted)
+    for strategy in _possible(cluster, quantized=config.model.quantization is not None):
+        layout = _layout_there(config, precision, shape, cluster, strategy)
+        counted = _counted(config, precision, read, layers, layout=layout, strategy=strategy, cluster=cluster, passes=passes)
+        work = simulated_work(activations, shape, layout, cluster, passes=passes, target_share=target_share)
+        works[strategy], forecasts[strategy] = work, forecast(strategy, shape, layout, cluster, work=work, counted=counted)
     remedies = {
-        name: None if found.fits else remedy(name, shape, cluster, layout=found.layout, work=work) for name, found in forecasts.items()
+        name: None if found.fits else remedy(name, shape, cluster, layout=found.layout, work=works[name])
+        for name, found in forecasts.items()
     }
     chosen = _choose(config, precision, shape, cluster)
-    return Simulation(shape, cluster, work, forecasts, remedies, chosen.strategy, chosen.reason)
+    return Simulation(shape, cluster, works, forecasts, remedies, chosen.strategy, chosen.reason)
+
+
+def _layout_there(config: Config, precision: Precision, shape: ModelShape, cluster: Cluster, strategy: Strategy) -> ShardLayout:
+    """How a run would lay out the weights with `strategy`."""
+    kind, apart = config.model.quantization, config.training.method == "lora"
+    layout = layout_of(strategy, cluster, stored=precision.storage.itemsize, computed=precision.compute.itemsize, apart=apart)
+    as_set = config.model_copy(update={"distributed": config.distributed.model_copy(update={"strategy": strategy})})
+    chosen = _choose(as_set, precision, shape, cluster)
+    return replace(layout, packed=None if kind is None else BYTES[kind], sums_each_pass=chosen.sums_each_pass)
 
 
 def _choose(config: Config, precision: Precision, shape: ModelShape, cluster: Cluster) -> ChosenStrategy:
@@ -158,21 +168,22 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
     """Tokenize `data_path` as a run would, and plan its steps on one process here. Raises what preparing a run raises."""
     prepared = _prepare(data_path, loaded, say=say)
     config, base, report, backend, device = prepared.config, prepared.base, prepared.report, prepared.backend, prepared.device
-    wished, precision, plan = config.training.micro_batch_tokens, backend.precision, prepared.plan
-    most = backend.micro_batch_tokens if wished == "auto" else wished
+    precision, plan = backend.precision, prepared.plan
     rows = min(int(config.training.batch_size), plan.positions)  # fewer rows than a step may hold
     drawn = rollout_of(config, report, rows)
     per_step = report.tokens_per_row * rows if drawn is None else drawn.tokens
-    passes = max(1, math.ceil(per_step / most))
     read = require_layers(read_shape(str(base), CONFIGS), config.model.name)
     require_packed(read, say=say)
     # A step must fit when its passes are as full as they may be, and as long as the longest row.
     shape, activations = measure(config, backend, read, int(read.get_text_config().num_hidden_layers))
+    here, apart = Cluster(device, 1, 1), config.training.method == "lora"
+    layout = _layout_here(config, base, shape, precision, here, say=say)
+    free = free_for_passes(shape, layout, device.memory_bytes)
+    most = pass_tokens(activations, free, compiled=config.training.compile is not False)
+    passes = max(1, math.ceil(per_step / most))
     share = report.targets / max(1, report.tokens) if drawn is None else drawn.target_share
     fullest = max(most, documents_of_row(config) * config.data.max_length)
     full = _fullest_pass(activations, int(read.get_text_config().vocab_size), tokens=fullest, share=share)
-    here, apart = Cluster(device, 1, 1), config.training.method == "lora"
-    layout = _layout_here(config, base, shape, precision, here, say=say)
     worst = forecast("replicate", shape, layout, here, work=full)
     length = round(report.mean_tokens) if drawn is None else drawn.prompt_tokens + drawn.answer_tokens
     tokens = max(1, math.ceil(per_step / passes))
@@ -268,14 +279,15 @@ def _possible(cluster: Cluster, *, quantized: bool) -> list[Strategy]:
 
 
 def _counted(
-    config: Config, precision: Precision, read: Any, layers: int, *, strategy: Strategy, cluster: Cluster, passes: int
+    config: Config, precision: Precision, read: Any, layers: int, *, layout: ShardLayout, strategy: Strategy, cluster: Cluster, passes: int
 ) -> list[Collective]:
     """The exchanges of a step of the whole model."""
     if cluster.ranks == 1:
         return []
 
     def step(depth: int) -> list[Collective]:
-        once = dry_run_step(prepared_model(config, precision, read, depth), precision, cluster, strategy=strategy, passes=min(passes, 2))
+        model, each = prepared_model(config, precision, read, depth), layout.sums_each_pass
+        once = dry_run_step(model, precision, cluster, strategy=strategy, passes=min(passes, 2), sums_each_pass=each)
         return once.first_pass * (passes - 1) + once.last_pass
 
     if differs(config):

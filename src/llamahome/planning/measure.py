@@ -6,13 +6,13 @@ Adapters that differ between layers are counted in a model of all layers, and sp
 from dataclasses import dataclass, replace
 from typing import Any
 
+from llamahome.config.initial import SUBTRACTED
 from llamahome.config.optimizers import STATE_BYTES
 from llamahome.config.schema import Config
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.backends.backend import Backend
 from llamahome.model.load import CausalLM
 from llamahome.model.lora import add_lora
-from llamahome.model.lora_init import SUBTRACTED
 from llamahome.model.place import longest_pass
 from llamahome.model.precision import Precision
 from llamahome.model.skeleton import count_weights, skeleton
@@ -46,9 +46,13 @@ class Activations:
     whole: CausalLM
     """The model with all its layers, without weights or adapters."""
 
-    def of(self, tokens: int, *, longest: int | None = None) -> tuple[int, int]:
-        """Bytes that are kept if nothing is recomputed, and if layers are; `longest` document, data.max_length by default."""
-        compiled = self.config.training.compile is not False
+    def of(self, tokens: int, *, longest: int | None = None, compiled: bool | None = None) -> tuple[int, int]:
+        """Bytes that are kept if nothing is recomputed, and if layers are; `longest` document, data.max_length by default.
+
+        Layers are `compiled` by default unless training.compile is false.
+        """
+        if compiled is None:
+            compiled = self.config.training.compile is not False
         lora = self.config.training.method == "lora"
         copied = copied_bytes(self.whole, self.config.lora.target_modules) if lora else 0
         longest = longest or min(self.config.data.max_length, tokens)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from llamahome.config.initial import SUBTRACTED
 from llamahome.config.objectives import ObjectiveName
 from llamahome.config.schema import Config
 from llamahome.units import Interval
@@ -42,7 +43,7 @@ RATE_FACTORS: Mapping[ObjectiveName, float] = MappingProxyType({**dict.fromkeys(
 """The rate of an objective over that of supervised fine-tuning, if it is another. Preferences: the rates of the papers of DPO, ORPO and
 SimPO and of their public recipes, 5e-7 to 8e-6 for all weights of 7B models, ten times that for adapters. Rewards: gradients are mostly
 noise. Not measured here."""
-INIT_FACTORS: Mapping[str, float] = MappingProxyType(dict.fromkeys(("pissa", "pissa_niter_4", "olora"), 0.15))
+INIT_FACTORS: Mapping[str, float] = MappingProxyType(dict.fromkeys(SUBTRACTED, 0.15))
 """The same for adapters that begin with the greatest parts of the weights, which each step moves. measured on the starter (docs/log.md)."""
 ONE_PASS: Mapping[ObjectiveName, str] = MappingProxyType(
     {

@@ -28,7 +28,8 @@ class Budget:
         """The examples of `batch`, whose step is done again, in smaller micro-batches, as in later steps. Raises OutOfMemory."""
         run, tokens = self._run, batch.micro_batch_tokens
         lengths = [microbatch.row_lengths for microbatch in batch.microbatches]
-        smaller = smaller_budget(ran_out.message, tokens, lengths, world=run.world, others_wait=ran_out.others_wait)
+        waits, remedies = ran_out.others_wait, run.settings.remedies
+        smaller = smaller_budget(ran_out.message, tokens, lengths, world=run.world, others_wait=waits, remedies=remedies)
         again = run.loader.lay_out_again(batch, smaller.micro_batch_tokens)
         self._tell(smaller.ranks, step=step, tokens=tokens, how="this step is done again with")
         return again

@@ -33,6 +33,7 @@ from llamahome.model.quantize import sizes_of
 from llamahome.model.quantized_copy import quantized_base
 from llamahome.model.recompute import tile_blocks
 from llamahome.model.shard import Placement, replicated, sharded
+from llamahome.model.shard_load import Mesh, make_mesh
 from llamahome.model.stream import held_bytes, hold_tables
 from llamahome.model.stream_choice import mapped_bytes, must_stream
 from llamahome.model.vocabulary import NewRows, describe_rows, make_rows, refuse_lost_bias
@@ -83,7 +84,7 @@ class Learner:
         """The summed loss of a micro-batch; passes in the machine's memory end with MemoryError before the system ends the process."""
         if self.objective.backend.free_bytes(1) is not None:  # a device with memory of its own, which it refuses when it is full
             return self.objective.loss_sum
-        held = held_bytes(self.model)
+        held = held_bytes(self.model, processes=self.placement.exchange.world.local_size)
         watch = MemoryWatch(lambda: free_memory_bytes() - held, limit=memory_limit_bytes())
         return watch.around(self.objective.loss_sum, decoder_layers(self.model))
 
@@ -96,10 +97,11 @@ def load_base(config: Config, folder: Path, backend: Backend, world: World, *, r
     if world.size > 1:
         each_pass = "; gradients are summed after every pass" if strategy.sums_each_pass else ""
         say(f"{strategy.strategy}: {strategy.reason}{each_pass}")
-    first_device = world.device if strategy.strategy == "replicate" else torch.device("cpu")  # sharded layer by layer from there
     weights = _weights_of(config, folder, world, say=say)
     keep = _keep_bytes(weights, backend, world, method=method)
-    model = load_model(weights, dtype=precision.storage, device=first_device, keep_bytes=keep)
+    has_rows = adapter is not None and trained_rows(adapter) > 0
+    mesh, device = _mesh_to_load(config, world, strategy, grows=has_rows or rows.needed > 0)
+    model = load_model(weights, dtype=precision.storage, device=device, keep_bytes=keep, mesh=mesh)
     if adapter is not None or rows.needed:
         hold_tables(model)
     if adapter is not None:
@@ -114,10 +116,22 @@ def load_base(config: Config, folder: Path, backend: Backend, world: World, *, r
             say(line)
     if strategy.strategy != "replicate":
         whole = method == "lora" and bool(config.lora.modules_to_save)
-        trains_rows = (adapter is not None and trained_rows(adapter) > 0) or bool(new_rows) or whole
+        trains_rows = has_rows or bool(new_rows) or whole
         needs_whole = training.optimizer if (training := config.training).method == "full" and training.optimizer != "adamw" else None
         _refuse_sharded(packing_of(model).why_alone, trains_rows, needs_whole)
     return BaseModel(folder, model, backend, strategy, new_rows, adapter)
+
+
+def _mesh_to_load(config: Config, world: World, chosen: ChosenStrategy, *, grows: bool) -> tuple[Mesh | None, torch.device]:
+    """The processes among which the rows of the weights are divided while they are loaded, and the device they are loaded to.
+
+    No mesh if each process loads whole weights, also for DoRA, which begins with their lengths, and where the embedding may get rows.
+    """
+    if chosen.strategy == "replicate":
+        return None, world.device
+    if (config.training.method == "lora" and config.lora.use_dora) or grows:
+        return None, torch.device("cpu")  # sharded layer by layer from there
+    return make_mesh(world, chosen.strategy), world.device
 
 
 def _keep_bytes(weights: Path, backend: Backend, world: World, *, method: str) -> int | None:

@@ -2,7 +2,7 @@
 
 import ctypes
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -60,6 +60,24 @@ def _versions(optimizer: torch.optim.Optimizer, weights: Sequence[Tensor]) -> in
     return sum(weight._version + optimizer.state[weight]["step"]._version for weight in weights if weight in optimizer.state)
 
 
+def _half_as_long(longest: int) -> str:
+    return f"data.max_length={max(16, longest // 2)}"
+
+
+@dataclass(frozen=True)
+class Remedies:
+    """Which settings let a pass of a run take less memory."""
+
+    recompute: bool = False
+    """Whether the pass keeps activations for a backward pass, which could be recomputed."""
+    shorten: Callable[[int], str] = _half_as_long
+    """The setting with which a row of so many tokens has half of them at most."""
+
+
+USUAL = Remedies()
+"""Of a pass without a backward pass."""
+
+
 @dataclass(frozen=True)
 class SmallerBudget:
     """With what a step is done again."""
@@ -70,13 +88,19 @@ class SmallerBudget:
 
 
 def smaller_budget(
-    message: str | None, micro_batch_tokens: int, lengths: Sequence[Sequence[int]], *, world: World, others_wait: bool = False
+    message: str | None,
+    micro_batch_tokens: int,
+    lengths: Sequence[Sequence[int]],
+    *,
+    world: World,
+    others_wait: bool = False,
+    remedies: Remedies = USUAL,
 ) -> SmallerBudget:
     """Agree on the tokens per micro-batch with which all ranks do a step again; `lengths` are those of the documents of this rank.
 
     `message` is that of the error on this rank, None when memory ran out on another one. The new budget is half of the largest
     micro-batch that holds more than one document, and fits all ranks. All ranks call it, unless `others_wait` in a pass for this rank:
-    then nothing can be done again. Raises OutOfMemory, which names the rank, on all ranks that called.
+    then nothing can be done again. Raises OutOfMemory, which names the rank and the `remedies`, on all ranks that called.
     """
     mine: dict[str, Any] = {}
     if message is not None:
@@ -85,7 +109,12 @@ def smaller_budget(
         if halves:
             mine["budget"] = budget
         if others_wait or not halves:
-            mine["problem"] = asdict(_does_not_fit(message, micro_batch_tokens, lengths, smaller=mine.get("budget"), world=world))
+            longest = max((max(documents, default=0) for documents in lengths), default=0)
+            if halves:
+                tried, setting = f"a micro-batch of up to {micro_batch_tokens:,} tokens", f"training.micro_batch_tokens={budget}"
+            else:
+                tried, setting = f"a single example of {longest:,} tokens", remedies.shorten(longest)
+            mine["problem"] = asdict(_does_not_fit(message, tried, setting, recompute=remedies.recompute, world=world))
     answers = [mine] if others_wait else world.gather(mine)
     problems = [answer["problem"] for answer in answers if "problem" in answer]
     if problems:
@@ -93,16 +122,14 @@ def smaller_budget(
     return SmallerBudget(min(answer["budget"] for answer in answers if answer), [rank for rank, answer in enumerate(answers) if answer])
 
 
-def _does_not_fit(message: str, micro_batch_tokens: int, lengths: Sequence[Sequence[int]], *, smaller: int | None, world: World) -> Problem:
-    longest = max((max(documents, default=0) for documents in lengths), default=0)
-    tried = f"a micro-batch of up to {micro_batch_tokens:,} tokens" if smaller else f"a single example of {longest:,} tokens"
-    setting = f"training.micro_batch_tokens={smaller}" if smaller else f"data.max_length={max(16, longest // 2)}"
+def _does_not_fit(message: str, tried: str, setting: str, *, recompute: bool, world: World) -> Problem:
+    same_result = "--set training.gradient_checkpointing=true (the result stays the same), or " if recompute else ""
     where = f" into the memory of process {world.rank}" if world.size > 1 else ""
     return Problem(
         code="training.out-of-memory",
         message=f"{tried} does not fit{where}: {message.splitlines()[0][:160]}",
         where=setting.split("=")[0],
-        hint=f"--set training.gradient_checkpointing=true (the result stays the same), or --set {setting}",
+        hint=f"{same_result}--set {setting}",
     )
 
 

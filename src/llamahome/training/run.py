@@ -22,6 +22,7 @@ from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.checkpointing import Checkpointing
 from llamahome.training.evaluate import Evaluation
+from llamahome.training.memory import USUAL, Remedies
 from llamahome.training.objective import Memory, targets_only
 from llamahome.training.schedule import Due
 from llamahome.training.stop import Reason, StopRequest
@@ -82,6 +83,8 @@ class LoopSettings:
     """Whether gradients are float16, and losses are scaled for them."""
     show_rows: Callable[[Sequence[int]], str] = lambda rows: ""
     """The command that shows rows of the data by their numbers."""
+    remedies: Remedies = USUAL
+    """What takes less memory where nothing can be done again."""
     final_is_best: bool = False
     """Whether the best step of training is saved even if the untrained model was better, because it becomes the final model."""
 

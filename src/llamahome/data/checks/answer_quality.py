@@ -78,6 +78,9 @@ def learned_answers(conversation: Conversation, *, train_on: Literal["assistant"
     """The texts that are learned as answers, without turns that call a tool and have no text."""
     if conversation.text is not None:
         return [conversation.text]
+    if train_on != "last" and not conversation.context_only:
+        every = [turn for turn in conversation.turns if turn["role"] == "assistant"]
+        return [turn.get("content") or "" for turn in every if len(turn) == 2 or (turn.get("content") or "").strip()]
     numbers = [at for at, turn in enumerate(conversation.turns) if turn["role"] == "assistant"]
     if train_on == "last":
         numbers = numbers[-1:]

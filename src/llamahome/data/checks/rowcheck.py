@@ -151,8 +151,10 @@ class RowChecker:
         if result.text is not None and not refused and (problem := markup_problem(result.text, row.source, row.where)) is not None:
             findings.append(Found("warning", problem, RowLocation(row.source, inside, line)))
         answers = () if refused else learned_answers(result, train_on=data.train_on)
-        if any(find_weakness(answer) for answer in answers):
-            findings += weak_answers(answers, RowLocation(row.source, inside, line))
+        for answer in answers:
+            if find_weakness(answer) is not None:
+                findings += weak_answers(answers, RowLocation(row.source, inside, line))
+                break
         return _ConvertedRow(file, inside, line, result, text, refused)
 
     def _repair_line(self, number: int, problem: Problem, place: RowLocation, findings: list[Found]) -> Row | None:
