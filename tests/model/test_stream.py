@@ -114,6 +114,28 @@ def test_a_smaller_share_leaves_memory_at_once() -> None:
     assert sorted(number for event, number in seen.events if event == "-") == [0, 1, 2, 3, 4]
 
 
+def test_layers_leave_memory_that_somebody_else_takes_and_never_return() -> None:
+    seen, free = Recorded(6, keep=400), 10_000
+    seen.stream.watch(lambda: free, spare=50)
+
+    def one_pass() -> int:
+        seen.walk(range(6), step=1)
+        seen.stream.leave_layers()
+        seen.walk(range(5, -1, -1), step=-1)
+        seen.stream._thread.submit(int).result()
+        return seen.stream.kept_bytes
+
+    assert one_pass() == 400
+    free = 300 + 400 + 50
+    assert one_pass() == 400, "the room of three layers, what is kept, and what is to stay free"
+    free = 300 + 250 + 50
+    assert one_pass() == 200
+    seen.most, free = seen._now, 10_000
+    assert one_pass() == 200 and seen.most <= 300 + 200
+    free = 0
+    assert one_pass() == 0 and seen._now <= 300
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")

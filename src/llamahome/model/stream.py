@@ -65,6 +65,8 @@ class Stream:
     ) -> None:
         """`parts` are the layers in their order, and then the output head. Up to `keep_bytes` of them stay in memory."""
         self.waited_s, self.read_s, self.read_bytes = 0.0, 0.0, 0
+        self.batch_tokens = 2048
+        """Most tokens of prompts and answers that are generated together: what memory is left for."""
         self.part_of: dict[int, int] = {}
         """The part of each weight, by the id of the tensor."""
         self.rows: list[Pages] = []
@@ -76,6 +78,8 @@ class Stream:
         self._held: dict[int, Future[None]] = {}
         """The parts in memory or being read, the one used longest ago first."""
         self._at, self._kept, self._reach = -1, frozenset[int](), len(self._parts)
+        self._look: Callable[[], int] | None = None
+        """How much more could stay in memory; negative if less can."""
         self.keep(keep_bytes)
 
     @property
@@ -121,6 +125,21 @@ class Stream:
         """From now on, let up to `keep_bytes` of the parts stay in memory; all others leave it."""
         self._kept = self._chosen(keep_bytes)
         self._give_back_all(but=self._kept)
+
+    def watch(self, free: Callable[[], int], *, spare: int) -> None:
+        """From now on keep less if at the end of a forward pass fewer than `spare` bytes are free beside the base; never more again.
+
+        `free` reads the bytes that this process can allocate; files count as free, so also what is kept.
+        """
+        self._look = lambda: free() - spare - self.kept_bytes - (self.room_bytes if self.kept_bytes < self.base_bytes else 0)
+
+    def leave_layers(self) -> None:
+        """The pass has gone through all layers: activations are at their most, and the output head is next."""
+        if self._look is not None and self._kept and (more := self._look()) < 0:
+            self.keep(max(0, self.kept_bytes + more))
+        self.enter(len(self._parts) - 1, step=1)
+        for pages in self.rows:  # those of the tokens of this pass
+            pages.drop()
 
     def _give_back_all(self, *, but: Collection[int] = ()) -> None:
         for number in [number for number in self._held if number not in but]:
@@ -212,12 +231,7 @@ def stream_layers(model: PreTrainedModel, layers: Sequence[nn.Module], *, keep_b
         stream.rows = pages_of([embedding.weight], mappings)
     stream.storages = [weight.untyped_storage() for weight in _tensors_of(model)]
 
-    def leave_layers(*_: Any) -> None:
-        stream.enter(len(layers), step=1)
-        for pages in stream.rows:  # those of the tokens of this pass
-            pages.drop()
-
-    decoder_of(model).register_forward_hook(leave_layers)
+    decoder_of(model).register_forward_hook(lambda *_: stream.leave_layers())
     setattr(model, _ATTRIBUTE, stream)
     return stream
 

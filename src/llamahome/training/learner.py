@@ -16,11 +16,12 @@ from llamahome.config.schema import Config
 from llamahome.data.records import Microbatch
 from llamahome.distributed.processors import return_freed_memory
 from llamahome.distributed.world import World
-from llamahome.errors import ConfigError, Problem
+from llamahome.errors import ConfigError, OutOfMemory, Problem
 from llamahome.model.adapter import SavedModel, fit_rows, trained_rows
 from llamahome.model.adapter_coverage import coverage_lines
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import unused_gpu_note
+from llamahome.model.base_size import refuse_larger_than_memory, size_in
 from llamahome.model.fingerprints import fingerprint
 from llamahome.model.load import CausalLM, decoder_layers, load_model
 from llamahome.model.lora import add_lora, load_lora
@@ -34,7 +35,7 @@ from llamahome.model.quantized_copy import quantized_base
 from llamahome.model.recompute import tile_blocks
 from llamahome.model.shard import Placement, replicated, sharded
 from llamahome.model.stream import held_bytes, hold_tables
-from llamahome.model.stream_choice import mapped_bytes, must_stream
+from llamahome.model.stream_choice import must_stream
 from llamahome.model.vocabulary import NewRows, describe_rows, make_rows, refuse_lost_bias
 from llamahome.monitoring.resources import free_memory_bytes, memory_limit_bytes
 from llamahome.monitoring.throughput import model_flops_per_token
@@ -98,7 +99,7 @@ def load_base(config: Config, folder: Path, backend: Backend, world: World, *, r
         say(f"{strategy.strategy}: {strategy.reason}{each_pass}")
     first_device = world.device if strategy.strategy == "replicate" else torch.device("cpu")  # sharded layer by layer from there
     weights = _weights_of(config, folder, world, say=say)
-    keep = _keep_bytes(weights, backend, world, method=method)
+    keep = _keep_bytes(config, weights, backend, strategy, world)
     model = load_model(weights, dtype=precision.storage, device=first_device, keep_bytes=keep)
     if adapter is not None or rows.needed:
         hold_tables(model)
@@ -120,15 +121,21 @@ def load_base(config: Config, folder: Path, backend: Backend, world: World, *, r
     return BaseModel(folder, model, backend, strategy, new_rows, adapter)
 
 
-def _keep_bytes(weights: Path, backend: Backend, world: World, *, method: str) -> int | None:
+def _keep_bytes(config: Config, weights: Path, backend: Backend, strategy: ChosenStrategy, world: World) -> int | None:
     """Bytes of the base that stay in memory while it is loaded and tested, if it must be streamed; None if it is held.
 
-    Only a single process streams, a frozen base, in the machine's memory.
+    Only a single process streams, a frozen base, in the machine's memory. Raises OutOfMemory on all ranks if it can be neither.
     """
-    if world.size > 1 or method != "lora" or backend.free_bytes(1) is not None:
+    if backend.free_bytes(1) is not None:
         return None
-    free = free_bytes(backend, world)
-    return free // 2 if must_stream(mapped_bytes(weights, backend.precision.storage), free_bytes=free) else None
+    dtype, free = backend.precision.storage, int(-world.max(-free_bytes(backend, world)))
+    size = size_in(weights, dtype)
+    problem = refuse_larger_than_memory(config, size, weights, dtype, strategy=strategy.strategy, world=world, free=free)
+    if problem is not None:
+        raise OutOfMemory(problem)
+    if world.size > 1 or config.training.method != "lora":
+        return None
+    return free // 2 if must_stream(size.mapped, free_bytes=free) else None
 
 
 def make_learner(
