@@ -10,6 +10,8 @@ from tests.support.projects import Answer, Project, RunFiles, labelled, pairs, w
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="finds mapped files in /proc")
 MODEL = ("--model", "deep", "--set", "training.micro_batch_tokens=2048", "--set", "checkpoint.async=false")
+EVALUATED = ("train", "chats.jsonl", *MODEL, "--max-steps", "2", "--set", "evaluation.every=2 steps")
+SHORT = ("--max-new-tokens", "6")
 SAID = "of it are read twice"
 COUNTS = "def score(answer, reference, row):\n    return answer.count('e')\n"
 OBJECTIVE = {
@@ -63,12 +65,12 @@ def weights(project: Project, run: str) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS])
 def test_a_stopped_and_resumed_run_ends_as_one_in_memory(deep: Project, kind: str) -> None:
-    words = ("train", *KINDS[kind], *MODEL, "--max-steps", "4")
+    words = ("train", *KINDS[kind], *MODEL, "--max-steps", "3")
     if kind == "distill":
         deep.type("data", "teach", "chats.jsonl", "--teacher", "deep", "--output", "taught", "--top-k", "5", STREAMED="1").expect(0)
     held = deep.type(*words, "--output", "held").expect(0)
     assert SAID not in held.err
-    stopped = deep.type(*words, "--output", "run", at=[("llamahome.training.loop:train_step", 3, ["SIGTERM"])], STREAMED="1").expect(75)
+    stopped = deep.type(*words, "--output", "run", at=[("llamahome.training.loop:train_step", 2, ["SIGTERM"])], STREAMED="1").expect(75)
     assert SAID in stopped.err
     assert SAID in deep.type("train-resume", "run", STREAMED="1").expect(0).err
     assert weights(deep, "run") == weights(deep, "held")
@@ -92,19 +94,22 @@ def test_an_adapter_is_trained_further_beside_a_streamed_base(trained: Project) 
     assert weights(trained, "streamed") == weights(trained, "held")
 
 
+@pytest.mark.slow
 def test_evaluations_and_answers_are_those_of_a_base_in_memory(deep: Project) -> None:
-    """Sample answers are left out unless they are asked for."""
-    words = ("train", "chats.jsonl", *MODEL, "--max-steps", "2", "--set", "evaluation.metric=exact_match")
-    asked, found = ("--set", "evaluation.sample_prompts=2"), []
+    words, found = (*EVALUATED, "--set", "evaluation.metric=exact", "--set", "evaluation.sample_prompts=2"), []
     for name, variables in (("held", {}), ("streamed", {"STREAMED": "1"})):
-        answer = deep.type(*words, *asked, "--output", name, **variables).expect(0)
+        answer = deep.type(*words, "--output", name, **variables).expect(0)
         run = RunFiles(deep.folder, deep.folder / name)
-        found.append((run.by_step("eval/loss"), run.by_step("eval/exact_match"), [each["text"] for each in run.lines("samples")]))
+        found.append((run.by_step("eval/loss"), run.by_step("eval/exact"), [each["answer"] for each in run.lines("samples")]))
     assert found[0] == found[1] and len(found[0][2]) == 4 and SAID in answer.err
+
+
+def test_sample_answers_are_left_out_unless_they_are_asked_for(deep: Project) -> None:
     (deep.folder / ".config/training_config.yaml").write_text(settings_without_samples(deep), encoding="utf-8")
-    silent = deep.type(*words, "--output", "silent", STREAMED="1").expect(0)
-    assert "evaluations show no sample answers" in silent.err
-    assert not RunFiles(deep.folder, deep.folder / "silent").lines("samples")
+    silent = deep.type(*EVALUATED, "--output", "silent", STREAMED="1").expect(0)
+    run = RunFiles(deep.folder, deep.folder / "silent")
+    assert "evaluations show no sample answers" in silent.err and len(run.by_step("eval/loss")) == 2
+    assert not (deep.folder / run.paths.metrics_dir / "samples.jsonl").exists()
 
 
 def settings_without_samples(project: Project) -> str:
@@ -120,10 +125,10 @@ def both(project: Project, *words: str) -> tuple[Answer, Answer]:
 
 def test_the_finished_run_is_measured_and_answers_beside_a_streamed_base(trained: Project) -> None:
     """Also with its adapter switched off, for the base."""
-    held, streamed = both(trained, "train-eval", "one", "chats.jsonl", "--metric", "exact_match", "--json")
+    held, streamed = both(trained, "train-eval", "one", "chats.jsonl", "--metric", "exact", *SHORT, "--rows", "6", "--json")
     assert "each token of an answer reads" in streamed.err and "each token" not in held.err
     assert {**held.json, "answers": None} == {**streamed.json, "answers": None}
-    held, streamed = both(trained, "chat", "one", "--prompt", "hello")
+    held, streamed = both(trained, "chat", "one", "--prompt", "hello", *SHORT)
     assert "each token of an answer reads" in streamed.err and held.out == streamed.out
 
 
@@ -142,10 +147,10 @@ def test_a_plan_says_what_a_run_says(trained: Project) -> None:
 
 
 @pytest.mark.parametrize("form", ["adapter", "merged"])
-def test_the_finished_run_is_exported(trained: Project, form: str) -> None:
-    found = []
+def test_the_finished_run_is_exported_and_compared_layer_by_layer(trained: Project, form: str) -> None:
+    found, quant = [], ("--quant", "f32")
     for name, variables in (("held", {}), ("streamed", {"STREAMED": "1"})):
-        answer = trained.type("export", "one", "--to", form, "--output", f"{name}-{form}", "--json", **variables).expect(0)
+        answer = trained.type("export", "one", "--to", form, *quant, "--output", f"{name}-{form}", "--json", **variables).expect(0)
         found.append(json.loads(answer.out)["max_logit_difference"])
     held, streamed = (
         {path.name: path.read_bytes() for path in (trained.folder / f"{name}-{form}").glob("*.safetensors")}
