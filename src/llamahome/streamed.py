@@ -50,7 +50,7 @@ def resolve_streamed(
     row, room = min(report.longest_tokens, config.data.max_length) + _drawn(config), sizes.free_bytes - sizes.room_bytes
     refuse_too_long(memory, row, world, free=room, recomputes=passes.recomputes)
     stream.keep(passes.keep_bytes)
-    stream.watch(free_memory_bytes, spare=_SPARE)
+    stream.watch(free_memory_bytes, spare=_SPARE, say=say)
     stream.batch_tokens = passes.tokens
     for line in describe(passes, sizes, stream.seconds_per_byte, free=free):
         say(line)

@@ -115,8 +115,8 @@ def test_a_smaller_share_leaves_memory_at_once() -> None:
 
 
 def test_layers_leave_memory_that_somebody_else_takes_and_never_return() -> None:
-    seen, free = Recorded(6, keep=400), 10_000
-    seen.stream.watch(lambda: free, spare=50)
+    seen, free, said = Recorded(6, keep=400), 10_000, list[str]()
+    seen.stream.watch(lambda: free, spare=50, say=said.append)
 
     def one_pass() -> int:
         seen.walk(range(6), step=1)
@@ -134,6 +134,7 @@ def test_layers_leave_memory_that_somebody_else_takes_and_never_return() -> None
     assert one_pass() == 200 and seen.most <= 300 + 200
     free = 0
     assert one_pass() == 0 and seen._now <= 300
+    assert said == [f"less memory is free: {now} B of the base stay in memory instead of {before} B" for before, now in ((400, 200), (200, 0))]
 
 
 @pytest.fixture(scope="module")

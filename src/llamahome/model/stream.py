@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from llamahome.model.file_pages import Pages, pages_of, unchanged_mappings
 from llamahome.model.packed_weight import PackedWeight, packed_tensors
 from llamahome.model.packing import decoder_of
+from llamahome.units import show_bytes
 
 _ATTRIBUTE = "llamahome_stream"
 LAYERS_AT_ONCE = 3
@@ -80,6 +81,7 @@ class Stream:
         self._at, self._kept, self._reach = -1, frozenset[int](), len(self._parts)
         self._look: Callable[[], int] | None = None
         """How much more could stay in memory; negative if less can."""
+        self._say: Callable[[str], None] = lambda line: None
         self.keep(keep_bytes)
 
     @property
@@ -126,17 +128,19 @@ class Stream:
         self._kept = self._chosen(keep_bytes)
         self._give_back_all(but=self._kept)
 
-    def watch(self, free: Callable[[], int], *, spare: int) -> None:
+    def watch(self, free: Callable[[], int], *, spare: int, say: Callable[[str], None]) -> None:
         """From now on keep less if at the end of a forward pass fewer than `spare` bytes are free beside the base; never more again.
 
         `free` reads the bytes that this process can allocate; files count as free, so also what is kept.
         """
+        self._say = say
         self._look = lambda: free() - spare - self.kept_bytes - (self.room_bytes if self.kept_bytes < self.base_bytes else 0)
 
     def leave_layers(self) -> None:
         """The pass has gone through all layers: activations are at their most, and the output head is next."""
-        if self._look is not None and self._kept and (more := self._look()) < 0:
-            self.keep(max(0, self.kept_bytes + more))
+        if self._look is not None and (before := self.kept_bytes) and (more := self._look()) < 0:
+            self.keep(max(0, before + more))
+            self._say(f"less memory is free: {show_bytes(self.kept_bytes)} of the base stay in memory instead of {show_bytes(before)}")
         self.enter(len(self._parts) - 1, step=1)
         for pages in self.rows:  # those of the tokens of this pass
             pages.drop()
