@@ -134,7 +134,9 @@ def test_layers_leave_memory_that_somebody_else_takes_and_never_return() -> None
     assert one_pass() == 200 and seen.most <= 300 + 200
     free = 0
     assert one_pass() == 0 and seen._now <= 300
-    assert said == [f"less memory is free: {now} B of the base stay in memory instead of {before} B" for before, now in ((400, 200), (200, 0))]
+    assert said == [
+        f"less memory is free: {now} B of the base stay in memory instead of {before} B" for before, now in ((400, 200), (200, 0))
+    ]
 
 
 @pytest.fixture(scope="module")
