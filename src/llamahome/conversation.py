@@ -21,7 +21,6 @@ from llamahome.errors import ConfigError, MachineError, OutOfMemory, Problem
 from llamahome.model.adapter import base_is_gone, can_switch_off, find_base, is_adapter, open_trained, trained_rows, without_adapter
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import choose_backend
-from llamahome.model.base_size import size_in
 from llamahome.model.generate import PromptCache, cached_bytes, generate, limits_of_loaded
 from llamahome.model.load import CausalLM, find_model
 from llamahome.model.packed_weight import widen_all, widened_bytes
@@ -30,6 +29,7 @@ from llamahome.model.quantize import Kind
 from llamahome.model.quantized_copy import quantized_base
 from llamahome.model.sampling import Sampling
 from llamahome.model.stream import stream_of
+from llamahome.model.weights_size import size_in
 from llamahome.monitoring.resources import free_memory_bytes
 from llamahome.rundir import BASE_MODELS, STARTER, run_of
 from llamahome.units import show_bytes

@@ -11,12 +11,12 @@ import torch
 from llamahome.data.report import DataReport
 from llamahome.distributed.world import World
 from llamahome.errors import Problem
-from llamahome.model.base_size import refuse_larger_than_memory, size_in, size_quantized
 from llamahome.model.place import LARGEST_SHARE, longest_pass
 from llamahome.model.precision import Precision
 from llamahome.model.quantize import sizes_of
 from llamahome.model.stream import LAYERS_AT_ONCE
 from llamahome.model.stream_choice import Rates, StreamedBase, must_stream
+from llamahome.model.weights_size import refuse_larger_than_memory, size_in, size_quantized
 from llamahome.pass_memory import MOST_TOKENS, documents_of_row
 from llamahome.planning.forecast import Forecast
 from llamahome.planning.measure import Activations

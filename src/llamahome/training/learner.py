@@ -21,7 +21,6 @@ from llamahome.model.adapter import SavedModel, fit_rows, trained_rows
 from llamahome.model.adapter_coverage import coverage_lines
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import unused_gpu_note
-from llamahome.model.base_size import refuse_larger_than_memory, size_in
 from llamahome.model.fingerprints import fingerprint
 from llamahome.model.load import CausalLM, decoder_layers, load_model
 from llamahome.model.lora import add_lora, load_lora
@@ -37,6 +36,7 @@ from llamahome.model.shard import Placement, replicated, sharded
 from llamahome.model.stream import held_bytes, hold_tables
 from llamahome.model.stream_choice import must_stream
 from llamahome.model.vocabulary import NewRows, describe_rows, make_rows, refuse_lost_bias
+from llamahome.model.weights_size import refuse_larger_than_memory, size_in
 from llamahome.monitoring.resources import free_memory_bytes, memory_limit_bytes
 from llamahome.monitoring.throughput import model_flops_per_token
 from llamahome.rundir import as_typed
