@@ -17,23 +17,29 @@ from llamahome.data.text.tokenizer_files import tokenizer_source
 from llamahome.data.text.tokens import ChatTokenizer, open_tokenizer
 from llamahome.data_limits import fit_to_model, hints_within_positions, hold_vocabulary, warn_of_length
 from llamahome.distributed.devices import device_here
-from llamahome.errors import ConfigError, MachineError, Problem
+from llamahome.errors import ConfigError, MachineError, OutOfMemory, Problem
 from llamahome.model.adapter import base_is_gone, can_switch_off, find_base, is_adapter, open_trained, trained_rows, without_adapter
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import choose_backend
-from llamahome.model.generate import PromptCache, generate, limits_of_loaded
+from llamahome.model.generate import PromptCache, cached_bytes, generate, limits_of_loaded
 from llamahome.model.load import CausalLM, find_model
 from llamahome.model.packed_weight import widen_all, widened_bytes
 from llamahome.model.packing import packing_of
 from llamahome.model.quantize import Kind
 from llamahome.model.quantized_copy import quantized_base
 from llamahome.model.sampling import Sampling
+from llamahome.model.stream import stream_of
+from llamahome.model.weights_size import size_in
 from llamahome.monitoring.resources import free_memory_bytes
 from llamahome.rundir import BASE_MODELS, STARTER, run_of
 from llamahome.units import show_bytes
 
 _WIDENED_SHARE = 0.5
 """Share of the free memory that the widened weights of a quantised base may take."""
+_HELD_SHARE, _KEPT_SHARE, _ANSWERS_SHARE = 0.9, 0.5, 0.15
+"""Shares of the free memory: up to which weights are held that only answer; for those that stay in memory if they are streamed; and for
+the keys and values of prompts and answers then."""
+_FEWEST_TOKENS = 256
 
 
 def model_folder(target: str, loaded: LoadedConfig, *, say: Callable[[str], None]) -> Path:
@@ -138,15 +144,34 @@ def computed_base(folder: Path, loaded: LoadedConfig, *, say: Callable[[str], No
 
 def _open(folder: Path, loaded: LoadedConfig, backend: Backend, device: torch.device, *, say: Callable[[str], None]) -> CausalLM:
     """The model in `folder`; a quantised base is widened once if it fits, which gives the same numbers and answers faster."""
-    base = str(computed_base(folder, loaded, say=say)) if is_adapter(folder) else None
-    model = open_trained(folder, dtype=backend.precision.storage, device=device, say=say, base=base)
-    own = backend.free_bytes(1)
-    if needed := widened_bytes(model):
+    base = computed_base(folder, loaded, say=say) if is_adapter(folder) else folder
+    own, dtype = backend.free_bytes(1), backend.precision.storage
+    free = free_memory_bytes() if own is None else own
+    keep = _keep_bytes(base, dtype, free=free) if own is None else None
+    model = open_trained(folder, dtype=dtype, device=device, say=say, base=str(base) if is_adapter(folder) else None, keep_bytes=keep)
+    if (stream := stream_of(model)) is not None:
+        read = show_bytes(stream.base_bytes - stream.kept_bytes)
+        stream.batch_tokens = max(_FEWEST_TOKENS, int(_ANSWERS_SHARE * free / cached_bytes(model)))
+        say(f"the base takes {show_bytes(stream.base_bytes)}, and {show_bytes(free)} are free: each token of an answer reads {read} of it")
+    elif needed := widened_bytes(model):
         if needed <= _WIDENED_SHARE * (free_memory_bytes() if own is None else own):
             widen_all(model)
         else:
             say(f"its weights stay packed, because {show_bytes(needed)} are not free to widen them once; answers take longer")
     return model
+
+
+def _keep_bytes(base: Path, dtype: torch.dtype, *, free: int) -> int | None:
+    """Bytes of the weights in `base` that stay in memory if they are streamed; None if they are held. OutOfMemory if neither fits."""
+    size = size_in(base, dtype)
+    if not size.mapped and size.nbytes > free:
+        message = (
+            f"its weights take {show_bytes(size.nbytes)} in {str(dtype).removeprefix('torch.')}, {show_bytes(free)} are free, and they "
+        )
+        message += f"cannot be read as they are used, because the files hold {size.types}"
+        hint = "--set model.dtype=float32" if size.types == "F32" else "a machine with more free memory"
+        raise OutOfMemory(Problem(code="model.larger-than-memory", message=message, where="MODEL", hint=hint))
+    return int(_KEPT_SHARE * free) if size.mapped > _HELD_SHARE * free else None
 
 
 def open_to_measure(folder: Path, loaded: LoadedConfig, backend: Backend, device: torch.device, *, say: Callable[[str], None]) -> CausalLM:

@@ -47,9 +47,11 @@ from llamahome.model.export.verify import (
     least_tolerance,
     load_dequantized,
     load_plain,
+    require_room,
     trained_logits,
 )
 from llamahome.model.load import quiet_transformers
+from llamahome.monitoring.resources import free_memory_bytes
 from llamahome.rundir import as_typed, refuse_unwritable
 
 _EXPORTS = Path("output/exports")
@@ -192,11 +194,10 @@ def _needed(model: TrainedModel, to: str, quant: str) -> int:
 
 def _write(folder: Path, model: TrainedModel, wanted: Wanted, *, loaded: LoadedConfig, say: Say) -> Difference:
     """Write everything into `folder` and compare it with the trained model. Raises what comparing raises."""
-    to, quant = wanted.to, str(wanted.quant)
-    weights = None
+    to, quant, free = wanted.to, str(wanted.quant), free_memory_bytes()
     if to != "adapter":
         say_which_weights(model, say)
-        weights = _streamed(model, say)
+    weights = _streamed(model, say if to != "adapter" else lambda _: None)
     if to == "adapter":
         _copy_adapter(folder, model)
     elif to == "merged":
@@ -206,8 +207,8 @@ def _write(folder: Path, model: TrainedModel, wanted: Wanted, *, loaded: LoadedC
     prompts = probes_of(model, loaded)
     unaided = why_not_run(model.base)
     say(f"comparing it with the trained model{f' by its de-quantised weights, because {unaided}' if unaided else ''}")
-    trained = trained_logits(model.folder, model.base, weights, prompts)
-    exported = exported_logits(folder, model.base, weights, prompts, to=to)
+    trained = trained_logits(model.folder, model.base, weights, prompts, free=free)
+    exported = exported_logits(folder, model.base, weights, prompts, to=to, free=free)
     difference = compare(trained, exported, quant=quant, least=least_tolerance(model.quantization, weights))
     difference.require(f"the export ({to}, {quant})")
     write_card(folder, card_facts(model, f"{to}, {quant}", difference), commands_inside(folder, to, name=model.name))
@@ -234,6 +235,7 @@ def _write_merged(folder: Path, model: TrainedModel, weights: TrainedWeights | N
     if weights is not None:
         write_merged(folder, weights, base=model.base, dtype=DTYPES[quant])
     else:
+        require_room(model.base, free_memory_bytes(), what="merging the adapter")
         plain = load_dequantized(model.base) if model.quantization else load_plain(model.base)
         merged: Any = wrap_plain(plain, model.folder, merge=True).to(DTYPES[quant])
         merged.config.dtype = DTYPES[quant]

@@ -7,9 +7,12 @@ from llamahome.data.report import DataReport
 from llamahome.distributed.world import World
 from llamahome.model.backends.backend import Backend
 from llamahome.model.load import CausalLM
+from llamahome.model.lora_init import SUBTRACTED
+from llamahome.model.packed_weight import packed_weights
 from llamahome.model.stream import Stream
-from llamahome.model.stream_choice import Passes, Rates, StreamedBase, choose_passes
+from llamahome.model.stream_choice import OTHER_FILES, Passes, Rates, StreamedBase, choose_passes
 from llamahome.model.targets import choose
+from llamahome.monitoring.resources import free_memory_bytes
 from llamahome.monitoring.throughput import measured_peak_flops
 from llamahome.pass_memory import PassMemory, Resolved, Say, documents_of_row, refuse_too_long
 from llamahome.training.learner import BaseModel, free_bytes
@@ -18,6 +21,9 @@ from llamahome.units import show_bytes, show_seconds
 REACHED = 0.5
 """Share of the measured rate of one large product that a step reaches. measured: 635 tokens/s of LoRA on the starter, 0.34 TFLOP/s, beside
 0.6 for the product (docs/log.md)."""
+
+_SPARE = OTHER_FILES // 2
+"""Memory that a forward pass leaves beside the base. With less, fewer layers stay in memory, because somebody else took what was theirs."""
 
 
 def resolve_streamed(
@@ -41,9 +47,11 @@ def resolve_streamed(
         needs=needs,
     )
     passes = choose_passes_of(config, sizes, _rates(model, backend, world, stream), report)
-    row = min(report.longest_tokens, config.data.max_length)
-    refuse_too_long(memory, row, world, free=sizes.free_bytes - sizes.room_bytes, recomputes=passes.recomputes)
+    row, room = min(report.longest_tokens, config.data.max_length) + _drawn(config), sizes.free_bytes - sizes.room_bytes
+    refuse_too_long(memory, row, world, free=room, recomputes=passes.recomputes)
     stream.keep(passes.keep_bytes)
+    stream.watch(free_memory_bytes, spare=_SPARE, say=say)
+    stream.batch_tokens = passes.tokens
     for line in describe(passes, sizes, stream.seconds_per_byte, free=free):
         say(line)
     why = f"a step in {passes.per_step:,} passes beside a base that is read in every pass"
@@ -57,16 +65,24 @@ def resolve_streamed(
 
 def choose_passes_of(config: Config, sizes: StreamedBase, rates: Rates, report: DataReport) -> Passes:
     """The fastest passes that fit, for the settings and rows of a run."""
-    training = config.training
+    training, tokens = config.training, report.tokens_per_row
     longest = config.data.max_length if report.sampled_rows else min(config.data.max_length, report.longest_tokens)
+    if training.objective == "grpo":  # the row is a prompt, and the passes are over the answers to it
+        prompt = tokens * (1 - report.targets / max(1, report.tokens))
+        tokens = config.grpo.group_size * (prompt + config.grpo.max_new_tokens)
     return choose_passes(
         sizes,
         rates,
-        step_tokens=report.tokens_per_row * int(training.batch_size),
-        longest=documents_of_row(config) * longest,
+        step_tokens=tokens * int(training.batch_size),
+        longest=documents_of_row(config) * (longest + _drawn(config)),
         tokens=None if training.micro_batch_tokens == "auto" else training.micro_batch_tokens,
         recomputes=None if training.gradient_checkpointing == "auto" else training.gradient_checkpointing,
     )
+
+
+def _drawn(config: Config) -> int:
+    """Most tokens of an answer that the model draws itself; 0 where it learns from those in the rows."""
+    return config.grpo.max_new_tokens if config.training.objective == "grpo" else 0
 
 
 def describe(passes: Passes, sizes: StreamedBase, seconds_per_byte: float, *, free: int) -> list[str]:
@@ -93,11 +109,15 @@ def without_answers(loaded: LoadedConfig, *, say: Say) -> Resolved:
 
 
 def _beside(config: Config, model: CausalLM, backend: Backend) -> int:
-    """Bytes of the adapters, their gradients and optimizer, and of the loss head."""
+    """Bytes of what is trained with its gradients and optimizer, of the loss head, and of packed weights that are widened at once."""
     paths = choose(model, config.lora.target_modules).modules
     adapters: int = sum(config.lora.rank * sum(model.get_submodule(path).weight.shape) for path in paths)
-    state = 4 + 4 + STATE_BYTES[config.training.optimizer]
-    return int(adapters * state) + 2 * backend.tile_bytes(model.get_output_embeddings().weight.shape[0])
+    whole = [module for path, module in model.named_modules() if path.rpartition(".")[2] in config.lora.modules_to_save]
+    trained = adapters + sum({id(weight): weight.numel() for module in whole for weight in module.parameters()}.values())
+    starts = 4 * adapters if config.lora.init in SUBTRACTED else 0
+    widened = 2 * max((weight.numel() for _, weight in packed_weights(model)), default=0) * backend.precision.compute.itemsize
+    head = 2 * backend.tile_bytes(model.get_output_embeddings().weight.shape[0])
+    return trained * (4 + 4 + STATE_BYTES[config.training.optimizer]) + starts + widened + head
 
 
 def _rates(model: CausalLM, backend: Backend, world: World, stream: Stream) -> Rates:

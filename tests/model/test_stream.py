@@ -114,6 +114,31 @@ def test_a_smaller_share_leaves_memory_at_once() -> None:
     assert sorted(number for event, number in seen.events if event == "-") == [0, 1, 2, 3, 4]
 
 
+def test_layers_leave_memory_that_somebody_else_takes_and_never_return() -> None:
+    seen, free, said = Recorded(6, keep=400), 10_000, list[str]()
+    seen.stream.watch(lambda: free, spare=50, say=said.append)
+
+    def one_pass() -> int:
+        seen.walk(range(6), step=1)
+        seen.stream.leave_layers()
+        seen.walk(range(5, -1, -1), step=-1)
+        seen.stream._thread.submit(int).result()
+        return seen.stream.kept_bytes
+
+    assert one_pass() == 400
+    free = 300 + 400 + 50
+    assert one_pass() == 400, "the room of three layers, what is kept, and what is to stay free"
+    free = 300 + 250 + 50
+    assert one_pass() == 200
+    seen.most, free = seen._now, 10_000
+    assert one_pass() == 200 and seen.most <= 300 + 200
+    free = 0
+    assert one_pass() == 0 and seen._now <= 300
+    assert said == [
+        f"less memory is free: {now} B of the base stay in memory instead of {before} B" for before, now in ((400, 200), (200, 0))
+    ]
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")

@@ -1,13 +1,8 @@
 """The passes of a run whose base is streamed: those that fit, and of them the fastest by the rates of the machine."""
 
-import json
-from pathlib import Path
-
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from llamahome.model.stream_choice import Passes, Rates, StreamedBase, choose_passes, mapped_bytes, must_stream
+from llamahome.model.stream_choice import Passes, Rates, StreamedBase, choose_passes, must_stream
 
 GB = 10**9
 FAST_DISK, SLOW_DISK = Rates(1e-10, 0.01), Rates(1e-7, 0.01)
@@ -59,11 +54,3 @@ def test_what_was_set_stays_and_the_longest_row_fits_into_a_pass(rates: Rates, f
 def test_without_room_the_smallest_pass_is_taken_and_does_not_fit() -> None:
     passes = chosen(GB // 2, FAST_DISK)
     assert not passes.fits and passes.recomputes and passes.keep_bytes == 0 and passes.tokens < 600
-
-
-def test_only_tensors_in_the_dtype_of_the_run_stay_in_their_files(tmp_path: Path) -> None:
-    save_file({"a": torch.zeros(64, 64, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
-    assert mapped_bytes(tmp_path, torch.bfloat16) == 64 * 64 * 2
-    assert mapped_bytes(tmp_path, torch.float32) == 0
-    (tmp_path / "other.safetensors").write_bytes(b"\x02" + bytes(7) + json.dumps({}).encode())
-    assert mapped_bytes(tmp_path, torch.bfloat16) == 64 * 64 * 2

@@ -14,9 +14,7 @@ def memory_limit(nbytes: int) -> Iterator[Callable[[], None] | None]:
 
     All processes in it must have ended when the block is left.
     """
-    version_1 = (_ROOT / "memory").is_dir()
-    top, limit = (_ROOT / "memory", "memory.limit_in_bytes") if version_1 else (_ROOT, "memory.max")
-    folder = top / f"llamahome-test-{os.getpid()}"
+    folder = _limit_file().parent
     try:
         folder.mkdir()
     except OSError:
@@ -24,10 +22,21 @@ def memory_limit(nbytes: int) -> Iterator[Callable[[], None] | None]:
         return
     try:
         try:
-            (folder / limit).write_text(str(nbytes), encoding="ascii")
+            change_limit(nbytes)
         except OSError:
             yield None
             return
         yield lambda: (folder / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii") and None
     finally:
         folder.rmdir()
+
+
+def change_limit(nbytes: int) -> None:
+    """Give the group of `memory_limit` another limit while it runs; OSError if what cannot be taken back is larger."""
+    _limit_file().write_text(str(nbytes), encoding="ascii")
+
+
+def _limit_file() -> Path:
+    version_1 = (_ROOT / "memory").is_dir()
+    top, name = (_ROOT / "memory", "memory.limit_in_bytes") if version_1 else (_ROOT, "memory.max")
+    return top / f"llamahome-test-{os.getpid()}" / name

@@ -5,6 +5,7 @@ its own signals, streams and exit status, and starts in a tenth of a second inst
 function of the program is called for the n-th time, or raises an error of the disk; the function itself runs as it is. After `?` a place
 may hold a text: then only calls count whose arguments hold it. The signal HANG lets the function sleep for an hour. `after` sends a signal
 some seconds after the start. The variable POISON="TOKEN FACTOR" multiplies the loss of every micro-batch that holds that token.
+STREAMED=1 makes every frozen base one that is larger than memory, of which nothing stays.
 {"lane": [IN, OUT]} forks a second prompt, which reads and answers through these named pipes at the same time.
 Answers: {"pid": N}, later {"status": S}.
 """
@@ -82,6 +83,15 @@ def poison(token: int, factor: float) -> None:
     objective.loss_sum = poisoned
 
 
+def stream_every_base() -> None:
+    """Let runs, plans and models that answer take every frozen base for larger than the memory beside the activations."""
+    for place in ("llamahome.training.learner", "llamahome.planning.streamed"):
+        importlib.import_module(place).must_stream = lambda base_bytes, *, free_bytes: True
+    importlib.import_module("llamahome.model.stream").Stream._chosen = lambda self, keep_bytes: frozenset()
+    importlib.import_module("llamahome.conversation")._HELD_SHARE = -1.0
+    importlib.import_module("llamahome.model.export.verify").LARGE = 0
+
+
 def become(command: dict[str, Any]) -> None:
     """Turn this fork into the process that a shell would have started."""
     os.setsid()
@@ -102,6 +112,8 @@ def become(command: dict[str, Any]) -> None:
     if "POISON" in command["variables"]:
         token, factor = command["variables"]["POISON"].split()
         poison(int(token), float(factor))
+    if "STREAMED" in command["variables"]:
+        stream_every_base()
 
 
 def wait_for(child: int, after: tuple[float, str] | None) -> int:

@@ -129,6 +129,7 @@ def _estimate_json(estimate: "Estimate") -> dict[str, Any]:
         "longest_row_tokens": estimate.longest_row,
         "step": _forecast_json(estimate.step, estimate.remedy),
         "streamed": estimate.streamed,
+        "refusal": estimate.refusal.message if estimate.refusal else None,
         "seconds": estimate.seconds,
         "rollout_seconds": estimate.rollout_seconds,
         "checkpoint_bytes": estimate.checkpoint_bytes,
@@ -154,7 +155,9 @@ def _estimate_lines(estimate: "Estimate") -> Iterator[str]:
     yield f"memory      up to {show_bytes(memory.total)} beside Python and its libraries: {parts}"
     yield f"            {'it fits' if step.fits else 'it does not fit'}; gradient checkpointing {'on' if step.recomputes else 'off'}"
     yield from (f"            {line}" for line in estimate.streamed)
-    if not step.fits:
+    if estimate.refusal is not None:
+        yield f"            a run is refused: {estimate.refusal.message}; {estimate.refusal.hint}"
+    elif not step.fits:
         yield f"            it would with {estimate.remedy}" if estimate.remedy else "            no setting of this machine makes it fit"
     yield f"            {f'rows of up to {estimate.longest_row:,} tokens fit' if estimate.longest_row else 'no row fits'}"
     if estimate.copy_bytes:

@@ -30,6 +30,7 @@ from llamahome.model.lora_choice import cast_whole_modules, with_every_name
 from llamahome.model.lora_init import split_starts, with_starts
 from llamahome.model.lora_layers import use_own_forward
 from llamahome.model.shard import Placement
+from llamahome.model.stream import hold_tables
 from llamahome.model.vocabulary import cast_trained_rows, grow_embeddings, rows_needed
 from llamahome.model.weightfiles import check_adapter_file, check_finite, write_index
 from llamahome.rundir import BASE_MODELS, as_typed
@@ -199,20 +200,28 @@ def _fits(folder: Path, input_sizes: dict[str, int]) -> bool:
 
 
 def open_trained(
-    folder: Path, *, dtype: torch.dtype, device: torch.device, say: Callable[[str], None], base: str | None = None
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    say: Callable[[str], None],
+    base: str | None = None,
+    keep_bytes: int | None = None,
 ) -> PreTrainedModel:
     """Load a model to chat with or to evaluate: a base, a fully trained model, or an adapter on its base (not merged, float32).
 
-    `base` replaces the base that the adapter's folder records.
+    `base` replaces the base that the adapter's folder records. With `keep_bytes` the weights are streamed, as in `load_model`.
     """
     base_folder = find_base(folder, typed=base, say=say) if is_adapter(folder) else find_model(str(folder), say=say)
     try:
-        model = load_model(base_folder, dtype=dtype, device=device)
+        model = load_model(base_folder, dtype=dtype, device=device, keep_bytes=keep_bytes)
     except ConfigError as error:  # without the hints, which name another model
         raise ConfigError([replace(problem, hint=None) for problem in error.problems]) from error
     if not is_adapter(folder):
         return model
     check_adapter_file(folder)
+    if not can_switch_off(folder):
+        hold_tables(model)
     fit_rows(model, folder, base_folder)
     try:
         with quiet_peft():

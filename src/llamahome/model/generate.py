@@ -122,6 +122,15 @@ def limits_of_loaded(model: PreTrainedModel) -> ModelLimits:
     return limits_from(model.config.get_text_config().to_dict(), shapes)
 
 
+def cached_bytes(model: PreTrainedModel) -> int:
+    """Bytes of the keys and values of one token."""
+    text = model.config.get_text_config()
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    itemsize: int = model.get_input_embeddings().weight.dtype.itemsize
+    return int(2 * text.num_hidden_layers * heads * size * itemsize)
+
+
 def positions_of(model: PreTrainedModel) -> int | None:
     """The number of positions of a model with a position table, or None."""
     return limits_of_loaded(model).positions

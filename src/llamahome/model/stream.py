@@ -23,6 +23,7 @@ from llamahome.model.file_pages import Pages, pages_of, unchanged_mappings
 from llamahome.model.packed_weight import PackedWeight, packed_tensors
 from llamahome.model.packing import decoder_of
 from llamahome.model.shard_load import local_of, mesh_of
+from llamahome.units import show_bytes
 
 _ATTRIBUTE = "llamahome_stream"
 LAYERS_AT_ONCE = 3
@@ -66,6 +67,8 @@ class Stream:
     ) -> None:
         """`parts` are the layers in their order, and then the output head. Up to `keep_bytes` of them stay in memory."""
         self.waited_s, self.read_s, self.read_bytes = 0.0, 0.0, 0
+        self.batch_tokens = 2048
+        """Most tokens of prompts and answers that are generated together: what memory is left for."""
         self.part_of: dict[int, int] = {}
         """The part of each weight, by the id of the tensor."""
         self.rows: list[Pages] = []
@@ -77,6 +80,9 @@ class Stream:
         self._held: dict[int, Future[None]] = {}
         """The parts in memory or being read, the one used longest ago first."""
         self._at, self._kept, self._reach = -1, frozenset[int](), len(self._parts)
+        self._look: Callable[[], int] | None = None
+        """How much more could stay in memory; negative if less can."""
+        self._say: Callable[[str], None] = lambda line: None
         self.keep(keep_bytes)
 
     @property
@@ -122,6 +128,23 @@ class Stream:
         """From now on, let up to `keep_bytes` of the parts stay in memory; all others leave it."""
         self._kept = self._chosen(keep_bytes)
         self._give_back_all(but=self._kept)
+
+    def watch(self, free: Callable[[], int], *, spare: int, say: Callable[[str], None]) -> None:
+        """From now on keep less if at the end of a forward pass fewer than `spare` bytes are free beside the base; never more again.
+
+        `free` reads the bytes that this process can allocate; files count as free, so also what is kept.
+        """
+        self._say = say
+        self._look = lambda: free() - spare - self.kept_bytes - (self.room_bytes if self.kept_bytes < self.base_bytes else 0)
+
+    def leave_layers(self) -> None:
+        """The pass has gone through all layers: activations are at their most, and the output head is next."""
+        if self._look is not None and (before := self.kept_bytes) and (more := self._look()) < 0:
+            self.keep(max(0, before + more))
+            self._say(f"less memory is free: {show_bytes(self.kept_bytes)} of the base stay in memory instead of {show_bytes(before)}")
+        self.enter(len(self._parts) - 1, step=1)
+        for pages in self.rows:  # those of the tokens of this pass
+            pages.drop()
 
     def _give_back_all(self, *, but: Collection[int] = ()) -> None:
         for number in [number for number in self._held if number not in but]:
@@ -213,12 +236,7 @@ def stream_layers(model: PreTrainedModel, layers: Sequence[nn.Module], *, keep_b
         stream.rows = pages_of([embedding.weight], mappings)
     stream.storages = [weight.untyped_storage() for weight in _tensors_of(model)]
 
-    def leave_layers(*_: Any) -> None:
-        stream.enter(len(layers), step=1)
-        for pages in stream.rows:  # those of the tokens of this pass
-            pages.drop()
-
-    decoder_of(model).register_forward_hook(leave_layers)
+    decoder_of(model).register_forward_hook(lambda *_: stream.leave_layers())
     setattr(model, _ATTRIBUTE, stream)
     return stream
 

@@ -6,11 +6,7 @@ again allow larger passes for a third more arithmetic. Of all sizes that fit, th
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
-
-from llamahome.model.limits import read_header
 from llamahome.model.place import LARGEST_SHARE
 
 _HELD_SHARE = 0.7
@@ -21,32 +17,16 @@ _AGAIN = 4 / 3
 """Arithmetic with activations that are computed again: a third pass beside the forward and the backward one."""
 _ROOM_FOR_ERRORS = 1.2
 """Memory for activations, relative to their estimate, that is not given to layers; too little of it would only be read again."""
-_OTHER_FILES = 2**28
+OTHER_FILES = 2**28
 """Memory for pages of other files: the code of the libraries, and checkpoints that are being written."""
 _FEWEST_TOKENS = 256
 _LARGER_STEP = 1.2
 """Steps differ in tokens; most have no more than this, relative to the mean."""
-_FILE_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-_PACKED_TYPES = ("U8", "I8")
 
 
 def must_stream(base_bytes: int, *, free_bytes: int) -> bool:
     """Whether a frozen base of so many bytes is too large to be held beside the activations of a pass."""
     return base_bytes > _HELD_SHARE * free_bytes
-
-
-def mapped_bytes(folder: Path, dtype: torch.dtype) -> int:
-    """Bytes of the tensors in `folder` that stay in their files when they are loaded in `dtype`; 0 if a tenth of all bytes does not."""
-    whole = mapped = 0
-    for path in folder.glob("*.safetensors"):
-        try:
-            for entry in read_header(path).tensors.values():
-                start, end = entry["data_offsets"]
-                whole += end - start
-                mapped += (end - start) * (entry["dtype"] in (_FILE_TYPES.get(dtype), *_PACKED_TYPES))
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0
-    return mapped if mapped >= 0.9 * whole else 0
 
 
 @dataclass(frozen=True)
@@ -119,7 +99,7 @@ def _sizes(step_tokens: float, longest: int) -> Iterator[int]:
 
 def _passes(base: StreamedBase, rates: Rates, tokens: int, recomputes: bool, *, step_tokens: float, longest: int) -> Passes:
     usable, needed = base.free_bytes - base.room_bytes, base.needs(max(tokens, longest), recomputes)
-    keep = max(0, usable - round(_ROOM_FOR_ERRORS * needed) - _OTHER_FILES)
+    keep = max(0, usable - round(_ROOM_FOR_ERRORS * needed) - OTHER_FILES)
     read, per_step = base.nbytes - base.kept_with(keep), max(1, -round(-step_tokens // tokens))
     computing = step_tokens * rates.seconds_per_token * (_AGAIN if recomputes else 1.0)
     reading = 2 * per_step * read * rates.seconds_per_byte

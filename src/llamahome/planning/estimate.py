@@ -21,6 +21,7 @@ from llamahome.data.text.tokenizer_files import tokenizer_folder, tokenizer_sour
 from llamahome.data.text.tokens import open_tokenizer
 from llamahome.data_limits import prepare_fitted, warn_of_length
 from llamahome.distributed.world import World, open_world
+from llamahome.errors import Problem
 from llamahome.model.adapter import trained_rows
 from llamahome.model.adapter_coverage import coverage_lines
 from llamahome.model.backends.backend import Backend
@@ -40,7 +41,7 @@ from llamahome.planning.memory import ShardLayout, quantized_numbers
 from llamahome.planning.passes import free_for_passes, pass_tokens, simulated_work
 from llamahome.planning.rollout import Rollout, rollout_of
 from llamahome.planning.shapes import CONFIGS, ModelShape
-from llamahome.planning.streamed import plan_streamed
+from llamahome.planning.streamed import plan_base
 from llamahome.planning.traffic import Collective, extended
 from llamahome.resolve import PASSES_PER_TOKEN, resolve_amount, too_short_to_compile, with_resolved
 from llamahome.starting_adapter import with_adapter
@@ -136,6 +137,8 @@ class Estimate:
     step: Forecast
     streamed: list[str]
     """What reading the base in every pass costs, in lines; none if it is held in memory."""
+    refusal: Problem | None
+    """Why a run would end before training, where the weights themselves do not fit."""
     remedy: str | None
     longest_row: int
     """Tokens of the longest row that fits, alone in its pass; 0 if none does."""
@@ -189,9 +192,8 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
     tokens = max(1, math.ceil(per_step / passes))
     usual = replace(full, tokens=tokens, passes=passes, length=length, recomputes=worst.recomputes)
     step = replace(forecast("replicate", shape, layout, here, work=usual), memory=worst.memory, fits=worst.fits)
-    streamed = plan_streamed(step, shape, base, report=report, activations=activations, free=device.memory_bytes)
-    step = step if streamed is None else streamed.step
-    rollout = _drawing_seconds(config, backend, drawn, step)
+    base_plan = plan_base(step, shape, base, report=report, activations=activations, free=device.memory_bytes)
+    rollout, step = _drawing_seconds(config, backend, drawn, step, base_plan.read_seconds), base_plan.step
     saved, keep = round((4 + shape.state_bytes) * shape.trained) + 4 * shape.started, config.checkpoint
     checkpoint = saved + 8 * 2**20
     return Estimate(
@@ -203,9 +205,10 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
         shape=shape,
         adapters=coverage_lines(prepared_model(config, precision, read, shape.layers)) if apart else [],
         step=step,
-        streamed=[] if streamed is None else streamed.lines,
+        streamed=base_plan.lines,
+        refusal=base_plan.refusal,
         remedy=None if step.fits else remedy("replicate", shape, here, layout=layout, work=full),
-        longest_row=longest_row(shape, layout, device, full, activations) if streamed is None else streamed.longest_row,
+        longest_row=longest_row(shape, layout, device, full, activations) if base_plan.longest_row is None else base_plan.longest_row,
         seconds=(step.seconds + rollout) * plan.positions / rows,
         rollout_seconds=rollout,
         checkpoint_bytes=checkpoint,
@@ -249,12 +252,12 @@ def _layout_here(
     return replace(layout, packed=_packed_bytes(config, base, shape, precision, say=say))
 
 
-def _drawing_seconds(config: Config, backend: Backend, drawn: Rollout | None, step: Forecast) -> float:
-    """Seconds of a step for drawing its answers, from the rate of its passes; 0 if none are drawn."""
+def _drawing_seconds(config: Config, backend: Backend, drawn: Rollout | None, step: Forecast, read_seconds: float) -> float:
+    """Seconds of a step for drawing its answers, from the rate of its passes, each of which reads for a while; 0 if none are drawn."""
     if drawn is None:
         return 0.0
     forward = step.compute_seconds / step.tokens / PASSES_PER_TOKEN[config.training.method]
-    return drawn.pass_tokens(backend.pass_tokens_per_answer_token) * forward
+    return drawn.pass_tokens(backend.pass_tokens_per_answer_token) * forward + drawn.batches * drawn.answer_tokens * read_seconds
 
 
 def _packed_bytes(config: Config, base: Path, shape: ModelShape, precision: Precision, *, say: Callable[[str], None]) -> float | None:

@@ -3,14 +3,20 @@
 The rate of the disk is not measured before a run: RATE stands for it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from llamahome.data.report import DataReport
+from llamahome.distributed.world import World
+from llamahome.errors import Problem
 from llamahome.model.place import LARGEST_SHARE, longest_pass
 from llamahome.model.precision import Precision
+from llamahome.model.quantize import sizes_of
 from llamahome.model.stream import LAYERS_AT_ONCE
-from llamahome.model.stream_choice import Rates, StreamedBase, mapped_bytes, must_stream
+from llamahome.model.stream_choice import Rates, StreamedBase, must_stream
+from llamahome.model.weights_size import refuse_larger_than_memory, size_in, size_quantized
 from llamahome.pass_memory import MOST_TOKENS, documents_of_row
 from llamahome.planning.forecast import Forecast
 from llamahome.planning.measure import Activations
@@ -22,26 +28,32 @@ RATE = 1e9
 
 
 @dataclass(frozen=True)
-class StreamedPlan:
-    """The step of a run that streams its base, and what is said of it."""
+class BasePlan:
+    """How the base of a run is held or read."""
 
     step: Forecast
-    lines: list[str]
-    longest_row: int
-    """Tokens of the longest row that fits, alone in its pass."""
+    lines: list[str] = field(default_factory=list)
+    """What is said of a base that is streamed; none if it is held."""
+    read_seconds: float = 0.0
+    """Of reading the base in a pass without gradients, as each token of drawn answers is one."""
+    longest_row: int | None = None
+    """Tokens of the longest row that fits beside a streamed base, alone in its pass."""
+    refusal: Problem | None = None
+    """Why a run would end before training, where it can be neither."""
 
 
-def plan_streamed(
-    step: Forecast, shape: ModelShape, folder: Path, *, report: DataReport, activations: Activations, free: int
-) -> StreamedPlan | None:
-    """The same step with the base in `folder` streamed; None if it is held."""
+def plan_base(step: Forecast, shape: ModelShape, folder: Path, *, report: DataReport, activations: Activations, free: int) -> BasePlan:
+    """The same step with the base in `folder` held, if it fits, or streamed."""
     config, backend = activations.config, activations.backend
-    precision = backend.precision
-    if config.model.quantization is None and not mapped_bytes(folder, precision.storage):
-        return None
+    precision, kind = backend.precision, config.model.quantization
+    if backend.free_bytes(1) is not None:
+        return BasePlan(step)
+    size = size_in(folder, precision.storage) if kind is None else size_quantized(folder, precision.storage, sizes_of(folder, kind))
+    alone = World(0, 1, 0, torch.device("cpu"))
+    refusal = refuse_larger_than_memory(config, size, folder, precision.storage, strategy="replicate", world=alone, free=free)
     base_bytes = step.memory.weights - 4 * shape.trained
-    if config.training.method != "lora" or backend.free_bytes(1) is not None or not must_stream(base_bytes, free_bytes=free):
-        return None
+    if not size.mapped or config.training.method != "lora" or not must_stream(base_bytes, free_bytes=free):
+        return BasePlan(step, refusal=refusal)
     sizes = _sizes(shape, precision, step, base_bytes, activations=activations, free=free)
     passes = choose_passes_of(config, sizes, Rates(1 / RATE, step.compute_seconds / max(1, step.tokens)), report)
     weights = sizes.room_bytes + sizes.kept_with(passes.keep_bytes) + 4 * shape.trained
@@ -55,9 +67,8 @@ def plan_streamed(
         return (recomputed if passes.recomputes else kept) <= LARGEST_SHARE * usable
 
     longest = longest_pass(fits, most=MOST_TOKENS)
-    return StreamedPlan(
-        replace(step, memory=memory, fits=passes.fits, recomputes=passes.recomputes, compute_seconds=seconds), lines, longest
-    )
+    step = replace(step, memory=memory, fits=passes.fits, recomputes=passes.recomputes, compute_seconds=seconds)
+    return BasePlan(step, lines, passes.read_bytes / RATE, longest)
 
 
 def _sizes(
@@ -75,6 +86,6 @@ def _sizes(
         nbytes=streamed,
         room_bytes=min(streamed, max(LAYERS_AT_ONCE * layer, layer + head)),
         kept_with=lambda room: streamed if room >= streamed else min(shape.layers, max(0, room) // layer) * layer,
-        free_bytes=free - 4 * shape.trained - memory.gradients - memory.optimizer - memory.loss,
+        free_bytes=free - 4 * shape.trained - memory.gradients - memory.optimizer - memory.loss - memory.buffers,
         needs=needs,
     )

@@ -12,6 +12,7 @@ from llamahome.distributed.devices import is_out_of_memory
 from llamahome.errors import OutOfMemory, Problem
 from llamahome.model.generate import generate, positions_of
 from llamahome.model.load import CausalLM
+from llamahome.model.stream import stream_of
 from llamahome.training.memory import free_cached_memory
 from llamahome.units import show_seconds
 
@@ -30,19 +31,21 @@ def generate_answers(
     *,
     end_ids: Sequence[int],
     max_new_tokens: int,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     alone: bool = True,
     say: Callable[[str], None] = lambda line: None,
     ran_out: Callable[[int], None] = lambda prompts: None,
 ) -> list[list[int]]:
     """Greedy answers in the order of the prompts; `say` gets a line about every ten seconds.
 
-    Batches hold at most `batch_tokens`; one that does not fit into memory is halved, and `ran_out` gets its number of prompts. Raises
-    OutOfMemory if a single prompt does not fit, or if this rank does not generate `alone`: others wait for it within the same passes.
+    Batches hold at most `batch_tokens`, or else `batch_tokens_of` the model; one that does not fit into memory is halved, and `ran_out`
+    gets its number of prompts. Raises OutOfMemory if a single prompt does not fit, or if this rank does not generate `alone`: others wait
+    for it within the same passes.
     """
     answers: dict[tuple[int, ...], list[int]] = {}
     wanted = sorted({tuple(prompt) for prompt in prompts})
-    waiting = in_batches(wanted, len, max_new_tokens, budget=batch_tokens, positions=positions_of(model))
+    budget = batch_tokens_of(model) if batch_tokens is None else batch_tokens
+    waiting = in_batches(wanted, len, max_new_tokens, budget=budget, positions=positions_of(model))
     begun = said = time.monotonic()
 
     def answer(batch: list[tuple[int, ...]]) -> list[list[int]]:
@@ -55,6 +58,12 @@ def generate_answers(
             said, left = now, (now - begun) / len(answers) * (len(wanted) - len(answers))
             say(f"answers: {len(answers):,} of {len(wanted):,}, about {show_seconds(left)} left")
     return [answers[tuple(prompt)] for prompt in prompts]
+
+
+def batch_tokens_of(model: CausalLM) -> int:
+    """Most tokens of a batch: BATCH_TOKENS, or those for which a streamed base leaves memory."""
+    stream = stream_of(model)
+    return BATCH_TOKENS if stream is None else min(BATCH_TOKENS, stream.batch_tokens)
 
 
 def in_batches(

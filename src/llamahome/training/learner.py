@@ -16,7 +16,7 @@ from llamahome.config.schema import Config
 from llamahome.data.records import Microbatch
 from llamahome.distributed.processors import return_freed_memory
 from llamahome.distributed.world import World
-from llamahome.errors import ConfigError, Problem
+from llamahome.errors import ConfigError, OutOfMemory, Problem
 from llamahome.model.adapter import SavedModel, fit_rows, trained_rows
 from llamahome.model.adapter_coverage import coverage_lines
 from llamahome.model.backends.backend import Backend
@@ -35,8 +35,9 @@ from llamahome.model.recompute import tile_blocks
 from llamahome.model.shard import Placement, replicated, sharded
 from llamahome.model.shard_load import Mesh, make_mesh
 from llamahome.model.stream import held_bytes, hold_tables
-from llamahome.model.stream_choice import mapped_bytes, must_stream
+from llamahome.model.stream_choice import must_stream
 from llamahome.model.vocabulary import NewRows, describe_rows, make_rows, refuse_lost_bias
+from llamahome.model.weights_size import refuse_larger_than_memory, size_in
 from llamahome.monitoring.resources import free_memory_bytes, memory_limit_bytes
 from llamahome.monitoring.throughput import model_flops_per_token
 from llamahome.rundir import as_typed
@@ -98,7 +99,7 @@ def load_base(config: Config, folder: Path, backend: Backend, world: World, *, r
         each_pass = "; gradients are summed after every pass" if strategy.sums_each_pass else ""
         say(f"{strategy.strategy}: {strategy.reason}{each_pass}")
     weights = _weights_of(config, folder, world, say=say)
-    keep = _keep_bytes(weights, backend, world, method=method)
+    keep = _keep_bytes(config, weights, backend, strategy, world)
     has_rows = adapter is not None and trained_rows(adapter) > 0
     mesh, device = _mesh_to_load(config, world, strategy, grows=has_rows or rows.needed > 0)
     model = load_model(weights, dtype=precision.storage, device=device, keep_bytes=keep, mesh=mesh)
@@ -134,15 +135,21 @@ def _mesh_to_load(config: Config, world: World, chosen: ChosenStrategy, *, grows
     return make_mesh(world, chosen.strategy), world.device
 
 
-def _keep_bytes(weights: Path, backend: Backend, world: World, *, method: str) -> int | None:
+def _keep_bytes(config: Config, weights: Path, backend: Backend, strategy: ChosenStrategy, world: World) -> int | None:
     """Bytes of the base that stay in memory while it is loaded and tested, if it must be streamed; None if it is held.
 
-    Only a single process streams, a frozen base, in the machine's memory.
+    Only a single process streams, a frozen base, in the machine's memory. Raises OutOfMemory on all ranks if it can be neither.
     """
-    if world.size > 1 or method != "lora" or backend.free_bytes(1) is not None:
+    if backend.free_bytes(1) is not None:
         return None
-    free = free_bytes(backend, world)
-    return free // 2 if must_stream(mapped_bytes(weights, backend.precision.storage), free_bytes=free) else None
+    dtype, free = backend.precision.storage, int(-world.max(-free_bytes(backend, world)))
+    size = size_in(weights, dtype)
+    problem = refuse_larger_than_memory(config, size, weights, dtype, strategy=strategy.strategy, world=world, free=free)
+    if problem is not None:
+        raise OutOfMemory(problem)
+    if world.size > 1 or config.training.method != "lora":
+        return None
+    return free // 2 if must_stream(size.mapped, free_bytes=free) else None
 
 
 def make_learner(

@@ -23,7 +23,7 @@ from llamahome.model.load import CausalLM
 from llamahome.model.sampling import Sampling
 from llamahome.model.shard import Placement
 from llamahome.monitoring.throughput import PartClock
-from llamahome.training.answering import each_batch, in_batches
+from llamahome.training.answering import batch_tokens_of, each_batch, in_batches
 from llamahome.training.reward import Reward
 
 
@@ -128,7 +128,8 @@ class AnsweredSteps:
         """Every answer with its prompt, its number and whether it ended; batches that do not fit into memory are halved."""
         drawing, sampling = self._drawing, self._drawing.of_step(begin)
         wanted = [(prompt, number) for prompt in prompts for number in drawing.numbers(prompt, begin)]
-        waiting = in_batches(wanted, lambda each: len(each[0].tokens), sampling.max_new_tokens, positions=positions_of(self._model))
+        budget, positions = batch_tokens_of(self._model), positions_of(self._model)
+        waiting = in_batches(wanted, lambda each: len(each[0].tokens), sampling.max_new_tokens, budget=budget, positions=positions)
 
         def draw(batch: list[tuple[Prompt, int]]) -> list[tuple[list[int], bool]]:
             tokens, numbered = [prompt.tokens for prompt, _ in batch], replace(sampling, numbers=tuple(number for _, number in batch))

@@ -37,6 +37,7 @@ class _TargetLogProbs(torch.autograd.Function):
             found[start : start + rows] = -losses
             if grad_hidden is not None:
                 grad_hidden[start : start + rows] = tiles.hidden_gradient(grad)
+            del grad  # or two tiles of logits would be in memory
         ctx.save_for_backward(hidden_ND if trained else None, labels_N, weight_VD if trained else None, bias_V if trained else None)
         ctx.grad_hidden, ctx.dtype, ctx.head, ctx.options = grad_hidden, hidden_ND.dtype, head, options
         return found
@@ -63,6 +64,7 @@ class _TargetLogProbs(torch.autograd.Function):
                 grad_hidden[start : start + rows] = tiles.hidden_gradient(grad) * weights
             if grad_weight is not None:
                 tiles.add_weight_gradient(grad, (tile * weights).to(tile.dtype), grad_weight)
+            del grad
         found = ((grad_hidden, ctx.dtype), (grad_weight, weight_VD.dtype), (grad_bias, None if bias_V is None else bias_V.dtype))
         hidden, weight, bias = (None if grad is None else grad.to(dtype) for grad, dtype in found)
         return hidden, None, weight, bias, None, None

@@ -150,6 +150,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
                 grad_hidden[start : start + rows] = tiles.hidden_gradient(grad)
             if grad_weight is not None:
                 tiles.add_weight_gradient(grad, tile, grad_weight)
+            del grad  # or two tiles of logits would be in memory
         ctx.gradients = grad_hidden, grad_weight, grad_bias
         ctx.dtypes = hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype
         return total
@@ -187,4 +188,5 @@ def head_stats(hidden_ND: Tensor, labels_N: Tensor, head: Head, *, dtype: torch.
         tile = transform_logits_(F.linear(hidden_ND[start : start + rows].to(dtype), matrix, bias).float(), head)
         loss += F.cross_entropy(tile, labels, reduction="sum")
         correct += (tile.argmax(-1) == labels).sum()
+        del tile
     return HeadStats(loss, correct)

@@ -1,9 +1,10 @@
 """Compares an exported model with the trained one: the greatest difference of their logits on probe prompts.
 
 Small models are loaded whole, by transformers and PEFT; a base in 4 or 8 bits is computed by bitsandbytes itself if it is installed.
-Larger models run layer by layer (streaming.py).
+Larger models, and those that would fill the free memory, run layer by layer (streaming.py).
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from llamahome.errors import ConfigError, Problem
+from llamahome.errors import ConfigError, OutOfMemory, Problem
 from llamahome.model.adapter import wrap_plain
 from llamahome.model.export.gguffile import GgufWeights, gguf_config
 from llamahome.model.export.merge import TrainedWeights
 from llamahome.model.export.quantized import open_weights, quantization_of, why_not_run
 from llamahome.model.export.streaming import add_lora_hooks, stream
 from llamahome.model.export.weightstore import WeightStore
+from llamahome.units import show_bytes
 
 TOLERANCES = {"f32": 1e-4, "f16": 0.05, "bf16": 0.25, "q8_0": 0.75, "q5_1": 1.5, "q5_0": 1.5, "q4_1": 3.0, "q4_0": 3.0}
 """How far the logits of an export may be off, as a share of the standard deviation of the trained model's logits."""
@@ -145,27 +147,45 @@ def float32_bytes(folder: Path) -> int:
     return open_weights(folder).nbytes(torch.float32)
 
 
-def trained_logits(folder: Path, base: Path, weights: TrainedWeights | None, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+def require_room(folder: Path, free: int, *, what: str) -> None:
+    """OutOfMemory if the weights in `folder` do not fit in float32 into the `free` bytes of memory."""
+    if (needed := float32_bytes(folder)) > free:
+        message = f"{what} takes {show_bytes(needed)}, and {show_bytes(free)} are free: this adapter cannot be computed layer by layer"
+        hint = f"a machine with {show_bytes(needed)} of free memory"
+        raise OutOfMemory(Problem(code="export.larger-than-memory", message=message, where="--to", hint=hint))
+
+
+def _by_layers(nbytes: int, free: int) -> bool:
+    """Whether weights of so many bytes in float32 are computed layer by layer: they are large, or would take a quarter of free memory."""
+    return nbytes >= min(LARGE, free // 4)
+
+
+def trained_logits(
+    folder: Path, base: Path, weights: TrainedWeights | None, prompts: Sequence[Sequence[int]], *, free: int = sys.maxsize
+) -> list[Tensor]:
     """Logits of the trained model: base and adapter side by side, as PEFT computes them, never merged.
 
-    `weights` is None where the adapter can only be merged in memory.
+    `weights` is None where the adapter can only be merged in memory, of which `free` bytes are free. Raises OutOfMemory if it does not fit.
     """
-    if float32_bytes(base) >= LARGE and weights is not None and weights.plain:
+    if _by_layers(float32_bytes(base), free) and weights is not None and weights.plain:
         streamed = stream(base, weights.base.read, weights.base)
         modules = {name for name, _ in streamed.named_modules()} if streamed is not None else set()
         if streamed is not None and all(name.removesuffix(".weight") in modules for name in weights.changed):
             add_lora_hooks(streamed, {name.removesuffix(".weight"): weights.lora(name) for name in weights.changed})
             return logits_of(streamed, prompts)
+    require_room(base, free, what="comparing it with the trained model")
     return logits_of(wrap_plain(load_plain(base), folder), prompts)
 
 
-def exported_logits(folder: Path, base: Path, weights: TrainedWeights | None, prompts: Sequence[Sequence[int]], *, to: str) -> list[Tensor]:
+def exported_logits(
+    folder: Path, base: Path, weights: TrainedWeights | None, prompts: Sequence[Sequence[int]], *, to: str, free: int = sys.maxsize
+) -> list[Tensor]:
     """Logits of the export in `folder`, read from its files. Raises ConfigError when a GGUF file lacks a tensor of the model."""
     if to == "adapter":
-        return logits_of(wrap_plain(load_plain(base), folder), prompts)
+        return trained_logits(folder, base, None if weights is None else TrainedWeights(base, folder), prompts, free=free)
     if to == "merged":
         written = WeightStore(folder)
-        streamed = stream(folder, written.read, written) if written.nbytes(torch.float32) >= LARGE else None
+        streamed = stream(folder, written.read, written) if _by_layers(written.nbytes(torch.float32), free) else None
         return logits_of(streamed if streamed is not None else load_plain(folder), prompts)
     path = next(path for path in sorted(folder.glob("*.gguf")) if not path.name.endswith("-adapter.gguf"))
     read = GgufWeights(path, gguf_config(base), weights.shapes if weights is not None else ())
