@@ -37,6 +37,7 @@ def test_saves_in_a_thread_and_the_exchanges_of_the_loop_do_not_mix(tmp_path: Pa
 
 def test_a_rank_that_ends_in_a_save_leaves_no_half_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "run"
+    folder.mkdir()
     with pytest.raises(FileNotFoundError, match="result-1"):  # of the rank that ended
         run_workers("tests/checkpoint/tasks.py:end_in_a_save", 2, {"folder": str(folder), "told": str(tmp_path / "told")})
     assert (tmp_path / "told").read_text() == "distributed.peer-lost"

@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 from tests.e2e.test_processes import workers_of
-from tests.e2e.test_restarts import WORDS, ranks_of
+from tests.e2e.test_restarts import WORDS, is_gone, ranks_of
 from tests.support.disturbed import children_of
 from tests.support.projects import Project, chats, wait_until, write_rows
 
@@ -66,12 +66,14 @@ def test_a_start_that_hangs_ends_with_its_place_and_its_stack_and_leaves_nothing
     project.type(*words).expect(0)
 
 
-def many_rows(project: Project) -> str:
-    """15 MB, for which a second process is started that tokenizes."""
+def many_rows(project: Project) -> tuple[str, ...]:
+    """The words that train on 14 MB, for which a second process is started that tokenizes."""
     rows = chats(2000)
     for row in rows:
         row["messages"][0]["content"] *= 150
-    return write_rows(project.folder / "many.jsonl", rows).name
+    name = write_rows(project.folder / "many.jsonl", rows).name
+    short = ("--set", "data.max_length=256", "--set", "data.max_lost_share=1", "--set", "data.eval_split=0")
+    return ("train", name, *short, "--set", "data.streaming=false")
 
 
 def tokenizing(pid: int) -> list[psutil.Process]:
@@ -88,8 +90,7 @@ def tokenizing(pid: int) -> list[psutil.Process]:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_stopped_process_that_tokenizes_is_named_and_ended(project: Project, processes: int) -> None:
     """Of two ranks, one tokenizes and the other waits for its lock."""
-    limit = ("--set", "training.hang_timeout=5 s", "--set", "data.streaming=false")
-    words = ("train", many_rows(project), "--max-steps", "1", "--world-size", str(processes), *limit)
+    words = (*many_rows(project), "--max-steps", "1", "--world-size", str(processes), "--set", "training.hang_timeout=5 s")
     with project.start(*words) as run:
         wait_until(lambda: tokenizing(run.pid) or run.poll() is not None, seconds=120)
         (worker,) = tokenizing(run.pid)
@@ -100,5 +101,5 @@ def test_a_stopped_process_that_tokenizes_is_named_and_ended(project: Project, p
     place = f"reading the data (its process {worker.pid} is stopped)"
     assert (place if processes == 1 else f"process {rank} is {place}; process {1 - int(rank)} is reading the data") in err, err
     assert f"process {rank}, innermost last" in err and "in llamahome-prepare" in err
-    assert workers_of(project) == [] and not psutil.pid_exists(worker.pid)
+    assert workers_of(project) == [] and is_gone(worker)
     project.shell(*words).expect(0)

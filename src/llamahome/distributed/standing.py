@@ -1,5 +1,6 @@
 """Where a process stands that makes no progress: its part, since when, with stacks; and the error that tells it of all processes."""
 
+import re
 import sys
 import threading
 import traceback
@@ -33,6 +34,8 @@ WHERE = {
 _NO_SIGN = "silent: it was stopped, its machine is gone, or C code keeps Python's lock"
 _FRAMES = 8
 _SHOWN_THREADS = 3
+_IDLE_THREAD = re.compile(r"thread\.py:\d+ in _worker: work_item = work_queue\.get\(.*\)$")
+"""The end of the stack of a thread of a pool that waits for work."""
 _HOUSEKEEPING = ("watchdog", "watch-launcher", "rank-status")
 
 
@@ -68,7 +71,8 @@ def stacks_of_workers(main: int) -> str:
     for thread in threading.enumerate():
         if thread.ident not in (None, main) and not thread.daemon and thread.name not in _HOUSEKEEPING:
             found.setdefault(stack_of(thread.ident or 0), []).append(thread.name)
-    return "".join(f"\nin {', '.join(names)}:\n{stack}" for stack, names in list(found.items())[:_SHOWN_THREADS])
+    busy = [(stack, names) for stack, names in found.items() if not _IDLE_THREAD.search(stack)]
+    return "".join(f"\nin {', '.join(names)}:\n{stack}" for stack, names in busy[:_SHOWN_THREADS])
 
 
 def verdict(standings: Mapping[int, Standing], size: int, *, usual: float | None = None, log: Path | None = None) -> Problem:
