@@ -16,19 +16,7 @@ SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
 
 
 def words_of(project: Project, processes: int) -> tuple[str, ...]:
-    rows = many_rows(project)
-    return (
-        "train",
-        rows,
-        "--max-steps",
-        "2",
-        "--world-size",
-        str(processes),
-        "--set",
-        "data.streaming=false",
-        "--set",
-        "data.eval_split=0",
-    )
+    return (*many_rows(project), "--max-steps", "2", "--world-size", str(processes))
 
 
 def disturbed(project: Project, words: tuple[str, ...], phase: str, *sent: str, after: float = 0.0) -> tuple[int, str]:

@@ -184,7 +184,7 @@ class Shortage:
         """torch.empty; what FSDP asks for a collective is counted in each pass. A failed one is tried again without graphs of layers."""
         frame = sys._getframe(1)
         if "_Collective.allocate" in frame.f_code.co_qualname:
-            collective = frame.f_locals["self"]
+            collective = (frame if "self" in frame.f_locals else frame.f_back).f_locals["self"]  # of the lambda around a comprehension
             place = "gather" if collective._copies == 2 else "scatter"
             place += " backward" if torch._C._current_graph_task_id() >= 0 else ""
             self.collectives[place] += 1
