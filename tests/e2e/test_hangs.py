@@ -67,10 +67,10 @@ def test_a_start_that_hangs_ends_with_its_place_and_its_stack_and_leaves_nothing
 
 
 def many_rows(project: Project) -> tuple[str, ...]:
-    """The words that train on 14 MB, for which a second process is started that tokenizes."""
+    """The words that train on 10 MB, for which a second process is started that tokenizes."""
     rows = chats(2000)
     for row in rows:
-        row["messages"][0]["content"] *= 150
+        row["messages"][1]["content"] *= 120
     name = write_rows(project.folder / "many.jsonl", rows).name
     short = ("--set", "data.max_length=256", "--set", "data.max_lost_share=1", "--set", "data.eval_split=0")
     return ("train", name, *short, "--set", "data.streaming=false")

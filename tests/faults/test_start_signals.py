@@ -43,7 +43,7 @@ def test_a_signal_before_the_first_step_costs_nothing(project: Project, processe
     project.shell(*words).expect(0)
     straight = project.run.weights()
     for number, sent in enumerate(SIGNALS):
-        forget(project)
+        forget(project, prepared=phase == "rows are tokenized")
         status, err = disturbed(project, words, phase, sent, after=random.Random(number).uniform(0, 1.0))
         wait_until(lambda: workers_of(project) == [], seconds=10)
         assert "Traceback" not in err and status in ((75,) if phase != "libraries are imported" else (75, 130)), f"{sent}: {status}\n{err}"
