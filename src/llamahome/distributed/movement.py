@@ -5,14 +5,18 @@ A process that waits for a dead disk, a pipe or a stopped process does neither. 
 """
 
 import resource
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
 _LEAST_SHARE = 0.05
 """Of a CPU. A panel that is drawn four times a second takes about a hundredth."""
+_LEAST_WANTED = 0.3
+"""Of the time. A thread that wakes up four times a second waits for a busy processor for a tenth of it."""
 _LEAST_BYTES = 1 << 16
 _STATES = {
     psutil.STATUS_STOPPED: "stopped",
@@ -30,23 +34,40 @@ class Movement:
     """By calls that read."""
     pages: int
     """Read because memory of a mapped file was used, by this process."""
+    wanted_s: Mapping[int, float]
+    """By thread: how long it ran or waited for a processor, as on a machine with more work than processors. Only on Linux."""
 
     def moved_since(self, before: "Movement", seconds: float) -> bool:
         """Whether something was computed or read since `before`, `seconds` ago."""
         computed = self.cpu_s - before.cpu_s >= _LEAST_SHARE * seconds
+        wanted = max((each - before.wanted_s.get(thread, 0.0) for thread, each in self.wanted_s.items()), default=0.0)
+        computed = computed or wanted >= _LEAST_WANTED * seconds
         return computed or self.read_bytes - before.read_bytes >= _LEAST_BYTES or self.pages > before.pages
 
 
 def movement() -> Movement:
     """The sums now."""
     cpu_s, read = 0.0, 0
+    wanted: dict[int, float] = {}
     for process in _family():
+        wanted |= _wanted(process.pid)
         with suppress(psutil.Error):
             times = process.cpu_times()
             cpu_s += times.user + times.system + times.children_user + times.children_system
         with suppress(psutil.Error, AttributeError):  # systems without counters of what a process reads
             read += process.io_counters().read_chars
-    return Movement(cpu_s, read, resource.getrusage(resource.RUSAGE_SELF).ru_majflt)
+    return Movement(cpu_s, read, resource.getrusage(resource.RUSAGE_SELF).ru_majflt, wanted)
+
+
+def _wanted(process: int) -> dict[int, float]:
+    """Seconds by thread; not those of the thread that asks."""
+    found = {}
+    for path in Path(f"/proc/{process}/task").glob("*/schedstat"):
+        with suppress(OSError, ValueError):
+            ran, waited, *_ = path.read_text().split()
+            found[int(path.parent.name)] = (int(ran) + int(waited)) / 1e9
+    found.pop(threading.get_native_id(), None)
+    return found
 
 
 def children_that_stand_still() -> str:
