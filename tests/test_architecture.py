@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.support.sources import ROOT, SOURCES, WRITTEN, assert_none, imports, room, source, tree, within
 
 FLOORS = (
-    {"durable", "errors", "lfs", "units", "logs", "redaction", "rundir"},
+    {"durable", "errors", "lfs", "units", "logs", "progress_marks", "redaction", "rundir"},
     {"config"},
     {"distributed", "web"},
     {"data", "model", "checkpoint", "monitoring"},
@@ -46,6 +46,7 @@ FLOORS = (
         "answers_file",
         "lm_eval_tasks",
         "public",
+        "session",
     },
     {"planning", "doctor", "serving", "sweep", "dashboard"},
     {"cli"},
@@ -66,7 +67,7 @@ BORDERS = {
     "click": r"cli/\w+",
     "starlette": r"dashboard/\w+|serving/\w+",
     "uvicorn": r"web/listen",
-    "psutil": r"monitoring/\w+|planning/\w+|model/\w+|distributed/connect",
+    "psutil": r"monitoring/\w+|planning/\w+|model/\w+|distributed/(connect|movement)",
     "gguf": r"model/(starter|export/\w+)",
     "py3langid": r"data/checks/answer_quality",
     "matplotlib": r"data/checks/stats|monitoring/charts/png",

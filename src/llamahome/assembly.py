@@ -1,12 +1,10 @@
-"""The parts of a run, each made once, in this order: session, data, base, settings, learner; then the files and the loop around it.
+"""The parts of a run, each made once, in this order: data, base, settings, learner; then the files and the loop around it.
 
 Nothing is changed after it was made. The settings are frozen when `assemble` returns; resolve.py says what every `auto` comes to.
 """
 
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +12,6 @@ from pathlib import Path
 import torch
 
 from llamahome.checkpoint.state import TrainerState
-from llamahome.config.check import config_warnings
 from llamahome.config.load import LoadedConfig
 from llamahome.config.objectives import LEARNS
 from llamahome.config.schema import Config, interval
@@ -28,8 +25,7 @@ from llamahome.data.store.taught import Taught
 from llamahome.data.text.tokenizer_files import tokenizer_folder, tokenizer_source
 from llamahome.data.text.tokens import ChatTokenizer, open_tokenizer
 from llamahome.data_limits import prepare_fitted, warn_of_length
-from llamahome.distributed.agreement import require_agreement, settings_and_versions
-from llamahome.distributed.world import World, open_world
+from llamahome.distributed.world import World
 from llamahome.errors import LeftAtOnce, MachineError, Problem
 from llamahome.initial_values import from_rows
 from llamahome.model.adapter import trained_rows
@@ -38,7 +34,6 @@ from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import choose_backend
 from llamahome.model.lora_eva import begin_with
 from llamahome.model.vocabulary import NewRows
-from llamahome.monitoring.progress import Progress, open_progress
 from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.throughput import PartClock
 from llamahome.objective_rows import one_kind, open_taught, refuse_without_prompts
@@ -46,6 +41,7 @@ from llamahome.pass_memory import remedies_of
 from llamahome.resolve import answered_rows, evaluated_rows, resolve_settings
 from llamahome.resuming import passed_over, rate_of, show_rows
 from llamahome.rundir import RunPaths, as_typed
+from llamahome.session import Session
 from llamahome.training.answer_metric import AnswerMetric, open_answer_metric
 from llamahome.training.auto import auto_learning_rate, rate_factors, slower_rate
 from llamahome.training.checkpointing import Checkpointing, Save, SaveAsync
@@ -54,18 +50,6 @@ from llamahome.training.learner import Learner, load_base, make_learner
 from llamahome.training.objective import memory_of
 from llamahome.training.run import LoopSettings, Plan, Run, Schedule, StepLoss
 from llamahome.training.schedule import Due
-from llamahome.training.stop import StopRequest
-
-
-@dataclass(frozen=True)
-class Session:
-    """The parts that live as long as the command."""
-
-    world: World
-    progress: Progress
-    stop: StopRequest
-    closing: ExitStack
-    """Closes everything that is registered here when the command ends."""
 
 
 @dataclass(frozen=True)
@@ -111,23 +95,6 @@ class Job:
         training, width = self.config.training, self.learner.model.get_output_embeddings().weight.shape[1]
         usual = auto_learning_rate(training.method, width, *rate_factors(self.config).values())
         return slower_rate(float(training.learning_rate), usual, share=share)
-
-
-@contextmanager
-def open_session(loaded: LoadedConfig, *, phases: int = 3, saves: bool = True) -> Iterator[Session]:
-    """Join the other ranks and open the terminal; handle signals if the command saves something. Everything is closed at the end."""
-    with ExitStack() as stack:
-        notes: list[str] = []
-        stop = stack.enter_context(StopRequest().listening()) if saves else StopRequest()
-        world = stack.enter_context(open_world(loaded.config.distributed, say=notes.append, processor=loaded.config.model.backend == "cpu"))
-        progress = open_progress(sys.stderr, world.is_main, phases=phases)
-        stack.callback(progress.close)
-        for note in notes:
-            progress.say(note)
-        require_agreement(world, settings_and_versions(loaded.config))
-        for warning in config_warnings(loaded.config, loaded.origins) if saves else ():
-            progress.warn(warning.message, warning.hint or "it has no effect")
-        yield Session(world, progress, stop, stack)
 
 
 def read_data(session: Session, loaded: LoadedConfig, data_path: str | Sequence[str], *, adapter: Path | None = None) -> RunData:

@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from llamahome.progress_marks import FLUSHING, marks
+
 Operation = Literal["write", "flush", "flush folder", "rename", "link", "remove"]
 
 _REMAINS = re.compile(r"\.(\d+)(-\d+)?\.tmp")
@@ -69,14 +71,15 @@ def replacing(path: Path, *, mode: Literal["wb", "w"] = "wb", flush: bool = True
 def flush_open(file: IO[Any], path: Path) -> None:
     """Flush an open file and its buffer to the disk."""
     _observe("flush", path)
-    file.flush()
-    os.fsync(file.fileno())
+    with marks.allowing(FLUSHING):
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def flush(path: Path) -> None:
     """Flush a file that another library has written."""
     _observe("flush", path)
-    with path.open("rb") as file:
+    with path.open("rb") as file, marks.allowing(FLUSHING):
         os.fsync(file.fileno())
 
 
@@ -85,7 +88,8 @@ def flush_folder(folder: Path) -> None:
     _observe("flush folder", folder)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with marks.allowing(FLUSHING):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from llamahome.answers_file import check_answers_path, default_answers_path, write_answers
-from llamahome.assembly import Session
 from llamahome.comparison import NATS, POINTS, SCORE, Difference, compare
 from llamahome.config.load import LoadedConfig
 from llamahome.config.objectives import FORMAT_OF, LEARNS
@@ -15,10 +14,12 @@ from llamahome.data.files.sources import open_source
 from llamahome.data.files.splits import to_measure
 from llamahome.data.records import Row
 from llamahome.data.rows.detect import SAMPLE, judged, judged_problem
+from llamahome.distributed.standing import READ
 from llamahome.errors import ConfigError, DataError, Problem
 from llamahome.lm_eval_tasks import open_tasks, run_tasks
 from llamahome.measuring import Asked, Measured, RowsRead, find_compared, measure_both, read_rows_for
 from llamahome.rundir import nearby, run_of
+from llamahome.session import Session
 from llamahome.training.scores import Metric, is_json_container, open_metric
 from llamahome.units import many
 
@@ -83,7 +84,7 @@ def _on_rows(
 ) -> dict[str, Any]:
     """Everything that is measured on rows."""
     say = session.progress.say
-    with session.progress.phase("data"):
+    with session.phase("data", READ):
         rows = read_rows_for(folder, loaded, data_path, asked, session)
         metrics = _check_metrics(metrics, rows, data_path)
     model, base = measure_both(folder, compared, rows, loaded=loaded, data_path=data_path, asked=asked, session=session)

@@ -16,17 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamahome import assembly
-from llamahome.assembly import Session
 from llamahome.config.load import LoadedConfig, read_saved_config
 from llamahome.conversation import model_folder, open_to_measure, read_fitted, typed_base
 from llamahome.data.prepare import StoredExamples
 from llamahome.data.store.table import ExampleTable
+from llamahome.distributed.standing import LOAD
 from llamahome.errors import ConfigError, MachineError
 from llamahome.model.adapter import can_switch_off, find_base, is_adapter, without_adapter
 from llamahome.model.backends.choose import choose_backend
 from llamahome.model.load import CausalLM, find_model
 from llamahome.model.objective import Objective
 from llamahome.rundir import run_of
+from llamahome.session import Session
 from llamahome.training.answering import generate_answers
 from llamahome.training.answers import Questions, RowLoss, evaluation_of, last_span, read_questions, row_losses
 from llamahome.training.evaluate import Evaluation
@@ -164,7 +165,7 @@ def measure_both(
 ) -> tuple[Measured, Measured | None]:
     """The model, and the model that it is compared with."""
     say, phase = session.progress.say, session.progress.phase
-    with phase("model"):
+    with session.phase("model", LOAD):
         model = _open(folder, rows.fitted, session)
     with phase("evaluation" if compared is None else "evaluation, also of the base"):
         measured = _measure(model, folder, rows, asked, session)

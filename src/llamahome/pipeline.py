@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llamahome import assembly, resuming, system_message
-from llamahome.assembly import Job, Session, assemble, open_session, read_data
+from llamahome.assembly import Job, assemble, read_data
 from llamahome.checkpoint import store
 from llamahome.checkpoint.manifest import Fingerprints
 from llamahome.checkpoint.state import TrainerState
@@ -25,7 +25,9 @@ from llamahome.data.report import lost_lines
 from llamahome.data.steps.loader import Loader
 from llamahome.distributed.agreement import require_agreement
 from llamahome.distributed.failures import note_run, run_to_go_on
-from llamahome.distributed.watchdog import Watchdog, open_watchdog
+from llamahome.distributed.rank_status import RankStatus
+from llamahome.distributed.standing import CHECKPOINT, LOAD, READ, START
+from llamahome.distributed.watchdog import open_watchdog
 from llamahome.errors import ConfigError, Problem, Stopped
 from llamahome.evaluation_report import report
 from llamahome.final_model import write_chosen
@@ -40,6 +42,7 @@ from llamahome.rollback import Rollback, plan_rollback, roll_back
 from llamahome.run_folder import branched_run, new_run, output_of_resumed, refuse_output, resumed_run
 from llamahome.rundir import RunPaths, as_typed, open_run
 from llamahome.saving import Saver, require_space
+from llamahome.session import Session, open_session
 from llamahome.stages import check_stage, make_steps
 from llamahome.starting_adapter import with_adapter
 from llamahome.training.answer_metric import open_answer_metric
@@ -96,10 +99,11 @@ def train(
         named = read_saved_config(open_run(begun).config).config.model.adapter
         loaded = with_values(loaded, {"model.adapter": named}, origin=loaded.origins["model.adapter"])
     with open_session(loaded) as session:
+        session.watchdog.enter(START)
         settings, adapter = with_adapter(loaded, say=session.progress.say)
-        with session.progress.phase("data"):
+        with session.phase("data", READ):
             data = read_data(session, settings, data_path, adapter=adapter)
-        with session.progress.phase("model"):
+        with session.phase("model", LOAD):
             job = with_memory_plan(with_reference(assemble(session, data)), memory_plan)
         paths = open_run(begun) if begun is not None else new_run(job, command, parent=adapter)
         note_run(paths.root)
@@ -121,10 +125,11 @@ def resume(
     `change` makes the settings from the checkpoint's config.yaml (and may change some). Raises CheckpointError when there is nothing
     to resume, or when data or base model are not those of the checkpoint and not `allowed` by name ("data", "base").
     """
-    own_paths, chosen = resolve(target)
     damaged: list[Problem] = []
-    folder = chosen or store.choose(own_paths, warn=damaged.append)
-    saved = store.load(folder)
+    with open_watchdog("auto", RankStatus()).watching(CHECKPOINT):
+        own_paths, chosen = resolve(target)
+        folder = chosen or store.choose(own_paths, warn=damaged.append)
+        saved = store.load(folder)
     before = read_saved_config(saved.config_path)
     loaded, in_new_run = output_of_resumed(change(saved.config_path))
     _check_run(loaded)
@@ -132,15 +137,16 @@ def resume(
     resuming.refuse_other_adapter(before, loaded)
     resuming.refuse_other_state(before, loaded, allowed=allowed, updated=bool(saved.optimizer_tensors))
     with open_session(loaded, phases=3 if saved.state.eval_loss is None and not saved.state.step else 2) as session:
+        session.watchdog.enter(START)
         say = session.progress.say
         for problem in damaged:
             session.progress.warn(problem.message, "an older checkpoint is used")
         if (changed := resuming.changed_settings(before, loaded)) is not None:
             say(changed)
-        with session.progress.phase("data"):
+        with session.phase("data", READ):
             adapter = saved.model_dir if loaded.config.model.adapter is not None else None  # the one of the beginning may be gone
             data = read_data(session, loaded, saved.state.extra["data_path"], adapter=adapter)
-        with session.progress.phase("model"):
+        with session.phase("model", LOAD):
             begun = saved.model_dir if loaded.config.training.method == "lora" and loaded.config.lora.init == "eva" else None
             job = assemble(session, data, step=saved.state.step, consumed=saved.state.consumed, begun=begun)
             job = with_memory_plan(with_reference(job, saved.state.extra.get("reference")), memory_plan)
@@ -184,7 +190,7 @@ def _run(job: Job, paths: RunPaths, state: TrainerState) -> Result:
                 evaluated = _evaluate_untrained(session, opened.evaluator, state)
                 begin_to_show(job, paths, state)
                 session.stop.training = True
-                with opened.watchdog.watching():
+                with session.watchdog.training(paths.rank_log(world.rank)):
                     outcome = train_loop(opened.run, evaluated)
                 for line in lost_lines(opened.loader.seen) if job.data.prepared.streams else ():
                     session.progress.say(f"since step {state.step:,}: {line}")
@@ -209,24 +215,22 @@ class _Opened:
     loader: Loader
     evaluator: Evaluator
     recorder: Recorder
-    watchdog: Watchdog
 
 
 def _open(job: Job, paths: RunPaths, state: TrainerState, closing: ExitStack) -> _Opened:
     """Open the files of the run and everything that it trains with, from `state` on."""
-    world = job.session.world
+    job.session.watchdog.enter(START)
     recorder = open_recorder(job, paths, state, closing, checkpoint_bytes=require_space(job, paths))
     evaluator = assembly.make_evaluator(job, recorder, state)
     loader = assembly.make_loader(job, state)
     closing.callback(loader.close)
-    watchdog = open_watchdog(job.config.training.hang_timeout, world.rank_status, paths.rank_log(world.rank))
-    clock = make_clock(job, paths, state, closing, watch=watchdog.enter)
+    clock = make_clock(job, paths, state, closing, watch=job.session.watchdog.enter)
     saver = Saver(job, paths, recorder, loader, clock)
     closing.callback(saver.close)
     save, steps = (saver.save, saver.save_async), make_steps(job, loader, clock)
     run = assembly.make_run(job, paths, state, loader=steps, recorder=recorder, evaluator=evaluator, save=save, clock=clock)
     recorder.status("running", state.step, job.plan.horizon, folder=str(paths.root.resolve()))
-    return _Opened(run, loader, evaluator, recorder, watchdog)
+    return _Opened(run, loader, evaluator, recorder)
 
 
 def _note_failure(job: Job, paths: RunPaths, recorder: Recorder, error: BaseException, *, step: int) -> None:
@@ -252,7 +256,7 @@ def _evaluate_untrained(session: Session, evaluator: Evaluator, state: TrainerSt
     """Evaluate the untrained model, unless that was done before or a stop was requested. The state keeps the results."""
     if state.step or state.eval_loss is not None or session.world.any(session.stop.asked):
         return state
-    with session.progress.phase("evaluation before training"):
+    with session.phase("evaluation before training", "evaluate"):
         evaluation = evaluator.evaluate(0)
     kept = replace(state, extra={**state.extra, "first": evaluator.results()})
     return kept if evaluation is None else after_evaluation(kept, evaluation)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from llamahome.assembly import Job, Session
+from llamahome.assembly import Job
 from llamahome.checkpoint.state import TrainerState
 from llamahome.config.describe import settings
 from llamahome.config.load import LoadedConfig
@@ -35,6 +35,7 @@ from llamahome.monitoring.throughput import measured_peak_flops
 from llamahome.monitoring.trackers import TrackerSink
 from llamahome.redaction import redact_values
 from llamahome.rundir import RunPaths, as_typed, nearby
+from llamahome.session import Session
 from llamahome.training.learner import flops_per_token
 
 MemoryPlan = Callable[[Job], Mapping[str, int] | None]

@@ -30,6 +30,7 @@ from llamahome.errors import CheckpointError, Problem
 from llamahome.model.fingerprints import fingerprint
 from llamahome.model.objective import Objective
 from llamahome.model.shard import Placement
+from llamahome.progress_marks import marks
 from llamahome.resolve import selected_rows
 from llamahome.rundir import PROCESSED_DATA
 from llamahome.training.memory import free_cached_memory, smaller_budget
@@ -123,6 +124,7 @@ class Reference:
         try:
             for batch in batches:
                 each = self.supervised.loss_of(batch, partial(answer_logprobs, batch=batch))
+                marks.advance()
                 if not batch.idle:
                     values.append(each.float())
                     numbers += batch.keys

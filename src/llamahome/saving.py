@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from torch import Tensor
@@ -11,14 +12,16 @@ from torch import Tensor
 from llamahome.assembly import Job
 from llamahome.checkpoint import retention, store
 from llamahome.checkpoint.background import Snapshot, writer_thread
-from llamahome.checkpoint.collective_save import save_together
+from llamahome.checkpoint.collective_save import Write, save_together
 from llamahome.checkpoint.manifest import Fingerprints
 from llamahome.checkpoint.state import TrainerState
 from llamahome.config.load import dump_config
+from llamahome.config.schema import interval
 from llamahome.data.steps.loader import Steps
 from llamahome.data.text.end_tokens import learned_ends
 from llamahome.data.text.new_tokens import write_new_tokens
 from llamahome.distributed.tensorfiles import TAKES_PART, WRITES_ALL, TensorSlices, WriterShare, write_files
+from llamahome.distributed.world import World
 from llamahome.errors import Problem
 from llamahome.model.adapter import changing, save_in_parts, save_model
 from llamahome.model.end_tokens import name_ends, name_eos
@@ -39,14 +42,15 @@ _COPIES_THAT_FIT = 4
 def write_model(job: Job, folder: Path, share: WriterShare = WRITES_ALL, *, weights: Mapping[str, Tensor] | None = None) -> list[Path]:
     """Fill `folder` with the trained weights, the chat template and the end tokens.
 
-    `weights` are copies that are written instead of the model's own. All ranks call it when weights are sharded. Returns the weight files
-    that this rank wrote if several ranks write.
+    `weights` are copies that are written instead of the model's own; of sharded weights there are none. All ranks call it when weights are
+    sharded. Returns the weight files that this rank wrote if several ranks write.
     """
     files: list[Path] = []
     learner = job.learner
     placement = learner.placement
     if placement.cut or (share.count > 1 and learner.saved is learner.model):
-        pieces = {name: placement.pieces(name, each.detach()) for name, each in placement.parameters.items()}
+        own = {name: placement.pieces(name, each.detach()) for name, each in placement.parameters.items()}
+        pieces = own if weights is None else weights
         files = save_in_parts(learner.model, folder, base=learner.auxiliary, weights=pieces, part=share)
     elif share.number == 0:
         save_model(learner.saved, folder, base=learner.auxiliary, weights=weights)
@@ -123,38 +127,56 @@ class Saver:
         self._thread = writer_thread()
         self._why_in_loop: str | None = "" if job.config.checkpoint.async_ else "checkpoint.async is false"
         """None: saves run in the thread. Empty: not decided yet."""
+        self._beside = job.session.world
+        """The processes as the thread talks to them."""
 
     def save(self, state: TrainerState) -> Path:
         """Commit a checkpoint together with all other ranks; rank 0 retires old ones."""
         self._record_rows(state)
-        return self._commit(state, _Content(self._moments()))()
+        return self._commit(state, _Content(self._moments()), self._job.session.world)()
 
     def save_async(self, state: TrainerState) -> Future[ReportSave] | None:
         """Begin to copy and write the tensors of this moment; the save before must be done. None where the loop has to wait.
 
-        Raises SaveFailed if there is no memory for the copies.
+        All ranks call it after the same step. If there is no memory for the copies on one of them, the save fails on all.
         """
         if self._why_in_loop == "":
-            self._why_in_loop = self._why_not_async()
-            if self._why_in_loop is not None:
-                self._recorder.event("saves-in-the-loop", step=state.step, why=self._why_in_loop)
+            self._decide(state.step)
         if self._why_in_loop is not None:
             return None
-        saved = self._job.learner.saved
-        self._moments_copy.begin(self._moments())
-        self._weights_copy.begin(changing(saved), passes_change={name for name, _ in saved.named_buffers()})
+        saved, failed = self._job.learner.saved, None
+        try:
+            self._moments_copy.begin(self._moments())
+            self._weights_copy.begin(changing(saved), passes_change={name for name, _ in saved.named_buffers()})
+        except store.SaveFailed as error:
+            failed = error
         self._began = True
-        report = self._thread.submit(self._write, state)
+        report = self._thread.submit(self._write, state, failed)
         self._record_rows(state)
         return report
+
+    def _decide(self, step: int) -> None:
+        """Agree with the other ranks on whether saves run beside the loop."""
+        world, why = self._job.session.world, self._why_not_async()
+        self._why_in_loop = next((each for each in world.gather(why) if each is not None), None)
+        if self._why_in_loop is not None:
+            self._recorder.event("saves-in-the-loop", step=step, why=self._why_in_loop)
+        else:
+            self._beside = world.beside(timedelta(seconds=interval(self._job.config.distributed.timeout).value))
 
     def close(self) -> None:
         """End the thread after the save that is under way."""
         self._hook.remove()
         self._thread.shutdown()
 
-    def _write(self, state: TrainerState) -> ReportSave:
-        return self._commit(state, _Content(self._moments_copy.copies(), self._weights_copy.copies()))
+    def _write(self, state: TrainerState, failed: store.SaveFailed | None) -> ReportSave:
+        """In the thread. Also a rank without copies takes part, because the others wait for it."""
+        content: _Content | store.SaveFailed
+        try:
+            content = failed or _Content(self._moments_copy.copies(), self._weights_copy.copies())
+        except store.SaveFailed as error:
+            content = error
+        return self._commit(state, content, self._beside)
 
     def _hold_updates_back(self) -> None:
         if not self._began:
@@ -173,31 +195,27 @@ class Saver:
             self._recorder.event("rows", step=state.step, **self._loader.seen.sums())
 
     def _why_not_async(self) -> str | None:
-        size, learner = self._job.session.world.size, self._job.learner
-        if size > 1:
-            return f"{size} processes save together"
+        learner = self._job.learner
+        if learner.placement.strategy != "replicate":
+            return "weights are sharded, and passes and saves would change them at the same time"
         needed = sum(tensor.nbytes for tensor in changing(learner.saved).values())
         needed += sum(moment.nbytes for moment in _future_moments(learner).values())
         free = free_memory_bytes()
-        if needed * _COPIES_THAT_FIT <= free:
+        if needed * _COPIES_THAT_FIT * self._job.session.world.local_size <= free:
             return None
-        return f"a copy of what is saved takes {show_bytes(needed)}, and {show_bytes(free)} of memory are free"
+        each = "" if self._job.session.world.local_size == 1 else " on each process"
+        return f"a copy of what is saved takes {show_bytes(needed)}{each}, and {show_bytes(free)} of memory are free"
 
-    def _commit(self, state: TrainerState, content: _Content) -> ReportSave:
+    def _commit(self, state: TrainerState, content: "_Content | store.SaveFailed", world: World) -> ReportSave:
         """Commit a checkpoint and retire old ones, in any thread; the returned function reports it in the thread of the loop."""
-        job, paths, placement = self._job, self._paths, self._job.learner.placement
-        world, checkpoint = job.session.world, job.config.checkpoint
-        moments = {name: placement.pieces(name.rpartition(".")[0], each) for name, each in content.moments.items()}
+        job, paths, checkpoint = self._job, self._paths, self._job.config.checkpoint
         folder = save_together(
             world,
             paths,
             state=state,
             config_text=dump_config(job.settings),
             fingerprints=Fingerprints(job.data.prepared.fingerprint, job.learner.base_fingerprint),
-            writes={
-                store.MODEL: lambda folder, share: write_model(job, folder, share, weights=content.weights),
-                store.TENSORS: lambda folder, share: write_files(folder, "optimizer", moments, part=share).mine,
-            },
+            writes=self._writes(content),
             optimizer_values={"kind": job.config.training.optimizer},
             needed=store.space_needed(paths, _future_moments(job.learner)),
         )
@@ -207,10 +225,26 @@ class Saver:
             retention.apply(paths, keep_last=checkpoint.keep_last, keep_best=checkpoint.keep_best, keep_ages=ages, warn=problems.append)
 
         def report() -> Path:
-            if world.is_main:
+            if job.session.world.is_main:
                 self._recorder.event("saved", step=state.step, folder=folder.name)
             for problem in problems:
                 job.session.progress.warn(f"{problem.where}: {problem.message}", "the run goes on")
             return folder
 
         return report
+
+    def _writes(self, content: "_Content | store.SaveFailed") -> dict[str, Write]:
+        """What fills the folders of a checkpoint; a rank without content fails where the others learn it."""
+        if isinstance(content, store.SaveFailed):
+            failed = content
+
+            def fail(folder: Path, share: WriterShare) -> list[Path]:
+                raise failed
+
+            return {store.MODEL: fail, store.TENSORS: fail}
+        placement, weights = self._job.learner.placement, content.weights
+        moments = {name: placement.pieces(name.rpartition(".")[0], each) for name, each in content.moments.items()}
+        return {
+            store.MODEL: lambda folder, share: write_model(self._job, folder, share, weights=weights),
+            store.TENSORS: lambda folder, share: write_files(folder, "optimizer", moments, part=share).mine,
+        }

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from llamahome import assembly
-from llamahome.assembly import RunData, Session
+from llamahome.assembly import RunData
 from llamahome.config.load import LoadedConfig, with_values
 from llamahome.config.objectives import LEARNS
 from llamahome.conversation import model_folder, open_to_measure
@@ -22,6 +22,7 @@ from llamahome.data.store import taught
 from llamahome.data.store.table import ExampleTable
 from llamahome.data.text.tokenizer_files import tokenizer_source
 from llamahome.data.text.tokens import ChatTokenizer, open_tokenizer
+from llamahome.distributed.standing import LOAD, READ
 from llamahome.errors import ConfigError, DataError, Problem
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import choose_backend
@@ -31,6 +32,7 @@ from llamahome.model.generate import positions_of
 from llamahome.model.load import CausalLM, head_of
 from llamahome.model.objective import hidden_states
 from llamahome.rundir import refuse_unwritable
+from llamahome.session import Session, open_session
 from llamahome.units import many, show_bytes
 
 _BYTES = 8
@@ -69,13 +71,13 @@ def teach(data_path: Sequence[str], loaded: LoadedConfig, asked: AskedTeacher) -
         raise ConfigError(Problem(code="config.teach-needs-answers", message=message, where="training.objective", hint=hint))
     values = {"data.eval_split": 0, "data.eval_path": None, "data.streaming": False}
     all_rows = with_values(loaded, values, origin="data teach")
-    with assembly.open_session(all_rows, saves=False) as session:
+    with open_session(all_rows, saves=False) as session:
         return _write_lesson(data_path, all_rows, asked, session)
 
 
 def _write_lesson(data_path: Sequence[str], loaded: LoadedConfig, asked: AskedTeacher, session: Session) -> Lesson:
     say, teacher, output, top_k = session.progress.say, asked.teacher, asked.output, asked.top_k
-    with session.progress.phase("data"):
+    with session.phase("data", READ):
         data = assembly.read_data(session, loaded, data_path)
         folder = model_folder(teacher, loaded, say=say)
         _refuse_other_tokenizer(data.tokenizer, open_tokenizer(tokenizer_source(folder, loaded.config.model)), teacher)
@@ -87,7 +89,7 @@ def _write_lesson(data_path: Sequence[str], loaded: LoadedConfig, asked: AskedTe
     if found:
         say(f"{output}: {found} of {many(about.parts, 'part')} are there already")
     if waiting:
-        with session.progress.phase("teacher"):
+        with session.phase("teacher", LOAD):
             backend = choose_backend(data.fitted.config, session.world.device)
             model = open_to_measure(folder, data.fitted, backend, session.world.device, say=say)
             _refuse_short(model, int(table.lengths.max(initial=0)), teacher)

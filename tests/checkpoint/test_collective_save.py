@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.support.checkpoints import differences
 from tests.support.workers import run_workers
 
+from llamahome.checkpoint.manifest import verify
 from llamahome.checkpoint.store import load
 from llamahome.distributed.tensorfiles import TensorSlices, WriterShare, plan_files, write_files
 
@@ -22,6 +23,26 @@ def test_a_checkpoint_of_several_processes_is_read_by_one(tmp_path: Path, world_
     assert len(list((tmp_path / "checkpoint-3/optimizer").glob("*.safetensors"))) == world_size
     assert [each["code"] for each in errors] == ["checkpoint.write-failed"] * world_size
     assert all("No space left" in each["message"] for each in errors)
+
+
+def test_saves_in_a_thread_and_the_exchanges_of_the_loop_do_not_mix(tmp_path: Path) -> None:
+    """One rank fails two of the saves: they fail on both, and nothing of them stays."""
+    first, second = run_workers("tests/checkpoint/tasks.py:save_beside_exchanges", 2, {"folder": str(tmp_path), "full": 1})
+    failed = ["checkpoint.write-failed", "SaveFailed"]
+    assert first == second == {"ended": {"3": None, "4": None, "5": failed, "6": failed, "7": None, "8": None}, "wrong sums": 0}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"checkpoint-{step}" for step in (3, 4, 7, 8)]
+    assert [(tmp_path / f"checkpoint-{step}/model/part-{rank}").read_text() for step in (3, 8) for rank in (0, 1)] == ["3", "3", "8", "8"]
+    assert all(verify(path) == [] for path in tmp_path.iterdir())
+
+
+def test_a_rank_that_ends_in_a_save_leaves_no_half_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(FileNotFoundError, match="result-1"):  # of the rank that ended
+        run_workers("tests/checkpoint/tasks.py:end_in_a_save", 2, {"folder": str(folder), "told": str(tmp_path / "told")})
+    assert (tmp_path / "told").read_text() == "distributed.peer-lost"
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-3"]
+    assert differences(load(folder / "checkpoint-3")) == []
 
 
 @settings(deadline=None, max_examples=60)

@@ -90,3 +90,13 @@ def one_hangs(world: World, payload):
                 time.sleep(0.02)
     (problem,) = errors[0].problems
     return {"message": problem.message.partition(": ")[2], "excerpt": problem.excerpt.partition("\n")[2]}
+
+
+def one_reads_for_ever(world: World, payload):
+    """Process 1 stands still while it reads, and process 0 waits for it; where the processes stand, if this one would have ended."""
+    errors = []
+    with Watchdog(world.rank_status, limit_s=0.5, tick_s=0.05, end=errors.append).watching("read"):
+        while world.rank == 1 and not errors:
+            time.sleep(0.02)
+        world.barrier()
+    return [error.problems[0].message.partition(": ")[2] for error in errors]

@@ -1,15 +1,19 @@
 """The watchdog: its limits follow from the steps so far, and it names the process that the others wait for."""
 
+import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from tests.support.workers import run_workers, worker_environment
 
-from llamahome.distributed.watchdog import FACTOR, FLOOR_S, LONGER, Parts, Standing, verdict
+from llamahome.distributed.standing import IDLE, START_PARTS, Standing, verdict
+from llamahome.distributed.watchdog import FACTOR, FLOOR_S, LONGER, Parts
 
 
 def after(steps: list[float], *, limit_s: float | None = None, part: str = "forward") -> Parts:
@@ -63,6 +67,25 @@ def test_a_process_that_gives_no_sign_is_named_first() -> None:
     assert "process 0 is waiting for the other processes" in problem.message
 
 
+@pytest.mark.parametrize("part", START_PARTS)
+def test_before_the_training_a_part_may_show_no_progress_for_as_long_as_the_floor(part: str) -> None:
+    assert after([], part=part).limit() == FLOOR_S
+    assert after([], limit_s=7.0, part=part).limit() == 7.0
+    assert after([], limit_s=7.0, part=IDLE).limit() == float("inf")
+
+
+def test_a_process_that_only_answers_is_not_the_one_that_hangs() -> None:
+    waits, stands = Standing("exchange", 2.0, "wait", ends=False), Standing("read", 302.0, "read()", "its process 7 is stopped")
+    problem = verdict({0: Standing("load", 1.0, "load()", ends=False), 1: waits, 2: stands}, 4)
+    assert problem.message == (
+        "no progress for 5:02: process 3 is silent: it was stopped, its machine is gone, or C code keeps Python's lock; "
+        "process 2 is reading the data (its process 7 is stopped); process 0 is loading the model; "
+        "process 1 is waiting for the other processes"
+    )
+    assert problem.excerpt == "process 2, innermost last\nread()"
+    assert problem.hint == "the same command again; if it was only slow, with --set training.hang_timeout='1 h'"
+
+
 PROGRAM = """
 import sys, threading, time
 from pathlib import Path
@@ -113,3 +136,70 @@ def test_all_processes_agree_who_hangs() -> None:
     assert first == second
     assert first["message"].endswith("process 1 is waiting for data; process 0 is waiting for the other processes")
     assert "in one_hangs" in first["excerpt"]
+
+
+STARTING = """
+import os, signal, subprocess, sys, threading, time
+from llamahome.distributed.rank_status import RankStatus
+from llamahome.distributed.watchdog import Watchdog
+from llamahome.progress_marks import NO_LIMIT, marks
+
+def lasts(): return time.monotonic() < begun + 2.5
+
+with Watchdog(RankStatus(), limit_s=0.8, tick_s=0.05).watching("read"):
+    begun = time.monotonic()
+    {then}
+print("end", flush=True)
+"""
+MOVING = {
+    "marks a block now and then": "while lasts(): time.sleep(0.2); marks.advance()",
+    "computes": "while lasts(): sum(range(10_000))",
+    "reads": "while lasts(): time.sleep(0.1); open(sys.executable, 'rb').read(1 << 17)",
+    "has a child that computes": (
+        "subprocess.run([sys.executable, '-c', "
+        "f'import time; [sum(range(9999)) for _ in iter(lambda: time.monotonic() < {begun + 2.5}, False)]'])"
+    ),
+    "waits for what has its own limit": "with marks.allowing(NO_LIMIT): time.sleep(2.5)",
+}
+
+
+def started(then: str, *words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", STARTING.format(then=then), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=worker_environment(), check=False)
+
+
+@pytest.mark.parametrize("how", MOVING)
+def test_a_start_that_moves_goes_on_whatever_the_limit(how: str) -> None:
+    ended = started(MOVING[how])
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "end\n", "")
+
+
+def test_a_start_that_waits_for_a_pipe_ends_with_its_place_and_its_stack(tmp_path: Path) -> None:
+    """The system call blocks, as that of a folder on a server that is gone."""
+    os.mkfifo(tmp_path / "pipe")
+    ended = started("open(sys.argv[1])", str(tmp_path / "pipe"))
+    assert ended.returncode == 4 and ended.stdout == "", ended.stderr
+    assert re.search(r"no progress for 0:0[1-9]: reading the data\n", ended.stderr)
+    assert "process 0, innermost last" in ended.stderr and "in <module>" in ended.stderr
+    assert "help: the same command again; if it was only slow, with --set training.hang_timeout='1 h'" in ended.stderr
+
+
+def test_a_start_that_waits_in_a_thread_for_a_stopped_process_names_both_and_leaves_none(tmp_path: Path) -> None:
+    then = f"""child = subprocess.Popen(["sleep", "60"])
+    child.send_signal(signal.SIGSTOP)
+    open({str(tmp_path / "pid")!r}, "w").write(str(child.pid))
+    worker = threading.Thread(target=child.wait, name="reader")
+    worker.start()
+    worker.join()"""
+    ended = started(then)
+    child = int((tmp_path / "pid").read_text())
+    assert ended.returncode == 4, ended.stderr
+    assert f"reading the data (its process {child} is stopped)" in ended.stderr
+    assert "in reader:" in ended.stderr and "subprocess.py" in ended.stderr
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_while_one_process_reads_for_ever_the_others_wait_and_say_so() -> None:
+    first, second = run_workers("tests/distributed/tasks.py:one_reads_for_ever", 2)
+    assert first == []
+    assert second == ["process 1 is reading the data; process 0 is waiting for the other processes"]

@@ -153,6 +153,23 @@ def content(checkpoint: Path) -> dict[str, bytes]:
     return {**tensors, "state": json.dumps({**state, "elapsed_s": 0}, sort_keys=True).encode()}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_checkpoints_of_two_processes_written_beside_the_training_are_those_written_in_the_loop(
+    make_project, tmp_path: Path, method: str
+) -> None:
+    found = []
+    for written in ("true", "false"):
+        project = make_project(tmp_path / written / "project")
+        words = (*BESIDE, "--method", method, "--set", f"checkpoint.async={written}", "--world-size", "2")
+        project.shell("train", *words).expect(0)
+        assert all(manifest.verify(project.run.root / f"checkpoint-{step}") == [] for step in project.run.checkpoints)
+        found.append({step: content(project.run.root / f"checkpoint-{step}") for step in project.run.checkpoints})
+        why = [event["why"] for event in project.run.lines("events") if event["kind"] == "saves-in-the-loop"]
+        assert why == []
+    assert found[0] == found[1] and len(found[0]) == 10
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_checkpoints_written_beside_the_training_are_those_written_in_the_loop(make_project, tmp_path: Path, method: str) -> None:
     found = []

@@ -49,8 +49,7 @@ def killed(project: Project, when: Callable[[], bool], victims: list[int], *word
 def test_after_a_killed_process_the_run_restarts_with_identical_weights(project: Project, victim: int) -> None:
     project.shell("train-distributed", *WORDS).expect(0)
     straight, weights = project.run.by_step("train/loss"), project.run.weights()
-    whys = [event["why"] for event in project.run.lines("events") if event["kind"] == "saves-in-the-loop"]
-    assert whys == ["2 processes save together"]
+    assert "saves-in-the-loop" not in [event["kind"] for event in project.run.lines("events")]
     before = project.run.root.resolve()
     status, err = killed(project, lambda: project.run.root.resolve() != before and 4 in project.run.checkpoints, [victim])
     assert status == 0, err

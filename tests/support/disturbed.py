@@ -36,9 +36,9 @@ class Straight:
     seconds: float
 
 
-def forget(project: Project) -> None:
-    """Remove every run of the project."""
-    for folder in ("output", "data/metrics", "data/training/processed"):
+def forget(project: Project, *, prepared: bool = True) -> None:
+    """Remove every run of the project, and its prepared rows."""
+    for folder in ("output", "data/metrics", *(["data/training/processed"] if prepared else [])):
         shutil.rmtree(project.folder / folder, ignore_errors=True)
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -97,6 +99,7 @@ def short_of_memory(world: World, payload):
     except LlamaHomeError as error:
         return {"error": str(error)}
     finally:
+        torch.empty = shortage.empty
         close_run(run)
     events = [json.loads(line) for line in (folder / "metrics/events.jsonl").read_text().splitlines()] if plan.progress.warnings else []
     short = [event["processes"] for event in events if event["kind"] == "out-of-memory"]
@@ -158,10 +161,13 @@ def flat_weights(learner) -> list[float]:
 
 class Shortage:
     """The objective of a process whose memory holds passes of `room` tokens: larger ones fail before the pass, in a layer, in the head,
-    in the backward pass of a layer, or in an update."""
+    in the backward pass of a layer, in an update, or where a rank gathers the weights of a layer with the others, in the forward or in the
+    backward pass, or sends its gradients."""
 
     def __init__(self, learner, *, room: int, within: str) -> None:
         self.learner, self.room, self.within, self.tokens = learner, room, within, 0
+        self.collectives = Counter()
+        self.empty, torch.empty = torch.empty, self.allocate
         layers = learner.model.model.layers
         layers[1].mlp.register_forward_pre_hook(lambda *_: self.fail("layer"))
         learner.model.model.norm.register_forward_hook(lambda *_: self.fail("head"))
@@ -170,8 +176,23 @@ class Shortage:
 
     def loss_sum(self, batch):
         self.tokens = batch.num_tokens
+        self.collectives.clear()
         self.fail("forward")
         return self.learner.objective.loss_sum(batch)
+
+    def allocate(self, *args, **kwargs):
+        """torch.empty; what FSDP asks for a collective is counted in each pass. A failed one is tried again without graphs of layers."""
+        frame = sys._getframe(1)
+        if "_Collective.allocate" in frame.f_code.co_qualname:
+            collective = (frame if "self" in frame.f_locals else frame.f_back).f_locals["self"]  # of the lambda around a comprehension
+            place = "gather" if collective._copies == 2 else "scatter"
+            place += " backward" if torch._C._current_graph_task_id() >= 0 else ""
+            self.collectives[place] += 1
+            guard = collective._guard
+            if guard.message is not None and self.within.startswith(("gather", "scatter")):
+                assert all(each.result is None for each in guard._kept), "the rank still holds its activations"
+            self.fail(f"{place} {self.collectives[place]}")
+        return self.empty(*args, **kwargs)
 
     def fail(self, within: str) -> None:
         if self.within == within and self.tokens > self.room:

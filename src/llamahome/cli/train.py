@@ -38,13 +38,17 @@ _DATA = "Files (JSONL, JSON, CSV, Parquet, text), folders, globs, or org/name on
 def train(overrides: options.Overrides, data_paths: tuple[str, ...], debug: bool) -> None:
     """Teach a model your data."""
     from llamahome.distributed.failures import run_to_go_on, tie_to_launcher
+    from llamahome.distributed.rank_status import RankStatus
+    from llamahome.distributed.standing import READ
+    from llamahome.distributed.watchdog import open_watchdog
     from llamahome.logs import log_to_stderr
 
     tie_to_launcher()
     log_to_stderr(debug=debug)
     loaded = overrides.load()
     if run_to_go_on() is None:
-        check_paths(loaded, list(data_paths))
+        with open_watchdog(loaded.config.training.hang_timeout, RankStatus()).watching(READ):
+            check_paths(loaded, list(data_paths))
     if _launch_processes(loaded):
         return
     with importing_torch():
@@ -82,6 +86,9 @@ def train_resume(overrides: options.Overrides, checkpoint: str, allow_changed: t
     from llamahome.checkpoint.target import resolve
     from llamahome.config.load import LoadedConfig, read_saved_config, with_assignments
     from llamahome.distributed.failures import run_to_go_on, tie_to_launcher
+    from llamahome.distributed.rank_status import RankStatus
+    from llamahome.distributed.standing import CHECKPOINT
+    from llamahome.distributed.watchdog import open_watchdog
     from llamahome.errors import Problem, UsageError
     from llamahome.logs import log_to_stderr
 
@@ -96,8 +103,10 @@ def train_resume(overrides: options.Overrides, checkpoint: str, allow_changed: t
     def change(saved: Path) -> LoadedConfig:
         return with_assignments(read_saved_config(saved), overrides.assignments, flags=overrides.flags)
 
-    paths, folder = resolve(target)
-    if _launch_processes(change((folder or choose(paths, warn=lambda _: None)) / CONFIG)):
+    with open_watchdog("auto", RankStatus()).watching(CHECKPOINT):
+        paths, folder = resolve(target)
+        newest = folder or choose(paths, warn=lambda _: None)
+    if _launch_processes(change(newest / CONFIG)):
         return
     with importing_torch():
         from llamahome import pipeline

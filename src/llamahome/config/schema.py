@@ -155,8 +155,8 @@ class TrainingConfig(Section):
     """auto: a single process that crashes or is killed starts again from its newest checkpoint, at most distributed.max_restarts times;
     a second process watches it. Several processes always start again. Errors that would come again, and stops by a signal, end the run."""
     hang_timeout: Auto | SecondsText | None = "auto"
-    """How long a part of a step may last before the run ends and shows where each process stands. Evaluations, saves and the first steps
-    may last twelve times as long. auto: 20 times the median step, at least 5 min. null: for ever."""
+    """How long a part of a step may last, and the start without any progress, before the run ends and shows where each process stands.
+    Evaluations, saves and the first steps may last twelve times as long. auto: 20 times the median step, at least 5 min. null: for ever."""
 
 
 class ScheduleConfig(Section):

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch._C._distributed_c10d import Store
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 _Answer = TypeVar("_Answer")
 _GRACE_S = 2.0
@@ -29,7 +30,7 @@ class RankStatus:
         self.rank, self.size, self.phase = 0, 1, "at the start"
         self._standings: dict[int, Any] = {}
 
-    def open(self, store: Store, *, rank: int, size: int) -> None:
+    def open(self, store: "Store", *, rank: int, size: int) -> None:
         """Write to `store` from now on."""
         self._store, self.rank, self.size = store, rank, size
         self.enter(self.phase)
@@ -55,9 +56,15 @@ class RankStatus:
         _answer_of(lambda: self._collect(own, time.monotonic() + seconds), seconds + _STORE_TIMEOUT_S)
         return self._standings
 
+    def answer(self, own: dict[str, Any]) -> None:
+        """Write where this rank stands, for another one that asks, and go on."""
+        store = self._store
+        if store is not None:
+            _answer_of(lambda: store.set(f"standing/{self.rank}", json.dumps(own)), _STORE_TIMEOUT_S)
+
     def is_first_standing(self) -> bool:
-        """Whether no rank before this one took part in the last `exchange_standings`."""
-        return min(self._standings) == self.rank
+        """Whether no rank before this one ends after the last `exchange_standings`."""
+        return min(rank for rank, each in self._standings.items() if each["ends"]) == self.rank
 
     def _collect(self, own: dict[str, Any], deadline: float) -> None:
         store = self._store
@@ -100,7 +107,7 @@ def _answer_of(ask: Callable[[], _Answer], seconds: float) -> _Answer | None:
     return answers[0] if answers else None
 
 
-def missing_ranks(store: Store, *, rank: int, size: int, timeout: timedelta) -> list[int]:
+def missing_ranks(store: "Store", *, rank: int, size: int, timeout: timedelta) -> list[int]:
     """Announce this rank in `store` and wait for all others; the ranks that did not arrive in time."""
     store.set(f"arrived/{rank}", str(rank))
     try:

@@ -12,7 +12,8 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from llamahome.distributed.processors import usable_cores
 from llamahome.distributed.rank_info import find_rank_info, leftovers
 from llamahome.distributed.rank_status import RankStatus
 from llamahome.errors import MachineError, Problem, Stopped
+from llamahome.progress_marks import NO_LIMIT, marks
 
 _joined = threading.Event()
 """Set once this process has joined a group."""
@@ -43,7 +45,7 @@ def threads_linger() -> bool:
 
 @dataclass
 class Traffic:
-    """Bytes and collectives of this process since the last `take`. Not thread-safe; collectives never run in several threads.
+    """Bytes and collectives of this process since the last `take`. Not thread-safe; `World.beside` has its own for another thread.
 
     A ring of n processes sends (n - 1) / n of the data in a gather or a scatter and twice that in a sum, which is a scatter and a gather.
     No algorithm sends less per process (Patarasuk and Yuan, 2009). tests/distributed/test_placements.py compares this with the network.
@@ -83,6 +85,8 @@ class World:
     """Processes on this machine."""
     traffic: Traffic = field(default_factory=Traffic, compare=False)
     rank_status: RankStatus = field(default_factory=RankStatus, compare=False)
+    group: dist.ProcessGroup | None = field(default=None, compare=False)
+    """Which group the collectives run in; None: the one that all processes joined."""
 
     @property
     def is_main(self) -> bool:
@@ -99,7 +103,7 @@ class World:
             return lambda: None
         self.traffic.summed(tensor.numel() * tensor.element_size(), self.size)
         with self.guarded():
-            work = dist.all_reduce(tensor, async_op=True)
+            work = dist.all_reduce(tensor, group=self.group, async_op=True)
 
         def wait() -> None:
             with self.guarded():
@@ -107,11 +111,22 @@ class World:
 
         return wait
 
+    def beside(self, timeout: timedelta) -> "World":
+        """The same processes with a gloo group of their own, so that a second thread may exchange small values beside the loop.
+
+        All processes call it. What is sent is not counted as the loop's traffic.
+        """
+        if self.size == 1:
+            return self
+        with self.guarded():
+            return replace(self, group=dist.new_group(backend="gloo", timeout=timeout), traffic=Traffic())
+
     @contextmanager
     def guarded(self) -> Iterator[None]:
         """A context for collectives: a failure inside becomes MachineError distributed.peer-lost; out of memory passes unchanged."""
         try:
-            yield
+            with marks.allowing(NO_LIMIT):  # distributed.timeout is the limit
+                yield
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -127,7 +142,7 @@ class World:
             return value
         largest = torch.tensor([value if value == value else float("inf"), float(value != value)], dtype=torch.float64)
         with self.guarded():
-            dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.group)
         return float("nan") if largest[1] > 0 else float(largest[0])
 
     def broadcast_object(self, value: Any) -> Any:
@@ -141,11 +156,11 @@ class World:
         data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         with self.guarded():
-            dist.all_gather(lengths, torch.tensor([len(data)]))
+            dist.all_gather(lengths, torch.tensor([len(data)]), group=self.group)
             longest = int(max(lengths))
             padded = torch.cat([data, torch.zeros(longest - len(data), dtype=torch.uint8)])
             texts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
-            dist.all_gather(texts, padded)
+            dist.all_gather(texts, padded, group=self.group)
         return [json.loads(bytes(text[: int(length)].tolist())) for text, length in zip(texts, lengths, strict=True)]
 
     def barrier(self) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from llamahome.assembly import Job, assemble, make_loader, open_session, read_data
+from llamahome.assembly import Job, assemble, make_loader, read_data
 from llamahome.config.load import with_assignments
 from llamahome.data.sample import write_few
 from llamahome.doctor.checks import Check, Request, failed, passed, warned
@@ -25,6 +25,7 @@ from llamahome.monitoring.throughput import PartClock
 from llamahome.reference_values import with_reference
 from llamahome.rundir import RAW_DATA, RUNS, RunPaths
 from llamahome.saving import require_space, write_model
+from llamahome.session import open_session
 from llamahome.training.loss_scale import LossScale, Overflowed
 from llamahome.training.memory import RanOut
 from llamahome.training.optimizer import set_learning_rate

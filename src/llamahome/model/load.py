@@ -7,7 +7,7 @@ bitsandbytes has quantised stay packed.
 import difflib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from llamahome.model.starter import fetch_starter
 from llamahome.model.stream import stream_layers
 from llamahome.model.unsupported import first_line, missing_weights, other_shapes, why_no_decoder, why_unknown
 from llamahome.model.weightfiles import INDEX, check_finite, check_weight_files
+from llamahome.progress_marks import NO_LIMIT, marks
 from llamahome.rundir import BASE_MODELS, RUNS, STARTER, as_typed
 
 CausalLM = PreTrainedModel
@@ -45,6 +46,19 @@ def quiet_transformers() -> None:
     """Switch off the progress bars and warnings of transformers."""
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity(logging.ERROR)
+    transformers.utils.logging.set_tqdm_hook(_marking)
+
+
+def _marking(make: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """A progress bar of transformers; each of its items, such as a loaded tensor, is a mark of progress."""
+    items, *others = arguments or (None,)
+    return make(*arguments, **options) if items is None else make(_marked(items), *others, **options)
+
+
+def _marked(items: Iterable[Any]) -> Iterator[Any]:
+    for item in items:
+        yield item
+        marks.advance()
 
 
 def find_model(name: str, *, revision: str | None = None, say: Callable[[str], None]) -> Path:
@@ -109,7 +123,8 @@ def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Pa
     say(f"fetching {name} from the hub")
     reason, hint = "", f"--model {STARTER}, or a folder that holds this model"
     try:
-        return Path(snapshot_download(**settings))
+        with marks.allowing(NO_LIMIT):
+            return Path(snapshot_download(**settings))
     except errors.GatedRepoError:
         reason, hint = "access to it must be granted first", "set HF_TOKEN to a token of an account that may read it"
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:

@@ -3,10 +3,12 @@
 Ranks gather the weights of each layer together, so a rank that leaves a pass would leave the others waiting. Here, each layer and the whole
 pass catch memory that runs out, forward and backward. From then on this rank computes nothing in the step: layers hand their input on, so
 FSDP's hooks around them still take part in every collective. What is summed is meaningless; the ranks learn that with the sums, and do the
-step again in smaller micro-batches.
+step again in smaller micro-batches. Where memory runs out in FSDP's hooks themselves, for the weights of a layer that is gathered or for
+gradients that are sent, the activations of this rank are given up, which makes room for them.
 Cost: none in arithmetic. Each layer's backward runs in an autograd call of its own, as with reentrant activation checkpointing.
 """
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -32,6 +34,8 @@ class PassGuard:
         """Layers that this pass has run."""
         self._hidden: Tensor | None = None
         """What the last of them returned."""
+        self._kept: weakref.WeakSet[_Inner] = weakref.WeakSet()
+        """The graphs of the layers of this pass that are still there."""
         self._plain = False
         """Whether the layers return something else than hidden states, and are left as they are."""
         for layer in self._layers:
@@ -73,6 +77,19 @@ class PassGuard:
         result = self._root(guarded)
         return result
 
+    def allocating(self, make: Callable[[], T]) -> T:
+        """`make()`, which allocates memory that this rank needs to take part in a collective.
+
+        If memory runs out, once more after what the pass has kept was given up. Raises the error if that does not help.
+        """
+        try:
+            return make()
+        except (MemoryError, RuntimeError) as error:
+            self.note(error)
+        for inner in list(self._kept):  # outside of the handler, because the error holds what was allocated
+            inner.result = None
+        return make()
+
     @staticmethod
     def _nothing() -> Tensor:
         raise MemoryError
@@ -109,7 +126,9 @@ class PassGuard:
                         return forward(hidden, *arguments, **options)
             if torch.is_grad_enabled():
                 start = torch.zeros((), device=hidden.device, requires_grad=True)  # or a layer above frozen ones had no backward
-                result = _Join.apply(outer, start, _Inner(inner, result, self))  # type: ignore[no-untyped-call]
+                kept = _Inner(inner, result, self)
+                self._kept.add(kept)
+                result = _Join.apply(outer, start, kept)  # type: ignore[no-untyped-call]
             self._hidden = outer if result is None else result
             return self._hidden
 
@@ -124,7 +143,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(each)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Inner:
     """The graph of a layer; in an object, because autograd would follow a tensor."""
 

@@ -104,16 +104,16 @@ def sharded(
     give_rows(rows)
     if precision.autocast:
         keep_compute(model, precision.compute)
+    guard = PassGuard(root, layers, device=world.device, whole=not apart)
     modules = [module for module in root.modules() if isinstance(module, FSDPModule)]
     for module in modules:
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
-        _count(module, mesh, world)
+        _own_collectives(module, mesh, world, guard)
     root.set_reduce_scatter_unused_params(True)
     for this, following in itertools.pairwise(layers):
         this.set_modules_to_forward_prefetch([following])
         following.set_modules_to_backward_prefetch([this])
-    guard = PassGuard(root, layers, device=world.device, whole=not apart)
     if apart:
         return Placement(strategy, trained, FlatReducer(world, list(trained.values()), guard=guard), guard.within)
     cut = {name: weight for name, weight in trained_parameters(model).items() if isinstance(weight, DTensor)}
@@ -170,15 +170,18 @@ class _Whole(nn.Module):
         return work()
 
 
-class _CountedCollective:
-    """An all-gather or reduce-scatter for FSDP2 (its `Comm` interface) that counts the bytes sent and reports a lost peer."""
+class _Collective:
+    """An all-gather or reduce-scatter for FSDP2 (its `Comm` interface) that counts the bytes sent, reports a lost peer, and takes place on
+    a rank whose memory has run out, too.
+    """
 
-    def __init__(self, world: World, collective: Callable[..., Work | None]) -> None:
-        self._world, self._collective = world, collective
+    def __init__(self, world: World, guard: PassGuard, collective: Callable[..., Work | None], *, copies: int = 1) -> None:
+        """FSDP2 copies what it gathers to where it is used: `copies` of 2 asks for the memory of both at once, before others wait."""
+        self._world, self._guard, self._collective, self._copies = world, guard, collective, copies
 
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Allocate as FSDP2 does by default."""
-        return torch.empty(*size, dtype=dtype, device=device)
+        """Memory for what is sent or received; if there is none, what the pass of this rank has kept makes room."""
+        return self._guard.allocating(lambda: [torch.empty(*size, dtype=dtype, device=device) for _ in range(self._copies)])[0]
 
     def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: ProcessGroup, **options: Any) -> Work | None:
         """Run the collective; `options` are `op` and `async_op`."""
@@ -187,9 +190,9 @@ class _CountedCollective:
             return self._collective(output_tensor, input_tensor, group=group, **options)
 
 
-def _count(module: Any, mesh: DeviceMesh, world: World) -> None:
-    """Count what FSDP2 sends for `module`, also the sum over machines if the mesh has two dimensions."""
-    module.set_custom_all_gather(_CountedCollective(world, dist.all_gather_single))
-    module.set_custom_reduce_scatter(_CountedCollective(world, dist.reduce_scatter_single))
+def _own_collectives(module: Any, mesh: DeviceMesh, world: World, guard: PassGuard) -> None:
+    """Let `module` use ours, and count what it sums over machines if the mesh has two dimensions."""
+    module.set_custom_all_gather(_Collective(world, guard, dist.all_gather_single, copies=2))
+    module.set_custom_reduce_scatter(_Collective(world, guard, dist.reduce_scatter_single))
     if mesh.ndim == 2:
         module.set_all_reduce_hook(lambda rows: world.traffic.summed(rows.nbytes, mesh.size(0)))

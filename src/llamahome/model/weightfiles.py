@@ -18,6 +18,7 @@ from llamahome.model.limits import LARGEST_HEADER, read_header
 from llamahome.model.packed_weight import PackedWeight
 from llamahome.model.shard_load import local_of, smallest
 from llamahome.model.stream import in_turn
+from llamahome.progress_marks import marks
 
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
@@ -118,7 +119,10 @@ def check_finite(model: nn.Module, folder: Path) -> None:
     weights = {name: weight for name, weight in named if weight.numel()}
     if not weights:
         return
-    finite = [_is_finite(weight) for weight in in_turn(model, weights)]
+    finite = []
+    for weight in in_turn(model, weights):
+        finite.append(_is_finite(weight))
+        marks.advance()
     device = finite[0].device
     flags = torch.stack([flag.to(device) for flag in finite]).int()
     found = smallest(flags, model).tolist()  # reads the device back once

@@ -23,6 +23,7 @@ from llamahome.model.backends.loss import HeadStats
 from llamahome.model.shard import Placement
 from llamahome.monitoring.display import metric_name
 from llamahome.monitoring.recorder import Recorder
+from llamahome.progress_marks import marks
 from llamahome.training.answering import generate_answers
 from llamahome.training.memory import RanOut, free_cached_memory, smaller_budget
 from llamahome.training.objective import TrainingObjective, targets_only
@@ -105,6 +106,7 @@ def evaluate(
         for microbatch in microbatches:
             each = stats(microbatch)
             sums.append(torch.stack([each.loss_sum.float(), each.correct.float()]))
+            marks.advance()
         sums = [torch.stack(sums).cpu().double().sum(dim=0)]
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):

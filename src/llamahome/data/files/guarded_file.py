@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamahome.errors import DataError, Problem
+from llamahome.progress_marks import marks
 
 LONGEST_ROW = 1 << 26
 """Bytes (64 MiB); a longer row is a missing line end or an unclosed quote, and reading it would fill the memory."""
@@ -101,6 +102,7 @@ class GuardedFile:
                 if now.inode != stamp.inode or now.attributes == stamp.attributes:  # so the content changed and the time was set back
                     raise DataError(self._changed("was changed while it was read, and its time was set back"))
                 self._stamps[path] = now
+        marks.advance()
 
     def head(self) -> bytes:
         """The first 64 KiB."""
@@ -117,6 +119,7 @@ class GuardedFile:
             raise DataError(unreadable(self.path, error)) from error
         if len(content) != end - begin:
             raise DataError(self._changed("was changed while it was read"))
+        marks.advance()
         return content
 
     def blocks(self, begin: int = 0) -> Iterator[tuple[int, NDArray[np.uint8]]]:
@@ -130,6 +133,7 @@ class GuardedFile:
                 count = os.preadv(descriptor, [view[: min(len(buffer), self.size - offset)]], offset)
                 if not count:
                     raise DataError(self._changed("was changed while it was read"))
+                marks.advance()
                 yield offset, array[:count]
                 offset += count
         except OSError as error:
@@ -148,6 +152,7 @@ class GuardedFile:
                 line = file.readline(min(self.limits.row, self.size - offset))
                 if not line:
                     raise DataError(self._changed("was changed while it was read"))
+                marks.advance()
                 yield offset, line
                 offset += len(line)
         self.check()

@@ -13,6 +13,7 @@ from llamahome.data.files.index import Notify
 from llamahome.data.files.split_files import SplitFile, SplitLayout
 from llamahome.data.files.splits import TO_TRAIN, Choice, Wanted, choose
 from llamahome.errors import DataError, MachineError, Problem
+from llamahome.progress_marks import NO_LIMIT, marks
 
 _ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?::(?P<config>[\w.-]*))?(?::(?P<split>[\w.-]+))?", re.ASCII)
 _FILE = re.compile(r".*\.(jsonl?|ndjson|csv|tsv|parquet|arrow|txt|md|gz|zst|xlsx|zip)", re.IGNORECASE)
@@ -37,7 +38,8 @@ def fetch(path: str, notify: Notify, wanted: Wanted = TO_TRAIN) -> Choice:
     notify(f"{path}: fetching the split {split or wanted.prefer[0]} from the hub")
     datasets.disable_progress_bars()
     try:
-        loaded = datasets.load_dataset(name, config, split=split)
+        with marks.allowing(NO_LIMIT):
+            loaded = datasets.load_dataset(name, config, split=split)
     except FileNotFoundError as error:
         message = f"no such file or folder, and no such data set on the hub: {_one_line(error)}"
         raise DataError(Problem(code="data.not-found", message=message, where=path)) from error

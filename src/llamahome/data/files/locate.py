@@ -21,6 +21,7 @@ from llamahome.data.files.split_files import DESCRIBING, find_splits
 from llamahome.data.files.splits import TO_TRAIN, Choice, Wanted, choose, require_splits
 from llamahome.data.sample import FILE_NAME
 from llamahome.errors import DataError, Problem
+from llamahome.progress_marks import marks
 from llamahome.rundir import RAW_DATA
 
 _UNPACK = {
@@ -148,6 +149,7 @@ def _below(path: str) -> Iterator[str]:
         real = os.path.realpath(folder)
         folders[:] = [] if real in walked else [name for name in folders if not name.startswith(".")]
         if real not in walked:
+            marks.advance()
             walked.add(real)
             yield from (str(Path(folder) / name) for name in names)
 

@@ -6,7 +6,6 @@ Archives (.gz, .zst) are unpacked and large Parquet files become Arrow, under da
 
 import contextlib
 import errno
-import fcntl
 import io
 import os
 import shlex
@@ -20,9 +19,11 @@ import pyarrow as pa
 from llamahome import durable
 from llamahome.data.files.guarded_file import LIMITS, GuardedFile, ReaderLimits
 from llamahome.data.files.index import Notify, cache_name, remove_older
+from llamahome.data.files.lock import wait_for_lock
 from llamahome.data.files.signatures import real_content, real_kind
 from llamahome.errors import DataError, MachineError, Problem
 from llamahome.lfs import is_pointer, lfs_problem
+from llamahome.progress_marks import marks
 from llamahome.rundir import PROCESSED_DATA
 from llamahome.units import show_bytes
 
@@ -93,7 +94,7 @@ def copy_once(file: GuardedFile, kind: str, fill: Fill, *, notify: Notify, least
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            wait_for_lock(lock.fileno(), lambda: _sizes(folder, f"{name}.*.tmp"))
             if copy := _existing(folder, name):
                 return copy
             durable.remove_remains(folder, "*.tmp")
@@ -115,10 +116,20 @@ def _existing(folder: Path, name: str) -> str | None:
     return None
 
 
+def _sizes(folder: Path, pattern: str) -> list[int]:
+    """Of the copies that are being written."""
+    sizes = []
+    for path in folder.glob(pattern):
+        with contextlib.suppress(OSError):
+            sizes.append(path.stat().st_size)
+    return sizes
+
+
 def _make(file: GuardedFile, folder: Path, name: str, fill: Fill, least: int) -> str:
     partial = folder / f"{name}.{os.getpid()}.tmp"
 
     def require_room(size: int = 0) -> None:
+        marks.advance()
         if shutil.disk_usage(folder).free < size + file.limits.free_disk:
             raise MachineError(_cannot_copy(file, folder, None))
 

@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from llamahome import durable
+from llamahome.data.files.lock import wait_for_lock
 from llamahome.data.store.row_reader import ParallelReader, RowReader, read_rows
 from llamahome.data.store.store import FORMAT, Store, merge, open_store, read_about, read_shard, write_shard
 from llamahome.distributed.processors import usable_cpus
 from llamahome.errors import MachineError, Problem
+from llamahome.progress_marks import marks
 
 _SHARD_BYTES = 1 << 21
 """Text of a shard (2 MiB): about a second of work, so that the processes finish together and a kill loses little."""
@@ -183,13 +185,26 @@ def _lock(parts: Path, say: Callable[[str], None]) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         say("another process prepares the same data; waiting for it")
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        wait_for_lock(descriptor, lambda: _written(parts))
     except OSError:
         return descriptor  # this disk has no locks: both processes work, and write the same
     if not parts.exists() or os.fstat(descriptor).st_ino != parts.stat().st_ino:
         os.close(descriptor)
         return -1
     return descriptor
+
+
+def _written(parts: Path) -> tuple[set[str], int]:
+    """What changes while another process writes shards, or merges them."""
+    stamp = parts.name.removesuffix(".parts")
+    sizes = 0
+    for path in parts.parent.glob(f"{stamp}.*.tmp/*"):
+        with contextlib.suppress(OSError):
+            sizes += path.stat().st_size
+    try:
+        return {path.name for path in parts.iterdir()}, sizes
+    except OSError:  # the other process has removed it
+        return set(), sizes
 
 
 def _write_shards(task: Task, parts: Path, say: Callable[[str], None]) -> None:
@@ -207,6 +222,7 @@ def _write_shards(task: Task, parts: Path, say: Callable[[str], None]) -> None:
         except FileNotFoundError:  # without locks, another process may have merged the shards and removed their folder, even meanwhile
             parts.mkdir(exist_ok=True)
             write_shard(parts, number, table, counts, stamp=stamp)
+        marks.advance()
 
     pool = ThreadPoolExecutor(reader.processes + 2, thread_name_prefix="llamahome-prepare")  # one more, to write while the others wait
     gc.freeze()  # so that the collector skips the imported libraries: a tenth of the time

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from llamahome import durable
 from llamahome.data.store.counts import Counts, counts_from
 from llamahome.data.store.table import COLUMNS, CUMULATIVE, ExampleTable
+from llamahome.progress_marks import marks
 
 FORMAT = 2
 _MANIFEST = "manifest.json"
@@ -100,6 +101,7 @@ def read_shard(parts: Path, number: int, paths: tuple[str, ...], *, stamp: str) 
     head: dict[str, Any] = json.loads(content[_CRC.size : begin])
     if head["stamp"] != f"{stamp} {number}":
         return None
+    marks.advance()
     columns = {}
     for name, dtype in COLUMNS.items():
         columns[name] = np.frombuffer(content, dtype, head["sizes"][name] // dtype.itemsize, begin)

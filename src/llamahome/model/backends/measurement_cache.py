@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from llamahome.progress_marks import FLUSHING, marks
+
 Numbers = tuple[float, ...]
 
 
@@ -44,7 +46,8 @@ def _lock(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = stack.enter_context(path.with_suffix(".lock").open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with marks.allowing(FLUSHING):
+                fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
