@@ -26,8 +26,9 @@ from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
 from llamahome.model.packed_weight import PackedWeight, packed_bytes, packed_weights, widen_all
 from llamahome.model.place import trained_parameters
-from llamahome.model.quantize import Kind, sizes_of, to_int8, to_nf4, write_quantized
+from llamahome.model.quantize import Kind, sizes_of, write_quantized
 from llamahome.model.quantized_copy import quantized_base
+from llamahome.model.rounding import to_int8, to_nf4
 from llamahome.rundir import QUANTIZED_MODELS
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}

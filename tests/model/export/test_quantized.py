@@ -23,7 +23,8 @@ from llamahome.model.export.quantized import method_of, open_weights, quantizati
 from llamahome.model.export.verify import compare, load_dequantized, load_plain, logits_of
 from llamahome.model.load import load_model
 from llamahome.model.packed_weight import packed_weights
-from llamahome.model.quantize import Kind, scale_table, write_quantized
+from llamahome.model.quantize import Kind, write_quantized
+from llamahome.model.rounding import scale_table
 
 KINDS: dict[str, dict[str, Any]] = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
