@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.models import CPU, save_tiny
+from tests.support.models import CPU, plain_model, save_tiny
 from torch import Tensor, nn
 
 from llamahome.errors import ConfigError
 from llamahome.model import calibration, quantize
-from llamahome.model.calibration import own_text
+from llamahome.model.calibration import CannotCalibrate, _Watched, rows_of_text
 from llamahome.model.compensated import to_nf4_for
 from llamahome.model.export.verify import load_dequantized, load_plain
 from llamahome.model.export.weightstore import WeightStore
@@ -33,7 +33,7 @@ def quiet(line: str) -> None:
 
 
 def text_of(folder: Path) -> Tensor:
-    return own_text(load_model(folder, dtype=torch.float32, device=CPU))
+    return rows_of_text(folder, load_model(folder, dtype=torch.float32, device=CPU))
 
 
 @torch.no_grad()
@@ -103,11 +103,31 @@ def nearest_of(base: Path, copy: Path) -> bool:
     return all(torch.equal(weight.packed.codes, to_nf4(store.read(name)).codes) for name, weight in packed.items())
 
 
-def test_a_base_whose_documents_run_alone_is_rounded_plainly_and_the_line_says_why(tmp_path: Path) -> None:
-    base, lines = save_tiny(tmp_path / "tiny", "convolution", **SIZES), list[str]()
+def test_a_base_without_a_tokenizer_is_rounded_plainly_and_the_line_says_why(tmp_path: Path) -> None:
+    base, lines = save_tiny(tmp_path / "tiny", "llama-mha", **SIZES), list[str]()
+    for path in base.glob("tokenizer*"):
+        path.unlink()
     write_quantized(base, "nf4", tmp_path / "copy", say=lines.append)
-    assert [line for line in lines if "each number is rounded for itself" in line and "side by side" in line]
+    assert [line for line in lines if "each number is rounded for itself" in line and "no tokenizer" in line]
     assert nearest_of(base, tmp_path / "copy")
+
+
+def test_layers_that_are_no_chain_are_not_run_one_by_one(tmp_path: Path) -> None:
+    model, text = plain_model("llama", **SIZES), torch.arange(4, 12).view(1, 8)
+    first, second = model.model.layers
+    second.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 2, *inputs[1:]), prepend=True)
+    with pytest.raises(CannotCalibrate, match="something else"):
+        _Watched(model, text)
+    assert not first._forward_hooks and not first._forward_pre_hooks, "nothing stays on the model"
+
+
+def test_the_text_has_as_many_rows_as_are_used_and_each_begins_as_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "_TOKENS", 256)
+    base = save_tiny(tmp_path / "tiny", **SIZES)
+    rows = text_of(base)
+    assert rows.shape == (24, 256) and (rows[:, 0] == 0).all() and rows.max() < 320
+    model = load_model(base, dtype=torch.float32, device=CPU)
+    assert torch.equal(rows_of_text(base, model)[3], rows[3])
 
 
 def test_a_base_that_is_too_large_is_rounded_plainly_and_the_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

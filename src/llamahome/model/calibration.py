@@ -1,14 +1,14 @@
-"""Rounds a base for the inputs that its layers get: it writes some text itself, which then goes through its layers, one after the other.
+"""Rounds a base for the inputs that its layers get from a text (calibration.txt), which goes through them one after the other.
 
-Text of the base itself needs no tokenizer and no file, is of the kind that the base knows, and is the same for all runs. Each linear layer
-is rounded for what it gets behind the layers that are rounded already, so that it makes good a part of their errors, too.
-Memory: one decoder layer in float32 and products of its inputs, [inputs, inputs]. Cost: about three forward passes over the text beside
-what compensated.py says. All draws have a fixed seed; sums in another order, as on another processor, may round some numbers differently.
+Each linear layer is rounded for what it gets behind the layers that are rounded already, so that it makes good a part of their errors, too.
+Memory: one decoder layer in float32, and products of its inputs, [inputs, inputs]. Cost: about three forward passes over 6,144 tokens, and
+what compensated.py says. Nothing is drawn; sums in another order, as on another processor, may round some numbers differently.
 """
 
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,17 +17,16 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import PreTrainedModel
 
 from llamahome.model.compensated import to_nf4_for
-from llamahome.model.generate import as_transformers_runs_it, draw_answers, positions_of
-from llamahome.model.load import decoder_layers
+from llamahome.model.generate import as_transformers_runs_it, positions_of
+from llamahome.model.load import decoder_layers, tokens_of_text
 from llamahome.model.packed_weight import FourBit
-from llamahome.model.packing import decoder_of, packing_of
-from llamahome.model.sampling import Sampling
+from llamahome.model.packing import decoder_of
 from llamahome.model.unsupported import first_line
 
-_ROWS, _TOKENS = 32, 128
-"""Of the text. measured on the starter: 4,096 tokens leave 0.05 of 0.34 nats that plain rounding costs (docs/log.md)."""
-_ROWS_AT_ONCE = 8
-_SEED = 0
+_TEXT = Path(__file__).with_name("calibration.txt")
+_ROWS, _TOKENS = 24, 256
+"""Of the text, at most."""
+_ROWS_AT_ONCE = 4
 _FAILURES = (TypeError, KeyError, AttributeError, ValueError, RuntimeError, IndexError)
 """Errors of a model's code whose layers do not run alone."""
 
@@ -53,8 +52,8 @@ class _Call:
 class FittedLayers:
     """The weights of a loaded base in NF4, rounded for their inputs when they are asked for in the order of the model."""
 
-    def __init__(self, model: PreTrainedModel, paths: Collection[str]) -> None:
-        self._layers, self._found = _rounded_layers(model, frozenset(paths)), dict[str, FourBit]()
+    def __init__(self, base: Path, model: PreTrainedModel, paths: Collection[str]) -> None:
+        self._layers, self._found = _rounded_layers(base, model, frozenset(paths)), dict[str, FourBit]()
 
     def take(self, path: str) -> FourBit | None:
         """The weight of the linear layer `path`, once; None if no text reaches it. Raises CannotCalibrate."""
@@ -66,21 +65,25 @@ class FittedLayers:
         return self._found.pop(path, None)
 
 
-def own_text(model: PreTrainedModel) -> Tensor:
-    """int64 [rows, tokens]: what `model` writes after a token that is drawn at random. Raises CannotCalibrate."""
-    if not packing_of(model).shares_prefixes:
-        raise CannotCalibrate("its documents cannot be computed side by side")
-    length = min(_TOKENS, positions_of(model) or _TOKENS)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    first = torch.randint(vocabulary, (_ROWS, 1), generator=torch.Generator().manual_seed(_SEED))
-    drawn = draw_answers(model, first.tolist(), end_ids=(), sampling=Sampling(temperature=1.0, seed=_SEED, max_new_tokens=length - 1))
-    return torch.cat([first, torch.tensor([ids for ids, _ in drawn])], dim=1)
+def rows_of_text(base: Path, model: PreTrainedModel) -> Tensor:
+    """int64 [rows, tokens]: the text in tokens of `base`, each row behind its beginning-of-text token. Raises CannotCalibrate."""
+    ids, first = tokens_of_text(base, _TEXT.read_text(encoding="utf-8")), model.config.get_text_config().bos_token_id
+    begins = [first] if isinstance(first, int) else []
+    length = min(_TOKENS, positions_of(model) or _TOKENS) - len(begins)
+    parts = [begins + ids[start : start + length] for start in range(0, len(ids) - length + 1, length)][:_ROWS]
+    if not parts:
+        raise CannotCalibrate("its folder has no tokenizer that transformers opens")
+    rows = torch.tensor(parts)
+    if int(rows.max()) >= model.get_input_embeddings().weight.shape[0]:
+        raise CannotCalibrate("its tokenizer has more tokens than its embedding")
+    return rows
 
 
 @torch.no_grad()
-def _rounded_layers(model: PreTrainedModel, paths: Collection[str]) -> Iterator[dict[str, FourBit]]:
+def _rounded_layers(base: Path, model: PreTrainedModel, paths: Collection[str]) -> Iterator[dict[str, FourBit]]:
     """The linear layers `paths` of each decoder layer, in their order; the model stays as it is."""
-    batches = own_text(model).split(_ROWS_AT_ONCE)
+    rows = rows_of_text(base, model)
+    batches = rows[: max(1, len(rows) // _ROWS_AT_ONCE) * _ROWS_AT_ONCE].split(_ROWS_AT_ONCE)
     path_of = {id(module): path for path, module in model.named_modules()}
     with as_transformers_runs_it(model):
         calls, hidden = _first_hidden(model, batches)

@@ -37,9 +37,9 @@ BYTES: Mapping[Kind, float] = {"nf4": 0.52, "int8": 1.01}
 """About how many bytes a number of usual layers takes."""
 _STATE_BYTES = 512
 """Room for the description of a weight, padded with spaces, because its length must be known before the weight is quantised."""
-_MOST_FITTED = 1_000_000_000
+_MOST_FITTED = 500_000_000
 """Numbers that are rounded for the inputs of their layers; larger bases lose less by plain rounding, and the time grows faster."""
-_NUMBERS_A_MINUTE = 100_000_000
+_NUMBERS_A_MINUTE = 75_000_000
 _TELL_S = 60
 Pack = Callable[[str, Tensor], Packed]
 """Packs the weight of the layer with this path."""
@@ -142,9 +142,9 @@ def _nearest(kind: Kind) -> Pack:
 
 
 def _worth_fitting(sizes: Sizes, say: Callable[[str], None]) -> bool:
-    minutes = max(1, round(sizes.numbers / _NUMBERS_A_MINUTE))
+    minutes = math.ceil(sizes.numbers / _NUMBERS_A_MINUTE)
     if sizes.numbers <= _MOST_FITTED:
-        say(f"its numbers are rounded for the inputs that layers get from a text of its own; on two cores that takes about {minutes} min")
+        say(f"its numbers are rounded for the inputs that its layers get from a text; on two cores that takes about {minutes} min")
         return True
     say(f"each number is rounded for itself: to round so many for the inputs of their layers would take about {minutes} min on two cores")
     return False
@@ -155,7 +155,7 @@ def _write_fitted(base: Path, sizes: Sizes, folder: Path, *, say: Callable[[str]
     store = WeightStore(base)
     names = quantized_names(store, base)
     model = load_model(base, dtype=store.tensors[next(iter(names))].dtype, device=torch.device("cpu"))
-    fitted, began = FittedLayers(model, names.values()), time.monotonic()
+    fitted, began = FittedLayers(base, model, names.values()), time.monotonic()
     done, told = 0, began
 
     def pack(path: str, weight_OI: Tensor) -> Packed:
