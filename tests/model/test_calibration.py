@@ -121,13 +121,11 @@ def test_layers_that_are_no_chain_are_not_run_one_by_one(tmp_path: Path) -> None
     assert not first._forward_hooks and not first._forward_pre_hooks, "nothing stays on the model"
 
 
-def test_the_text_has_as_many_rows_as_are_used_and_each_begins_as_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_text_is_spread_over_sixteen_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "_TOKENS", 256)
-    base = save_tiny(tmp_path / "tiny", **SIZES)
-    rows = text_of(base)
-    assert rows.shape == (24, 256) and (rows[:, 0] == 0).all() and rows.max() < 320
-    model = load_model(base, dtype=torch.float32, device=CPU)
-    assert torch.equal(rows_of_text(base, model)[3], rows[3])
+    rows = text_of(save_tiny(tmp_path / "tiny", **SIZES))
+    assert rows.shape == (16, 256) and rows.max() < 320
+    assert len(rows.unique(dim=0)) == 16
 
 
 def test_a_base_that_is_too_large_is_rounded_plainly_and_the_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """Rounds a base for the inputs that its layers get from a text (calibration.txt), which goes through them one after the other.
 
 Each linear layer is rounded for what it gets behind the layers that are rounded already, so that it makes good a part of their errors, too.
-Memory: one decoder layer in float32, and products of its inputs, [inputs, inputs]. Cost: about three forward passes over 6,144 tokens, and
+Memory: one decoder layer in float32, and products of its inputs, [inputs, inputs]. Cost: about three forward passes over 4,096 tokens, and
 what compensated.py says. Nothing is drawn; sums in another order, as on another processor, may round some numbers differently.
 """
 
@@ -24,8 +24,8 @@ from llamahome.model.packing import decoder_of
 from llamahome.model.unsupported import first_line
 
 _TEXT = Path(__file__).with_name("calibration.txt")
-_ROWS, _TOKENS = 24, 256
-"""Of the text, at most."""
+_ROWS, _TOKENS = 16, 256
+"""Of the text."""
 _ROWS_AT_ONCE = 4
 _FAILURES = (TypeError, KeyError, AttributeError, ValueError, RuntimeError, IndexError)
 """Errors of a model's code whose layers do not run alone."""
@@ -66,11 +66,10 @@ class FittedLayers:
 
 
 def rows_of_text(base: Path, model: PreTrainedModel) -> Tensor:
-    """int64 [rows, tokens]: the text in tokens of `base`, each row behind its beginning-of-text token. Raises CannotCalibrate."""
-    ids, first = tokens_of_text(base, _TEXT.read_text(encoding="utf-8")), model.config.get_text_config().bos_token_id
-    begins = [first] if isinstance(first, int) else []
-    length = min(_TOKENS, positions_of(model) or _TOKENS) - len(begins)
-    parts = [begins + ids[start : start + length] for start in range(0, len(ids) - length + 1, length)][:_ROWS]
+    """int64 [rows, tokens]: parts of the text, spread evenly, in tokens of `base`. Raises CannotCalibrate."""
+    ids, length = tokens_of_text(base, _TEXT.read_text(encoding="utf-8")), min(_TOKENS, positions_of(model) or _TOKENS)
+    parts = [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)]
+    parts = [parts[number * len(parts) // _ROWS] for number in range(_ROWS if parts else 0)]
     if not parts:
         raise CannotCalibrate("its folder has no tokenizer that transformers opens")
     rows = torch.tensor(parts)
@@ -82,8 +81,7 @@ def rows_of_text(base: Path, model: PreTrainedModel) -> Tensor:
 @torch.no_grad()
 def _rounded_layers(base: Path, model: PreTrainedModel, paths: Collection[str]) -> Iterator[dict[str, FourBit]]:
     """The linear layers `paths` of each decoder layer, in their order; the model stays as it is."""
-    rows = rows_of_text(base, model)
-    batches = rows[: max(1, len(rows) // _ROWS_AT_ONCE) * _ROWS_AT_ONCE].split(_ROWS_AT_ONCE)
+    batches = rows_of_text(base, model).split(_ROWS_AT_ONCE)
     path_of = {id(module): path for path, module in model.named_modules()}
     with as_transformers_runs_it(model):
         calls, hidden = _first_hidden(model, batches)

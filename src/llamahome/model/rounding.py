@@ -21,6 +21,8 @@ _NF4 = (
     *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
 _EXPONENTS = 7
+_SHARES = tuple(0.05 * step for step in range(12, 22))
+"""Of the greatest value of a block: the scales that are tried, 0.6 to 1.05."""
 
 
 def scale_table() -> Tensor:
@@ -60,14 +62,33 @@ def to_nf4(weight_OI: Tensor) -> FourBit:
         greatest = blocks.abs().amax(1)
         scales[start // BLOCK : (start + _CHUNK) // BLOCK] = greatest
         codes[start // 2 : (start + _CHUNK) // 2] = join_codes(nearest(blocks / greatest.where(greatest > 0, 1.0).unsqueeze(1), table))
-    offset = float(scales.mean())
-    scales -= offset
+    return with_scales((weight_OI.shape[0], weight_OI.shape[1]), codes, scales)
+
+
+def with_scales(shape: tuple[int, int], codes: Tensor, scales_B: Tensor) -> FourBit:
+    """A weight in NF4 with such codes, two a byte, and the nearest double quantised scales."""
+    offset = float(scales_B.mean())
+    scales = scales_B - offset
     groups = math.ceil(scales.numel() / SCALE_BLOCK)
     padded = torch.nn.functional.pad(scales, (0, groups * SCALE_BLOCK - scales.numel())).view(groups, SCALE_BLOCK)
     scale_scales, values = padded.abs().amax(1), scale_table()
     scale_codes = nearest(padded / scale_scales.where(scale_scales > 0, 1.0).unsqueeze(1), values).view(-1)[: scales.numel()]
-    shape = (weight_OI.shape[0], weight_OI.shape[1])
-    return FourBit(shape, codes, table, scale_codes.contiguous(), BLOCK, values, scale_scales, SCALE_BLOCK, offset)
+    return FourBit(shape, codes, torch.tensor(_NF4), scale_codes.contiguous(), BLOCK, values, scale_scales, SCALE_BLOCK, offset)
+
+
+def scales_for(weight_OI: Tensor, importance_I: Tensor) -> Tensor:
+    """float32 [B]: the scale of each block with the least error of plain rounding, where the columns count as `importance_I` says."""
+    table, blocks = torch.tensor(_NF4), weight_OI.float().reshape(-1, BLOCK)
+    weights = importance_I.reshape(-1, BLOCK).repeat(weight_OI.shape[0], 1)
+    greatest = blocks.abs().amax(1)
+    best, least = greatest.clone(), torch.full_like(greatest, torch.inf)
+    for share in _SHARES:
+        scales = greatest * share
+        divided = blocks / scales.where(scales > 0, 1.0).unsqueeze(1)
+        off = table.index_select(0, nearest(divided, table).view(-1).int()).view_as(divided).sub_(divided).square_()
+        error = off.mul_(weights).sum(1) * scales.square()
+        best, least = torch.where(error < least, scales, best), torch.minimum(error, least)
+    return best
 
 
 def to_int8(weight_OI: Tensor) -> EightBit:
