@@ -81,7 +81,7 @@ def rows_of_text(base: Path, model: PreTrainedModel) -> Tensor:
 @torch.no_grad()
 def _rounded_layers(base: Path, model: PreTrainedModel, paths: Collection[str]) -> Iterator[dict[str, FourBit]]:
     """The linear layers `paths` of each decoder layer, in their order; the model stays as it is."""
-    batches = rows_of_text(base, model).split(_ROWS_AT_ONCE)
+    batches = torch.split(rows_of_text(base, model), _ROWS_AT_ONCE)
     path_of = {id(module): path for path, module in model.named_modules()}
     with as_transformers_runs_it(model):
         calls, hidden = _first_hidden(model, batches)

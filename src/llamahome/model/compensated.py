@@ -53,7 +53,7 @@ def to_nf4_for(weights: Sequence[Tensor], moments_II: Tensor) -> list[FourBit]:
     for _ in range(_SWEEPS):
         _again(rounded_OI, exact_OI, scales_OI, moments_II, table)
     codes_OI = nearest(rounded_OI / _divisors(scales_OI), table)
-    found = [replace(each, codes=join_codes(codes)) for each, codes in zip(empty, codes_OI.split(rows), strict=True)]
+    found = [replace(each, codes=join_codes(codes)) for each, codes in zip(empty, torch.split(codes_OI, rows), strict=True)]
     return [_better(fitted, weight, moments_II) for fitted, weight in zip(found, weights, strict=True)]
 
 
