@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from llamahome import durable
 from llamahome.config.schema import LoraConfig
 from llamahome.errors import ConfigError, MachineError
+from llamahome.model import calibration
 from llamahome.model.adapter import save_model, wrap_plain
 from llamahome.model.export.quantized import open_weights
 from llamahome.model.export.verify import load_dequantized
@@ -39,6 +40,13 @@ WIDEST_GAP = 0.16
 
 def quiet(line: str) -> None:
     pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_text() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "_TOKENS", 24)
+        yield
 
 
 @pytest.fixture(scope="module")
