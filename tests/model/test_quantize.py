@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from llamahome import durable
 from llamahome.config.schema import LoraConfig
 from llamahome.errors import ConfigError, MachineError
+from llamahome.model import calibration
 from llamahome.model.adapter import save_model, wrap_plain
 from llamahome.model.export.quantized import open_weights
 from llamahome.model.export.verify import load_dequantized
@@ -26,8 +27,9 @@ from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
 from llamahome.model.packed_weight import PackedWeight, packed_bytes, packed_weights, widen_all
 from llamahome.model.place import trained_parameters
-from llamahome.model.quantize import Kind, sizes_of, to_int8, to_nf4, write_quantized
+from llamahome.model.quantize import Kind, sizes_of, write_quantized
 from llamahome.model.quantized_copy import quantized_base
+from llamahome.model.rounding import to_int8, to_nf4
 from llamahome.rundir import QUANTIZED_MODELS
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
@@ -38,6 +40,13 @@ WIDEST_GAP = 0.16
 
 def quiet(line: str) -> None:
     pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_text() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "_TOKENS", 24)
+        yield
 
 
 @pytest.fixture(scope="module")

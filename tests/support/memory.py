@@ -21,13 +21,13 @@ from safetensors.torch import load_file, save_file
 from llamahome.config.schema import LoraConfig
 from llamahome.data.records import Example
 from llamahome.data.steps.loader import make_microbatch
+from llamahome.model import quantize
 from llamahome.model.adapter import restore_model, save_model
 from llamahome.model.backends.choose import backend_of
 from llamahome.model.load import load_model
 from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
 from llamahome.model.precision import Precision
-from llamahome.model.quantize import write_quantized
 from llamahome.training.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 
 SHAPE = {"vocab_size": 2000, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 4, "num_attention_heads": 8}
@@ -71,8 +71,9 @@ def main(folder: Path) -> None:
         with watched(f"load {dtype} as it is", unit):
             model = load_model(folder / name, dtype=getattr(torch, dtype), device=CPU)
         del model
+    quantize._MOST_FITTED = 0  # fitting takes one layer in float32 and products of its inputs, which are much of a model of four layers
     with watched("quantise to nf4", unit):
-        write_quantized(folder / "low", "nf4", folder / "nf4", say=lambda line: None)
+        quantize.write_quantized(folder / "low", "nf4", folder / "nf4", say=lambda line: None)
     with watched("load nf4", unit):
         model = load_model(folder / "nf4", dtype=torch.bfloat16, device=CPU)
     with watched("a pass beside nf4", unit):

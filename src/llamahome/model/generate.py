@@ -24,7 +24,7 @@ from llamahome.model.shard_load import generating
 
 
 @contextmanager
-def _ready_to_generate(model: PreTrainedModel) -> Iterator[None]:
+def as_transformers_runs_it(model: PreTrainedModel) -> Iterator[None]:
     """Switch `model` to evaluation, torch's attention and an empty generation config; restore all three at the end.
 
     Models that cap attention scores use the eager attention, because torch's has no cap.
@@ -213,7 +213,7 @@ def _continue(
         parts = {**parts, "logits_processor": LogitsProcessorList([draw])}
     if cache is not None and (known := cache.take(prompts[0])) is not None:
         parts = {**parts, "past_key_values": known}
-    with _ready_to_generate(model), generating(model):
+    with as_transformers_runs_it(model), generating(model):
         output: Any = model.generate(
             input_ids=tokens, attention_mask=mask, generation_config=settings, return_dict_in_generate=True, **parts
         )

@@ -16,7 +16,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from llamahome.errors import ConfigError, LlamaHomeError, MachineError, Problem
@@ -235,6 +235,16 @@ def without_weights(folder: Path) -> PreTrainedModel:
             return model
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, StrictDataclassError) as error:
         raise ConfigError(_unreadable(folder, f"transformers cannot load it: {first_line(error)}")) from error
+
+
+def tokens_of_text(folder: Path, text: str) -> list[int]:
+    """The token ids of a plain text without special tokens; none if transformers opens no tokenizer in `folder`."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError):
+        return []
 
 
 def _expected_shapes(config: Any) -> dict[str, tuple[int, ...]]:

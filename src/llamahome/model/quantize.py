@@ -1,16 +1,16 @@
 """Write a base in 4 or 8 bits once, tensor by tensor, as bitsandbytes stores it, so that transformers with bitsandbytes loads it too.
 
-nf4: 4-bit NormalFloat codes in blocks of 64 numbers, whose scales are quantised to 8 bits in blocks of 256 (double quantisation): 0.516
-bytes a number. int8: rounded to 127 steps of the greatest value of each row: 1 byte a number. Nothing but torch is needed. Every linear
-layer of the decoder whose rows are whole blocks is quantised; head, embeddings, norms, stacked experts and other modalities stay as they
-are. The folder is whole or not there. Memory: the largest tensor of the base.
-Source: QLoRA, arXiv 2305.14314, appendix E for the values of NF4; 8-bit optimizers, arXiv 2110.02861, for those of the scales.
+Nothing but torch is needed. Every linear layer of the decoder whose rows are whole blocks is quantised; head, embeddings, norms, stacked
+experts and other modalities stay as they are. NF4 of bases that are not too large is rounded for the inputs of layers (calibration.py),
+all else to the nearest numbers (rounding.py). The folder is whole or not there. Memory: the largest tensor of the base, or what
+calibration.py says.
 """
 
 import functools
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from llamahome import durable
 from llamahome.errors import ConfigError, MachineError, Problem
 from llamahome.model.auxiliary_files import copy_auxiliary_files
+from llamahome.model.calibration import CannotCalibrate, FittedLayers
 from llamahome.model.export.merged import license_of
 from llamahome.model.export.weightstore import WeightStore, write_shards
-from llamahome.model.load import without_weights
-from llamahome.model.packed_weight import EightBit, FourBit, Packed
+from llamahome.model.load import load_model, without_weights
+from llamahome.model.packed_weight import EightBit, Packed
+from llamahome.model.rounding import BLOCK, SCALE_BLOCK, to_int8, to_nf4
 from llamahome.model.targets import matrices
 from llamahome.rundir import as_typed
 from llamahome.units import show_bytes
@@ -33,71 +35,14 @@ from llamahome.units import show_bytes
 Kind = Literal["nf4", "int8"]
 BYTES: Mapping[Kind, float] = {"nf4": 0.52, "int8": 1.01}
 """About how many bytes a number of usual layers takes."""
-BLOCK, _SCALE_BLOCK = 64, 256
-_CHUNK = 1 << 20
-"""Numbers that are quantised at once; a multiple of all blocks."""
-_NF4 = (
-    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334),
-    *(-0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
-    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
-)
-_EXPONENTS = 7
 _STATE_BYTES = 512
 """Room for the description of a weight, padded with spaces, because its length must be known before the weight is quantised."""
-
-
-def scale_table() -> Tensor:
-    """float32 [256]: the values of 8-bit scales, dense near zero: 2^i values of each sign in the i-th of seven decades, zero and one."""
-    values = [0.0, 1.0]
-    for exponent in range(_EXPONENTS):
-        edges = torch.linspace(0.1, 1.0, 2**exponent + 1, dtype=torch.float32)
-        middles = (edges[:-1] + edges[1:]) / 2 * 10.0 ** (exponent + 1 - _EXPONENTS)
-        values += [*middles.tolist(), *(-middles).tolist()]
-    return torch.tensor(sorted(values))
-
-
-def _nearest(numbers: Tensor, table: Tensor) -> Tensor:
-    """uint8: the index of the nearest value in a sorted table."""
-    middles = (table[1:] + table[:-1]) / 2
-    if len(table) > 16:
-        return torch.bucketize(numbers, middles).to(torch.uint8)
-    found = torch.zeros(numbers.shape, dtype=torch.uint8)
-    for middle in middles:  # measured: 5 times as fast as torch.bucketize for 16 values
-        found += numbers > middle
-    return found
-
-
-def to_nf4(weight_OI: Tensor) -> FourBit:
-    """The nearest weight in NF4 with double quantisation; its number of elements must be a multiple of 64."""
-    table, flat = torch.tensor(_NF4), weight_OI.reshape(-1)
-    codes = torch.empty(flat.numel() // 2, dtype=torch.uint8)
-    scales = torch.empty(flat.numel() // BLOCK)
-    for start in range(0, flat.numel(), _CHUNK):
-        blocks = flat[start : start + _CHUNK].float().view(-1, BLOCK)
-        greatest = blocks.abs().amax(1)
-        scales[start // BLOCK : (start + _CHUNK) // BLOCK] = greatest
-        codes_here = _nearest(blocks / greatest.where(greatest > 0, 1.0).unsqueeze(1), table).view(-1, 2)
-        codes[start // 2 : (start + _CHUNK) // 2] = codes_here[:, 0] << 4 | codes_here[:, 1]
-    offset = float(scales.mean())
-    scales -= offset
-    groups = math.ceil(scales.numel() / _SCALE_BLOCK)
-    padded = torch.nn.functional.pad(scales, (0, groups * _SCALE_BLOCK - scales.numel())).view(groups, _SCALE_BLOCK)
-    scale_scales, values = padded.abs().amax(1), scale_table()
-    scale_codes = _nearest(padded / scale_scales.where(scale_scales > 0, 1.0).unsqueeze(1), values).view(-1)[: scales.numel()]
-    shape = (weight_OI.shape[0], weight_OI.shape[1])
-    return FourBit(shape, codes, table, scale_codes.contiguous(), BLOCK, values, scale_scales, _SCALE_BLOCK, offset)
-
-
-def to_int8(weight_OI: Tensor) -> EightBit:
-    """The nearest weight in int8 with one scale for each row."""
-    rows, width = weight_OI.shape
-    numbers, scales = torch.empty((rows, width), dtype=torch.int8), torch.empty(rows)
-    step = max(1, _CHUNK // width)
-    for start in range(0, rows, step):
-        part = weight_OI[start : start + step].float()
-        scales[start : start + step] = greatest = part.abs().amax(1)
-        numbers[start : start + step] = (part * (127 / greatest.where(greatest > 0, 1.0)).unsqueeze(1)).round_().to(torch.int8)
-    return EightBit((rows, width), numbers, scales)
+_MOST_FITTED = 500_000_000
+"""Numbers that are rounded for the inputs of their layers; larger bases lose less by plain rounding, and the time grows faster."""
+_NUMBERS_A_MINUTE = 75_000_000
+_TELL_S = 60
+Pack = Callable[[str, Tensor], Packed]
+"""Packs the weight of the layer with this path."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +80,7 @@ def _packed_bytes(shape: tuple[int, ...], kind: Kind) -> int:
     if kind == "int8":
         return numbers + 4 * shape[0]
     blocks = numbers // BLOCK
-    return numbers // 2 + blocks + 4 * math.ceil(blocks / _SCALE_BLOCK) + 4 * (16 + 256)
+    return numbers // 2 + blocks + 4 * math.ceil(blocks / SCALE_BLOCK) + 4 * (16 + 256)
 
 
 @functools.lru_cache(maxsize=4)
@@ -175,7 +120,10 @@ def write_quantized(base: Path, kind: Kind, folder: Path, *, say: Callable[[str]
         durable.remove_tree(partial)
         durable.remove_remains(folder.parent, ".*.tmp")
         partial.mkdir(parents=True)
-        _write(base, kind, partial)
+        if kind == "nf4" and _worth_fitting(sizes, say):
+            _write_fitted(base, sizes, partial, say=say)
+        else:
+            _write(base, kind, partial, _nearest(kind))
         durable.flush_tree(partial)
         if not folder.exists():
             durable.rename(partial, folder)
@@ -189,7 +137,45 @@ def write_quantized(base: Path, kind: Kind, folder: Path, *, say: Callable[[str]
         durable.remove_tree(partial)
 
 
-def _write(base: Path, kind: Kind, folder: Path) -> None:
+def _nearest(kind: Kind) -> Pack:
+    return lambda path, weight_OI: to_int8(weight_OI) if kind == "int8" else to_nf4(weight_OI)
+
+
+def _worth_fitting(sizes: Sizes, say: Callable[[str], None]) -> bool:
+    minutes = math.ceil(sizes.numbers / _NUMBERS_A_MINUTE)
+    if sizes.numbers <= _MOST_FITTED:
+        say(f"its numbers are rounded for the inputs that its layers get from a text; on two cores that takes about {minutes} min")
+        return True
+    say(f"each number is rounded for itself: to round so many for the inputs of their layers would take about {minutes} min on two cores")
+    return False
+
+
+def _write_fitted(base: Path, sizes: Sizes, folder: Path, *, say: Callable[[str], None]) -> None:
+    """Write it in NF4, rounded for the inputs of its layers if that can be done."""
+    store = WeightStore(base)
+    names = quantized_names(store, base)
+    model = load_model(base, dtype=store.tensors[next(iter(names))].dtype, device=torch.device("cpu"))
+    fitted, began = FittedLayers(base, model, names.values()), time.monotonic()
+    done, told = 0, began
+
+    def pack(path: str, weight_OI: Tensor) -> Packed:
+        nonlocal done, told
+        packed = fitted.take(path)
+        done += 1
+        if time.monotonic() - told > _TELL_S:
+            told = time.monotonic()
+            say(f"{done:,} of {sizes.layers:,} linear layers are rounded")
+        return packed if packed is not None else to_nf4(weight_OI)
+
+    try:
+        _write(base, "nf4", folder, pack)
+        say(f"rounded in {time.monotonic() - began:,.0f} s")
+    except CannotCalibrate as error:
+        say(f"each number is rounded for itself, which is less exact: {error}")
+        _write(base, "nf4", folder, _nearest("nf4"))
+
+
+def _write(base: Path, kind: Kind, folder: Path, pack: Pack) -> None:
     store = WeightStore(base)
     names = quantized_names(store, base)
     plain = [(name, info.dtype, info.shape) for name, info in store.tensors.items() if name not in names]
@@ -208,7 +194,8 @@ def _write(base: Path, kind: Kind, folder: Path) -> None:
             return store.read(entry) if entry in store else torch.tensor(0, dtype=torch.uint8)  # the format 0: by rows
         if current[0] != name:
             current = ("", {})  # so that only one weight is in memory
-            current = (name, _parts(name, _finite(store.read(name), name, base), kind, store.tensors[name].dtype))
+            packed = pack(names[name], _finite(store.read(name), name, base))
+            current = (name, _parts(name, packed, store.tensors[name].dtype))
         return current[1][entry]
 
     write_shards(folder, [*entries, *formats], make)
@@ -233,7 +220,7 @@ def _entries(name: str, shape: tuple[int, ...], kind: Kind) -> list[tuple[str, t
     path, numbers = name.removesuffix(".weight"), math.prod(shape)
     if kind == "int8":
         return [(f"{path}.SCB", torch.float32, (shape[0],)), (name, torch.int8, shape)]
-    blocks, groups = numbers // BLOCK, math.ceil(numbers // BLOCK / _SCALE_BLOCK)
+    blocks, groups = numbers // BLOCK, math.ceil(numbers // BLOCK / SCALE_BLOCK)
     return [
         (f"{name}.quant_map", torch.float32, (16,)),
         (f"{name}.nested_quant_map", torch.float32, (256,)),
@@ -249,10 +236,9 @@ def _state_bytes(blocks: int, groups: int) -> int:
     return _STATE_BYTES + -(4 * groups + blocks) % 8
 
 
-def _parts(name: str, weight: Tensor, kind: Kind, dtype: torch.dtype) -> Mapping[str, Tensor]:
+def _parts(name: str, packed: Packed, dtype: torch.dtype) -> Mapping[str, Tensor]:
     """The tensors of `_entries`."""
     path = name.removesuffix(".weight")
-    packed: Packed = to_int8(weight) if kind == "int8" else to_nf4(weight)
     if isinstance(packed, EightBit):
         return {name: packed.numbers_OI, f"{path}.SCB": packed.scales_O}
     state = {
@@ -260,7 +246,7 @@ def _parts(name: str, weight: Tensor, kind: Kind, dtype: torch.dtype) -> Mapping
         "blocksize": BLOCK,
         "dtype": str(dtype).removeprefix("torch."),
         "shape": list(packed.shape),
-        "nested_blocksize": _SCALE_BLOCK,
+        "nested_blocksize": SCALE_BLOCK,
         "nested_dtype": "float32",
         "nested_offset": packed.offset,
     }

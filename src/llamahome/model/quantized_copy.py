@@ -1,5 +1,6 @@
 """The quantised copy of a base: made at the first use, found again at every later one, because its name holds the base's fingerprint."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +12,16 @@ from llamahome.model.load_packed import quantized_twice
 from llamahome.model.quantize import Kind, write_quantized
 from llamahome.rundir import QUANTIZED_MODELS, as_typed
 
+_ROUNDING = {"nf4": " rounded for the inputs of layers"}
+"""A part of the name of a copy, because other rounding gives other weights."""
+
 
 def quantized_base(base: Path, kind: Kind, *, say: Callable[[str], None]) -> Path:
     """The folder of `base` in `kind`, written now if it is not there. Raises what `write_quantized` raises."""
     if quantization_of(base) is not None:
         raise ConfigError(quantized_twice(base))
-    folder = QUANTIZED_MODELS / f"{base.resolve().name}-{kind}-{fingerprint(base)[:12]}"
+    made = hashlib.sha256(f"{fingerprint(base)}{_ROUNDING.get(kind, '')}".encode()).hexdigest()
+    folder = QUANTIZED_MODELS / f"{base.resolve().name}-{kind}-{made[:12]}"
     if folder.is_dir():
         check_folder(folder)
     else:

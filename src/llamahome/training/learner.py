@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llamahome.config.schema import Config
 from llamahome.data.records import Microbatch
+from llamahome.distributed.agreement import require_agreement
 from llamahome.distributed.processors import return_freed_memory
 from llamahome.distributed.world import World
 from llamahome.errors import ConfigError, OutOfMemory, Problem
@@ -256,7 +257,10 @@ def _choose_strategy(config: Config, folder: Path, backend: Backend, world: Worl
 
 
 def _weights_of(config: Config, folder: Path, world: World, *, say: Say) -> Path:
-    """The folder that is loaded: the base's own, or that of its quantised copy, which rank 0 writes before the others look for it."""
+    """The folder that is loaded: the base's own, or that of its quantised copy, which rank 0 writes before the others look for it.
+
+    Machines that do not share a folder write one each, and two kinds of processors may round differently: that is refused on all ranks.
+    """
     kind = config.model.quantization
     if kind is None:
         return folder
@@ -265,6 +269,7 @@ def _weights_of(config: Config, folder: Path, world: World, *, say: Say) -> Path
     found = quantized_base(folder, kind, say=say if world.is_main else lambda _: None)
     if world.is_main:
         world.barrier()
+    require_agreement(world, {f"the quantised copy {as_typed(found)}": fingerprint(found)})
     say(sizes_of(folder, kind).line(kind))
     return found
 

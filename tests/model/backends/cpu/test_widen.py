@@ -5,7 +5,7 @@ import torch
 from tests.support.levels import CASES, kernels_at
 
 from llamahome.model.backends.cpu.widen import widen_with
-from llamahome.model.quantize import to_int8, to_nf4
+from llamahome.model.rounding import to_int8, to_nf4
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,0 +1,93 @@
+"""Rounding for the inputs of a layer is never worse than plain rounding, and as a plain implementation of its steps gives it."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from llamahome.model.compensated import damped, to_nf4_for, weighted_error
+from llamahome.model.packed_weight import FourBit
+from llamahome.model.rounding import scales_for, to_nf4
+
+
+def inputs_of(width: int, tokens: int, *, seed: int, together: float = 1.0) -> Tensor:
+    """Inputs [tokens, width] of which `together` says how much they depend on each other, some of them much larger than others."""
+    source = torch.Generator().manual_seed(seed)
+    few = torch.randn(tokens, 8, generator=source) @ torch.randn(8, width, generator=source)
+    return (together * few + torch.randn(tokens, width, generator=source)) * torch.logspace(1, -2, width)
+
+
+def numbers(packed: FourBit) -> Tensor:
+    """The matrix that `packed` stands for."""
+    out = torch.empty(packed.shape)
+    packed.fill(out)
+    return out
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    rows=st.integers(1, 20),
+    blocks=st.integers(1, 2),
+    tokens=st.integers(0, 300),
+    together=st.floats(0, 10),
+    silent=st.integers(0, 64),
+    seed=st.integers(0, 2**16),
+)
+def test_no_weight_is_worse_than_plainly_rounded(rows: int, blocks: int, tokens: int, together: float, silent: int, seed: int) -> None:
+    x = inputs_of(64 * blocks, tokens, seed=seed, together=together)
+    x[:, :silent] = 0.0
+    moments, weight = x.t() @ x, torch.randn(rows, 64 * blocks, generator=torch.Generator().manual_seed(seed)) * 0.05
+    weight[0, :64] = 0.0
+    (fitted,) = to_nf4_for([weight], moments)
+    plain, measure = numbers(to_nf4(weight)), damped(moments)
+    ours, theirs = (weighted_error(weight - other, measure).sum() for other in (numbers(fitted), plain))
+    assert ours <= theirs * (1 + 1e-4) + 1e-12
+
+
+def test_outputs_change_by_a_fifth_of_what_plain_rounding_changes_where_inputs_go_together() -> None:
+    x, weight = inputs_of(128, 1000, seed=1, together=3.0), torch.randn(32, 128, generator=torch.Generator().manual_seed(1))
+    (fitted,) = to_nf4_for([weight], x.t() @ x)
+    ours, plain = ((x @ (weight - numbers(packed)).t()).square().sum() for packed in (fitted, to_nf4(weight)))
+    assert ours < 0.2 * plain
+
+
+def test_it_ends_where_no_single_number_can_be_rounded_better_but_for_few() -> None:
+    x, weight = inputs_of(64, 500, seed=2), torch.randn(16, 64, generator=torch.Generator().manual_seed(2))
+    moments = damped(x.t() @ x)
+    (fitted,) = to_nf4_for([weight], x.t() @ x)
+    values, scales = numbers(fitted), fitted.scales_B().view(16, 1)
+    error, better = weighted_error(weight - values, moments), 0
+    for column in range(64):
+        for level in fitted.table:
+            other = values.clone()
+            other[:, column] = level * scales[:, 0]
+            better += int((weighted_error(weight - other, moments) < error * (1 - 1e-4)).sum())
+    assert better <= 16 * 64 * 16 // 100
+
+
+def test_weights_with_the_same_inputs_are_rounded_as_each_alone() -> None:
+    x = inputs_of(128, 400, seed=3)
+    weights = [torch.randn(rows, 128, generator=torch.Generator().manual_seed(rows)).bfloat16() for rows in (8, 24)]
+    together = to_nf4_for(weights, x.t() @ x)
+    for weight, packed in zip(weights, together, strict=True):
+        (alone,) = to_nf4_for([weight], x.t() @ x)
+        assert packed.shape == tuple(weight.shape) and torch.equal(packed.scales, alone.scales)
+        torch.testing.assert_close(numbers(packed), numbers(alone))
+
+
+def test_scales_are_searched_for_the_columns_that_count() -> None:
+    weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(5)) * 0.1
+    weight[:, 0] = 1.0  # an outlier, in a column of which nothing depends
+    counts = torch.ones(64)
+    counts[0] = 0.0
+    (plain, searched) = (to_nf4(weight).scales_B(), scales_for(weight, counts))
+    assert (searched < 0.8 * plain).all() and (scales_for(weight, 1 - counts) > 0.9 * plain).all()
+
+
+def test_inputs_that_do_not_differ_still_give_a_rounding_and_others_are_refused() -> None:
+    weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(4))
+    (fitted,) = to_nf4_for([weight], torch.full((64, 64), 1e6))
+    assert numbers(fitted).isfinite().all()
+    with pytest.raises(ValueError, match="not finite"):
+        to_nf4_for([weight], torch.full((64, 64), torch.nan))
