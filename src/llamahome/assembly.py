@@ -46,7 +46,8 @@ from llamahome.training.answer_metric import AnswerMetric, open_answer_metric
 from llamahome.training.auto import auto_learning_rate, rate_factors, slower_rate
 from llamahome.training.checkpointing import Checkpointing, Save, SaveAsync
 from llamahome.training.evaluate import Evaluator, HeldOut, Judge, sample_prompts
-from llamahome.training.learner import Learner, load_base, make_learner
+from llamahome.training.learner import Learner, make_learner
+from llamahome.training.loaded_model import load_base
 from llamahome.training.objective import memory_of
 from llamahome.training.run import LoopSettings, Plan, Run, Schedule, StepLoss
 from llamahome.training.schedule import Due

@@ -15,7 +15,7 @@ from llamahome.data.steps.loader import sequential_microbatches
 from llamahome.distributed.world import World
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.lora_eva import Directions, find_directions, with_ranks
-from llamahome.training.learner import BaseModel
+from llamahome.training.loaded_model import BaseModel
 from llamahome.units import many
 
 _ROWS = 64

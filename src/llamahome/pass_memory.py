@@ -16,7 +16,7 @@ from llamahome.model.backends.backend import Backend
 from llamahome.model.place import ChosenStrategy, largest_pass, longest_pass, needs_checkpointing
 from llamahome.model.stream import held_bytes
 from llamahome.model.targets import copied_bytes
-from llamahome.training.learner import BaseModel, free_bytes
+from llamahome.training.loaded_model import BaseModel, free_bytes
 from llamahome.training.memory import Remedies
 from llamahome.units import show_bytes
 

@@ -27,7 +27,7 @@ from llamahome.streamed import resolve_streamed, without_answers
 from llamahome.training.answer_metric import ANSWERED_ROWS, FROM_TARGETS, answer_room
 from llamahome.training.auto import ONE_PASS, auto_batch_size, auto_epochs, auto_learning_rate, plan_evaluations, rate_factors
 from llamahome.training.evaluate import ANSWER_TOKENS
-from llamahome.training.learner import BaseModel
+from llamahome.training.loaded_model import BaseModel
 from llamahome.training.run import Plan, make_plan
 from llamahome.units import many
 

@@ -1,5 +1,6 @@
 """How a run trains beside a frozen base that is larger than memory: its passes, what stays in memory, and what the user is told of it."""
 
+from llamahome.config.initial import SUBTRACTED
 from llamahome.config.load import LoadedConfig, is_chosen
 from llamahome.config.optimizers import STATE_BYTES
 from llamahome.config.schema import Config
@@ -7,7 +8,6 @@ from llamahome.data.report import DataReport
 from llamahome.distributed.world import World
 from llamahome.model.backends.backend import Backend
 from llamahome.model.load import CausalLM
-from llamahome.model.lora_init import SUBTRACTED
 from llamahome.model.packed_weight import packed_weights
 from llamahome.model.stream import Stream
 from llamahome.model.stream_choice import OTHER_FILES, Passes, Rates, StreamedBase, choose_passes
@@ -15,7 +15,7 @@ from llamahome.model.targets import choose
 from llamahome.monitoring.resources import free_memory_bytes
 from llamahome.monitoring.throughput import measured_peak_flops
 from llamahome.pass_memory import PassMemory, Resolved, Say, documents_of_row, refuse_too_long
-from llamahome.training.learner import BaseModel, free_bytes
+from llamahome.training.loaded_model import BaseModel, free_bytes
 from llamahome.units import show_bytes, show_seconds
 
 REACHED = 0.5
@@ -117,7 +117,7 @@ def _beside(config: Config, model: CausalLM, backend: Backend) -> int:
     starts = 4 * adapters if config.lora.init in SUBTRACTED else 0
     widened = 2 * max((weight.numel() for _, weight in packed_weights(model)), default=0) * backend.precision.compute.itemsize
     head = 2 * backend.tile_bytes(model.get_output_embeddings().weight.shape[0])
-    return trained * (4 + 4 + STATE_BYTES[config.training.optimizer]) + starts + widened + head
+    return int(trained * (4 + 4 + STATE_BYTES[config.training.optimizer])) + starts + widened + head
 
 
 def _rates(model: CausalLM, backend: Backend, world: World, stream: Stream) -> Rates:

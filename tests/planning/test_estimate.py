@@ -32,7 +32,7 @@ from llamahome.planning.hardware import DEVICES
 from llamahome.planning.measure import measure
 from llamahome.planning.passes import simulated_work
 from llamahome.planning.rollout import Rollout
-from llamahome.training.learner import BaseModel
+from llamahome.training.loaded_model import BaseModel
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 5, "vocab_size": 640}
 

@@ -20,7 +20,7 @@ from llamahome.distributed.world import World
 from llamahome.errors import OutOfMemory
 from llamahome.model.place import ChosenStrategy, longest_pass
 from llamahome.pass_memory import resolve_memory
-from llamahome.training.learner import BaseModel
+from llamahome.training.loaded_model import BaseModel
 
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = World(0, 1, 0, CPU, 1)

@@ -46,7 +46,7 @@ from llamahome.planning.traffic import Collective, extended
 from llamahome.resolve import PASSES_PER_TOKEN, resolve_amount, too_short_to_compile, with_resolved
 from llamahome.starting_adapter import with_adapter
 from llamahome.streamed import REACHED
-from llamahome.training.learner import free_bytes
+from llamahome.training.loaded_model import free_bytes
 from llamahome.training.run import Plan, make_plan
 
 
@@ -94,18 +94,16 @@ def simulate(
         counted = _counted(config, precision, read, layers, layout=layout, strategy=strategy, cluster=cluster, passes=passes)
         work = simulated_work(activations, shape, layout, cluster, passes=passes, target_share=target_share)
         works[strategy], forecasts[strategy] = work, forecast(strategy, shape, layout, cluster, work=work, counted=counted)
-    remedies = {
-        name: None if found.fits else remedy(name, shape, cluster, layout=found.layout, work=works[name])
-        for name, found in forecasts.items()
-    }
+    missing = {name: found for name, found in forecasts.items() if not found.fits}
+    remedies = {name: remedy(name, shape, cluster, layout=found.layout, work=works[name]) for name, found in missing.items()}
     chosen = _choose(config, precision, shape, cluster)
-    return Simulation(shape, cluster, works, forecasts, remedies, chosen.strategy, chosen.reason)
+    return Simulation(shape, cluster, works, forecasts, dict.fromkeys(forecasts) | remedies, chosen.strategy, chosen.reason)
 
 
 def _layout_there(config: Config, precision: Precision, shape: ModelShape, cluster: Cluster, strategy: Strategy) -> ShardLayout:
     """How a run would lay out the weights with `strategy`."""
-    kind, apart = config.model.quantization, config.training.method == "lora"
-    layout = layout_of(strategy, cluster, stored=precision.storage.itemsize, computed=precision.compute.itemsize, apart=apart)
+    kind, types = config.model.quantization, {"stored": precision.storage.itemsize, "computed": precision.compute.itemsize}
+    layout = layout_of(strategy, cluster, **types, apart=config.training.method == "lora")
     as_set = config.model_copy(update={"distributed": config.distributed.model_copy(update={"strategy": strategy})})
     chosen = _choose(as_set, precision, shape, cluster)
     return replace(layout, packed=None if kind is None else BYTES[kind], sums_each_pass=chosen.sums_each_pass)
@@ -295,8 +293,7 @@ def _counted(
 
     if differs(config):
         return step(layers)
-    few, many = step(DEPTHS[0]), step(DEPTHS[1])
     try:
-        return extended(few, many, depths=DEPTHS, layers=layers)
+        return extended(*map(step, DEPTHS), depths=DEPTHS, layers=layers)
     except ValueError:  # buckets of gradients that hold parts of several layers
         return step(layers)
