@@ -117,7 +117,7 @@ def _beside(config: Config, model: CausalLM, backend: Backend) -> int:
     starts = 4 * adapters if config.lora.init in SUBTRACTED else 0
     widened = 2 * max((weight.numel() for _, weight in packed_weights(model)), default=0) * backend.precision.compute.itemsize
     head = 2 * backend.tile_bytes(model.get_output_embeddings().weight.shape[0])
-    return int(trained * (4 + 4 + STATE_BYTES[config.training.optimizer])) + starts + widened + head
+    return int(trained * (4 + 4 + STATE_BYTES[config.training.optimizer])) + starts + int(widened) + head
 
 
 def _rates(model: CausalLM, backend: Backend, world: World, stream: Stream) -> Rates:
