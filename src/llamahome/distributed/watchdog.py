@@ -181,9 +181,11 @@ class Watchdog:
             self._half = (stuck, movement())
 
     def _moves(self, part: str) -> bool:
-        """Whether something was done without a mark in the second half of the limit, which then begins again."""
-        if part not in _MARKED_PARTS or self._half is None:
+        """Whether something was done without a mark in the second half of the limit, which then begins again; or nobody has looked yet."""
+        if part not in _MARKED_PARTS:
             return False
+        if self._half is None:  # a tick was longer than half the limit; `_look_back` comes next
+            return True
         since, before = self._half
         now = movement()
         with self._lock:
