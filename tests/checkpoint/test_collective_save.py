@@ -35,6 +35,7 @@ def test_saves_in_a_thread_and_the_exchanges_of_the_loop_do_not_mix(tmp_path: Pa
     assert all(verify(path) == [] for path in tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_rank_that_ends_in_a_save_leaves_no_half_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()

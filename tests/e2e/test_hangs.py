@@ -56,7 +56,9 @@ READING = "llamahome.data.store.row_reader:encode"
 LOADING = "llamahome.model.load:check_finite"
 
 
-@pytest.mark.parametrize(("place", "where"), [(READING, "reading the data"), (LOADING, "loading the model")])
+@pytest.mark.parametrize(
+    ("place", "where"), [(READING, "reading the data"), pytest.param(LOADING, "loading the model", marks=pytest.mark.slow)]
+)
 def test_a_start_that_hangs_ends_with_its_place_and_its_stack_and_leaves_nothing(project: Project, place: str, where: str) -> None:
     words = ("train", "chats.jsonl", "--set", "training.hang_timeout=3 s")
     answer = project.type(*words, at=[(place, 1, ["HANG"])]).expect(4)
