@@ -14,7 +14,7 @@ from llamahome.checkpoint import manifest
 PHASES = {
     "settings are checked": ("llamahome.pipeline:check_config", 1),
     "rows are read": ("llamahome.data_limits:prepare", 1),
-    "the model is loaded": ("llamahome.training.learner:load_model", 1),
+    "the model is loaded": ("llamahome.training.loaded_model:load_model", 1),
     "the run's folder is made": ("llamahome.run_folder:create_run", 1),
     "the untrained model is evaluated": ("llamahome.training.evaluate:evaluate", 1),
     "a step is done": ("llamahome.training.loop:train_step", 2),

@@ -85,7 +85,7 @@ def poison(token: int, factor: float) -> None:
 
 def stream_every_base() -> None:
     """Let runs, plans and models that answer take every frozen base for larger than the memory beside the activations."""
-    for place in ("llamahome.training.learner", "llamahome.planning.streamed"):
+    for place in ("llamahome.training.loaded_model", "llamahome.planning.streamed"):
         importlib.import_module(place).must_stream = lambda base_bytes, *, free_bytes: True
     importlib.import_module("llamahome.model.stream").Stream._chosen = lambda self, keep_bytes: frozenset()
     importlib.import_module("llamahome.conversation")._HELD_SHARE = -1.0
