@@ -165,10 +165,8 @@ def _keep_bytes(base: Path, dtype: torch.dtype, *, free: int) -> int | None:
     """Bytes of the weights in `base` that stay in memory if they are streamed; None if they are held. OutOfMemory if neither fits."""
     size = size_in(base, dtype)
     if not size.mapped and size.nbytes > free:
-        message = (
-            f"its weights take {show_bytes(size.nbytes)} in {str(dtype).removeprefix('torch.')}, {show_bytes(free)} are free, and they "
-        )
-        message += f"cannot be read as they are used, because the files hold {size.types}"
+        message = f"its weights take {show_bytes(size.nbytes)}, {show_bytes(free)} are free, and they cannot be read as they are used: "
+        message += size.why_held(dtype)
         hint = "--set model.dtype=float32" if size.types == "F32" else "a machine with more free memory"
         raise OutOfMemory(Problem(code="model.larger-than-memory", message=message, where="MODEL", hint=hint))
     return int(_KEPT_SHARE * free) if size.mapped > _HELD_SHARE * free else None

@@ -94,16 +94,15 @@ def simulate(
         counted = _counted(config, precision, read, layers, layout=layout, strategy=strategy, cluster=cluster, passes=passes)
         work = simulated_work(activations, shape, layout, cluster, passes=passes, target_share=target_share)
         works[strategy], forecasts[strategy] = work, forecast(strategy, shape, layout, cluster, work=work, counted=counted)
-    missing = {name: found for name, found in forecasts.items() if not found.fits}
-    remedies = {name: remedy(name, shape, cluster, layout=found.layout, work=works[name]) for name, found in missing.items()}
+    remedies = {name: remedy(name, shape, cluster, layout=found.layout, work=works[name]) or None for name, found in forecasts.items()}
     chosen = _choose(config, precision, shape, cluster)
-    return Simulation(shape, cluster, works, forecasts, dict.fromkeys(forecasts) | remedies, chosen.strategy, chosen.reason)
+    return Simulation(shape, cluster, works, forecasts, remedies, chosen.strategy, chosen.reason)
 
 
 def _layout_there(config: Config, precision: Precision, shape: ModelShape, cluster: Cluster, strategy: Strategy) -> ShardLayout:
     """How a run would lay out the weights with `strategy`."""
-    kind, types = config.model.quantization, {"stored": precision.storage.itemsize, "computed": precision.compute.itemsize}
-    layout = layout_of(strategy, cluster, **types, apart=config.training.method == "lora")
+    kind, apart = config.model.quantization, config.training.method == "lora"
+    layout = layout_of(strategy, cluster, stored=precision.storage.itemsize, computed=precision.compute.itemsize, apart=apart)
     as_set = config.model_copy(update={"distributed": config.distributed.model_copy(update={"strategy": strategy})})
     chosen = _choose(as_set, precision, shape, cluster)
     return replace(layout, packed=None if kind is None else BYTES[kind], sums_each_pass=chosen.sums_each_pass)
