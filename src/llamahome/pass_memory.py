@@ -13,7 +13,7 @@ from llamahome.config.schema import Config
 from llamahome.distributed.world import World
 from llamahome.errors import OutOfMemory, Problem
 from llamahome.model.backends.backend import Backend
-from llamahome.model.place import ChosenStrategy, largest_pass, longest_pass, needs_checkpointing
+from llamahome.model.place import ChosenStrategy, largest_pass, longest_pass, needs_checkpointing, shards_of
 from llamahome.model.stream import held_bytes
 from llamahome.model.targets import copied_bytes
 from llamahome.training.loaded_model import BaseModel, free_bytes
@@ -83,7 +83,7 @@ def auto_pass_tokens(config: Config, backend: Backend, *, keeps: Callable[[int],
 
 def _update_bytes(optimizer: str, weights: int, chosen: ChosenStrategy, world: World) -> int:
     """Bytes that gradients and the state of the optimizer take on this process in full fine-tuning; they are not there yet."""
-    shards = {"replicate": 1, "shard": world.size, "hybrid": world.local_size}[chosen.strategy]
+    shards = shards_of(chosen.strategy, world)
     gradients = 4 * weights // (shards if chosen.sums_each_pass else 1)
     return gradients + round(STATE_BYTES[optimizer] * weights / shards)
 

@@ -51,6 +51,11 @@ def weight_bytes(weights: int, *, method: str, storage: torch.dtype, optimizer: 
     return round(weights * (8 + STATE_BYTES[optimizer])) if method == "full" else weights * storage.itemsize
 
 
+def shards_of(strategy: Strategy, world: World) -> int:
+    """Among how many processes the weights are divided."""
+    return {"replicate": 1, "shard": world.size, "hybrid": world.local_size}[strategy]
+
+
 def choose_strategy(wanted: str, *, method: str, needed: int, free: int, world: World) -> ChosenStrategy:
     """Resolve distributed.strategy, if replicated weights need `needed` bytes on a process that has `free` bytes."""
     chosen = _choose(wanted, method=method, needed=needed, free=free, world=world)

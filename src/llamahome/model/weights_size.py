@@ -13,7 +13,7 @@ from llamahome.distributed.world import World
 from llamahome.errors import Problem
 from llamahome.model.export.experts import expert_of
 from llamahome.model.limits import read_header
-from llamahome.model.place import Strategy, count_weights, weight_bytes
+from llamahome.model.place import Strategy, count_weights, shards_of, weight_bytes
 from llamahome.model.quantize import Sizes
 from llamahome.units import show_bytes
 
@@ -85,7 +85,7 @@ def refuse_larger_than_memory(
         needed = weight_bytes(count_weights(folder), method="full", storage=dtype, optimizer=training.optimizer)
     else:
         needed = base.nbytes
-    sharers = {"replicate": world.local_size if streams else 1, "shard": world.size, "hybrid": world.local_size}[strategy]
+    sharers = world.local_size if streams and strategy == "replicate" else shards_of(strategy, world)
     if (streams and world.size == 1) or needed // sharers <= free:
         return None
     what = f"its weights{' with gradients and optimizer' if training.method == 'full' else ''} take {show_bytes(needed // sharers)}"

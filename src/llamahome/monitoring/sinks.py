@@ -6,6 +6,7 @@ so nothing is lost if the disk recovers. TensorBoard's files use TFRecord framin
 """
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -186,20 +187,25 @@ class TensorBoardSink:
         # Imported here because it takes 0.3 s. Only the protocol buffers are imported, not the reader and its web server.
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-        from llamahome.monitoring import tfrecord  # imports numpy, which those who only read files need not wait for
-
-        self._records = tfrecord
         self._file = AppendFile(folder / _event_file_name(folder), trouble)
         self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
         if purge_step is not None:
             self._append(Event(wall_time=time.time(), step=purge_step, session_log=SessionLog(status=SessionLog.START)))
 
     def _append(self, event: "Event") -> None:
-        self._file.append(self._records.framed(event.SerializeToString()))
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        framed = io.BytesIO()
+        RecordWriter(framed).write(event.SerializeToString())
+        self._file.append(framed.getvalue())
 
     def log(self, step: int, t: float, metrics: Mapping[str, float]) -> None:
         """Append one event with a scalar per metric."""
-        self._file.append(self._records.framed(self._records.scalars(step, t, metrics)))
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._append(Event(wall_time=t, step=step, summary=Summary(value=values)))
 
     def show(self, step: int, values: Sequence["Summary.Value"]) -> None:
         """Append one event with values of tensorboard_pages.py."""
