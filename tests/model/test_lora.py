@@ -72,7 +72,9 @@ def test_forward_and_gradients_equal_pefts_layer(biased: bool, rslora: bool, sha
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"use_rslora": True}, {"target_modules": ["q_proj", "down_proj"]}, {"target_modules": "v_proj"}], ids=str
+    "changes",
+    [{}, {"use_rslora": True}, {"target_modules": ["q_proj", "down_proj"]}, {"target_modules": "v_proj"}, {"use_dora": True}],
+    ids=str,
 )
 def test_loss_and_gradients_of_a_model_equal_pefts_forward(folder: Path, changes: dict) -> None:
     batch, results = microbatch_of(examples_of([20, 11, 3])), []
@@ -110,15 +112,14 @@ def test_in_bfloat16_it_is_as_close_to_float32_as_pefts_layer(folder: Path) -> N
         assert ours.grad.dtype == torch.float32 and (ours.grad - theirs.grad).norm() < 8 * 2**-9 * theirs.grad.norm()
 
 
-@pytest.mark.parametrize("changes", [{"dropout": 0.2}, {"use_dora": True}], ids=str)
-def test_dropout_and_dora_use_pefts_forward(folder: Path, changes: dict) -> None:
-    model = adapted(folder, **changes)
+def test_dropout_uses_pefts_forward(folder: Path) -> None:
+    model = adapted(folder, dropout=0.2)
     assert {type(layer) for layer in layers(model)} == {PeftLinear}
 
 
 def test_layers_that_are_not_plain_keep_their_class() -> None:
-    """Our forward would ignore the magnitudes, the dropout or the bias of such an adapter."""
-    for changes in ({"use_dora": True}, {"lora_dropout": 0.1}, {"lora_bias": True}):
+    """Our forward would ignore the dropout or the bias of such an adapter."""
+    for changes in ({"lora_dropout": 0.1}, {"lora_bias": True}, {"use_dora": True, "lora_dropout": 0.1}):
         torch.manual_seed(0)
         model = get_peft_model(Matrix(True), PeftLoraConfig(r=4, lora_alpha=6, target_modules=["matrix"], **changes))
         assert use_own_forward(model) == 0, changes

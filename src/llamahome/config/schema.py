@@ -200,7 +200,7 @@ class LoraConfig(Section):
     use_rslora: bool = False
     """Rank-stabilized scale (arXiv 2312.03732)."""
     use_dora: bool = False
-    """Weight-decomposed adapters (arXiv 2402.09353); slower."""
+    """Weight-decomposed adapters (arXiv 2402.09353); a little slower."""
 
 
 class DistributedConfig(Section):

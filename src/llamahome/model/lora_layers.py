@@ -1,7 +1,9 @@
-"""The layers of LoRA: our forward and backward for plain adapters (no dropout, no DoRA, one adapter), PEFT's for the others.
+"""The layers of LoRA and DoRA: our forward and backward for plain adapters (no dropout, one adapter), PEFT's for the others.
 
 A plain layer gets a class whose forward does not cast the input to float32, scales and adds inside the matrix products, stores the input
-once and computes no gradient for the frozen weight. Results equal PEFT's (tests/model/test_lora.py).
+once and computes no gradient for the frozen weight. With DoRA its outputs are then multiplied by a trained magnitude over the length of
+their row of W + s B A. The length is taken from the factors, |w|^2 + 2 s w.(b A) + s^2 |b A|^2, so no matrix of the size of W is made.
+Results equal PEFT's (tests/model/test_lora.py, test_dora.py). Source: LoRA, arXiv 2106.09685; DoRA, arXiv 2402.09353.
 
 Legend: T tokens, I inputs, O outputs, R rank.
 """
@@ -14,12 +16,17 @@ import torch
 import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear as PeftLinear
 from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from llamahome.model.packed_weight import PackedWeight
+
 ADAPTER = "default"
 """PEFT's name for the only adapter; saved files do not contain it."""
+_LEAST_GAIN = 1e-6
+"""Stands for smaller gains of DoRA, whose gradient is found by dividing by them."""
 
 
 def use_own_forward(model: nn.Module) -> int:
@@ -31,13 +38,14 @@ def use_own_forward(model: nn.Module) -> int:
 
 
 def _is_plain(module: Any) -> bool:
-    """Whether `module` is one adapter on a Linear, without variants such as DoRA, without bias and without dropout."""
+    """Whether `module` is one adapter on a Linear, without variants but DoRA, without bias and without dropout."""
     if type(module) not in (PeftLinear, ParamWrapper) or type(module.base_layer) is not nn.Linear or list(module.lora_A) != [ADAPTER]:
         return False
     if type(module) is ParamWrapper and module.parameter_name != "weight":
         return False
     drops = any(not isinstance(dropout, nn.Identity) for dropout in module.lora_dropout.values())
-    return not (module.lora_variant or any(module.lora_bias.values()) or drops)
+    others = any(type(variant) is not DoraLinearVariant for variant in module.lora_variant.values())
+    return not (others or any(module.lora_bias.values()) or drops)
 
 
 class _LeanLora(torch.autograd.Function):
@@ -61,6 +69,35 @@ class _LeanLora(torch.autograd.Function):
         grad_a = (grad_low_TR.t() @ x_TI).to(ctx.dtypes[0])
         grad_b = (grad_TO.t() @ low_TR).to(ctx.dtypes[1]).mul_(ctx.scale)
         return grad_x, None, None, grad_a, grad_b, None
+
+
+class _ScaledOutputs(torch.autograd.Function):
+    """y = z gain + b, in the dtype of z.
+
+    What is kept for the gradient of `gain` is y, which the next layer may keep anyway and must not change. With a bias, which may be so
+    large that z is lost in y, it is z.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z_TO: Tensor, gain_O: Tensor, bias_O: Tensor | None) -> Tensor:
+        scaled = z_TO * gain_O
+        y_TO = (scaled if bias_O is None else scaled + bias_O).to(z_TO.dtype)
+        ctx.save_for_backward(y_TO if bias_O is None else z_TO, gain_O)
+        ctx.keeps_z = bias_O is not None
+        return y_TO
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        grad_TO = gradients[0]
+        kept_TO, gain_O = ctx.saved_tensors
+        grad_gain_O = (grad_TO * kept_TO).sum(0, dtype=gain_O.dtype)
+        return (grad_TO * gain_O).to(grad_TO.dtype), grad_gain_O if ctx.keeps_z else grad_gain_O / gain_O, None
+
+
+def scale_outputs(z_TO: Tensor, gain_O: Tensor, bias_O: Tensor | None) -> Tensor:
+    """[T, O] of the products without a bias times what `output_gain` gives, plus the bias; differentiable with respect to both."""
+    result: Tensor = _ScaledOutputs.apply(z_TO, gain_O, bias_O)  # type: ignore[no-untyped-call]
+    return result
 
 
 class StartedLoraLinear(PeftLinear):  # type: ignore[misc]
@@ -105,9 +142,12 @@ def _factors(layer: Any, x: Tensor, args: Any, kwargs: Any) -> tuple[Tensor, Ten
 
 
 def _lean(layer: Any, x: Tensor, factors: tuple[Tensor, Tensor, float]) -> Tensor:
-    base = layer.get_base_layer()
+    base, gain_O = layer.get_base_layer(), output_gain(layer)
     x = x.to(base.weight.dtype)
-    out: Tensor = _LeanLora.apply(x.reshape(-1, x.shape[-1]), base.weight, base.bias, *factors)  # type: ignore[no-untyped-call]
+    bias_O = base.bias if gain_O is None else None
+    out: Tensor = _LeanLora.apply(x.reshape(-1, x.shape[-1]), base.weight, bias_O, *factors)  # type: ignore[no-untyped-call]
+    if gain_O is not None:
+        out = scale_outputs(out, gain_O, base.bias)
     return out.view(*x.shape[:-1], out.shape[-1])
 
 
@@ -138,6 +178,25 @@ def lean_factors(layer: LeanLoraLinear | LeanLoraWeight) -> tuple[Tensor, Tensor
     if (start := start_of(layer)) is None:
         return a_RI, b_OR, scale
     return torch.cat([a_RI, start[0]]), torch.cat([b_OR, start[1]], dim=1), scale
+
+
+def has_magnitude(layer: LeanLoraLinear | LeanLoraWeight) -> bool:
+    """Whether the adapter is one of DoRA."""
+    return ADAPTER in layer.lora_variant
+
+
+def output_gain(layer: LeanLoraLinear | LeanLoraWeight) -> Tensor | None:
+    """float32 [O]: what DoRA multiplies each output with, where the length of its row counts as constant; None without DoRA."""
+    if not has_magnitude(layer):
+        return None
+    weight_OI, magnitude_O = layer.get_base_layer().weight, layer.lora_magnitude_vector[ADAPTER].weight
+    with torch.no_grad():
+        a_RI, b_OR = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight * layer.scaling[ADAPTER]
+        wide_OI = (weight_OI.widened() if isinstance(weight_OI, PackedWeight) else weight_OI).to(a_RI.dtype)
+        cross_OR = (wide_OI @ a_RI.t()).mul_(2).addmm_(b_OR, a_RI @ a_RI.t())
+        squares_O = torch.linalg.vector_norm(wide_OI, dim=1).square_() + (cross_OR * b_OR).sum(1)
+    gain_O: Tensor = magnitude_O / squares_O.clamp_(min=0).sqrt_()
+    return torch.where(gain_O.abs() < _LEAST_GAIN, gain_O - gain_O.detach() + _LEAST_GAIN, gain_O)
 
 
 @contextmanager

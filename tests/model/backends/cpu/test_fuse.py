@@ -103,10 +103,19 @@ def test_full_training_under_autocast_is_as_close_to_float32_as_before_and_uses_
 
 
 @pytest.mark.parametrize(
-    "changes", [{"target_modules": ["q_proj", "down_proj"]}, {"target_modules": "v_proj"}, {"use_rslora": True}], ids=str
+    "changes",
+    [
+        {"target_modules": ["q_proj", "down_proj"]},
+        {"target_modules": "v_proj"},
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"target_modules": ["k_proj", "up_proj"], "use_dora": True},
+    ],
+    ids=str,
 )
-def test_adapters_on_some_layers_are_applied(folders: dict[str, Path], kernels: Kernels, changes: dict) -> None:
-    model = model_of(folders["llama"], lora=True, **changes)
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_adapters_of_all_kinds_are_applied(folders: dict[str, Path], kernels: Kernels, kind: str, changes: dict) -> None:
+    model = model_of(folders[kind], lora=True, **changes)
     expected = loss_and_gradients(model, FP32)
     assert fuse(model, CpuBackend(FP32, kernels=kernels), kernels=kernels) == 11
     assert_close(loss_and_gradients(model, FP32), expected, 2e-5)

@@ -116,7 +116,8 @@ class CpuBackend(Reference):
             return plain_bytes(text, tokens, precision=self.precision, keys=keys)
         heads, size, inner = _sizes(text)
         attention = 2 * size * (heads + text.num_key_value_heads) + heads * keys
-        layer = 2 * text.hidden_size * self.precision.storage.itemsize + (attention + 2 * inner) * compute.itemsize
+        scaled = _scaled_outputs(config, text)
+        layer = 2 * text.hidden_size * self.precision.storage.itemsize + (attention + 2 * inner + scaled) * compute.itemsize
         # one more layer stands for temporary gradients
         return int(tokens * (text.num_hidden_layers * layer + layer - heads * keys * compute.itemsize))
 
@@ -134,8 +135,9 @@ class CpuBackend(Reference):
         heads, size, inner = _sizes(text)
         state, low = text.hidden_size * precision.storage.itemsize, precision.compute.itemsize
         qkv, out = size * (heads + 2 * text.num_key_value_heads) * low, size * heads * low
-        attention = tokens * (state + 2 * qkv + 2 * out)
-        block = tokens * (3 * state + qkv + out) + min(tokens, TILE_TOKENS) * 4 * inner * low
+        scaled = _scaled_outputs(config, text) * low
+        attention = tokens * (state + 2 * qkv + 2 * out + scaled)
+        block = tokens * (3 * state + qkv + out + scaled) + min(tokens, TILE_TOKENS) * (6 if scaled else 4) * inner * low
         return int(tokens * (state * text.num_hidden_layers + heads * keys * low) + max(attention, block))
 
     def _fuses(self, config: Config, model: PreTrainedModel, *, compiled: bool) -> bool:
@@ -160,7 +162,14 @@ def _sizes(text: Any) -> tuple[int, int, int]:
     )
 
 
+def _scaled_outputs(config: Config, text: Any) -> int:
+    """Numbers that a layer keeps of a token for the gradients of DoRA's magnitudes, beside what it keeps anyway."""
+    heads, size, _ = _sizes(text)
+    kept = 2 * text.hidden_size + size * (heads + 2 * text.num_key_value_heads)
+    return kept if config.training.method == "lora" and config.lora.use_dora else 0
+
+
 def _recomputes(config: Config, precision: Precision) -> bool:
     """Whether this kind of training lets fuse.py recompute norms and gates in the backward pass."""
-    supported = config.training.method == "full" or not (config.lora.dropout or config.lora.use_dora)
+    supported = config.training.method == "full" or not config.lora.dropout
     return supported and precision.autocast == (config.training.method == "full")

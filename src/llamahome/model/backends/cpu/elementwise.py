@@ -114,6 +114,8 @@ class GatedActivation:
 
     kind: str
     kernels: Kernels
+    overwrites: bool = True
+    """Whether nothing else needs the source after this backward pass."""
 
     def forward(self, gate_up: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The gated activation; nothing to keep beside the source."""
@@ -129,7 +131,8 @@ class GatedActivation:
         if grad is None:
             return self.forward(gate_up)[0] if recompute else None, (None,)
         grad, size = grad.contiguous(), gate_up.shape[-1] // 2
-        grad_gate_up, out = (gate_up, grad) if recompute else (torch.empty_like(gate_up), None)
+        grad_gate_up = gate_up if recompute and self.overwrites else torch.empty_like(gate_up)
+        out = grad if recompute else None
         sizes = grad.numel() // size, size, GATES.index(self.kind)
         self.kernels("gated_backward", (gate_up.dtype,), grad, gate_up, grad_gate_up, out, *sizes)
         return out, (grad_gate_up,)

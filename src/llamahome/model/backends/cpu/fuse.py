@@ -237,7 +237,7 @@ def _feed_forward(
     if not (gate_up.usable and down.usable):
         result: Tensor = type(module).forward(module, norm.module(x) if norm else x)
         return result
-    return down(_normed_product(gate_up, norm, x), transform=GatedActivation(gate, kernels))
+    return down(_normed_product(gate_up, norm, x), transform=GatedActivation(gate, kernels, overwrites=not gate_up.scaled))
 
 
 def _normed_product(linear: MergedLinear, norm: FusedNorm | None, x: Tensor) -> Tensor:

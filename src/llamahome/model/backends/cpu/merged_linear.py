@@ -11,7 +11,7 @@ Legend: T tokens, I inputs, O outputs of all merged layers together, S their ran
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from llamahome.model.backends.cpu.autotune import ProductDispatch, ProductShape,
 from llamahome.model.backends.cpu.elementwise import Identity, InputTransform
 from llamahome.model.backends.cpu.native import Kernels
 from llamahome.model.backends.cpu.products import Stack, adapted_product, can_multiply, outer_product, product
-from llamahome.model.lora_layers import LEAN, lean_factors
+from llamahome.model.lora_layers import LEAN, has_magnitude, lean_factors, output_gain, scale_outputs
 from llamahome.model.packed_weight import PackedWeight, widened_rows
 
 _IDENTITY = Identity()
@@ -182,6 +182,11 @@ class MergedLinear:
             return False
         return all(not isinstance(layer, LEAN) or lean_factors(layer) is not None for layer in self._layers)
 
+    @property
+    def scaled(self) -> bool:
+        """Whether the outputs are multiplied by the magnitudes of DoRA, whose gradients need them once more."""
+        return any(isinstance(layer, LEAN) and has_magnitude(layer) for layer in self._layers)
+
     def __call__(self, x: Tensor, *more: Tensor, transform: InputTransform = _IDENTITY) -> Tensor:
         """[..., I] -> [..., O], the concatenated outputs of the layers for the input that `transform` computes from x and `more`."""
         sources = x.reshape(-1, x.shape[-1]).contiguous(), *more
@@ -199,8 +204,20 @@ class MergedLinear:
                     blocks.append((start, start + rows, adapter[2]))
                     factors += adapter[:2]
                 start += rows
-            result = _AdaptedProduct.apply(input, self._frozen, tuple(blocks), *sources, *factors)  # type: ignore[no-untyped-call]
+            gain_O, weights = self._gain(), self._frozen
+            if gain_O is not None:
+                weights = replace(weights, bias_O=None)
+            result = _AdaptedProduct.apply(input, weights, tuple(blocks), *sources, *factors)  # type: ignore[no-untyped-call]
+            if gain_O is not None:
+                result = scale_outputs(result, gain_O, self._frozen.bias_O)
         return result.view(*x.shape[:-1], result.shape[-1])
+
+    def _gain(self) -> Tensor | None:
+        """float32 [O]: what DoRA multiplies the outputs with, one where a layer has none; None if none has."""
+        if not self.scaled:
+            return None
+        gains = [output_gain(layer) if isinstance(layer, LEAN) else None for layer in self._layers]
+        return torch.cat([torch.ones(rows) if gain is None else gain for gain, rows in zip(gains, self._rows, strict=True)])
 
     @torch.no_grad()
     def _trained_weights(self) -> _Weights:
