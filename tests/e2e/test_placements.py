@@ -37,9 +37,10 @@ def resumed_as(steps: int, processes: int, strategy: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", "dora", "full"])
 def test_one_two_four_and_one_process_end_with_the_weights_of_one(project: Project, method: str) -> None:
-    words = [word for setting in (f"training.method={method}", *CONSTANT) for word in ("--set", setting)]
+    kind = ("lora.use_dora=true",) if method == "dora" else (f"training.method={method}",)
+    words = [word for setting in (*kind, *CONSTANT) for word in ("--set", setting)]
     project.type("train", "chats.jsonl", "--max-steps", "5", *words).expect(0)
     straight, expected = project.run.by_step("train/loss"), flat(project.run.weights())
     project.type("train", "chats.jsonl", "--max-steps", "1", *words).expect(0)

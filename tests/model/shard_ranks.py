@@ -68,15 +68,21 @@ def refused(world: World, payload):
 
 
 def initial_factors(world: World, payload):
-    """The largest difference between the adapters that begin with parts of whole weights and of rows."""
+    """The largest difference between the adapters that begin with parts, or lengths, of whole weights and of rows."""
+    return max(
+        _begun(world, Path(payload["begun"]), config) for config in (LoraConfig(rank=4, init="pissa"), LoraConfig(rank=4, use_dora=True))
+    )
+
+
+def _begun(world: World, base: Path, config: LoraConfig) -> float:
     adapted = []
     for mesh in (None, make_mesh(world, "shard")):
-        model = load_model(Path(payload["begun"]), dtype=torch.float32, device=CPU, mesh=mesh)
-        config = LoraConfig(rank=4, init="pissa")
+        model = load_model(base, dtype=torch.float32, device=CPU, mesh=mesh)
         adapted.append(add_lora(model, config, base="tiny", seed=0, lean=True))
-        start_adapters(adapted[-1], config, Path(payload["begun"]), seed=0, world=world)
+        start_adapters(adapted[-1], config, base, seed=0, world=world)
     factors = [{name: each for name, each in model.named_parameters() if "lora_" in name} for model in adapted]
-    assert factors[0].keys() == factors[1].keys() and all(float(each.detach().abs().max()) > 0 for each in factors[0].values())
+    assert factors[0].keys() == factors[1].keys() and all(each.isfinite().all() for each in factors[1].values())
+    assert config.use_dora or all(float(each.detach().abs().max()) > 0 for each in factors[0].values())
     return max(float((each - factors[1][name]).detach().abs().max()) for name, each in factors[0].items())
 
 

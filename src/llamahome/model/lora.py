@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
+from peft.tuners.lora.layer import LoraLayer
 from peft.utils import get_peft_model_state_dict, load_peft_weights
 from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers as keys_as_loaded
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
@@ -24,8 +25,8 @@ from transformers import PreTrainedModel
 from llamahome.config.schema import LoraConfig
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.lora_choice import cast_whole_modules, in_layers, require_patterns, require_whole, shares_weight
-from llamahome.model.lora_layers import use_own_forward
-from llamahome.model.shard_load import stand_ins
+from llamahome.model.lora_layers import ADAPTER, use_own_forward
+from llamahome.model.shard_load import local_of, stand_ins, whole_of
 from llamahome.model.targets import ChosenTargets, choose, shortest_suffixes
 from llamahome.model.vocabulary import cast_trained_rows, trainable_token_indices
 from llamahome.model.weightfiles import check_adapter_file
@@ -68,11 +69,23 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: str, seed: int
     with torch.random.fork_rng(devices=[]), quiet_peft(), stand_ins(model):
         torch.manual_seed(seed)
         adapted = get_peft_model(model, settings)
+    if config.use_dora:
+        _take_lengths(adapted)
     cast_trained_rows(adapted)
     cast_whole_modules(adapted)
     if lean:
         use_own_forward(adapted)
     return adapted
+
+
+@torch.no_grad()
+def _take_lengths(adapted: PeftModel) -> None:
+    """Let the magnitudes of DoRA begin with the lengths of weights of which each process has rows; each is whole for a moment."""
+    for layer in adapted.modules():
+        if isinstance(layer, LoraLayer) and local_of(weight := layer.get_base_layer().weight) is not weight:
+            whole_OI = whole_of(weight).float()
+            lengths_O = torch.linalg.norm(whole_OI.t() if layer.fan_in_fan_out else whole_OI, dim=1)
+            layer.lora_magnitude_vector[ADAPTER].weight.copy_(lengths_O)
 
 
 def chosen_targets(model: PreTrainedModel, config: LoraConfig) -> ChosenTargets:

@@ -189,10 +189,10 @@ def output_gain(layer: LeanLoraLinear | LeanLoraWeight) -> Tensor | None:
     """float32 [O]: what DoRA multiplies each output with, where the length of its row counts as constant; None without DoRA."""
     if not has_magnitude(layer):
         return None
-    weight_OI, magnitude_O = layer.get_base_layer().weight, layer.lora_magnitude_vector[ADAPTER].weight
+    weight_OI, magnitude_O = layer.get_base_layer().weight, layer.lora_magnitude_vector[ADAPTER].weight.float()
     with torch.no_grad():
-        a_RI, b_OR = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight * layer.scaling[ADAPTER]
-        wide_OI = (weight_OI.widened() if isinstance(weight_OI, PackedWeight) else weight_OI).to(a_RI.dtype)
+        a_RI, b_OR = layer.lora_A[ADAPTER].weight.float(), layer.lora_B[ADAPTER].weight.float() * layer.scaling[ADAPTER]
+        wide_OI = (weight_OI.widened() if isinstance(weight_OI, PackedWeight) else weight_OI).float()
         cross_OR = (wide_OI @ a_RI.t()).mul_(2).addmm_(b_OR, a_RI @ a_RI.t())
         squares_O = torch.linalg.vector_norm(wide_OI, dim=1).square_() + (cross_OR * b_OR).sum(1)
     gain_O: Tensor = magnitude_O / squares_O.clamp_(min=0).sqrt_()

@@ -57,7 +57,7 @@ def load_base(config: Config, folder: Path, backend: Backend, world: World, *, r
     weights = _weights_of(config, folder, world, say=say)
     keep = _keep_bytes(config, weights, backend, strategy, world)
     has_rows = adapter is not None and trained_rows(adapter) > 0
-    mesh, device = _mesh_to_load(config, world, strategy, grows=has_rows or rows.needed > 0)
+    mesh, device = _mesh_to_load(world, strategy, grows=has_rows or rows.needed > 0)
     model = load_model(weights, dtype=precision.storage, device=device, keep_bytes=keep, mesh=mesh)
     if adapter is not None or rows.needed:
         hold_tables(model)
@@ -79,14 +79,14 @@ def load_base(config: Config, folder: Path, backend: Backend, world: World, *, r
     return BaseModel(folder, model, backend, strategy, new_rows, adapter)
 
 
-def _mesh_to_load(config: Config, world: World, chosen: ChosenStrategy, *, grows: bool) -> tuple[Mesh | None, torch.device]:
+def _mesh_to_load(world: World, chosen: ChosenStrategy, *, grows: bool) -> tuple[Mesh | None, torch.device]:
     """The processes among which the rows of the weights are divided while they are loaded, and the device they are loaded to.
 
-    No mesh if each process loads whole weights, also for DoRA, which begins with their lengths, and where the embedding may get rows.
+    No mesh if each process loads whole weights, also where the embedding may get rows.
     """
     if chosen.strategy == "replicate":
         return None, world.device
-    if (config.training.method == "lora" and config.lora.use_dora) or grows:
+    if grows:
         return None, torch.device("cpu")  # sharded layer by layer from there
     return make_mesh(world, chosen.strategy), world.device
 
