@@ -12,11 +12,13 @@ from tests.support.projects import Project, wait_until
 
 PHASES = {"libraries are imported": "loading torch", "rows are tokenized": ", format messages", "the model is loaded": " back end, "}
 """A part of the line that a run prints when the phase begins."""
+LONGEST_S = {"libraries are imported": 1.0, "rows are tokenized": 1.0, "the model is loaded": 0.2}
+"""How long after that a signal comes at most; the phases may be shorter."""
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
 
 
 def words_of(project: Project, processes: int) -> tuple[str, ...]:
-    return (*many_rows(project), "--max-steps", "2", "--world-size", str(processes))
+    return (*many_rows(project), "--max-steps", "30", "--world-size", str(processes))
 
 
 def disturbed(project: Project, words: tuple[str, ...], phase: str, *sent: str, after: float = 0.0) -> tuple[int, str]:
@@ -44,7 +46,7 @@ def test_a_signal_before_the_first_step_costs_nothing(project: Project, processe
     straight = project.run.weights()
     for number, sent in enumerate(SIGNALS):
         forget(project, prepared=phase == "rows are tokenized")
-        status, err = disturbed(project, words, phase, sent, after=random.Random(number).uniform(0, 1.0))
+        status, err = disturbed(project, words, phase, sent, after=random.Random(number).uniform(0, LONGEST_S[phase]))
         wait_until(lambda: workers_of(project) == [], seconds=10)
         assert "Traceback" not in err and status in ((75,) if phase != "libraries are imported" else (75, 130)), f"{sent}: {status}\n{err}"
         whole = committed(project)
@@ -60,7 +62,7 @@ def test_a_signal_before_the_first_step_costs_nothing(project: Project, processe
 def test_who_leaves_at_once_while_rows_are_tokenized_leaves_nobody_behind(project: Project, processes: int, sent: tuple[str, ...]) -> None:
     """The prepared parts stay, and the next run goes on with them."""
     words = words_of(project, processes)
-    status, err = disturbed(project, words, "rows are tokenized", *sent, after=0.5)
+    status, err = disturbed(project, words, "rows are tokenized", *sent, after=0.1)
     assert status == (-signal.SIGKILL if sent == ("SIGKILL",) else 130) and "Traceback" not in err, f"{status}\n{err}"
     wait_until(lambda: workers_of(project) == [], seconds=150)
     assert not committed(project)
