@@ -116,7 +116,7 @@ def test_two_processes_go_back_together_past_the_row_of_one_of_them(harmful: Cal
         answer.expect(0)
     assert [each["rows"] for each in events(both, "rolled-back")] == [each["rows"] for each in events(alone, "rolled-back")] != []
     expected = alone.run.by_step("train/loss")
-    assert both.run.by_step("train/loss") == pytest.approx(expected, rel=1e-5), "the harm of one process has not touched the other"
+    assert both.run.by_step("train/loss") == pytest.approx(expected, rel=1e-4), "the harm of one process has not touched the other"
 
 
 @pytest.mark.slow
