@@ -124,7 +124,7 @@ def _save(run: RunPaths, tensors: dict[str, torch.Tensor], size: int) -> None:
             "optimizer": lambda folder, share: write_files(folder, "optimizer", moments, part=share).mine,
         },
         optimizer_values={},
-        needed=size,
+        needed=lambda: size,
     )
 
 

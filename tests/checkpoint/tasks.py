@@ -31,7 +31,7 @@ def save_with_a_full_disk(world: World, payload):
         return [folder / f"part-{share.number}"]
 
     try:
-        save_together(world, paths, state=state_at(4), writes={"model": fail, "optimizer": lambda *_: []}, needed=1, **ARGUMENTS)
+        save_together(world, paths, state=state_at(4), writes={"model": fail, "optimizer": lambda *_: []}, needed=lambda: 1, **ARGUMENTS)
     except SaveFailed as error:
         return {"code": error.problems[0].code, "message": error.problems[0].message}
     return {}
@@ -54,7 +54,9 @@ def save_beside_exchanges(world: World, payload):
             (folder / f"part-{share.number}").write_text(f"{step}")
             return [folder / f"part-{share.number}"]
 
-        save_together(beside, paths, state=state_at(step), writes={"model": files, "optimizer": lambda *_: []}, needed=1, **ARGUMENTS)
+        save_together(
+            beside, paths, state=state_at(step), writes={"model": files, "optimizer": lambda *_: []}, needed=lambda: 1, **ARGUMENTS
+        )
 
     ended, sums, saved = {}, 0, None
     with ThreadPoolExecutor(1) as thread:
@@ -84,5 +86,5 @@ def end_in_a_save(world: World, payload):
 
     with ThreadPoolExecutor(1) as thread:
         writes = {"model": files, "optimizer": lambda *_: []}
-        saved = thread.submit(save_together, beside, paths, state=state_at(4), writes=writes, needed=1, **ARGUMENTS)
+        saved = thread.submit(save_together, beside, paths, state=state_at(4), writes=writes, needed=lambda: 1, **ARGUMENTS)
         Path(payload["told"]).write_text(saved.exception().problems[0].code)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.checkpoints import differences
@@ -57,7 +56,7 @@ def test_every_tensor_is_in_one_file_and_files_are_balanced(sizes: dict[str, int
 
 def test_a_process_without_a_share_gives_its_slices_and_writes_nothing(tmp_path: Path) -> None:
     fetched = []
-    tensors = {name: TensorSlices(8, lambda name=name: fetched.append(name) or torch.zeros(2)) for name in ("b", "a", "c")}
-    written = write_files(tmp_path, "model", tensors, part=WriterShare(-1, 2))
-    assert sorted(fetched) == ["a", "b", "c"] and written.mine == [] and not list(tmp_path.iterdir())
+    tensors = {name: TensorSlices(8, lambda to, name=name: fetched.append((name, to))) for name in ("b", "a", "c")}
+    written = write_files(tmp_path, "model", tensors, part=WriterShare(-1, 2, ranks=(0, 3)))
+    assert sorted(fetched) == [("a", 0), ("b", 3), ("c", 0)] and written.mine == [] and not list(tmp_path.iterdir())
     assert set(written.file_of.values()) == {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
