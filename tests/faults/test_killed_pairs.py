@@ -1,9 +1,10 @@
 """F1 and F8 with two processes: one or both are killed at any instant of a save beside the training, or asked to stop in it."""
 
+import functools
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from tests.support.disturbed import Straight, committed, forget, moments
@@ -34,9 +35,10 @@ def pair(project: Project, prompts: tuple[Prompt, Prompt]) -> Pair:
 
 
 @pytest.fixture(scope="module")
-def straights(make_project, prompts: tuple[Prompt, Prompt], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Straight]:
-    """The undisturbed run with each placement, and how long it saves."""
+def straight_of(make_project, prompts: tuple[Prompt, Prompt], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Straight]:
+    """The undisturbed run with a placement, and how long it saves."""
 
+    @functools.cache
     def undisturbed(placement: str) -> Straight:
         pair, began = Pair(make_project(tmp_path_factory.mktemp(placement) / "project"), prompts), []
         answers = pair.type(*words(placement), variables=(SLOW, SLOW), meanwhile=lambda: began.append(first_save(pair)))
@@ -44,7 +46,7 @@ def straights(make_project, prompts: tuple[Prompt, Prompt], tmp_path_factory: py
         assert "saves-in-the-loop" not in [event["kind"] for event in pair.run.lines("events")]
         return Straight(pair.run.weights(), moments(pair.project), time.monotonic() - began[0])
 
-    return {placement: undisturbed(placement) for placement in PLACEMENTS}
+    return undisturbed
 
 
 def first_save(pair: Pair) -> float:
@@ -74,28 +76,33 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_kill_9_of_one_or_both_processes_inside_a_save_costs_nothing(pair: Pair, straights: dict[str, Straight], place: str) -> None:
+def test_kill_9_of_one_or_both_processes_inside_a_save_costs_nothing(
+    pair: Pair, straight_of: Callable[[str], Straight], place: str
+) -> None:
     placement, ranks, where = PLACES[place]
     strikes = tuple([(*each, ["SIGKILL"]) for each in where] if rank in ranks else [] for rank in (0, 1))
     answers = pair.type(*words(placement), at=strikes)
     for rank, answer in enumerate(answers):
         assert answer.status == -9 if rank in ranks else (answer.status == 4 and answer.codes == ["distributed.peer-lost"]), answer.err
     assert ranks != [1] or list(pair.run.root.glob("*.tmp")) == [], "rank 0 removes what can no longer be committed"
-    ends_like(pair, straights[placement], placement)
-
-
-def test_a_request_to_stop_inside_a_save_costs_nothing(pair: Pair, straights: dict[str, Straight]) -> None:
-    answers = pair.type(*words("shard"), variables=(SLOW, SLOW), at=([(INSIDE, 5, ["SIGTERM"])], []))
-    assert [answer.status for answer in answers] == [75, 75], [answer.err for answer in answers]
-    ends_like(pair, straights["shard"], "shard")
+    ends_like(pair, straight_of(placement), placement)
 
 
 @pytest.mark.slow
-def test_two_processes_killed_or_stopped_at_random_instants_of_saves_cost_nothing(pair: Pair, straights: dict[str, Straight]) -> None:
+def test_a_request_to_stop_inside_a_save_costs_nothing(pair: Pair, straight_of: Callable[[str], Straight]) -> None:
+    answers = pair.type(*words("shard"), variables=(SLOW, SLOW), at=([(INSIDE, 5, ["SIGTERM"])], []))
+    assert [answer.status for answer in answers] == [75, 75], [answer.err for answer in answers]
+    ends_like(pair, straight_of("shard"), "shard")
+
+
+@pytest.mark.slow
+def test_two_processes_killed_or_stopped_at_random_instants_of_saves_cost_nothing(
+    pair: Pair, straight_of: Callable[[str], Straight]
+) -> None:
     kinds, inside = Counter(), 0
     for number in range(24):
         placement, source = PLACEMENTS[number % 2], random.Random(number)
-        instant = source.uniform(0.0, 0.9) * straights[placement].seconds
+        instant = source.uniform(0.0, 0.9) * straight_of(placement).seconds
         ranks, sent = [([0], "SIGKILL"), ([1], "SIGKILL"), ([0, 1], "SIGKILL"), ([source.randrange(2)], "SIGTERM")][number // 2 % 4]
 
         def strike(ranks=ranks, sent=sent, instant=instant) -> None:
@@ -115,7 +122,7 @@ def test_two_processes_killed_or_stopped_at_random_instants_of_saves_cost_nothin
             assert all(statuses[rank] == -9 for rank in ranks) and set(statuses) <= {-9, 4}, [answer.err for answer in answers]
             kinds[f"killed {ranks}"] += 1
             inside += bool(list(pair.run.root.glob("*.tmp")) or list(pair.run.root.glob(".trash*")) or ranks == [1])
-        ends_like(pair, straights[placement], placement)
+        ends_like(pair, straight_of(placement), placement)
         forget(pair.project)
     print(f"F1 and F8, two processes: {dict(kinds)}; a save was under way at {inside} of the kills of rank 0 or both")
     assert sum(kinds.values()) == 24 and kinds["finished"] <= 4
