@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
+from tests.checkpoint.tasks import SHAPES
 from tests.support.checkpoints import differences
 from tests.support.workers import run_workers
 
@@ -43,6 +46,29 @@ def test_a_rank_that_ends_in_a_save_leaves_no_half_checkpoint(tmp_path: Path) ->
     assert (tmp_path / "told").read_text() == "distributed.peer-lost"
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-3"]
     assert differences(load(folder / "checkpoint-3")) == []
+
+
+@pytest.mark.parametrize(("ranks", "machine", "full"), [(2, 2, 1), pytest.param(4, 2, 2, marks=pytest.mark.slow)])
+def test_rows_of_several_processes_are_saved_in_a_thread_as_whole_tensors(tmp_path: Path, ranks: int, machine: int, full: int) -> None:
+    """A process without memory for a whole tensor still receives its rows, so that nobody waits; the save fails on all."""
+    payload = {"folder": str(tmp_path), "machine": machine, "full": full}
+    found = run_workers("tests/checkpoint/tasks.py:save_rows", ranks, payload)
+    assert found == [[None, "the checkpoint could not be written: memory ran out", None]] * ranks
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-3"]
+    for step in (1, 3):
+        assert verify(tmp_path / f"checkpoint-{step}") == []
+        files = sorted((tmp_path / f"checkpoint-{step}/optimizer").glob("*.safetensors"))
+        whole = {name: tensor for path in files for name, tensor in load_file(path).items()}
+        assert len(files) == ranks and {name: tuple(tensor.shape) for name, tensor in whole.items()} == SHAPES
+        for tensor in whole.values():
+            assert torch.equal(tensor, torch.full_like(tensor, step) * torch.arange(len(tensor)).reshape(-1, *[1] * (tensor.ndim - 1)))
+
+
+def test_what_another_disk_has_under_the_name_of_the_partial_folder_is_not_taken_for_it(tmp_path: Path) -> None:
+    first, second = run_workers("tests/checkpoint/tasks.py:save_beside_a_leftover", 2, {"folder": str(tmp_path)})
+    assert first == ["checkpoint-3"] and second == ["checkpoint-3.tmp"]
+    assert verify(tmp_path / "0/checkpoint-3") == [] and differences(load(tmp_path / "0/checkpoint-3")) == []
+    assert not [path for path in (tmp_path / "1").rglob("*") if path.is_file()], "the process without the folder writes nothing"
 
 
 @settings(deadline=None, max_examples=60)

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tests.e2e.test_interrupts import content
 from tests.support.disturbed import committed, moments
 from tests.support.pair_of_ranks import Pair, Strikes, two_prompts
 from tests.support.projects import Project, Prompt, wait_until
@@ -53,6 +54,19 @@ def train(pair: Pair, typed: tuple[str, ...], at: tuple[Strikes, Strikes] = ((),
 
 def events(pair: Pair, kind: str) -> list[dict]:
     return [event for event in pair.run.lines("events") if event["kind"] == kind]
+
+
+@pytest.mark.parametrize("method", ["full", pytest.param("lora", marks=pytest.mark.slow)])
+def test_sharded_checkpoints_written_beside_the_training_are_those_written_in_the_loop(
+    make_project: Callable[[Path], Project], prompts: tuple[Prompt, Prompt], tmp_path: Path, method: str
+) -> None:
+    found = []
+    for written in ("true", "false"):
+        pair = Pair(make_project(tmp_path / written / "project"), prompts)
+        train(pair, words("shard", "--method", method, "--set", f"checkpoint.async={written}"))
+        assert events(pair, "saves-in-the-loop") == []
+        found.append({path.name: content(path) for path in committed(pair.project)})
+    assert found[0] == found[1] and sorted(found[0]) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
 
 
 @pytest.mark.parametrize(
