@@ -101,7 +101,7 @@ def write_rows(tensors, folder: Path, share: WriterShare) -> list[Path]:
 
 def save_rows(world: World, payload):
     """Each rank has rows of four tensors. They are saved three times in a thread, beside sums of the loop; in the second save rank `full`
-    has no memory for a whole tensor. `machine` ranks hold a copy of the weights together. Returns the codes of the saves.
+    has no memory for a whole tensor. `machine` ranks hold a copy of the weights together. Returns whether saves failed for want of memory.
     """
     paths, machine = RunPaths(Path(payload["folder"]), "20260101-000000-brisk-otter"), payload["machine"]
     beside, empty, codes = world.beside(timedelta(seconds=60)), torch.empty, []
@@ -126,7 +126,7 @@ def save_rows(world: World, payload):
             while not world.any(saved.done()):
                 world.sum_(torch.ones(3))
             error = saved.exception()
-            codes.append(error.problems[0].message[:52] if error is not None else None)
+            codes.append("memory ran out" in error.problems[0].message if error is not None else None)
     return codes
 
 

@@ -53,7 +53,7 @@ def test_rows_of_several_processes_are_saved_in_a_thread_as_whole_tensors(tmp_pa
     """A process without memory for a whole tensor still receives its rows, so that nobody waits; the save fails on all."""
     payload = {"folder": str(tmp_path), "machine": machine, "full": full}
     found = run_workers("tests/checkpoint/tasks.py:save_rows", ranks, payload)
-    assert found == [[None, "the checkpoint could not be written: memory ran out", None]] * ranks
+    assert found == [[None, True, None]] * ranks
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-3"]
     for step in (1, 3):
         assert verify(tmp_path / f"checkpoint-{step}") == []
