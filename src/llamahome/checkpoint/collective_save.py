@@ -54,6 +54,8 @@ def save_together(
     partial = folder.with_name(f"{folder.name}.tmp")
 
     def prepare() -> str:
+        for leftover in paths.root.glob(".trash-checkpoint-*.tmp"):
+            durable.remove_tree(leftover)
         for leftover in paths.root.glob("checkpoint-*.tmp"):
             durable.remove_folder(leftover)  # renamed first: were another run writing there, it could not commit what is left
         require_space(paths.root, needed())
