@@ -9,6 +9,7 @@ from pathlib import Path
 from llamahome.assembly import Job
 from llamahome.checkpoint import manifest, store
 from llamahome.checkpoint.state import STATE, TrainerState, judged_cost, read_state
+from llamahome.distributed.world import World
 from llamahome.errors import CheckpointError
 from llamahome.monitoring.display import metric_name
 from llamahome.rundir import RunPaths
@@ -16,15 +17,24 @@ from llamahome.saving import write_final
 from llamahome.units import many
 
 
-def write_chosen(job: Job, paths: RunPaths, state: TrainerState) -> str | None:
-    """Write final/; all ranks call it. Returns which step it is and why, None if that is the last step because no other was asked for."""
+def write_chosen(job: Job, paths: RunPaths, state: TrainerState, world: World) -> str | None:
+    """Write final/; all ranks call it, with the `world` of the run's saves, and wait until it is written.
+
+    Returns which step it is and why, None if that is the last step because no other was asked for.
+    """
+    note = _write_chosen(job, paths, state, world)
+    world.barrier()
+    return note
+
+
+def _write_chosen(job: Job, paths: RunPaths, state: TrainerState, world: World) -> str | None:
     if job.config.output.final == "last":
-        write_final(job, paths)
+        write_final(job, paths, world)
         return None
-    metric, world = job.config.evaluation.metric, job.session.world
+    metric = job.config.evaluation.metric
     chosen = world.broadcast_object(_best_checkpoint(paths, metric) if world.is_main else None)
     if chosen is None:
-        write_final(job, paths)
+        write_final(job, paths, world)
         return f"final/ is the last step, {state.step:,}: no checkpoint has a finite evaluation of {metric_name(metric)}"
     step, cost = chosen
     if world.is_main:

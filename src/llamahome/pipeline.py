@@ -139,6 +139,8 @@ def resume(
     with open_session(loaded, phases=3 if saved.state.eval_loss is None and not saved.state.step else 2) as session:
         session.watchdog.enter(START)
         say = session.progress.say
+        saved = resuming.agreed(session, saved, alone=not in_new_run)
+        before, own_paths = read_saved_config(saved.config_path), open_run(saved.folder.parent)
         for problem in damaged:
             session.progress.warn(problem.message, "an older checkpoint is used")
         if (changed := resuming.changed_settings(before, loaded)) is not None:
@@ -151,7 +153,7 @@ def resume(
             job = assemble(session, data, step=saved.state.step, consumed=saved.state.consumed, begun=begun)
             job = with_memory_plan(with_reference(job, saved.state.extra.get("reference")), memory_plan)
             _restore(job, saved, allowed)
-        paths = branched_run(job, folder, saved, command) if in_new_run else resumed_run(job, own_paths, saved, command)
+        paths = branched_run(job, saved.folder, saved, command) if in_new_run else resumed_run(job, own_paths, saved, command)
         session.world.barrier()
         note_run(paths.root)  # not before, because a checkpoint that is to be set aside must not look like the newest one
         say(f"resuming {paths.run_id} after step {saved.state.step:,}, at row {saved.state.consumed:,}")
@@ -194,7 +196,7 @@ def _run(job: Job, paths: RunPaths, state: TrainerState) -> Result:
                     outcome = train_loop(opened.run, evaluated)
                 for line in lost_lines(opened.loader.seen) if job.data.prepared.streams else ():
                     session.progress.say(f"since step {state.step:,}: {line}")
-                final_note = write_chosen(job, paths, outcome.state) if outcome.reason != "asked to stop" else None
+                final_note = write_chosen(job, paths, outcome.state, opened.saver.world) if outcome.reason != "asked to stop" else None
             except BaseException as error:
                 rollback = plan_rollback(job, paths, state, error, opened.recorder) if isinstance(error, RunDiverged) else None
                 if rollback is not None:
@@ -215,6 +217,7 @@ class _Opened:
     loader: Loader
     evaluator: Evaluator
     recorder: Recorder
+    saver: Saver
 
 
 def _open(job: Job, paths: RunPaths, state: TrainerState, closing: ExitStack) -> _Opened:
@@ -230,7 +233,7 @@ def _open(job: Job, paths: RunPaths, state: TrainerState, closing: ExitStack) ->
     save, steps = (saver.save, saver.save_async), make_steps(job, loader, clock)
     run = assembly.make_run(job, paths, state, loader=steps, recorder=recorder, evaluator=evaluator, save=save, clock=clock)
     recorder.status("running", state.step, job.plan.horizon, folder=str(paths.root.resolve()))
-    return _Opened(run, loader, evaluator, recorder)
+    return _Opened(run, loader, evaluator, recorder, saver)
 
 
 def _note_failure(job: Job, paths: RunPaths, recorder: Recorder, error: BaseException, *, step: int) -> None:

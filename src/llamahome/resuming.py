@@ -8,14 +8,19 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from llamahome.checkpoint.chosen import same_for_all
 from llamahome.checkpoint.state import TrainerState
+from llamahome.checkpoint.store import Saved
 from llamahome.config.describe import settings
 from llamahome.config.load import LoadedConfig
 from llamahome.config.yamltext import write_value
 from llamahome.data.steps.passed import Ranges, joined
+from llamahome.distributed.failures import run_to_go_on
 from llamahome.errors import CheckpointError, ConfigError, Problem
+from llamahome.monitoring.in_use import require_idle
 from llamahome.monitoring.progress import Progress
-from llamahome.rundir import RunPaths, as_typed
+from llamahome.rundir import RunPaths, as_typed, open_run
+from llamahome.session import Session
 from llamahome.training.run import Outcome, Plan, make_plan
 from llamahome.training.schedule import Curve, planned_curve, resumed_curve
 
@@ -36,6 +41,24 @@ def with_plan(state: TrainerState, loaded: LoadedConfig, plan: Plan) -> TrainerS
 def rate_of(state: TrainerState) -> Callable[[int], float]:
     """The learning rate of each update, counted from 0."""
     return Curve(**state.extra[_CURVE]).rate
+
+
+def agreed(session: Session, own: Saved, *, alone: bool) -> Saved:
+    """The checkpoint that all ranks resume, after each has read its `own`; all ranks call it.
+
+    With `alone` no other process may train in the checkpoint's run. Raises CheckpointError checkpoint.in-use, checkpoint.ranks-differ.
+    """
+    world, problem = session.world, None
+    if world.is_main and alone and run_to_go_on() is None:  # a launcher has ended the processes that it starts again
+        paths = open_run(own.folder.parent)
+        try:
+            consequence = "each would remove what the other saves"
+            require_idle(paths, consequence, hint=f"llamahome runs tail {paths.run_id}", waits=session.progress.say)
+        except CheckpointError as error:
+            problem = asdict(error.problems[0])
+    if (refused := world.broadcast_object(problem)) is not None:
+        raise CheckpointError(Problem(**refused))
+    return same_for_all(world, own, say=session.progress.say)
 
 
 def changed_settings(saved: LoadedConfig, loaded: LoadedConfig) -> str | None:

@@ -3,8 +3,9 @@
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
@@ -20,10 +21,10 @@ from llamahome.config.schema import interval
 from llamahome.data.steps.loader import Steps
 from llamahome.data.text.end_tokens import learned_ends
 from llamahome.data.text.new_tokens import write_new_tokens
-from llamahome.distributed.tensorfiles import TAKES_PART, WRITES_ALL, TensorSlices, WriterShare, write_files
+from llamahome.distributed.tensorfiles import LARGEST_FILE, TAKES_PART, WRITES_ALL, TensorSlices, WriterShare, write_files
 from llamahome.distributed.world import World
 from llamahome.errors import Problem
-from llamahome.model.adapter import changing, save_in_parts, save_model
+from llamahome.model.adapter import changing, save_in_parts, save_model, saved_buffers
 from llamahome.model.end_tokens import name_ends, name_eos
 from llamahome.model.lora_init import starts_of
 from llamahome.monitoring.recorder import Recorder
@@ -37,26 +38,37 @@ from llamahome.units import parse_interval, show_bytes
 
 _COPIES_THAT_FIT = 4
 """How many copies of what is saved must fit into the free memory before one is made: evaluation and longer rows need memory, too."""
+_SLOWEST_S = 3600.0
+"""How long ranks wait for each other in a save, as the watchdog does; one that died is noticed at once."""
 
 
-def write_model(job: Job, folder: Path, share: WriterShare = WRITES_ALL, *, weights: Mapping[str, Tensor] | None = None) -> list[Path]:
+def write_model(
+    job: Job, folder: Path, share: WriterShare = WRITES_ALL, *, weights: Mapping[str, Tensor] | None = None, world: World | None = None
+) -> list[Path]:
     """Fill `folder` with the trained weights, the chat template and the end tokens.
 
-    `weights` are copies that are written instead of the model's own; of sharded weights there are none. All ranks call it when weights are
-    sharded. Returns the weight files that this rank wrote if several ranks write.
+    `weights` are copies of what `trained_here` returns, which are written instead of the model's own. All ranks call it when weights are
+    sharded; they send their rows through the group of `world`. Returns the weight files that this rank wrote if several ranks write.
     """
     files: list[Path] = []
     learner = job.learner
     placement = learner.placement
     if placement.cut or (share.count > 1 and learner.saved is learner.model):
-        own = {name: placement.pieces(name, each.detach()) for name, each in placement.parameters.items()}
-        pieces = own if weights is None else weights
+        own = trained_here(learner) if weights is None else weights
+        pieces = {name: placement.pieces(name, each, world or job.session.world) for name, each in own.items()}
         files = save_in_parts(learner.model, folder, base=learner.auxiliary, weights=pieces, part=share)
     elif share.number == 0:
         save_model(learner.saved, folder, base=learner.auxiliary, weights=weights)
     if share.number == 0:
         _write_template_and_ends(job, folder)
     return files
+
+
+def trained_here(learner: Learner) -> dict[str, Tensor]:
+    """The saved tensors that training changes, as this rank holds them: whole, or its rows."""
+    if not learner.placement.cut:
+        return changing(learner.saved)
+    return {name: each.detach() for name, each in learner.placement.parameters.items()} | saved_buffers(learner.model)
 
 
 def _write_template_and_ends(job: Job, folder: Path) -> None:
@@ -74,16 +86,16 @@ def _write_template_and_ends(job: Job, folder: Path) -> None:
     name_ends(folder, job.learner.base, learned_ends(tokenizer, chats=report.format != "text"), rows=rows)
 
 
-def write_final(job: Job, paths: RunPaths) -> None:
-    """Write the trained model as one plain folder; all ranks call it."""
+def write_final(job: Job, paths: RunPaths, world: World) -> None:
+    """Write the trained model as one plain folder; all ranks call it, with the `world` of the run's saves."""
 
     def fill(folder: Path) -> None:
-        write_model(job, folder)
+        write_model(job, folder, world=world)
 
-    if job.session.world.is_main:
+    if world.is_main:
         store.write_folder(paths.final, fill)
     elif job.learner.placement.cut:
-        write_model(job, paths.final, TAKES_PART)
+        write_model(job, paths.final, TAKES_PART, world=world)
 
 
 def require_space(job: Job, paths: RunPaths) -> int:
@@ -93,26 +105,25 @@ def require_space(job: Job, paths: RunPaths) -> int:
     """
     if not job.session.world.is_main:
         return 0
-    needed = store.space_needed(paths, _future_moments(job.learner))
+    needed = store.space_needed(paths, _future_moments(job))
     store.require_space(paths.root, needed)
     return needed
 
 
-def _future_moments(learner: Learner) -> dict[str, Tensor | TensorSlices]:
+def _future_moments(job: Job) -> dict[str, Tensor | TensorSlices]:
     """Tensors as large as AdamW's moments, also before the first update; those of other optimizers take less. And the adapters' starts."""
-    placement, names = learner.placement, ("exp_avg", "exp_avg_sq")
-    return starts_of(learner.model) | {
-        f"{name}.{moment}": placement.pieces(name, each.detach()) for name, each in placement.parameters.items() for moment in names
+    placement, world, names = job.learner.placement, job.session.world, ("exp_avg", "exp_avg_sq")
+    return starts_of(job.learner.model) | {
+        f"{name}.{moment}": placement.pieces(name, each.detach(), world) for name, each in placement.parameters.items() for moment in names
     }
 
 
 @dataclass(frozen=True)
 class _Content:
-    """The tensors of a checkpoint."""
+    """The tensors of a checkpoint, as this rank holds them."""
 
     moments: dict[str, Tensor]
-    weights: dict[str, Tensor] | None = None
-    """None: those of the model."""
+    weights: dict[str, Tensor]
 
 
 class Saver:
@@ -127,13 +138,20 @@ class Saver:
         self._thread = writer_thread()
         self._why_in_loop: str | None = "" if job.config.checkpoint.async_ else "checkpoint.async is false"
         """None: saves run in the thread. Empty: not decided yet."""
-        self._beside = job.session.world
-        """The processes as the thread talks to them."""
+
+    @cached_property
+    def world(self) -> World:
+        """The ranks as saves talk to each other: apart from the exchanges of the loop, and with more time, because a disk may be slow.
+
+        All ranks ask for it the first time at the same moment.
+        """
+        seconds = max(interval(self._job.config.distributed.timeout).value, _SLOWEST_S)
+        return self._job.session.world.beside(timedelta(seconds=seconds))
 
     def save(self, state: TrainerState) -> Path:
         """Commit a checkpoint together with all other ranks; rank 0 retires old ones."""
         self._record_rows(state)
-        return self._commit(state, _Content(self._moments()), self._job.session.world)()
+        return self._commit(state, _Content(self._moments(), trained_here(self._job.learner)))()
 
     def save_async(self, state: TrainerState) -> Future[ReportSave] | None:
         """Begin to copy and write the tensors of this moment; the save before must be done. None where the loop has to wait.
@@ -144,10 +162,10 @@ class Saver:
             self._decide(state.step)
         if self._why_in_loop is not None:
             return None
-        saved, failed = self._job.learner.saved, None
+        learner, failed = self._job.learner, None
         try:
             self._moments_copy.begin(self._moments())
-            self._weights_copy.begin(changing(saved), passes_change={name for name, _ in saved.named_buffers()})
+            self._weights_copy.begin(trained_here(learner), passes_change={name for name, _ in learner.saved.named_buffers()})
         except store.SaveFailed as error:
             failed = error
         self._began = True
@@ -157,12 +175,9 @@ class Saver:
 
     def _decide(self, step: int) -> None:
         """Agree with the other ranks on whether saves run beside the loop."""
-        world, why = self._job.session.world, self._why_not_async()
-        self._why_in_loop = next((each for each in world.gather(why) if each is not None), None)
+        self._why_in_loop = next((each for each in self.world.gather(self._why_not_async()) if each is not None), None)
         if self._why_in_loop is not None:
             self._recorder.event("saves-in-the-loop", step=step, why=self._why_in_loop)
-        else:
-            self._beside = world.beside(timedelta(seconds=interval(self._job.config.distributed.timeout).value))
 
     def close(self) -> None:
         """End the thread after the save that is under way."""
@@ -176,7 +191,7 @@ class Saver:
             content = failed or _Content(self._moments_copy.copies(), self._weights_copy.copies())
         except store.SaveFailed as error:
             content = error
-        return self._commit(state, content, self._beside)
+        return self._commit(state, content)
 
     def _hold_updates_back(self) -> None:
         if not self._began:
@@ -195,20 +210,24 @@ class Saver:
             self._recorder.event("rows", step=state.step, **self._loader.seen.sums())
 
     def _why_not_async(self) -> str | None:
-        learner = self._job.learner
-        if learner.placement.strategy != "replicate":
-            return "weights are sharded, and passes and saves would change them at the same time"
-        needed = sum(tensor.nbytes for tensor in changing(learner.saved).values())
-        needed += sum(moment.nbytes for moment in _future_moments(learner).values())
+        learner, world = self._job.learner, self._job.session.world
+        weights, trained = trained_here(learner), learner.placement.parameters
+        needed = sum(each.nbytes for each in weights.values()) + 2 * sum(each.nbytes for each in trained.values())
+        if learner.placement.cut:
+            needed += min(LARGEST_FILE, needed)  # the whole tensors of a file
         free = free_memory_bytes()
-        if needed * _COPIES_THAT_FIT * self._job.session.world.local_size <= free:
+        if needed * _COPIES_THAT_FIT * world.local_size <= free:
             return None
-        each = "" if self._job.session.world.local_size == 1 else " on each process"
+        each = "" if world.local_size == 1 else " on each process"
         return f"a copy of what is saved takes {show_bytes(needed)}{each}, and {show_bytes(free)} of memory are free"
 
-    def _commit(self, state: TrainerState, content: "_Content | store.SaveFailed", world: World) -> ReportSave:
-        """Commit a checkpoint and retire old ones, in any thread; the returned function reports it in the thread of the loop."""
-        job, paths, checkpoint = self._job, self._paths, self._job.config.checkpoint
+    def _commit(self, state: TrainerState, content: "_Content | store.SaveFailed") -> ReportSave:
+        """Commit a checkpoint and retire old ones, in any thread; the returned function reports it in the thread of the loop.
+
+        It ends on all ranks when rank 0 is done with the old ones. Raises SaveFailed on all ranks.
+        """
+        job, paths, world = self._job, self._paths, self.world
+        content = _agreed(world, content)
         folder = save_together(
             world,
             paths,
@@ -217,12 +236,10 @@ class Saver:
             fingerprints=Fingerprints(job.data.prepared.fingerprint, job.learner.base_fingerprint),
             writes=self._writes(content),
             optimizer_values={"kind": job.config.training.optimizer},
-            needed=store.space_needed(paths, _future_moments(job.learner)),
+            needed=lambda: store.space_needed(paths, _future_moments(job)),
         )
-        problems: list[Problem] = []
-        if world.is_main:
-            ages = [parse_interval(age).value for age in checkpoint.keep_ages]
-            retention.apply(paths, keep_last=checkpoint.keep_last, keep_best=checkpoint.keep_best, keep_ages=ages, warn=problems.append)
+        problems = self._retire() if world.is_main else []
+        world.barrier()  # no rank waits for rank 0 in a step, where less time is allowed
 
         def report() -> Path:
             if job.session.world.is_main:
@@ -233,18 +250,33 @@ class Saver:
 
         return report
 
-    def _writes(self, content: "_Content | store.SaveFailed") -> dict[str, Write]:
-        """What fills the folders of a checkpoint; a rank without content fails where the others learn it."""
-        if isinstance(content, store.SaveFailed):
-            failed = content
+    def _retire(self) -> list[Problem]:
+        """Delete old checkpoints; the new one is committed, so what goes wrong is only reported."""
+        kept, problems = self._job.config.checkpoint, list[Problem]()
+        ages = [parse_interval(age).value for age in kept.keep_ages]
+        try:
+            retention.apply(self._paths, keep_last=kept.keep_last, keep_best=kept.keep_best, keep_ages=ages, warn=problems.append)
+        except OSError as error:
+            message = f"old checkpoints could not be looked at: {error.strerror}; they only take up space"
+            problems.append(Problem(code="checkpoint.delete-failed", message=message, where=str(self._paths.root)))
+        return problems
 
-            def fail(folder: Path, share: WriterShare) -> list[Path]:
-                raise failed
-
-            return {store.MODEL: fail, store.TENSORS: fail}
-        placement, weights = self._job.learner.placement, content.weights
-        moments = {name: placement.pieces(name.rpartition(".")[0], each) for name, each in content.moments.items()}
+    def _writes(self, content: _Content) -> dict[str, Write]:
+        """What fills the folders of a checkpoint."""
+        placement, world = self._job.learner.placement, self.world
+        moments = {name: placement.pieces(name.rpartition(".")[0], each, world) for name, each in content.moments.items()}
         return {
-            store.MODEL: lambda folder, share: write_model(self._job, folder, share, weights=weights),
+            store.MODEL: lambda folder, share: write_model(self._job, folder, share, weights=content.weights, world=world),
             store.TENSORS: lambda folder, share: write_files(folder, "optimizer", moments, part=share).mine,
         }
+
+
+def _agreed(world: World, content: "_Content | store.SaveFailed") -> _Content:
+    """`content`, if every rank has some; otherwise all raise the first error, before any of them waits for rows of another."""
+    failed = content if isinstance(content, store.SaveFailed) else None
+    problems = world.gather(asdict(failed.problems[0]) if failed is not None else None)
+    for each in problems:
+        if each is not None:
+            raise store.SaveFailed(Problem(**each)) from failed
+    assert not isinstance(content, store.SaveFailed)
+    return content

@@ -4,6 +4,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -12,9 +13,10 @@ from tests.support.checkpoints import PRINTS, save, state_at, tensors_at, write_
 
 from llamahome.checkpoint.collective_save import save_together
 from llamahome.checkpoint.store import SaveFailed
-from llamahome.distributed.tensorfiles import WriterShare
+from llamahome.distributed.tensorfiles import TensorSlices, WriterShare, collect, write_files
 from llamahome.distributed.world import World
 from llamahome.errors import Problem
+from llamahome.model.shard_load import range_of
 from llamahome.rundir import RunPaths
 
 ARGUMENTS = {"config_text": "training: {seed: 3}\n", "fingerprints": PRINTS, "optimizer_values": {"lr": 1e-3, "betas": [0.9, 0.999]}}
@@ -31,7 +33,7 @@ def save_with_a_full_disk(world: World, payload):
         return [folder / f"part-{share.number}"]
 
     try:
-        save_together(world, paths, state=state_at(4), writes={"model": fail, "optimizer": lambda *_: []}, needed=1, **ARGUMENTS)
+        save_together(world, paths, state=state_at(4), writes={"model": fail, "optimizer": lambda *_: []}, needed=lambda: 1, **ARGUMENTS)
     except SaveFailed as error:
         return {"code": error.problems[0].code, "message": error.problems[0].message}
     return {}
@@ -54,7 +56,9 @@ def save_beside_exchanges(world: World, payload):
             (folder / f"part-{share.number}").write_text(f"{step}")
             return [folder / f"part-{share.number}"]
 
-        save_together(beside, paths, state=state_at(step), writes={"model": files, "optimizer": lambda *_: []}, needed=1, **ARGUMENTS)
+        save_together(
+            beside, paths, state=state_at(step), writes={"model": files, "optimizer": lambda *_: []}, needed=lambda: 1, **ARGUMENTS
+        )
 
     ended, sums, saved = {}, 0, None
     with ThreadPoolExecutor(1) as thread:
@@ -84,5 +88,54 @@ def end_in_a_save(world: World, payload):
 
     with ThreadPoolExecutor(1) as thread:
         writes = {"model": files, "optimizer": lambda *_: []}
-        saved = thread.submit(save_together, beside, paths, state=state_at(4), writes=writes, needed=1, **ARGUMENTS)
+        saved = thread.submit(save_together, beside, paths, state=state_at(4), writes=writes, needed=lambda: 1, **ARGUMENTS)
         Path(payload["told"]).write_text(saved.exception().problems[0].code)
+
+
+SHAPES = {"even": (4, 3), "uneven": (5, 2), "one row": (1, 7), "vector": (9,)}
+
+
+def write_rows(tensors, folder: Path, share: WriterShare) -> list[Path]:
+    return write_files(folder, "optimizer", tensors, part=share).mine
+
+
+def save_rows(world: World, payload):
+    """Each rank has rows of four tensors. They are saved three times in a thread, beside sums of the loop; in the second save rank `full`
+    has no memory for a whole tensor. `machine` ranks hold a copy of the weights together. Returns whether saves failed for want of memory.
+    """
+    paths, machine = RunPaths(Path(payload["folder"]), "20260101-000000-brisk-otter"), payload["machine"]
+    beside, empty, codes = world.beside(timedelta(seconds=60)), torch.empty, []
+
+    def rows_of(name: str, step: int) -> TensorSlices:
+        whole = torch.full(SHAPES[name], float(step)) * torch.arange(SHAPES[name][0]).reshape(-1, *[1] * (len(SHAPES[name]) - 1))
+        ranges = [range_of(SHAPES[name][0], number, machine) for number in range(machine)]
+        counts, mine = [count for _, count in ranges], whole.narrow(0, *ranges[world.rank % machine])
+        return TensorSlices(whole.nbytes, lambda to: collect(beside, mine, counts, first=to // machine * machine, to=to))
+
+    def refuse(*shape, **options):
+        if shape[0] in SHAPES.values():
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return empty(*shape, **options)
+
+    with ThreadPoolExecutor(1) as thread:
+        for step in (1, 2, 3):
+            tensors = {name: rows_of(name, step) for name in SHAPES}
+            writes = {"model": lambda *_: [], "optimizer": partial(write_rows, tensors)}
+            torch.empty = refuse if step == 2 and world.rank == payload["full"] else empty
+            saved = thread.submit(save_together, beside, paths, state=state_at(step), writes=writes, needed=lambda: 1, **ARGUMENTS)
+            while not world.any(saved.done()):
+                world.sum_(torch.ones(3))
+            error = saved.exception()
+            codes.append("memory ran out" in error.problems[0].message if error is not None else None)
+    return codes
+
+
+def save_beside_a_leftover(world: World, payload):
+    """Rank 1 has a disk of its own, with what a save of the same step has left in a folder of the same name."""
+    root = Path(payload["folder"]) / str(world.rank)
+    for name in ("model", "optimizer"):
+        (root / "checkpoint-3.tmp" / name).mkdir(parents=True)
+    world.barrier()
+    paths = RunPaths(root, "20260101-000000-brisk-otter")
+    save(paths, state=state_at(3), write_model=write_model_of(3), optimizer_tensors=tensors_at(3), world=world, **ARGUMENTS)
+    return [path.name for path in sorted(root.iterdir())]

@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
+from tests.checkpoint.tasks import SHAPES
 from tests.support.checkpoints import differences
 from tests.support.workers import run_workers
 
@@ -46,6 +48,29 @@ def test_a_rank_that_ends_in_a_save_leaves_no_half_checkpoint(tmp_path: Path) ->
     assert differences(load(folder / "checkpoint-3")) == []
 
 
+@pytest.mark.parametrize(("ranks", "machine", "full"), [(2, 2, 1), pytest.param(4, 2, 2, marks=pytest.mark.slow)])
+def test_rows_of_several_processes_are_saved_in_a_thread_as_whole_tensors(tmp_path: Path, ranks: int, machine: int, full: int) -> None:
+    """A process without memory for a whole tensor still receives its rows, so that nobody waits; the save fails on all."""
+    payload = {"folder": str(tmp_path), "machine": machine, "full": full}
+    found = run_workers("tests/checkpoint/tasks.py:save_rows", ranks, payload)
+    assert found == [[None, True, None]] * ranks
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-3"]
+    for step in (1, 3):
+        assert verify(tmp_path / f"checkpoint-{step}") == []
+        files = sorted((tmp_path / f"checkpoint-{step}/optimizer").glob("*.safetensors"))
+        whole = {name: tensor for path in files for name, tensor in load_file(path).items()}
+        assert len(files) == ranks and {name: tuple(tensor.shape) for name, tensor in whole.items()} == SHAPES
+        for tensor in whole.values():
+            assert torch.equal(tensor, torch.full_like(tensor, step) * torch.arange(len(tensor)).reshape(-1, *[1] * (tensor.ndim - 1)))
+
+
+def test_what_another_disk_has_under_the_name_of_the_partial_folder_is_not_taken_for_it(tmp_path: Path) -> None:
+    first, second = run_workers("tests/checkpoint/tasks.py:save_beside_a_leftover", 2, {"folder": str(tmp_path)})
+    assert first == ["checkpoint-3"] and second == ["checkpoint-3.tmp"]
+    assert verify(tmp_path / "0/checkpoint-3") == [] and differences(load(tmp_path / "0/checkpoint-3")) == []
+    assert not [path for path in (tmp_path / "1").rglob("*") if path.is_file()], "the process without the folder writes nothing"
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.dictionaries(st.text("abc", min_size=1, max_size=4), st.integers(0, 100)), st.integers(1, 5), st.integers(10, 200))
 def test_every_tensor_is_in_one_file_and_files_are_balanced(sizes: dict[str, int], writers: int, largest: int) -> None:
@@ -57,7 +82,7 @@ def test_every_tensor_is_in_one_file_and_files_are_balanced(sizes: dict[str, int
 
 def test_a_process_without_a_share_gives_its_slices_and_writes_nothing(tmp_path: Path) -> None:
     fetched = []
-    tensors = {name: TensorSlices(8, lambda name=name: fetched.append(name) or torch.zeros(2)) for name in ("b", "a", "c")}
-    written = write_files(tmp_path, "model", tensors, part=WriterShare(-1, 2))
-    assert sorted(fetched) == ["a", "b", "c"] and written.mine == [] and not list(tmp_path.iterdir())
+    tensors = {name: TensorSlices(8, lambda to, name=name: fetched.append((name, to))) for name in ("b", "a", "c")}
+    written = write_files(tmp_path, "model", tensors, part=WriterShare(-1, 2, ranks=(0, 3)))
+    assert sorted(fetched) == [("a", 0), ("b", 3), ("c", 0)] and written.mine == [] and not list(tmp_path.iterdir())
     assert set(written.file_of.values()) == {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}

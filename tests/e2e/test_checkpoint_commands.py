@@ -70,6 +70,17 @@ def test_prune_deletes_what_it_said_and_nothing_else(trained: Project) -> None:
     trained.type("train-resume", "latest").expect(0)
 
 
+def test_prune_renames_what_is_half_written_before_it_deletes_it(trained: Project) -> None:
+    """A save that writes there could otherwise commit the files that are not deleted yet."""
+    root = trained.run.root.resolve()
+    (root / "checkpoint-6.tmp").mkdir()
+    answer = trained.type("checkpoint", "prune", "latest", at=[("shutil:rmtree?checkpoint-6.tmp", 1, ["SIGKILL"])])
+    assert answer.status == -9 and not (root / "checkpoint-6.tmp").exists() and (root / ".trash-checkpoint-6.tmp").is_dir()
+    assert _listed(trained)[".trash-checkpoint-6.tmp"] == "being removed"
+    trained.type("checkpoint", "prune", "latest").expect(0)
+    assert not list(root.glob(".trash*"))
+
+
 def test_a_copy_under_a_later_name_is_not_resumed(trained: Project) -> None:
     root = trained.run.root.resolve()
     shutil.copytree(root / "checkpoint-1", root / "checkpoint-8")

@@ -221,6 +221,11 @@ def _remove_before(partial: Path, folder: Path) -> None:
     durable.rename(partial, folder)
 
 
+def _remove_unless_partial(folder: Path) -> None:
+    if not folder.name.endswith(".tmp"):
+        _REMOVE(folder)
+
+
 def _copy_instead(partial: Path, folder: Path) -> None:
     folder.mkdir()
     for path in sorted(partial.rglob("*")):
@@ -259,7 +264,7 @@ class _KeepsPartial(store.WriteGuard):
             raise SaveFailed([]) from error
 
 
-_SEAL = manifest.seal
+_SEAL, _REMOVE = manifest.seal, durable.remove_folder
 MUTATIONS: dict[str, tuple[object, str, object]] = {
     "files are not flushed": (durable, "flush_open", _nothing),
     "folders are not flushed": (durable, "flush_folder", _nothing),
@@ -272,7 +277,7 @@ MUTATIONS: dict[str, tuple[object, str, object]] = {
     "the checkpoint is copied to its name file by file": (durable, "replace_folder", _copy_instead),
     "old checkpoints are removed under their own name": (durable, "remove_folder", durable.remove_tree),
     "old checkpoints are not removed": (durable, "remove_folder", _nothing),
-    "a partial checkpoint of an earlier save is not removed": (durable, "remove_tree", _nothing),
+    "a partial checkpoint of an earlier save is not removed": (durable, "remove_folder", _remove_unless_partial),
     "retention deletes the newest": (retention, "which_to_delete", _delete_all_but_the_last),
     "retention does not verify before it deletes": (retention.manifest, "verify", lambda folder: []),
     "only sizes are compared": (manifest, "_wrong_content", manifest._wrong_size),

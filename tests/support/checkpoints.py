@@ -39,8 +39,8 @@ def save(
     def tensors(folder: Path, part: WriterShare) -> list[Path]:
         return write_files(folder, "optimizer", optimizer_tensors, part=part).mine
 
-    needed = space_needed(paths, optimizer_tensors)
-    return save_together(world, paths, writes={"model": model, "optimizer": tensors}, needed=needed, **arguments)
+    writes = {"model": model, "optimizer": tensors}
+    return save_together(world, paths, writes=writes, needed=lambda: space_needed(paths, optimizer_tensors), **arguments)
 
 
 def state_at(step: int, **changes) -> TrainerState:

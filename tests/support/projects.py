@@ -106,6 +106,9 @@ class Answer:
 class Prompt:
     """The process behind `Project.type`; one command at a time, and one more for each lane."""
 
+    pid: int | None = None
+    """The process of the command that runs."""
+
     def __init__(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
         self._process = subprocess.Popen(
@@ -128,15 +131,18 @@ class Prompt:
         assert line, "the prompt has ended"
         return json.loads(line)
 
-    def _say(self, command: dict[str, Any]) -> None:
+    def _say(self, command: dict[str, Any]) -> dict[str, Any]:
         self._to.write(json.dumps(command) + "\n")
         self._to.flush()
-        self._read()
+        return self._read()
 
     def run(self, command: dict[str, Any]) -> int:
         """The exit status; negative for a signal."""
-        self._say(command)
-        return self._read()["status"]
+        self.pid = self._say(command)["pid"]
+        try:
+            return self._read()["status"]
+        finally:
+            self.pid = None
 
     def lane(self, folder: Path) -> "Lane":
         """A fork of the prompt whose commands run at the same time; `folder` gets its named pipes."""

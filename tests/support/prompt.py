@@ -3,9 +3,12 @@
 Each command runs in a fork of this process, which has imported everything and computed nothing, so it is a process of its own with
 its own signals, streams and exit status, and starts in a tenth of a second instead of four. `at` sends the process a signal when a
 function of the program is called for the n-th time, or raises an error of the disk; the function itself runs as it is. After `?` a place
-may hold a text: then only calls count whose arguments hold it. The signal HANG lets the function sleep for an hour. `after` sends a signal
-some seconds after the start. The variable POISON="TOKEN FACTOR" multiplies the loss of every micro-batch that holds that token.
-STREAMED=1 makes every frozen base one that is larger than memory, of which nothing stays.
+may hold a text: then only calls count whose arguments hold it. `after` sends a signal some seconds after the start.
+What else may happen there than signals: HANG sleeps for an hour, "SLEEP 2" for two seconds, and "WAIT go" until there is a file `go`;
+"LIMIT 9000" lets no file of the process become larger, as a full disk of its own does, until "LIMIT -1"; MEMORY raises torch's error.
+Variables: POISON="TOKEN FACTOR" multiplies the loss of every micro-batch that holds that token. STREAMED=1 makes every frozen base one
+that is larger than memory, of which nothing stays. SLOW_SAVES=S lets every file operation of a save take S seconds more. UNSEEN="NAME N"
+hides the checkpoint NAME at first, as a client of NFS does.
 {"lane": [IN, OUT]} forks a second prompt, which reads and answers through these named pipes at the same time.
 Answers: {"pid": N}, later {"status": S}.
 """
@@ -14,6 +17,7 @@ import errno
 import importlib
 import json
 import os
+import resource
 import signal
 import sys
 import threading
@@ -37,6 +41,16 @@ def happen(what: str, args: tuple[Any, ...]) -> None:
     """Send a signal, sleep for an hour, leave a file `struck`, or raise an error of the disk; SHORT first cuts the written file in half."""
     if what == "HANG":
         time.sleep(3600)
+    elif what.startswith("SLEEP"):
+        time.sleep(float(what.split()[1]))
+    elif what.startswith("WAIT"):
+        deadline = time.monotonic() + 60
+        while not os.path.exists(what.split()[1]) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    elif what.startswith("LIMIT"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(what.split()[1]), resource.RLIM_INFINITY))
+    elif what == "MEMORY":
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
     elif what.startswith("SIG"):
         os.kill(os.getpid(), signal.Signals[what])
     elif what == "STRUCK":
@@ -45,7 +59,7 @@ def happen(what: str, args: tuple[Any, ...]) -> None:
         if what == "SHORT" and os.path.isfile(args[1]):
             os.truncate(args[1], os.path.getsize(args[1]) // 2)
         number = getattr(errno, "ENOSPC" if what == "SHORT" else what)
-        raise OSError(number, os.strerror(number), str(args[1]))
+        raise OSError(number, os.strerror(number), *(str(each) for each in args[1:2]))
 
 
 def strike(place: str, turn: int, names: list[str]) -> None:
@@ -92,6 +106,35 @@ def stream_every_base() -> None:
     importlib.import_module("llamahome.model.export.verify").LARGE = 0
 
 
+def slow_down(seconds: float) -> None:
+    """Let every file operation on a checkpoint take so much longer."""
+    durable: Any = importlib.import_module("llamahome.durable")
+    original = durable._observe
+
+    def slow(operation: str, path: Any, source: Any = None) -> None:
+        if "checkpoint-" in str(path):
+            time.sleep(seconds)
+        original(operation, path, source)
+
+    durable._observe = slow
+
+
+def hide(name: str, looks: int) -> None:
+    """Let this process not find the checkpoint `name` by itself, and not see it in its next `looks` when it is told of it."""
+    paths: Any = importlib.import_module("llamahome.rundir").RunPaths
+    chosen: Any = importlib.import_module("llamahome.checkpoint.chosen")
+    original, digest, seen = paths.checkpoints, chosen._digest, []
+
+    def checkpoints(self: Any) -> Any:
+        return [each for each in original(self) if each[1].name != name or seen]
+
+    def digest_of(folder: Any) -> Any:
+        seen.append(folder.name)
+        return None if folder.name == name and seen.count(name) <= looks else digest(folder)
+
+    paths.checkpoints, chosen._digest = checkpoints, digest_of
+
+
 def become(command: dict[str, Any]) -> None:
     """Turn this fork into the process that a shell would have started."""
     os.setsid()
@@ -112,6 +155,11 @@ def become(command: dict[str, Any]) -> None:
     if "POISON" in command["variables"]:
         token, factor = command["variables"]["POISON"].split()
         poison(int(token), float(factor))
+    if "SLOW_SAVES" in command["variables"]:
+        slow_down(float(command["variables"]["SLOW_SAVES"]))
+    if "UNSEEN" in command["variables"]:
+        name, looks = command["variables"]["UNSEEN"].split()
+        hide(name, int(looks))
     if "STREAMED" in command["variables"]:
         stream_every_base()
 

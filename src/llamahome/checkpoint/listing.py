@@ -12,7 +12,7 @@ from llamahome.rundir import RunPaths
 
 Kind = Literal["whole", "damaged", "half-written", "foreign", "superseded", "being removed"]
 
-_MEANING: dict[str, Kind] = {".tmp": "half-written", "superseded-": "superseded", ".trash-": "being removed"}
+_MEANING: dict[str, Kind] = {".trash-": "being removed", ".tmp": "half-written", "superseded-": "superseded"}
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from llamahome.checkpoint import manifest
 from llamahome.checkpoint.manifest import Fingerprints
 from llamahome.checkpoint.state import STATE, TrainerState, read_state
 from llamahome.checkpoint.target import resume_older, start_again
+from llamahome.distributed.devices import is_out_of_memory
 from llamahome.distributed.tensorfiles import TensorSlices
 from llamahome.errors import CheckpointError, LlamaHomeError, Problem
 from llamahome.rundir import RunPaths, as_typed
@@ -33,6 +34,7 @@ MODEL, CONFIG = "model", "config.yaml"
 TENSORS, VALUES = "optimizer", "optimizer/optimizer.json"
 """TENSORS is a folder with one or several files of whole tensors."""
 _OS_ERROR = re.compile(r"\(os error \d+\)")
+_MEMORY_HINT = "end other programs on this machine, or copy less: --set checkpoint.async=false"
 
 
 class SaveFailed(CheckpointError):
@@ -158,7 +160,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 class WriteGuard:
-    """A context that turns errors of the disk into SaveFailed and removes the partial folder after any error.
+    """A context that turns errors of the disk, and memory that ran out, into SaveFailed and removes the partial folder after any error.
 
     Libraries written in Rust report a full disk as exceptions of their own, with "(os error 28)" in the text.
     """
@@ -175,15 +177,17 @@ class WriteGuard:
             return
         if self.partial.name.endswith(".tmp"):
             shutil.rmtree(self.partial, ignore_errors=True)
+        full = isinstance(error, MemoryError | RuntimeError) and is_out_of_memory(error)
         is_disk_error = isinstance(error, OSError | safetensors.SafetensorError) or _OS_ERROR.search(str(error))
-        if is_disk_error and not isinstance(error, LlamaHomeError):
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        if (is_disk_error or full) and not isinstance(error, LlamaHomeError):
+            cause = (str(error).splitlines() or ["no more memory"])[0][:160]
+            reason = "memory ran out: " + cause if full else error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise SaveFailed(
                 Problem(
                     code="checkpoint.write-failed",
                     message=f"{self.what} could not be written: {reason}; earlier ones are untouched",
                     where=str(self.partial.with_suffix("") if self.partial.name.endswith(".tmp") else self.partial),
-                    hint=_space_hint(self.partial.parent),
+                    hint=_MEMORY_HINT if full else _space_hint(self.partial.parent),
                 )
             ) from error
 

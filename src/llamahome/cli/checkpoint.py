@@ -100,15 +100,13 @@ def prune_command(run: str, keep_last: int | None, keep_best: int | None, dry_ru
     from llamahome.checkpoint import retention
     from llamahome.checkpoint.listing import list_checkpoints
     from llamahome.config.load import read_saved_config
-    from llamahome.errors import CheckpointError, Problem
-    from llamahome.monitoring.runs import describe_run
-    from llamahome.rundir import as_typed, nearby
+    from llamahome.errors import Problem
+    from llamahome.monitoring.in_use import require_idle
+    from llamahome.rundir import nearby
     from llamahome.units import many, parse_interval, show_bytes
 
-    paths = _run_of(run)
-    if describe_run(paths).state == "running":
-        message = "the run is training now and prunes its checkpoints itself"
-        raise CheckpointError(Problem(code="checkpoint.in-use", message=message, where=as_typed(paths.root)))
+    paths, itself = _run_of(run), "it prunes its checkpoints itself"
+    require_idle(paths, itself)
     config = read_saved_config(paths.config).config.checkpoint
     keep = {
         "keep_last": config.keep_last if keep_last is None else keep_last,
@@ -120,8 +118,9 @@ def prune_command(run: str, keep_last: int | None, keep_best: int | None, dry_ru
     listed = list_checkpoints(paths)
     doomed = [each for each in listed if each.kind in ("half-written", "being removed") or (each.step in steps and each.kind == "whole")]
     if not dry_run:
-        for each in doomed:
-            _delete(each.path, durable.remove_folder if each.kind == "whole" else durable.remove_tree)
+        require_idle(paths, itself)  # a resume may have begun while the newest checkpoint was verified
+        for each in doomed:  # renamed first, so that a save that writes there cannot commit what is left
+            _delete(each.path, durable.remove_tree if each.kind == "being removed" else durable.remove_folder)
     freed = sum(each.bytes for each in doomed)
     if as_json:
         kept = [str(nearby(each.path)) for each in listed if each not in doomed]

@@ -17,7 +17,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llamahome.distributed.tensorfiles import TensorSlices, WriterShare, write_files
@@ -44,10 +44,13 @@ _MOST_FOLDERS = 200
 def changing(model: SavedModel) -> dict[str, Tensor]:
     """The saved tensors that training changes, by name in the state dict: trained weights, and the buffers of a fully trained model."""
     trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if isinstance(model, PeftModel):
-        return trained
+    return trained if isinstance(model, PeftModel) else trained | saved_buffers(model)
+
+
+def saved_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers of `model` that a fully trained model is saved with. Not while another thread trains it: FSDP2 would reshard layers."""
     saved = model.state_dict().keys()
-    return trained | {name: buffer for name, buffer in model.named_buffers() if name in saved}
+    return {name: buffer for name, buffer in model.named_buffers() if name in saved}
 
 
 def save_model(model: SavedModel, folder: Path, *, base: Path, weights: Mapping[str, Tensor] | None = None) -> None:
@@ -71,16 +74,16 @@ def save_in_parts(
 ) -> list[Path]:
     """Write a fully trained model as `save_model` does, but each process writes some of the files; all processes call it.
 
+    `weights` are all tensors that are saved. Those of `model` are not read, because another thread may train it meanwhile.
     Returns the weight files that this process wrote. The first process also writes the config and the other files.
     """
-    buffers = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict().keys() - weights.keys()}
-    written = write_files(folder, "model", {**weights, **buffers}, part=part, metadata={"format": "pt"})
+    written = write_files(folder, "model", weights, part=part, metadata={"format": "pt"})
     if part.number == 0:
         config = copy.deepcopy(model.config)
         config.architectures, config.dtype = [type(model).__name__], torch.float32
         config.save_pretrained(folder)
         if len(set(written.file_of.values())) > 1:
-            write_index(folder, written.file_of, nbytes=sum(tensor.nbytes for tensor in (*weights.values(), *buffers.values())))
+            write_index(folder, written.file_of, nbytes=sum(tensor.nbytes for tensor in weights.values()))
         copy_auxiliary_files(base, folder)
     return written.mine
 

@@ -119,6 +119,8 @@ def _widen(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def with_every_name(model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`values` of the weights of `model`, also under the other names of a weight that has several: PEFT saves it under each."""
-    first = {id(weight): name for name, weight in model.named_parameters()}
-    every = model.named_parameters(remove_duplicate=False)
+    every = list(model.named_parameters(remove_duplicate=False))  # once: a pass replaces sharded parameters while another thread saves
+    first: dict[int, str] = {}
+    for name, weight in every:
+        first.setdefault(id(weight), name)
     return dict(values) | {name: values[first[id(weight)]] for name, weight in every if first[id(weight)] in values}

@@ -23,14 +23,14 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from llamahome.distributed.reducer import FlatReducer, OverlappedReducer, Reducer, Summed, sum_of_squares
-from llamahome.distributed.tensorfiles import TensorSlices
+from llamahome.distributed.tensorfiles import TensorSlices, collect
 from llamahome.distributed.world import World
 from llamahome.model.load import decoder_layers
 from llamahome.model.objective import Within, directly
 from llamahome.model.pass_guard import PassGuard
 from llamahome.model.place import Strategy, trained_parameters
 from llamahome.model.precision import Precision
-from llamahome.model.shard_load import give_rows, keep_compute, make_mesh, mesh_of, row_range, take_rows
+from llamahome.model.shard_load import give_rows, keep_compute, make_mesh, mesh_of, range_of, row_range, take_rows
 
 T = TypeVar("T")
 
@@ -53,15 +53,19 @@ class Placement:
         """Whether all processes must run the model equally often."""
         return self.strategy != "replicate"
 
-    def pieces(self, name: str, mine: Tensor) -> Tensor | TensorSlices:
-        """The whole tensor that `mine` belongs to; `mine` is this process's share of weight `name` or of a tensor of its shape."""
+    def pieces(self, name: str, mine: Tensor, world: World) -> Tensor | TensorSlices:
+        """The whole tensor that `mine` belongs to; `mine` is this process's share of weight `name` or of a tensor of its shape.
+
+        It is fetched in messages of the group of `world`. With hybrid the processes of the machine that writes send its rows.
+        """
         weight = self.cut.get(name)
         if weight is None or mine.ndim == 0:
             return mine
+        machine = weight.device_mesh.size(-1)
+        counts = [count for _, count in (range_of(weight.shape[0], number, machine) for number in range(machine))]
 
-        def fetch() -> Tensor:
-            layout: dict[str, Any] = {"shape": weight.shape, "stride": weight.stride(), "run_check": False}
-            return DTensor.from_local(mine.detach(), weight.device_mesh, weight.placements, **layout).full_tensor()
+        def fetch(to: int) -> Tensor | None:
+            return collect(world, mine, counts, first=to // machine * machine, to=to)
 
         return TensorSlices(weight.numel() * mine.element_size(), fetch)
 

@@ -44,9 +44,14 @@ def mesh_of(model: nn.Module) -> DeviceMesh | None:
 
 
 def row_range(rows: int, mesh: DeviceMesh) -> tuple[int, int]:
-    """First row and number of rows of this process. They are cut like torch.chunk, so the last processes may have none."""
-    each = -(-rows // mesh.size(-1))
-    first = min(mesh.get_local_rank(mesh.ndim - 1) * each, rows)
+    """First row and number of rows of this process."""
+    return range_of(rows, mesh.get_local_rank(mesh.ndim - 1), mesh.size(-1))
+
+
+def range_of(rows: int, number: int, processes: int) -> tuple[int, int]:
+    """First row and number of rows of one of the processes. They are cut like torch.chunk, so the last ones may have none."""
+    each = -(-rows // processes)
+    first = min(number * each, rows)
     return first, min(each, rows - first)
 
 

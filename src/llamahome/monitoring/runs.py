@@ -167,16 +167,18 @@ def _state(status: dict[str, Any]) -> ShownState:
     if state != "running" or not isinstance(heartbeat, int | float) or time.time() - heartbeat > LOST_AFTER_SECONDS:
         return "lost"
     on_this_host = status.get("host") == socket.gethostname()
-    return "lost" if on_this_host and not _is_alive(status.get("pid")) else "running"
+    return "lost" if on_this_host and not is_alive(status.get("pid"), heartbeat) else "running"
 
 
-def _is_alive(pid: object) -> bool:
+def is_alive(pid: object, heartbeat: float) -> bool:
+    """Whether the process `pid` of this machine, which wrote a heartbeat at that time, still exists; not a younger one of its number."""
     if not isinstance(pid, int):
         return False
     import psutil  # most states need no process list
 
     try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+        process = psutil.Process(pid)
+        return bool(process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= heartbeat)
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:
