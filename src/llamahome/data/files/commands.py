@@ -7,6 +7,14 @@ ROWS_OF_SHEET = "import pandas,sys; print(pandas.read_excel(sys.argv[1]).to_json
 _LIST_IN_OBJECT = "import json,sys; json.dump(json.load(open(sys.argv[1], encoding='utf-8-sig'))[sys.argv[2]], sys.stdout)"
 
 
+_LISTS_OF_PYTHON = (
+    "import ast,csv,json,sys; csv.field_size_limit(2**26); [print(json.dumps({**r,sys.argv[2]:ast.literal_eval(r[sys.argv[2]])})) "
+    "for r in csv.DictReader(open(sys.argv[1],encoding='utf-8-sig',newline=''),delimiter=sys.argv[3])]"
+)
+_ROWS = ("rows", "data", "train", "training", "examples", "instances", "items", "records", "samples", "results", "entries")
+"""The usual names of a list of rows."""
+
+
 def sibling(path: str, added: str) -> Path:
     """A name beside the file: its own without the ending, then `added`."""
     return Path(path).with_name(Path(path).stem + added)
@@ -24,14 +32,20 @@ def run_python(code: str, *arguments: str, output: Path) -> str:
 
 
 def list_within(value: object) -> str | None:
-    """The key of an object under which it has a list of objects, which may be the rows."""
+    """The key of an object under which it has a list of objects, which may be the rows; None if it is not clear which of several."""
     pairs = value.items() if isinstance(value, dict) else ()
-    return next((key for key, part in pairs if isinstance(part, list) and part and isinstance(part[0], dict)), None)
+    keys = [key for key, part in pairs if isinstance(part, list) and part and isinstance(part[0], dict)]
+    return keys[0] if len(keys) == 1 else next((name for name in _ROWS if name in keys), None)
 
 
 def extract_list(path: str, key: str) -> str:
     """Writes the list under `key` of the one object in the file to a file of its own."""
     return run_python(_LIST_IN_OBJECT, path, key, output=sibling(path, "-rows.json"))
+
+
+def lists_of_python(path: str, column: str, delimiter: str) -> str:
+    """Writes the rows of a table as JSON lines, with the lists in a column, which are in Python's notation, as JSON."""
+    return run_python(_LISTS_OF_PYTHON, path, column, delimiter, output=sibling(path, "-rows.jsonl"))
 
 
 def break_at_returns(path: str, output: Path | str) -> str:
