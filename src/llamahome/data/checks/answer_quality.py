@@ -39,18 +39,14 @@ _BOILERPLATE = re.compile(
     r"|lorem ipsum\b"
 )
 _FIRST_LETTERS = frozenset("ivstaulfnpIVSTAULFNP")
-_SUSPECT = re.compile(
-    r"i['’\s]|(?:very|so|truly|as|lorem|to)\s|sorry|apolog|unfort|todo|tbd|fixme|n/a|nan|placeh", re.IGNORECASE
-)
+_SUSPECT = re.compile(r"i['’\s]|(?:very|so|truly|as|lorem|to)\s|sorry|apolog|unfort|todo|tbd|fixme|n/a|nan|placeh", re.IGNORECASE)
 """The letters and words with which `_BOILERPLATE` and `_STUB` can begin."""
 _NAME = r"(?:[a-z]+[ _.])*(?:answer|response|completion|output|reply|assistant|solution)(?:[ _.][a-z0-9]+)*"
 _TEMPLATE_FIELD = re.compile(
     rf"\$?\{{{{?\s*{_NAME}\s*\}}}}?|%\({_NAME}\)s|<(?:answer|response|completion)>"
     rf"|[<\[](?:insert|enter|add|write|put|your)\b[ _][^<>\[\]\n]{{0,60}}[>\]]"
 )
-_STUB = re.compile(
-    r"(?:todo|tbd|fixme|#?n/a|nan|<na>|#(?:value|ref|name)|placeholder|to be (?:done|added|written|filled in))[.!:]?"
-)
+_STUB = re.compile(r"(?:todo|tbd|fixme|#?n/a|nan|<na>|#(?:value|ref|name)|placeholder|to be (?:done|added|written|filled in))[.!:]?")
 _JSON_START = re.compile(r"""\{\s*"[^"\n]{1,80}"\s*:|\[\s*\{\s*"[^"\n]{1,80}"\s*:""")
 _NUMBERED = re.compile(r"\s*\d+[.)]")
 _CODE_FENCE = re.compile(r"^[ ]{0,3}(`{3,}|~{3,})(.*)$", re.M)
