@@ -18,6 +18,9 @@ TABLES = {
     "single quotes": "prompt,completion\n" + "".join(f"'question {n}','say \"hi\", {n}'\n" for n in range(4)),
     "space": "prompt, completion\n" + "".join(f'question {n}, "say ""hi"", {n}"\n' for n in range(4)),
     "one delimiter more": "prompt;completion\n" + "".join(f'question {n};"say ""hi"", {n}";\n' for n in range(4)),
+    "part of the texts": "prompt\tcompletion\n"
+    + "".join(f'question {n}\tsay "hi", {n}\n' for n in range(3))
+    + 'question 3\t"quoted" start\n',
     "in line 3": "# exported\n# by hand\nprompt,completion\n" + "".join(f'question {n},"say ""hi"", {n}"\n' for n in range(4)),
 }
 
@@ -25,21 +28,24 @@ TABLES = {
 @pytest.mark.parametrize("what", TABLES)
 def test_the_command_writes_the_same_rows_in_the_usual_way(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("mine.csv").write_text(TABLES[what])
+    name = "mine.tsv" if "\t" in TABLES[what] else "mine.csv"
+    Path(name).write_text(TABLES[what])
     with pytest.raises(DataError) as caught:
-        open_source("mine.csv")
+        open_source(name)
     problem = caught.value.problems[0]
     assert problem.code == "data.bad-csv" and what in problem.message
     subprocess.run(str(problem.hint).replace("python3", shlex.quote(sys.executable), 1), shell=True, check=True)
-    made = next(path.name for path in tmp_path.glob("mine-*.csv"))
+    made = next(path.name for path in tmp_path.glob("mine-*"))
     source = open_source(made)
-    assert [source.row(number).value for number in range(len(source))] == WANTED
+    wanted = [*WANTED[:3], {"prompt": "question 3", "completion": '"quoted" start'}] if name == "mine.tsv" else WANTED
+    assert [source.row(number).value for number in range(len(source))] == wanted
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "prompt,completion\na,b\n'tis,c\n",
+        'prompt,completion\n"a","b"\nc,"d\n',
         "prompt,completion\na,b\nc,d,e\n",
         "prompt,completion\na,b\nc,\n",
         "text\none, two\nthree, four\n",

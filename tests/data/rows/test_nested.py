@@ -31,6 +31,10 @@ FILES = {
     "nested.jsonl": lines([{"id": number, "data": row} for number, row in enumerate(ROWS)]),
     "array.json": json.dumps([{"row": row} for row in ROWS]),
     "served.json": json.dumps(SERVED),
+    "conversation.json": json.dumps(
+        {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "answer 0"}]}, indent=1
+    ),
+    "translation.jsonl": lines([{"id": number, "data": row} for number, row in enumerate(ROWS)]),
     "splits.json": json.dumps({"test": ROWS[:1], "train": ROWS}),
     "keyed.json": json.dumps({f"x{number}": row for number, row in enumerate(ROWS)}, indent=1),
     "messages.jsonl": lines(MESSAGES),
@@ -59,9 +63,8 @@ def test_the_help_makes_rows_of_what_lies_within_objects(name: str, tmp_path: Pa
     rows = [source.row(number) for number in range(len(source))]
     read = [understand(row, detect(rows, "auto").name) for row in rows]
     answers = [one.turns[-1]["content"] for one in read if isinstance(one, Conversation)]
-    assert answers == (
-        [f"message {number}" for number in (1, 3, 5, 7)] if "messages" in name else [f"answer {number}" for number in range(4)]
-    )
+    wanted = answers[:1] if name == "conversation.json" else [f"answer {number}" for number in range(4)]
+    assert answers == ([f"message {number}" for number in (1, 3, 5, 7)] if "messages" in name else wanted) and answers
 
 
 def hint_for(value: dict[str, Any], source: str = "mine.jsonl") -> str | None:
@@ -103,3 +106,22 @@ def test_single_messages_are_not_learned_as_texts(value: dict[str, Any]) -> None
 @pytest.mark.parametrize("value", [{"text": "What?", "author": "Jane Austen"}, {"text": "Hi.", "from": "ann@example.org"}])
 def test_texts_with_an_author_stay_texts(value: dict[str, Any]) -> None:
     assert detect([Row(0, "mine.jsonl", 1, value)], "auto").name == "text"
+
+
+def test_a_folder_of_one_conversation_a_file_is_joined_by_the_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("chats").mkdir()
+    for number in range(3):
+        turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": f"answer {number}"}]
+        Path(f"chats/{number}.json").write_text(json.dumps({"messages": turns}, indent=1))
+    hint = str(first_problem("chats").hint)
+    if which("jq") is None:
+        pytest.skip("needs jq")
+    subprocess.run(hint, shell=True, check=True)
+    assert len(open_source("chats.jsonl")) == 3
+
+
+def test_the_help_of_a_tool_definition_shows_a_definition() -> None:
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}]
+    refused = understand(Row(0, "mine.jsonl", 1, {"messages": turns, "tools": [{"parameters": {}}]}), "messages")
+    assert isinstance(refused, Problem) and '"parameters"' in str(refused.hint)

@@ -1,6 +1,7 @@
 """Shell commands that a hint suggests: they turn a file that cannot be read into one that can."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 ROWS_OF_SHEET = "import pandas,sys; print(pandas.read_excel(sys.argv[1]).to_json(orient='records', lines=True), end='')"
@@ -36,6 +37,21 @@ def list_within(value: object) -> str | None:
     pairs = value.items() if isinstance(value, dict) else ()
     keys = [key for key, part in pairs if isinstance(part, list) and part and isinstance(part[0], dict)]
     return keys[0] if len(keys) == 1 else next((name for name in _ROWS if name in keys), None)
+
+
+def is_row(value: object) -> bool:
+    """Whether a value that a file holds is one row itself: texts alone, or a list of turns beside them."""
+    if not isinstance(value, dict) or not value:
+        return False
+    lists = [part for part in value.values() if isinstance(part, list) and part and isinstance(part[0], dict)]
+    return all({"role", "from", "speaker"} & part[0].keys() for part in lists) and not any(
+        isinstance(part, dict) for part in value.values()
+    )
+
+
+def lines_of_objects(paths: Sequence[str], output: Path | str) -> str:
+    """Writes each JSON object of the files, however many lines it has, in a line of its own."""
+    return f"jq -c . {' '.join(map(shlex.quote, paths))} > {shlex.quote(str(output))}"
 
 
 def extract_list(path: str, key: str) -> str:

@@ -1,8 +1,8 @@
 """Recognises a table that is not written as RFC 4180 says, and suggests the command that writes it so.
 
-Quotes within a field may follow a backslash (MySQL), single quotes may enclose fields, a space may follow each delimiter, a delimiter may
-end each row, and lines may come before the names of the columns. Such a form is reported only if it gives each of the first records as many
-fields as there are names, and the standard does not. Cost: a few parses of the first records of a file that does not fit.
+Quotes within a field may follow a backslash (MySQL) or be part of the text, single quotes may enclose fields, a space may follow each
+delimiter, a delimiter may end each row, and lines may come before the names of the columns. Such a form is reported only if it gives each
+of the first records as many fields as there are names, and the standard does not. Cost: a few parses of the first records of such a file.
 """
 
 import csv
@@ -15,7 +15,7 @@ from pathlib import Path
 from llamahome.data.files.commands import run_python, sibling
 
 _REWRITE = (
-    r"import csv,sys; csv.writer(sys.stdout,lineterminator='\n').writerows(r{fields} for r in "
+    r"import csv,sys; csv.writer(sys.stdout,delimiter=sys.argv[2],lineterminator='\n').writerows(r{fields} for r in "
     r"csv.reader(open(sys.argv[1],encoding='utf-8-sig',newline=''),delimiter=sys.argv[2]{options}) if r)"
 )
 _TESTED = 50
@@ -40,11 +40,15 @@ class _Dialect:
     """Whether a delimiter ends each row after the first."""
 
 
+_PLAIN_QUOTES = ",quoting=3"
+_QUOTED = re.compile(r'\s*".*"\s*', re.DOTALL)
+"""Matches a field in quotes: then quotes are no part of the texts."""
 _DIALECTS = (
     _Dialect("quotes within a field follow a backslash", r'\\"', {"escapechar": "\\"}, ",escapechar=chr(92)"),
     _Dialect("fields are in single quotes", "(?m)(?:^|D)'", {"quotechar": "'"}, ",quotechar=chr(39)"),
     _Dialect("a space is before the quotes of a field", 'D "', {"skipinitialspace": True}, ",skipinitialspace=True"),
     _Dialect("each row ends with one delimiter more than the names", r"(?m)D\r?$", ends=True),
+    _Dialect("quotes are part of the texts", '"', {"quoting": csv.QUOTE_NONE}, _PLAIN_QUOTES),
 )
 
 
@@ -61,6 +65,10 @@ def other_dialect(path: str, text: str, delimiter: str, *, whole: bool) -> tuple
         records = _parsed(text, delimiter, whole=whole, options=dialect.options)
         if dialect.ends and not any(record[-1] for record in records[1:]):
             records = [*records[:1], *(record[:-1] for record in records[1:])]
+        if dialect.written == _PLAIN_QUOTES and (
+            delimiter != "\t" or any(_QUOTED.fullmatch(cell) for record in records for cell in record)
+        ):
+            continue  # commas are rarely without quotes, so there an open quote is a mistake
         if _fit(records):
             code = _REWRITE.format(fields=f"[:{len(records[0])}]" if dialect.ends else "", options=dialect.written)
             return dialect.what, run_python(code, path, delimiter, output=sibling(path, f"-rewritten{Path(path).suffix}"))

@@ -43,7 +43,7 @@ _SPELLING = 0.85
 """Similarity of two spellings of one name: `respone` and `response` (0.93), not `prompt_id` and `prompt` (0.80)."""
 _SHOWN_UNREAD = 6
 _SPLIT_COLUMNS = ("split", "splits", "data_split", "dataset_split", "set", "subset", "partition", "fold")
-_LABELS = ("label", "labels", "class", "category", "sentiment", "rating", "score", "intent")
+_LABELS = ("label", "labels", "code", "class", "category", "sentiment", "rating", "score", "intent")
 
 
 def reason(value: Mapping[str, Any], name: str, names: Names) -> str:

@@ -46,7 +46,8 @@ def _inside(value: Mapping[str, Any], format_of: FormatOf) -> str | None:
     """The only key under which an object without a question of its own has the keys of a row, or all that it has: some texts."""
     if any(isinstance(cell, str) and plain_name(key) in PROMPT for key, cell in value.items()):
         return None
-    keys = [key for key, part in value.items() if isinstance(part, dict) and (format_of(part) is not None or len(value) == 1)]
+    others = [key for key in value if plain_name(key).strip("_") not in ("id", "idx", "index", "row_idx")]
+    keys = [key for key, part in value.items() if isinstance(part, dict) and (format_of(part) is not None or len(others) == 1)]
     texts = keys and any(isinstance(cell, str | list) for cell in value[keys[0]].values())
     return keys[0] if len(keys) == 1 and texts else None
 
