@@ -20,6 +20,8 @@ from llamahome.model.packing import decoder_of
 ALL = "all-linear"
 _GATES = re.compile(r"(.*_)?(gate|router)s?|wg")
 """Matches names of routers: mlp.gate, mlp.gate.wg, router.layer, shared_expert_gate."""
+_OF_MLP = re.compile(r"(gate|up|down|gate_up|fc|in|out|input|output)_?(proj|linear)|w[123]|fc[12]|c_fc|dense(_h_to_4h|_4h_to_h)?")
+"""Matches names of the layers of an MLP."""
 OTHER_MODALITIES = re.compile(r"(^|[._])(vision|visual|image|img|audio|speech|video)")
 """Matches paths of modules that read no text."""
 _STACKED_FROM = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj"}
@@ -181,11 +183,15 @@ def _first_count(owners: Sequence[object], names: Sequence[str]) -> int | None:
 
 
 def _is_router(path: str, layer: nn.Module, blocks: dict[str, _ExpertBlock]) -> bool:
-    """Whether a layer in an expert block has the name of a router or one output per expert."""
+    """Whether a layer in an expert block has the name of a router, or one output per expert and not the name of a part of an MLP.
+
+    Shared experts may be as wide as there are experts: Qwen3-Next has 512 of both.
+    """
     for prefix, block in blocks.items():
         if path.startswith(prefix):
             parts = path.removeprefix(prefix).split(".")
-            return any(_GATES.fullmatch(part) for part in parts) or getattr(layer, "out_features", 0) == block.experts
+            counts = getattr(layer, "out_features", 0) == block.experts and not _OF_MLP.fullmatch(parts[-1])
+            return any(_GATES.fullmatch(part) for part in parts) or counts
     return False
 
 
