@@ -199,6 +199,7 @@ _REASONS = {
     "names a command that needs a run": (
         "run.ambiguous run.stopped checkpoint.newer-schema model.is-an-adapter model.not-here model.adapter-differs "
         "model.not-trainable-adapter training.reference-lost training.optimizer-differs training.objective-differs checkpoint.base-changed "
+        "training.weights-differ "
         "sweep.losses-differ"
     ),
     "needs a run that ends faster than it can be killed": "checkpoint.not-killed",
@@ -209,6 +210,7 @@ _REASONS = {
         "data.bad-json data.bad-json-array data.columns data.empty-file data.other-kind data.repeated-key data.unclear-columns "
         "data.unknown-format data.whole-table"
     ),
+    "typed in tests/model/test_base_folder.py": "model.incomplete",
     "typed in test_sweep.py": "sweep.not-a-sweep sweep.other-data sweep.other-settings",
     "typed in test_answers.py": ("evaluation.answers-ending evaluation.answers-exist evaluation.unknown-metric"),
     "needs a full disk or too small a memory": (

@@ -125,3 +125,18 @@ def test_a_config_that_transformers_cannot_use_is_no_crash(folder: Path, values:
 def test_a_missing_head_is_explained(folder: Path) -> None:
     write_config(folder, tie_word_embeddings=False)
     assert '"tie_word_embeddings": true' in refused(folder).message
+
+
+def test_an_adapter_and_a_run_name_the_option_that_trains_them_further(tmp_path: Path) -> None:
+    adapter = tmp_path / "run" / "final"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text("{}")
+    for folder in (adapter, adapter.parent):
+        problem = refused(folder)
+        assert problem.code == "model.is-an-adapter" and str(problem.hint).startswith(f"--from-adapter {adapter} instead of --model")
+
+
+def test_quantised_weights_without_a_word_of_it_are_refused_before_they_are_loaded(folder: Path) -> None:
+    change(folder, model__layers__0__mlp__up_proj__weight=torch.ones(48, 32, dtype=torch.int8))
+    with pytest.raises(ConfigError):
+        find_model(str(folder), say=print)

@@ -4,6 +4,8 @@ import shlex
 from pathlib import Path
 
 from llamahome.errors import ConfigError, Problem
+from llamahome.model.export.quantized import quantization_of
+from llamahome.model.stored_weights import refuse_unexplained
 from llamahome.model.weightfiles import INDEX, check_weight_files
 from llamahome.rundir import STARTER, as_typed
 
@@ -29,7 +31,14 @@ def check_folder(folder: Path) -> None:
     hint = f"--model {_nested_model(folder) or STARTER}"
     other = next((path for path in sorted(folder.iterdir()) if path.suffix in _OTHER_WEIGHTS), None)
     if (folder / "adapter_config.json").is_file():
-        code, message, hint = "model.is-an-adapter", "it holds an adapter, not a base model", f"llamahome chat {folder}"
+        code, message = "model.is-an-adapter", "it holds an adapter, not a base model"
+        hint = f"{_from_adapter(folder)}; llamahome chat {shlex.quote(str(folder))} talks to it"
+    elif (folder / "final" / "adapter_config.json").is_file():
+        code, message, hint = (
+            "model.is-an-adapter",
+            "it is a run that trained an adapter, not a base model",
+            _from_adapter(folder / "final"),
+        )
     elif not (folder / "config.json").is_file():
         code, message = "model.no-config", "it has no config.json, so it is not a model folder"
         what = next((text for name, text in _OTHER_TOOLS.items() if (folder / name).is_file()), _only(other))
@@ -37,6 +46,8 @@ def check_folder(folder: Path) -> None:
     elif any(folder.glob("*.safetensors")) or (folder / INDEX).is_file():
         _check_names(folder)
         check_weight_files(folder)
+        if quantization_of(folder) is None:
+            refuse_unexplained(folder)
         return
     elif pickled := sorted([*folder.glob("*.bin"), *folder.glob("*.pt")]):
         message = f"its weights are pickled ({pickled[0].name}) and are not opened, because opening them could run code"
@@ -56,6 +67,11 @@ def no_folder(path: Path) -> Problem:
     whole = path.suffix == ".safetensors" and (path.parent / "config.json").is_file()
     hint = f"--model {shlex.quote(as_typed(path.parent))}" if whole else f"--model {STARTER}"
     return Problem(code="model.not-found", message=message, where=str(path), hint=hint)
+
+
+def _from_adapter(folder: Path) -> str:
+    """The option that goes on training an adapter; a run on a base takes it instead of --model."""
+    return f"--from-adapter {shlex.quote(str(folder))} instead of --model goes on training it"
 
 
 def _only(weights: Path | None) -> str:
