@@ -22,10 +22,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from llamahome.errors import ConfigError, LlamaHomeError, MachineError, Problem
 from llamahome.model.attention import register_attention
 from llamahome.model.backends.loss import Head
-from llamahome.model.base_folder import check_folder, no_folder
 from llamahome.model.few_layers import few_layers
 from llamahome.model.limits import remove_lost_ids, shapes_of
 from llamahome.model.load_packed import ReadPacked, fill_gaps, make_gaps, packed_layers, quantized_twice
+from llamahome.model.model_folder import check_folder, no_folder
 from llamahome.model.packing import decoder_of
 from llamahome.model.probe import UnsupportedModel, choose_packing
 from llamahome.model.shard_load import Mesh, class_of_rows, cut_rows
