@@ -7,7 +7,16 @@ import pytest
 from llamahome.config.load import LoadedConfig, load_config
 from llamahome.errors import LlamaHomeError
 from llamahome.monitoring.progress import QuietProgress
-from llamahome.resuming import changed_settings, rate_of, refuse_other_objective, refuse_other_state, with_changes, with_plan
+from llamahome.resuming import (
+    changed_rows,
+    changed_settings,
+    rate_of,
+    refuse_other_objective,
+    refuse_other_state,
+    refuse_other_weights,
+    with_changes,
+    with_plan,
+)
 from llamahome.training.run import first_state, make_plan
 from llamahome.training.schedule import learning_rate
 
@@ -114,3 +123,30 @@ def test_another_optimizer_or_quantization_is_refused_unless_nothing_is_lost(
         refuse_other_state(configured(), configured(changed), allowed=allowed, updated=updated)
     (problem,) = refused.value.problems
     assert problem.code == code and f"--set {changed.partition('=')[0]}=" in str(problem.hint)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "reason", "hint"),
+    [
+        ("training.method=full", "other weights", "training.method=lora"),
+        ("lora.rank=4", "shapes", "lora.rank=16"),
+        ("lora.use_dora=true", "shapes", "lora.use_dora=false"),
+        ("lora.alpha=64", "another strength", "lora.alpha=32"),
+        ("lora.use_rslora=true", "another strength", "lora.use_rslora=false"),
+    ],
+)
+def test_settings_that_belong_to_the_weights_are_refused(assignment: str, reason: str, hint: str) -> None:
+    with pytest.raises(LlamaHomeError) as caught:
+        refuse_other_weights(configured(), configured(assignment))
+    problem = caught.value.problems[0]
+    assert problem.code == "training.weights-differ" and reason in problem.message and hint in str(problem.hint)
+
+
+def test_settings_of_adapters_are_not_asked_of_a_run_without_one() -> None:
+    refuse_other_weights(configured("training.method=full"), configured("training.method=full", "lora.rank=4"))
+    refuse_other_weights(configured(), configured("lora.dropout=0.1", "training.seed=1"))
+
+
+def test_changed_settings_of_data_are_named() -> None:
+    assert changed_rows(configured(), configured("data.train_on=last")) == "data.train_on assistant -> last"
+    assert changed_rows(configured(), configured("training.seed=1")) == ""

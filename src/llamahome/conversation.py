@@ -28,6 +28,7 @@ from llamahome.model.packing import packing_of
 from llamahome.model.quantize import Kind
 from llamahome.model.quantized_copy import quantized_base
 from llamahome.model.sampling import Sampling
+from llamahome.model.stored_weights import unused_note
 from llamahome.model.stream import stream_of
 from llamahome.model.weights_size import size_in
 from llamahome.monitoring.resources import free_memory_bytes
@@ -175,8 +176,9 @@ def _keep_bytes(base: Path, dtype: torch.dtype, *, free: int) -> int | None:
 def open_to_measure(folder: Path, loaded: LoadedConfig, backend: Backend, device: torch.device, *, say: Callable[[str], None]) -> CausalLM:
     """The model in `folder` on `device`; a line says how it computes documents if that is not the usual way."""
     model = _open(folder, loaded, backend, device, say=say)
-    for line in packing_of(model).remarks():
-        say(line)
+    for line in (unused_note(model), *packing_of(model).remarks()):
+        if line is not None:
+            say(line)
     return model
 
 

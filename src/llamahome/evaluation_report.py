@@ -13,7 +13,8 @@ from llamahome.conversation import model_folder
 from llamahome.data.files.sources import open_source
 from llamahome.data.files.splits import to_measure
 from llamahome.data.records import Row
-from llamahome.data.rows.detect import SAMPLE, judged, judged_problem
+from llamahome.data.rows.detect import SAMPLE
+from llamahome.data.rows.judged import find_judged, judged_problem
 from llamahome.distributed.standing import READ
 from llamahome.errors import ConfigError, DataError, Problem
 from llamahome.lm_eval_tasks import open_tasks, run_tasks
@@ -58,8 +59,8 @@ def _refuse_judged(data_path: str | Sequence[str], loaded: LoadedConfig) -> None
     data, objective = loaded.config.data, loaded.config.training.objective
     source = open_source(data_path, wanted=to_measure(data))
     parsed = (source.parsed(number) for number in range(min(SAMPLE, len(source))))
-    row = next((each for each in parsed if isinstance(each, Row)), None)
-    found = None if row is None else judged(row, data.columns)
+    rows = [each for each in parsed if isinstance(each, Row)]
+    row, found = find_judged(rows, data.columns) or (next(iter(rows), None), None)
     if row is None or (found is None and data.format not in FORMAT_OF.values()):
         return
     measures = "train-eval measures one good answer to each prompt; a run measures such rows itself where they are held out"

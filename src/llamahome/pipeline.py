@@ -135,6 +135,7 @@ def resume(
     _check_run(loaded)
     resuming.refuse_other_objective(before, loaded, checkpoint=as_typed(saved.model_dir))
     resuming.refuse_other_adapter(before, loaded)
+    resuming.refuse_other_weights(before, loaded)
     resuming.refuse_other_state(before, loaded, allowed=allowed, updated=bool(saved.optimizer_tensors))
     with open_session(loaded, phases=3 if saved.state.eval_loss is None and not saved.state.step else 2) as session:
         session.watchdog.enter(START)
@@ -152,7 +153,7 @@ def resume(
             begun = saved.model_dir if loaded.config.training.method == "lora" and loaded.config.lora.init == "eva" else None
             job = assemble(session, data, step=saved.state.step, consumed=saved.state.consumed, begun=begun)
             job = with_memory_plan(with_reference(job, saved.state.extra.get("reference")), memory_plan)
-            _restore(job, saved, allowed)
+            _restore(job, saved, allowed, resuming.changed_rows(before, loaded))
         paths = branched_run(job, saved.folder, saved, command) if in_new_run else resumed_run(job, own_paths, saved, command)
         session.world.barrier()
         note_run(paths.root)  # not before, because a checkpoint that is to be set aside must not look like the newest one
@@ -265,10 +266,10 @@ def _evaluate_untrained(session: Session, evaluator: Evaluator, state: TrainerSt
     return kept if evaluation is None else after_evaluation(kept, evaluation)
 
 
-def _restore(job: Job, saved: store.Saved, allowed: Collection[str]) -> None:
-    """Restore weights and optimizer. Raises CheckpointError when data or base changed and that is not `allowed`."""
+def _restore(job: Job, saved: store.Saved, allowed: Collection[str], by_settings: str) -> None:
+    """Restore weights and optimizer. Raises CheckpointError when data, also `by_settings`, or base changed and that is not `allowed`."""
     learner = job.learner
     now = Fingerprints(job.data.prepared.fingerprint, learner.base_fingerprint)
-    store.compare_fingerprints(saved.fingerprints, now, allowed=allowed)
+    store.compare_fingerprints(saved.fingerprints, now, allowed=allowed, by_settings=by_settings)
     restore_model(learner.saved, saved.model_dir, learner.placement)
     restore_optimizer(learner.optimizer, learner.placement.parameters, saved.optimizer_tensors, local=learner.placement.part)

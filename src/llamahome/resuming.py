@@ -26,6 +26,15 @@ from llamahome.training.schedule import Curve, planned_curve, resumed_curve
 
 PASSED = "passed_over"
 """Key in TrainerState.extra of what a run passes over since it went back to a checkpoint."""
+_OF_WEIGHTS = {
+    "training.method": "what it trained are other weights",
+    **dict.fromkeys(
+        ("lora.rank", "lora.rank_pattern", "lora.target_modules", "lora.layers", "lora.modules_to_save", "lora.use_dora"),
+        "its adapter has weights of the shapes that this setting made",
+    ),
+    **dict.fromkeys(("lora.alpha", "lora.alpha_pattern", "lora.use_rslora"), "what its adapter has learned would act at another strength"),
+}
+"""Settings that belong to the weights of a checkpoint, and why."""
 _SHOWN_ROWS = 64
 _CURVE = "schedule"
 """Key of the curve in TrainerState.extra."""
@@ -103,6 +112,25 @@ def refuse_other_state(saved: LoadedConfig, loaded: LoadedConfig, *, allowed: Co
         message = f"model.quantization was {before} when the checkpoint was written, {now} now: the adapter learned beside other weights"
         where, hint = loaded.origins["model.quantization"], f"--set model.quantization={before}, or --allow-changed base"
         raise CheckpointError(Problem(code="checkpoint.base-changed", message=message, where=where, hint=hint))
+
+
+def refuse_other_weights(saved: LoadedConfig, loaded: LoadedConfig) -> None:
+    """Raise ConfigError with each changed setting that says which weights are trained, or what the trained ones do in the model."""
+    known, problems = settings(), []
+    for key in _OF_WEIGHTS if loaded.config.training.method == "lora" == saved.config.training.method else ("training.method",):
+        old, new = known[key].of(saved.config), known[key].of(loaded.config)
+        if old != new:
+            message = f"{key} was {write_value(old)} when the checkpoint was written, {write_value(new)} now; {_OF_WEIGHTS[key]}"
+            hint = f"--set {shlex.quote(f'{key}={write_value(old)}')}, or a new run"
+            problems.append(Problem(code="training.weights-differ", message=message, where=loaded.origins[key], hint=hint))
+    if problems:
+        raise ConfigError(problems)
+
+
+def changed_rows(saved: LoadedConfig, loaded: LoadedConfig) -> str:
+    """The changed settings of data, which change the rows that are learned and the tokens they become; "" if none changed."""
+    pairs = [(key, setting.of(saved.config), setting.of(loaded.config)) for key, setting in settings().items() if key.startswith("data.")]
+    return ", ".join(f"{key} {write_value(old)} -> {write_value(new)}" for key, old, new in pairs if old != new)
 
 
 def with_changes(state: TrainerState, saved: LoadedConfig, loaded: LoadedConfig, plan: Plan, rows: int, progress: Progress) -> TrainerState:

@@ -68,14 +68,20 @@ CASES = {
     "lora.dropout": settings("lora.dropout=0.1"),
     "data.streaming": settings("data.streaming=true"),
     "evaluation.metric": settings("evaluation.metric=token_accuracy"),
-    "lora.rank": settings("lora.rank=8", "", refused="model.weights-do-not-fit", fast=True),
-    "lora.target_modules": settings("lora.target_modules=[q_proj]", "", refused="model.weights-do-not-fit"),
+    "training.method": settings("training.method=full", "--set training.method=lora", refused="training.weights-differ"),
+    "lora.rank": settings("lora.rank=8", "--set lora.rank=4", refused="training.weights-differ", fast=True),
+    "lora.alpha": settings("lora.alpha=64", "--set lora.alpha=32", refused="training.weights-differ"),
+    "lora.target_modules": settings(
+        "lora.target_modules=[q_proj]", "--set lora.target_modules=all-linear", refused="training.weights-differ"
+    ),
     "model.adapter": settings("model.adapter=elsewhere", "", refused="model.adapter-differs"),
     "training.objective": settings("training.objective=orpo", "--from-adapter output/", refused="training.objective-differs", fast=True),
     "training.optimizer": settings("training.optimizer=adafactor", "--set training.optimizer=adamw", refused="training.optimizer-differs"),
     "model.quantization": settings("model.quantization=int8", "--allow-changed base", refused="checkpoint.base-changed"),
     "data.max_length": settings("data.max_length=70", "--allow-changed data", refused="checkpoint.data-changed"),
-    "data.train_on": settings("data.train_on=all", "--allow-changed data", refused="checkpoint.data-changed"),
+    "data.train_on": settings(
+        "data.train_on=all", "what changed with it: data.train_on assistant -> all", refused="checkpoint.data-changed"
+    ),
     "data.eval_split": settings("data.eval_split=6", "--allow-changed data", refused="checkpoint.data-changed"),
     "data.mixture": settings("data.mixture={chats.jsonl: 2}", "--allow-changed data", refused="checkpoint.data-changed"),
     "a row is added": Case(change=add_row, refused="checkpoint.data-changed", shown="--allow-changed data", fast=True),

@@ -50,10 +50,24 @@ BAD_FILES = {
     "marked.json": ("\ufeff" + json.dumps({"version": "1", "data": ROWS}, indent=1)).encode(),
     "open.json": json.dumps(ROWS).encode()[:-1],
     "lines.json": ("[]\n" + LINES).encode(),
+    "backslashes.csv": b'"prompt","completion"\n"a","say \\"b\\""\n',
+    "single-quotes.csv": b"prompt,completion\n'a','b, c'\n'd','e'\n",
+    "title.csv": b"# exported today\nprompt,completion\na,b\nc,d\n",
+    "one-more.csv": b"prompt,completion\na,b,\nc,d,\n",
+    "python-lists.csv": b"messages\n\"[{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]\"\n",
+    "keyed.json": json.dumps({f"row{number}": row for number, row in enumerate(ROWS)}, indent=1).encode(),
+    "nested.jsonl": "".join(json.dumps({"row": row}) + "\n" for row in ROWS).encode(),
+    "served.json": json.dumps({"features": [{"name": "prompt"}], "rows": [{"row": row} for row in ROWS]}).encode(),
+    "one-conversation.json": json.dumps(
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, indent=1
+    ).encode(),
+    "messages.csv": b"conversation_id,role,content\n1,user,a\n1,assistant,b\n2,user,c\n2,assistant,d\n",
+    "choices.jsonl": b'{"question": "Which?", "A": "this", "B": "that", "answer": "B"}\n',
+    "numbers.jsonl": b'{"question": "1 + 1?", "answer": 2}\n',
     "headerless.csv": b"What is this?,a\nWhat is that?,b\n",
 }
 """Files beside the corpus, each with one fault that a command repairs."""
-PROGRAMS = ("iconv", "jq", "mv", "python3", "tr", "printf", "bzip2", "xz", "gzip", "zstd", "llamahome", "mkdir")
+PROGRAMS = ("iconv", "jq", "tail", "mv", "python3", "tr", "printf", "bzip2", "xz", "gzip", "zstd", "llamahome", "mkdir")
 NO_REPAIR = ("gzip -t", "zstd -t", "llamahome data show")
 """Commands that show more of the fault instead of repairing it."""
 NEEDS = {"pandas.read_excel": "pandas and openpyxl", "git lfs": "a repository with a server"}

@@ -199,7 +199,7 @@ _REASONS = {
     "names a command that needs a run": (
         "run.ambiguous run.stopped checkpoint.newer-schema model.is-an-adapter model.not-here model.adapter-differs "
         "model.not-trainable-adapter training.reference-lost training.optimizer-differs training.objective-differs checkpoint.base-changed "
-        "sweep.losses-differ"
+        "sweep.losses-differ training.weights-differ"
     ),
     "needs a run that ends faster than it can be killed": "checkpoint.not-killed",
     "typed in test_limits.py, test_model_causes.py, test_bad_input.py and test_quantization.py": (
@@ -215,7 +215,7 @@ _REASONS = {
         "evaluation.out-of-memory training.rollout-out-of-memory training.row-too-long checkpoint.write-failed model.quantized-not-written "
         "model.larger-than-memory"
     ),
-    "names data or a model of the user's": "data.bad-teacher data.not-taught model.other-tokenizer",
+    "names data or a model of the user's": "data.bad-teacher data.not-taught model.other-tokenizer model.incomplete",
     "of a warning, typed below": "data.byte-order-mark",
     "needs a repository with a server": "data.lfs-pointer",
     "needs a model that GGUF, Ollama or float16 cannot hold; what they say is shown in tests/model/export and test_export.py": (

@@ -252,3 +252,13 @@ def test_trained_new_rows_are_not_listed_as_without_adapter(tied: bool) -> None:
     model = plain_model("llama", tie_word_embeddings=tied)
     made = add_lora(model, LoraConfig(rank=2), base="tiny", seed=0, lean=True, new_rows=range(4, 8))
     assert "trainable_tokens" not in " ".join(coverage_lines(made.get_base_model()))
+
+
+@pytest.mark.parametrize("family", ["qwen3-next", "qwen2-moe"])
+def test_a_shared_expert_as_wide_as_there_are_experts_gets_adapters(family: str) -> None:
+    model = tiny_experts(family, num_experts=16, shared_expert_intermediate_size=16)
+    forms = {each.path.partition("mlp.")[2]: each.form for each in matrices(model) if "shared_expert" in each.path}
+    assert forms == {
+        **{f"shared_expert.{name}_proj": "linear" for name in ("gate", "up", "down")},
+        "shared_expert_gate": "router",
+    }

@@ -26,6 +26,10 @@ _ROUTED = {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace"
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("MixtralConfig", {**_GROUPED, "num_local_experts": 4}),
     "qwen2-moe": ("Qwen2MoeConfig", {"num_key_value_heads": 2, "num_experts": 4, "shared_expert_intermediate_size": 16}),
+    "qwen3-next": (
+        "Qwen3NextConfig",
+        {**_GROUPED, "num_experts": 16, "shared_expert_intermediate_size": 16, "layer_types": ["full_attention", "full_attention"]},
+    ),
     "qwen3-moe": ("Qwen3MoeConfig", {**_GROUPED, "num_experts": 4}),
     "olmoe": ("OlmoeConfig", {"num_key_value_heads": 2, "num_experts": 4}),
     "phimoe": ("PhimoeConfig", {"num_key_value_heads": 2, "num_local_experts": 4}),

@@ -138,13 +138,17 @@ def choose(paths: RunPaths, *, warn: Callable[[Problem], None]) -> Path:
     raise CheckpointError(Problem(code="checkpoint.none", message=message, where=as_typed(paths.root), hint=hint))
 
 
-def compare_fingerprints(saved: Fingerprints, now: Fingerprints, *, allowed: Collection[str]) -> None:
-    """Raise CheckpointError if data or base model differ from those of the checkpoint, unless `allowed` contains "data" or "base"."""
+def compare_fingerprints(saved: Fingerprints, now: Fingerprints, *, allowed: Collection[str], by_settings: str = "") -> None:
+    """Raise CheckpointError if data or base model differ from those of the checkpoint, unless `allowed` contains "data" or "base".
+
+    `by_settings` are the changed settings of data, if there are any: they change the fingerprint as other files do.
+    """
     names = {"data": ("checkpoint.data-changed", "the training data"), "base": ("checkpoint.base-changed", "the base model")}
     problems = [
         Problem(
             code=code,
-            message=f"{what} changed since the checkpoint was written: {getattr(saved, name)[:12]} then, {getattr(now, name)[:12]} now",
+            message=f"{what} changed since the checkpoint was written: {getattr(saved, name)[:12]} then, {getattr(now, name)[:12]} now"
+            + (f"; what changed with it: {by_settings}" if name == "data" and by_settings else ""),
             hint=f"--allow-changed {name}",
         )
         for name, (code, what) in names.items()

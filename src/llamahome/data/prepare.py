@@ -23,6 +23,7 @@ from llamahome.data.report import DataReport
 from llamahome.data.rows.detect import SAMPLE, DetectedFormat, detect
 from llamahome.data.rows.formats import OWN_NAMES, Names
 from llamahome.data.rows.markup import markup_note
+from llamahome.data.rows.rendered import rendered_note
 from llamahome.data.split_overlap import overlap, overlaps_apart
 from llamahome.data.steps.holdout import count_duplicates, held_out
 from llamahome.data.steps.mixture import RowOrder, order_of
@@ -212,8 +213,9 @@ def _task(
         require_chat_template(tokenizer, what=f"the rows are chats ({detected.name})")
     say(f"{' '.join(opened)}: {many(len(source), 'row')}, format {detected.name} ({detected.reason})")
     measured = [source.parsed(int(number)) for number in np.linspace(0, len(source) - 1, min(_MEASURED_ROWS, len(source)))]
-    if detected.name == "text" and (note := markup_note(measured, data.columns)) is not None:
-        say(note)
+    if detected.name == "text":
+        for note in filter(None, (rendered_note(measured, data.columns), markup_note(measured, data.columns))):
+            say(note)
     mean = sum(len(str(row.value)) for row in measured if isinstance(row, Row)) / len(measured)
     return Task(RowReader(opened, source, data, detected.name, tokenizer), processed, mean * len(source)), detected
 

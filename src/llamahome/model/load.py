@@ -25,20 +25,27 @@ from llamahome.model.backends.loss import Head
 from llamahome.model.few_layers import few_layers
 from llamahome.model.limits import remove_lost_ids, shapes_of
 from llamahome.model.load_packed import ReadPacked, fill_gaps, make_gaps, packed_layers, quantized_twice
+from llamahome.model.model_folder import check_folder, no_folder
 from llamahome.model.packing import decoder_of
 from llamahome.model.probe import UnsupportedModel, choose_packing
 from llamahome.model.shard_load import Mesh, class_of_rows, cut_rows
 from llamahome.model.starter import fetch_starter
+from llamahome.model.stored_weights import keep_unused, refuse_unexplained
 from llamahome.model.stream import stream_layers
 from llamahome.model.unsupported import first_line, missing_weights, other_shapes, why_no_decoder, why_unknown
-from llamahome.model.weightfiles import INDEX, check_finite, check_weight_files
+from llamahome.model.weightfiles import check_finite
 from llamahome.progress_marks import NO_LIMIT, marks
-from llamahome.rundir import BASE_MODELS, RUNS, STARTER, as_typed
+from llamahome.rundir import BASE_MODELS, RUNS, STARTER
 
 CausalLM = PreTrainedModel
 """A causal language model of transformers."""
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """Config keys for the cap of the logits: Gemma 2 and others, RecurrentGemma, xLSTM."""
+_REFUSALS = (
+    *(OSError, ValueError, KeyError, IndexError, RuntimeError, ImportError, StrictDataclassError),
+    *(AttributeError, TypeError, AssertionError, ZeroDivisionError),
+)
+"""What transformers raises for a config that it cannot make a model of; the second line: for values that it does not check."""
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.spm", "*.vocab", "*.tiktoken", "LICENSE*", "NOTICE*"]
 
 
@@ -68,6 +75,8 @@ def find_model(name: str, *, revision: str | None = None, say: Callable[[str], N
         if folder.is_dir():
             check_folder(folder)
             return folder
+    if Path(name).expanduser().is_file():
+        raise ConfigError(no_folder(Path(name).expanduser()))
     if name == STARTER:
         return fetch_starter(say=say)
     own = Path(name).parts[:1] in (RUNS.parts[:1], BASE_MODELS.parts[:1]) and Path(name).parent.is_dir()
@@ -85,31 +94,6 @@ def _unknown_model(name: str) -> Problem:
         where="model.name",
         hint=f"--model {near[0] if near else STARTER}",
     )
-
-
-def check_folder(folder: Path) -> None:
-    """Raise ConfigError if `folder` cannot be a base model; the message says what it is instead."""
-    hint = f"--model {_nested_model(folder) or STARTER}"
-    if (folder / "adapter_config.json").is_file():
-        code, message, hint = "model.is-an-adapter", "it holds an adapter, not a base model", f"llamahome chat {folder}"
-    elif not (folder / "config.json").is_file():
-        code, message = "model.no-config", "it has no config.json, so it is not a model folder"
-    elif any(folder.glob("*.safetensors")) or (folder / INDEX).is_file():
-        check_weight_files(folder)
-        return
-    elif pickled := sorted([*folder.glob("*.bin"), *folder.glob("*.pt")]):
-        message = f"its weights are pickled ({pickled[0].name}) and are not opened, because opening them could run code"
-        code = "model.pickled-weights"
-        hint = f"--model {STARTER}, or a copy of this model with .safetensors files"
-    else:
-        code, message = "model.no-weights", "it has a config.json but no .safetensors file"
-    raise ConfigError(Problem(code=code, message=message, where=str(folder), hint=hint))
-
-
-def _nested_model(folder: Path) -> str | None:
-    """The first subfolder that holds a model, as a user types it: downloads often put the model one level deeper."""
-    parents = (path.parent for pattern in ("*/config.json", "*/*/config.json") for path in sorted(folder.glob(pattern)))
-    return next((as_typed(path) for path in parents if any(path.glob("*.safetensors"))), None)
 
 
 def _from_hub(name: str, revision: str | None, say: Callable[[str], None]) -> Path:
@@ -163,11 +147,13 @@ def load_model(
         model, info = loader.from_pretrained(folder, **options)
     except LlamaHomeError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
+    except (*_REFUSALS, SafetensorError) as error:
         mismatch = other_shapes(_expected_shapes(config), shapes_of(folder)) if "ignore_mismatched_sizes" in str(error) else None
         raise ConfigError(_unreadable(folder, mismatch or f"transformers cannot load it: {first_line(error)}")) from error
     if missing := sorted(info["missing_keys"]):
         raise ConfigError(_unreadable(folder, missing_weights(config, missing)))
+    if not packed:  # what bitsandbytes stores beside its codes is read elsewhere
+        keep_unused(model, info["unexpected_keys"])
     if packed or by_rows is not None:
         model.__class__ = type(model).__mro__[1]
     if by_rows is not None:
@@ -195,6 +181,8 @@ def _read_config(folder: Path) -> tuple[Any, dict[str, ReadPacked]]:
     packed = packed_layers(folder) if getattr(config, "quantization_config", None) else {}
     if packed:
         del config.quantization_config
+    else:
+        refuse_unexplained(folder)
     _refuse_unsupported(config, folder)
     remove_lost_ids(config)
     return config, packed
@@ -233,7 +221,7 @@ def without_weights(folder: Path) -> PreTrainedModel:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
             return model
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, StrictDataclassError) as error:
+    except _REFUSALS as error:
         raise ConfigError(_unreadable(folder, f"transformers cannot load it: {first_line(error)}")) from error
 
 

@@ -185,9 +185,14 @@ def _distance_in_float32(model: PreTrainedModel) -> float | None:
 
 
 def _tokens(model: PreTrainedModel) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The short and the long document, with tokens from the middle of the vocabulary, where there are no special tokens."""
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    long = tuple((vocabulary // 2 + 7 * number) % vocabulary for number in range(_LONG))
+    """The short and the long document, with tokens from the middle of the vocabulary, where there are no special tokens.
+
+    The padding token is left out, because its embedding may be zero, where a norm has no gradient.
+    """
+    embedding: Any = model.get_input_embeddings()
+    vocabulary, padding = embedding.weight.shape[0], getattr(embedding, "padding_idx", None)
+    wanted = ((vocabulary // 2 + 7 * number) % vocabulary for number in range(_LONG))
+    long = tuple((token + 1) % vocabulary if token == padding else token for token in wanted)
     return long[:_SHORT], long
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from llamahome.errors import ConfigError
 from llamahome.model.export.quantized import quantization_of
 from llamahome.model.fingerprints import fingerprint
-from llamahome.model.load import check_folder
 from llamahome.model.load_packed import quantized_twice
+from llamahome.model.model_folder import check_folder
 from llamahome.model.quantize import Kind, write_quantized
 from llamahome.rundir import QUANTIZED_MODELS, as_typed
 

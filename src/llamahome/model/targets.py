@@ -16,10 +16,9 @@ from transformers import PreTrainedModel
 
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.packing import decoder_of
+from llamahome.model.router_names import is_gate, routes
 
 ALL = "all-linear"
-_GATES = re.compile(r"(.*_)?(gate|router)s?|wg")
-"""Matches names of routers: mlp.gate, mlp.gate.wg, router.layer, shared_expert_gate."""
 OTHER_MODALITIES = re.compile(r"(^|[._])(vision|visual|image|img|audio|speech|video)")
 """Matches paths of modules that read no text."""
 _STACKED_FROM = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj"}
@@ -181,12 +180,9 @@ def _first_count(owners: Sequence[object], names: Sequence[str]) -> int | None:
 
 
 def _is_router(path: str, layer: nn.Module, blocks: dict[str, _ExpertBlock]) -> bool:
-    """Whether a layer in an expert block has the name of a router or one output per expert."""
-    for prefix, block in blocks.items():
-        if path.startswith(prefix):
-            parts = path.removeprefix(prefix).split(".")
-            return any(_GATES.fullmatch(part) for part in parts) or getattr(layer, "out_features", 0) == block.experts
-    return False
+    """Whether a layer is in an expert block and routes tokens to its experts."""
+    prefix = next((prefix for prefix in blocks if path.startswith(prefix)), None)
+    return prefix is not None and routes(path.removeprefix(prefix), getattr(layer, "out_features", 0), blocks[prefix].experts)
 
 
 @torch.no_grad()
@@ -230,7 +226,7 @@ def _names(name: str, path: str) -> bool:
 def _may_name_router(name: str) -> bool:
     """Whether `name` may select a router: `gate` and `router.layer` do; `down_proj` does not, although a router may contain one."""
     parts = name.split(".")
-    return len(parts) > 1 or any(_GATES.fullmatch(part) for part in parts)
+    return len(parts) > 1 or any(map(is_gate, parts))
 
 
 def _ends_with(path: str, name: str) -> bool:

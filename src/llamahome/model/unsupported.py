@@ -55,6 +55,8 @@ def missing_weights(config: Any, missing: Sequence[str]) -> str:
     message = f"{len(missing)} of its weights {'is' if len(missing) == 1 else 'are'} in no file, for example {missing[0]}"
     if architectures and not re.search(r"ForCausalLM|LMHead|ConditionalGeneration", architectures):
         return f"it is a {architectures}, which does not continue a text: {message}"
+    if not getattr(config, "tie_word_embeddings", False) and all(re.search(r"(^|\.)(lm_head|embed_out)\.", name) for name in missing):
+        return f'{message}; if the output head is the embedding, config.json says so with "tie_word_embeddings": true'
     return message
 
 

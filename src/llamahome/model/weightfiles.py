@@ -53,11 +53,11 @@ def check_adapter_file(folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of the weights: those that the index lists, even if missing, or model.safetensors, or every .safetensors file."""
-    if (folder / INDEX).is_file():
-        return [folder / name for name in _listed_files(folder / INDEX)]
+    """The files of the weights: model.safetensors, which transformers takes first, or those that the index lists, even if missing."""
     whole = folder / "model.safetensors"
-    return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
+    if whole.is_file() or not (folder / INDEX).is_file():
+        return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
+    return [folder / name for name in _listed_files(folder / INDEX)]
 
 
 def write_index(folder: Path, file_of: Mapping[str, str], *, nbytes: int) -> None:

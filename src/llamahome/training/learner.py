@@ -26,6 +26,7 @@ from llamahome.model.packing import packing_of
 from llamahome.model.place import place, trained_parameters
 from llamahome.model.recompute import tile_blocks
 from llamahome.model.shard import Placement, replicated, sharded
+from llamahome.model.stored_weights import unused_note
 from llamahome.model.stream import held_bytes
 from llamahome.monitoring.resources import free_memory_bytes, memory_limit_bytes
 from llamahome.monitoring.throughput import model_flops_per_token
@@ -72,7 +73,7 @@ def make_learner(
     """
     model, backend, training = base.model, base.backend, config.training
     passes = packing_of(model).remarks(documents=rows, passes=tokens / backend.micro_batch_tokens)
-    for line in (unused_gpu_note(config, world.device), *backend.performance_notes(model), *passes):
+    for line in (unused_gpu_note(config, world.device), unused_note(model), *backend.performance_notes(model), *passes):
         if line is not None:
             say(line)
     saved: SavedModel = model

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llamahome.data.checks.answer_quality import languages_known, open_identifier, rare_languages
 from llamahome.data.checks.duplicates import content_key, in_common, near_repeats, repeats, same_letters, sign, word_runs
-from llamahome.data.checks.repair_text import lost_at, misread_at, redecoded, unprintable_at
+from llamahome.data.checks.repair_text import as_json, lost_at, misread_at, redecoded, unprintable_at
 from llamahome.data.records import Conversation, Row
 from llamahome.data.rows.jsonpath import change_strings, path_in, put, rename, show_path, strings, value_at
 
@@ -190,3 +190,13 @@ def test_a_language_is_rare_only_among_many_clear_rows() -> None:
     assert rare_languages(["en"] * 150 + ["de"] + [""] * 500) == ("en", {"de"})
     assert rare_languages(["en"] * 90 + ["de"]) == ("", set())
     assert rare_languages(["en"] * 150 + ["de"] * 10) == ("en", set())
+
+
+@pytest.mark.parametrize("line", ['{"a": 1},', ',{"a": 1}', ' {"a": 1} , ', '{"a": 1,},', "{'a': 1},"])
+def test_a_line_of_an_array_is_its_object(line: str) -> None:
+    assert json.loads(as_json(line) or "null") == {"a": 1}
+
+
+@pytest.mark.parametrize("line", ["[", "],", "[1],", '[{"a": 1},', '{"a": 1}]', '{"a": 1}}', '[{"a": 1}]', '{"a": [1}', '"a",'])
+def test_a_line_that_is_no_object_with_commas_around_it_is_left(line: str) -> None:
+    assert as_json(line) is None

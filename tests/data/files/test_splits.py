@@ -273,3 +273,21 @@ def test_parquet_by_split_is_read_like_lines() -> None:
         table = pa.Table.from_pylist([{"text": f"{split} {n}"} for n in range(count)])
         pq.write_table(table, f"d/data/{split}-00000-of-00001.parquet")
     assert isinstance(locate("d"), Located) and inside(locate("d").files) == ["data/train-00000-of-00001.parquet"]
+
+
+@pytest.mark.parametrize("test", ["holdout.jsonl", "heldout/rows.jsonl", "my_holdout_v2.jsonl"])
+def test_held_out_rows_are_a_test_split(test: str) -> None:
+    located = locate(make(["train.jsonl", test]))
+    assert inside(located.files) == ["train.jsonl"] and [split for split, _ in located.apart] == ["test"]
+
+
+@pytest.mark.parametrize(
+    "configs",
+    [
+        "configs:\n- config_name: default\n  data_files: {train: a.jsonl, test: b.jsonl}\n",
+        "configs:\n  config_name: default\n  data_files:\n  - {split: train, path: a.jsonl}\n  - {split: test, path: b.jsonl}\n",
+    ],
+)
+def test_splits_in_a_readme_are_read_in_other_forms_too(configs: str) -> None:
+    located = locate(make(["a.jsonl", "b.jsonl"], others={"README.md": f"---\n{configs}---\n"}))
+    assert inside(located.files) == ["a.jsonl"] and [split for split, _ in located.apart] == ["test"]

@@ -11,9 +11,9 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -46,7 +46,7 @@ _TEMPLATE_FIELD = re.compile(
     rf"\$?\{{{{?\s*{_NAME}\s*\}}}}?|%\({_NAME}\)s|<(?:answer|response|completion)>"
     rf"|[<\[](?:insert|enter|add|write|put|your)\b[ _][^<>\[\]\n]{{0,60}}[>\]]"
 )
-_STUB = re.compile(r"(?:todo|tbd|fixme|n/a|nan|placeholder|to be (?:done|added|written|filled in))[.!:]?")
+_STUB = re.compile(r"(?:todo|tbd|fixme|#?n/a|nan|<na>|#(?:value|ref|name)|placeholder|to be (?:done|added|written|filled in))[.!:]?")
 _JSON_START = re.compile(r"""\{\s*"[^"\n]{1,80}"\s*:|\[\s*\{\s*"[^"\n]{1,80}"\s*:""")
 _NUMBERED = re.compile(r"\s*\d+[.)]")
 _CODE_FENCE = re.compile(r"^[ ]{0,3}(`{3,}|~{3,})(.*)$", re.M)
@@ -80,14 +80,19 @@ def learned_answers(conversation: Conversation, *, train_on: Literal["assistant"
         return [conversation.text]
     if train_on != "last" and not conversation.context_only:
         every = [turn for turn in conversation.turns if turn["role"] == "assistant"]
-        return [turn.get("content") or "" for turn in every if len(turn) == 2 or (turn.get("content") or "").strip()]
+        return _texts_of(every)
     numbers = [at for at, turn in enumerate(conversation.turns) if turn["role"] == "assistant"]
     if train_on == "last":
         numbers = numbers[-1:]
     if conversation.context_only:
         numbers = [at for at in numbers if at not in conversation.context_only]
     turns = [conversation.turns[at] for at in numbers]
-    return [turn.get("content") or "" for turn in turns if len(turn) == 2 or (turn.get("content") or "").strip()]
+    return _texts_of(turns)
+
+
+def _texts_of(turns: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The texts of the turns; none for a turn that only calls tools."""
+    return [turn.get("content") or "" for turn in turns if "tool_calls" not in turn or (turn.get("content") or "").strip()]
 
 
 def end_class(answer: str) -> int:

@@ -12,9 +12,9 @@ from typing import Any
 from llamahome.data.checks.repair_text import as_json, redecoded
 from llamahome.data.files.encoding import codec_of
 from llamahome.data.files.jsontext import without_repeats
-from llamahome.data.rows.formats import MESSAGE_ROLES, SHAREGPT_ROLES
 from llamahome.data.rows.jsonpath import Steps, change_strings, leads, path_in, put, rename, show_path, value_at
 from llamahome.data.rows.row_error import nearest
+from llamahome.data.rows.turns import MESSAGE_ROLES, SHAREGPT_ROLES
 from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.errors import Problem
 

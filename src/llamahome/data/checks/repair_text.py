@@ -91,9 +91,14 @@ _MAX_CHARACTERS = 1 << 20
 
 def as_json(text: str) -> str | None:
     """The text as a JSON object; None if it already is one, or if that takes guessing."""
-    if len(text) > _MAX_CHARACTERS or not text.lstrip().startswith("{") or _is_json(text):
+    if len(text) > _MAX_CHARACTERS or _is_json(text):
         return None
-    changed = text
+    element = text.strip().strip(",").strip()  # lines of an array have a comma after each element
+    if not element.startswith("{"):
+        return None
+    if element != text.strip() and _is_json(element):
+        return element
+    text = changed = element
     for pattern in (_COMMENT, _LAST_COMMA):
         changed = pattern.sub(lambda match: match[1] or "", changed)
     if changed != text and _is_json(changed):

@@ -35,6 +35,7 @@ from llamahome.data.rows.detect import detect
 from llamahome.data.rows.formats import understand
 from llamahome.data.rows.jsonpath import path_in, show_path, strings
 from llamahome.data.rows.markup import markup_problem
+from llamahome.data.rows.rendered import rendered_problem
 from llamahome.data.store.pairs import learned_of, sides, together
 from llamahome.data.store.truncation import Truncation
 from llamahome.data.text.end_tokens import end_setting
@@ -148,8 +149,9 @@ class RowChecker:
         text = all_text(result)
         if not text.isascii() or text.encode().translate(None, _PLAIN):
             findings += _damaged_text(row, RowLocation(row.source, inside, line))
-        if result.text is not None and not refused and (problem := markup_problem(result.text, row.source, row.where)) is not None:
-            findings.append(Found("warning", problem, RowLocation(row.source, inside, line)))
+        if result.text is not None and not refused:
+            problems = (markup_problem(result.text, row.source, row.where), rendered_problem(result.text, row.where))
+            findings += [Found("warning", problem, RowLocation(row.source, inside, line)) for problem in problems if problem is not None]
         answers = () if refused else learned_answers(result, train_on=data.train_on)
         for answer in answers:
             if find_weakness(answer) is not None:

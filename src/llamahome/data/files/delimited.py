@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from llamahome.data.files.byte_ranges import RangeFormat
-from llamahome.data.files.commands import break_at_returns, sibling
+from llamahome.data.files.commands import break_at_returns, lists_of_python, sibling
+from llamahome.data.files.csv_dialects import other_dialect
 from llamahome.data.files.csv_records import QUOTE, find_records
 from llamahome.data.files.guarded_file import LONGEST_ROW, GuardedFile
 from llamahome.data.files.index import NO_LINES, Notify, RowStarts
@@ -103,6 +104,8 @@ def _read_header(file: GuardedFile, notify: Notify, *, usual: str) -> _Header:
         raise DataError(text)
     tested = head[begin:].decode("utf-8", "replace")
     delimiter = delimiter or _find_delimiter(tested, usual=usual, whole=whole)
+    if not file.is_copy and (other := other_dialect(file.path, tested, delimiter, whole=whole)) is not None:
+        raise DataError(_bad(file.path, line, f"the table is not written in the usual way: {other[0]}", raw, other[1]))
     cells = _split(file.path, line, text, delimiter) if text else []
     if isinstance(cells, Problem):
         raise DataError(cells)
@@ -213,7 +216,8 @@ def _parse(header: _Header, raw: bytes, line: int, number: int) -> Row | Problem
     try:
         return Row(index=number, source=path, line=line, value=row_value(values))
     except BadValue as error:
-        return _bad(path, line, str(error), raw)
+        command = None if error.python_list is None else lists_of_python(path, error.python_list, header.delimiter)
+        return _bad(path, line, str(error), raw, command)
 
 
 def _split(path: str, line: int, text: str, delimiter: str) -> list[str] | Problem:

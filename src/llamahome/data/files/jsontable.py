@@ -3,6 +3,7 @@
     list     {"prompt": ["a", "b"], "completion": ["c", "d"]}             DataFrame.to_dict("list")
     columns  {"prompt": {"0": "a", "1": "b"}, "completion": {...}}        DataFrame.to_json()
     index    {"0": {"prompt": "a", "completion": "c"}, "1": {...}}        to_json(orient="index")
+    keyed    {"x7": {"prompt": "a", "completion": "c"}, "x9": {...}, ...} rows by a name of each
     split    {"columns": ["prompt", ...], "index": [0, 1], "data": [["a", "c"], ...]}
     table    {"schema": {...}, "data": [{"index": 0, "prompt": "a", ...}, ...]}
     values   [["a", "c"], ["b", "d"]]
@@ -27,6 +28,7 @@ _ROWS = {
     "list": "[dict(zip(t,r)) for r in zip(*t.values())]",
     "columns": "[{k:c.get(i) for k,c in t.items()} for i in dict.fromkeys(i for c in t.values() for i in c)]",
     "index": "list(t.values())",
+    "keyed": "list(t.values())",
     "split": "[dict(zip(t['columns'],r)) for r in t['data']]",
     "table": "t['data']",
 }
@@ -35,6 +37,7 @@ _DESCRIPTION = {
     "list": "one object of columns, each a list, as DataFrame.to_dict('list') of pandas writes it",
     "columns": "one object of columns, each an object by row, as DataFrame.to_json() of pandas writes it",
     "index": "one object of rows by their index, as DataFrame.to_json(orient='index') of pandas writes it",
+    "keyed": "one object of rows, each under a name of its own",
     "split": "a table in columns, index and data, as DataFrame.to_json(orient='split') of pandas writes it",
     "table": "a table with its schema, as DataFrame.to_json(orient='table') of pandas writes it",
     "values": "rows without the names of their columns, as DataFrame.to_json(orient='values') of pandas writes it",
@@ -81,6 +84,8 @@ def shape_of(value: object) -> str | None:
             return "index"
         if len({frozenset(part) for part in parts}) == 1 and all(_NUMBER.fullmatch(key) for key in parts[0]):
             return "columns"
+        alike = len(parts) > 2 and len({frozenset(part) for part in parts}) == 1 and len(parts[0]) > 1
+        return "keyed" if alike and all(isinstance(cell, str) for cell in list(parts[0].values())[:1]) else None
     return None
 
 
@@ -97,7 +102,7 @@ def rows_of(value: Any, shape: str) -> list[dict[str, Any]] | None:
         return [{name: column.get(number) for name, column in value.items()} for number in order]
     if shape == "split":
         return [dict(zip(value["columns"], row, strict=True)) for row in value["data"]]
-    if shape == "index":
+    if shape in ("index", "keyed"):
         return list(value.values())
     return list(value["data"]) if shape == "table" else None
 

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Literal
 
-from llamahome.data.files.commands import extract_list, list_within, move
+from llamahome.data.files.commands import extract_list, is_row, lines_of_objects, list_within, move
 from llamahome.data.files.encoding import to_utf8, wide_encoding
 from llamahome.data.files.guarded_file import GuardedFile
 from llamahome.data.files.jsonrow import excerpt
@@ -137,8 +137,12 @@ def _no_rows(path: str, head: bytes) -> Problem:
         target = shlex.quote(str(Path(path).with_suffix(".jsonl")))
         hint = f"jq -c . {shlex.quote(path)} > {target}" if Path(path).suffix == ".json" else None
     elif rows.startswith("{"):
-        what, key = "an object over several lines", list_within(json_or_none(whole))
-        hint = hint if key is None else extract_list(path, key)
+        what, value = "an object over several lines", json_or_none(whole)
+        key = list_within(value)
+        if is_row(value):
+            hint = lines_of_objects([path], Path(path).with_suffix(".jsonl"))
+        elif key is not None:
+            hint = extract_list(path, key)
     else:
         what = "neither an array nor objects"
     message = f"the file holds {what}, not an array of rows"

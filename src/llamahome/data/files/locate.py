@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llamahome.data.files.commands import ROWS_OF_SHEET, run_python
+from llamahome.data.files.commands import ROWS_OF_SHEET, is_row, run_python
 from llamahome.data.files.guarded_file import unreadable
 from llamahome.data.files.hub import fetch, is_hub_id
 from llamahome.data.files.index import Notify
+from llamahome.data.files.jsontext import json_or_none
 from llamahome.data.files.kinds import ENDINGS, ending, holds_rows, is_read, is_text
 from llamahome.data.files.signatures import conversion_by_content
 from llamahome.data.files.split_files import DESCRIBING, find_splits
@@ -31,6 +32,7 @@ _UNPACK = {
     ".bz2": "bunzip2 --keep {}",
     ".xz": "xz --decompress --keep {}",
 }
+_SMALL = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,19 @@ def _empty_folder(path: str, names: Sequence[str]) -> Problem:
         return Problem(code="data.empty-folder", message=message, where=path, hint=hint)
     shown = ", ".join(os.path.relpath(name, path) for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     message = f"the folder holds no data file; it holds {shown}"
+    if len(json_names := [name for name in names if ending(name) == ".json"]) > 1 and is_row(_read_json(json_names[0])):
+        message = f"the folder holds {len(json_names):,} files of one object over several lines, for example {Path(json_names[0]).name}"
+        command = f"cat {shlex.quote(path)}/*.json | jq -c . > {shlex.quote(path.rstrip('/') + '.jsonl')}"
+        return Problem(code="data.empty-folder", message=message, where=path, hint=command)
     return Problem(code="data.empty-folder", message=message, where=path, hint=_conversion(names[0]))
+
+
+def _read_json(path: str) -> object:
+    """The value in a small file; None if it is not JSON."""
+    try:
+        return json_or_none(Path(path).read_bytes()) if Path(path).stat().st_size < _SMALL else None
+    except OSError:
+        return None
 
 
 def _below(path: str) -> Iterator[str]:

@@ -5,7 +5,8 @@ file except for white space at its beginning. A part that is only white space be
 """
 
 import codecs
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,25 +24,43 @@ from llamahome.units import show_bytes
 
 _LOOK = 64
 _TESTED_LINES = 20
+_NAME = re.compile(rb"\"?[^\W\d][\w ]{0,30}\"?")
+"""Matches the name of a column."""
 
 
 def text_layout(file: GuardedFile, notify: Notify) -> RangeFormat:
-    """How to read the file as text; notifies about a long text, and about one that is really JSON lines."""
+    """How to read the file as text; notifies about a long text, and about one that is really rows."""
     longest = file.limits.text_row
     if file.size > longest:
         notify(f"{file.path}: {show_bytes(file.size)} of text, cut at blank lines into rows of at most {show_bytes(longest)}")
-    _notify_of_json(file, notify)
+    _notify_of_rows(file, notify)
     return RangeFormat(f"text {longest}", scan_text, _without_mark, partial(_parse, file.path))
 
 
-def _notify_of_json(file: GuardedFile, notify: Notify) -> None:
+def _notify_of_rows(file: GuardedFile, notify: Notify) -> None:
+    """Say that a text is rows in another form, and how it would be read as such."""
     head = file.head()
     lines = head.removeprefix(codecs.BOM_UTF8).split(b"\n")
     tested = [line for line in (lines if len(head) == file.size else lines[:-1])[:_TESTED_LINES] if line.strip()]
-    if tested and all(map(is_object, tested)):
-        renamed = Path(file.path).with_suffix(".jsonl")
+    what, ending = _rows_in(head, tested)
+    if what:
+        renamed = Path(file.path).with_suffix(ending)
         command = "" if file.is_copy or renamed.exists() else f": {move(file.path, renamed)}"
-        notify(f"{file.path}: the lines are JSON objects, and are learned as text; under a name that ends in .jsonl they are rows{command}")
+        notify(f"{file.path}: {what}, and are learned as text; under a name that ends in {ending} they are rows{command}")
+
+
+def _rows_in(head: bytes, lines: Sequence[bytes]) -> tuple[str, str]:
+    """What the lines are if they are rows, and the ending under which they are read so; ("", "") for a text."""
+    if lines and all(map(is_object, lines)):
+        return "the lines are JSON objects", ".jsonl"
+    if re.match(rb"(\xef\xbb\xbf)?\s*\[\s*\{\s*\"", head):
+        return "the lines are an array of JSON objects", ".json"
+    for delimiter, ending in ((b"\t", ".tsv"), (b",", ".csv"), (b";", ".csv")):
+        names = [name.strip() for name in lines[0].split(delimiter)] if len(lines) > 2 else []
+        equal = len(names) > 1 and {line.count(delimiter) for line in lines} == {len(names) - 1}
+        if equal and all(map(_NAME.fullmatch, names)) and not (delimiter == b"," and b" " in lines[0]):
+            return "the lines have the form of a table", ending
+    return "", ""
 
 
 def scan_text(file: GuardedFile) -> Iterator[RowStarts]:

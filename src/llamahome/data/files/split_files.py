@@ -18,8 +18,8 @@ from llamahome.errors import DataError, Problem
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 _WORDS = {
     **dict.fromkeys(("train", "training"), TRAIN),
-    **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), VALIDATION),
-    **dict.fromkeys(("test", "testing"), TEST),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "devel", "development", "eval", "evaluation"), VALIDATION),
+    **dict.fromkeys(("test", "testing", "holdout", "heldout"), TEST),
 }
 _FILLERS = {"data", "dataset", "set", "split", "partial"}
 _SHARD = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}(-[0-9a-f]{8,})?")
@@ -155,6 +155,7 @@ def _configs(readme: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError, YamlTrouble):  # then the names of the files decide
         return []
     configs = value.get("configs") if isinstance(value, dict) else None
+    configs = [configs] if isinstance(configs, dict) else configs
     return [config for config in configs if isinstance(config, dict)] if isinstance(configs, list) else []
 
 
@@ -162,6 +163,8 @@ def _patterns(data_files: object) -> list[tuple[str, list[str]]]:
     """Splits and their patterns; patterns without a split are those of train, as on the hub."""
     if isinstance(data_files, str):
         return [(TRAIN, [data_files])]
+    if isinstance(data_files, dict):  # not as the hub asks for it, but its meaning is clear
+        data_files = [{"split": split, "path": path} for split, path in data_files.items()]
     patterns: list[tuple[str, list[str]]] = []
     for entry in data_files if isinstance(data_files, list) else ():
         if isinstance(entry, str):

@@ -215,7 +215,7 @@ def _refuse_split(path: str, splits: Mapping[str, list[str]], wanted: Wanted) ->
     if wanted.split is not None:
         raise _unknown("split", wanted.split, list(splits), path)
     for role in wanted.prefer:
-        names = [name for name in splits if role_of(name) == role]
+        names = sorted((name for name in splits if role_of(name) == role), key=lambda name: "sft" not in words_of(name))
         if names:
             message = f"{len(names)} splits are called {role}: {', '.join(names)}"
             hint = f"--set data.split={names[0]}   reads one"

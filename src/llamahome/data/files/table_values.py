@@ -3,6 +3,7 @@
 Text stays as it is: 00123 is not a number, and an empty cell is not null. Only a column that a format reads as a list may hold JSON.
 """
 
+import ast
 import json
 import math
 from datetime import date, datetime, time, timedelta
@@ -19,6 +20,11 @@ _CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",
 
 class BadValue(Exception):
     """A cell that should hold JSON and does not."""
+
+    def __init__(self, message: str, *, python_list: str | None = None) -> None:
+        super().__init__(message)
+        self.python_list = python_list
+        """The column, if the cell is a list that Python can read."""
 
 
 def row_value(cells: dict[str, Any]) -> dict[str, Any]:
@@ -70,4 +76,12 @@ def _json_or_text(name: str, value: Any) -> Any:
     except ValueError as error:
         python = value.lstrip()[:3] in _PYTHON_LISTS
         why = "; it is Python's notation: write it with json.dumps" if python else f" ({error})"
-        raise BadValue(f"column {name} holds a list that is not JSON{why}") from error
+        column = name if python and _is_python(value) else None
+        raise BadValue(f"column {name} holds a list that is not JSON{why}", python_list=column) from error
+
+
+def _is_python(text: str) -> bool:
+    try:
+        return isinstance(ast.literal_eval(text), list)
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        return False

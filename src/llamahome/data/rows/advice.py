@@ -6,31 +6,34 @@ person knows, and no row has a key of that name.
 
 import json
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llamahome.data.files.commands import extract_list, list_within
 from llamahome.data.files.jsonrow import excerpt
 from llamahome.data.files.kinds import ending
+from llamahome.data.files.split_files import role_of
 from llamahome.data.records import Row
 from llamahome.data.rows.column_roles import (
-    CHOICES,
     COMPLETION,
+    CONTEXT,
     PROMPT,
     WEAK_PROMPT,
     ColumnRoles,
     Unclear,
     answer_of,
+    choice_columns,
     context_columns,
     find_roles,
     first_answer,
     plain_name,
+    says_avoided,
     system_column,
 )
-from llamahome.data.rows.columns import columns_of
-from llamahome.data.rows.formats import KEYS, Names, has_history, text_column
+from llamahome.data.rows.columns import columns_of, setting
+from llamahome.data.rows.formats import KEYS, Names, text_column
 from llamahome.data.rows.row_error import nearest
+from llamahome.data.rows.row_parts import has_history
 from llamahome.data.rows.turns import TURN_LISTS, are_pairs, are_texts, opened, turn_keys, turn_list
 from llamahome.errors import Problem
 
@@ -39,19 +42,8 @@ _FORMATS = ", ".join(KEYS)
 _SPELLING = 0.85
 """Similarity of two spellings of one name: `respone` and `response` (0.93), not `prompt_id` and `prompt` (0.80)."""
 _SHOWN_UNREAD = 6
-_LABELS = ("label", "labels", "class", "category", "sentiment", "rating", "score", "intent")
-
-
-def setting(**columns: str) -> str:
-    """The option that sets data.columns, quoted for a shell."""
-    inside = ", ".join(f"{ours}: {_yaml(theirs)}" for ours, theirs in columns.items())
-    return f"--set {shlex.quote(f'data.columns={{{inside}}}')}"
-
-
-def _yaml(text: str) -> str:
-    """The text as a value inside a YAML mapping on one line."""
-    plain = re.fullmatch(r"[A-Za-z][\w-]*(?: [\w-]+)*", text) and text.lower() not in ("true", "false", "null", "yes", "no", "on", "off")
-    return text if plain else json.dumps(text, ensure_ascii=False)
+_SPLIT_COLUMNS = ("split", "splits", "data_split", "dataset_split", "set", "subset", "partition", "fold")
+_LABELS = ("label", "labels", "code", "class", "category", "sentiment", "rating", "score", "intent")
 
 
 def reason(value: Mapping[str, Any], name: str, names: Names) -> str:
@@ -60,7 +52,9 @@ def reason(value: Mapping[str, Any], name: str, names: Names) -> str:
     if name in ("messages", "sharegpt"):
         key = turn_list(value, names) or ""
         shown = _shown_turns(value, key, name)
-        read.add(key)
+        system = None if names else system_column(value)
+        shown += f" and `{system}` (the system text)" if system not in (None, "system") and value.get(system or "") else ""
+        read |= {key, system or "system"}
     elif name == "text":
         key = text_column(value, names)
         shown, read = f"`{key}`, and no other key that a format knows", read | {key}
@@ -136,8 +130,20 @@ def other_keys(value: Mapping[str, Any]) -> dict[str, Any]:
     return {name: part for name, part in value.items() if name not in (key, *TURN_LISTS)}
 
 
-def unknown(rows: Sequence[Row], inner_format: str | None, *, inner_is_turn: bool) -> Problem:
-    """The problem of rows in no format. The other parameters are about the objects in a list within the first row."""
+def split_column(value: Mapping[str, Any]) -> str:
+    """A note if a column says which split the row belongs to, because rows of all splits are read then; "" for other rows."""
+    key = next((key for key in value if isinstance(key, str) and plain_name(key) in _SPLIT_COLUMNS), None)
+    written = "" if key is None else value[key]
+    if not isinstance(written, str) or not written or role_of(written) is None:
+        return ""
+    return f"; `{key}` says {written}, and rows of every split are read: write those to train on into a file of their own"
+
+
+def unknown(rows: Sequence[Row], inner_format: str | None, *, inner_is_turn: bool, nested: str | None) -> Problem:
+    """The problem of rows in no format; `nested` is what makes rows of objects that hold them.
+
+    The other parameters are about the objects in a list within the first row.
+    """
     row = rows[0]
     roles = find_roles(row.value)
     keys = ", ".join(f'"{key}"' for key in list(row.value)[:12]) or "none"
@@ -146,9 +152,13 @@ def unknown(rows: Sequence[Row], inner_format: str | None, *, inner_is_turn: boo
     if isinstance(roles, Unclear) and roles.why:
         code, message = "data.unclear-columns", f"{roles.why}; set data.columns to choose; the keys here are {keys}"
     within = list_within(row.value)
-    if within is not None and inner_format:
+    if nested is not None:
+        hint = nested
+    elif within is not None and inner_format:
         alone = len(rows) == 1 and ending(row.source) == ".json"
-        in_lines = f'the rows ({inner_format}) are in the list "{within}": write each of them on a line of its own'
+        beside = [key for key, cell in row.value.items() if isinstance(cell, str) and plain_name(key) in (*PROMPT, *CONTEXT)]
+        with_them = f", with {' and '.join(beside)} in each" if beside else ""
+        in_lines = f'the rows ({inner_format}) are in the list "{within}": write each of them on a line of its own{with_them}'
         hint = extract_list(row.source, within) if alone else in_lines
     elif within is not None and inner_is_turn:
         hint = setting(messages=within)
@@ -159,13 +169,16 @@ def unknown(rows: Sequence[Row], inner_format: str | None, *, inner_is_turn: boo
 def _mapping(rows: Sequence[Row], unclear: Unclear) -> str | None:
     """The setting that reads these rows, complete if it is certain."""
     value, texts = rows[0].value, _text_columns(rows)
-    if any(plain_name(key) in CHOICES for key in value) and unclear.candidates["prompt"]:
-        return "write each question with its choices as one text, in a column of its own, and name it in data.columns"
+    choices = choice_columns(value)
+    if choices and unclear.candidates["prompt"]:
+        return _with_choices(value, choices, unclear)
+    if unclear.rated:
+        return "write the answer that is to be learned as one text, in a column of its own, and name it in data.columns"
     if not value:
         return None
     prompts, answers, context = (list(unclear.candidates[role]) for role in ("prompt", "completion", "context"))
     prompts = prompts or _misspelt(texts, (*PROMPT, *WEAK_PROMPT[0]))
-    answers = answers or _misspelt([key for key in texts if key not in prompts], COMPLETION)
+    answers = answers or _misspelt([key for key in texts if key not in prompts and not says_avoided(key)], COMPLETION)
     if not (prompts or answers or context) and len(texts) == len(value) == 1:
         return setting(text=texts[0]) if _is_one_text(rows, texts[0]) else None
     only_context = len(context) == 1 and {*context, *answers} == {*texts} and len(texts) == 2
@@ -184,6 +197,15 @@ def _mapping(rows: Sequence[Row], unclear: Unclear) -> str | None:
         both = completion == _PLACEHOLDER
         choice = f"the keys to read and to learn for {_PLACEHOLDER}" if both else f"the key to read for {_PLACEHOLDER}"
     return f'{shown}   with {choice}; "{{a}} {{b}}" joins two keys'
+
+
+def _with_choices(value: Mapping[str, Any], choices: Sequence[str], unclear: Unclear) -> str:
+    """The setting that puts a question before its choices, if each has a column of its own and the roles are clear."""
+    questions, answers = unclear.candidates["prompt"], unclear.candidates["completion"]
+    if len(choices) < 2 or len(questions) != 1 or len(answers) != 1 or any(re.search(r"[{}]", key) for key in (*questions, *choices)):
+        return "write each question with its choices as one text, in a column of its own, and name it in data.columns"
+    prompt = "\n".join((f"{{{questions[0]}}}", *(f"{key}: {{{key}}}" for key in choices)))
+    return setting(prompt=prompt, completion=answers[0] if isinstance(value[answers[0]], str) else f"{{{answers[0]}}}")
 
 
 def _is_one_text(rows: Sequence[Row], key: str) -> bool:
@@ -206,18 +228,3 @@ def _misspelt(columns: Sequence[str], known: Sequence[str]) -> list[str]:
     """The one column whose name is nearly a known one; none if there are several."""
     near = [key for key in columns if nearest(plain_name(key), known, cutoff=_SPELLING)]
     return near if len(near) == 1 else []
-
-
-def good_answers(value: Mapping[str, Any], chosen: str) -> str | None:
-    """The setting that learns only the better answers of preference pairs; None if their prompt is not known."""
-    answer = value[chosen]
-    if isinstance(answer, list):
-        first = answer[0].get("role", answer[0].get("from")) if answer and isinstance(answer[0], dict) else None
-        if first != "assistant" or not isinstance(value.get("prompt"), list):
-            return setting(messages=chosen) if first in ("user", "human", "system") else None
-    questions = {key: part for key, part in value.items() if plain_name(key) not in COMPLETION}
-    roles = find_roles(questions, {"completion": chosen})
-    if isinstance(roles, Unclear):
-        return None
-    prompt = roles.prompt if not roles.context else "\n\n".join(f"{{{key}}}" for key in (roles.prompt, *roles.context))
-    return setting(prompt=prompt, completion=chosen)

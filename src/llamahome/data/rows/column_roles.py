@@ -18,6 +18,7 @@ SYSTEM = ("system", "system_prompt", "system_message", "system_instruction", "sy
 PROMPT = (
     *("prompt", "question", "query", "instruction", "instructions", "problem", "request"),
     *("user", "human", "ask", "user_prompt", "user_message", "user_input", "user_query", "prompt_text", "question_text"),
+    "text_input",
 )
 WEAK_PROMPT = (("input", "inputs", "input_text"), ("source", "sources", "source_text", "src"))
 """Questions only if nothing else is: beside an instruction `input` is its context, and `source` says where the row is from."""
@@ -25,7 +26,7 @@ CONTEXT = ("context", "passage", "background", "document", "article", "paragraph
 COMPLETION = (
     *("completion", "response", "output", "answer", "answers", "solution", "reply", "target", "chosen"),
     *("assistant", "gpt", "bot", "model_response", "assistant_response", "model_output", "output_text", "target_text"),
-    *("outputs", "responses", "targets", "tgt", "response_text", "answer_text", "completion_text"),
+    *("outputs", "responses", "targets", "tgt", "response_text", "answer_text", "completion_text", "text_output"),
     *("correct_answer", "best_answer", "final_answer", "expected_answer", "expected_output", "reference_answer"),
 )
 TEXTS = (
@@ -47,7 +48,15 @@ _METADATA = {
 }
 """Columns that describe a row and are never its question."""
 CHOICES = ("choices", "options", "endings", "candidates", "alternatives")
+_ONE_CHOICE = re.compile(r"(?:(?:option|choice|op|opt|alternative|ending)_?)?[a-e]|(?:option|choice|alternative|ending)_?[0-9]")
+"""Matches the name of a column that holds one of several choices: `A`, `option_b`, `choice1`, `opc`."""
+_AVOIDED = {
+    *("rejected", "reject", "wrong", "incorrect", "bad", "worse", "worst", "losing", "loser", "undesirable", "dispreferred", "unchosen"),
+    *("negative", "nonpreferred", "false", "distractor", "refused", "unsafe", "hallucinated", "corrupted"),
+}
+"""Words in the names of answers that are not to be learned."""
 _ABOUT_TEXT = "text may be what the question is about"
+_RATED = "holds several answers"
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^0-9A-Za-z]+")
 
 
@@ -75,6 +84,8 @@ class Unclear:
     candidates: Mapping[Part, tuple[str, ...]] = field(default_factory=dict)
     text_is_context: bool = False
     """Whether `text` beside question and answer may be what the question is about."""
+    rated: bool = False
+    """Whether the answer is a list of which the columns do not say which one is to be learned."""
 
 
 @lru_cache(maxsize=4096)
@@ -97,7 +108,7 @@ def find_roles(value: Mapping[str, Any], given: Mapping[str, str] | None = None)
         roles |= _derived(roles, value, names)
     why = _unclear(roles, value, names, given)
     if why is not None:
-        return Unclear(why, roles, text_is_context=why == _ABOUT_TEXT)
+        return Unclear(why, roles, text_is_context=why == _ABOUT_TEXT, rated=_RATED in why)
     return ColumnRoles(roles["prompt"][0], roles["completion"][0], next(iter(roles["system"]), None), roles["context"])
 
 
@@ -110,6 +121,36 @@ def system_column(value: Mapping[str, Any]) -> str | None:
     """The one column that is the system text; None if there is none, or several."""
     columns = _first_rank({key: plain_name(key) for key in value if isinstance(key, str)}, (SYSTEM,), exact="system")
     return columns[0] if len(columns) == 1 else None
+
+
+def choice_columns(value: Mapping[str, Any]) -> tuple[str, ...]:
+    """The columns with the choices of a question: one with all of them, or one for each, at least two."""
+    names = {key: plain_name(key) for key in value if isinstance(key, str)}
+    together = next((key for key in names if names[key] in CHOICES), None)
+    single = tuple(key for key in names if _ONE_CHOICE.fullmatch(names[key]) and isinstance(value[key], str | int | float))
+    return (together,) if together is not None else single if len(single) > 1 else ()
+
+
+def says_avoided(key: str) -> bool:
+    """Whether the name of a column says that its answers are not to be learned."""
+    return not _AVOIDED.isdisjoint(plain_name(key).split("_"))
+
+
+def _several_rated(key: str, value: Mapping[str, Any]) -> str | None:
+    """Why one of several answers cannot be chosen: they are objects, or a column beside them rates each; None if they are alike."""
+    answers = value.get(key)
+    if not isinstance(answers, list) or len(answers) < 2:
+        return None
+    if all(isinstance(answer, dict) for answer in answers):
+        if {"role", "from", "speaker", "author", "sender", "name", "function"} & answers[0].keys():  # turns, or calls of tools
+            return None
+        return f"{key} {_RATED}, each an object with {', '.join(list(answers[0])[:4])}"
+    rating = next((name for name, cell in value.items() if name != key and _are_ratings(cell, len(answers))), None)
+    return None if rating is None or not all(isinstance(answer, str) for answer in answers) else f"{key} {_RATED}, rated in {rating}"
+
+
+def _are_ratings(cell: object, count: int) -> bool:
+    return isinstance(cell, list) and len(cell) == count and all(isinstance(one, int | float) for one in cell) and len({*cell}) > 1
 
 
 def answer_of(value: Mapping[str, Any], key: str) -> Any:
@@ -175,9 +216,11 @@ def _unclear(
             return f"{', '.join(columns[:-1])} or {columns[-1]} may be {what}"
     if {"prompt", "completion"} <= {*given, *value}:
         return None
-    choices = next((key for key in names if names[key] in CHOICES), None)
-    if choices is not None and "prompt" not in given:
-        return f"the question alone would lack its {choices}"
+    choices = choice_columns(value)
+    if choices and "prompt" not in given:
+        return f"the question alone would lack its {', '.join(choices)}"
+    if (several := _several_rated(roles["completion"][0], value)) is not None and "completion" not in given:
+        return several
     text, answer = value.get("text"), first_answer(value.get(roles["completion"][0]))
     about_text = isinstance(text, str) and isinstance(answer, str) and answer.strip() not in text and roles["prompt"] != ("text",)
     return _ABOUT_TEXT if about_text and not given else None

@@ -5,8 +5,10 @@ of a template whose columns are all empty in a row (missing, null or white space
 whose columns are all empty makes no text.
 """
 
+import json
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +20,18 @@ from llamahome.data.rows.row_error import RowError
 
 Names = Mapping[str, str]
 _LINE_ENDS = re.compile(r"(\n+)")
+
+
+def setting(**columns: str) -> str:
+    """The option that sets data.columns, quoted for a shell."""
+    inside = ", ".join(f"{ours}: {_yaml(theirs)}" for ours, theirs in columns.items())
+    return f"--set {shlex.quote(f'data.columns={{{inside}}}')}"
+
+
+def _yaml(text: str) -> str:
+    """The text as a value inside a YAML mapping on one line."""
+    plain = re.fullmatch(r"[A-Za-z][\w-]*(?: [\w-]+)*", text) and text.lower() not in ("true", "false", "null", "yes", "no", "on", "off")
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 @lru_cache(maxsize=256)

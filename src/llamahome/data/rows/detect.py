@@ -1,24 +1,24 @@
 """The format of the rows, found from the keys of the first of them, with the reason; never from the file's name."""
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NoReturn
 
 from llamahome.data.files.commands import list_within
 from llamahome.data.files.jsonrow import excerpt
-from llamahome.data.files.kinds import ending
-from llamahome.data.records import Conversation, Row
-from llamahome.data.rows.advice import alternative, good_answers, other_keys, reason, setting, unknown
+from llamahome.data.records import Row
+from llamahome.data.rows.advice import alternative, other_keys, reason, split_column, unknown
 from llamahome.data.rows.column_roles import ColumnRoles, find_roles
-from llamahome.data.rows.columns import columns_of, with_templates
-from llamahome.data.rows.formats import FORMATS, KEYS, OWN_NAMES, Names, text_column, understand
+from llamahome.data.rows.columns import columns_of, setting, with_templates
+from llamahome.data.rows.formats import FORMATS, KEYS, OWN_NAMES, Names, text_column
 from llamahome.data.rows.headerless import is_table, may_lack_names, names_written_before, no_header
+from llamahome.data.rows.judged import find_judged, refused
 from llamahome.data.rows.labels import why_labelled
+from llamahome.data.rows.nested import nested_rows
 from llamahome.data.rows.preferences import described, pair_columns
 from llamahome.data.rows.row_error import RowError, nearest, problem_at
+from llamahome.data.rows.single_messages import single_messages
 from llamahome.data.rows.turns import TURN_LISTS, opened, turn_keys, turn_list
 from llamahome.errors import DataError, Problem
 
@@ -87,10 +87,12 @@ def _detect(rows: Sequence[Row], names: Names) -> DetectedFormat:
     first_of: dict[str, Row] = {}
     count = 0
     problems: list[Problem] = []
+    judged = find_judged(rows, names)
+    if judged is not None:
+        raise DataError(refused(*judged))
+    if not names and (messages := single_messages(rows)) is not None:
+        raise DataError(messages)
     for row in rows:
-        preference = _preference(row, names)
-        if preference is not None:
-            raise DataError(preference)
         try:
             name = _format_of(with_templates(row.value, names), names)
         except RowError as error:
@@ -108,6 +110,7 @@ def _detect(rows: Sequence[Row], names: Names) -> DetectedFormat:
     without_turns = _by_keys(other_keys(row.value)) if name in ("messages", "sharegpt") else None
     value = with_templates(row.value, names)
     why = f"{which} has {reason(value, name, names)}" + alternative(row.value, name, names, without_turns)
+    why += split_column(row.value)
     return DetectedFormat(name, f"{why}; the first line names the columns and is no row" if may_lack_names(row) else why)
 
 
@@ -165,54 +168,6 @@ def _corrected(theirs: str, missing: Sequence[str], keys: Mapping[str, Any]) -> 
     return theirs
 
 
-@dataclass(frozen=True)
-class Judged:
-    """Rows with answers to be avoided, which would teach the wrong thing if all answers were learned."""
-
-    what: str
-    learns: str | None
-    """The setting that learns from good and bad answers, with what it does; None if none can."""
-    good: str | None
-    """What leaves only the good answers: a setting, or a command that writes them; None if that is not known."""
-
-
-def judged(row: Row, names: Names) -> Judged | None:
-    """What the row holds beside good answers; None if it is like any other row, or if data.columns names the good answer."""
-    if names.keys() & {"completion", "messages", "conversations", "output", "text"}:
-        return None
-    value = row.value
-    pair = pair_columns(value, OWN_NAMES)
-    if pair is not None:
-        learns = "--set training.objective=dpo   learns from both answers"
-        readable = isinstance(understand(row, "preference"), Conversation)
-        return Judged(f"preference pairs ({pair[0]}, {pair[1]})", learns if readable else None, good_answers(value, pair[0]))
-    if "completion" in value and isinstance(value.get("label"), bool):
-        target = Path(row.source).with_name(f"{Path(row.source).stem}-good.jsonl")
-        command = f"jq -c 'select(.label) | del(.label)' {shlex.quote(row.source)} > {shlex.quote(str(target))}"
-        learns = "--set training.objective=kto   learns from good and bad answers"
-        readable = isinstance(understand(row, "labelled"), Conversation)
-        lines = ending(row.source) in (".jsonl", ".ndjson")
-        return Judged("answers labelled good or bad (completion, label)", learns if readable else None, command if lines else None)
-    if "completions" in value and "labels" in value:
-        return Judged("steps labelled good or bad (completions, labels)", None, None)
-    return None
-
-
-def judged_problem(row: Row, found: Judged, *, code: str, why: str, hint: str | None) -> Problem:
-    """The problem of a row with answers to be avoided."""
-    shown = excerpt(json.dumps(row.value, ensure_ascii=False), row.line)
-    return Problem(code=code, message=f"rows are {found.what}, and {why}", where=row.where, excerpt=shown, hint=hint)
-
-
-def _preference(row: Row, names: Names) -> Problem | None:
-    found = judged(row, names)
-    if found is None:
-        return None
-    only = "learns only the better ones" if found.good and found.good.startswith("--set") else "learns the good answers"
-    hint = "; ".join([*([found.learns] if found.learns else []), *([f"{found.good}   {only}"] if found.good else [])]) or None
-    return judged_problem(row, found, code="data.preference", why="only good answers are learned here", hint=hint)
-
-
 def _mixed(first_of: dict[str, Row]) -> Problem:
     (name, first), (_, second), *_ = first_of.items()
     examples = ", ".join(f"{row.where} is {format_}" for format_, row in first_of.items())
@@ -235,7 +190,8 @@ def _unknown(rows: Sequence[Row]) -> Problem:
     within = list_within(value)
     inner = value[within] if within is not None else [{}]
     is_turn = bool({"role", "from"} & inner[0].keys()) and turn_keys(inner, ("role", ""))[1] in inner[0]
-    problem = no_header(rows) or unknown(rows, _by_keys(inner[0]), inner_is_turn=is_turn)
+    nested = nested_rows(rows, _by_keys)
+    problem = no_header(rows) or unknown(rows, _by_keys(inner[0]), inner_is_turn=is_turn, nested=nested)
     if problem.code == "data.unknown-format" and is_table(rows[0]):
         unnamed = names_written_before(rows)
         hint = f"{problem.hint}; {unnamed}, if the first line is a row" if problem.hint and unnamed else problem.hint

@@ -12,8 +12,9 @@ What a row lacks is reported with its JSON path and the nearest name. Nothing is
 setting data.columns: under which key of the row one of our keys is, or a template of several keys (columns.py).
 """
 
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -22,19 +23,21 @@ from llamahome.data.files.jsonrow import kind
 from llamahome.data.files.jsontext import Unusual, not_finite_at
 from llamahome.data.records import Conversation, Row
 from llamahome.data.rows.column_roles import ColumnRoles, Unclear, answer_of, context_columns, find_roles, plain_name, system_column
-from llamahome.data.rows.columns import with_templates
+from llamahome.data.rows.columns import setting, with_templates
 from llamahome.data.rows.labels import read_labelled
 from llamahome.data.rows.preferences import read_pair
 from llamahome.data.rows.row_error import RowError, content_of, problem_at, required
-from llamahome.data.rows.toolcalls import as_calls, read_calls, read_definitions
+from llamahome.data.rows.row_parts import Turns, has_history, history_turns, one_system, system_turn, tools_of, with_context
+from llamahome.data.rows.toolcalls import as_calls, read_calls
 from llamahome.data.rows.turns import (
-    CALLING_ROLES,
+    MESSAGE_ROLES,
+    SHAREGPT_ROLES,
     TURN_LISTS,
     are_pairs,
     are_texts,
     as_turns,
     check_order,
-    joined_parts,
+    is_prompt_in_json,
     opened,
     read_turns,
     turn_keys,
@@ -42,13 +45,6 @@ from llamahome.data.rows.turns import (
 )
 from llamahome.errors import Problem
 
-SHAREGPT_ROLES = {
-    "system": "system",
-    **dict.fromkeys(("human", "user"), "user"),
-    **dict.fromkeys(("gpt", "chatgpt", "assistant", "model", "bot", *CALLING_ROLES), "assistant"),
-    **dict.fromkeys(("tool", "observation", "function_response", "tool_response"), "tool"),
-}
-MESSAGE_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool", "function": "tool"}
 _ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", **MESSAGE_ROLES}
 """Roles under `role`; the two of sharegpt mean the same there, and `model` is what Gemini calls its own."""
 KEYS: Mapping[str, tuple[str, ...]] = {
@@ -65,9 +61,9 @@ OWN_NAMES: Mapping[str, str] = MappingProxyType({})
 
 _PYTHON_ANSWERS = re.compile(r"""\s*(\{\s*'text'\s*:|\[\s*(['"]).*\2\s*\]\s*$|\{\s*'answer_start')""", re.DOTALL)
 """Several answers as Python's str writes them; answers in JSON were read before."""
+_PYTHON_TURNS = re.compile(r"\s*\[\s*\{\s*'(role|content|from|value)'\s*:")
 
 Names = Mapping[str, str]
-Turns = tuple[dict[str, Any], ...]
 
 
 def understand(row: Row, format_name: str, names: Names = OWN_NAMES) -> Conversation | Problem:
@@ -110,87 +106,26 @@ def _listed(row: Row, names: Names, *, keys: tuple[str, str], roles: dict[str, s
         else:
             keys = turn_keys(listed, keys)
     turns, context_only = read_turns(written if isinstance(written, str | list) else listed, path=path, keys=keys, roles=roles)
-    system = _system(row.value, names)
+    system = system_turn(row.value, names or {"system": system_column(row.value) or "system"})
     if system and turns[0]["role"] == "system":
-        system = _one_system(system, turns, path)
+        system = one_system(system, turns, path)
     if system:
         context_only = frozenset(number + 1 for number in context_only)
-    return _conversation(row, system + turns, path=path, offset=len(system), context_only=context_only, tools=_tools(row.value, names))
-
-
-def _system(value: Mapping[str, Any], names: Names) -> Turns:
-    """The system turn that the row has beside its turns."""
-    key = names.get("system", "system")
-    if value.get(key) in (None, ""):
-        return ()
-    written = value[key]
-    parts = written.get("parts") if isinstance(written, dict) else written
-    if isinstance(parts, list):
-        return ({"role": "system", "content": joined_parts(parts, path=key)},)
-    return ({"role": "system", "content": content_of(value, key, path="")},)
-
-
-def _tools(value: Mapping[str, Any], names: Names) -> tuple[dict[str, Any], ...]:
-    for key in (names.get("tools", "tools"), "functions"):
-        if value.get(key):
-            return read_definitions(value[key], path=key)
-    return ()
+    return _conversation(row, system + turns, path=path, offset=len(system), context_only=context_only, tools=tools_of(row.value, names))
 
 
 def _alpaca(row: Row, names: Names) -> Conversation:
     value = row.value
-    turns = _system(value, names or {"system": system_column(value) or "system"})
-    history = _history(value, names)
+    turns = system_turn(value, names or {"system": system_column(value) or "system"})
+    history = history_turns(value, names)
     if history and history[0]["role"] == "system":
-        turns = _one_system(tuple(turns), history, "history")
+        turns = one_system(tuple(turns), history, "history")
     turns += history
     question = content_of(value, names.get("instruction", "instruction"), path="")
     context = dict.fromkeys((names.get("input", "input"), *(() if names else context_columns(value))))
-    user = {"role": "user", "content": _with_context(question, value, context)}
+    user = {"role": "user", "content": with_context(question, value, context)}
     answer = {"role": "assistant", "content": content_of(value, names.get("output", "output"), path="")}
     return _conversation(row, (*turns, user, answer), path="")
-
-
-def _with_context(question: str, value: Mapping[str, Any], columns: Iterable[str]) -> str:
-    """The question and, each after a blank line, the texts it is about, unless the question contains them."""
-    for column in columns:
-        more = "" if value.get(column) in (None, "") else content_of(value, column, path="", may_be_empty=True)
-        if more.strip() and more not in question:
-            question = f"{question}\n\n{more}"
-    return question
-
-
-def _one_system(first: Turns, turns: Turns, path: str) -> Turns:
-    """No system turn, because the turns begin with one; a RowError if the two differ."""
-    if first and turns[0] != first[0]:
-        raise RowError("data.turn-order", f"the row has a system text beside {path}[0], a system turn that says something else")
-    return ()
-
-
-def _history(value: Mapping[str, Any], names: Names) -> Turns:
-    """The turns before the question: a list of pairs, or of turns."""
-    key = names.get("history", "history")
-    history = opened(value.get(key)) or []
-    if not isinstance(history, list):
-        raise RowError("data.wrong-type", f"{key} is {kind(history)}, not a list")
-    if all(isinstance(turn, dict) for turn in history):
-        roles = {**SHAREGPT_ROLES, **MESSAGE_ROLES}
-        return read_turns(history, path=key, keys=turn_keys(history, ("role", "content")), roles=roles)[0] if history else ()
-    turns: list[dict[str, Any]] = []
-    for number, pair in enumerate(history):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise RowError("data.wrong-type", f"{key}[{number}] is {kind(pair)}, not a list of a question and an answer")
-        for side, role in enumerate(("user", "assistant")):
-            turns.append({"role": role, "content": content_of({side: pair[side]}, side, path=f"{key}[{number}]")})
-    return tuple(turns)
-
-
-def has_history(value: Mapping[str, Any], names: Names) -> bool:
-    """Whether the row has turns or pairs before its question; nothing is added to a prompt that data.columns sets."""
-    if "prompt" in names and "history" not in names:
-        return False
-    history = opened(value.get(names.get("history", "history")))
-    return isinstance(history, list) and bool(history) and all(isinstance(part, list | dict) for part in history)
 
 
 def _prompt_completion(row: Row, names: Names) -> Conversation:
@@ -201,34 +136,43 @@ def _prompt_completion(row: Row, names: Names) -> Conversation:
         question, answer = (next(iter(roles.candidates[role]), names.get(role, role)) for role in ("prompt", "completion"))
         roles = ColumnRoles(question, answer, next(iter(roles.candidates["system"]), None))
     ours, theirs = roles.prompt, roles.completion
-    prompt = required(row.value, ours, path="")
+    prompt = _opened_prompt(required(row.value, ours, path=""), ours)
     required(row.value, theirs, path="")
     completion = answer_of(row.value, theirs)
-    tools, system = _tools(row.value, names), _system(row.value, {**names, "system": roles.system or "system"})
+    if isinstance(prompt, list) and isinstance(row.value[ours], str):
+        completion = opened(completion)
+    tools, system = tools_of(row.value, names), system_turn(row.value, {**names, "system": roles.system or "system"})
     if theirs != "completion" and isinstance(prompt, list) != isinstance(completion, list):
         prompt = prompt if isinstance(prompt, list) else [{"role": "user", "content": content_of(row.value, ours, path="")}]
         completion = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
     if isinstance(prompt, list) and isinstance(completion, list):
         before, _ = read_turns(prompt, path=ours, keys=("role", "content"), roles=MESSAGE_ROLES)
         after, weightless = read_turns(completion, path=theirs, keys=("role", "content"), roles=MESSAGE_ROLES)
-        before = (_one_system(system, before, ours) if before[0]["role"] == "system" else system) + before
+        before = (one_system(system, before, ours) if before[0]["role"] == "system" else system) + before
         context = frozenset(range(len(before))) | frozenset(number + len(before) for number in weightless)
         return _conversation(row, before + after, path="", context_only=context, tools=tools)
     if isinstance(prompt, list) != isinstance(completion, list):
         message = f"{ours} is {kind(prompt)} but {theirs} is {kind(completion)}; both must be strings or both lists"
         raise RowError("data.wrong-type", message)
-    question = _with_context(content_of(row.value, ours, path=""), row.value, roles.context)
-    history = _history(row.value, names) if has_history(row.value, names) else ()
+    question = with_context(content_of(row.value, ours, path=""), row.value, roles.context)
+    history = history_turns(row.value, names) if has_history(row.value, names) else ()
     if history and history[0]["role"] == "system":
-        system = _one_system(system, history, "history")
+        system = one_system(system, history, "history")
     turns = ({"role": "user", "content": question}, _answer({**row.value, theirs: completion}, theirs, tools=tools))
     return _conversation(row, system + history + turns, path="", tools=tools)
 
 
+def _opened_prompt(prompt: Any, key: str) -> Any:
+    """The turns of a prompt that is their JSON text, as tables write it; a RowError if it is written in Python's notation."""
+    if isinstance(prompt, str) and _PYTHON_TURNS.match(prompt):
+        raise RowError("data.wrong-type", f"{key} is a list in Python's notation; json.dumps writes one that is read")
+    return opened(prompt) if is_prompt_in_json(prompt) else prompt
+
+
 def _answer(value: Mapping[str, Any], key: str, *, tools: Turns) -> dict[str, Any]:
     """The assistant's turn: the text, or its calls if the row defines tools and the text is a JSON list of calls."""
-    if isinstance(value[key], int | float) and key != "completion":
-        hint = f'name it in data.columns as a template, completion: "{{{key}}}", which writes it as text'
+    if isinstance(value[key], int | float) and math.isfinite(value[key]):
+        hint = f"{setting(completion=f'{{{key}}}')}   writes it as text"
         raise RowError("data.wrong-type", f"{key} is {kind(value[key])}, not a string", hint=hint)
     text = content_of(value, key, path="")
     if plain_name(key) == "answers" and _PYTHON_ANSWERS.match(text):

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from llamahome.data.records import Conversation, Row
+from llamahome.data.rows.column_roles import plain_name
 from llamahome.data.rows.pair_spellings import spelled_out
 from llamahome.data.rows.row_error import RowError, required
 from llamahome.data.rows.turns import opened
@@ -24,6 +25,24 @@ PAIRS = (
     ("preferred_output", "non_preferred_output"),
 )
 """Keys of the better and the worse answer."""
+_OPPOSITES = {
+    "chosen": ("rejected", "reject", "unchosen"),
+    "accepted": ("rejected",),
+    "selected": ("rejected",),
+    "preferred": ("rejected", "dispreferred", "nonpreferred", "unpreferred"),
+    "better": ("worse",),
+    "best": ("worst",),
+    "good": ("bad",),
+    "win": ("lose", "loss"),
+    "winning": ("losing",),
+    "winner": ("loser",),
+    "desirable": ("undesirable",),
+}
+"""Words that tell the better from the worse answer in two names that are the same otherwise: `chosen_answer` and `rejected_answer`."""
+_ABOUT_ANSWERS = frozenset(
+    ("model", "id", "score", "rating", "source", "reason", "rank", "type", "label", "index", "name", "category", "key")
+)
+"""Words in the names of columns that say something about the answers."""
 
 Read = Callable[[Row, Mapping[str, str]], Conversation]
 """Reads a row of another format, with data.columns."""
@@ -33,7 +52,20 @@ def pair_columns(value: Mapping[str, Any], names: Mapping[str, str]) -> tuple[st
     """The columns of the better and the worse answer; None if the row has not both."""
     if "chosen" in names or "rejected" in names:
         return names.get("chosen", "chosen"), names.get("rejected", "rejected")
-    return next((pair for pair in PAIRS if set(pair) <= value.keys()), None)
+    return next((pair for pair in PAIRS if set(pair) <= value.keys()), None) or _opposite_columns(value)
+
+
+def _opposite_columns(value: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Two columns of answers whose names differ in one word and mean better and worse."""
+    plain = {plain_name(key): key for key, cell in value.items() if isinstance(key, str) and isinstance(cell, str | list | dict)}
+    for name, key in plain.items():
+        words = name.split("_")
+        for place, word in enumerate(words):
+            for opposite in _OPPOSITES.get(word, ()) if _ABOUT_ANSWERS.isdisjoint(words) else ():
+                other = plain.get("_".join((*words[:place], opposite, *words[place + 1 :])))
+                if other is not None:
+                    return key, other
+    return None
 
 
 def whole_conversations(value: Mapping[str, Any], column: str) -> str | None:

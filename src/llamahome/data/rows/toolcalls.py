@@ -15,6 +15,7 @@ from llamahome.data.rows.row_error import RowError
 
 _DEEPEST = 100
 _EXAMPLE = '{"name": "clock", "arguments": {"zone": "UTC"}}'
+_DEFINITION = '{"name": "clock", "parameters": {"type": "object"}}'
 
 
 def read_calls(value: object, *, path: str) -> list[dict[str, Any]]:
@@ -42,14 +43,14 @@ def read_definitions(value: object, *, path: str) -> tuple[dict[str, Any], ...]:
     """The tool definitions at `path`, each as {"type": "function", "function": {"name": ...}}; raises RowError."""
     listed = _opened(value, path=path)
     if not isinstance(listed, list):
-        raise _bad(path, f"is {kind(listed)}, not a list of tool definitions", part=value)
+        raise _bad(path, f"is {kind(listed)}, not a list of tool definitions", part=value, example=_DEFINITION)
     tools = []
     for number, written in enumerate(listed):
         here = f"{path}[{number}]"
         tool = _opened(written, path=here)
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-            raise _bad(here, 'is not a tool definition: it has no "name"', part=tool)
+            raise _bad(here, 'is not a tool definition: it has no "name"', part=tool, example=_DEFINITION)
         tools.append({**tool, "type": "function"} if "function" in tool else {"type": "function", "function": tool})
     return tuple(without_nulls(tool) for tool in tools)
 
@@ -130,8 +131,8 @@ def _opened(value: object, *, path: str) -> Any:
     raise _bad(path, f"is nested more than {_DEEPEST} deep", part=None)
 
 
-def _bad(path: str, what: str, *, part: object) -> RowError:
-    return RowError("data.bad-tool-call", f"{path} {what}", hint=f"write it like {_EXAMPLE}", part=part)
+def _bad(path: str, what: str, *, part: object, example: str = _EXAMPLE) -> RowError:
+    return RowError("data.bad-tool-call", f"{path} {what}", hint=f"write it like {example}", part=part)
 
 
 def _leaves(value: object) -> Iterator[object]:

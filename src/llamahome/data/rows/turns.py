@@ -31,6 +31,15 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 _WEIGHTS = ("weight", "train")
 CALLING_ROLES = ("function_call", "tool_call")
 """Roles of a sharegpt turn whose value is a tool call as JSON text."""
+SHAREGPT_ROLES = {
+    "system": "system",
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "assistant", "model", "bot", *CALLING_ROLES), "assistant"),
+    **dict.fromkeys(("tool", "observation", "function_response", "tool_response"), "tool"),
+}
+MESSAGE_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool", "function": "tool"}
+_ASKING = ("user", "human", "tool")
+"""Roles of the last turn of a prompt."""
 
 
 def turn_list(value: Mapping[str, Any], names: Mapping[str, str]) -> str | None:
@@ -38,11 +47,11 @@ def turn_list(value: Mapping[str, Any], names: Mapping[str, str]) -> str | None:
     for key in TURN_LISTS if names else ():
         if key in names:
             return names[key]
-    for key in TURN_LISTS:
-        if key in value:
-            return key
+    usual = [key for key in TURN_LISTS if key in value]
+    if (filled := next((key for key in usual if value[key]), None)) is not None:
+        return filled
     likely = (key for key in value if isinstance(key, str) and key not in names.values() and plain_name(key) in _OTHER_LISTS)
-    return next((key for key in likely if _looks_like_turns(key, value[key])), None)
+    return next((key for key in likely if _looks_like_turns(key, value[key])), usual[0] if usual else None)
 
 
 def _looks_like_turns(key: str, value: object) -> bool:
@@ -63,6 +72,15 @@ def opened(value: object) -> object:
     if isinstance(value, dict):
         return _transposed(value)
     return json_or_none(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
+
+
+def is_prompt_in_json(value: object) -> bool:
+    """Whether the text is the JSON of a list of turns that ends before an answer; a whole conversation may be a text to read."""
+    turns = opened(value) if isinstance(value, str) else None
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
+        return False
+    speaker, text = turn_keys(turns, ("role", "content"))
+    return all(text in turn for turn in turns) and turns[-1].get(speaker) in _ASKING
 
 
 def _transposed(lists: dict[str, Any]) -> object:

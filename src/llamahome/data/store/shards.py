@@ -42,7 +42,7 @@ MERGED = "system texts merged"
 _NOT_PER_ROW = {"format", "on_bad_row", "max_bad_share", "max_lost_share", "eval_split", "eval_path", "split", "subset"}
 _NOT_PER_ROW |= {"streaming", "mixture"}
 """Settings that do not change which examples a row becomes; `format` is replaced by the detected format."""
-_CONVERSION_VERSION = 2
+_CONVERSION_VERSION = 3
 """Raise it when the same row becomes another conversation, so that older stores are not used."""
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from llamahome.data.records import Conversation
+from llamahome.data.rows.rendered import turn_mark
 from llamahome.data.rows.row_error import RowError
 from llamahome.data.rows.toolcalls import shown_definitions, texts_of
 from llamahome.data.text.spans import Span, check_shown, find_span, marked_spans
@@ -86,7 +87,7 @@ def _check_context(conversation: Conversation, chat_text: str) -> None:
 
 def _plain(text: str, tokenizer: ChatTokenizer) -> Rendered:
     begins = tokenizer.adds_bos and not text.startswith(tokenizer.bos_token or "\0")
-    ends = tokenizer.eos_id is not None and not text.endswith(tokenizer.eos_token or "\0")
+    ends = tokenizer.eos_id is not None and not text.rstrip().endswith(tokenizer.eos_token or "\0")
     before = (tokenizer.bos_id,) if begins and tokenizer.bos_id is not None else ()
     return Rendered(text, None, before, _end_of_text(tokenizer) if ends else ())
 
@@ -100,6 +101,10 @@ def _refuse_control_tokens(conversation: Conversation, tokenizer: ChatTokenizer)
     for number, turn in enumerate(conversation.turns):
         control = tokenizer.control_token_in(turn.get("content", ""))
         if control is not None:
+            if (mark := turn_mark(turn["content"])) is not None:
+                message = f"turn {number} ({turn['role']}) is a chat that was rendered already: it begins with {mark}"
+                hint = "write its turns into a list `messages`, without the marks of a template"
+                raise RowError("data.rendered-chat", message, hint=hint, part=turn["content"])
             at = turn["content"].index(control)
             raise _control_token(f"turn {number} ({turn['role']})", control, part=turn["content"][max(0, at - 40) :])
         if turn.keys() > {"role", "content"} or "content" not in turn:
