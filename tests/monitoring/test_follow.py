@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tests.support.written_runs import append_line, evaluation_of, metrics_of, summary_of, write_run, write_status
+from tests.support.written_runs import BEGAN, append_line, evaluation_of, metrics_of, summary_of, write_run, write_status
 
+from llamahome.monitoring.alerts import alert_fields
+from llamahome.monitoring.episodes import Alert
 from llamahome.monitoring.follow import Follower, ViewClock
 from llamahome.monitoring.panel import PanelProgress
 from llamahome.monitoring.plain import PlainProgress
@@ -138,8 +140,19 @@ def test_alerts_are_shown_with_their_advice() -> None:
     paths = write_run(steps=4, horizon=8, state="running")
     watched = Watched(paths)
     watched.poll()
-    append_line(paths.metrics_dir / "events.jsonl", {"kind": "alert", "step": 4, "message": "the loss rose", "advice": "look at row 7"})
-    assert watched.poll() == "warning: the loss rose; look at row 7\n"
+    alert = alert_fields(Alert(name="loss-spike", step=4, text="the loss rose", help="look at row 7"), rows=dict)
+    append_line(paths.metrics_dir / "events.jsonl", {"kind": "alert", **alert})
+    assert watched.poll() == "alert: step 4: the loss rose; look at row 7\n"
+
+
+def test_a_run_whose_clock_was_set_back_is_shown_from_its_last_beginning_on() -> None:
+    paths = write_run(steps=8, horizon=8, state="running")
+    metrics, events = paths.metrics_dir / "metrics.jsonl", paths.metrics_dir / "events.jsonl"
+    append_line(events, {"t": BEGAN + 10**6, "kind": "resumed", "step": 4})
+    for record in (json.loads(line) for line in metrics.read_text().splitlines()):
+        assert record["t"] < BEGAN + 10**6
+    text = Watched(paths).poll()
+    assert "step=8/8" in text and not any(f"step={step}/8" in text for step in range(1, 5))
 
 
 def test_after_a_crash_the_process_the_time_and_the_command_are_told(capsys: pytest.CaptureFixture[str]) -> None:
