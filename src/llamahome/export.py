@@ -167,7 +167,7 @@ def commands_to_serve(target: str, loaded: LoadedConfig, *, say: Say) -> tuple[s
     except ConfigError:  # a family that llama.cpp does not have
         return model.name, commands
     commands += [f"llamahome export {typed} --to ollama"] if not ollama_folder.exists() else []
-    return model.name, [*commands, f"ollama create {shlex.quote(model.name.lower())} -f {shlex.quote(f'{ollama_folder}/Modelfile')}"]
+    return model.name, [*commands, f"ollama create {ollama.ollama_name(model.name)} -f {shlex.quote(f'{ollama_folder}/Modelfile')}"]
 
 
 def _quant(to: str, quant: str | None) -> str:
