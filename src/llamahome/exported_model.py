@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from llamahome.config.load import LoadedConfig
 from llamahome.conversation import computed_base, model_folder
 from llamahome.data.text.tokenizer_files import tokenizer_source
 from llamahome.data.text.tokens import ChatTokenizer, open_tokenizer
-from llamahome.errors import ConfigError
+from llamahome.errors import ConfigError, Problem
 from llamahome.model.adapter import base_of, is_adapter
 from llamahome.model.export.merged import license_of
 from llamahome.model.export.quantized import method_of, quantization_of
-from llamahome.model.export.verify import PROBES, Difference
+from llamahome.model.export.verify import PROBES, Difference, float32_bytes
 from llamahome.model.export.vocabulary import TokenizerFacts
 from llamahome.rundir import as_typed, open_run, run_of
 
@@ -82,12 +82,40 @@ def tokenizer_of(model: TrainedModel, loaded: LoadedConfig) -> ChatTokenizer:
     return open_tokenizer(tokenizer_source(model.folder if own else model.base, loaded.config.model))
 
 
-def probes_of(model: TrainedModel, loaded: LoadedConfig) -> list[list[int]]:
-    """Token ids of the probe prompts; small ids for a model whose tokenizer cannot be opened, which a merged export does not need."""
+def require_tokenizer(folder: Path, model: TrainedModel, loaded: LoadedConfig) -> None:
+    """Raise ConfigError if the tokenizer that was copied into the export in `folder` cannot be opened, so that nobody could use it."""
     try:
-        return tokenizer_of(model, loaded).encode_ids(PROBES)
-    except ConfigError:
-        return [[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8]]
+        open_tokenizer(tokenizer_source(folder, loaded.config.model))
+    except ConfigError as error:
+        raise ConfigError([replace(problem, where=as_typed(model.folder)) for problem in error.problems]) from error
+
+
+def raise_if_unreadable(cause: BaseException | None, goal: Path) -> None:
+    """Raise ConfigError if what failed was reading a file of the model, not writing one of the export."""
+    if (
+        isinstance(cause, OSError)
+        and cause.filename is not None
+        and not _within(Path(str(cause.filename)), goal.parent / f"{goal.name}.tmp")
+    ):
+        message = f"it cannot be read: {cause.strerror}"
+        raise ConfigError(Problem(code="model.unreadable", message=message, where=str(cause.filename))) from cause
+
+
+def _within(path: Path, folder: Path) -> bool:
+    return path.absolute().is_relative_to(folder.absolute()) or path.absolute() == folder.parent.absolute()
+
+
+def bytes_needed(model: TrainedModel, to: str, quant: str) -> int:
+    """Bytes of the disk that the export takes, about."""
+    if to == "adapter":
+        return sum(path.stat().st_size for path in model.folder.rglob("*") if path.is_file())
+    share = {"f32": 1.0, "f16": 0.5, "bf16": 0.5, "q8_0": 0.27, "q5_1": 0.2, "q5_0": 0.2, "q4_1": 0.18, "q4_0": 0.18}[quant]
+    return int(float32_bytes(model.base) * share * 1.05) + 32 * 2**20
+
+
+def probes_of(model: TrainedModel, loaded: LoadedConfig) -> list[list[int]]:
+    """Token ids of the probe prompts."""
+    return tokenizer_of(model, loaded).encode_ids(PROBES)
 
 
 def tokenizer_facts(tokenizer: ChatTokenizer) -> TokenizerFacts:

@@ -103,6 +103,10 @@ def _cut_weights(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-500])
 
 
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
 def _pretokenizer(folder: Path) -> None:
     values = json.loads((folder / "tokenizer.json").read_text())
     values["pre_tokenizer"] = {"type": "WhitespaceSplit"}
@@ -114,6 +118,9 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str, int]] = {
     "weights cut short": (_cut_weights, "merged", 2),
     "a weight that is no number": (_not_finite, "merged", 2),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "gguf", 2),
+    "no tokenizer, merged": (lambda folder: (folder / "tokenizer.json").unlink(), "merged", 2),
+    "half a tokenizer": (lambda folder: _cut(folder / "tokenizer.json"), "merged", 2),
+    "half a chat template": (lambda folder: (folder / "chat_template.jinja").write_text("{% if"), "merged", 2),
     "a tokenizer unknown to llama.cpp": (_pretokenizer, "gguf", 2),
     "a family unknown to llama.cpp": (_other_family, "gguf", 2),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "merged", 2),
@@ -148,6 +155,23 @@ def test_a_checkpoint_has_a_name_of_its_own_and_the_card_names_no_path_of_this_m
     card = (trained.folder / found["path"] / "README.md").read_text()
     assert str(trained.folder) not in card
     assert f"| steps | {trained.run.checkpoints[-1]} |" in card
+
+
+@pytest.mark.parametrize("left", [[], ["adapter_model.safetensors"]])
+def test_a_final_folder_without_a_model_is_passed_over_for_the_checkpoint(trained: Project, left: list[str]) -> None:
+    broken = trained.folder / "broken"
+    shutil.copytree(trained.run.root, broken)
+    for path in (broken / "final").iterdir():
+        if path.name not in left:
+            path.unlink()
+    for words in (
+        ("chat", "broken", "--prompt", "a", "--max-new-tokens", "2"),
+        ("export", "broken", "--to", "merged", "--output", "whole"),
+    ):
+        answer = trained.type(*words).expect(0)
+        assert f"has a final/ without a model; its checkpoint-{trained.run.checkpoints[-1]} is used" in answer.err
+    shutil.rmtree(trained.folder / "whole")
+    shutil.rmtree(broken)
 
 
 def test_an_adapter_without_a_tokenizer_takes_that_of_its_base(trained: Project) -> None:
