@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,6 +154,18 @@ def test_a_run_whose_clock_was_set_back_is_shown_from_its_last_beginning_on() ->
         assert record["t"] < BEGAN + 10**6
     text = Watched(paths).poll()
     assert "step=8/8" in text and not any(f"step={step}/8" in text for step in range(1, 5))
+
+
+def test_a_run_that_is_deleted_while_it_is_watched_is_called_gone(capsys: pytest.CaptureFixture[str]) -> None:
+    paths = write_run(steps=4, horizon=8, state="running")
+    watched = Watched(paths)
+    watched.poll()
+    shutil.rmtree(paths.root)
+    shutil.rmtree(paths.metrics_dir)
+    info = watched.follower.poll()
+    assert watched.follower.is_over(info)
+    watched.follower.finish(info)
+    assert capsys.readouterr().out.splitlines()[0] == f"{paths.run_id} is gone: there is no folder output/runs/{paths.run_id} any more"
 
 
 def test_after_a_crash_the_process_the_time_and_the_command_are_told(capsys: pytest.CaptureFixture[str]) -> None:

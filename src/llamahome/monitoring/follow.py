@@ -169,6 +169,8 @@ class Follower:
 
 def farewell(paths: RunPaths, info: RunInfo) -> list[str]:
     """How a run that no longer trains has ended, and the command that goes on from there."""
+    if not paths.root.exists():
+        return [f"{paths.run_id} is gone: there is no folder {as_typed(paths.root)} any more", "next: llamahome runs list"]
     at = f"step {info.step:,}" if info.step is not None else "no step"
     status = read_status(paths.metrics_dir / "status.json")
     when = show_moment(info.heartbeat, "%Y-%m-%d %H:%M:%S") or "an unknown time"
