@@ -157,6 +157,20 @@ def test_a_checkpoint_has_a_name_of_its_own_and_the_card_names_no_path_of_this_m
     assert f"| steps | {trained.run.checkpoints[-1]} |" in card
 
 
+def test_the_card_tells_how_the_weights_were_trained_also_if_they_are_not_the_last(project: Project) -> None:
+    keep = ("--set", "checkpoint.every=1 steps", "--set", "checkpoint.keep_last=9", "--set", "evaluation.every=1 steps")
+    project.type("train", "chats.jsonl", "--max-steps", "3", *keep).expect(0)
+    name = "adapter_model.safetensors"
+    for step in (2, 3):
+        shutil.copy(project.run.root / f"checkpoint-{step}/model/{name}", project.run.root / f"final/{name}")
+        project.type("export", "latest", "--to", "adapter", "--output", f"out-{step}").expect(0)
+        card = (project.folder / f"out-{step}/README.md").read_text()
+        loss = project.run.by_step("eval/loss")
+        assert f"| steps | {step} |" in card
+        assert f"| held-out loss | {loss[0]:.4f} before training, {loss[step]:.4f} after it |" in card
+        assert "| training | sft, lora, 4 rows a step, learning rate 0.01, cosine, adamw, seed 0 |" in card
+
+
 @pytest.mark.parametrize("left", [[], ["adapter_model.safetensors"]])
 def test_a_final_folder_without_a_model_is_passed_over_for_the_checkpoint(trained: Project, left: list[str]) -> None:
     broken = trained.folder / "broken"
