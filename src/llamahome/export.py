@@ -52,6 +52,7 @@ from llamahome.model.export.verify import (
     require_room,
     trained_logits,
 )
+from llamahome.model.export.vocabulary import MOST_ENDS
 from llamahome.model.load import quiet_transformers
 from llamahome.monitoring.resources import free_memory_bytes
 from llamahome.rundir import as_typed, refuse_unwritable
@@ -251,6 +252,9 @@ def _write_gguf(
             "its adapter can only be merged in memory, and GGUF files are written tensor by tensor: export it merged, then that folder"
         )
         raise ConfigError(Problem(code="export.unsupported", message=message, where="--to", hint="--to merged"))
+    if len(tokenizer.all_ends) > MOST_ENDS:
+        left = ", ".join(tokenizer.decode([number]) for number in tokenizer.all_ends[MOST_ENDS:])
+        say(f"a GGUF file names {MOST_ENDS} tokens that end an answer, so {left} must be a stop word of the program that loads it")
     config, path = gguf_config(model.base), folder / file_name(model.name, quant)
     write_gguf(path, weights, config, tokenizer_facts(tokenizer), quant=quant, name=model.name)
     if model.adapter is not None and weights.plain and to == "gguf" and not any(expert_of(name) for name in weights.changed):

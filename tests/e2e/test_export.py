@@ -197,6 +197,14 @@ def test_an_adapter_without_a_tokenizer_takes_that_of_its_base(trained: Project)
     assert any(name.endswith("-f16.gguf") for name in found["files"])
 
 
+def test_an_end_of_answers_that_a_gguf_file_has_no_place_for_is_named_and_is_a_stop_word_for_ollama(project: Project) -> None:
+    base = project.folder / "data/models/base/tiny"
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 3, 4, 5]}))
+    answer = project.type("export", "tiny", "--to", "ollama", "--output", "out").expect(0)
+    assert "a GGUF file names 3 tokens that end an answer, so " in answer.err
+    assert (project.folder / "out/Modelfile").read_text().count("PARAMETER stop") == 4
+
+
 def test_an_unknown_type_names_those_there_are_and_its_help_works(project: Project) -> None:
     answer = project.type("export", "tiny", "--to", "merged", "--quant", "q4_0", "--output", "out").expect(2)
     assert answer.codes == ["export.unknown-quant"]
