@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class RunReport:
         """The events that are alerts."""
         return [event for event in self.event_records if is_alert(event)]
 
-    @property
+    @cached_property
     def best(self) -> Point | None:
         """The best evaluation by evaluation.metric, the earlier of equal ones: the lowest loss, or the highest of another metric."""
         metric = str(self.changed_settings.get("evaluation.metric", "loss"))
