@@ -54,12 +54,17 @@ def model_folder(target: str, loaded: LoadedConfig, *, say: Callable[[str], None
     is_base = target == STARTER or (BASE_MODELS / target).is_dir()
     if not is_base and names_run(target):
         paths, checkpoint = resolve(target)
-        if paths.final.is_dir():
+        if _holds_model(paths.final):
             return paths.final
         chosen = checkpoint or store.choose(paths, warn=lambda _: None)
-        say(f"{paths.run_id} has no final model yet; its {chosen.name} is used")
+        lack = "has a final/ without a model" if paths.final.exists() else "has no final model yet"
+        say(f"{paths.run_id} {lack}; its {chosen.name} is used")
         return chosen / store.MODEL
     return _find_named(target, loaded.config.model.revision, say)
+
+
+def _holds_model(folder: Path) -> bool:
+    return is_adapter(folder) or (folder / "config.json").is_file()
 
 
 def _find_named(name: str, revision: str | None, say: Callable[[str], None]) -> Path:

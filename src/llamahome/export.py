@@ -20,10 +20,13 @@ from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.errors import ConfigError, Problem
 from llamahome.exported_model import (
     TrainedModel,
+    bytes_needed,
     card_facts,
     find_trained,
     probes_of,
+    raise_if_unreadable,
     read_settings,
+    require_tokenizer,
     say_which_weights,
     tokenizer_facts,
     tokenizer_of,
@@ -43,13 +46,13 @@ from llamahome.model.export.verify import (
     Difference,
     compare,
     exported_logits,
-    float32_bytes,
     least_tolerance,
     load_dequantized,
     load_plain,
     require_room,
     trained_logits,
 )
+from llamahome.model.export.vocabulary import MOST_ENDS
 from llamahome.model.load import quiet_transformers
 from llamahome.monitoring.resources import free_memory_bytes
 from llamahome.rundir import as_typed, refuse_unwritable
@@ -127,9 +130,10 @@ def export(target: str, wanted: Wanted, *, loaded: LoadedConfig, say: Say) -> Ex
         differences.append(_write(folder, model, replace(wanted, quant=quant), loaded=loaded, say=say))
 
     try:
-        store.require_space(goal.parent, _needed(model, to, quant), what="the export")
+        store.require_space(goal.parent, bytes_needed(model, to, quant), what="the export")
         store.write_folder(goal, fill)
     except store.SaveFailed as error:
+        raise_if_unreadable(error.__cause__, goal)
         message = error.problems[0].message.replace("; earlier ones are untouched", "")
         hint = "--output DIR on another disk"
         raise store.SaveFailed(Problem(code="export.write-failed", message=message, where=as_typed(goal), hint=hint)) from error
@@ -167,7 +171,7 @@ def commands_to_serve(target: str, loaded: LoadedConfig, *, say: Say) -> tuple[s
     except ConfigError:  # a family that llama.cpp does not have
         return model.name, commands
     commands += [f"llamahome export {typed} --to ollama"] if not ollama_folder.exists() else []
-    return model.name, [*commands, f"ollama create {shlex.quote(model.name.lower())} -f {shlex.quote(f'{ollama_folder}/Modelfile')}"]
+    return model.name, [*commands, f"ollama create {ollama.ollama_name(model.name)} -f {shlex.quote(f'{ollama_folder}/Modelfile')}"]
 
 
 def _quant(to: str, quant: str | None) -> str:
@@ -185,13 +189,6 @@ def _refuse_used(goal: Path) -> None:
         raise ConfigError(Problem(code="export.exists", message=message, where=str(goal), hint="--output DIR with a new folder"))
 
 
-def _needed(model: TrainedModel, to: str, quant: str) -> int:
-    if to == "adapter":
-        return sum(path.stat().st_size for path in model.folder.rglob("*") if path.is_file())
-    share = {"f32": 1.0, "f16": 0.5, "bf16": 0.5, "q8_0": 0.27, "q5_1": 0.2, "q5_0": 0.2, "q4_1": 0.18, "q4_0": 0.18}[quant]
-    return int(float32_bytes(model.base) * share * 1.05) + 32 * 2**20
-
-
 def _write(folder: Path, model: TrainedModel, wanted: Wanted, *, loaded: LoadedConfig, say: Say) -> Difference:
     """Write everything into `folder` and compare it with the trained model. Raises what comparing raises."""
     to, quant, free = wanted.to, str(wanted.quant), free_memory_bytes()
@@ -204,6 +201,8 @@ def _write(folder: Path, model: TrainedModel, wanted: Wanted, *, loaded: LoadedC
         _write_merged(folder, model, weights, quant)
     else:
         _write_gguf(folder, model, weights, tokenizer_of(model, loaded), wanted, say=say)
+    if to in ("adapter", "merged"):
+        require_tokenizer(folder, model, loaded)
     prompts = probes_of(model, loaded)
     unaided = why_not_run(model.base)
     say(f"comparing it with the trained model{f' by its de-quantised weights, because {unaided}' if unaided else ''}")
@@ -253,6 +252,9 @@ def _write_gguf(
             "its adapter can only be merged in memory, and GGUF files are written tensor by tensor: export it merged, then that folder"
         )
         raise ConfigError(Problem(code="export.unsupported", message=message, where="--to", hint="--to merged"))
+    if len(tokenizer.all_ends) > MOST_ENDS:
+        left = ", ".join(tokenizer.decode([number]) for number in tokenizer.all_ends[MOST_ENDS:])
+        say(f"a GGUF file names {MOST_ENDS} tokens that end an answer, so {left} must be a stop word of the program that loads it")
     config, path = gguf_config(model.base), folder / file_name(model.name, quant)
     write_gguf(path, weights, config, tokenizer_facts(tokenizer), quant=quant, name=model.name)
     if model.adapter is not None and weights.plain and to == "gguf" and not any(expert_of(name) for name in weights.changed):

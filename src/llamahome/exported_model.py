@@ -3,25 +3,31 @@
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from llamahome import system_message
+from llamahome.checkpoint import store
 from llamahome.checkpoint.manifest import read as read_manifest
-from llamahome.config.load import LoadedConfig
+from llamahome.checkpoint.state import STATE, read_state
+from llamahome.config.load import LoadedConfig, read_saved_config
 from llamahome.conversation import computed_base, model_folder
 from llamahome.data.text.tokenizer_files import tokenizer_source
 from llamahome.data.text.tokens import ChatTokenizer, open_tokenizer
-from llamahome.errors import ConfigError
+from llamahome.errors import CheckpointError, ConfigError, Problem
 from llamahome.model.adapter import base_of, is_adapter
 from llamahome.model.export.merged import license_of
 from llamahome.model.export.quantized import method_of, quantization_of
-from llamahome.model.export.verify import PROBES, Difference
+from llamahome.model.export.verify import PROBES, Difference, float32_bytes
 from llamahome.model.export.vocabulary import TokenizerFacts
-from llamahome.rundir import as_typed, open_run, run_of
+from llamahome.monitoring.display import metric_name
+from llamahome.rundir import RunPaths, as_typed, open_run, run_of
 
 Say = Callable[[str], None]
+_SAMPLED = 1 << 20
+"""Bytes."""
 _QUANTIZED_NAME = re.compile(r"(?i)(?<![a-z0-9])(bnb-)?(4|8)-?bit|(?<![a-z0-9])(nf4|fp4|int4|int8|gptq|awq)(?![a-z0-9])")
 """Matches names of bases whose weights are quantised, as they are called on the hub."""
 
@@ -60,9 +66,27 @@ def find_trained(target: str, loaded: LoadedConfig, say: Say) -> TrainedModel:
         return TrainedModel(folder, base, folder.resolve().name, None)
     paths, system = open_run(run), system_message.of_model(folder)
     if folder.resolve().parent == run:
-        return TrainedModel(folder, base, paths.run_id, next((path for _, path in reversed(paths.checkpoints())), None), system)
+        return TrainedModel(folder, base, paths.run_id, _checkpoint_of(paths, folder), system)
     checkpoint = folder.resolve().parent
     return TrainedModel(folder, base, f"{paths.run_id}-{checkpoint.name}", checkpoint, system)
+
+
+def _checkpoint_of(paths: RunPaths, final: Path) -> Path | None:
+    """The checkpoint with the weights of the final model, which is not the newest one if output.final was best; else the newest."""
+    checkpoints = [path for _, path in reversed(paths.checkpoints())]
+    own = _sample(final)
+    return next((path for path in checkpoints if own and _sample(path / store.MODEL) == own), next(iter(checkpoints), None))
+
+
+def _sample(folder: Path) -> list[tuple[str, int, bytes, bytes]]:
+    """Name, size, and some bytes of the beginning and the end of each file of weights, in which every step of training differs."""
+    found = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            first, size = file.read(_SAMPLED), path.stat().st_size
+            file.seek(max(0, size - _SAMPLED))
+            found.append((path.name, size, first, file.read(_SAMPLED)))
+    return found
 
 
 def say_which_weights(model: TrainedModel, say: Say) -> None:
@@ -82,12 +106,40 @@ def tokenizer_of(model: TrainedModel, loaded: LoadedConfig) -> ChatTokenizer:
     return open_tokenizer(tokenizer_source(model.folder if own else model.base, loaded.config.model))
 
 
-def probes_of(model: TrainedModel, loaded: LoadedConfig) -> list[list[int]]:
-    """Token ids of the probe prompts; small ids for a model whose tokenizer cannot be opened, which a merged export does not need."""
+def require_tokenizer(folder: Path, model: TrainedModel, loaded: LoadedConfig) -> None:
+    """Raise ConfigError if the tokenizer that was copied into the export in `folder` cannot be opened, so that nobody could use it."""
     try:
-        return tokenizer_of(model, loaded).encode_ids(PROBES)
-    except ConfigError:
-        return [[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8]]
+        open_tokenizer(tokenizer_source(folder, loaded.config.model))
+    except ConfigError as error:
+        raise ConfigError([replace(problem, where=as_typed(model.folder)) for problem in error.problems]) from error
+
+
+def raise_if_unreadable(cause: BaseException | None, goal: Path) -> None:
+    """Raise ConfigError if what failed was reading a file of the model, not writing one of the export."""
+    if (
+        isinstance(cause, OSError)
+        and cause.filename is not None
+        and not _within(Path(str(cause.filename)), goal.parent / f"{goal.name}.tmp")
+    ):
+        message = f"it cannot be read: {cause.strerror}"
+        raise ConfigError(Problem(code="model.unreadable", message=message, where=str(cause.filename))) from cause
+
+
+def _within(path: Path, folder: Path) -> bool:
+    return path.absolute().is_relative_to(folder.absolute()) or path.absolute() == folder.parent.absolute()
+
+
+def bytes_needed(model: TrainedModel, to: str, quant: str) -> int:
+    """Bytes of the disk that the export takes, about."""
+    if to == "adapter":
+        return sum(path.stat().st_size for path in model.folder.rglob("*") if path.is_file())
+    share = {"f32": 1.0, "f16": 0.5, "bf16": 0.5, "q8_0": 0.27, "q5_1": 0.2, "q5_0": 0.2, "q4_1": 0.18, "q4_0": 0.18}[quant]
+    return int(float32_bytes(model.base) * share * 1.05) + 32 * 2**20
+
+
+def probes_of(model: TrainedModel, loaded: LoadedConfig) -> list[list[int]]:
+    """Token ids of the probe prompts."""
+    return tokenizer_of(model, loaded).encode_ids(PROBES)
 
 
 def tokenizer_facts(tokenizer: ChatTokenizer) -> TokenizerFacts:
@@ -114,7 +166,6 @@ def read_settings(path: Path) -> dict[str, Any]:
 def card_facts(model: TrainedModel, form: str, difference: Difference) -> Mapping[str, Any]:
     """What the card says, in its order. A base in a folder of this machine is named without its path."""
     recorded = base_of(model.folder) if model.adapter is not None else ""
-    manifest = read_manifest(model.checkpoint) if model.checkpoint is not None else None
     settings = read_settings(model.folder / "adapter_config.json")
     return {
         "name": model.name,
@@ -124,8 +175,29 @@ def card_facts(model: TrainedModel, form: str, difference: Difference) -> Mappin
         "licence": license_of(model.base),
         "rank, alpha": f"{settings.get('r')}, {settings.get('lora_alpha')}" if settings else None,
         "system message of all rows": model.system,
-        "data fingerprint": manifest and manifest.fingerprints.data,
-        "steps": manifest and manifest.step,
+        **(_trained_as(model.checkpoint) if model.checkpoint is not None else {}),
         "greatest logit difference": f"{difference.greatest:.3g} (at most {difference.tolerance:.3g} accepted)",
         "same next token": f"{difference.same_choices:.1%} of probe positions",
     }
+
+
+def _trained_as(checkpoint: Path) -> dict[str, Any]:
+    """Data, settings and held-out figures of a checkpoint; what is damaged there is left out."""
+    facts: dict[str, Any] = {}
+    with suppress(CheckpointError):
+        manifest = read_manifest(checkpoint)
+        facts |= {"data fingerprint": manifest.fingerprints.data, "steps": manifest.step}
+    with suppress(ConfigError):
+        training = read_saved_config(checkpoint / "config.yaml").config.training
+        of_step = f"{training.batch_size} rows a step, learning rate {training.learning_rate}, {training.schedule}, {training.optimizer}"
+        facts["training"] = f"{training.objective}, {training.method}, {of_step}, seed {training.seed}"
+    with suppress(CheckpointError):
+        state = read_state(checkpoint / STATE)
+        first = (state.extra.get("first") or {}).get("evaluation", {})
+        if state.eval_loss is not None:
+            before = f"{first['loss']:.4f} before training, " if "loss" in first else ""
+            facts["held-out loss"] = f"{before}{state.eval_loss:.4f} after it"
+        judged = state.extra.get("judged") or {}
+        if judged.get("metric", "loss") != "loss" and judged.get("step") == state.step:
+            facts[f"held-out {metric_name(judged['metric'])}"] = f"{judged['value']:.4f}"
+    return facts

@@ -221,11 +221,16 @@ def sweep_of(run: Path) -> Path | None:
 
 
 def open_run(folder: Path) -> RunPaths:
-    """The paths of an existing run; its id is in the file `run_id`, because the folder of `--output` may have another name."""
+    """The paths of an existing run; its id is in the file `run_id`, because the folder of `--output` may have another name.
+
+    An id is the name of a folder in data/metrics; what cannot be one, as in a file that a power cut left empty, is not taken for it.
+    """
     root = folder.resolve()
-    id_file = root / _RUN_ID
-    run_id = id_file.read_text(encoding="utf-8").strip() if id_file.is_file() else root.name
-    return RunPaths(root, run_id)
+    try:
+        run_id = (root / _RUN_ID).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        run_id = ""
+    return RunPaths(root, run_id if run_id.strip(".") and run_id.isprintable() and not re.search(r"[/\\]", run_id) else root.name)
 
 
 def run_of(folder: Path) -> Path | None:

@@ -1,5 +1,6 @@
 """A signal reaches only a process that the page started, and only once."""
 
+import errno
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import pytest
 from tests.support.dashboards import write_run, write_status
 from tests.support.projects import wait_until
 
+from llamahome import durable
 from llamahome.dashboard.started import Record, RefusedStart, StartedTrainings
 from llamahome.monitoring.processes import identify
 from llamahome.rundir import RunPaths
@@ -68,3 +70,36 @@ def test_a_run_of_another_process_is_not_stopped(tmp_path: Path, monkeypatch: py
         wait_until(lambda: trainings.status(record.name) is not None)
     finally:
         os.killpg(record.process.pid, signal.SIGKILL) if trainings.status(record.name) is None else None
+
+
+def test_on_a_disk_that_cannot_be_written_nothing_is_started_and_a_training_can_still_be_stopped_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trainings = StartedTrainings()
+    record = trainings.start(["dashboard", "--port", "0"])
+    try:
+        wait_until(lambda: "listening" in trainings.printed(record.name))
+
+        def full(*_: object, **__: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(durable, "write_whole", full)
+        with pytest.raises(RefusedStart, match="still runs"):
+            trainings.start(["dashboard", "--port", "0"])
+        trainings.stop(record.name, None)
+        with pytest.raises(RefusedStart, match=r"asked to stop already|has ended"):
+            trainings.stop(record.name, None)
+        wait_until(lambda: trainings.status(record.name) is not None)
+        assert trainings.status(record.name) == 0
+        with pytest.raises(RefusedStart, match="cannot be written: No space left on device"):
+            trainings.start(["dashboard", "--port", "0"])
+    finally:
+        os.killpg(record.process.pid, signal.SIGKILL) if trainings.status(record.name) is None else None
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"words": [1]}', "null"])
+def test_a_damaged_record_of_a_training_is_no_record(tmp_path: Path, content: str) -> None:
+    trainings, name = StartedTrainings(tmp_path), "20261129-114732-692279"
+    (tmp_path / f"{name}.json").write_text(content)
+    assert trainings.find(name) is None and trainings.records() == []

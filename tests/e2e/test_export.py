@@ -103,6 +103,10 @@ def _cut_weights(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-500])
 
 
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
 def _pretokenizer(folder: Path) -> None:
     values = json.loads((folder / "tokenizer.json").read_text())
     values["pre_tokenizer"] = {"type": "WhitespaceSplit"}
@@ -114,6 +118,9 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str, int]] = {
     "weights cut short": (_cut_weights, "merged", 2),
     "a weight that is no number": (_not_finite, "merged", 2),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "gguf", 2),
+    "no tokenizer, merged": (lambda folder: (folder / "tokenizer.json").unlink(), "merged", 2),
+    "half a tokenizer": (lambda folder: _cut(folder / "tokenizer.json"), "merged", 2),
+    "half a chat template": (lambda folder: (folder / "chat_template.jinja").write_text("{% if"), "merged", 2),
     "a tokenizer unknown to llama.cpp": (_pretokenizer, "gguf", 2),
     "a family unknown to llama.cpp": (_other_family, "gguf", 2),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "merged", 2),
@@ -150,6 +157,37 @@ def test_a_checkpoint_has_a_name_of_its_own_and_the_card_names_no_path_of_this_m
     assert f"| steps | {trained.run.checkpoints[-1]} |" in card
 
 
+def test_the_card_tells_how_the_weights_were_trained_also_if_they_are_not_the_last(project: Project) -> None:
+    keep = ("--set", "checkpoint.every=1 steps", "--set", "checkpoint.keep_last=9", "--set", "evaluation.every=1 steps")
+    project.type("train", "chats.jsonl", "--max-steps", "3", *keep).expect(0)
+    name = "adapter_model.safetensors"
+    for step in (2, 3):
+        shutil.copy(project.run.root / f"checkpoint-{step}/model/{name}", project.run.root / f"final/{name}")
+        project.type("export", "latest", "--to", "adapter", "--output", f"out-{step}").expect(0)
+        card = (project.folder / f"out-{step}/README.md").read_text()
+        loss = project.run.by_step("eval/loss")
+        assert f"| steps | {step} |" in card
+        assert f"| held-out loss | {loss[0]:.4f} before training, {loss[step]:.4f} after it |" in card
+        assert "| training | sft, lora, 4 rows a step, learning rate 0.01, cosine, adamw, seed 0 |" in card
+
+
+@pytest.mark.parametrize("left", [[], ["adapter_model.safetensors"]])
+def test_a_final_folder_without_a_model_is_passed_over_for_the_checkpoint(trained: Project, left: list[str]) -> None:
+    broken = trained.folder / "broken"
+    shutil.copytree(trained.run.root, broken)
+    for path in (broken / "final").iterdir():
+        if path.name not in left:
+            path.unlink()
+    for words in (
+        ("chat", "broken", "--prompt", "a", "--max-new-tokens", "2"),
+        ("export", "broken", "--to", "merged", "--output", "whole"),
+    ):
+        answer = trained.type(*words).expect(0)
+        assert f"has a final/ without a model; its checkpoint-{trained.run.checkpoints[-1]} is used" in answer.err
+    shutil.rmtree(trained.folder / "whole")
+    shutil.rmtree(broken)
+
+
 def test_an_adapter_without_a_tokenizer_takes_that_of_its_base(trained: Project) -> None:
     bare = trained.folder / "bare"
     bare.mkdir()
@@ -157,6 +195,14 @@ def test_an_adapter_without_a_tokenizer_takes_that_of_its_base(trained: Project)
         shutil.copy(trained.run.root / "final" / name, bare / name)
     found = trained.type("export", "bare", "--to", "gguf", "--output", "bare-gguf", "--json").expect(0).json
     assert any(name.endswith("-f16.gguf") for name in found["files"])
+
+
+def test_an_end_of_answers_that_a_gguf_file_has_no_place_for_is_named_and_is_a_stop_word_for_ollama(project: Project) -> None:
+    base = project.folder / "data/models/base/tiny"
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 3, 4, 5]}))
+    answer = project.type("export", "tiny", "--to", "ollama", "--output", "out").expect(0)
+    assert "a GGUF file names 3 tokens that end an answer, so " in answer.err
+    assert (project.folder / "out/Modelfile").read_text().count("PARAMETER stop") == 4
 
 
 def test_an_unknown_type_names_those_there_are_and_its_help_works(project: Project) -> None:

@@ -1,6 +1,7 @@
 """Answers equal transformers' greedy generation, independent of the batch, and generating does not change the model."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,18 @@ def test_a_chat_with_kept_values_gives_the_answers_of_a_computation_from_the_beg
         assert reused[2] == 8, "all but the last token, because its logits are needed"
     if kind in ("state", "recurrent", "linear", "convolution"):
         assert set(reused) == {0}
+
+
+def test_with_a_seed_an_answer_does_not_depend_on_what_was_asked_before(llama: Path) -> None:
+    model, cache, prompt = our_model(llama, dtype=torch.bfloat16), PromptCache(), [*range(5, 45)]
+    drawn = Sampling(temperature=1.0, seed=3, max_new_tokens=20)
+    (alone,) = generate(model, [prompt], end_ids=[], sampling=drawn)
+    for before in (None, prompt, [*prompt[:30], 9, 9, 9]):
+        if before is not None:
+            generate(model, [before], end_ids=[], sampling=replace(drawn, seed=None), cache=cache)
+        assert generate(model, [prompt], end_ids=[], sampling=drawn, cache=cache) == [alone] and cache.reused == 0
+    generate(model, [prompt], end_ids=[], sampling=replace(drawn, seed=None), cache=cache)
+    assert cache.reused == len(prompt) - 1, "without a seed, answers differ anyway"
 
 
 def test_values_are_not_kept_after_an_error(llama: Path) -> None:

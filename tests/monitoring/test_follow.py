@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tests.support.written_runs import append_line, evaluation_of, metrics_of, summary_of, write_run, write_status
+from tests.support.written_runs import BEGAN, append_line, evaluation_of, metrics_of, summary_of, write_run, write_status
 
+from llamahome.monitoring.alerts import alert_fields
+from llamahome.monitoring.episodes import Alert
 from llamahome.monitoring.follow import Follower, ViewClock
 from llamahome.monitoring.panel import PanelProgress
 from llamahome.monitoring.plain import PlainProgress
@@ -138,8 +141,31 @@ def test_alerts_are_shown_with_their_advice() -> None:
     paths = write_run(steps=4, horizon=8, state="running")
     watched = Watched(paths)
     watched.poll()
-    append_line(paths.metrics_dir / "events.jsonl", {"kind": "alert", "step": 4, "message": "the loss rose", "advice": "look at row 7"})
-    assert watched.poll() == "warning: the loss rose; look at row 7\n"
+    alert = alert_fields(Alert(name="loss-spike", step=4, text="the loss rose", help="look at row 7"), rows=dict)
+    append_line(paths.metrics_dir / "events.jsonl", {"kind": "alert", **alert})
+    assert watched.poll() == "alert: step 4: the loss rose; look at row 7\n"
+
+
+def test_a_run_whose_clock_was_set_back_is_shown_from_its_last_beginning_on() -> None:
+    paths = write_run(steps=8, horizon=8, state="running")
+    metrics, events = paths.metrics_dir / "metrics.jsonl", paths.metrics_dir / "events.jsonl"
+    append_line(events, {"t": BEGAN + 10**6, "kind": "resumed", "step": 4})
+    for record in (json.loads(line) for line in metrics.read_text().splitlines()):
+        assert record["t"] < BEGAN + 10**6
+    text = Watched(paths).poll()
+    assert "step=8/8" in text and not any(f"step={step}/8" in text for step in range(1, 5))
+
+
+def test_a_run_that_is_deleted_while_it_is_watched_is_called_gone(capsys: pytest.CaptureFixture[str]) -> None:
+    paths = write_run(steps=4, horizon=8, state="running")
+    watched = Watched(paths)
+    watched.poll()
+    shutil.rmtree(paths.root)
+    shutil.rmtree(paths.metrics_dir)
+    info = watched.follower.poll()
+    assert watched.follower.is_over(info)
+    watched.follower.finish(info)
+    assert capsys.readouterr().out.splitlines()[0] == f"{paths.run_id} is gone: there is no folder output/runs/{paths.run_id} any more"
 
 
 def test_after_a_crash_the_process_the_time_and_the_command_are_told(capsys: pytest.CaptureFixture[str]) -> None:

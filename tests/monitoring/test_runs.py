@@ -170,3 +170,11 @@ def test_a_run_without_a_step_has_an_empty_report() -> None:
     assert report.losses == []
     assert report.best is None
     assert report.settings_problem is not None
+
+
+def test_ten_thousand_evaluations_are_judged_once() -> None:
+    metrics = Path("data/metrics/logs") / make_run("many", steps=2).name / "metrics.jsonl"
+    with metrics.open("a") as file:
+        file.writelines(json.dumps({"t": 3.0, "step": step, "eval/loss": 2 + 1 / step}) + "\n" for step in range(3, 10_000))
+    report = report_run(open_run(Path("output/runs/many")))
+    assert report.best is report.best and report.best is not None and report.best.step == 9_999

@@ -64,10 +64,30 @@ def test_losses_over_other_tokens_are_named() -> None:
         (["training.objective=dpo", "training.learning_rate=1e-5,1e-4"], "loss"),
         (["lora.rank=4,8"], "loss"),
         (["training.objective=sft,distill", "distill.teacher=taught"], "loss"),
+        (["lora.rank=4,8", "evaluation.metric=exact"], "exact"),
+        (["training.objective=grpo", "grpo.reward=mine.py:score", "evaluation.metric=mine.py:score", "grpo.beta=0,0.1"], "score"),
+        (["evaluation.metric=exact,f1"], "loss"),
     ],
 )
 def test_what_ranks_the_runs_depends_on_what_is_listed(assignments: list[str], figure: str) -> None:
     assert {each.figure for each in make_grid(assignments, 1, load).trials} == {figure}
+
+
+def test_runs_that_learn_from_rewards_are_not_ranked_by_a_loss() -> None:
+    with pytest.raises(LlamaHomeError) as refused:
+        make_grid(["training.objective=grpo", "grpo.reward=mine.py:score", "training.learning_rate=1e-5,1e-4"], 1, load)
+    assert [problem.hint for problem in refused.value.problems] == ["--set evaluation.metric=mine.py:score"]
+
+
+def test_the_best_step_is_that_of_the_metric_that_chose_the_final_model() -> None:
+    progress = Progress("finished", horizon=2, losses={1: 0.2, 2: 0.3}, figure="exact", scores={1: 0.4, 2: 0.6})
+    chosen = replace(LOW_LOSS[0], figure="exact", chosen_by="exact")
+    for final, mean in (("best", 0.6), ("last", 0.6)):
+        assert make_rows([(replace(chosen, final=final), progress)])[0].mean == mean
+    better_before = replace(progress, scores={1: 0.9, 2: 0.6})
+    rows = make_rows([(replace(chosen, final="best"), better_before), (replace(chosen, number=2, values={"a": "b"}), progress)])
+    assert [row.mean for row in rows] == [0.9, 0.6] and tied(rows) == 1, "one seed does not say how much a score varies"
+    assert next(iter(table_lines(rows))) == "ranked by held-out exact, higher first"
 
 
 @pytest.mark.parametrize("objectives", ["sft,dpo", "dpo,ipo", "kto,sft", "orpo,simpo"])

@@ -3,7 +3,9 @@
 Importing this module must stay cheap, because `llamahome --help` answers within 0.3 s: no torch, transformers or pydantic at the top.
 """
 
+import codecs
 import errno
+import io
 import os
 import signal
 import sys
@@ -69,6 +71,7 @@ app.add_command(launch.launch_app)
 def main() -> None:
     """Run the command line. Every LlamaHomeError becomes text on stderr and its exit status; other errors keep their traceback."""
     completion.complete(app)
+    _print_any_text()
     signals.leave_on_signals()
     status = 0
     try:
@@ -100,6 +103,21 @@ def main() -> None:
         message = f"the output cannot be written: {error.strerror}"  # stdout's, because errors of run files are LlamaHomeErrors
         _exit_with_error(MachineError(Problem(code="machine.output-lost", message=message, hint="write to a disk that has room")))
     _exit(status)
+
+
+def _print_any_text() -> None:
+    """Let stdout take names of files that are not UTF-8, as their own bytes, and halves of characters, as escapes."""
+
+    def encode(error: UnicodeError) -> tuple[bytes, int]:
+        assert isinstance(error, UnicodeEncodeError)
+        try:
+            return error.object[error.start : error.end].encode("utf-8", "surrogateescape"), error.end
+        except UnicodeEncodeError:
+            return error.object[error.start : error.end].encode("ascii", "backslashreplace"), error.end
+
+    codecs.register_error("llamahome", encode)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower().startswith("utf"):
+        sys.stdout.reconfigure(errors="llamahome")
 
 
 def _exit_like_a_filter() -> NoReturn:

@@ -4,13 +4,13 @@ import dataclasses
 import json
 import math
 import shutil
-import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from llamahome.cli import options, runs_compare, runs_report, runs_tail
+from llamahome.monitoring.readings import show_moment
 from llamahome.rundir import as_typed, first_command, nearby, sweep_of
 from llamahome.units import aligned, many, show_count, show_seconds
 
@@ -74,7 +74,7 @@ def _table(runs: list["RunInfo"]) -> list[str]:
             _number(run.loss),
             _number(run.eval_loss),
             "-" if run.tokens is None else show_count(run.tokens),
-            _when(run.started),
+            show_moment(run.started),
         )
         for run in runs
     ]
@@ -84,7 +84,7 @@ def _table(runs: list["RunInfo"]) -> list[str]:
 def _report_rows(report: "RunReport") -> list[tuple[str, str]]:
     info = report.info
     progress = f"{info.step if info.step is not None else 0} of {info.horizon or 'unknown'} steps"
-    rows = [("run", info.run_id), ("state", f"{info.state}, {progress}, started {_when(info.started)}"), ("folder", str(info.folder))]
+    rows = [("run", info.run_id), ("state", f"{info.state}, {progress}, started {show_moment(info.started)}"), ("folder", str(info.folder))]
     names = [each.describe() for each in report.lineage]
     rows += _labelled("began with", [name if not number else f"which began with {name}" for number, name in enumerate(names)])
     rows += _labelled(
@@ -175,7 +175,3 @@ def _setting(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | bool) or value is None else str(value)
-
-
-def _when(unix_seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(unix_seconds))

@@ -11,6 +11,7 @@ from llamahome.cli import options
 if TYPE_CHECKING:
     from llamahome.monitoring.report import RunReport
 
+_CURVES = (("train/loss", "training loss"), ("eval/loss", "held-out loss"), ("train/reward", "reward"))
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -50,7 +51,7 @@ def _lines(reports: "list[RunReport]") -> list[str]:
     split = len(settings) + 1
     lines += ["", *(table[:split] if settings else ["settings: the same in all of them, or unknown"]), "", *table[split:]]
     width = max(20, min(100, shutil.get_terminal_size().columns - 4))
-    for metric, title in (("train/loss", "training loss"), ("eval/loss", "held-out loss")):
+    for metric, title in _CURVES:
         drawn = curve_lines(reports, metric, width=width, unicode=options.prints_unicode())
         if drawn is not None:
             scale, *curves = drawn

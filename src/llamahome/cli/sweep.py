@@ -88,7 +88,8 @@ def sweep(
     lock = course.open_folder(folder, mark, course.content_of(files), sys.argv[1:], say=_say)
     _say(f"sweep: {len(grid.trials)} runs, {len(slots)} at a time, in {folder}")
     if grid.trials[0].figure != "loss":
-        _say(f"ranked by held-out {shown_figure(grid.trials[0].figure)}, because the loss of runs with other constants does not compare")
+        why = "it is evaluation.metric" if grid.trials[0].chosen_by != "loss" else "the loss of runs with other constants does not compare"
+        _say(f"ranked by held-out {shown_figure(grid.trials[0].figure)}, because {why}")
     _say(f"each is: llamahome {shlex.join(train(grid.trials[0], folder / 'trials' / '001'))}")
     runner = Runner(folder, train, slots, lock, _say)
     with _stopping(runner):

@@ -1,6 +1,7 @@
 """The addresses of the dashboard, and what answers each."""
 
 import hashlib
+import json
 import re
 import threading
 from collections.abc import Awaitable, Callable
@@ -15,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -63,7 +64,7 @@ class _Answers:
 
     def runs_now(self, _: Request) -> Response:
         """GET /api/runs: what the table of runs shows, to renew it."""
-        return JSONResponse([run_row(info) for info in self._library.infos()], headers={"cache-control": "no-store"})
+        return _json([run_row(info) for info in self._library.infos()])
 
     def compare(self, request: Request) -> Response:
         """GET /compare?run=ID&run=ID."""
@@ -155,8 +156,9 @@ def _number(text: str | None, usual: float, low: float, high: float) -> float:
     return min(max(value, low), high) if value == value else usual
 
 
-def _json(content: Any) -> JSONResponse:
-    return JSONResponse(content, headers={"cache-control": "no-store"})
+def _json(content: Any) -> Response:
+    text = json.dumps(content, allow_nan=False, separators=(",", ":"))  # in ASCII, because a damaged file may hold halves of characters
+    return Response(text, media_type="application/json", headers={"cache-control": "no-store"})
 
 
 def _static_files() -> dict[str, tuple[bytes, str, str]]:

@@ -46,14 +46,81 @@ class Chart:
 
 
 PLANNED_MEMORY = "plan/memory"
+_HELD_OUT = "Held-out rows are never trained on."
 LOSS = Chart(
     name="loss",
     title="Loss",
-    about="Nats per target. Held-out rows are never trained on.",
+    about=f"Nats per target. {_HELD_OUT}",
     lines=(("train/loss", "training"), ("eval/loss", "held-out")),
     log=True,
     smooth=True,
 )
+_LOSS_ABOUT = {
+    "train/pair_accuracy": "Mean of the pairs of a step.",
+    "train/answer_accuracy": "Mean of the labelled answers of a step.",
+    "train/reward": "Of the answers that were drawn: around zero, so the reward says how it goes.",
+}
+"""Of runs that do not learn targets, by a metric that only they have."""
+_REWARD = Chart(
+    name="reward",
+    title="Reward",
+    about="Mean of the answers that a step drew, and the mean deviation inside a group.",
+    lines=(("train/reward", "reward"), ("train/reward_std", "deviation")),
+    smooth=True,
+)
+_JUDGED = Chart(
+    name="judged",
+    title="Judged rightly",
+    about="Share of the pairs or labelled answers of a step whose reward is on the right side.",
+    lines=(("train/pair_accuracy", "pairs"), ("train/answer_accuracy", "answers")),
+    shown="share",
+    smooth=True,
+)
+_MARGIN = Chart(
+    name="margin",
+    title="Rewards of answers",
+    about="By how much rewards are on the right side, and what they are.",
+    lines=(
+        ("train/reward_margin", "margin"),
+        ("train/good_reward", "good"),
+        ("train/bad_reward", "bad"),
+        ("train/log_ratio", "gain"),
+        ("train/reference_point", "reference point"),
+    ),
+    smooth=True,
+)
+_LOGPROBS = Chart(
+    name="logprobs",
+    title="Log-probability of answers",
+    about="Mean of the better and of the worse answers.",
+    lines=(("train/chosen_logprob", "better"), ("train/rejected_logprob", "worse")),
+    smooth=True,
+)
+_DRAWN = Chart(
+    name="drawn",
+    title="Drawn answers",
+    about="Share that ended at the most tokens, and share whose group has equal rewards.",
+    lines=(("train/cut_answers", "cut"), ("train/groups_without_spread", "equal rewards")),
+    shown="share",
+    smooth=True,
+)
+_LENGTH = Chart(
+    name="answer-tokens",
+    title="Length of answers",
+    about="Mean tokens of the answers that a step drew.",
+    lines=(("train/answer_tokens", "tokens"),),
+    shown="count",
+    smooth=True,
+)
+_PER_TOKEN = Chart(
+    name="per-token",
+    title="Entropy and divergence",
+    about="Nats per token: of the policy, and from the model without its adapter or from the teacher.",
+    lines=(("train/entropy", "entropy"), ("train/divergence", "divergence"), ("train/cross_entropy", "cross entropy")),
+    smooth=True,
+)
+_OF_OBJECTIVES = (_REWARD, _JUDGED, _MARGIN, _LOGPROBS, _DRAWN, _LENGTH, _PER_TOKEN)
+"""What an objective other than plain training measures in each step."""
 _RATE = Chart(
     name="learning-rate",
     title="Learning rate",
@@ -77,7 +144,7 @@ _SPEED = Chart(
     shown="count",
     smooth=True,
 )
-_PARTS = ("data", "forward", "backward", "exchange", "update", "save", "evaluate", "profile")
+_PARTS = ("data", "rollout", "forward", "backward", "exchange", "update", "save", "evaluate", "profile")
 _TIME = Chart(
     name="step-time",
     title="Time of a step",
@@ -154,7 +221,8 @@ def run_charts(metrics: Sequence[str], machine: Sequence[str], *, memory: str | 
     """
     about = [_MEMORY.about, f"The machine has {memory}." if memory else "", f"Planned: {planned}." if planned else ""]
     held = replace(_MEMORY, about=" ".join(filter(None, about)))
-    charts = [LOSS, _RATE, _NORM, _SPEED, _TIME, _SHARES, held, *_scores(metrics), _MFU, _USE]
+    loss = replace(LOSS, about=next((f"{text} {_HELD_OUT}" for name, text in _LOSS_ABOUT.items() if name in metrics), LOSS.about))
+    charts = [loss, *_OF_OBJECTIVES, _RATE, _NORM, _SPEED, _TIME, _SHARES, held, *_scores(metrics), _MFU, _USE]
     plans = {name for name, known in (("plan/learning_rate", "train/learning_rate" in metrics), (PLANNED_MEMORY, planned)) if known}
     return _with_values(charts, {*metrics, *machine, *plans})
 
@@ -164,8 +232,8 @@ def machine_charts(machine: Sequence[str]) -> list[Chart]:
     return _with_values([_USE, _PROCESS, _NETWORK, _POWER, _HEAT], set(machine))
 
 
-def compared_charts() -> list[Chart]:
-    """The charts in which runs are drawn together, one curve for each run."""
+def compared_charts(metrics: Sequence[str] = ()) -> list[Chart]:
+    """The charts in which runs are drawn together, one curve for each run; `metrics` are those that any of them has."""
     held_out = Chart(name="eval-loss", title="Held-out loss", about="Nats per target.", lines=(("eval/loss", ""),), log=True)
     training = Chart(name="loss", title="Training loss", about=LOSS.about, lines=(("train/loss", ""),), log=True, smooth=True)
     rate = Chart(name="learning-rate", title="Learning rate", about="Of each step.", lines=(("train/learning_rate", ""),), shown="small")
@@ -173,7 +241,9 @@ def compared_charts() -> list[Chart]:
     speed = Chart(
         name="speed", title="Tokens per second", about=_SPEED.about, lines=(("speed/tokens_per_s", ""),), shown="count", smooth=True
     )
-    return [training, held_out, rate, norm, speed]
+    firsts = {chart: [line for line in chart.lines if line[0] in metrics][:1] for chart in (_REWARD, _JUDGED)}
+    ones = [replace(chart, lines=tuple(lines)) for chart, lines in firsts.items() if lines]
+    return [training, held_out, *ones, rate, norm, speed]
 
 
 def _scores(metrics: Sequence[str]) -> list[Chart]:

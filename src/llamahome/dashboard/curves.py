@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
 from llamahome.dashboard.first_losses import read_losses
+from llamahome.monitoring.readings import moment, number, whole
 from llamahome.monitoring.series import Cursor, read_from, thin
 
 Axis = Literal["step", "tokens", "time"]
@@ -78,18 +79,18 @@ class Curves:
     def _extend(self, records: list[dict[str, Any]]) -> None:
         """Add records, one metric after the other for all records with the same keys: a loop over all values takes ten times as long."""
         first = len(self._steps)
-        for column, name in ((self._steps, "step"), (self._tokens, "train/tokens"), (self._times, "t")):
+        for column, name, read in ((self._steps, "step", whole), (self._tokens, "train/tokens", number), (self._times, "t", moment)):
             last = column[-1] if column else 0.0
             for record in records:
-                value = record.get(name)
-                last = value if isinstance(value, int | float) else last
+                value = read(record.get(name))
+                last = last if value is None else max(last, value)  # a clock that was set back: no curve goes back either
                 column.append(last)
         alike: dict[tuple[str, ...], list[int]] = {}
-        for number, record in enumerate(records):
-            alike.setdefault(tuple(record), []).append(number)
+        for at, record in enumerate(records):
+            alike.setdefault(tuple(record), []).append(at)
         found: dict[str, list[tuple[list[int], list[float]]]] = {}
         for names, numbers in alike.items():
-            some = [records[number] for number in numbers]
+            some = [records[at] for at in numbers]
             for name in names:
                 if name not in ("t", "step"):
                     found.setdefault(name, []).append(_numbers(numbers, list(map(itemgetter(name), some))))
@@ -97,7 +98,7 @@ class Curves:
             numbers, values = parts[0] if len(parts) == 1 else _merged(parts)
             if values:
                 column_of = self._columns.setdefault(name, _Column())
-                column_of.records.extend([first + number for number in numbers])
+                column_of.records.extend([first + at for at in numbers])
                 column_of.values.extend(values)
 
     @property
@@ -226,10 +227,11 @@ class Curves:
 
 def _numbers(numbers: list[int], values: list[Any]) -> tuple[list[int], list[float]]:
     """The values that are numbers, and null as nan, each with the number of its record."""
-    if set(map(type, values)) <= {int, float}:
+    if set(map(type, values)) <= {float}:
         return numbers, values
-    kept = [at for at, value in enumerate(values) if value is None or _is_number(value)]
-    return [numbers[at] for at in kept], [math.nan if values[at] is None else values[at] for at in kept]
+    kept = [at for at, value in enumerate(values) if value is None or type(value) in (int, float)]
+    found = [number(values[at]) for at in kept]
+    return [numbers[at] for at in kept], [math.nan if value is None else value for value in found]
 
 
 def _merged(parts: list[tuple[list[int], list[float]]]) -> tuple[list[int], list[float]]:
@@ -246,10 +248,6 @@ def moving_average(values: Sequence[float], weight: float) -> list[float]:
             share = weight * share + (1 - weight)
         averages.append(average / share if share else math.nan)
     return averages
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _shown(value: float) -> float | None:

@@ -5,6 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from llamahome.monitoring.alerts import is_alert
+from llamahome.monitoring.readings import moment, whole
+
 Level = Literal["note", "alert", "trouble"]
 
 _TROUBLE = ("bad-step", "out-of-memory", "save-failed", "failed", "rolled-back", "diverged")
@@ -36,17 +39,16 @@ def found_events(records: Iterable[dict[str, Any]]) -> list[Event]:
 
 def _event(record: dict[str, Any]) -> Event:
     kind = str(record.get("kind", record.get("event", "event")))
-    alert = kind == "alert" or record.get("event") == "alert"
+    alert = is_alert(record)
     level: Level = "alert" if alert else "trouble" if kind in _TROUBLE else "note"
-    step, time = record.get("step"), record.get("t")
     rows = record.get("rows", record.get("row_ids"))
     rest = {name: value for name, value in record.items() if name not in _KNOWN}
     if rows is not None and not isinstance(rows, list):
         rest["rows"] = rows  # the event `rows` has counts there
     text = record.get("text", record.get("why"))
     return Event(
-        time=float(time) if isinstance(time, int | float) else None,
-        step=step if isinstance(step, int) else None,
+        time=moment(record.get("t")),
+        step=whole(record.get("step")),
         kind=str(record.get("alert", "alert")) if alert else kind,
         level=level,
         text=text if isinstance(text, str) else ", ".join(f"{name} {_plain(value)}" for name, value in rest.items()),

@@ -6,7 +6,6 @@ records twice a second, of a fast run those with the lowest and the highest valu
 
 import asyncio
 import json
-import math
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
@@ -16,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from llamahome.dashboard.events import found_events, marks
 from llamahome.dashboard.library import Library
 from llamahome.dashboard.pages import run_row
+from llamahome.monitoring.readings import moment, number, whole
 from llamahome.monitoring.series import Cursor, read_from
 from llamahome.rundir import RunPaths
 
@@ -102,17 +102,17 @@ def most_telling(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return records
     chosen = {len(records) - 1} | set([at for at, record in enumerate(records) if "eval/loss" in record][-2:])
     for name, sign in (("train/loss", -1), ("train/loss", 1), ("train/grad_norm", 1)):
-        known = [(sign * record[name], -at) for at, record in enumerate(records) if isinstance(record.get(name), int | float)]
+        known = [(sign * value, -at) for at, record in enumerate(records) if (value := number(record.get(name))) is not None]
         chosen |= {-max(known)[1]} if known else set()
     return [records[at] for at in sorted(chosen)]
 
 
 def _short(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with five digits of each value; step, time and tokens whole."""
-    kept = {name: value for name, value in record.items() if name not in _LEFT_OUT}
-    whole = ("step", "t", "train/tokens")
-    return {name: value if name in whole or not isinstance(value, float) else _rounded(value) for name, value in kept.items()}
+    """A record with five digits of each value; step, time and tokens whole. What is no number, as null, stands for one not finite."""
+    exact = {"step": whole, "t": moment, "train/tokens": number}
+    return {name: exact.get(name, _rounded)(value) for name, value in record.items() if name not in _LEFT_OUT}
 
 
-def _rounded(value: float) -> float | None:
-    return float(f"{value:.5g}") if math.isfinite(value) else None
+def _rounded(value: object) -> float | None:
+    known = number(value)
+    return float(f"{known:.5g}") if known is not None else None

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from llamahome.dashboard.events import found_events
 from llamahome.dashboard.library import Library, changed_settings
 from llamahome.monitoring.display import metric_name
 from llamahome.monitoring.lineage import read_lineage
+from llamahome.monitoring.readings import show_moment, whole
 from llamahome.monitoring.runs import RunInfo, read_records
 from llamahome.monitoring.summary import read_summary
 from llamahome.rundir import RunPaths, as_typed, first_command, nearby, sweep_of
@@ -47,13 +47,15 @@ class Pages:
         )
         self._templates.globals["static"] = lambda name: f"/static/{name}?{versions[name]}"
         self._templates.globals["can_start"] = can_start
-        filters = {"count": show_count, "seconds": show_seconds, "when": show_time, "figure": show_figure, "setting": show_setting}
+        filters = {"count": show_count, "seconds": show_seconds, "when": show_moment, "figure": show_figure, "setting": show_setting}
         self._templates.filters.update(filters | {"size": show_bytes, "json": json.dumps})
 
     def render(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         """A page from its template."""
         text = self._templates.get_template(template).render(**values)
-        return HTMLResponse(text, status, {"cache-control": "no-store"})
+        return HTMLResponse(
+            text.encode("utf-8", "backslashreplace"), status, {"cache-control": "no-store"}
+        )  # names of files may be no UTF-8
 
     def prepare(self) -> None:
         """Compile what the first pages need, which would take 0.15 s of them: their templates, and the reader of settings."""
@@ -82,10 +84,10 @@ class Pages:
         """One run: figures, charts, events, checkpoints, settings; `controls` are what starting.py offers."""
         files, info, config = self._library.open(paths), self._library.info(paths), self._library.config(paths)
         machine = files.machine.names or _first_names(paths.metrics_dir / "system.jsonl")
-        names = files.metrics.names or _first_names(paths.metrics_dir / "metrics.jsonl")
-        memory = read_object(paths.environment).get("memory_bytes")
+        names = self._names(paths)
+        memory = whole(read_object(paths.environment).get("memory_bytes"))
         events = found_events(read_records(paths.metrics_dir / "events.jsonl").records)
-        memory_text = show_bytes(memory) if isinstance(memory, int) else None
+        memory_text = show_bytes(memory) if memory is not None else None
         charts = run_charts(names, machine, memory=memory_text, planned=_planned_in_words(paths))
         return self.render(
             "run.html",
@@ -103,11 +105,15 @@ class Pages:
             lineage=[each.describe() for each in read_lineage(paths)],
         )
 
+    def _names(self, paths: RunPaths) -> list[str]:
+        """The metrics of a run, as far as they are known without reading all of it."""
+        return self._library.open(paths).metrics.names or _first_names(paths.metrics_dir / "metrics.jsonl")
+
     def samples(self, paths: RunPaths) -> HTMLResponse:
         """The answers to each held-out prompt, step by step."""
         prompts: dict[str, list[dict[str, Any]]] = {}
         for record in read_records(paths.metrics_dir / "samples.jsonl").records:
-            if isinstance(record.get("prompt"), str) and isinstance(record.get("step"), int):
+            if isinstance(record.get("prompt"), str) and whole(record.get("step")) is not None:
                 prompts.setdefault(record["prompt"], []).append(record)
         shown = []
         for prompt, answers in prompts.items():
@@ -125,7 +131,7 @@ class Pages:
             **run_frame(self._library, paths, "system"),
             charts=machine_charts(files.machine.names),
             environment=_environment_rows(environment),
-            packages=sorted((environment.get("packages") or {}).items()),
+            packages=_packages(environment.get("packages")),
         )
 
     def compare(self, run_ids: Sequence[str]) -> HTMLResponse:
@@ -140,7 +146,7 @@ class Pages:
             infos=infos,
             rows=[run_row(info) for info in infos],
             differing=differing_settings(configs),
-            charts=compared_charts() if len(chosen) > 1 else [],
+            charts=compared_charts([name for paths in chosen for name in self._names(paths)]) if len(chosen) > 1 else [],
             unknown=unknown,
             most=_MOST_COMPARED,
             left_out=max(0, len(set(run_ids)) - len(unknown) - len(chosen)),
@@ -186,7 +192,7 @@ def run_row(info: RunInfo) -> dict[str, Any]:
         "loss": show_figure(info.loss),
         "eval_loss": show_figure(info.eval_loss),
         "tokens": "–" if info.tokens is None else show_count(info.tokens),
-        "started": show_time(info.started),
+        "started": show_moment(info.started),
         "sweep": None if sweep is None else str(nearby(sweep)),
     }
 
@@ -238,20 +244,23 @@ def _first_names(path: Path) -> list[str]:
     return list(dict.fromkeys(name for record in records for name in record if name not in ("t", "step")))
 
 
+def _packages(found: object) -> list[tuple[str, str]]:
+    return sorted((name, str(version)) for name, version in found.items()) if isinstance(found, dict) else []
+
+
+def _texts(found: object) -> list[str]:
+    return list(map(str, found)) if isinstance(found, list) else []
+
+
 def _environment_rows(environment: dict[str, Any]) -> list[tuple[str, str]]:
-    words = list(map(str, environment.get("command") or []))
+    words = _texts(environment.get("command"))
     rows = [("command", shlex.join(["llamahome", *words[1:]]))] if words else []
     for name in ("processor", "cpus", "torch_threads", "cpu_capability", "platform", "python"):
         rows.append((name.replace("_", " "), str(environment.get(name, ""))))
-    if isinstance(environment.get("memory_bytes"), int):
-        rows.append(("memory", show_bytes(environment["memory_bytes"])))
-    rows.append(("GPUs", ", ".join(map(str, environment.get("gpus") or [])) or "none"))
+    if (memory := whole(environment.get("memory_bytes"))) is not None:
+        rows.append(("memory", show_bytes(memory)))
+    rows.append(("GPUs", ", ".join(_texts(environment.get("gpus"))) or "none"))
     return [(name, text) for name, text in rows if text]
-
-
-def show_time(unix_seconds: float) -> str:
-    """Date and time of this machine."""
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(unix_seconds))
 
 
 def show_figure(value: float | None) -> str:

@@ -3,10 +3,13 @@
 The rate comes from its settings or, after a resume that changed the plan, from its newest checkpoint; the memory was planned at its start.
 """
 
+import math
+
 from llamahome.config.load import LoadedConfig
 from llamahome.dashboard.charts import PLANNED_MEMORY
 from llamahome.dashboard.curves import Axis, Curves, Line
 from llamahome.dashboard.pages import planned_memory, read_object
+from llamahome.monitoring.readings import whole
 from llamahome.monitoring.status import read_status
 from llamahome.rundir import RunPaths
 from llamahome.training.schedule import Curve, planned_curve
@@ -19,8 +22,8 @@ def planned_rates(config: LoadedConfig | str, paths: RunPaths, metrics: Curves, 
 
     Along tokens and time it ends with the last step that was done, because nobody knows where later steps will lie.
     """
-    horizon = read_status(paths.metrics_dir / "status.json").get("horizon")
-    curve = _saved_curve(paths) or (_configured_curve(config, horizon) if isinstance(horizon, int) and horizon > 0 else None)
+    horizon = whole(read_status(paths.metrics_dir / "status.json").get("horizon"))
+    curve = _saved_curve(paths) or (_configured_curve(config, horizon) if horizon else None)
     last = metrics.last_step
     if curve is None or curve.horizon < 1 or (axis != "step" and last < 1):
         return {}
@@ -43,8 +46,9 @@ def _saved_curve(paths: RunPaths) -> Curve | None:
     saved = read_object(checkpoints[-1][1] / "trainer_state.json").get("extra") if checkpoints else None
     schedule = saved.get("schedule") if isinstance(saved, dict) else None
     try:
-        return Curve(**schedule) if isinstance(schedule, dict) else None
-    except TypeError:
+        curve = Curve(**schedule) if isinstance(schedule, dict) else None
+        return curve if curve is not None and curve.horizon > 0 and math.isfinite(curve.rate(0) + curve.rate(curve.horizon - 1)) else None
+    except (TypeError, ValueError, ArithmeticError):
         return None
 
 

@@ -16,12 +16,14 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from llamahome import durable
 from llamahome.dashboard.jobs import shown_command
 from llamahome.monitoring.processes import ProcessId, belongs_to, identify, is_alive, is_python_module
+from llamahome.monitoring.readings import whole
 from llamahome.monitoring.status import read_status
 from llamahome.redaction import redact_words
 from llamahome.rundir import STARTED, RunPaths
@@ -64,6 +66,8 @@ class StartedTrainings:
         self._folder = folder
         self._lock = threading.Lock()
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._asked: set[str] = set()
+        """Names of those that this server has asked to stop."""
 
     def start(self, words: Sequence[str], *, run: str | None = None) -> Record:
         """Start `llamahome <words>`; `run` is the run that it resumes. Raises RefusedStart while another one that was started here runs."""
@@ -74,21 +78,31 @@ class StartedTrainings:
                     f"{running.shown} still runs, and this machine trains one model at a time. Stop it first, or type the command."
                 )
             name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-            self._folder.mkdir(parents=True, exist_ok=True)
-            began = time.time()
-            with self.log(name).open("xb") as log:
-                child = subprocess.Popen(
-                    [sys.executable, "-m", "llamahome", *words],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            self._children[name] = child
-            process = identify(child.pid) or ProcessId(child.pid, began)
-            record = Record(name, tuple(redact_words(words)), socket.gethostname(), process, began, run)
-            self._write(record)
-            return record
+            try:
+                return self._begin(name, words, run)
+            except OSError as error:  # nobody could stop it from the page
+                if (child := self._children.pop(name, None)) is not None:
+                    child.kill()
+                    child.wait()
+                why = error.strerror or error
+                raise RefusedStart(f"Nothing was started, because {self._folder} cannot be written: {why}") from error
+
+    def _begin(self, name: str, words: Sequence[str], run: str | None) -> Record:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        began = time.time()
+        with self.log(name).open("xb") as log:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "llamahome", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._children[name] = child
+        process = identify(child.pid) or ProcessId(child.pid, began)
+        record = Record(name, tuple(redact_words(words)), socket.gethostname(), process, began, run)
+        self._write(record)
+        return record
 
     def stop(self, name: str, paths: RunPaths | None) -> None:
         """Ask the training to save a checkpoint and end; `paths` is its run if there is one. Raises RefusedStart.
@@ -103,7 +117,9 @@ class StartedTrainings:
                 raise RefusedStart("It has been asked to stop already; it ends when the checkpoint is saved.")
             if paths is not None and not writes(record, paths):
                 raise RefusedStart("The run has another process than the one that was started from this page.")
-            self._write(replace(record, asked_to_stop=True))
+            self._asked.add(name)
+            with suppress(OSError):  # a full disk is a reason to stop a training
+                self._write(replace(record, asked_to_stop=True))
             os.kill(record.process.pid, signal.SIGTERM)
 
     def records(self) -> list[Record]:
@@ -119,9 +135,12 @@ class StartedTrainings:
             return None
         try:
             content = json.loads((self._folder / f"{name}.json").read_bytes())
-            return Record(**{**content, "words": tuple(content["words"]), "process": ProcessId(**content["process"])})
+            record = Record(**{**content, "words": tuple(content["words"]), "process": ProcessId(**content["process"])})
         except (OSError, ValueError, TypeError, KeyError):
             return None
+        if not all(isinstance(word, str) for word in record.words) or whole(record.process.pid) is None:
+            return None
+        return replace(record, asked_to_stop=True) if name in self._asked else record
 
     def is_alive(self, record: Record) -> bool:
         """Whether the process of a training runs here."""
@@ -143,7 +162,8 @@ class StartedTrainings:
             return record
         with self._lock:
             known = replace(self.find(record.name) or record, run=found.run_id)
-            self._write(known)
+            with suppress(OSError):  # it is found again
+                self._write(known)
         return known
 
     def printed(self, name: str) -> str:

@@ -95,7 +95,7 @@ class PromptCache:
     def take(self, prompt: Sequence[int]) -> Cache | None:
         """The values of the longest beginning of `prompt` that is known, at most all but its last token; None if there is none."""
         values, ids = self._values, self._ids
-        self._values, self._ids, self.reused = None, [], 0
+        self.forget()
         if values is None:
             return None
         most = min(len(ids), len(prompt) - 1)
@@ -107,6 +107,10 @@ class PromptCache:
             values.crop(-surplus)
         self.reused = shared
         return values
+
+    def forget(self) -> None:
+        """Keep nothing."""
+        self._values, self._ids, self.reused = None, [], 0
 
     def keep(self, ids: Sequence[int], values: Cache | None, model: PreTrainedModel) -> None:
         """Remember the values of `ids`, all but the last of which were computed, if this model can go on from them."""
@@ -211,7 +215,9 @@ def _continue(
     if sampling.draws or sampling.repetition_penalty != 1:
         draw = _Draw(sampling, [len(prompt) for prompt in prompts], width)
         parts = {**parts, "logits_processor": LogitsProcessorList([draw])}
-    if cache is not None and (known := cache.take(prompts[0])) is not None:
+    if cache is not None and sampling.draws and sampling.seed is not None:
+        cache.forget()  # values computed in other passes are rounded otherwise, and the same seed would draw another answer
+    elif cache is not None and (known := cache.take(prompts[0])) is not None:
         parts = {**parts, "past_key_values": known}
     with as_transformers_runs_it(model), generating(model):
         output: Any = model.generate(

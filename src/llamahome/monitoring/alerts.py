@@ -67,6 +67,17 @@ class AlertSink:
         """Nothing is open."""
 
 
+def is_alert(event: Mapping[str, Any]) -> bool:
+    """Whether a record of events.jsonl is an alert."""
+    return "alert" in (event.get("kind"), event.get("event"))
+
+
+def said_of(event: Mapping[str, Any]) -> tuple[str, str]:
+    """What an alert of events.jsonl says and what to do about it; empty where it says nothing. Older versions had other names."""
+    text = next((str(event[name]) for name in ("text", "message", "alert", "name") if event.get(name)), "alert")
+    return text, next((str(event[name]) for name in ("help", "advice", "hint") if event.get(name)), "")
+
+
 _ABOUT_ROWS = ("loss-not-finite", "loss-spike")
 """Alerts that the rows of one step may explain."""
 

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,10 +61,10 @@ def figures(report: RunReport) -> dict[str, Any]:
         "steps": report.info.step,
         "horizon": report.info.horizon,
         "best_evaluation": None if report.best is None else {"step": report.best.step, "value": report.best.value},
-        "last_evaluation": None if "eval/loss" not in last else {"step": int(last["step"]), "value": last["eval/loss"]},
-        "last_pair_accuracy": None
-        if "eval/pair_accuracy" not in last
-        else {"step": int(last["step"]), "value": last["eval/pair_accuracy"]},
+        "last_evaluation": _at(last, "eval/loss"),
+        "last_pair_accuracy": _at(last, "eval/pair_accuracy"),
+        "last_answer_accuracy": _at(last, "eval/answer_accuracy"),
+        "last_reward": _at(next((record for record in reversed(report.records) if "train/reward" in record), {}), "train/reward"),
         "last_loss": report.losses[-1].value if report.losses else None,
         "tokens_per_s": report.tokens_per_second,
         "training_seconds": report.training_seconds or None,
@@ -72,6 +72,10 @@ def figures(report: RunReport) -> dict[str, Any]:
         "damaged_lines": report.damaged_lines,
         "settings_problem": report.settings_problem,
     }
+
+
+def _at(record: Mapping[str, float], metric: str) -> dict[str, Any] | None:
+    return {"step": int(record["step"]), "value": record[metric]} if metric in record else None
 
 
 def figure_rows(reports: Sequence[RunReport]) -> list[tuple[str, list[str]]]:
@@ -85,6 +89,8 @@ def figure_rows(reports: Sequence[RunReport]) -> list[tuple[str, list[str]]]:
         "best_evaluation": ("best evaluation", at),
         "last_evaluation": ("last held-out loss", at),
         "last_pair_accuracy": ("last pair accuracy", at),
+        "last_answer_accuracy": ("last answer accuracy", at),
+        "last_reward": ("last reward", at),
         "last_loss": ("last training loss", lambda loss: f"{loss:.4f}"),
         "tokens_per_s": ("tokens/s", show_count),
         "training_seconds": ("time in steps", show_seconds),

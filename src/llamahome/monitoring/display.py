@@ -11,6 +11,9 @@ from llamahome.units import many, show_bytes
 
 _SHORT_NAMES = {
     "train/loss": "loss",
+    "train/reward": "reward",
+    "train/pair_accuracy": "pair_accuracy",
+    "train/answer_accuracy": "answer_accuracy",
     "eval/loss": "eval_loss",
     "train/grad_norm": "grad_norm",
     "train/learning_rate": "learning_rate",

@@ -5,7 +5,6 @@ last line waits for its end, and a run that begins again after a checkpoint is s
 """
 
 import json
-import math
 import shlex
 import time
 from collections import deque
@@ -15,8 +14,10 @@ from typing import Any
 
 from llamahome.config.load import read_saved_config
 from llamahome.errors import ConfigError
+from llamahome.monitoring.alerts import is_alert, said_of
 from llamahome.monitoring.display import RunSummary
 from llamahome.monitoring.progress import Progress
+from llamahome.monitoring.readings import moment, show_moment, whole
 from llamahome.monitoring.runs import RunInfo, describe_run, numbers_of
 from llamahome.monitoring.series import Cursor, read_from
 from llamahome.monitoring.status import LOST_AFTER_SECONDS, read_status
@@ -100,8 +101,9 @@ class Follower:
         """Show the run from its last beginning on; nothing yet if it has not begun to train."""
         self._files = Files(self._paths)
         events = list(self._files.events())
-        began = next((event["t"] for event in reversed(events) if event.get("kind") in _BEGINNINGS and _is_time(event.get("t"))), 0.0)
-        records = (record for record in self._files.metrics() if _is_time(record.get("t")) and record["t"] >= began)
+        start = next((event for event in reversed(events) if event.get("kind") in _BEGINNINGS), Record())
+        began, before = moment(start.get("t")), whole(start.get("step")) or 0
+        records = (record for record in self._files.metrics() if before < (whole(record.get("step")) or 0) or not before)
         first = next((record for record in records if "train/loss" in record), None)
         summary = read_summary(self._paths.metrics_dir)
         if summary is None and first is None:
@@ -110,7 +112,7 @@ class Follower:
             self._view.close()
             self._view = self._open_view(self._clock)
         self._begun = True
-        self._clock.fixed = began or (first["t"] if first is not None else time.time())
+        self._clock.fixed = began or (moment(first.get("t")) if first is not None else None) or time.time()
         self._view.start(summary or _bare_summary(self._paths, info))
         past = [] if first is None else [first]
         if self._plain:
@@ -124,11 +126,10 @@ class Follower:
 
     def _feed(self, records: Iterable[Record]) -> None:
         for record in records:
-            step = record.get("step")
-            if not isinstance(step, int):
+            step = whole(record.get("step"))
+            if step is None:
                 continue
-            if _is_time(record.get("t")):
-                self._clock.fixed = record["t"]
+            self._clock.fixed = moment(record.get("t")) or self._clock.fixed
             numbers = numbers_of([record])[0]
             metrics = {name: value for name, value in numbers.items() if name not in ("t", "step")}
             if "train/loss" in metrics:
@@ -137,14 +138,14 @@ class Follower:
                 self._view.evaluated(step, metrics)
 
     def _show_events(self, events: list[Record], *, past: bool = False) -> None:
-        alerts = [event for event in events if "alert" in (event.get("kind"), event.get("event"))]
+        alerts = [event for event in events if is_alert(event)]
         for alert in alerts[-_PAST_ALERTS:] if past else alerts:
-            advice = next((str(alert[name]) for name in ("advice", "help", "hint") if alert.get(name)), "see the report of the run")
-            self._view.warn(str(alert.get("message") or alert.get("name") or "alert"), advice)
+            text, advice = said_of(alert)
+            self._view.alert(whole(alert.get("step")) or 0, text, advice or "see the report of the run")
         if past and self._plain:
             self._view.close()  # writes the line that waits for more
             return
-        saved = [event for event in events if event.get("kind") == "saved" and isinstance(event.get("step"), int)]
+        saved = [event for event in events if event.get("kind") == "saved" and whole(event.get("step")) is not None]
         for event in saved[-1:]:
             self._view.saved(event["step"], nearby(self._paths.checkpoint(event["step"])))
 
@@ -168,9 +169,11 @@ class Follower:
 
 def farewell(paths: RunPaths, info: RunInfo) -> list[str]:
     """How a run that no longer trains has ended, and the command that goes on from there."""
+    if not paths.root.exists():
+        return [f"{paths.run_id} is gone: there is no folder {as_typed(paths.root)} any more", "next: llamahome runs list"]
     at = f"step {info.step:,}" if info.step is not None else "no step"
     status = read_status(paths.metrics_dir / "status.json")
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(info.heartbeat)) if info.heartbeat is not None else "an unknown time"
+    when = show_moment(info.heartbeat, "%Y-%m-%d %H:%M:%S") or "an unknown time"
     if info.state == "finished":
         page = [f"report: {as_typed(paths.report)}"] if paths.report.is_file() else []
         return [f"{paths.run_id} finished at {when} after {at}", *page, f"next: llamahome runs show {paths.run_id}"]
@@ -220,10 +223,6 @@ def _bare_summary(paths: RunPaths, info: RunInfo) -> RunSummary:
         epochs=epochs if isinstance(epochs, int | float) else 1.0,
         folder=str(nearby(paths.root)),
     )
-
-
-def _is_time(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def records_of(files: Files) -> Iterator[Mapping[str, Any]]:

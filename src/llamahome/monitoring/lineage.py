@@ -40,23 +40,28 @@ def write_lineage(paths: RunPaths, parent: Path) -> None:
 def read_lineage(paths: RunPaths) -> list[Ancestor]:
     """What the run began with, the nearest first; empty if it began with no adapter, or the file cannot be read."""
     try:
-        return [Ancestor(**each) for each in json.loads(paths.lineage.read_text(encoding="utf-8"))]
+        found = [Ancestor(**each) for each in json.loads(paths.lineage.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError):
         return []
+    are_texts = all(isinstance(text, str) for each in found for text in (each.path, each.run or "", each.sha256))
+    return found if are_texts and not any("\0" in each.path for each in found) else []
 
 
 def _hash(folder: Path) -> str | None:
-    """SHA-256 of name, size, first and last MiB of each weights file of an adapter or a model; None if there are none.
+    """SHA-256 of name, size, first and last MiB of each weights file of an adapter or a model; None if there are none to read.
 
     Training changes every weight, so this much tells two states apart, and a model of 16 GB is not read for it.
     """
     digest = hashlib.sha256()
-    files = sorted(folder.glob("*.safetensors"))
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}:".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_SAMPLE))
-            file.seek(max(0, size - _SAMPLE))
-            digest.update(file.read(_SAMPLE))
+    try:
+        files = sorted(folder.glob("*.safetensors"))
+        for path in files:
+            size = path.stat().st_size
+            digest.update(f"{path.name}:{size}:".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(_SAMPLE))
+                file.seek(max(0, size - _SAMPLE))
+                digest.update(file.read(_SAMPLE))
+    except OSError:
+        return None
     return digest.hexdigest() if files else None

@@ -201,7 +201,10 @@ class PanelState:
     def _loss(self) -> str:
         if not self._losses:
             return "none yet: the first step may take longer than the others" + self._last_evaluation()
-        return f"{self._losses[-1]:.4f}  {sparkline(self._losses, width=24, unicode=self._unicode)}" + self._last_evaluation()
+        names = {"train/reward": "reward", "train/pair_accuracy": "pair accuracy", "train/answer_accuracy": "answer accuracy"}
+        measured = "".join(f", {words} {self._metrics[name]:.4f}" for name, words in names.items() if name in self._metrics)
+        line = sparkline(self._losses, width=24, unicode=self._unicode)
+        return f"{self._losses[-1]:.4f}  {line}{measured}" + self._last_evaluation()
 
     def _last_evaluation(self) -> str:
         if self.evaluation is None:
@@ -232,8 +235,8 @@ class PanelState:
         metrics = self._metrics
         if "memory/rss" not in metrics:
             return "-"
-        text = f"{show_bytes(metrics['memory/rss'])} now, {show_bytes(metrics['memory/peak'])} at most"
-        if "memory/gpu_allocated" in metrics:
+        text = f"{show_bytes(metrics['memory/rss'])} now, {show_bytes(metrics.get('memory/peak', metrics['memory/rss']))} at most"
+        if "memory/gpu_allocated" in metrics and "memory/gpu_reserved" in metrics:
             text += f"; GPU {show_bytes(metrics['memory/gpu_allocated'])} used, {show_bytes(metrics['memory/gpu_reserved'])} reserved"
         return text
 

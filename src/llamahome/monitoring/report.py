@@ -3,14 +3,17 @@
 import itertools
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from llamahome.config.describe import settings
 from llamahome.config.load import read_saved_config
 from llamahome.errors import ConfigError
+from llamahome.monitoring.alerts import is_alert
 from llamahome.monitoring.display import RunSummary, metric_name
 from llamahome.monitoring.lineage import Ancestor, read_lineage
+from llamahome.monitoring.readings import number
 from llamahome.monitoring.runs import RunInfo, describe_run, numbers_of, read_records
 from llamahome.monitoring.summary import read_summary
 from llamahome.rundir import RunPaths
@@ -68,9 +71,9 @@ class RunReport:
     @property
     def alerts(self) -> list[dict[str, Any]]:
         """The events that are alerts."""
-        return [event for event in self.event_records if "alert" in (event.get("kind"), event.get("event"))]
+        return [event for event in self.event_records if is_alert(event)]
 
-    @property
+    @cached_property
     def best(self) -> Point | None:
         """The best evaluation by evaluation.metric, the earlier of equal ones: the lowest loss, or the highest of another metric."""
         metric = str(self.changed_settings.get("evaluation.metric", "loss"))
@@ -105,8 +108,8 @@ def report_run(paths: RunPaths) -> RunReport:
         checkpoints=paths.checkpoints(),
         final=paths.final if paths.final.is_dir() else None,
         lineage=read_lineage(paths),
-        tokens=int(steps[-1].get("train/tokens", 0)) if steps else 0,
-        targets=int(steps[-1].get("train/targets", 0)) if steps else 0,
+        tokens=_last_count(steps, "train/tokens"),
+        targets=_last_count(steps, "train/targets"),
         training_seconds=_training_seconds(steps),
         events=events,
         event_records=happened,
@@ -125,11 +128,16 @@ def _settings(paths: RunPaths) -> tuple[dict[str, Any], dict[str, str], str | No
     return values, {key: origin.removeprefix("saved: ") for key, origin in loaded.origins.items()}, None
 
 
+def _last_count(records: list[dict[str, float]], name: str) -> int:
+    return int(number(records[-1].get(name)) or 0) if records else 0
+
+
 def _training_seconds(steps: list[dict[str, float]]) -> float:
     """Sum tokens / tokens per second over the records, because the timestamps of a resumed run have gaps and its counts do not."""
     counts = [0.0, *(record.get("train/tokens", 0.0) for record in steps)]
     seconds = 0.0
     for (before, after), record in zip(itertools.pairwise(counts), steps, strict=True):
         speed = record.get("speed/tokens_per_s", 0.0)
-        seconds += (after - before) / speed if speed > 0 else 0.0
+        passed = (after - before) / speed if speed > 0 else 0.0
+        seconds += passed if math.isfinite(passed) else 0.0
     return seconds

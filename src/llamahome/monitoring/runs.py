@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from llamahome.errors import Problem, UsageError
+from llamahome.monitoring.readings import moment, number, whole
 from llamahome.monitoring.series import parse
 from llamahome.monitoring.status import LOST_AFTER_SECONDS, read_status
 from llamahome.rundir import NEWEST, RUNS, RunPaths, first_command, nearby, open_run, sweep_of
@@ -25,6 +26,8 @@ ShownState = Literal["running", "finished", "stopped", "failed", "lost"]
 
 _TAIL_BYTES = 65536
 """Holds the last 100 records of metrics.jsonl."""
+_EVALUATION, _EVALUATION_BYTES, _BLOCK_BYTES = b'"eval/loss"', 16 << 20, 1 << 20
+"""What the last evaluation is looked for by, in how much of the end of metrics.jsonl (25,000 records), and how much is read at once."""
 _TIMESTAMP = re.compile(r"\d{8}-\d{6}")
 
 
@@ -56,20 +59,29 @@ class Series:
 
 
 def read_records(path: Path) -> Series:
-    """Read every complete record of `path`; none if the file is missing. A torn last line does not count as damaged."""
+    """Read every complete record of `path`; none if the file is missing, and a damaged line if it cannot be read.
+
+    A torn last line does not count as damaged.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return Series([], 0)
+    except OSError:
+        return Series([], 1)
     return _whole_records(content)
 
 
 def numbers_of(records: list[dict[str, Any]]) -> list[dict[str, float]]:
     """The numbers of each record; null becomes nan."""
     return [
-        {name: math.nan if value is None else value for name, value in record.items() if value is None or isinstance(value, int | float)}
-        for record in records
+        {name: _or_nan(value) for name, value in record.items() if value is None or isinstance(value, int | float)} for record in records
     ]
+
+
+def _or_nan(value: float | None) -> float:
+    found = number(value)
+    return math.nan if found is None else found
 
 
 def without_nan(value: Any) -> Any:
@@ -117,54 +129,65 @@ def describe_run(paths: RunPaths) -> RunInfo:
     """Read the state and the last metrics of one run."""
     status = read_status(paths.metrics_dir / "status.json")
     last = _last_values(paths.metrics_dir / "metrics.jsonl")
-    step = max((value for value in (status.get("step"), last.get("step")) if isinstance(value, int)), default=None)
-    tokens = _number(last.get("train/tokens"))
-    horizon = status.get("horizon")
+    step = max((count for value in (status.get("step"), last.get("step")) if (count := whole(value)) is not None), default=None)
+    tokens = number(last.get("train/tokens"))
     return RunInfo(
         run_id=paths.run_id,
         folder=nearby(paths.root),
         state=_state(status),
         step=step,
-        horizon=horizon if isinstance(horizon, int) else None,
+        horizon=whole(status.get("horizon")),
         started=_started(paths),
-        heartbeat=_number(status.get("t")),
-        loss=_number(last.get("train/loss")),
-        eval_loss=_number(last.get("eval/loss")),
+        heartbeat=moment(status.get("t")),
+        loss=number(last.get("train/loss")),
+        eval_loss=number(last.get("eval/loss")),
         tokens=None if tokens is None else int(tokens),
     )
 
 
 def describe_energy(paths: RunPaths) -> float | None:
     """The kWh that a run has used so far, as far as they were measured; None if nothing measured them."""
-    return _number(_last_values(paths.metrics_dir / "metrics.jsonl").get("energy/kwh"))
-
-
-def _number(value: object) -> float | None:
-    """None for what is no number, because a damaged file may hold anything."""
-    return value if isinstance(value, int | float) else None
+    return number(_last_values(paths.metrics_dir / "metrics.jsonl").get("energy/kwh"))
 
 
 def _last_values(metrics: Path) -> dict[str, Any]:
-    """The last value of each metric, from the end of the file."""
+    """The last value of each metric, from the end of the file, and that of eval/loss from before it if it is not there."""
     try:
         with metrics.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _TAIL_BYTES))
             content = file.read()
-    except FileNotFoundError:
+            values: dict[str, Any] = {}
+            for record in _whole_records(content).records:  # a first line that is cut off does not parse
+                values |= {name: value for name, value in record.items() if value is not None}
+            if "eval/loss" not in values and size > _TAIL_BYTES:
+                values |= _last_evaluation(file, size)
+    except OSError:
         return {}
-    values: dict[str, Any] = {}
-    for record in _whole_records(content).records:  # a first line that is cut off does not parse
-        values |= {name: value for name, value in record.items() if value is not None}
     return values
+
+
+def _last_evaluation(file: BinaryIO, size: int) -> dict[str, Any]:
+    """The eval/loss of the last evaluation that has one, read backwards; empty if there is none near the end."""
+    after, end = b"", size
+    while end > max(0, size - _EVALUATION_BYTES):
+        begin = max(0, end - _BLOCK_BYTES)
+        file.seek(begin)
+        content = file.read(end - begin) + after
+        whole_lines = content.find(b"\n") + 1 if begin else 0
+        for line in reversed(content[whole_lines:].split(b"\n")):
+            if _EVALUATION in line and (found := parse(line)[0]) and number(found[0].get("eval/loss")) is not None:
+                return {"eval/loss": found[0]["eval/loss"]}
+        after, end = content[:whole_lines], begin
+    return {}
 
 
 def _state(status: dict[str, Any]) -> ShownState:
     state = status.get("state")
     if state in ("finished", "stopped", "failed"):
         return state  # type: ignore[no-any-return]
-    heartbeat = status.get("t")
-    if state != "running" or not isinstance(heartbeat, int | float) or time.time() - heartbeat > LOST_AFTER_SECONDS:
+    heartbeat = moment(status.get("t"))
+    if state != "running" or heartbeat is None or time.time() - heartbeat > LOST_AFTER_SECONDS:
         return "lost"
     on_this_host = status.get("host") == socket.gethostname()
     return "lost" if on_this_host and not is_alive(status.get("pid"), heartbeat) else "running"
@@ -172,7 +195,7 @@ def _state(status: dict[str, Any]) -> ShownState:
 
 def is_alive(pid: object, heartbeat: float) -> bool:
     """Whether the process `pid` of this machine, which wrote a heartbeat at that time, still exists; not a younger one of its number."""
-    if not isinstance(pid, int):
+    if not isinstance(pid, int) or not 0 < pid < 2**31:
         return False
     import psutil  # most states need no process list
 
@@ -190,7 +213,7 @@ def _started(paths: RunPaths) -> float:
     if timestamp:
         try:
             return datetime.strptime(timestamp[0], "%Y%m%d-%H%M%S").timestamp()
-        except ValueError:
+        except (ValueError, OverflowError):
             pass  # not a date: the user chose a name of digits
     try:
         return paths.config.stat().st_mtime

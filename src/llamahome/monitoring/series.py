@@ -43,7 +43,10 @@ class Records:
 
 
 def read_from(path: Path, cursor: Cursor = Cursor()) -> Records:
-    """Read the whole records of `path` after `cursor`, at most 8 MiB at once; a torn last line is left for the next time."""
+    """Read the whole records of `path` after `cursor`, at most 8 MiB at once; a torn last line is left for the next time.
+
+    A file that is missing or cannot be read has no records.
+    """
     try:
         with path.open("rb") as file:
             facts = os.fstat(file.fileno())
@@ -51,7 +54,7 @@ def read_from(path: Path, cursor: Cursor = Cursor()) -> Records:
             offset = cursor.offset if facts.st_ino == cursor.inode and not restarted else 0
             file.seek(offset)
             content = file.read(_MOST_BYTES)
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:
         return Records([], Cursor(), cursor.offset > 0, 0, more=False)
     whole = content[: content.rfind(b"\n") + 1]
     if not whole and len(content) == _MOST_BYTES:

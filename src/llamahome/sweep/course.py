@@ -58,7 +58,7 @@ def open_folder(folder: Path, mark: str, content: str, command: Sequence[str], *
         raise ConfigError(Problem(code="sweep.not-a-sweep", message=message, where=str(folder), hint=f"--output {free_beside(folder)}"))
     (folder / TRIALS).mkdir(parents=True, exist_ok=True)
     if described.is_file():
-        known = json.loads(described.read_text(encoding="utf-8"))
+        known = _described(described)
         if known["fingerprint"] != mark:
             message = "the folder holds a sweep with other settings, values or data files"
             hint = f"--output {free_beside(folder)}"
@@ -74,9 +74,29 @@ def open_folder(folder: Path, mark: str, content: str, command: Sequence[str], *
     if not described.is_file():
         durable.write_whole(described, json.dumps({"fingerprint": mark, "content": content, "command": redact_words(command)}) + "\n")
     for end in (folder / TRIALS).glob("*.json"):
-        if json.loads(end.read_text(encoding="utf-8"))["reason"].startswith(_PASSING):
+        if _may_have_passed(end):
             end.unlink()
     return lock
+
+
+def _described(path: Path) -> dict[str, str]:
+    """The marks of the sweep that the file `path` describes. Raises ConfigError if it cannot be read."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return {name: known[name] for name in ("fingerprint", "content")}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        message = f"{path.name} is damaged, so nobody knows which sweep the folder holds"
+        raise ConfigError(
+            Problem(code="sweep.not-a-sweep", message=message, where=str(path.parent), hint=f"--output {free_beside(path.parent)}")
+        ) from error
+
+
+def _may_have_passed(end: Path) -> bool:
+    """Whether a trial gets another chance: the reason of its end may be gone, or the record of its end is damaged."""
+    try:
+        return str(json.loads(end.read_text(encoding="utf-8"))["reason"]).startswith(_PASSING)
+    except (ValueError, TypeError, KeyError):
+        return True
 
 
 def _holds_something(folder: Path) -> bool:

@@ -14,6 +14,7 @@ from llamahome.config.describe import settings
 from llamahome.config.load import LoadedConfig
 from llamahome.config.objectives import LEARNS
 from llamahome.errors import ConfigError, Problem, UsageError
+from llamahome.monitoring.display import metric_name
 
 MOST_TRIALS = 1000
 _SEED = "training.seed"
@@ -34,7 +35,10 @@ class Trial:
     final: str = "last"
     """Whether a trial is compared by its `last` evaluation, or by its `best` because `output.final` keeps that model."""
     figure: str = "loss"
-    """What trials are ranked by, without eval/: the held-out `loss`, or an accuracy where constants of the loss are listed."""
+    """What trials are ranked by, without eval/: the held-out `loss`, the figure of evaluation.metric, or an accuracy where constants of the
+    loss are listed."""
+    chosen_by: str = "loss"
+    """The figure that chooses the `best` evaluation of a trial."""
 
     @property
     def name(self) -> str:
@@ -136,6 +140,17 @@ def ranked_by(trials: Sequence[Trial], loaded: Sequence[LoadedConfig]) -> list[T
     """
     learns = {LEARNS[each.config.training.objective] for each in loaded}
     varied = list(trials[0].values)
+    metrics = {each.config.evaluation.metric for each in loaded}
+    rewarded = next((each.config for each in loaded if each.config.training.objective == "grpo"), None)
+    if rewarded is not None and metrics == {"loss"}:
+        message = "learning from rewards changes the loss of the held-out answers by accident, so it cannot rank these runs"
+        hint = f"--set evaluation.metric={rewarded.grpo.reward or 'FILE.py:FUNCTION'}"
+        raise ConfigError(Problem(code="sweep.losses-differ", message=message, where="evaluation.metric", hint=hint))
+    if len(metrics) == 1 and metrics != {"loss"}:  # what the user calls better, whatever the loss is
+        figure = metric_name(metrics.pop())
+        return [replace(trial, figure=figure, chosen_by=figure) for trial in trials]
+    if len(metrics) > 1:  # the step that another metric chose is not known from the losses
+        trials = [replace(trial, final="last") for trial in trials]
     constants = [key for key in varied if key.startswith("preference.")]
     if learns == {"answers"} or not (constants or "training.objective" in varied):
         return list(trials)
@@ -155,8 +170,8 @@ def _placed(problem: Problem, combinations: Sequence[str], count: int) -> list[P
 
 
 def _final(loaded: LoadedConfig) -> str:
-    """Which evaluation is that of the final model; one that another metric chose is not known from the losses."""
-    return "best" if loaded.config.output.final == "best" and loaded.config.evaluation.metric == "loss" else "last"
+    """Which evaluation is that of the final model."""
+    return loaded.config.output.final
 
 
 def _problems_of(load: Callable[[Sequence[str]], LoadedConfig], assignment: str) -> list[Problem]:

@@ -47,6 +47,8 @@ class Row:
     @property
     def noise(self) -> float:
         """Of its mean: that of one evaluation and the standard error over seeds, as two standard errors."""
+        if self.trials[0][0].chosen_by != "loss":  # a score of whole answers, whose number and range are not known: seeds say how it varies
+            return 2 * (self.deviation or 0.0) / math.sqrt(max(1, len(self.last)))
         targets = max((progress.targets for _, progress in self.trials), default=0)
         of_one = 2.0 if self.figure == "loss" else 1.0  # two standard deviations of one target, and of one answer that is right or not
         return math.hypot(of_one / math.sqrt(max(1, targets)), 2 * (self.deviation or 0.0) / math.sqrt(max(1, len(self.last))))
@@ -66,8 +68,10 @@ def final_value(trial: Trial, progress: Progress) -> float | None:
     """The held-out figure of the final model of a trial; None if it was not evaluated."""
     if not progress.losses:
         return None
-    step = min(progress.losses, key=lambda at: (progress.losses[at], at)) if trial.final == "best" else max(progress.losses)
-    return progress.figures.get(step)
+    if trial.final != "best":
+        return progress.figures.get(max(progress.losses))
+    best = best_of(replace(progress, figure=trial.chosen_by))
+    return None if best is None else progress.figures.get(best[0])
 
 
 def _cost(trial: Trial, progress: Progress) -> float:
@@ -159,7 +163,8 @@ def table_lines(rows: Sequence[Row]) -> Iterator[str]:
     keys = list(rows[0].values)
     figure = rows[0].figure
     if figure != "loss":
-        yield f"ranked by held-out {shown_figure(figure)}, higher first: the losses of runs with other constants do not compare"
+        why = "" if rows[0].trials[0][0].chosen_by == figure else ": the losses of runs with other constants do not compare"
+        yield f"ranked by held-out {shown_figure(figure)}, higher first{why}"
     cells = [[*keys, "seed", "last", "best", "at step", "steps", "time", "state"]]
     for row in rows:
         for trial, progress in row.trials:

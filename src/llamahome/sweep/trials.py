@@ -22,7 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from llamahome import durable
+from llamahome.checkpoint.state import STATE, TrainerState, read_state
 from llamahome.distributed.failures import tie_to_parent
+from llamahome.errors import CheckpointError
+from llamahome.monitoring.readings import moment, number, whole
 from llamahome.monitoring.runs import read_records
 from llamahome.monitoring.status import read_status
 from llamahome.rundir import RunPaths, open_run
@@ -77,12 +80,12 @@ class Progress:
 
 
 def read_progress(folder: Path, trial: Trial) -> Progress:
-    """How far the trial is, by its files in the sweep's `folder`."""
+    """How far the trial is, by its files in the sweep's `folder`; a damaged record of its end counts as none."""
     try:
         record = json.loads((folder / "trials" / f"{trial.name}.json").read_text(encoding="utf-8"))
-        by_step = {name: {int(step): value for step, value in record.get(name, {}).items()} for name in ("losses", "scores")}
+        by_step = {name: {int(step): float(value) for step, value in record.get(name, {}).items()} for name in ("losses", "scores")}
         return Progress(**{**record, **by_step})
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
         return _read_run(folder, trial)
 
 
@@ -95,32 +98,32 @@ def _read_run(folder: Path, trial: Trial, *, since: float = 0.0) -> Progress:
     status = read_status(paths.metrics_dir / "status.json")
     evaluations, scores = {}, {}
     for record in read_records(paths.metrics_dir / "metrics.jsonl").records:
-        if "eval/loss" in record and record["t"] >= since:
-            loss = record["eval/loss"]
-            evaluations[int(record["step"])] = float("inf") if loss is None else float(loss)
-            if record["step"] and (score := record.get(f"eval/{figure}")) is not None and figure != "loss":
-                scores[int(record["step"])] = float(score)
+        at, when = whole(record.get("step")), moment(record.get("t"))
+        if "eval/loss" in record and at is not None and when is not None and when >= since:
+            loss = number(record["eval/loss"])
+            evaluations[at] = float("inf") if loss is None else float(loss)
+            if at and (score := number(record.get(f"eval/{figure}"))) is not None and figure != "loss":
+                scores[at] = float(score)
     first = evaluations.pop(0, None)
     step, seconds, targets = 0, 0.0, 0
     state = _saved_state(paths)
-    if state:
-        step, seconds = int(state["step"]), float(state["elapsed_s"])
-        targets = int((state["extra"].get("first") or {}).get("evaluation", {}).get("targets", 0))
+    if state is not None:
+        step, seconds = state.step, state.elapsed_s
+        targets = int((state.extra.get("first") or {}).get("evaluation", {}).get("targets", 0))
     finished = status.get("state") == "finished" and paths.final.is_dir()
     state_name = "finished" if finished else "stopped" if state else "waiting"
     reason = str(status.get("reason", "")) if finished else ""
-    horizon = int(status.get("horizon") or 0)
+    horizon = whole(status.get("horizon")) or 0
     return Progress(state_name, reason, paths.run_id, step, horizon, seconds, targets, first, evaluations, figure, scores)
 
 
-def _saved_state(paths: RunPaths) -> dict[str, Any]:
-    """trainer_state.json of the newest checkpoint, or nothing; an older one may be removed while this reads."""
+def _saved_state(paths: RunPaths) -> TrainerState | None:
+    """The state in the newest checkpoint whose state can be read, if there is one; an older one may be removed while this reads."""
     for _, path in reversed(paths.checkpoints()):
-        with suppress(FileNotFoundError):
+        with suppress(CheckpointError):
             if (path / "MANIFEST.json").is_file():
-                found: dict[str, Any] = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-                return found
-    return {}
+                return read_state(path / STATE)
+    return None
 
 
 def write_end(folder: Path, trial: Trial, progress: Progress) -> None:

@@ -45,7 +45,7 @@ export class Chart {
   // Adds a value to a curve that is drawn; a curve whose last place is not before x has the value already.
   append(name, x, y, weight) {
     const curve = this.curves.find((each) => each.name === name);
-    if (!curve || (curve.x.length && x <= curve.x[curve.x.length - 1])) return false;
+    if (!curve || !Number.isFinite(x) || (curve.x.length && x <= curve.x[curve.x.length - 1])) return false;
     curve.x.push(x);
     curve.y.push(y);
     if (curve.smooth) {
@@ -130,7 +130,7 @@ export class Chart {
 
   series() {
     if (this.spec.stacked) {
-      const part = (curve, at) => ({ label: curve.label, width: 0, fill: color(`c${at + 1}`), points: { show: false } });
+      const part = (curve, at) => ({ label: curve.label, width: 0, fill: color(`c${(at % 8) + 1}`), points: { show: false } });
       return this.curves.map(part).reverse();
     }
     const drawn = [];

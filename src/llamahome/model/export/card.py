@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llamahome.model.export.ollama import ollama_name
+
 
 def write_card(folder: Path, facts: Mapping[str, Any], commands: Sequence[tuple[str, str]]) -> Path:
     """Write README.md. `facts` are shown in their order; `commands` are (what it does, the command)."""
@@ -46,7 +48,7 @@ def next_commands(shown: str, to: str, files: Sequence[str], *, name: str) -> tu
     if to in ("merged", "adapter"):
         return (f"llamahome chat {shown}", *((f"vllm serve {shown}",) if to == "merged" else ()))
     file = next(file for file in files if file.endswith(".gguf") and not file.endswith("-adapter.gguf"))
-    ollama = (f"ollama create {name.lower()} -f {shown}/Modelfile",) if to == "ollama" else ()
+    ollama = (f"ollama create {ollama_name(name)} -f {shown}/Modelfile",) if to == "ollama" else ()
     return (*ollama, f"llama-cli -m {shown}/{file}", f"llama-server -m {shown}/{file} --jinja")
 
 
@@ -74,4 +76,4 @@ def commands_inside(folder: Path, to: str, *, name: str) -> list[tuple[str, str]
         return [*own, *serve, ("Use it in Python", f"python -c '{python_script('.', to)}'")]
     file = next(path.name for path in sorted(folder.glob("*.gguf")) if not path.name.endswith("-adapter.gguf"))
     commands = [("Run it with llama.cpp", f"llama-cli -m {file}"), ("Serve it with llama.cpp", f"llama-server -m {file} --jinja")]
-    return [("Add it to Ollama", f"ollama create {name.lower()} -f Modelfile"), *commands] if to == "ollama" else commands
+    return [("Add it to Ollama", f"ollama create {ollama_name(name)} -f Modelfile"), *commands] if to == "ollama" else commands

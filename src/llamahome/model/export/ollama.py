@@ -5,6 +5,7 @@ marks in place of the turns. For several chats the translation must then give ex
 Source: Ollama's Modelfile and template reference (docs.ollama.com/modelfile, docs.ollama.com/template).
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,11 @@ def _quoted(text: str) -> str:
         return ""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
     return '{{- "' + escaped + '" }}'
+
+
+def ollama_name(name: str) -> str:
+    """The name of a model as Ollama takes it: small letters, digits and `-._`."""
+    return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._") or "model"
 
 
 def find_frame(render: Render) -> ChatFrame:

@@ -12,6 +12,8 @@ from llamahome.errors import ConfigError, Problem
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """llama.cpp's types of tokens."""
+MOST_ENDS = 3
+"""Tokens that end an answer in a GGUF file: end of sequence, of turn, of message."""
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _AFTER_DIGITS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _BY_THREE = _CONTRACTIONS + r"\p{N}{1,3}" + _AFTER_DIGITS

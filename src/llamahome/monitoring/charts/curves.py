@@ -17,8 +17,11 @@ Point = tuple[float, float]
 
 _LOG_FROM = 4.0
 """Largest value divided by the median. Above it a linear axis would press all but a few points onto the bottom line."""
-_NOISY = ("Loss", "Reward", "Gradient norm", "Speed")
-_SHOWN = ("train/loss", "train/reward", "train/grad_norm", "train/learning_rate", "eval/", "speed/tokens_per_s", "memory/")
+_NOISY = ("Loss", "Reward", "Judged rightly", "Reward margin", "Gradient norm", "Speed")
+_UPDATE = ("train/grad_norm", "train/learning_rate", "speed/tokens_per_s", "memory/")
+_SHOWN = ("train/loss", "train/reward", "train/pair_accuracy", "train/answer_accuracy", "eval/", *_UPDATE)
+_UNITS = {"train/pair_accuracy": "mean of pairs", "train/answer_accuracy": "mean of labelled answers", "train/reward": "mean of a step"}
+"""Of a loss that is not one of targets, by a metric that only such runs have."""
 _MEDIANS, _LEAST_POINTS = 400, 80
 """Points of a running median, and of the curve that has one."""
 
@@ -80,7 +83,8 @@ def charts_of(records: Sequence[Mapping[str, float]], *, best: Point | None = No
         steps, values = finite.get(name, ([], []))
         return Curve(label, steps, values, dots) if any(value is not None for value in values) else None
 
-    loss = _chart("Loss", "nats per target", curve("train/loss", "training"), curve("eval/loss", "held out", dots=True), best=best)
+    unit = next((unit for name, unit in _UNITS.items() if name in finite), "nats per target")
+    loss = _chart("Loss", unit, curve("train/loss", "training"), curve("eval/loss", "held out", dots=True), best=best)
     scores = [name for name in finite if name.startswith("eval/") and name not in ("eval/loss", "eval/perplexity")]
     scored = [curve(name, name.removeprefix("eval/").replace("_", " "), dots=True) for name in scores]
     memory = [
@@ -91,6 +95,8 @@ def charts_of(records: Sequence[Mapping[str, float]], *, best: Point | None = No
     charts = [
         loss,
         _chart("Reward", "mean of a step", curve("train/reward", "reward")),
+        _chart("Judged rightly", "share, 1 is all", curve("train/pair_accuracy", "pairs"), curve("train/answer_accuracy", "answers")),
+        _chart("Reward margin", "mean of a step", curve("train/reward_margin", "margin")),
         _chart("Held-out answers", "share, 1 is all", *scored),
         _chart("Learning rate", "per step", curve("train/learning_rate", "learning rate")),
         _chart("Gradient norm", "before clipping", curve("train/grad_norm", "gradient norm")),

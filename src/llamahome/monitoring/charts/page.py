@@ -19,6 +19,7 @@ from llamahome.monitoring.charts import sections
 from llamahome.monitoring.charts.curves import Chart, charts_of, short
 from llamahome.monitoring.charts.svg import draw
 from llamahome.monitoring.display import summary_rows
+from llamahome.monitoring.readings import show_moment
 from llamahome.monitoring.report import RunReport, report_run
 from llamahome.rundir import RunPaths, as_typed
 from llamahome.units import show_count, show_seconds
@@ -29,7 +30,7 @@ _FOLDER = Path(__file__).parent
 def write_report(paths: RunPaths, output: Path | None = None) -> Path:
     """Write the page to `output`, or to report.html in the run's folder, and return its path. Raises OSError."""
     target = paths.report if output is None else output
-    durable.write_whole(target, page(paths), flush=False)
+    durable.write_whole(target, page(paths).encode("utf-8", "backslashreplace"), flush=False)  # names of files may be no UTF-8
     return target
 
 
@@ -62,7 +63,7 @@ def page(paths: RunPaths) -> str:
         sections.events(report),
         _files(report),
         "</main>",
-        f"<footer>Written by llamahome {escape(__version__)} on {_when(time.time())} from the files of the run.</footer>",
+        f"<footer>Written by llamahome {escape(__version__)} on {show_moment(time.time())} from the files of the run.</footer>",
         f"<script>{script}</script></body></html>\n",
     ]
     return "\n".join(part for part in parts if part)
@@ -91,7 +92,7 @@ def _header(report: RunReport) -> str:
     cells = "".join(f"<div><dt>{escape(title)}</dt><dd>{escape(value)}</dd><dd>{escape(more)}</dd></div>" for title, value, more in tiles)
     return (
         f'<header><div class="title"><h1>{escape(info.run_id)}</h1><span class="state {info.state}">{info.state}</span></div>'
-        f'<p>{escape(what)}; started {_when(info.started)}</p><dl class="tiles">{cells}</dl></header>'
+        f'<p>{escape(what)}; started {show_moment(info.started)}</p><dl class="tiles">{cells}</dl></header>'
     )
 
 
@@ -100,10 +101,11 @@ def _notes(report: RunReport, paths: RunPaths) -> str:
     notes: list[tuple[str, str]] = []
     resume = f"<code>llamahome train-resume {escape(as_typed(paths.root))}</code>"
     again = f"; to go on: {resume}" if report.checkpoints else ""
+    sign = show_moment(report.info.heartbeat) or "an unknown time"
     if report.info.state == "running":
         notes.append(("", f"The run was still training when this page was written, at step {report.info.step or 0:,}."))
     elif report.info.state == "lost":
-        notes.append(("bad", f"The process of this run is gone; its last sign is of {_when(report.info.heartbeat or 0)}{again}"))
+        notes.append(("bad", f"The process of this run is gone; its last sign is of {sign}{again}"))
     elif report.info.state != "finished":
         ended = "failed" if report.info.state == "failed" else "was stopped"
         notes.append(("bad" if report.info.state == "failed" else "", f"The run {ended} after step {report.info.step or 0:,}{again}"))
@@ -155,7 +157,3 @@ def _files(report: RunReport) -> str:
         commands.append(f"llamahome chat {as_typed(report.final)}")
     lines += "".join(f'<tr><th scope="row">to type</th><td><code>{escape(command)}</code></td></tr>' for command in commands)
     return f'<h2>Files</h2><div class="card"><table>{lines}</table></div>'
-
-
-def _when(unix_seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(unix_seconds))

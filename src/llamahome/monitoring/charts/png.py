@@ -1,5 +1,6 @@
 """Draws the charts of a run as PNG pictures, one for each chart, with matplotlib, which the extra `plots` brings. No torch."""
 
+import itertools
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def write_pictures(charts: list[Chart], page: Path) -> list[Path]:
     for chart in charts:
         figure = Figure(figsize=(9, 4.2), dpi=150, layout="constrained")
         axes = figure.add_subplot()
-        for curve, color in zip(chart.curves, _COLORS, strict=False):
+        for curve, color in zip(chart.curves, itertools.cycle(_COLORS)):
             median = smoothed(chart, curve)
             label = curve.name if median is None else f"{curve.name} (thick: running median)"
             style = {"marker": "o", "markersize": 5, "linewidth": 1.3} if curve.dots else {"linewidth": 0.7 if median else 1.7}

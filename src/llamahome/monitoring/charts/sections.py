@@ -2,10 +2,11 @@
 
 import json
 import math
-import time
 from html import escape
 from typing import Any
 
+from llamahome.monitoring.alerts import is_alert, said_of
+from llamahome.monitoring.readings import show_moment, whole
 from llamahome.monitoring.report import RunReport
 from llamahome.monitoring.runs import read_records
 from llamahome.rundir import RunPaths
@@ -23,9 +24,8 @@ def alerts(report: RunReport) -> str:
         return ""
     lines = []
     for alert in found:
-        text = str(alert.get("message") or alert.get("text") or alert.get("name") or "alert")
-        advice = next((str(alert[name]) for name in ("advice", "help", "hint") if alert.get(name)), "")
-        step = f"step {alert['step']:,}: " if isinstance(alert.get("step"), int) else ""
+        text, advice = said_of(alert)
+        step = f"step {alert['step']:,}: " if whole(alert.get("step")) is not None else ""
         lines.append(f'<p class="note">{escape(step + text)}{f"<br><code>{escape(advice)}</code>" if advice else ""}</p>')
     return f"<h2>Alerts</h2>{''.join(lines)}"
 
@@ -86,8 +86,8 @@ def environment(paths: RunPaths) -> str:
 
 
 def _text(name: str, value: Any) -> str:
-    if name.endswith("_bytes") and isinstance(value, int):
-        return show_bytes(value)
+    if name.endswith("_bytes") and (size := whole(value)) is not None:
+        return show_bytes(size)
     if isinstance(value, dict):
         return escape(", ".join(f"{name} {version}" for name, version in value.items()))
     if isinstance(value, list):
@@ -97,13 +97,12 @@ def _text(name: str, value: Any) -> str:
 
 def events(report: RunReport) -> str:
     """What happened when, closed at first."""
-    found = [event for event in report.event_records if event not in report.alerts]
+    found = [event for event in report.event_records if not is_alert(event)]
     if not found:
         return ""
     rows = []
     for event in found[-_MOST_EVENTS:]:
-        t = event.get("t")
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(t)) if isinstance(t, int | float) else ""
+        when = show_moment(event.get("t"), "%Y-%m-%d %H:%M:%S")
         more = ", ".join(f"{_words(name)} {value}" for name, value in event.items() if name not in _KNOWN)
         kind = escape(str(event.get("kind", event.get("event"))))
         rows.append(f'<tr><td class="from">{when}</td><th scope="row">{kind}</th><td>{escape(more)}</td></tr>')
