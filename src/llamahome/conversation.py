@@ -25,8 +25,8 @@ from llamahome.model.generate import PromptCache, cached_bytes, generate, limits
 from llamahome.model.load import CausalLM, find_model
 from llamahome.model.packed_weight import widen_all, widened_bytes
 from llamahome.model.packing import packing_of
-from llamahome.model.quantize import Kind
 from llamahome.model.quantized_copy import quantized_base
+from llamahome.model.quantized_sizes import Kind
 from llamahome.model.sampling import Sampling
 from llamahome.model.stored_weights import unused_note
 from llamahome.model.stream import stream_of

@@ -11,7 +11,10 @@ from safetensors.torch import load_file
 from tests.support.models import save_tiny
 from tests.support.projects import Project, RunFiles
 
+from llamahome.model.export.verify import load_plain
+
 NF4 = ("--model", "wide", "--set", "model.quantization=nf4")
+WIDER = ("--model", "wider")
 TRAIN = ("train", "chats.jsonl", *NF4, "--set", "checkpoint.every=2 steps")
 
 
@@ -44,6 +47,53 @@ def test_a_killed_run_goes_on_bit_for_bit(trained: Project) -> None:
     trained.type("train-resume", "killed").expect(0)
     straight, resumed = (RunFiles(trained.folder, trained.folder / run) for run in ("one", "killed"))
     assert resumed.weights() == straight.weights()
+
+
+@pytest.fixture(scope="module")
+def wider(trained: Project) -> Project:
+    """The same project with the run `straight` beside a base of which some layers stay in 16 bits."""
+    folder = trained.folder / "data/models/base/wider"
+    save_tiny(folder, hidden_size=256, intermediate_size=512, head_dim=64, num_attention_heads=4, num_key_value_heads=1)
+    load_plain(folder).bfloat16().save_pretrained(folder)
+    said = trained.type(*TRAIN, *WIDER, "--output", "straight").expect(0).err
+    assert re.search(r"and \d that lose most by it, 0\.\d M, as they are, at 0\.6[012]\d bytes each", said)
+    return trained
+
+
+def kept_layers(project: Project) -> list[str]:
+    (copy,) = project.folder.glob("data/models/quantized/wider-*")
+    return [
+        name for name in json.loads((copy / "config.json").read_text())["quantization_config"]["llm_int8_skip_modules"] if "layers" in name
+    ]
+
+
+def test_a_killed_run_beside_layers_in_16_bits_goes_on_bit_for_bit(wider: Project) -> None:
+    strike = ("llamahome.training.loop:train_step", 4, ["SIGKILL"])
+    wider.type(*TRAIN, *WIDER, "--output", "struck", "--set", "checkpoint.async=false", at=[strike])
+    wider.type("train-resume", "struck").expect(0)
+    straight, resumed = (RunFiles(wider.folder, wider.folder / run) for run in ("straight", "struck"))
+    assert resumed.weights() == straight.weights()
+
+
+def test_the_merged_export_adds_to_layers_in_16_bits_what_was_learned(wider: Project) -> None:
+    wider.type("export", "straight", "--to", "merged", "--quant", "f32", "--output", "wider-merged").expect(0)
+    merged, adapter = (
+        load_file(wider.folder / name) for name in ("wider-merged/model.safetensors", "straight/final/adapter_model.safetensors")
+    )
+    base = load_file(wider.folder / "data/models/base/wider/model.safetensors")
+    assert kept_layers(wider)
+    for name in kept_layers(wider):
+        a, b = (adapter[f"base_model.model.{name}.lora_{side}.weight"].float() for side in "AB")
+        torch.testing.assert_close(merged[f"{name}.weight"], base[f"{name}.weight"].float() + 2.0 * b @ a)
+
+
+def test_loftq_leaves_adapters_of_layers_in_16_bits_as_others_begin(wider: Project) -> None:
+    wider.type(
+        *TRAIN, *WIDER, "--output", "loftq", "--max-steps", "1", "--set", "lora.init=loftq", "--set", "training.learning_rate=1e-9"
+    ).expect(0)
+    adapter = load_file(wider.folder / "loftq/final/adapter_model.safetensors")
+    begun = {name for name, value in adapter.items() if "lora_B" in name and value.abs().max() > 1e-5}
+    assert begun == {name for name in adapter if "lora_B" in name and not any(kept in name for kept in kept_layers(wider))}
 
 
 def test_it_is_measured_beside_the_quantised_base_and_on_request_beside_the_base(trained: Project) -> None:

@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.gradients import inputs_and_gradients, same_inputs
 from tests.support.models import CPU, plain_model, save_tiny
 from torch import Tensor, nn
 
 from llamahome.errors import ConfigError
-from llamahome.model import calibration, quantize
-from llamahome.model.calibration import CannotCalibrate, _Watched, rows_of_text
+from llamahome.model import calibration, layer_chain, quantize
 from llamahome.model.compensated import to_nf4_for
 from llamahome.model.export.verify import load_dequantized, load_plain
 from llamahome.model.export.weightstore import WeightStore
+from llamahome.model.layer_chain import CannotCalibrate, Watched, rows_of_text
 from llamahome.model.load import load_model
 from llamahome.model.packed_weight import FourBit, packed_weights
 from llamahome.model.quantize import write_quantized
@@ -25,7 +26,7 @@ SHORT_TEXT = 24
 
 @pytest.fixture(autouse=True)
 def short_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "_TOKENS", SHORT_TEXT)
+    monkeypatch.setattr(layer_chain, "_TOKENS", SHORT_TEXT)
 
 
 def quiet(line: str) -> None:
@@ -37,13 +38,20 @@ def text_of(folder: Path) -> Tensor:
 
 
 @torch.no_grad()
-def plain_moments(model: nn.Module, path: str, text: Tensor) -> Tensor:
-    """The sum of x x^T over what the linear layer `path` gets in a plain forward pass over all of `text`."""
+def plain_moments(model: nn.Module, path: str, text: Tensor, weights: Tensor) -> Tensor:
+    """The sum of w x x^T over what the linear layer `path` gets in a plain forward pass over all of `text`; `weights` holds w."""
     found: list[Tensor] = []
     handle = model.get_submodule(path).register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].flatten(0, 1)))
     model(input_ids=text, use_cache=False)
     handle.remove()
-    return found[0].t() @ found[0]
+    return (found[0] * weights.flatten()[:, None]).t() @ found[0]
+
+
+def plain_weights(model: nn.Module, text: Tensor) -> dict[str, Tensor]:
+    """For each linear layer, how much the tokens count in the exact model: half alike, half by g^2 of all layers with the same inputs."""
+    found = inputs_and_gradients(model, text)
+    sums = {path: sum(found[other][1].square().sum(-1) for other in same_inputs(found, path)) for path in found}
+    return {path: (1 + each / each.mean()) / 2 for path, each in sums.items()}
 
 
 @pytest.mark.parametrize("kind", ["llama-mha", "gemma2", "phi3"])
@@ -58,6 +66,7 @@ def test_each_layer_is_rounded_for_what_it_gets_behind_the_rounded_ones(kind: st
     monkeypatch.setattr(calibration, "to_nf4_for", watched)
     write_quantized(base, "nf4", tmp_path / "copy", say=quiet)
     text, exact, rounded = text_of(base), load_plain(base), load_dequantized(tmp_path / "copy")
+    weights = plain_weights(load_plain(base), text)
     for number in range(2):  # the layers before it are rounded, it is not yet
         model = load_plain(base)
         for before in range(number):
@@ -68,7 +77,7 @@ def test_each_layer_is_rounded_for_what_it_gets_behind_the_rounded_ones(kind: st
         for path in paths:
             weight = exact.get_submodule(path).weight
             (moments,) = [each for weights, each in seen if any(torch.equal(weight, other) for other in weights)]
-            expected = plain_moments(model, path, text)
+            expected = plain_moments(model, path, text, weights[path])
             assert (moments - expected).norm() <= 1e-4 * expected.norm(), path
     assert len(seen) == 2 * 4, "layers with the same inputs are rounded together"
 
@@ -117,19 +126,19 @@ def test_layers_that_are_no_chain_are_not_run_one_by_one(tmp_path: Path) -> None
     first, second = model.model.layers
     second.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 2, *inputs[1:]), prepend=True)
     with pytest.raises(CannotCalibrate, match="something else"):
-        _Watched(model, text)
+        Watched(model, text)
     assert not first._forward_hooks and not first._forward_pre_hooks, "nothing stays on the model"
 
 
 def test_the_text_is_spread_over_sixteen_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "_TOKENS", 256)
+    monkeypatch.setattr(layer_chain, "_TOKENS", 256)
     rows = text_of(save_tiny(tmp_path / "tiny", **SIZES))
     assert rows.shape == (16, 256) and rows.max() < 320
     assert len(rows.unique(dim=0)) == 16
 
 
 def test_a_base_that_is_too_large_is_rounded_plainly_and_the_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantize, "_MOST_FITTED", 1000)
+    monkeypatch.setattr(quantize, "MOST_FITTED", 1000)
     base, lines = save_tiny(tmp_path / "tiny", "llama-mha", **SIZES), list[str]()
     write_quantized(base, "nf4", tmp_path / "copy", say=lines.append)
     assert "each number is rounded for itself" in lines[1] and "min on two cores" in lines[1]

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from llamahome import durable
 from llamahome.config.schema import LoraConfig
 from llamahome.errors import ConfigError, MachineError
-from llamahome.model import calibration
+from llamahome.model import layer_chain
 from llamahome.model.adapter import save_model, wrap_plain
 from llamahome.model.export.quantized import open_weights
 from llamahome.model.export.verify import load_dequantized
@@ -27,8 +27,9 @@ from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
 from llamahome.model.packed_weight import PackedWeight, packed_bytes, packed_weights, widen_all
 from llamahome.model.place import trained_parameters
-from llamahome.model.quantize import Kind, sizes_of, write_quantized
+from llamahome.model.quantize import write_quantized
 from llamahome.model.quantized_copy import quantized_base
+from llamahome.model.quantized_sizes import Kind, sizes_of
 from llamahome.model.rounding import to_int8, to_nf4
 from llamahome.rundir import QUANTIZED_MODELS
 
@@ -45,7 +46,7 @@ def quiet(line: str) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def short_text() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "_TOKENS", 24)
+        patch.setattr(layer_chain, "_TOKENS", 24)
         yield
 
 

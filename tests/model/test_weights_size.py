@@ -13,7 +13,8 @@ from llamahome.config.schema import Config
 from llamahome.distributed.world import World
 from llamahome.errors import Problem
 from llamahome.model.file_pages import pages_of, unchanged_mappings
-from llamahome.model.quantize import Kind, sizes_of, write_quantized
+from llamahome.model.quantize import write_quantized
+from llamahome.model.quantized_sizes import Kind, sizes_of
 from llamahome.model.weights_size import BaseSize, refuse_larger_than_memory, size_in, size_quantized
 
 MB = 10**6

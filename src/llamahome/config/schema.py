@@ -40,8 +40,8 @@ class ModelConfig(Section):
     """An adapter to train further: a run, a checkpoint, or a PEFT LoRA folder. Its base, ranks and layers take the place of model.name and
     lora.*; the optimizer starts anew."""
     quantization: Literal["nf4", "int8"] | None = None
-    """Keep the frozen linear layers of the decoder in 4 bits (nf4 with double quantisation, about 0.52 bytes a parameter) or 8 (int8), for
-    LoRA beside a base that does not fit in 16 bits. The base is quantised once, which takes minutes in nf4, and kept under
+    """Keep the frozen linear layers of the decoder in 4 bits (nf4 with double quantisation, 0.52 to 0.62 bytes a parameter) or 8 (int8),
+    for LoRA beside a base that does not fit in 16 bits. The base is quantised once, which takes minutes in nf4, and kept under
     data/models/quantized/."""
     resize_embeddings: bool = False
     """If the tokenizer has more tokens than the embedding has rows: add rows, train them (with adapters only these) and save them."""

@@ -225,14 +225,13 @@ def without_weights(folder: Path) -> PreTrainedModel:
         raise ConfigError(_unreadable(folder, f"transformers cannot load it: {first_line(error)}")) from error
 
 
-def tokens_of_text(folder: Path, text: str) -> list[int]:
-    """The token ids of a plain text without special tokens; none if transformers opens no tokenizer in `folder`."""
+def tokens_of_text(folder: Path, text: str) -> tuple[list[int], int | None]:
+    """The token ids of a plain text, none if transformers opens no tokenizer in `folder`, and the token that begins a text, if any."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        return tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.bos_token_id
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, AttributeError):
-        return []
+        return [], None
 
 
 def _expected_shapes(config: Any) -> dict[str, tuple[int, ...]]:

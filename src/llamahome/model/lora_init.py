@@ -29,7 +29,7 @@ from llamahome.errors import ConfigError, Problem
 from llamahome.model.export.weightstore import WeightStore
 from llamahome.model.lora_layers import ADAPTER, keep_start, start_of
 from llamahome.model.packed_weight import PackedWeight
-from llamahome.model.quantize import quantized_names
+from llamahome.model.quantized_sizes import quantized_names
 from llamahome.model.shard_load import whole_of
 
 Factors = tuple[Tensor, Tensor]
@@ -74,7 +74,7 @@ def start_adapters(adapted: PeftModel, config: LoraConfig, base: Path, *, seed: 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         for path, layer in layers.items():
-            if config.init == "loftq" and path not in originals:  # it was not quantised, so there is no error to begin with
+            if config.init == "loftq" and not isinstance(layer.get_base_layer().weight, PackedWeight):  # so there is no error to begin with
                 continue
             a_RI, b_OR = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
             a_RI.zero_()

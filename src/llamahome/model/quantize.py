@@ -1,23 +1,21 @@
 """Write a base in 4 or 8 bits once, tensor by tensor, as bitsandbytes stores it, so that transformers with bitsandbytes loads it too.
 
 Nothing but torch is needed. Every linear layer of the decoder whose rows are whole blocks is quantised; head, embeddings, norms, stacked
-experts and other modalities stay as they are. NF4 of bases that are not too large is rounded for the inputs of layers (calibration.py),
-all else to the nearest numbers (rounding.py). The folder is whole or not there. Memory: the largest tensor of the base, or what
-calibration.py says.
+experts and other modalities stay as they are. NF4 of bases that are not too large is rounded for the inputs of layers, and the layers that
+lose most by it stay as they are, too (calibration.py); all else is rounded to the nearest numbers (rounding.py). The folder is whole or
+not there. Memory: the largest tensor of the base, or what calibration.py says.
 """
 
-import functools
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llamahome import durable
 from llamahome.errors import ConfigError, MachineError, Problem
@@ -25,87 +23,29 @@ from llamahome.model.auxiliary_files import copy_auxiliary_files
 from llamahome.model.calibration import CannotCalibrate, FittedLayers
 from llamahome.model.export.merged import license_of
 from llamahome.model.export.weightstore import WeightStore, write_shards
-from llamahome.model.load import load_model, without_weights
+from llamahome.model.load import load_model
 from llamahome.model.packed_weight import EightBit, Packed
+from llamahome.model.quantized_sizes import (
+    MOST_FITTED,
+    Kind,
+    linear_layers,
+    more_bytes,
+    numbers_in,
+    packed_size,
+    quantized_names,
+    room_for_exact,
+    sizes_of,
+)
 from llamahome.model.rounding import BLOCK, SCALE_BLOCK, to_int8, to_nf4
-from llamahome.model.targets import matrices
 from llamahome.rundir import as_typed
 from llamahome.units import show_bytes
 
-Kind = Literal["nf4", "int8"]
-BYTES: Mapping[Kind, float] = {"nf4": 0.52, "int8": 1.01}
-"""About how many bytes a number of usual layers takes."""
 _STATE_BYTES = 512
 """Room for the description of a weight, padded with spaces, because its length must be known before the weight is quantised."""
-_MOST_FITTED = 500_000_000
-"""Numbers that are rounded for the inputs of their layers; larger bases lose less by plain rounding, and the time grows faster."""
-_NUMBERS_A_MINUTE = 75_000_000
+_NUMBERS_A_MINUTE = 50_000_000
 _TELL_S = 60
 Pack = Callable[[str, Tensor], Packed]
 """Packs the weight of the layer with this path."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What was quantised, and what was not."""
-
-    layers: int
-    numbers: int
-    nbytes: int
-    all_numbers: int
-    all_bytes: int
-
-    def line(self, kind: str) -> str:
-        """One line for the user."""
-        rest = self.all_numbers - self.numbers
-        each, over_all = self.nbytes / max(1, self.numbers), self.all_bytes / max(1, self.all_numbers)
-        layers = f"{kind}: {self.layers} linear layers of the decoder, {self.numbers / 1e6:,.1f} M parameters at {each:.3f} bytes each"
-        return f"{layers}; head, embedding, norms and the rest, {rest / 1e6:,.1f} M, as they are; {over_all:.2f} bytes over all"
-
-
-def sizes_of(base: Path, kind: Kind) -> Sizes:
-    """What quantising the base in `folder` comes to, from the headers of its files. Raises ConfigError as `write_quantized` does."""
-    store = WeightStore(base)
-    names = quantized_names(store, base)
-    numbers = sum(math.prod(store.tensors[name].shape) for name in names)
-    nbytes = sum(_packed_bytes(store.tensors[name].shape, kind) for name in names)
-    everything = sum(math.prod(info.shape) for info in store.tensors.values())
-    others = sum(info.nbytes for name, info in store.tensors.items() if name not in names)
-    return Sizes(len(names), numbers, nbytes, everything, nbytes + others)
-
-
-def _packed_bytes(shape: tuple[int, ...], kind: Kind) -> int:
-    """Bytes of codes, scales and tables of one weight."""
-    numbers = math.prod(shape)
-    if kind == "int8":
-        return numbers + 4 * shape[0]
-    blocks = numbers // BLOCK
-    return numbers // 2 + blocks + 4 * math.ceil(blocks / SCALE_BLOCK) + 4 * (16 + 256)
-
-
-@functools.lru_cache(maxsize=4)
-def _layers(base: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Paths of the linear layers that are quantised, and of those that are not. Makes the model without weights, once for each base."""
-    model = without_weights(base)
-    plain = {path: module for path, module in model.named_modules() if type(module) is nn.Linear}
-    of_decoder = {each.path for each in matrices(model) if each.form == "linear"}
-    chosen = [path for path, layer in plain.items() if path in of_decoder and layer.in_features % BLOCK == 0]
-    return tuple(chosen), tuple(path for path in plain if path not in chosen)
-
-
-def quantized_names(store: WeightStore, base: Path) -> dict[str, str]:
-    """The tensors to quantise -> the path of their layer. Raises ConfigError model.nothing-to-quantize if there are none."""
-    names: dict[str, str] = {}
-    for path in _layers(base)[0]:
-        own = f"{path}.weight"
-        found = [own] if own in store else [name for name in store.tensors if own.endswith(f".{name}") or name.endswith(f".{own}")]
-        if len(found) == 1:
-            names[found[0]] = path
-    if not names:
-        message = "no layer of this model can be quantised: it has no plain linear layer whose width is a multiple of 64"
-        hint = "--set model.quantization=null"
-        raise ConfigError(Problem(code="model.nothing-to-quantize", message=message, where="model.quantization", hint=hint))
-    return names
 
 
 def write_quantized(base: Path, kind: Kind, folder: Path, *, say: Callable[[str], None]) -> None:
@@ -120,10 +60,11 @@ def write_quantized(base: Path, kind: Kind, folder: Path, *, say: Callable[[str]
         durable.remove_tree(partial)
         durable.remove_remains(folder.parent, ".*.tmp")
         partial.mkdir(parents=True)
-        if kind == "nf4" and _worth_fitting(sizes, say):
-            _write_fitted(base, sizes, partial, say=say)
+        names = quantized_names(WeightStore(base), base)
+        if kind == "nf4" and _worth_fitting(sizes.numbers + sizes.kept_numbers, say):
+            _write_fitted(base, names, partial, say=say)
         else:
-            _write(base, kind, partial, _nearest(kind))
+            _write(base, kind, partial, names, _nearest(kind))
         durable.flush_tree(partial)
         if not folder.exists():
             durable.rename(partial, folder)
@@ -141,21 +82,21 @@ def _nearest(kind: Kind) -> Pack:
     return lambda path, weight_OI: to_int8(weight_OI) if kind == "int8" else to_nf4(weight_OI)
 
 
-def _worth_fitting(sizes: Sizes, say: Callable[[str], None]) -> bool:
-    minutes = math.ceil(sizes.numbers / _NUMBERS_A_MINUTE)
-    if sizes.numbers <= _MOST_FITTED:
+def _worth_fitting(numbers: int, say: Callable[[str], None]) -> bool:
+    minutes = math.ceil(numbers / _NUMBERS_A_MINUTE)
+    if numbers <= MOST_FITTED:
         say(f"its numbers are rounded for the inputs that its layers get from a text; on two cores that takes about {minutes} min")
         return True
     say(f"each number is rounded for itself: to round so many for the inputs of their layers would take about {minutes} min on two cores")
     return False
 
 
-def _write_fitted(base: Path, sizes: Sizes, folder: Path, *, say: Callable[[str], None]) -> None:
-    """Write it in NF4, rounded for the inputs of its layers if that can be done."""
-    store = WeightStore(base)
-    names = quantized_names(store, base)
+def _write_fitted(base: Path, names: Mapping[str, str], folder: Path, *, say: Callable[[str], None]) -> None:
+    """Write it in NF4, rounded for the inputs of its layers if that can be done, with some layers as they are."""
+    store, began = WeightStore(base), time.monotonic()
     model = load_model(base, dtype=store.tensors[next(iter(names))].dtype, device=torch.device("cpu"))
-    fitted, began = FittedLayers(base, model, names.values()), time.monotonic()
+    packed_bytes = sum(packed_size(store.tensors[name].shape, "nf4") for name in names)
+    room = room_for_exact(numbers_in(store, names), packed_bytes)
     done, told = 0, began
 
     def pack(path: str, weight_OI: Tensor) -> Packed:
@@ -164,20 +105,22 @@ def _write_fitted(base: Path, sizes: Sizes, folder: Path, *, say: Callable[[str]
         done += 1
         if time.monotonic() - told > _TELL_S:
             told = time.monotonic()
-            say(f"{done:,} of {sizes.layers:,} linear layers are rounded")
+            say(f"{done:,} of {len(names) - len(fitted.kept):,} linear layers are rounded")
         return packed if packed is not None else to_nf4(weight_OI)
 
     try:
-        _write(base, "nf4", folder, pack)
+        say("the layers that lose most by rounding are looked for, to stay as they are")
+        fitted = FittedLayers(base, model, {path: more_bytes(store, name) for name, path in names.items()}, room)
+        _write(base, "nf4", folder, {name: path for name, path in names.items() if path not in fitted.kept}, pack)
         say(f"rounded in {time.monotonic() - began:,.0f} s")
     except CannotCalibrate as error:
         say(f"each number is rounded for itself, which is less exact: {error}")
-        _write(base, "nf4", folder, _nearest("nf4"))
+        _write(base, "nf4", folder, names, _nearest("nf4"))
 
 
-def _write(base: Path, kind: Kind, folder: Path, pack: Pack) -> None:
+def _write(base: Path, kind: Kind, folder: Path, names: Mapping[str, str], pack: Pack) -> None:
+    """Write the base with the tensors `names` packed; `names` has the paths of their layers."""
     store = WeightStore(base)
-    names = quantized_names(store, base)
     plain = [(name, info.dtype, info.shape) for name, info in store.tensors.items() if name not in names]
     entries = sorted(plain, key=lambda entry: -entry[1].itemsize)  # so that each tensor lies at a multiple of its item's size
     weight_of: dict[str, str] = {}
@@ -264,7 +207,7 @@ def _parts(name: str, packed: Packed, dtype: torch.dtype) -> Mapping[str, Tensor
 
 def _settings(kind: Kind, base: Path, quantized: set[str]) -> dict[str, Any]:
     """quantization_config of config.json, as transformers reads it."""
-    chosen, others = _layers(base)
+    chosen, others = linear_layers(base)
     return {
         "quant_method": "bitsandbytes",
         "load_in_4bit": kind == "nf4",

@@ -6,13 +6,15 @@ from pathlib import Path
 
 from llamahome.errors import ConfigError
 from llamahome.model.export.quantized import quantization_of
+from llamahome.model.export.weightstore import WeightStore
 from llamahome.model.fingerprints import fingerprint
 from llamahome.model.load_packed import quantized_twice
 from llamahome.model.model_folder import check_folder
-from llamahome.model.quantize import Kind, write_quantized
+from llamahome.model.quantize import write_quantized
+from llamahome.model.quantized_sizes import BYTES, MOST_BYTES, MOST_FITTED, Kind, Sizes, sizes_of
 from llamahome.rundir import QUANTIZED_MODELS, as_typed
 
-_ROUNDING = {"nf4": " rounded for the inputs of layers"}
+_ROUNDING = {"nf4": " rounded for the inputs of layers, some layers exact, tokens weighted"}
 """A part of the name of a copy, because other rounding gives other weights."""
 
 
@@ -20,11 +22,26 @@ def quantized_base(base: Path, kind: Kind, *, say: Callable[[str], None]) -> Pat
     """The folder of `base` in `kind`, written now if it is not there. Raises what `write_quantized` raises."""
     if quantization_of(base) is not None:
         raise ConfigError(quantized_twice(base))
-    made = hashlib.sha256(f"{fingerprint(base)}{_ROUNDING.get(kind, '')}".encode()).hexdigest()
-    folder = QUANTIZED_MODELS / f"{base.resolve().name}-{kind}-{made[:12]}"
+    folder = _folder_of(base, kind)
     if folder.is_dir():
         check_folder(folder)
     else:
         write_quantized(base, kind, folder, say=say)
     say(f"the base is computed from {as_typed(folder)}")
     return folder
+
+
+def expected_sizes(base: Path, kind: Kind) -> Sizes:
+    """What `base` in `kind` comes to: its copy, or before there is one what is known of it. Raises ConfigError as `sizes_of` does."""
+    folder = _folder_of(base, kind)
+    return sizes_of(base, kind, WeightStore(folder) if folder.is_dir() else None)
+
+
+def usual_bytes(kind: Kind, numbers: int) -> float:
+    """About how many bytes a number takes in a base of which `numbers` are quantised, if its layers have usual sizes."""
+    return MOST_BYTES if kind == "nf4" and numbers <= MOST_FITTED else BYTES[kind]
+
+
+def _folder_of(base: Path, kind: Kind) -> Path:
+    made = hashlib.sha256(f"{fingerprint(base)}{_ROUNDING.get(kind, '')}".encode()).hexdigest()
+    return QUANTIZED_MODELS / f"{base.resolve().name}-{kind}-{made[:12]}"

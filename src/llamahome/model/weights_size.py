@@ -14,7 +14,7 @@ from llamahome.errors import Problem
 from llamahome.model.export.experts import expert_of
 from llamahome.model.limits import read_header
 from llamahome.model.place import Strategy, count_weights, shards_of, weight_bytes
-from llamahome.model.quantize import Sizes
+from llamahome.model.quantized_sizes import Sizes
 from llamahome.units import show_bytes
 
 _FILE_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}

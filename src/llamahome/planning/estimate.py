@@ -29,7 +29,7 @@ from llamahome.model.backends.choose import choose_backend, planned_backend
 from llamahome.model.load import find_model
 from llamahome.model.place import LARGEST_SHARE, ChosenStrategy, choose_strategy, weight_bytes
 from llamahome.model.precision import LowPrecision, Precision, choose_precision
-from llamahome.model.quantize import BYTES, sizes_of
+from llamahome.model.quantized_copy import expected_sizes, usual_bytes
 from llamahome.model.skeleton import read_shape, require_layers, require_packed
 from llamahome.monitoring.throughput import measured_peak_flops
 from llamahome.pass_memory import documents_of_row
@@ -105,7 +105,9 @@ def _layout_there(config: Config, precision: Precision, shape: ModelShape, clust
     layout = layout_of(strategy, cluster, stored=precision.storage.itemsize, computed=precision.compute.itemsize, apart=apart)
     as_set = config.model_copy(update={"distributed": config.distributed.model_copy(update={"strategy": strategy})})
     chosen = _choose(as_set, precision, shape, cluster)
-    return replace(layout, packed=None if kind is None else BYTES[kind], sums_each_pass=chosen.sums_each_pass)
+    return replace(
+        layout, packed=None if kind is None else usual_bytes(kind, quantized_numbers(shape)), sums_each_pass=chosen.sums_each_pass
+    )
 
 
 def _choose(config: Config, precision: Precision, shape: ModelShape, cluster: Cluster) -> ChosenStrategy:
@@ -261,7 +263,7 @@ def _packed_bytes(config: Config, base: Path, shape: ModelShape, precision: Prec
     """Bytes per number of the frozen linear layers with model.quantization, those included that stay as they are; None without it."""
     if (kind := config.model.quantization) is None:
         return None
-    sizes, numbers = sizes_of(base, kind), quantized_numbers(shape)
+    sizes, numbers = expected_sizes(base, kind), quantized_numbers(shape)
     say(sizes.line(kind))
     return (sizes.nbytes + (numbers - sizes.numbers) * precision.storage.itemsize) / numbers
 

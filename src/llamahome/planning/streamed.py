@@ -13,7 +13,7 @@ from llamahome.distributed.world import World
 from llamahome.errors import Problem
 from llamahome.model.place import LARGEST_SHARE, longest_pass
 from llamahome.model.precision import Precision
-from llamahome.model.quantize import sizes_of
+from llamahome.model.quantized_copy import expected_sizes
 from llamahome.model.stream import LAYERS_AT_ONCE
 from llamahome.model.stream_choice import Rates, StreamedBase, must_stream
 from llamahome.model.weights_size import refuse_larger_than_memory, size_in, size_quantized
@@ -48,7 +48,7 @@ def plan_base(step: Forecast, shape: ModelShape, folder: Path, *, report: DataRe
     precision, kind = backend.precision, config.model.quantization
     if backend.free_bytes(1) is not None:
         return BasePlan(step)
-    size = size_in(folder, precision.storage) if kind is None else size_quantized(folder, precision.storage, sizes_of(folder, kind))
+    size = size_in(folder, precision.storage) if kind is None else size_quantized(folder, precision.storage, expected_sizes(folder, kind))
     alone = World(0, 1, 0, torch.device("cpu"))
     refusal = refuse_larger_than_memory(config, size, folder, precision.storage, strategy="replicate", world=alone, free=free)
     base_bytes = step.memory.weights - 4 * shape.trained

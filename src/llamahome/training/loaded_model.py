@@ -19,8 +19,7 @@ from llamahome.model.fingerprints import fingerprint
 from llamahome.model.load import CausalLM, load_model
 from llamahome.model.packing import packing_of
 from llamahome.model.place import ChosenStrategy, choose_strategy, count_weights, weight_bytes
-from llamahome.model.quantize import sizes_of
-from llamahome.model.quantized_copy import quantized_base
+from llamahome.model.quantized_copy import expected_sizes, quantized_base
 from llamahome.model.shard_load import Mesh, make_mesh
 from llamahome.model.stream import hold_tables
 from llamahome.model.stream_choice import must_stream
@@ -140,7 +139,7 @@ def _weights_of(config: Config, folder: Path, world: World, *, say: Say) -> Path
     if world.is_main:
         world.barrier()
     require_agreement(world, {f"the quantised copy {as_typed(found)}": fingerprint(found)})
-    say(sizes_of(folder, kind).line(kind))
+    say(expected_sizes(folder, kind).line(kind))
     return found
 
 

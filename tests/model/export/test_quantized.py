@@ -19,11 +19,13 @@ from llamahome.errors import ConfigError
 from llamahome.model.adapter import wrap_plain
 from llamahome.model.export.merge import TrainedWeights
 from llamahome.model.export.merged import write_merged
-from llamahome.model.export.quantized import method_of, open_weights, quantization_of, why_not_run
+from llamahome.model.export.quantized import DequantizedStore, method_of, open_weights, quantization_of, why_not_run
 from llamahome.model.export.verify import compare, load_dequantized, load_plain, logits_of
+from llamahome.model.generate import as_transformers_runs_it
 from llamahome.model.load import load_model
 from llamahome.model.packed_weight import packed_weights
-from llamahome.model.quantize import Kind, write_quantized
+from llamahome.model.quantize import write_quantized
+from llamahome.model.quantized_sizes import Kind
 from llamahome.model.rounding import scale_table, to_int8, to_nf4
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -119,6 +121,22 @@ def test_transformers_with_bitsandbytes_loads_what_we_quantise(kind: Kind, tmp_p
     assert read == len(packed) == 14
     if kind == "nf4":
         assert torch.equal(scale_table(), functional.create_dynamic_map())
+
+
+def test_transformers_with_bitsandbytes_computes_our_logits_with_some_layers_in_16_bits(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="the last test here runs this file with it")
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_attention_heads": 4, "num_key_value_heads": 1}
+    plain = save_tiny(tmp_path / "plain", **sizes)
+    load_plain(plain).bfloat16().save_pretrained(plain)
+    write_quantized(plain, "nf4", tmp_path / "ours", say=lambda line: None)
+    theirs = load_plain(tmp_path / "ours")
+    kinds = {path: type(module).__name__ for path, module in theirs.named_modules() if path.endswith("_proj")}
+    packed = {name.removesuffix(".weight") for name in DequantizedStore(tmp_path / "ours").quantized}
+    assert packed == {path for path, kind in kinds.items() if kind == "Linear4bit"} < kinds.keys()
+    ours = load_model(tmp_path / "ours", dtype=torch.float32, device=torch.device("cpu"))
+    with as_transformers_runs_it(ours):
+        found = compare(logits_of(theirs, PROMPTS), logits_of(ours, PROMPTS), quant="f32")
+    assert found.greatest < 1e-4
 
 
 def test_other_quantisations_are_refused_by_their_name(tmp_path: Path) -> None:

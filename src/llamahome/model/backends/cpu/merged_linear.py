@@ -2,10 +2,10 @@
 
 Our own products (products.py) read frozen weights in place. For torch's products they are concatenated, and each layer's own weight becomes
 a view of its rows, so nothing is held twice. Packed weights (packed_weight.py) are widened into one buffer, once in the forward and once in
-the backward pass, and weights that must stay in their file (stream.py) are concatenated there. The small matrices of the adapters become
-one [all ranks, I] and one block-diagonal [all ranks, O], built at each call, which costs a thousandth of the work. Trained float32 weights
-under autocast are cast once per update into one matrix in the dtype of the products; weights that have this dtype already are read in
-place.
+the backward pass, and copied there if only some are packed; weights that must stay in their file (stream.py) are concatenated there. The
+small matrices of the adapters become one [all ranks, I] and one block-diagonal [all ranks, O], built at each call, which costs a thousandth
+of the work. Trained float32 weights under autocast are cast once per update into one matrix in the dtype of the products; weights that have
+this dtype already are read in place.
 
 Legend: T tokens, I inputs, O outputs of all merged layers together, S their ranks together.
 """
@@ -32,7 +32,7 @@ class _Weights:
     """The matrices in the dtype of the products, their biases, and the choice of kernels."""
 
     matrices: Stack | tuple[Tensor, ...]
-    """If these are tensors, they are packed or stay in their file, and lie one below the other only while they are used."""
+    """If these are tensors, some are packed or all stay in their file, and they lie one below the other only while they are used."""
     bias_O: Tensor | None
     dispatch: ProductDispatch
 
@@ -157,7 +157,7 @@ class MergedLinear:
     @torch.no_grad()
     def _frozen_weights(self) -> _Weights:
         packed = tuple(linear.weight for linear in self._linears)
-        if all(isinstance(weight, PackedWeight) for weight in packed):
+        if any(isinstance(weight, PackedWeight) for weight in packed):
             return _Weights(packed, self._biases(), self._dispatch([widened_rows(packed)]))
         parts = [linear.weight.detach() for linear in self._linears]
         dispatch = self._dispatch(parts)
@@ -244,7 +244,7 @@ def can_merge(layers: Sequence[nn.Module], *, autocast: bool) -> bool:
     linears = [_linear(layer) for layer in layers]
     if any(type(linear) is not nn.Linear for linear in linears):
         return False
-    kinds = {(type(linear.weight) is PackedWeight, linear.bias is None, linear.weight.dtype) for linear in linears}
+    kinds = {(linear.bias is None, linear.weight.dtype) for linear in linears}
     alike = len(kinds) == len({(linear.weight.requires_grad, linear.in_features) for linear in linears}) == 1
     return alike and linears[0].weight.device.type == "cpu" and (linears[0].weight.requires_grad or not autocast)
 

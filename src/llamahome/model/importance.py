@@ -1,0 +1,95 @@
+"""How much the linear layers of a base count for its loss, and how much each token counts in them.
+
+Both come from the gradients g of the loss with respect to the outputs of a layer, in the exact model on the text of layer_chain.py. The
+cost of rounding a layer is half the sum over tokens of (g . dW x)^2, where x is what the layer gets and dW what plain rounding changes in
+its weight: the sum of g g^T stands for the second derivative of the loss (the empirical Fisher matrix). A token counts as much as its g^2.
+Cost: three passes over the text. Memory: one decoder layer in float32, and what it keeps for its backward pass over four rows.
+"""
+
+import copy
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llamahome.model.layer_chain import Chain
+from llamahome.model.rounding import to_nf4
+
+
+@dataclass
+class LinearLayer:
+    """What was found of a linear layer."""
+
+    cost: float = 0.0
+    """What rounding it to NF4, each number for itself, adds to the loss of the text, estimated: in nats, summed over the tokens."""
+    tokens: list[Tensor] = field(default_factory=list)
+    """For each time that it ran, the squared gradient of each token, summed over the outputs."""
+    inputs_of: str = ""
+    """The path of the first layer that gets the same inputs."""
+
+
+def importance_of(chain: Chain, paths: Collection[str], path_of: Mapping[nn.Module, str]) -> dict[str, LinearLayer]:
+    """The linear layers `paths`; runs the layers of `chain` from the last to the first. `path_of` has the paths of all modules."""
+    found = {path: LinearLayer() for path in paths}
+    behind = [gradient.float() for gradient in chain.gradients]
+    for layer, call, inputs in reversed(list(zip(chain.layers, chain.calls, chain.inputs, strict=True))):
+        prefix, wide = path_of[layer], copy.deepcopy(layer).float().requires_grad_(False)
+        _watch({f"{prefix}.{name}": module for name, module in wide.named_modules() if f"{prefix}.{name}" in found}, found)
+        for number, each in enumerate(inputs):
+            hidden = each.float().requires_grad_()
+            with torch.enable_grad():
+                (behind[number],) = torch.autograd.grad(call.run(wide, hidden), [hidden], behind[number])
+    return found
+
+
+def _watch(modules: Mapping[str, nn.Module], found: Mapping[str, LinearLayer]) -> None:
+    """Add what each pass of the linear layers `modules` shows to what was found."""
+    last: tuple[str, Tensor | None] = ("", None)
+
+    def after(path: str, change_OI: Tensor, x: Tensor, output: Tensor) -> None:
+        nonlocal last
+        if x is not last[1]:
+            last = path, x
+        found[path].inputs_of = last[0]
+        x = x.detach()
+
+        def add(gradient: Tensor) -> None:
+            found[path].cost += float((gradient * (x @ change_OI.t())).sum(-1).square().sum()) / 2
+            found[path].tokens.append(gradient.square().sum(-1).flatten())
+
+        if output.requires_grad:
+            output.register_hook(add)
+
+    for path, module in modules.items():
+        change_OI = _change(module.weight)
+        module.register_forward_hook(lambda _, inputs, output, path=path, change_OI=change_OI: after(path, change_OI, inputs[0], output))
+
+
+def _change(weight_OI: Any) -> Tensor:
+    rounded_OI = torch.empty(weight_OI.shape)
+    to_nf4(weight_OI).fill(rounded_OI)
+    return rounded_OI - weight_OI
+
+
+def worth_most(costs: Mapping[str, float], more_bytes: Mapping[str, int], room: int) -> frozenset[str]:
+    """The layers with the greatest cost for each byte that they take more as they are, as many as `room` bytes allow."""
+    kept: set[str] = set()
+    for path in sorted(costs, key=lambda path: -costs[path] / more_bytes[path]):
+        if more_bytes[path] <= room and costs[path] > 0:
+            kept.add(path)
+            room -= more_bytes[path]
+    return frozenset(kept)
+
+
+def token_weights(layers: Sequence[LinearLayer], batches: int) -> list[Tensor] | None:
+    """For each batch, how much each token counts for layers with the same inputs, 1 in the mean; None if they did not run once in each.
+
+    Half of it is the same for all tokens, so that no layer is rounded for a few tokens alone.
+    """
+    if any(len(layer.tokens) != batches for layer in layers):
+        return None
+    sums = [torch.stack(each).sum(0) for each in zip(*(layer.tokens for layer in layers), strict=True)]
+    mean = torch.cat(sums).mean()
+    return [(1 + each / mean) / 2 for each in sums] if mean > 0 else None

@@ -1,0 +1,205 @@
+"""Layers whose rounding costs the loss most stay as they are, within the bytes that are allowed, and everything else knows it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.model.test_lora import weights_up
+from tests.model.test_quantize import losses_and_gradients
+from tests.support.gradients import inputs_and_gradients, same_inputs
+from tests.support.models import CPU, backend_named, examples_of, microbatch_of, plain_loss, save_tiny
+from torch import Tensor, nn
+
+from llamahome.config.schema import LoraConfig
+from llamahome.model import layer_chain
+from llamahome.model.adapter import save_model, wrap_plain
+from llamahome.model.export.quantized import open_weights
+from llamahome.model.export.verify import load_dequantized, load_plain
+from llamahome.model.export.weightstore import WeightStore
+from llamahome.model.generate import as_transformers_runs_it
+from llamahome.model.importance import LinearLayer, importance_of, token_weights, worth_most
+from llamahome.model.layer_chain import chain_of, rows_of_text
+from llamahome.model.load import load_model
+from llamahome.model.lora import add_lora
+from llamahome.model.objective import Objective
+from llamahome.model.packed_weight import packed_weights
+from llamahome.model.quantize import write_quantized
+from llamahome.model.quantized_sizes import MOST_BYTES, more_bytes, sizes_of
+from llamahome.model.rounding import to_nf4
+
+SIZES = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_attention_heads": 4, "num_key_value_heads": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_text() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layer_chain, "_TOKENS", 24)
+        yield
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In bfloat16, as most bases are."""
+    folder = tmp_path_factory.mktemp("base") / "wide"
+    save_tiny(folder, **SIZES)
+    load_plain(folder).bfloat16().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("copy") / "copy"
+    write_quantized(base, "nf4", folder, say=quiet)
+    return folder
+
+
+def plain_costs(folder: Path, rows: Tensor) -> dict[str, float]:
+    """Half the sum over tokens of (g . dW x)^2 for each linear layer."""
+    model, found = load_plain(folder).float(), {}
+    for path, (x, gradient) in inputs_and_gradients(model, rows).items():
+        weight = model.get_submodule(path).weight.detach()
+        rounded = torch.empty_like(weight)
+        to_nf4(weight).fill(rounded)
+        found[path] = float(((gradient * (x @ (rounded - weight).t())).sum(-1) ** 2).sum()) / 2
+    return found
+
+
+def watched(folder: Path) -> tuple[dict[str, LinearLayer], Tensor]:
+    """What is found of the layers of `folder`, and the rows of the text."""
+    model = load_model(folder, dtype=torch.float32, device=CPU)
+    rows, path_of = rows_of_text(folder, model), {module: path for path, module in model.named_modules()}
+    before = [weight.requires_grad for weight in model.parameters()]
+    paths = [path for path, module in model.named_modules() if type(module) is nn.Linear and path != "lm_head"]
+    with as_transformers_runs_it(model):
+        found = importance_of(chain_of(model, rows), paths, path_of)
+    assert [weight.requires_grad for weight in model.parameters()] == before
+    assert all(weight.grad is None for weight in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.get_decoder().layers)
+    return found, rows
+
+
+@pytest.mark.parametrize("kind", ["llama-mha", "gemma2", "phi3"])
+def test_costs_and_tokens_are_those_of_a_backward_pass_of_the_whole_model(kind: str, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "tiny", kind, hidden_size=64, intermediate_size=128, head_dim=16, initializer_range=0.1)
+    found, rows = watched(folder)
+    costs, plain = plain_costs(folder, rows), inputs_and_gradients(load_plain(folder), rows)
+    assert found.keys() == costs.keys() and len(found) >= 8
+    for path, layer in found.items():
+        assert layer.cost == pytest.approx(costs[path], rel=1e-3) and layer.cost > 0, path
+        expected = plain[path][1].square().sum(-1)
+        torch.testing.assert_close(torch.cat(layer.tokens), expected.flatten(), rtol=1e-3, atol=1e-4 * float(expected.max()))
+        assert layer.inputs_of == same_inputs(plain, path)[0]
+
+
+def test_half_of_the_weight_of_tokens_is_that_of_their_gradients() -> None:
+    one, other = LinearLayer(tokens=[torch.tensor([1.0, 2.0]), torch.tensor([0.0])]), LinearLayer(tokens=[torch.ones(2), torch.ones(1)])
+    found = token_weights([one, other], 2)
+    assert found is not None
+    torch.testing.assert_close(torch.cat(found), torch.tensor([1.0, 1.25, 0.75]))
+    assert token_weights([one, LinearLayer()], 2) is None, "it did not run"
+    assert token_weights([LinearLayer(tokens=[torch.zeros(2)])], 1) is None
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.integers(1, 50)), min_size=1, max_size=12), st.integers(0, 120))
+def test_the_greatest_costs_for_a_byte_stay_within_the_room(layers: list[tuple[float, int]], room: int) -> None:
+    costs, more = {str(n): cost for n, (cost, _) in enumerate(layers)}, {str(n): size for n, (_, size) in enumerate(layers)}
+    kept = worth_most(costs, more, room)
+    left = room - sum(more[path] for path in kept)
+    assert left >= 0 and all(costs[path] > 0 for path in kept)
+    for path in costs.keys() - kept:
+        better = [other for other in kept if costs[other] / more[other] >= costs[path] / more[path]]
+        assert costs[path] == 0 or more[path] > room - sum(more[other] for other in better)
+
+
+def test_some_layers_stay_and_all_take_at_most_062_bytes_a_number(base: Path, written: Path) -> None:
+    original, sizes = WeightStore(base), sizes_of(base, "nf4", WeightStore(written))
+    model, skipped = load_model(written, dtype=torch.bfloat16, device=CPU), skipped_in(written)
+    packed = dict(packed_weights(model))
+    linear = [name for name in original.tensors if name.endswith("proj.weight")]
+    kept = [name for name in linear if name not in packed]
+    assert kept and sizes.kept_layers == len(kept) and sizes.layers == len(packed) == len(linear) - len(kept)
+    assert {name.removesuffix(".weight") for name in kept} | {"lm_head"} == skipped
+    for name in kept:
+        assert torch.equal(model.get_parameter(name), original.read(name)), name
+    numbers = sum(original.read(name).numel() for name in linear)
+    assert sizes.numbers + sizes.kept_numbers == numbers
+    assert sizes.nbytes + sizes.kept_bytes <= MOST_BYTES * numbers < sizes.nbytes + sizes.kept_bytes + smallest(original, linear)
+    assert f"and {len(kept)} that lose most by it" in sizes.line("nf4")
+
+
+def skipped_in(folder: Path) -> set[str]:
+    return set(json.loads((folder / "config.json").read_text())["quantization_config"]["llm_int8_skip_modules"])
+
+
+def smallest(store: WeightStore, names: list[str]) -> int:
+    return min(store.tensors[name].nbytes for name in names)
+
+
+def test_the_layers_that_stay_are_those_whose_rounding_costs_most_for_a_byte(base: Path, written: Path) -> None:
+    costs, original = plain_costs(base, watched(base)[1]), WeightStore(base)
+    more = {path: more_bytes(original, f"{path}.weight") for path in costs}
+    numbers = sum(original.tensors[f"{path}.weight"].nbytes for path in costs) // 2
+    packed = 2 * numbers - sum(more.values())
+    assert skipped_in(written) - {"lm_head"} == worth_most(costs, more, int(MOST_BYTES * numbers) - packed)
+
+
+def test_the_same_base_keeps_the_same_layers_and_gives_the_same_bytes(base: Path, written: Path, tmp_path: Path) -> None:
+    write_quantized(base, "nf4", tmp_path / "again", say=quiet)
+    for path in written.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+
+
+def test_what_is_expected_before_it_is_written_is_about_what_is_written(base: Path, written: Path) -> None:
+    before, after = sizes_of(base, "nf4"), sizes_of(base, "nf4", WeightStore(written))
+    assert before.all_bytes == pytest.approx(after.all_bytes, rel=0.02) and before.kept_layers is None
+    assert before.numbers + before.kept_numbers == after.numbers + after.kept_numbers
+    assert "and some that lose most by it" in before.line("nf4")
+
+
+def test_logits_are_those_of_the_numbers_that_the_files_stand_for(base: Path, written: Path) -> None:
+    text = torch.randint(4, 320, (2, 30), generator=torch.Generator().manual_seed(1))
+    ours, plain, dequantized = load_model(written, dtype=torch.float32, device=CPU), load_plain(base).float(), open_weights(written)
+    with torch.no_grad():
+        for name, weight in plain.named_parameters():
+            if name in dequantized.tensors:
+                weight.copy_(dequantized.read(name))
+        expected = plain(input_ids=text).logits
+        found = load_dequantized(written).float()(input_ids=text).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    with as_transformers_runs_it(ours), torch.no_grad():
+        torch.testing.assert_close(ours(input_ids=text).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_layers_that_are_too_large_for_the_room_are_all_rounded(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "tiny", "llama-mha", hidden_size=64, intermediate_size=128, head_dim=16)
+    write_quantized(folder, "nf4", tmp_path / "copy", say=quiet)
+    assert skipped_in(tmp_path / "copy") == {"lm_head"} and sizes_of(folder, "nf4").kept_numbers == 0
+
+
+@pytest.mark.parametrize("how", ["reference", "cpu", "cpu compiled"])
+def test_loss_and_gradients_beside_packed_and_exact_layers_are_those_of_peft(written: Path, how: str, tmp_path: Path) -> None:
+    examples, backend = examples_of([19, 7, 33]), backend_named(how.partition(" ")[0])
+    ours = load_model(written, dtype=torch.float32, device=CPU)
+    adapted = add_lora(ours, LoraConfig(rank=4, alpha=6), base="wide", seed=1, lean=True)
+    weights_up(adapted)
+    save_model(adapted, tmp_path, base=written)
+    if how == "cpu compiled":
+        if backend.cannot_compile() is not None:
+            pytest.skip("no compiler")
+        assert backend.compile(ours) == 2 * 2, "attention and mlp of both layers, though some of their weights are packed and some are not"
+    found = losses_and_gradients(ours, lambda: Objective(ours, backend).loss_sum(microbatch_of(examples)))
+    theirs = wrap_plain(load_dequantized(written).float(), tmp_path)
+    for name, parameter in theirs.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    plain = losses_and_gradients(theirs, lambda: torch.stack([plain_loss(theirs, example) for example in examples]).sum())
+    assert found.keys() == plain.keys() and len(found) == 29
+    for name, value in found.items():
+        assert (value - plain[name]).norm() <= 1e-5 * plain[name].norm(), name
