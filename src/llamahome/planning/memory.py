@@ -63,6 +63,9 @@ class Pass:
     """Whether a step has more than one micro-batch."""
     tile_bytes: int = TILE_BYTES
     """Bytes of a tile of logits in the loss head."""
+    offloaded_bytes: int = 0
+    """Kept at most if the inputs of recomputed layers wait outside of the device's memory."""
+    offloads: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def memory_of(shape: ModelShape, layout: ShardLayout, work: Pass) -> Memory:
         weights=frozen * layout.stored - saved + (trained + shape.started) * FLOAT32,
         gradients=trained * FLOAT32,
         optimizer=round(trained * shape.state_bytes),
-        activations=work.recomputed_bytes if work.recomputes else work.kept_bytes,
+        activations=work.offloaded_bytes if work.offloads else work.recomputed_bytes if work.recomputes else work.kept_bytes,
         loss=_loss(shape, layout, work),
         buffers=_buffers(shape, layout, work),
     )
