@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel
@@ -61,11 +62,10 @@ class ActivationOffload:
         """`checkpoint`, a function like torch's, whose first argument after the function is moved; other arguments stay."""
 
         def run(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-            hidden = args[0] if args and isinstance(args[0], Tensor) and args[0].is_floating_point() else None
+            moved = _identity(args[0]) if args and isinstance(args[0], Tensor) and args[0].is_floating_point() else None
 
-            def pack(x: Tensor) -> Any:
-                same = hidden is not None and x.data_ptr() == hidden.data_ptr() and x.shape == hidden.shape
-                return self.pack(x) if same else x
+            def pack(x: Tensor) -> Any:  # autograd keeps this function as long as the input, so it must not hold the tensor
+                return self.pack(x) if _identity(x) == moved else x
 
             def unpack(kept: Any) -> Tensor:
                 return self.unpack(kept) if isinstance(kept, _Entry) else kept
@@ -74,6 +74,10 @@ class ActivationOffload:
                 return checkpoint(function, *args, **options)
 
         return run
+
+
+def _identity(x: Tensor) -> tuple[int, torch.Size]:
+    return x.data_ptr(), x.shape
 
 
 def offload_inputs(model: PreTrainedModel, store: OffloadStore) -> ActivationOffload | None:
