@@ -142,6 +142,20 @@ def test_a_very_long_document_has_longer_segments(ours: Tiled) -> None:
 
 
 @pytest.mark.usefixtures("threads")
+def test_heads_of_a_long_document_that_come_one_after_the_other_are_those_that_come_alone(ours: Tiled) -> None:
+    torch.set_num_threads(1)  # with more, more heads come at once
+    length, size, group = 4300 if ours.dtype == torch.float32 else 8300, 48, 2
+    qkv, incoming = ours.tensors(length, heads=(3 * group, 3), size=size)
+    together = ours.tiled(qkv, incoming, Documents((length,)), None)
+    for head in range(3):
+        queries = slice(group * head, group * (head + 1))
+        parts = [x[:, at].detach().contiguous().requires_grad_() for x, at in zip(qkv, (queries, [head], [head]), strict=True)]
+        alone = ours.tiled(parts, incoming[:, queries].contiguous(), Documents((length,)), None)
+        for one, two, at in zip(alone, together, (queries, queries, [head], [head]), strict=True):
+            assert torch.equal(one, two[:, at])
+
+
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize(("lengths", "shared"), [([1300], 0), ([130, 120, 16, 15, 1], 0), ([640, 630, 600], 550)], ids=str)
 def test_the_number_of_threads_changes_no_bit(ours: Tiled, lengths: list[int], shared: int) -> None:
     qkv, incoming = ours.tensors(sum(lengths) - shared * (len(lengths) - 1), heads=(6, 2))
