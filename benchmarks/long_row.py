@@ -1,10 +1,12 @@
 """Memory and time of one training step on a single long row, beside what the plan says of it; prints one JSON object.
 
-    python -m benchmarks.long_row --model DIR --tokens 32768 [--method full] [--backend reference] [--layers 4] [--set KEY=VALUE ...]
+    python -m benchmarks.long_row --model DIR --tokens 32768 [--method full] [--offload] [--layers 4] [--set KEY=VALUE ...]
 
 The row has random tokens, all of them targets. Memory is the anonymous part of the resident memory of the process (RssAnon of Linux),
 sampled every 5 ms, less what the process took with its libraries loaded and no model; that is what the plan adds up. `--layers` cuts the
-model, so that a machine can measure a part of a large one.
+model, so that a machine can measure a part of a large one. `--offload` moves the inputs of layers to a file. With
+`--set model.quantization=nf4` the base is rounded first. A model of the family mistral with a short `sliding_window` needs the same memory
+as one that attends to the whole row, without the time that grows with the square of its length.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +38,11 @@ from llamahome.model.backends.choose import choose_backend  # noqa: E402
 from llamahome.model.load import load_model  # noqa: E402
 from llamahome.model.lora import add_lora  # noqa: E402
 from llamahome.model.objective import Objective  # noqa: E402
+from llamahome.model.offload import offload_inputs  # noqa: E402
 from llamahome.model.packing import decoder_of  # noqa: E402
 from llamahome.model.place import place, trained_parameters  # noqa: E402
+from llamahome.model.quantize import sizes_of  # noqa: E402
+from llamahome.model.quantized_copy import quantized_base  # noqa: E402
 from llamahome.model.recompute import tile_blocks  # noqa: E402
 from llamahome.planning.forecast import Cluster, layout_of  # noqa: E402
 from llamahome.planning.hardware import DEVICES  # noqa: E402
@@ -56,11 +62,12 @@ def main() -> None:
     parser.add_argument("--backend", choices=["cpu", "reference"], default="cpu")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--plain", action="store_true", help="keep all activations, compute nothing twice")
+    parser.add_argument("--offload", action="store_true", help="move the inputs of layers out of memory between the passes")
     parser.add_argument("--tile", type=int, default=TILE_TOKENS, help="tokens of a tile of a feed-forward block; 0 for none")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
     flags = {"training.method": ("--method", options.method), "model.backend": ("--backend", options.backend)}
-    sets = [f"data.max_length={options.tokens}", *options.set]
+    sets = [f"data.max_length={options.tokens}", f"training.activation_offloading={str(options.offload).lower()}", *options.set]
     loaded = load_config(flags=flags, assignments=sets, environment={}, folder=Path())
     print(json.dumps(measure(loaded, options.model, options.tokens, layers=options.layers, recompute=not options.plain, tile=options.tile)))
 
@@ -70,6 +77,10 @@ def measure(loaded: LoadedConfig, folder: Path, tokens: int, *, layers: int | No
     config = loaded.config
     backend = choose_backend(config, CPU)
     full = config.training.method == "full"
+    packed = None
+    if (kind := config.model.quantization) is not None:
+        sizes, folder = sizes_of(folder, kind), quantized_base(folder, kind, say=print)
+        packed = sizes.nbytes / sizes.numbers
     before = private_bytes()
     with sampled() as peaks:
         model = load_model(folder, dtype=backend.precision.storage, device=CPU)
@@ -86,6 +97,10 @@ def measure(loaded: LoadedConfig, folder: Path, tokens: int, *, layers: int | No
             return_freed_memory(os.environ)
         if recompute and tile:
             tile_blocks(model, tokens=tile)
+        if config.training.activation_offloading:
+            store = backend.offload_store()
+            assert not isinstance(store, str), store
+            offload_inputs(model, store)
         optimizer = make_optimizer(config.training.optimizer, trained_parameters(model), weight_decay=0.0)
         random = np.random.default_rng(0)
         example = Example("rows", 0, 1, random.integers(4, 2000, tokens).astype(np.int32), np.arange(tokens) > 0)
@@ -98,7 +113,19 @@ def measure(loaded: LoadedConfig, folder: Path, tokens: int, *, layers: int | No
         seconds = time.perf_counter() - started
     storage, computed = backend.precision.storage.itemsize, backend.precision.compute.itemsize
     layout = layout_of("replicate", Cluster(DEVICES["h100"], 1, 1), stored=storage, computed=computed, apart=not full)
-    work = Pass(tokens, tokens, *activations.of(tokens), recompute, tile_bytes=backend.tile_bytes(model.config.vocab_size))
+    kept, recomputed = activations.of(tokens)
+    work = Pass(
+        tokens=tokens,
+        targets=tokens,
+        kept_bytes=kept,
+        recomputed_bytes=recomputed,
+        recomputes=recompute,
+        tile_bytes=backend.tile_bytes(model.config.vocab_size),
+        offloaded_bytes=activations.offloaded(tokens, recomputed),
+        offloads=config.training.activation_offloading is True,
+        layer_bytes=activations.layer(tokens, recomputed),
+    )
+    layout = replace(layout, packed=packed)
     planned = memory_of(shape, layout, work)
     parts = {name: round(value / 2**20) for name, value in vars(planned).items()}
     taken = (max(peaks) - before) / 2**20

@@ -158,11 +158,18 @@ class PassMemory:
         return self._copied + layers - (spared_bytes(model, tokens, backend.precision) if offloads else 0)
 
     def of_row(self, tokens: int, *, recomputes: bool, offloads: bool = False) -> int:
-        """Bytes of a pass of one row, each of whose documents has `tokens`, with the loss head's."""
-        backend, width = self._base.backend, self._base.model.get_output_embeddings().weight.shape
-        count = self.together * tokens
-        head: int = backend.tile_bytes(width[0]) + count * width[1] * backend.precision.compute.itemsize
-        return head + self.of_pass(count, recomputes=recomputes, offloads=offloads, longest=tokens)
+        """Bytes of a pass of one row, each of whose documents has `tokens`, with the loss head's.
+
+        A layer that is computed again needs its bytes when those of the head are gone.
+        """
+        backend, model = self._base.backend, self._base.model
+        (vocabulary, hidden), precision, count = model.get_output_embeddings().weight.shape, backend.precision, self.together * tokens
+        head: int = backend.tile_bytes(vocabulary) + count * hidden * precision.compute.itemsize
+        total = self.of_pass(count, recomputes=recomputes, offloads=offloads, longest=tokens)
+        if not recomputes:
+            return head + total
+        layer = self.of_pass(count, recomputes=True, longest=tokens) - self._copied - input_bytes(model, count, precision)
+        return total + max(0, head + 2 * count * hidden * precision.storage.itemsize - layer)
 
 
 def refuse_too_long(needs: PassMemory, row: int, world: World, *, free: int, recomputes: bool, offloads: bool = False) -> None:

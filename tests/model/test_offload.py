@@ -1,4 +1,4 @@
-"""Inputs of layers that were moved away and back give the loss and the gradients of the pass that keeps them, bit for bit, and leave memory."""
+"""Moving inputs of layers away and back changes no bit of loss and gradients, and the inputs leave memory in between."""
 
 import gc
 import weakref

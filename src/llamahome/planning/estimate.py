@@ -36,7 +36,7 @@ from llamahome.pass_memory import documents_of_row
 from llamahome.planning.dry_run import dry_run_step
 from llamahome.planning.forecast import STRATEGIES, Cluster, Forecast, Strategy, Work, forecast, layout_of, remedy
 from llamahome.planning.hardware import Device
-from llamahome.planning.measure import DEPTHS, Activations, differs, longest_rows, measure, prepared_model
+from llamahome.planning.measure import DEPTHS, differs, longest_rows, measure, prepared_model
 from llamahome.planning.memory import ShardLayout, quantized_numbers
 from llamahome.planning.passes import free_for_passes, fullest_pass, pass_tokens, simulated_work
 from llamahome.planning.rollout import Rollout, rollout_of

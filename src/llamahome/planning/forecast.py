@@ -47,6 +47,8 @@ class Work:
     """Bytes of a tile of logits in the loss head."""
     offloaded_bytes: int = 0
     """What it keeps at most if the inputs of recomputed layers wait outside of the device's memory."""
+    layer_bytes: int = 0
+    """Of what it keeps if layers are recomputed: the one that is."""
     offloads: bool | None = False
     """Activation offloading, which recomputes as well. None means auto: only what does not fit otherwise, as in a run."""
 
@@ -142,6 +144,7 @@ def _memory(shape: ModelShape, layout: ShardLayout, work: Work, device: Device) 
         several=work.passes > 1,
         tile_bytes=work.tile_bytes,
         offloaded_bytes=work.offloaded_bytes,
+        layer_bytes=work.layer_bytes,
     )
     memory = memory_of(shape, layout, micro_batch)
     free = device.memory_bytes - memory.weights - memory.gradients - memory.optimizer
@@ -170,9 +173,9 @@ def remedy(strategy: Strategy, shape: ModelShape, cluster: Cluster, *, layout: S
         return ""
     tokens = work.tokens
     while tokens >= _MIN_TOKENS:
-        kept, recomputed, moved = (each * tokens // work.tokens for each in (work.kept_bytes, work.recomputed_bytes, work.offloaded_bytes))
-        smaller = replace(work, tokens=tokens, kept_bytes=kept, recomputed_bytes=recomputed, offloaded_bytes=moved, recomputes=True)
-        if fits(smaller):
+        names = ("kept_bytes", "recomputed_bytes", "offloaded_bytes", "layer_bytes")
+        sizes = {name: getattr(work, name) * tokens // work.tokens for name in names}
+        if fits(replace(work, tokens=tokens, recomputes=True, **sizes)):
             _, placed = _memory(shape, layout, work, cluster.device)
             options = [] if placed.recomputes else ["--set training.gradient_checkpointing=true"]
             options += [f"--set training.micro_batch_tokens={tokens}"] if tokens < work.tokens else []

@@ -65,6 +65,10 @@ class Activations:
         """What remains of `recomputed` bytes if the inputs of layers wait outside of the device's memory."""
         return recomputed - spared_bytes(self.whole, tokens, self.backend.precision)
 
+    def layer(self, tokens: int, recomputed: int) -> int:
+        """What of `recomputed` bytes is there only while a layer is computed again."""
+        return recomputed - input_bytes(self.whole, tokens, self.backend.precision)
+
     @cached_property
     def room(self) -> int:
         """Bytes for inputs of layers outside of this machine's device; 0 if there is no place for them."""
@@ -144,6 +148,7 @@ def longest_row(shape: ModelShape, layout: ShardLayout, device: Device, work: Wo
             kept_bytes=kept,
             recomputed_bytes=recomputed,
             offloaded_bytes=activations.offloaded(count, recomputed),
+            layer_bytes=activations.layer(count, recomputed),
             offloads=work.offloads if activations.moves(count) else False,
         )
         return fits_in(shape, layout, device, alone)

@@ -66,6 +66,8 @@ class Pass:
     offloaded_bytes: int = 0
     """Kept at most if the inputs of recomputed layers wait outside of the device's memory."""
     offloads: bool = False
+    layer_bytes: int = 0
+    """Of the recomputed or offloaded bytes, those of the one layer that is computed again, when the loss head's are gone."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class Memory:
     optimizer: int
     activations: int
     loss: int
-    """A tile of logits, the gradient of the hidden states of targets, a cast head, and the gradient of a trained head."""
+    """A tile of logits, the hidden states of targets and their gradient, a cast head, and the gradient of a trained head. If layers are
+    recomputed, only what these take beyond a layer, because they are gone when the first layer is computed again."""
     buffers: int
     """Temporarily gathered or cast weights, and gradients in communication buffers."""
 
@@ -103,9 +106,11 @@ def memory_of(shape: ModelShape, layout: ShardLayout, work: Pass) -> Memory:
 
 
 def _loss(shape: ModelShape, layout: ShardLayout, work: Pass) -> int:
-    grad_hidden = work.targets * shape.hidden * layout.computed
+    passing = work.tile_bytes + work.targets * shape.hidden * layout.computed
     cast_head = shape.head * layout.computed if layout.computed != layout.stored else 0
-    return work.tile_bytes + grad_hidden + cast_head + (shape.head * FLOAT32 if shape.head_trained else 0)
+    if work.recomputes or work.offloads:
+        passing = max(0, passing + (work.tokens + work.targets) * shape.hidden * layout.stored - work.layer_bytes)
+    return passing + cast_head + (shape.head * FLOAT32 if shape.head_trained else 0)
 
 
 def _buffers(shape: ModelShape, layout: ShardLayout, work: Pass) -> int:

@@ -53,6 +53,7 @@ def simulated_work(
         largest_share=LARGEST_SHARE,
         tile_bytes=tile,
         offloaded_bytes=activations.offloaded(tokens, recomputed),
+        layer_bytes=activations.layer(tokens, recomputed),
         offloads=activations.offloads if layout.shards == 1 else False,  # a run does not move inputs of sharded layers
     )
 
@@ -72,6 +73,7 @@ def fullest_pass(activations: Activations, *, tokens: int, share: float) -> Work
         largest_share=LARGEST_SHARE,
         tile_bytes=backend.tile_bytes(int(activations.whole.config.get_text_config().vocab_size)),
         offloaded_bytes=activations.offloaded(tokens, recomputed),
+        layer_bytes=activations.layer(tokens, recomputed),
         offloads=activations.offloads if activations.moves(tokens) else False,
     )
 

@@ -52,6 +52,7 @@ class MemoryPlan:
             recomputes=config.training.gradient_checkpointing is True,
             tile_bytes=backend.tile_bytes(int(text.vocab_size)),
             offloaded_bytes=activations.offloaded(most, recomputed),
+            layer_bytes=activations.layer(most, recomputed),
             offloads=config.training.activation_offloading is True,
         )
         beside = self._libraries if world.device.type == "cpu" else 0

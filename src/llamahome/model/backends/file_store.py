@@ -25,7 +25,7 @@ _CACHED_BYTES = 1 << 25
 
 def store_folder() -> Path:
     """TMPDIR, or /var/tmp, which is on a disk where /tmp is often in memory."""
-    named, lasting = os.environ.get("TMPDIR"), Path("/var/tmp")  # noqa: S108 - the file has no name there
+    named, lasting = os.environ.get("TMPDIR"), Path("/var/tmp")
     return Path(named) if named else lasting if lasting.is_dir() else Path(tempfile.gettempdir())
 
 

@@ -1,7 +1,9 @@
 """Tiled attention equals float64 but for rounding, for any documents, heads, windows and shared prefixes."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,10 +15,11 @@ from tests.support.models import FP32
 from torch import Tensor
 
 from llamahome.model.backends.backend import Documents, Scoring
+from llamahome.model.backends.cpu import tiled
 from llamahome.model.backends.cpu.backend import CpuBackend
 from llamahome.model.backends.cpu.blocks import block_attention
 from llamahome.model.backends.cpu.native import Kernels, expects_bf16_pairs, has_compiler
-from llamahome.model.backends.cpu.tiled import can_tile, tiled_attention, will_tile
+from llamahome.model.backends.cpu.tiled import can_tile, partial_bytes, tiled_attention, will_tile
 from llamahome.model.backends.cuda.backend import CudaBackend
 from llamahome.model.precision import Precision
 
@@ -255,3 +258,22 @@ def test_plans_know_whether_tiles_will_be_used(monkeypatch: pytest.MonkeyPatch) 
     assert will_tile(config, torch.bfloat16) == expects_bf16_pairs()
     monkeypatch.setenv("LLAMAHOME_CPU_LEVEL", "avx2")
     assert not will_tile(config, torch.bfloat16)
+
+
+def test_the_estimate_of_partial_gradients_has_the_constants_of_the_kernels() -> None:
+    """In the order of tiled.py: keys of a segment in float32 and bfloat16, segments of a document, bytes, and tasks of a thread."""
+    sources = "".join((Path(tiled.__file__).parent / name).read_text(encoding="utf-8") for name in ("formats.h", "attention_backward.cpp"))
+    found = re.findall(r"(?:SEGMENT_KEYS|MAX_SEGMENTS|TASKS_PER_THREAD) = (\d+)", sources)
+    bits = re.findall(r"MAX_PARTIAL_BYTES = 1 << (\d+)", sources)
+    numbers = (tiled._SEGMENT_KEYS[torch.float32], tiled._SEGMENT_KEYS[torch.bfloat16], tiled._MAX_SEGMENTS, tiled._TASKS_PER_THREAD)
+    assert tuple(map(int, found)) == numbers and 1 << int(bits[0]) == tiled._MOST_PARTIAL_BYTES
+
+
+def test_partial_gradients_of_a_long_document_are_a_few_times_its_queries() -> None:
+    config = SimpleNamespace(hidden_size=576, num_attention_heads=9, num_key_value_heads=3)
+    queries = {tokens: tokens * 576 * 4 for tokens in (256, 1024, 8192, 32_768)}
+    found = {tokens: partial_bytes(config, torch.bfloat16, tokens, longest=tokens) / nbytes for tokens, nbytes in queries.items()}
+    assert found[256] == 0 and found[1024] == 1.5
+    assert found[8192] == found[32_768] <= 8.5 / 3 * -(-4 * torch.get_num_threads() // 16)
+    near = SimpleNamespace(**vars(config), sliding_window=256)
+    assert partial_bytes(near, torch.bfloat16, 8192, longest=8192) < queries[8192]

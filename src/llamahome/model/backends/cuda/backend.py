@@ -184,7 +184,6 @@ class CudaBackend(Reference):
         return PinnedStore(self.device)
 
 
-
 def _configure_torch() -> None:
     """TF32 for float32 products, expandable memory segments, and no cuDNN attention, which plans again for each length."""
     settings: Any = torch._C
