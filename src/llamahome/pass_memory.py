@@ -17,6 +17,7 @@ from llamahome.model.offload import input_bytes, spared_bytes
 from llamahome.model.place import ChosenStrategy, largest_pass, longest_pass, needs_checkpointing, shards_of
 from llamahome.model.stream import held_bytes
 from llamahome.model.targets import copied_bytes
+from llamahome.monitoring.resources import free_memory_bytes
 from llamahome.training.loaded_model import BaseModel, free_bytes
 from llamahome.training.memory import Remedies
 from llamahome.units import show_bytes
@@ -89,7 +90,7 @@ def _resolve_offloading(needs: "PassMemory", row: int, world: World, *, free: in
     if wanted is False or (wanted == "auto" and not (recomputes and world.max(needed > _SAFE * free))):
         return False, "the longest row fits without"
     where, moved = needs.offload_place(), needs.moved(row)
-    room = 0 if isinstance(where, str) else where.free_bytes(world.local_size)
+    room = 0 if isinstance(where, str) else offload_room(where, processes=world.local_size)
     if world.max(isinstance(where, str)):
         why = where if isinstance(where, str) else "another process has no place for them"
         if wanted is True:
@@ -112,6 +113,12 @@ def auto_pass_tokens(config: Config, backend: Backend, *, keeps: Callable[[int],
         return backend.micro_batch_tokens
     fewest = max(backend.min_micro_batch_tokens, documents_of_row(config) * config.data.max_length)
     return largest_pass(backend.micro_batch_tokens, fewest=fewest, keeps=keeps, free_bytes=free)
+
+
+def offload_room(store: OffloadStore, *, processes: int) -> int:
+    """Bytes that this process may store, one of so many on this machine."""
+    own = store.free_bytes()
+    return (free_memory_bytes() if own is None else own) // processes
 
 
 def _update_bytes(optimizer: str, weights: int, chosen: ChosenStrategy, world: World) -> int:
@@ -165,11 +172,12 @@ class PassMemory:
         backend, model = self._base.backend, self._base.model
         (vocabulary, hidden), precision, count = model.get_output_embeddings().weight.shape, backend.precision, self.together * tokens
         head: int = backend.tile_bytes(vocabulary) + count * hidden * precision.compute.itemsize
-        total = self.of_pass(count, recomputes=recomputes, offloads=offloads, longest=tokens)
+        total: int = self.of_pass(count, recomputes=recomputes, offloads=offloads, longest=tokens)
         if not recomputes:
             return head + total
         layer = self.of_pass(count, recomputes=True, longest=tokens) - self._copied - input_bytes(model, count, precision)
-        return total + max(0, head + 2 * count * hidden * precision.storage.itemsize - layer)
+        beside_layer: int = head + 2 * count * hidden * precision.storage.itemsize - layer
+        return total + max(0, beside_layer)
 
 
 def refuse_too_long(needs: PassMemory, row: int, world: World, *, free: int, recomputes: bool, offloads: bool = False) -> None:

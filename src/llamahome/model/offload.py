@@ -1,4 +1,4 @@
-"""Activation offloading: the inputs of recomputed layers wait outside of the device's memory for their backward pass.
+"""Moves the inputs of recomputed layers out of the device's memory between the forward and the backward pass (activation offloading).
 
 With gradient checkpointing, what is kept between the two passes is the input of each layer. Here it is copied to the back end's store as
 its layer begins, and back while the layer above it runs backward, so that the copy is there when it is needed. The device then holds the

@@ -19,7 +19,7 @@ from llamahome.model.place import longest_pass
 from llamahome.model.precision import Precision
 from llamahome.model.skeleton import count_weights, skeleton
 from llamahome.model.targets import copied_bytes
-from llamahome.pass_memory import MOST_TOKENS, documents_of_row
+from llamahome.pass_memory import MOST_TOKENS, documents_of_row, offload_room
 from llamahome.planning.forecast import Work, fits_in
 from llamahome.planning.hardware import Device
 from llamahome.planning.memory import ShardLayout
@@ -73,7 +73,7 @@ class Activations:
     def room(self) -> int:
         """Bytes for inputs of layers outside of this machine's device; 0 if there is no place for them."""
         store = self.backend.offload_store()
-        return 0 if isinstance(store, str) else store.free_bytes(1)
+        return 0 if isinstance(store, str) else offload_room(store, processes=1)
 
     def moves(self, tokens: int) -> bool:
         """Whether there is room for the inputs of all layers in a pass of `tokens`."""

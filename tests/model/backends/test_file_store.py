@@ -70,4 +70,4 @@ def test_the_folder_is_that_of_tmpdir(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert store_folder() == tmp_path
     store = file_store(tmp_path)
-    assert isinstance(store, FileStore) and str(tmp_path) in store.place and store.free_bytes(2) > 0
+    assert isinstance(store, FileStore) and str(tmp_path) in store.place and (store.free_bytes() or 0) > 0

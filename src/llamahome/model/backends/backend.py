@@ -137,8 +137,8 @@ class OffloadStore(Protocol):
     def place(self) -> str:
         """In words."""
 
-    def free_bytes(self, local_size: int) -> int:
-        """Bytes that this process may store, one of `local_size` on this machine."""
+    def free_bytes(self) -> int | None:
+        """Bytes that all processes of this machine together may store; None for those of the machine's memory."""
 
     def store(self, x: Tensor, /) -> Offloaded:
         """Begin to copy `x`; its memory is free when nobody else holds it, at the latest once the next tensor has been stored."""

@@ -70,10 +70,10 @@ class FileStore:
         if self._file is not None:
             self._file.close()
 
-    def free_bytes(self, local_size: int) -> int:
-        """Free bytes on the disk, shared by `local_size` processes."""
+    def free_bytes(self) -> int | None:
+        """Free bytes on the disk, for all processes together."""
         disk = os.statvfs(self._folder)
-        return disk.f_bavail * disk.f_frsize // local_size
+        return disk.f_bavail * disk.f_frsize
 
     def store(self, x: Tensor, /) -> "FileTensor":
         """Begin to write `x`; waits until the one before it is written, so that not more than one is held for that.
@@ -170,7 +170,8 @@ class FileTensor:
 
 
 def _memory(x: Tensor) -> memoryview:
-    return memoryview(x.reshape(-1).view(torch.uint8).numpy())
+    array: Any = x.reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 def _leave_cache(number: int, offset: int, size: int) -> None:

@@ -7,7 +7,6 @@ Pinned memory is kept for the next pass, because the system takes long to give i
 
 from dataclasses import dataclass
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -24,9 +23,9 @@ class PinnedStore:
         """uint8 buffers that hold nothing that is still needed."""
         self._leaving: _Leaving | None = None
 
-    def free_bytes(self, local_size: int) -> int:
-        """Free memory of the machine, shared by `local_size` processes."""
-        return int(psutil.virtual_memory().available) // local_size
+    def free_bytes(self) -> int | None:
+        """None: the machine's memory."""
+        return None
 
     def store(self, x: Tensor, /) -> "PinnedTensor":
         """Begin to copy `x` out."""
@@ -55,11 +54,12 @@ class PinnedStore:
         x = torch.empty(host.shape, dtype=host.dtype, device=self.device)
         if self.device.type != "cuda":
             return x.copy_(host), None
-        with torch.cuda.stream(self._side()):
+        side = self._side()
+        with torch.cuda.stream(side):
             x.copy_(host, non_blocking=True)
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record()
-        x.record_stream(self._stream)  # or its memory could be used again while it is filled, if it is given up unread
+        x.record_stream(side)  # or its memory could be used again while it is filled, if it is given up unread
         return x, copied
 
     def give_back(self, buffer: Tensor) -> None:
