@@ -46,8 +46,10 @@ from llamahome.model.quantized_copy import quantized_base  # noqa: E402
 from llamahome.model.recompute import tile_blocks  # noqa: E402
 from llamahome.planning.forecast import Cluster, layout_of  # noqa: E402
 from llamahome.planning.hardware import DEVICES  # noqa: E402
+from llamahome.planning.measure import Activations  # noqa: E402
 from llamahome.planning.measure import measure as measured_shape  # noqa: E402
-from llamahome.planning.memory import Pass, memory_of  # noqa: E402
+from llamahome.planning.memory import Memory, Pass, memory_of  # noqa: E402
+from llamahome.planning.shapes import ModelShape  # noqa: E402
 from llamahome.training.optimizer import make_optimizer  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -103,7 +105,7 @@ def measure(loaded: LoadedConfig, folder: Path, tokens: int, *, layers: int | No
             offload_inputs(model, store)
         optimizer = make_optimizer(config.training.optimizer, trained_parameters(model), weight_decay=0.0)
         random = np.random.default_rng(0)
-        example = Example("rows", 0, 1, random.integers(4, 2000, tokens).astype(np.int32), np.arange(tokens) > 0)
+        example = Example("rows", 0, 1, random.integers(4, min(2000, model.config.vocab_size), tokens).astype(np.int32), np.arange(tokens) > 0)
         batch = make_microbatch([example], keys=[0], index=0)
         started = time.perf_counter()
         loss = Objective(model, backend).loss_sum(batch)
@@ -111,25 +113,10 @@ def measure(loaded: LoadedConfig, folder: Path, tokens: int, *, layers: int | No
         (loss / tokens).backward()
         optimizer.step()
         seconds = time.perf_counter() - started
-    storage, computed = backend.precision.storage.itemsize, backend.precision.compute.itemsize
-    layout = layout_of("replicate", Cluster(DEVICES["h100"], 1, 1), stored=storage, computed=computed, apart=not full)
-    kept, recomputed = activations.of(tokens)
-    work = Pass(
-        tokens=tokens,
-        targets=tokens,
-        kept_bytes=kept,
-        recomputed_bytes=recomputed,
-        recomputes=recompute,
-        tile_bytes=backend.tile_bytes(model.config.vocab_size),
-        offloaded_bytes=activations.offloaded(tokens, recomputed),
-        offloads=config.training.activation_offloading is True,
-        layer_bytes=activations.layer(tokens, recomputed),
-    )
-    layout = replace(layout, packed=packed)
-    planned = memory_of(shape, layout, work)
+    planned = planned_memory(shape, activations, tokens, recompute=recompute, packed=packed)
     parts = {name: round(value / 2**20) for name, value in vars(planned).items()}
     taken = (max(peaks) - before) / 2**20
-    unmapped = taken + (planned.weights / 2**20 if not full else 0)
+    unmapped = taken + (0 if full else (planned.weights - 4 * shape.trained) / 2**20)
     return {
         "tokens": tokens,
         "loss": loss.item() / tokens,
@@ -140,6 +127,27 @@ def measure(loaded: LoadedConfig, folder: Path, tokens: int, *, layers: int | No
         "seconds": round(seconds, 1),
         "forward_seconds": round(forward, 1),
     }
+
+
+def planned_memory(shape: ModelShape, activations: Activations, tokens: int, *, recompute: bool, packed: float | None) -> Memory:
+    """What `llamahome plan` says of a pass of one row, all of whose tokens are targets."""
+    backend, training = activations.backend, activations.config.training
+    storage, computed = backend.precision.storage.itemsize, backend.precision.compute.itemsize
+    here = Cluster(DEVICES["h100"], 1, 1)
+    layout = layout_of("replicate", here, stored=storage, computed=computed, apart=training.method == "lora")
+    kept, recomputed = activations.of(tokens)
+    work = Pass(
+        tokens=tokens,
+        targets=tokens,
+        kept_bytes=kept,
+        recomputed_bytes=recomputed,
+        recomputes=recompute,
+        tile_bytes=backend.tile_bytes(activations.whole.config.get_text_config().vocab_size),
+        offloaded_bytes=activations.offloaded(tokens, recomputed),
+        offloads=training.activation_offloading is True,
+        layer_bytes=activations.layer(tokens, recomputed),
+    )
+    return memory_of(shape, replace(layout, packed=packed), work)
 
 
 def private_bytes() -> int:
