@@ -3,7 +3,8 @@
     python -m benchmarks.long_row --model DIR --tokens 32768 [--method full] [--offload] [--layers 4] [--set KEY=VALUE ...]
 
 The row has random tokens, all of them targets. Memory is the anonymous part of the resident memory of the process (RssAnon of Linux),
-sampled every 5 ms, less what the process took with its libraries loaded and no model; that is what the plan adds up. `--layers` cuts the
+sampled every 5 ms, less what the process holds between two steps: libraries, weights, the state of the optimizer, compiled parts and their
+buffers, which a step on a short row has made. The plan's gradients, activations and head are what it is compared with. `--layers` cuts the
 model, so that a machine can measure a part of a large one. `--offload` moves the inputs of layers to a file. With
 `--set model.quantization=nf4` the base is rounded first. A model of the family mistral with a short `sliding_window` needs the same memory
 as one that attends to the whole row, without the time that grows with the square of its length.
@@ -12,6 +13,7 @@ as one that attends to the whole row, without the time that grows with the squar
 import argparse
 import json
 import os
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -28,12 +30,14 @@ keep_freed_memory(os.environ)
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from transformers import PreTrainedModel  # noqa: E402
 
 from llamahome.config.load import LoadedConfig, load_config  # noqa: E402
+from llamahome.config.schema import Config  # noqa: E402
 from llamahome.data.records import Example  # noqa: E402
 from llamahome.data.steps.loader import make_microbatch  # noqa: E402
 from llamahome.distributed.world import World  # noqa: E402
-from llamahome.model.backends.backend import TILE_TOKENS  # noqa: E402
+from llamahome.model.backends.backend import TILE_TOKENS, Backend  # noqa: E402
 from llamahome.model.backends.choose import choose_backend  # noqa: E402
 from llamahome.model.load import load_model  # noqa: E402
 from llamahome.model.lora import add_lora  # noqa: E402
@@ -53,6 +57,8 @@ from llamahome.planning.shapes import ModelShape  # noqa: E402
 from llamahome.training.optimizer import make_optimizer  # noqa: E402
 
 CPU = torch.device("cpu")
+WARM_UP = 64
+"""Tokens of the step before."""
 
 
 def main() -> None:
@@ -78,55 +84,64 @@ def measure(loaded: LoadedConfig, folder: Path, tokens: int, *, layers: int | No
     """Planned and measured bytes of a step on one row of `tokens`, and its seconds."""
     config = loaded.config
     backend = choose_backend(config, CPU)
-    full = config.training.method == "full"
     packed = None
     if (kind := config.model.quantization) is not None:
         sizes, folder = sizes_of(folder, kind), quantized_base(folder, kind, say=print)
         packed = sizes.nbytes / sizes.numbers
+    model = load_model(folder, dtype=backend.precision.storage, device=CPU)
+    if layers is not None:
+        decoder_of(model).layers = decoder_of(model).layers[:layers]
+        model.config.num_hidden_layers = layers
+    shape, activations = measured_shape(config, backend, model.config, model.config.num_hidden_layers)
+    prepare(config, backend, model, recompute=recompute, tile=tile)
+    optimizer = make_optimizer(config.training.optimizer, trained_parameters(model), weight_decay=0.0)
+    step(Objective(model, backend), optimizer, WARM_UP)
+    optimizer.zero_grad()
     before = private_bytes()
+    started = time.perf_counter()
     with sampled() as peaks:
-        model = load_model(folder, dtype=backend.precision.storage, device=CPU)
-        if layers is not None:
-            decoder_of(model).layers = decoder_of(model).layers[:layers]
-            model.config.num_hidden_layers = layers
-        shape, activations = measured_shape(config, backend, model.config, model.config.num_hidden_layers)
-        if not full:
-            add_lora(model, config.lora, base="base", seed=0, lean=not backend.precision.autocast)
-        place(model, world=World(0, 1, 0, CPU, 1), checkpointing=recompute, sync_batch_norm=False)
-        if backend.name == "cpu" and config.training.compile is not False:
-            backend.compile(model)
-        if recompute:
-            return_freed_memory(os.environ)
-        if recompute and tile:
-            tile_blocks(model, tokens=tile)
-        if config.training.activation_offloading:
-            store = backend.offload_store()
-            assert not isinstance(store, str), store
-            offload_inputs(model, store)
-        optimizer = make_optimizer(config.training.optimizer, trained_parameters(model), weight_decay=0.0)
-        random = np.random.default_rng(0)
-        example = Example("rows", 0, 1, random.integers(4, min(2000, model.config.vocab_size), tokens).astype(np.int32), np.arange(tokens) > 0)
-        batch = make_microbatch([example], keys=[0], index=0)
-        started = time.perf_counter()
-        loss = Objective(model, backend).loss_sum(batch)
-        forward = time.perf_counter() - started
-        (loss / tokens).backward()
-        optimizer.step()
-        seconds = time.perf_counter() - started
+        loss = step(Objective(model, backend), optimizer, tokens)
+    seconds = time.perf_counter() - started
     planned = planned_memory(shape, activations, tokens, recompute=recompute, packed=packed)
-    parts = {name: round(value / 2**20) for name, value in vars(planned).items()}
-    taken = (max(peaks) - before) / 2**20
-    unmapped = taken + (0 if full else (planned.weights - 4 * shape.trained) / 2**20)
     return {
         "tokens": tokens,
-        "loss": loss.item() / tokens,
-        "peak_mib": round(taken),
+        "loss": loss,
+        "step_mib": round((max(peaks) - before) / 2**20),
+        "planned_step_mib": round((planned.gradients + planned.activations + planned.loss) / 2**20),
+        "peak_resident_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10),
         "planned_mib": round(planned.total / 2**20),
-        "parts_mib": parts,
-        "with_mapped_weights_mib": round(unmapped),
+        "parts_mib": {name: round(value / 2**20) for name, value in vars(planned).items()},
         "seconds": round(seconds, 1),
-        "forward_seconds": round(forward, 1),
     }
+
+
+def prepare(config: Config, backend: Backend, model: PreTrainedModel, *, recompute: bool, tile: int) -> None:
+    """What a run does with a loaded model."""
+    if config.training.method == "lora":
+        add_lora(model, config.lora, base="base", seed=0, lean=not backend.precision.autocast)
+    place(model, world=World(0, 1, 0, CPU, 1), checkpointing=recompute, sync_batch_norm=False)
+    if backend.name == "cpu" and config.training.compile is not False:
+        backend.compile(model)
+    if recompute:
+        return_freed_memory(os.environ)
+    if recompute and tile:
+        tile_blocks(model, tokens=tile)
+    if config.training.activation_offloading is True:
+        store = backend.offload_store()
+        if isinstance(store, str):
+            raise SystemExit(store)
+        offload_inputs(model, store)
+
+
+def step(objective: Objective, optimizer: torch.optim.Optimizer, tokens: int) -> float:
+    """One update on a row of so many tokens; its mean loss."""
+    random = np.random.default_rng(0)
+    ids = random.integers(4, min(2000, objective.model.config.vocab_size), tokens).astype(np.int32)
+    batch = make_microbatch([Example("rows", 0, 1, ids, np.arange(tokens) > 0)], keys=[0], index=0)
+    loss = objective.loss_sum(batch) / tokens
+    loss.backward()
+    optimizer.step()
+    return loss.item()
 
 
 def planned_memory(shape: ModelShape, activations: Activations, tokens: int, *, recompute: bool, packed: float | None) -> Memory:
