@@ -106,11 +106,11 @@ def memory_of(shape: ModelShape, layout: ShardLayout, work: Pass) -> Memory:
 
 
 def _loss(shape: ModelShape, layout: ShardLayout, work: Pass) -> int:
-    passing = work.tile_bytes + work.targets * shape.hidden * layout.computed
     cast_head = shape.head * layout.computed if layout.computed != layout.stored else 0
+    passing = work.tile_bytes + work.targets * shape.hidden * layout.computed + cast_head
     if work.recomputes or work.offloads:
         passing = max(0, passing + (work.tokens + work.targets) * shape.hidden * layout.stored - work.layer_bytes)
-    return passing + cast_head + (shape.head * FLOAT32 if shape.head_trained else 0)
+    return passing + (shape.head * FLOAT32 if shape.head_trained else 0)
 
 
 def _buffers(shape: ModelShape, layout: ShardLayout, work: Pass) -> int:
