@@ -1,19 +1,24 @@
 """Memory and time of one training step on a single long row, beside what the plan says of it; prints one JSON object.
 
-    python -m benchmarks.long_row --model DIR --tokens 32768 [--method full] [--backend reference] [--layers 4] [--set KEY=VALUE ...]
+    python -m benchmarks.long_row --model DIR --tokens 32768 [--method full] [--offload] [--layers 4] [--set KEY=VALUE ...]
 
 The row has random tokens, all of them targets. Memory is the anonymous part of the resident memory of the process (RssAnon of Linux),
-sampled every 5 ms, less what the process took with its libraries loaded and no model; that is what the plan adds up. `--layers` cuts the
-model, so that a machine can measure a part of a large one.
+sampled every 5 ms, less what the process holds between two steps: libraries, weights, the state of the optimizer, compiled parts and their
+buffers, which a step on a short row has made. The plan's gradients, activations and head are what it is compared with. `--layers` cuts the
+model, so that a machine can measure a part of a large one. `--offload` moves the inputs of layers to a file. With
+`--set model.quantization=nf4` the base is rounded first. A model of the family mistral with a short `sliding_window` needs the same memory
+as one that attends to the whole row, without the time that grows with the square of its length.
 """
 
 import argparse
 import json
 import os
+import resource
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +30,35 @@ keep_freed_memory(os.environ)
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from transformers import PreTrainedModel  # noqa: E402
 
 from llamahome.config.load import LoadedConfig, load_config  # noqa: E402
+from llamahome.config.schema import Config  # noqa: E402
 from llamahome.data.records import Example  # noqa: E402
 from llamahome.data.steps.loader import make_microbatch  # noqa: E402
 from llamahome.distributed.world import World  # noqa: E402
-from llamahome.model.backends.backend import TILE_TOKENS  # noqa: E402
+from llamahome.model.backends.backend import TILE_TOKENS, Backend  # noqa: E402
 from llamahome.model.backends.choose import choose_backend  # noqa: E402
 from llamahome.model.load import load_model  # noqa: E402
 from llamahome.model.lora import add_lora  # noqa: E402
 from llamahome.model.objective import Objective  # noqa: E402
+from llamahome.model.offload import offload_inputs  # noqa: E402
 from llamahome.model.packing import decoder_of  # noqa: E402
 from llamahome.model.place import place, trained_parameters  # noqa: E402
+from llamahome.model.quantize import sizes_of  # noqa: E402
+from llamahome.model.quantized_copy import quantized_base  # noqa: E402
 from llamahome.model.recompute import tile_blocks  # noqa: E402
 from llamahome.planning.forecast import Cluster, layout_of  # noqa: E402
 from llamahome.planning.hardware import DEVICES  # noqa: E402
+from llamahome.planning.measure import Activations  # noqa: E402
 from llamahome.planning.measure import measure as measured_shape  # noqa: E402
-from llamahome.planning.memory import Pass, memory_of  # noqa: E402
+from llamahome.planning.memory import Memory, Pass, memory_of  # noqa: E402
+from llamahome.planning.shapes import ModelShape  # noqa: E402
 from llamahome.training.optimizer import make_optimizer  # noqa: E402
 
 CPU = torch.device("cpu")
+WARM_UP = 64
+"""Tokens of the step before."""
 
 
 def main() -> None:
@@ -56,11 +70,12 @@ def main() -> None:
     parser.add_argument("--backend", choices=["cpu", "reference"], default="cpu")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--plain", action="store_true", help="keep all activations, compute nothing twice")
+    parser.add_argument("--offload", action="store_true", help="move the inputs of layers out of memory between the passes")
     parser.add_argument("--tile", type=int, default=TILE_TOKENS, help="tokens of a tile of a feed-forward block; 0 for none")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
     flags = {"training.method": ("--method", options.method), "model.backend": ("--backend", options.backend)}
-    sets = [f"data.max_length={options.tokens}", *options.set]
+    sets = [f"data.max_length={options.tokens}", f"training.activation_offloading={str(options.offload).lower()}", *options.set]
     loaded = load_config(flags=flags, assignments=sets, environment={}, folder=Path())
     print(json.dumps(measure(loaded, options.model, options.tokens, layers=options.layers, recompute=not options.plain, tile=options.tile)))
 
@@ -69,50 +84,85 @@ def measure(loaded: LoadedConfig, folder: Path, tokens: int, *, layers: int | No
     """Planned and measured bytes of a step on one row of `tokens`, and its seconds."""
     config = loaded.config
     backend = choose_backend(config, CPU)
-    full = config.training.method == "full"
+    packed = None
+    if (kind := config.model.quantization) is not None:
+        sizes, folder = sizes_of(folder, kind), quantized_base(folder, kind, say=print)
+        packed = sizes.nbytes / sizes.numbers
+    model = load_model(folder, dtype=backend.precision.storage, device=CPU)
+    if layers is not None:
+        decoder_of(model).layers = decoder_of(model).layers[:layers]
+        model.config.num_hidden_layers = layers
+    shape, activations = measured_shape(config, backend, model.config, model.config.num_hidden_layers)
+    prepare(config, backend, model, recompute=recompute, tile=tile)
+    optimizer = make_optimizer(config.training.optimizer, trained_parameters(model), weight_decay=0.0)
+    step(Objective(model, backend), optimizer, WARM_UP)
+    optimizer.zero_grad()
     before = private_bytes()
+    started = time.perf_counter()
     with sampled() as peaks:
-        model = load_model(folder, dtype=backend.precision.storage, device=CPU)
-        if layers is not None:
-            decoder_of(model).layers = decoder_of(model).layers[:layers]
-            model.config.num_hidden_layers = layers
-        shape, activations = measured_shape(config, backend, model.config, model.config.num_hidden_layers)
-        if not full:
-            add_lora(model, config.lora, base="base", seed=0, lean=not backend.precision.autocast)
-        place(model, world=World(0, 1, 0, CPU, 1), checkpointing=recompute, sync_batch_norm=False)
-        if backend.name == "cpu" and config.training.compile is not False:
-            backend.compile(model)
-        if recompute:
-            return_freed_memory(os.environ)
-        if recompute and tile:
-            tile_blocks(model, tokens=tile)
-        optimizer = make_optimizer(config.training.optimizer, trained_parameters(model), weight_decay=0.0)
-        random = np.random.default_rng(0)
-        example = Example("rows", 0, 1, random.integers(4, 2000, tokens).astype(np.int32), np.arange(tokens) > 0)
-        batch = make_microbatch([example], keys=[0], index=0)
-        started = time.perf_counter()
-        loss = Objective(model, backend).loss_sum(batch)
-        forward = time.perf_counter() - started
-        (loss / tokens).backward()
-        optimizer.step()
-        seconds = time.perf_counter() - started
-    storage, computed = backend.precision.storage.itemsize, backend.precision.compute.itemsize
-    layout = layout_of("replicate", Cluster(DEVICES["h100"], 1, 1), stored=storage, computed=computed, apart=not full)
-    work = Pass(tokens, tokens, *activations.of(tokens), recompute, tile_bytes=backend.tile_bytes(model.config.vocab_size))
-    planned = memory_of(shape, layout, work)
-    parts = {name: round(value / 2**20) for name, value in vars(planned).items()}
-    taken = (max(peaks) - before) / 2**20
-    unmapped = taken + (planned.weights / 2**20 if not full else 0)
+        loss = step(Objective(model, backend), optimizer, tokens)
+    seconds = time.perf_counter() - started
+    planned = planned_memory(shape, activations, tokens, recompute=recompute, packed=packed)
     return {
         "tokens": tokens,
-        "loss": loss.item() / tokens,
-        "peak_mib": round(taken),
+        "loss": loss,
+        "step_mib": round((max(peaks) - before) / 2**20),
+        "planned_step_mib": round((planned.gradients + planned.activations + planned.loss) / 2**20),
+        "peak_resident_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10),
         "planned_mib": round(planned.total / 2**20),
-        "parts_mib": parts,
-        "with_mapped_weights_mib": round(unmapped),
+        "parts_mib": {name: round(value / 2**20) for name, value in vars(planned).items()},
         "seconds": round(seconds, 1),
-        "forward_seconds": round(forward, 1),
     }
+
+
+def prepare(config: Config, backend: Backend, model: PreTrainedModel, *, recompute: bool, tile: int) -> None:
+    """What a run does with a loaded model."""
+    if config.training.method == "lora":
+        add_lora(model, config.lora, base="base", seed=0, lean=not backend.precision.autocast)
+    place(model, world=World(0, 1, 0, CPU, 1), checkpointing=recompute, sync_batch_norm=False)
+    if backend.name == "cpu" and config.training.compile is not False:
+        backend.compile(model)
+    if recompute:
+        return_freed_memory(os.environ)
+    if recompute and tile:
+        tile_blocks(model, tokens=tile)
+    if config.training.activation_offloading is True:
+        store = backend.offload_store()
+        if isinstance(store, str):
+            raise SystemExit(store)
+        offload_inputs(model, store)
+
+
+def step(objective: Objective, optimizer: torch.optim.Optimizer, tokens: int) -> float:
+    """One update on a row of so many tokens; its mean loss."""
+    random = np.random.default_rng(0)
+    ids = random.integers(4, min(2000, objective.model.config.vocab_size), tokens).astype(np.int32)
+    batch = make_microbatch([Example("rows", 0, 1, ids, np.arange(tokens) > 0)], keys=[0], index=0)
+    loss = objective.loss_sum(batch) / tokens
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def planned_memory(shape: ModelShape, activations: Activations, tokens: int, *, recompute: bool, packed: float | None) -> Memory:
+    """What `llamahome plan` says of a pass of one row, all of whose tokens are targets."""
+    backend, training = activations.backend, activations.config.training
+    storage, computed = backend.precision.storage.itemsize, backend.precision.compute.itemsize
+    here = Cluster(DEVICES["h100"], 1, 1)
+    layout = layout_of("replicate", here, stored=storage, computed=computed, apart=training.method == "lora")
+    kept, recomputed = activations.of(tokens)
+    work = Pass(
+        tokens=tokens,
+        targets=tokens,
+        kept_bytes=kept,
+        recomputed_bytes=recomputed,
+        recomputes=recompute,
+        tile_bytes=backend.tile_bytes(activations.whole.config.get_text_config().vocab_size),
+        offloaded_bytes=activations.offloaded(tokens, recomputed),
+        offloads=training.activation_offloading is True,
+        layer_bytes=activations.layer(tokens, recomputed),
+    )
+    return memory_of(shape, replace(layout, packed=packed), work)
 
 
 def private_bytes() -> int:

@@ -12,10 +12,12 @@ from llamahome.config.optimizers import STATE_BYTES
 from llamahome.config.schema import Config
 from llamahome.distributed.world import World
 from llamahome.errors import OutOfMemory, Problem
-from llamahome.model.backends.backend import Backend
+from llamahome.model.backends.backend import Backend, OffloadStore
+from llamahome.model.offload import input_bytes, spared_bytes
 from llamahome.model.place import ChosenStrategy, largest_pass, longest_pass, needs_checkpointing, shards_of
 from llamahome.model.stream import held_bytes
 from llamahome.model.targets import copied_bytes
+from llamahome.monitoring.resources import free_memory_bytes
 from llamahome.training.loaded_model import BaseModel, free_bytes
 from llamahome.training.memory import Remedies
 from llamahome.units import show_bytes
@@ -47,7 +49,7 @@ def remedies_of(config: Config) -> Remedies:
 
 
 def resolve_memory(config: Config, base: BaseModel, world: World, *, longest: int, compiled: bool, say: Say) -> Resolved:
-    """training.micro_batch_tokens and training.gradient_checkpointing where they are auto; `longest` is the longest row, in tokens.
+    """training.micro_batch_tokens, gradient_checkpointing and activation_offloading without auto; `longest` is the longest row, in tokens.
 
     Raises OutOfMemory if that row needs more memory than is free, on all ranks.
     """
@@ -61,7 +63,10 @@ def resolve_memory(config: Config, base: BaseModel, world: World, *, longest: in
     if tokens == "auto":
         tokens = int(-world.max(-auto_pass_tokens(config, backend, keeps=needs.kept, free=free)))
         resolved["training.micro_batch_tokens"] = tokens, f"{backend.name} back end"
-    on = training.gradient_checkpointing
+    on, row = training.gradient_checkpointing, min(longest, config.data.max_length)
+    if on == "auto" and training.activation_offloading is True:
+        on = True
+        resolved["training.gradient_checkpointing"] = True, "training.activation_offloading moves the inputs of recomputed layers"
     if on == "auto":
         fullest = max(tokens, most)
         kept = needs.kept(fullest)
@@ -69,8 +74,37 @@ def resolve_memory(config: Config, base: BaseModel, world: World, *, longest: in
         why = f"activations of {fullest:,} tokens take about {show_bytes(kept)}, and {show_bytes(max(0, free))} are free"
         resolved["training.gradient_checkpointing"] = on, why
         say(f"gradient checkpointing {'on' if on else 'off'}: {why}")
-    refuse_too_long(needs, min(longest, config.data.max_length), world, free=free, recomputes=on)
+    moves = _resolve_offloading(needs, row, world, free=free, recomputes=on, say=say)
+    if moves[0] is not training.activation_offloading:
+        resolved["training.activation_offloading"] = moves
+    refuse_too_long(needs, row, world, free=free, recomputes=on, offloads=moves[0])
     return resolved
+
+
+def _resolve_offloading(needs: "PassMemory", row: int, world: World, *, free: int, recomputes: bool, say: Say) -> tuple[bool, str]:
+    """training.activation_offloading for rows of up to `row` tokens, the same on all ranks, and why.
+
+    Raises OutOfMemory if it is true and what is to be moved has no room.
+    """
+    needed, wanted = needs.of_row(row, recomputes=recomputes), needs.wants_offloading
+    if wanted is False or (wanted == "auto" and not (recomputes and world.max(needed > _SAFE * free))):
+        return False, "the longest row fits without"
+    where, moved = needs.offload_place(), needs.moved(row)
+    room = 0 if isinstance(where, str) else offload_room(where, processes=world.local_size)
+    if world.max(isinstance(where, str)):
+        why = where if isinstance(where, str) else "another process has no place for them"
+        if wanted is True:
+            say(f"activation offloading off: {why}")
+        return False, why
+    assert not isinstance(where, str)
+    why = f"inputs of layers, {show_bytes(moved)} in the longest row, wait in {where.place}, where {show_bytes(room)} are free"
+    if world.max(moved > room):
+        if wanted is True:
+            hint = "--set training.activation_offloading=false, or free space there"
+            raise OutOfMemory(Problem(code="training.no-room-to-offload", message=why, where="training.activation_offloading", hint=hint))
+        return False, why
+    say(f"activation offloading on: {why}")
+    return True, why
 
 
 def auto_pass_tokens(config: Config, backend: Backend, *, keeps: Callable[[int], int], free: int) -> int:
@@ -79,6 +113,12 @@ def auto_pass_tokens(config: Config, backend: Backend, *, keeps: Callable[[int],
         return backend.micro_batch_tokens
     fewest = max(backend.min_micro_batch_tokens, documents_of_row(config) * config.data.max_length)
     return largest_pass(backend.micro_batch_tokens, fewest=fewest, keeps=keeps, free_bytes=free)
+
+
+def offload_room(store: OffloadStore, *, processes: int) -> int:
+    """Bytes that this process may store, one of so many on this machine."""
+    own = store.free_bytes()
+    return (free_memory_bytes() if own is None else own) // processes
 
 
 def _update_bytes(optimizer: str, weights: int, chosen: ChosenStrategy, world: World) -> int:
@@ -95,6 +135,7 @@ class PassMemory:
         self._config, self._base, self._compiled = config, base, compiled
         self._copied = copied_bytes(base.model, config.lora.target_modules) if config.training.method == "lora" else 0
         self.together = documents_of_row(config)
+        self.wants_offloading = config.training.activation_offloading
 
     def kept(self, tokens: int, *, longest: int | None = None) -> int:
         """Bytes that a pass of `tokens` keeps for its backward pass; `longest` document, data.max_length by default."""
@@ -103,32 +144,53 @@ class PassMemory:
         kept: int = backend.kept_bytes(self._config, model, tokens, longest=longest, compiled=self._compiled)
         return self._copied + kept
 
-    def of_pass(self, tokens: int, *, recomputes: bool, longest: int | None = None) -> int:
-        """Bytes of the activations of a pass of `tokens`, also if layers are computed again."""
+    def offload_place(self) -> OffloadStore | str:
+        """Where inputs of layers can wait outside of the device's memory, or why there is no such place."""
+        if self._base.strategy.strategy != "replicate":
+            return "sharded weights are gathered in passes that hold the inputs of layers themselves"
+        store: OffloadStore | str = self._base.backend.offload_store()
+        return store
+
+    def moved(self, row: int) -> int:
+        """Bytes of the inputs of all layers in a pass of a row whose documents have `row` tokens."""
+        return input_bytes(self._base.model, self.together * row, self._base.backend.precision)
+
+    def of_pass(self, tokens: int, *, recomputes: bool, offloads: bool = False, longest: int | None = None) -> int:
+        """Bytes of the activations of a pass of `tokens`, also if layers are computed again, and if their inputs are moved away."""
         if not recomputes:
             return self.kept(tokens, longest=longest)
         longest = longest or self.together * self._config.data.max_length
         backend, model = self._base.backend, self._base.model
         layers: int = backend.recomputed_bytes(self._config, model, tokens, longest=longest, compiled=self._compiled)
-        return self._copied + layers
+        return self._copied + layers - (spared_bytes(model, tokens, backend.precision) if offloads else 0)
 
-    def of_row(self, tokens: int, *, recomputes: bool) -> int:
-        """Bytes of a pass of one row, each of whose documents has `tokens`, with the loss head's."""
-        backend, width = self._base.backend, self._base.model.get_output_embeddings().weight.shape
-        count = self.together * tokens
-        head: int = backend.tile_bytes(width[0]) + count * width[1] * backend.precision.compute.itemsize
-        return head + self.of_pass(count, recomputes=recomputes, longest=tokens)
+    def of_row(self, tokens: int, *, recomputes: bool, offloads: bool = False) -> int:
+        """Bytes of a pass of one row, each of whose documents has `tokens`, with the loss head's.
+
+        A layer that is computed again needs its bytes when those of the head are gone.
+        """
+        backend, model = self._base.backend, self._base.model
+        (vocabulary, hidden), precision, count = model.get_output_embeddings().weight.shape, backend.precision, self.together * tokens
+        head: int = backend.tile_bytes(vocabulary) + count * hidden * precision.compute.itemsize
+        total: int = self.of_pass(count, recomputes=recomputes, offloads=offloads, longest=tokens)
+        if not recomputes:
+            return head + total
+        layer = self.of_pass(count, recomputes=True, longest=tokens) - self._copied - input_bytes(model, count, precision)
+        beside_layer: int = head + 2 * count * hidden * precision.storage.itemsize - layer
+        return total + max(0, beside_layer)
 
 
-def refuse_too_long(needs: PassMemory, row: int, world: World, *, free: int, recomputes: bool) -> None:
+def refuse_too_long(needs: PassMemory, row: int, world: World, *, free: int, recomputes: bool, offloads: bool = False) -> None:
     """Raise OutOfMemory on all ranks if a pass of a row of `row` tokens does not fit into the `free` memory of one of them."""
-    needed = needs.of_row(row, recomputes=recomputes)
+    needed = needs.of_row(row, recomputes=recomputes, offloads=offloads)
     if not world.max(needed > free):
         return
-    fitting = longest_pass(lambda tokens: needs.of_row(tokens, recomputes=recomputes) <= _SAFE * free, most=row)
+    fitting = longest_pass(lambda tokens: needs.of_row(tokens, recomputes=recomputes, offloads=offloads) <= _SAFE * free, most=row)
     fitting = int(-world.max(-fitting))
     ends = f"rows of up to {fitting:,} tokens fit" if fitting else "no row fits"
     cut = f"--set data.max_length={fitting}" if fitting else "a smaller --model"
+    if needs.wants_offloading is False:
+        cut = f"--set training.activation_offloading=auto, or {cut}"
     raise OutOfMemory(
         Problem(
             code="training.row-too-long",

@@ -35,9 +35,10 @@ def resolve_streamed(
     """
     training, model, backend = config.training, base.model, base.backend
     free, memory = free_bytes(backend, world), PassMemory(config, base, compiled=compiled)
+    moves = training.activation_offloading is True and not isinstance(memory.offload_place(), str)
 
     def needs(tokens: int, recomputes: bool) -> int:
-        return memory.of_pass(tokens, recomputes=recomputes, longest=min(tokens, config.data.max_length))
+        return memory.of_pass(tokens, recomputes=recomputes, offloads=moves, longest=min(tokens, config.data.max_length))
 
     sizes = StreamedBase(
         nbytes=stream.base_bytes,
@@ -48,7 +49,7 @@ def resolve_streamed(
     )
     passes = choose_passes_of(config, sizes, _rates(model, backend, world, stream), report)
     row, room = min(report.longest_tokens, config.data.max_length) + _drawn(config), sizes.free_bytes - sizes.room_bytes
-    refuse_too_long(memory, row, world, free=room, recomputes=passes.recomputes)
+    refuse_too_long(memory, row, world, free=room, recomputes=passes.recomputes, offloads=moves)
     stream.keep(passes.keep_bytes)
     stream.watch(free_memory_bytes, spare=_SPARE, say=say)
     stream.batch_tokens = passes.tokens
@@ -60,12 +61,15 @@ def resolve_streamed(
         resolved["training.micro_batch_tokens"] = passes.tokens, why
     if training.gradient_checkpointing == "auto":
         resolved["training.gradient_checkpointing"] = passes.recomputes, why
+    if moves is not training.activation_offloading:
+        resolved["training.activation_offloading"] = False, "nothing is moved beside a base that is read from the disk"
     return resolved
 
 
 def choose_passes_of(config: Config, sizes: StreamedBase, rates: Rates, report: DataReport) -> Passes:
     """The fastest passes that fit, for the settings and rows of a run."""
     training, tokens = config.training, report.tokens_per_row
+    recomputes = training.activation_offloading is True or training.gradient_checkpointing
     longest = config.data.max_length if report.sampled_rows else min(config.data.max_length, report.longest_tokens)
     if training.objective == "grpo":  # the row is a prompt, and the passes are over the answers to it
         prompt = tokens * (1 - report.targets / max(1, report.tokens))
@@ -76,7 +80,7 @@ def choose_passes_of(config: Config, sizes: StreamedBase, rates: Rates, report: 
         step_tokens=tokens * int(training.batch_size),
         longest=documents_of_row(config) * (longest + _drawn(config)),
         tokens=None if training.micro_batch_tokens == "auto" else training.micro_batch_tokens,
-        recomputes=None if training.gradient_checkpointing == "auto" else training.gradient_checkpointing,
+        recomputes=recomputes if isinstance(recomputes, bool) else None,
     )
 
 

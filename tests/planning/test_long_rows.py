@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from llamahome.cli.app import app
 from llamahome.config.schema import Config
 from llamahome.distributed.world import World
 from llamahome.errors import OutOfMemory
+from llamahome.model.backends.file_store import FileStore
 from llamahome.model.place import ChosenStrategy, longest_pass
 from llamahome.pass_memory import resolve_memory
 from llamahome.training.loaded_model import BaseModel
@@ -66,6 +68,61 @@ def test_a_row_that_does_not_fit_is_refused_with_the_length_that_does(
     resolve(fitting)
     with pytest.raises(OutOfMemory):
         resolve(round(1.2 * fitting))
+
+
+@pytest.fixture
+def deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BaseModel:
+    monkeypatch.setattr(pass_memory, "free_bytes", lambda backend, world: FREE)
+    folder = save_tiny(tmp_path / "deep", num_hidden_layers=12)
+    return BaseModel(folder, our_model(folder), backend_named("cpu"), ChosenStrategy("replicate", "a test"), [], None)
+
+
+def resolved(base: BaseModel, longest: int, said: list[str] | None = None, **training: Any) -> dict[str, Any]:
+    config = Config.model_validate({"training": training, "data": {"max_length": 2**20}})
+    found = resolve_memory(config, base, ALONE, longest=longest, compiled=False, say=(said if said is not None else []).append)
+    return {key.removeprefix("training."): value for key, (value, _) in found.items()}
+
+
+def longest_that_fits(base: BaseModel, **training: Any) -> int:
+    with pytest.raises(OutOfMemory) as caught:
+        resolved(base, 2**20, **training)
+    return int(re.findall(r"data.max_length=(\d+)", caught.value.problems[0].hint or "")[0])
+
+
+def test_inputs_of_layers_are_moved_only_if_the_longest_row_does_not_fit_otherwise(deep: BaseModel) -> None:
+    stays, moves = (longest_that_fits(deep, activation_offloading=each) for each in (False, "auto"))
+    assert moves > 1.1 * stays
+    assert resolved(deep, stays)["activation_offloading"] is False
+    said: list[str] = []
+    assert resolved(deep, moves, said)["activation_offloading"] is True
+    assert any(line.startswith("activation offloading on: inputs of layers, ") for line in said)
+    assert "activation_offloading" not in resolved(deep, moves, activation_offloading=True), "as set"
+    with pytest.raises(OutOfMemory):
+        resolved(deep, moves, activation_offloading=False)
+    with pytest.raises(OutOfMemory):
+        resolved(deep, round(1.2 * moves))
+
+
+def test_offloading_that_is_set_recomputes_layers(deep: BaseModel) -> None:
+    found = resolved(deep, 64, activation_offloading=True)
+    assert found["gradient_checkpointing"] is True and "activation_offloading" not in found
+    assert resolved(deep, 64)["gradient_checkpointing"] is True, "rows may be as long as data.max_length"
+
+
+def test_a_disk_without_room_is_no_place_for_inputs_of_layers(deep: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    moves = longest_that_fits(deep)
+    monkeypatch.setattr(FileStore, "free_bytes", lambda store: 1 << 20)
+    assert longest_that_fits(deep) < moves
+    with pytest.raises(OutOfMemory) as caught:
+        resolved(deep, moves, activation_offloading=True)
+    assert caught.value.problems[0].code == "training.no-room-to-offload"
+
+
+def test_inputs_of_sharded_weights_stay(deep: BaseModel) -> None:
+    said: list[str] = []
+    sharded = replace(deep, strategy=ChosenStrategy("shard", "a test"))
+    assert resolved(sharded, 64, said, activation_offloading=True)["activation_offloading"] is False
+    assert said[-1].startswith("activation offloading off: sharded weights")
 
 
 @pytest.mark.parametrize(("fitting", "found"), [(0, 0), (1, 1), (617, 617), (1000, 1000), (5000, 1000)])

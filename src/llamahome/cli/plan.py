@@ -127,6 +127,7 @@ def _estimate_json(estimate: "Estimate") -> dict[str, Any]:
         "epochs": estimate.plan.positions / estimate.report.epoch_rows,
         "adapters": estimate.adapters,
         "longest_row_tokens": estimate.longest_row,
+        "longest_row_tokens_otherwise": estimate.longest_row_otherwise,
         "step": _forecast_json(estimate.step, estimate.remedy),
         "streamed": estimate.streamed,
         "refusal": estimate.refusal.message if estimate.refusal else None,
@@ -153,13 +154,15 @@ def _estimate_lines(estimate: "Estimate") -> Iterator[str]:
         f"{part} {show_bytes(getattr(memory, part))}" for part in _MEMORY_PARTS if getattr(memory, part) >= _SMALLEST_PART_SHOWN
     )
     yield f"memory      up to {show_bytes(memory.total)} beside Python and its libraries: {parts}"
-    yield f"            {'it fits' if step.fits else 'it does not fit'}; gradient checkpointing {'on' if step.recomputes else 'off'}"
+    offloaded = ", activation offloading on" if step.offloads else ""
+    recomputed = f"gradient checkpointing {'on' if step.recomputes else 'off'}{offloaded}"
+    yield f"            {'it fits' if step.fits else 'it does not fit'}; {recomputed}"
     yield from (f"            {line}" for line in estimate.streamed)
     if estimate.refusal is not None:
         yield f"            a run is refused: {estimate.refusal.message}; {estimate.refusal.hint}"
     elif not step.fits:
         yield f"            it would with {estimate.remedy}" if estimate.remedy else "            no setting of this machine makes it fit"
-    yield f"            {f'rows of up to {estimate.longest_row:,} tokens fit' if estimate.longest_row else 'no row fits'}"
+    yield f"            {_longest_row(estimate.longest_row, estimate.longest_row_otherwise)}"
     if estimate.copy_bytes:
         yield f"            {show_bytes(estimate.copy_bytes)} more to write checkpoints from, if a quarter of the free memory holds it"
     yield f"time        about {show_seconds(estimate.seconds)}, {step.tokens_per_s:,.0f} tokens/s, without evaluations and saving"
@@ -167,6 +170,14 @@ def _estimate_lines(estimate: "Estimate") -> Iterator[str]:
         share = estimate.rollout_seconds / (step.seconds + estimate.rollout_seconds)
         yield f"            {share:.0%} of it to draw answers, if all have grpo.max_new_tokens; tokens/s are those of learning"
     yield f"disk        up to {show_bytes(estimate.disk_bytes)}; a checkpoint is {show_bytes(estimate.checkpoint_bytes)}"
+
+
+def _longest_row(longest: int, otherwise: int | None) -> str:
+    """`otherwise` is less where activation offloading may be used, and more where it is off."""
+    fits = f"rows of up to {longest:,} tokens fit" if longest else "no row fits"
+    if otherwise is None or otherwise == longest:
+        return fits
+    return f"{fits}, {otherwise:,} {'without activation offloading' if otherwise < longest else 'with training.activation_offloading=auto'}"
 
 
 def _bad_choice(message: str, where: str, hint: str) -> Exception:
@@ -235,6 +246,7 @@ def _forecast_json(forecast: "Forecast", remedy: str | None) -> dict[str, Any]:
         "fits": forecast.fits,
         "remedy": remedy,
         "gradient_checkpointing": forecast.recomputes,
+        "activation_offloading": forecast.offloads,
         "memory_bytes": asdict(forecast.memory) | {"total": forecast.memory.total},
         "exchanges": forecast.exchanges,
         "sent_bytes": forecast.sent_bytes,
@@ -264,6 +276,7 @@ def _simulation_lines(simulation: "Simulation") -> Iterator[str]:
         "fits": [("yes" if forecast.fits else "no") for forecast in simulation.forecasts.values()],
         "tokens a micro-batch": [f"{each.tokens:,}" for each in simulation.works.values()],
         "gradient checkpointing": [("yes" if forecast.recomputes else "no") for forecast in simulation.forecasts.values()],
+        "activation offloading": [("yes" if forecast.offloads else "no") for forecast in simulation.forecasts.values()],
         "exchanges a step": [f"{sum(forecast.exchanges.values()):,}" for forecast in simulation.forecasts.values()],
         "GB sent a step": [f"{forecast.sent_bytes / _GB:,.3f}" for forecast in simulation.forecasts.values()],
         "seconds a step": [f"{forecast.seconds:,.3f}" for forecast in simulation.forecasts.values()],

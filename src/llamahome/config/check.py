@@ -108,6 +108,9 @@ def _training_errors(config: Config) -> Iterator[Finding]:
         message = f"training.warmup takes {warmup} steps but training.max_steps ends the run after {training.max_steps}"
         shorter = max(1, training.max_steps // 10) if training.max_steps > 1 else 0
         yield "config.warmup-too-long", "training.warmup", message, f"--set training.warmup={shorter}"
+    if training.activation_offloading is True and training.gradient_checkpointing is False:
+        message = "training.activation_offloading moves the inputs of recomputed layers, and training.gradient_checkpointing is false"
+        yield "config.offload-needs-checkpointing", "training.activation_offloading", message, "--set training.gradient_checkpointing=true"
     if training.method == "lora" and config.model.dtype == "bfloat16" and training.mixed_precision in ("no", False):
         message = "weights stored in bfloat16 are multiplied in bfloat16, but training.mixed_precision is no"
         yield "config.two-precisions", "training.mixed_precision", message, "--set model.dtype=float32"

@@ -133,6 +133,10 @@ class TrainingConfig(Section):
     gradient_checkpointing: Auto | bool = "auto"
     """Keep only each layer's input and compute the rest again: about a third slower, several times less memory.
     auto: only if the activations of a micro-batch do not fit into the free memory."""
+    activation_offloading: Auto | bool = "auto"
+    """With gradient checkpointing, move each layer's input out of the device's memory until the backward pass needs it: to pinned memory
+    of the machine, on a processor to a file in TMPDIR (/var/tmp). The result is the same bit for bit.
+    auto: only if the longest row does not fit without. true also turns gradient checkpointing on."""
     mixed_precision: bool | Literal["auto", "bf16", "fp16", "no"] = "auto"
     """Type of matrix products; sums, trained weights and the optimizer stay float32. auto and true: bfloat16 if the device is measured
     to be faster with it, else float32. bf16: bfloat16, refused if the device only emulates it. no and false: float32.

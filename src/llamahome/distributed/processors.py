@@ -21,7 +21,7 @@ number of tokens added 25 MB, gigabytes in the end, that no later step used; wit
 
 _TRIM, _MAP = -1, -3
 """M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's mallopt."""
-_KEPT_BYTES, _RETURNED_BYTES = 2**30, 2**22
+_KEPT_BYTES, _RETURNED_BYTES = 2**30, 2**19
 _ALLOCATOR_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
 

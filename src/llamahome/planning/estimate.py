@@ -27,7 +27,7 @@ from llamahome.model.adapter_coverage import coverage_lines
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import choose_backend, planned_backend
 from llamahome.model.load import find_model
-from llamahome.model.place import LARGEST_SHARE, ChosenStrategy, choose_strategy, weight_bytes
+from llamahome.model.place import ChosenStrategy, choose_strategy, weight_bytes
 from llamahome.model.precision import LowPrecision, Precision, choose_precision
 from llamahome.model.quantized_copy import expected_sizes, usual_bytes
 from llamahome.model.skeleton import read_shape, require_layers, require_packed
@@ -36,9 +36,9 @@ from llamahome.pass_memory import documents_of_row
 from llamahome.planning.dry_run import dry_run_step
 from llamahome.planning.forecast import STRATEGIES, Cluster, Forecast, Strategy, Work, forecast, layout_of, remedy
 from llamahome.planning.hardware import Device
-from llamahome.planning.measure import DEPTHS, Activations, differs, longest_row, measure, prepared_model
+from llamahome.planning.measure import DEPTHS, differs, longest_rows, measure, prepared_model
 from llamahome.planning.memory import ShardLayout, quantized_numbers
-from llamahome.planning.passes import free_for_passes, pass_tokens, simulated_work
+from llamahome.planning.passes import free_for_passes, fullest_pass, pass_tokens, simulated_work
 from llamahome.planning.rollout import Rollout, rollout_of
 from llamahome.planning.shapes import CONFIGS, ModelShape
 from llamahome.planning.streamed import plan_base
@@ -141,6 +141,8 @@ class Estimate:
     remedy: str | None
     longest_row: int
     """Tokens of the longest row that fits, alone in its pass; 0 if none does."""
+    longest_row_otherwise: int | None
+    """The same without activation offloading, or with it if it is off; None if there is no place to move anything to."""
     seconds: float
     """Of all steps; evaluations, checkpoints and the loading of the model come on top."""
     rollout_seconds: float
@@ -185,14 +187,17 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
     passes = max(1, math.ceil(per_step / most))
     share = report.targets / max(1, report.tokens) if drawn is None else drawn.target_share
     fullest = max(most, documents_of_row(config) * config.data.max_length)
-    full = _fullest_pass(activations, int(read.get_text_config().vocab_size), tokens=fullest, share=share)
+    full = fullest_pass(activations, tokens=fullest, share=share)
     worst = forecast("replicate", shape, layout, here, work=full)
     length = round(report.mean_tokens) if drawn is None else drawn.prompt_tokens + drawn.answer_tokens
     tokens = max(1, math.ceil(per_step / passes))
-    usual = replace(full, tokens=tokens, passes=passes, length=length, recomputes=worst.recomputes)
+    usual = replace(full, tokens=tokens, passes=passes, length=length, recomputes=worst.recomputes, offloads=worst.offloads)
     step = replace(forecast("replicate", shape, layout, here, work=usual), memory=worst.memory, fits=worst.fits)
     base_plan = plan_base(step, shape, base, report=report, activations=activations, free=device.memory_bytes)
     rollout, step = _drawing_seconds(config, backend, drawn, step, base_plan.read_seconds), base_plan.step
+    longest, otherwise = longest_rows(shape, layout, device, full, activations)
+    if base_plan.longest_row is not None:
+        longest, otherwise = base_plan.longest_row, None
     saved, keep = round((4 + shape.state_bytes) * shape.trained) + 4 * shape.started, config.checkpoint
     checkpoint = saved + 8 * 2**20
     return Estimate(
@@ -207,7 +212,8 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
         streamed=base_plan.lines,
         refusal=base_plan.refusal,
         remedy=None if step.fits else remedy("replicate", shape, here, layout=layout, work=full),
-        longest_row=longest_row(shape, layout, device, full, activations) if base_plan.longest_row is None else base_plan.longest_row,
+        longest_row=longest,
+        longest_row_otherwise=otherwise,
         seconds=(step.seconds + rollout) * plan.positions / rows,
         rollout_seconds=rollout,
         checkpoint_bytes=checkpoint,
@@ -233,13 +239,6 @@ def _prepare(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
         tokens_ahead = plan.rows_ahead * prepared.report.tokens_per_row
         short = too_short_to_compile(config.training, base, backend, world, tokens=tokens_ahead, say=say)
         return _Prepared(with_resolved(counted, short).config, base, prepared.report, plan, backend, _this_machine(world, backend))
-
-
-def _fullest_pass(activations: Activations, vocabulary: int, *, tokens: int, share: float) -> Work:
-    """A step of one pass that is as full as a pass may be; `share` of its tokens is learned."""
-    config, wanted = activations.config, activations.config.training.gradient_checkpointing
-    recomputes, tile = None if wanted == "auto" else wanted, activations.backend.tile_bytes(vocabulary)
-    return Work(tokens, 1, config.data.max_length, share, *activations.of(tokens), recomputes, LARGEST_SHARE, tile)
 
 
 def _layout_here(

@@ -45,6 +45,12 @@ class Work:
     """Activations are recomputed if they take more than this share of the memory that weights, gradients and optimizer leave."""
     tile_bytes: int = TILE_BYTES
     """Bytes of a tile of logits in the loss head."""
+    offloaded_bytes: int = 0
+    """What it keeps at most if the inputs of recomputed layers wait outside of the device's memory."""
+    layer_bytes: int = 0
+    """Of what it keeps if layers are recomputed: the one that is."""
+    offloads: bool | None = False
+    """Activation offloading, which recomputes as well. None means auto: only what does not fit otherwise, as in a run."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ class Forecast:
     layout: ShardLayout
     memory: Memory
     recomputes: bool
+    offloads: bool
     fits: bool
     exchanges: dict[str, int]
     """Collectives per step by kind."""
@@ -104,16 +111,17 @@ def forecast(
 ) -> Forecast:
     """Predict a step. `counted` are the collectives of a dry run; None uses the formula."""
     device = cluster.device
-    memory, recomputes = _memory(shape, layout, work, device)
+    memory, placed = _memory(shape, layout, work, device)
     formula = step_collectives(shape, layout, per_node=cluster.per_node, passes=work.passes)
     collectives = formula if counted is None else counted
-    per_token = flops_per_token(shape, length=work.length, target_share=work.target_share, recomputes=recomputes)
+    per_token = flops_per_token(shape, length=work.length, target_share=work.target_share, recomputes=placed.recomputes)
     updated_weights = shape.trained if layout.apart else shape.trained / layout.shards
     return Forecast(
         strategy=strategy,
         layout=layout,
         memory=memory,
-        recomputes=recomputes,
+        recomputes=placed.recomputes,
+        offloads=placed.offloads,
         fits=memory.total <= USABLE * device.memory_bytes,
         exchanges=count_by_kind(collectives),
         sent_bytes=total_sent_bytes(collectives),
@@ -125,17 +133,29 @@ def forecast(
     )
 
 
-def _memory(shape: ModelShape, layout: ShardLayout, work: Work, device: Device) -> tuple[Memory, bool]:
-    """Memory of one rank, and whether activations are recomputed."""
-    targets = round(work.tokens * work.target_share)
+def _memory(shape: ModelShape, layout: ShardLayout, work: Work, device: Device) -> tuple[Memory, Pass]:
+    """Memory of one rank, and its micro-batch, which says whether activations are recomputed and moved."""
     micro_batch = Pass(
-        work.tokens, targets, work.kept_bytes, work.recomputed_bytes, bool(work.recomputes), work.passes > 1, work.tile_bytes
+        tokens=work.tokens,
+        targets=round(work.tokens * work.target_share),
+        kept_bytes=work.kept_bytes,
+        recomputed_bytes=work.recomputed_bytes,
+        recomputes=bool(work.recomputes),
+        several=work.passes > 1,
+        tile_bytes=work.tile_bytes,
+        offloaded_bytes=work.offloaded_bytes,
+        layer_bytes=work.layer_bytes,
     )
     memory = memory_of(shape, layout, micro_batch)
     free = device.memory_bytes - memory.weights - memory.gradients - memory.optimizer
     if work.recomputes is None and work.kept_bytes > work.largest_share * free:
-        return memory_of(shape, layout, replace(micro_batch, recomputes=True)), True
-    return memory, micro_batch.recomputes
+        micro_batch = replace(micro_batch, recomputes=True)
+        memory = memory_of(shape, layout, micro_batch)
+    tight = micro_batch.recomputes and memory.total > USABLE * device.memory_bytes
+    if work.offloads or (work.offloads is None and tight):
+        micro_batch = replace(micro_batch, recomputes=True, offloads=True)
+        memory = memory_of(shape, layout, micro_batch)
+    return memory, micro_batch
 
 
 def fits_in(shape: ModelShape, layout: ShardLayout, device: Device, work: Work) -> bool:
@@ -153,10 +173,11 @@ def remedy(strategy: Strategy, shape: ModelShape, cluster: Cluster, *, layout: S
         return ""
     tokens = work.tokens
     while tokens >= _MIN_TOKENS:
-        kept, recomputed = (each * tokens // work.tokens for each in (work.kept_bytes, work.recomputed_bytes))
-        if fits(replace(work, tokens=tokens, kept_bytes=kept, recomputed_bytes=recomputed, recomputes=True)):
-            _, recomputes = _memory(shape, layout, work, cluster.device)
-            options = [] if recomputes else ["--set training.gradient_checkpointing=true"]
+        names = ("kept_bytes", "recomputed_bytes", "offloaded_bytes", "layer_bytes")
+        sizes = {name: getattr(work, name) * tokens // work.tokens for name in names}
+        if fits(replace(work, tokens=tokens, recomputes=True, **sizes)):
+            _, placed = _memory(shape, layout, work, cluster.device)
+            options = [] if placed.recomputes else ["--set training.gradient_checkpointing=true"]
             options += [f"--set training.micro_batch_tokens={tokens}"] if tokens < work.tokens else []
             options += [f"--set data.max_length={tokens}"] if tokens < work.length else []
             return " ".join(options)

@@ -4,6 +4,7 @@ Adapters that differ between layers are counted in a model of all layers, and sp
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from llamahome.config.initial import SUBTRACTED
@@ -13,11 +14,12 @@ from llamahome.errors import ConfigError, Problem
 from llamahome.model.backends.backend import Backend
 from llamahome.model.load import CausalLM
 from llamahome.model.lora import add_lora
+from llamahome.model.offload import input_bytes, spared_bytes
 from llamahome.model.place import longest_pass
 from llamahome.model.precision import Precision
 from llamahome.model.skeleton import count_weights, skeleton
 from llamahome.model.targets import copied_bytes
-from llamahome.pass_memory import MOST_TOKENS, documents_of_row
+from llamahome.pass_memory import MOST_TOKENS, documents_of_row, offload_room
 from llamahome.planning.forecast import Work, fits_in
 from llamahome.planning.hardware import Device
 from llamahome.planning.memory import ShardLayout
@@ -58,6 +60,30 @@ class Activations:
         longest = longest or min(self.config.data.max_length, tokens)
         kept = self.backend.kept_bytes(self.config, self.whole, tokens, longest=longest, compiled=compiled)
         return copied + kept, copied + self.backend.recomputed_bytes(self.config, self.whole, tokens, longest=longest, compiled=compiled)
+
+    def offloaded(self, tokens: int, recomputed: int) -> int:
+        """What remains of `recomputed` bytes if the inputs of layers wait outside of the device's memory."""
+        return recomputed - spared_bytes(self.whole, tokens, self.backend.precision)
+
+    def layer(self, tokens: int, recomputed: int) -> int:
+        """What of `recomputed` bytes is there only while a layer is computed again."""
+        return recomputed - input_bytes(self.whole, tokens, self.backend.precision)
+
+    @cached_property
+    def room(self) -> int:
+        """Bytes for inputs of layers outside of this machine's device; 0 if there is no place for them."""
+        store = self.backend.offload_store()
+        return 0 if isinstance(store, str) else offload_room(store, processes=1)
+
+    def moves(self, tokens: int) -> bool:
+        """Whether there is room for the inputs of all layers in a pass of `tokens`."""
+        return 0 < input_bytes(self.whole, tokens, self.backend.precision) <= self.room
+
+    @property
+    def offloads(self) -> bool | None:
+        """training.activation_offloading; None for auto."""
+        wanted = self.config.training.activation_offloading
+        return None if wanted == "auto" else wanted
 
 
 def measure(config: Config, backend: Backend, read: Any, layers: int) -> tuple[ModelShape, Activations]:
@@ -113,8 +139,26 @@ def longest_row(shape: ModelShape, layout: ShardLayout, device: Device, work: Wo
     together = documents_of_row(activations.config)
 
     def fits(tokens: int) -> bool:
-        kept, recomputed = activations.of(together * tokens, longest=tokens)
-        alone = replace(work, tokens=together * tokens, length=tokens, kept_bytes=kept, recomputed_bytes=recomputed)
+        count = together * tokens
+        kept, recomputed = activations.of(count, longest=tokens)
+        alone = replace(
+            work,
+            tokens=count,
+            length=tokens,
+            kept_bytes=kept,
+            recomputed_bytes=recomputed,
+            offloaded_bytes=activations.offloaded(count, recomputed),
+            layer_bytes=activations.layer(count, recomputed),
+            offloads=work.offloads if activations.moves(count) else False,
+        )
         return fits_in(shape, layout, device, alone)
 
     return longest_pass(fits, most=MOST_TOKENS)
+
+
+def longest_rows(shape: ModelShape, layout: ShardLayout, device: Device, work: Work, activations: Activations) -> tuple[int, int | None]:
+    """`longest_row` as set, and without activation offloading, or with it if it is off; None if nothing can be moved."""
+    wanted = activations.offloads
+    other = replace(work, offloads=wanted is False)
+    as_set = longest_row(shape, layout, device, replace(work, offloads=wanted), activations)
+    return as_set, longest_row(shape, layout, device, other, activations) if activations.room else None

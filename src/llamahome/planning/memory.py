@@ -63,6 +63,11 @@ class Pass:
     """Whether a step has more than one micro-batch."""
     tile_bytes: int = TILE_BYTES
     """Bytes of a tile of logits in the loss head."""
+    offloaded_bytes: int = 0
+    """Kept at most if the inputs of recomputed layers wait outside of the device's memory."""
+    offloads: bool = False
+    layer_bytes: int = 0
+    """Of the recomputed or offloaded bytes, those of the one layer that is computed again, when the loss head's are gone."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,8 @@ class Memory:
     optimizer: int
     activations: int
     loss: int
-    """A tile of logits, the gradient of the hidden states of targets, a cast head, and the gradient of a trained head."""
+    """A tile of logits, the hidden states of targets and their gradient, a cast head, and the gradient of a trained head. If layers are
+    recomputed, only what these take beyond a layer, because they are gone when the first layer is computed again."""
     buffers: int
     """Temporarily gathered or cast weights, and gradients in communication buffers."""
 
@@ -93,16 +99,18 @@ def memory_of(shape: ModelShape, layout: ShardLayout, work: Pass) -> Memory:
         weights=frozen * layout.stored - saved + (trained + shape.started) * FLOAT32,
         gradients=trained * FLOAT32,
         optimizer=round(trained * shape.state_bytes),
-        activations=work.recomputed_bytes if work.recomputes else work.kept_bytes,
+        activations=work.offloaded_bytes if work.offloads else work.recomputed_bytes if work.recomputes else work.kept_bytes,
         loss=_loss(shape, layout, work),
         buffers=_buffers(shape, layout, work),
     )
 
 
 def _loss(shape: ModelShape, layout: ShardLayout, work: Pass) -> int:
-    grad_hidden = work.targets * shape.hidden * layout.computed
     cast_head = shape.head * layout.computed if layout.computed != layout.stored else 0
-    return work.tile_bytes + grad_hidden + cast_head + (shape.head * FLOAT32 if shape.head_trained else 0)
+    passing = work.tile_bytes + work.targets * shape.hidden * layout.computed + cast_head
+    if work.recomputes or work.offloads:
+        passing = max(0, passing + (work.tokens + work.targets) * shape.hidden * layout.stored - work.layer_bytes)
+    return passing + (shape.head * FLOAT32 if shape.head_trained else 0)
 
 
 def _buffers(shape: ModelShape, layout: ShardLayout, work: Pass) -> int:

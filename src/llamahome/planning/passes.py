@@ -42,7 +42,40 @@ def simulated_work(
     tile = backend.tile_bytes(int(activations.whole.config.get_text_config().vocab_size))
     kept, recomputed = activations.of(tokens, compiled=compiled)
     length = min(config.data.max_length, tokens)
-    return Work(tokens, passes, length, target_share, kept, recomputed, _recomputes(config), LARGEST_SHARE, tile)
+    return Work(
+        tokens=tokens,
+        passes=passes,
+        length=length,
+        target_share=target_share,
+        kept_bytes=kept,
+        recomputed_bytes=recomputed,
+        recomputes=_recomputes(config),
+        largest_share=LARGEST_SHARE,
+        tile_bytes=tile,
+        offloaded_bytes=activations.offloaded(tokens, recomputed),
+        layer_bytes=activations.layer(tokens, recomputed),
+        offloads=activations.offloads if layout.shards == 1 else False,  # a run does not move inputs of sharded layers
+    )
+
+
+def fullest_pass(activations: Activations, *, tokens: int, share: float) -> Work:
+    """A step on this machine of one pass that is as full as a pass may be; `share` of its tokens is learned."""
+    config, backend = activations.config, activations.backend
+    kept, recomputed = activations.of(tokens)
+    return Work(
+        tokens=tokens,
+        passes=1,
+        length=config.data.max_length,
+        target_share=share,
+        kept_bytes=kept,
+        recomputed_bytes=recomputed,
+        recomputes=_recomputes(config),
+        largest_share=LARGEST_SHARE,
+        tile_bytes=backend.tile_bytes(int(activations.whole.config.get_text_config().vocab_size)),
+        offloaded_bytes=activations.offloaded(tokens, recomputed),
+        layer_bytes=activations.layer(tokens, recomputed),
+        offloads=activations.offloads if activations.moves(tokens) else False,
+    )
 
 
 def _recomputes(config: Config) -> bool | None:

@@ -51,6 +51,9 @@ class MemoryPlan:
             recomputed_bytes=recomputed,
             recomputes=config.training.gradient_checkpointing is True,
             tile_bytes=backend.tile_bytes(int(text.vocab_size)),
+            offloaded_bytes=activations.offloaded(most, recomputed),
+            layer_bytes=activations.layer(most, recomputed),
+            offloads=config.training.activation_offloading is True,
         )
         beside = self._libraries if world.device.type == "cpu" else 0
         planned = asdict(memory_of(shape, layout, work))

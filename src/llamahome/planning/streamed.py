@@ -64,10 +64,12 @@ def plan_base(step: Forecast, shape: ModelShape, folder: Path, *, report: DataRe
 
     def fits(tokens: int) -> bool:
         kept, recomputed = activations.of(together * tokens, longest=tokens)
-        return (recomputed if passes.recomputes else kept) <= LARGEST_SHARE * usable
+        again = activations.offloaded(together * tokens, recomputed) if activations.offloads else recomputed
+        return (again if passes.recomputes else kept) <= LARGEST_SHARE * usable
 
     longest = longest_pass(fits, most=MOST_TOKENS)
-    step = replace(step, memory=memory, fits=passes.fits, recomputes=passes.recomputes, compute_seconds=seconds)
+    moves = activations.offloads is True
+    step = replace(step, memory=memory, fits=passes.fits, recomputes=passes.recomputes, offloads=moves, compute_seconds=seconds)
     return BasePlan(step, lines, passes.read_bytes / RATE, longest)
 
 
@@ -80,7 +82,8 @@ def _sizes(
 
     def needs(tokens: int, recomputes: bool) -> int:
         kept, recomputed = activations.of(tokens)
-        return recomputed if recomputes else kept
+        again = activations.offloaded(tokens, recomputed) if activations.offloads else recomputed
+        return again if recomputes else kept
 
     return StreamedBase(
         nbytes=streamed,

@@ -22,6 +22,7 @@ from llamahome.model.lora import add_lora, load_lora
 from llamahome.model.lora_choice import shares_weight
 from llamahome.model.lora_init import start_adapters
 from llamahome.model.objective import Objective
+from llamahome.model.offload import offload_inputs
 from llamahome.model.packing import packing_of
 from llamahome.model.place import place, trained_parameters
 from llamahome.model.recompute import tile_blocks
@@ -100,6 +101,8 @@ def make_learner(
             say(f"training.compile: {parts} parts of the model; {backend.compile_note}")
     if checkpointing:
         _spare_memory(base, compiled=training.compile is True)
+        if training.activation_offloading is True:
+            _offload(base, say=say)
     placement = _place_weights(base, world)
     return Learner(
         model=model,
@@ -127,6 +130,14 @@ def _spare_memory(base: BaseModel, *, compiled: bool) -> None:
     tokens = base.backend.tile_tokens(compiled)
     if tokens is not None and base.strategy.strategy == "replicate":  # blocks of sharded weights run in the passes that all ranks agree on
         tile_blocks(base.model, tokens=tokens)
+
+
+def _offload(base: BaseModel, *, say: Say) -> None:
+    store = base.backend.offload_store()
+    if isinstance(store, str):
+        say(f"activation offloading off: {store}")
+    elif offload_inputs(base.model, store) is None:
+        say("activation offloading off: the layers of this model cannot be recomputed one by one")
 
 
 def _tables(model: CausalLM, placement: Placement) -> set[str]:

@@ -120,6 +120,30 @@ class Pass:
     documents: Documents
 
 
+class Offloaded(Protocol):
+    """A tensor that was copied out of the device's memory."""
+
+    def fetch(self) -> None:
+        """Begin to copy it back."""
+
+    def load(self) -> Tensor:
+        """It, on the device again; a second call copies it again."""
+
+
+class OffloadStore(Protocol):
+    """Where tensors can wait outside of the device's memory."""
+
+    @property
+    def place(self) -> str:
+        """In words."""
+
+    def free_bytes(self) -> int | None:
+        """Bytes that all processes of this machine together may store; None for those of the machine's memory."""
+
+    def store(self, x: Tensor, /) -> Offloaded:
+        """Begin to copy `x`; its memory is free when nobody else holds it, at the latest once the next tensor has been stored."""
+
+
 class Backend(Protocol):
     """The parts of a training pass that differ by device."""
 
@@ -198,3 +222,6 @@ class Backend(Protocol):
 
     def free_bytes(self, local_size: int) -> int | None:
         """Device memory that this process may use; None if the device uses the machine's memory."""
+
+    def offload_store(self) -> OffloadStore | str:
+        """A new store for inputs of layers, or the reason why this device has none."""

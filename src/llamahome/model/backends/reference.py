@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llamahome.config.schema import Config
-from llamahome.model.backends.backend import TILE_TOKENS, B, Batch, Documents, Pass, Scoring
+from llamahome.model.backends.backend import TILE_TOKENS, B, Batch, Documents, OffloadStore, Pass, Scoring
+from llamahome.model.backends.file_store import file_store
 from llamahome.model.backends.groups import share_groups, uses_dropout, visible_in_groups
 from llamahome.model.backends.logprobs import target_logprobs
 from llamahome.model.backends.loss import TILE_LOGITS, Head, HeadStats, PlainTiles, head_stats, summed_cross_entropy
@@ -137,6 +138,10 @@ class Reference:
     def free_bytes(self, local_size: int) -> int | None:
         """None: the device uses the machine's memory."""
         return None
+
+    def offload_store(self) -> OffloadStore | str:
+        """A file for a processor."""
+        return file_store() if self.device.type == "cpu" else "this device has the machine's memory, and its inputs of layers stay there"
 
 
 def plain_bytes(config: Any, tokens: int, *, precision: Precision, keys: float) -> int:

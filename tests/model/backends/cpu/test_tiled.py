@@ -1,7 +1,9 @@
 """Tiled attention equals float64 but for rounding, for any documents, heads, windows and shared prefixes."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,10 +15,11 @@ from tests.support.models import FP32
 from torch import Tensor
 
 from llamahome.model.backends.backend import Documents, Scoring
+from llamahome.model.backends.cpu import tiled
 from llamahome.model.backends.cpu.backend import CpuBackend
 from llamahome.model.backends.cpu.blocks import block_attention
 from llamahome.model.backends.cpu.native import Kernels, expects_bf16_pairs, has_compiler
-from llamahome.model.backends.cpu.tiled import can_tile, tiled_attention, will_tile
+from llamahome.model.backends.cpu.tiled import can_tile, partial_bytes, tiled_attention, will_tile
 from llamahome.model.backends.cuda.backend import CudaBackend
 from llamahome.model.precision import Precision
 
@@ -142,6 +145,20 @@ def test_a_very_long_document_has_longer_segments(ours: Tiled) -> None:
 
 
 @pytest.mark.usefixtures("threads")
+def test_heads_of_a_long_document_that_come_one_after_the_other_are_those_that_come_alone(ours: Tiled) -> None:
+    torch.set_num_threads(1)  # with more, more heads come at once
+    length, size, group = 4300 if ours.dtype == torch.float32 else 8300, 48, 2
+    qkv, incoming = ours.tensors(length, heads=(3 * group, 3), size=size)
+    together = ours.tiled(qkv, incoming, Documents((length,)), None)
+    for head in range(3):
+        queries = slice(group * head, group * (head + 1))
+        parts = [x[:, at].detach().contiguous().requires_grad_() for x, at in zip(qkv, (queries, [head], [head]), strict=True)]
+        alone = ours.tiled(parts, incoming[:, queries].contiguous(), Documents((length,)), None)
+        for one, two, at in zip(alone, together, (queries, queries, [head], [head]), strict=True):
+            assert torch.equal(one, two[:, at])
+
+
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize(("lengths", "shared"), [([1300], 0), ([130, 120, 16, 15, 1], 0), ([640, 630, 600], 550)], ids=str)
 def test_the_number_of_threads_changes_no_bit(ours: Tiled, lengths: list[int], shared: int) -> None:
     qkv, incoming = ours.tensors(sum(lengths) - shared * (len(lengths) - 1), heads=(6, 2))
@@ -241,3 +258,22 @@ def test_plans_know_whether_tiles_will_be_used(monkeypatch: pytest.MonkeyPatch) 
     assert will_tile(config, torch.bfloat16) == expects_bf16_pairs()
     monkeypatch.setenv("LLAMAHOME_CPU_LEVEL", "avx2")
     assert not will_tile(config, torch.bfloat16)
+
+
+def test_the_estimate_of_partial_gradients_has_the_constants_of_the_kernels() -> None:
+    """In the order of tiled.py: keys of a segment in float32 and bfloat16, segments of a document, bytes, and tasks of a thread."""
+    sources = "".join((Path(tiled.__file__).parent / name).read_text(encoding="utf-8") for name in ("formats.h", "attention_backward.cpp"))
+    found = re.findall(r"(?:SEGMENT_KEYS|MAX_SEGMENTS|TASKS_PER_THREAD) = (\d+)", sources)
+    bits = re.findall(r"MAX_PARTIAL_BYTES = 1 << (\d+)", sources)
+    numbers = (tiled._SEGMENT_KEYS[torch.float32], tiled._SEGMENT_KEYS[torch.bfloat16], tiled._MAX_SEGMENTS, tiled._TASKS_PER_THREAD)
+    assert tuple(map(int, found)) == numbers and 1 << int(bits[0]) == tiled._MOST_PARTIAL_BYTES
+
+
+def test_partial_gradients_of_a_long_document_are_a_few_times_its_queries() -> None:
+    config = SimpleNamespace(hidden_size=576, num_attention_heads=9, num_key_value_heads=3)
+    queries = {tokens: tokens * 576 * 4 for tokens in (256, 1024, 8192, 32_768)}
+    found = {tokens: partial_bytes(config, torch.bfloat16, tokens, longest=tokens) / nbytes for tokens, nbytes in queries.items()}
+    assert found[256] == 0 and found[1024] == 1.5
+    assert found[8192] == found[32_768] <= 8.5 / 3 * -(-4 * torch.get_num_threads() // 16)
+    near = SimpleNamespace(**vars(config), sliding_window=256)
+    assert partial_bytes(near, torch.bfloat16, 8192, longest=8192) < queries[8192]

@@ -1,15 +1,16 @@
 // Backward pass of causal attention inside documents. A task is a segment of keys with all queries that see it. See attention.h.
 //
 // A task computes the gradients of its keys and values, and its contribution to the gradient of the queries. If several segments contribute
-// to a query, their partial gradients are summed afterwards, in the order of the segments.
+// to a query, their partial gradients are summed afterwards, in the order of the segments. Of a long document they take several times the
+// memory of the queries, so the heads then come one after the other, as few at a time as keep all threads busy.
 
 #include "attention.h"
 
 namespace {
 
 const int64_t TILE_KEYS = 64;  // keys whose probabilities and score gradients are held at a time
-const int64_t MAX_SEGMENTS =
-    16;  // of a document; more would need more memory, because each holds a partial gradient for the queries after it
+const int64_t MAX_SEGMENTS = 16;  // of a document; more need more memory: each holds a partial gradient for the queries after it
+const int64_t MAX_PARTIAL_BYTES = 1 << 25, TASKS_PER_THREAD = 4;  // of partial gradients beyond which not all heads come at once
 
 struct QueryRange {  // queries [first, stop) of a document that see a segment
   int64_t document, first, stop;
@@ -56,6 +57,7 @@ struct Tensors {
   const float *logs;
   Element<F> *grad_q, *grad_k, *grad_v;
   float *deltas, *partial_grad_q;
+  int64_t first_head, heads;  // of the partial gradients
 };
 
 // Probabilities and score gradients of TILE_ROWS queries for some vectors of keys from `key` on, as units of rows; the score gradients also
@@ -122,8 +124,8 @@ void query_strip(BackwardScratch<F> &scratch, const Plan &plan, const Tensors<F>
   for (int64_t r = 0; r < TILE_ROWS && position + r < stop; r++) {
     const float *in = scratch.grad_q.data + r * size;
     if (range.partial_row >= 0) {
-      memcpy(tensors.partial_grad_q + ((range.partial_row + position + r - range.first) * plan.heads + head) * size, in,
-             size * sizeof(float));
+      int64_t partial_row = range.partial_row + position + r - range.first;
+      memcpy(tensors.partial_grad_q + (partial_row * tensors.heads + head - tensors.first_head) * size, in, size * sizeof(float));
       continue;
     }
     Element<F> *out = (Element<F> *)grads.at(position + r);
@@ -230,7 +232,7 @@ int64_t plan_segments(const Plan &plan, int64_t max_keys, std::vector<KeySegment
 template <class F>
 void sum_partial_grads(const Plan &plan, const Tensors<F> &tensors, const std::vector<std::vector<QueryRange>> &ranges,
                        const std::vector<int64_t> &starts, float scale, int threads) {
-  int64_t row = plan.heads * plan.head_size;
+  int64_t row = tensors.heads * plan.head_size, stride = plan.heads * plan.head_size, first_column = tensors.first_head * plan.head_size;
   std::vector<std::vector<QueryRange>> by_document(plan.documents);
   for (auto &of_segment : ranges)
     for (const QueryRange &range : of_segment)
@@ -244,44 +246,51 @@ void sum_partial_grads(const Plan &plan, const Tensors<F> &tensors, const std::v
         for (const QueryRange &range : by_document[d])
           if (range.first <= position && position < range.stop)
             sum += load(tensors.partial_grad_q + (range.partial_row + position - range.first) * row + i);
-        F::store_elements(tensors.grad_q + token * row + i, sum * scale);
+        F::store_elements(tensors.grad_q + token * stride + first_column + i, sum * scale);
       }
     }
+}
+
+// Key heads whose partial gradients are there at a time.
+int64_t heads_at_once(const Plan &plan, int64_t rows, int64_t segments, int threads) {
+  if (rows * plan.heads * plan.head_size * int64_t(sizeof(float)) <= MAX_PARTIAL_BYTES) return plan.key_heads;
+  return std::min(plan.key_heads, ceil_div(TASKS_PER_THREAD * threads, segments));
 }
 
 template <class F>
 void backward(const Element<F> *grad, const Element<F> *q, const Element<F> *k, const Element<F> *v, const Element<F> *out,
               const float *logs, Element<F> *grad_q, Element<F> *grad_k, Element<F> *grad_v, const Plan *plan, float scale, int threads) {
   std::vector<int64_t> starts = document_starts(*plan);
-  std::vector<KeySegment> segments, tasks;
+  std::vector<KeySegment> segments;
   std::vector<std::vector<QueryRange>> ranges;
   int64_t rows = plan_segments(*plan, F::SEGMENT_KEYS, segments, ranges), last = plan->documents - 1;
   int64_t longest = 0, tokens = starts[last] + plan->lengths[last] - plan->shared;
-  for (const KeySegment &segment : segments) {
-    longest = std::max(longest, round_up(segment.stop - segment.first, TILE_KEYS));
-    for (int64_t head = 0; head < plan->key_heads; head++) {
-      tasks.push_back(segment);
-      tasks.back().key_head = head;
-    }
-  }
-  std::stable_sort(tasks.begin(), tasks.end(), [](auto &a, auto &b) { return a.cost() > b.cost(); });
-  Scratch<float> deltas(tokens * plan->heads), part(rows * plan->heads * plan->head_size);
-  Tensors<F> tensors = {q, k, v, grad, out, logs, grad_q, grad_k, grad_v, deltas.data, part.data};
-#pragma omp parallel num_threads(threads)
-  {
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < tokens * plan->heads; i++) {
-      float sum = 0;
+  for (const KeySegment &segment : segments) longest = std::max(longest, round_up(segment.stop - segment.first, TILE_KEYS));
+  int64_t most = heads_at_once(*plan, rows, segments.size(), threads), group = plan->group();
+  Scratch<float> deltas(tokens * plan->heads), part(rows * most * group * plan->head_size);
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t i = 0; i < tokens * plan->heads; i++) {
+    float sum = 0;
 #pragma omp simd reduction(+ : sum)
-      for (int64_t e = 0; e < plan->value_size; e++)
-        sum += to_float(grad[i * plan->value_size + e]) * to_float(out[i * plan->value_size + e]);
-      deltas.data[i] = sum;
-    }
-    BackwardScratch<F> scratch(*plan, longest);
-#pragma omp for schedule(dynamic)
-    for (size_t i = 0; i < tasks.size(); i++) backward_segment<F>(scratch, *plan, tensors, tasks[i], starts, scale);
+    for (int64_t e = 0; e < plan->value_size; e++)
+      sum += to_float(grad[i * plan->value_size + e]) * to_float(out[i * plan->value_size + e]);
+    deltas.data[i] = sum;
   }
-  if (rows) sum_partial_grads<F>(*plan, tensors, ranges, starts, scale, threads);
+  for (int64_t first = 0; first < plan->key_heads; first += most) {
+    int64_t stop = std::min(plan->key_heads, first + most);
+    std::vector<KeySegment> tasks;
+    for (KeySegment segment : segments)
+      for (segment.key_head = first; segment.key_head < stop; segment.key_head++) tasks.push_back(segment);
+    std::stable_sort(tasks.begin(), tasks.end(), [](auto &a, auto &b) { return a.cost() > b.cost(); });
+    Tensors<F> tensors = {q, k, v, grad, out, logs, grad_q, grad_k, grad_v, deltas.data, part.data, first * group, (stop - first) * group};
+#pragma omp parallel num_threads(threads)
+    {
+      BackwardScratch<F> scratch(*plan, longest);
+#pragma omp for schedule(dynamic)
+      for (size_t i = 0; i < tasks.size(); i++) backward_segment<F>(scratch, *plan, tensors, tasks[i], starts, scale);
+    }
+    if (rows) sum_partial_grads<F>(*plan, tensors, ranges, starts, scale, threads);
+  }
 }
 
 }  // namespace

@@ -21,7 +21,7 @@ from llamahome.model.backends.cpu.head import CompiledTiles
 from llamahome.model.backends.cpu.merged_linear import merged_shape
 from llamahome.model.backends.cpu.native import Kernels
 from llamahome.model.backends.cpu.shared_prefix import share_prefix
-from llamahome.model.backends.cpu.tiled import can_tile, tiled_attention, will_tile
+from llamahome.model.backends.cpu.tiled import can_tile, partial_bytes, tiled_attention, will_tile
 from llamahome.model.backends.cpu.widen import use_kernels
 from llamahome.model.backends.groups import attend_groups, uses_dropout
 from llamahome.model.backends.loss import Head, PlainTiles
@@ -136,7 +136,8 @@ class CpuBackend(Reference):
         state, low = text.hidden_size * precision.storage.itemsize, precision.compute.itemsize
         qkv, out = size * (heads + 2 * text.num_key_value_heads) * low, size * heads * low
         scaled = _scaled_outputs(config, text) * low
-        attention = tokens * (state + 2 * qkv + 2 * out + scaled)
+        partial = partial_bytes(text, precision.compute, tokens, longest=longest) if will_tile(text, precision.compute) else 0
+        attention = tokens * (state + 2 * qkv + 2 * out + scaled) + partial
         block = tokens * (3 * state + qkv + out + scaled) + min(tokens, TILE_TOKENS) * (6 if scaled else 4) * inner * low
         return int(tokens * (state * text.num_hidden_layers + heads * keys * low) + max(attention, block))
 

@@ -18,6 +18,10 @@ from llamahome.model.backends.cpu.native import Kernels, expects_bf16_pairs, has
 _HEAD_SIZE_UNIT = 16
 """Head sizes must be multiples of it: the number of float32 in the widest vector."""
 _NO_WINDOW = 1 << 30
+_SEGMENT_KEYS = {torch.float32: 256, torch.bfloat16: 512}
+"""Of formats.h."""
+_MAX_SEGMENTS, _MOST_PARTIAL_BYTES, _TASKS_PER_THREAD = 16, 1 << 25, 4
+"""Of attention_backward.cpp."""
 
 
 def can_tile(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, kernels: Kernels) -> bool:
@@ -33,6 +37,22 @@ def will_tile(config: Any, compute: torch.dtype) -> bool:
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     is_available = {torch.float32: has_compiler, torch.bfloat16: expects_bf16_pairs}.get(compute)
     return is_available is not None and is_available() and size % _HEAD_SIZE_UNIT == 0
+
+
+def partial_bytes(config: Any, compute: torch.dtype, tokens: int, *, longest: int) -> int:
+    """Bytes of the partial gradients of queries that attention_backward.cpp holds, in a pass of documents of `longest` tokens."""
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    window, keys = getattr(config, "sliding_window", None) or _NO_WINDOW, _SEGMENT_KEYS[compute]
+    segments = min(_MAX_SEGMENTS, -(-longest // keys))
+    if segments < 2:
+        return 0
+    step = -(-longest // segments)
+    rows = sum(min(longest - first, step + window) for first in range(0, longest, step)) * tokens // longest
+    whole = 4 * rows * config.num_attention_heads * size
+    if whole <= _MOST_PARTIAL_BYTES:
+        return int(whole)
+    at_once = min(config.num_key_value_heads, -(-_TASKS_PER_THREAD * torch.get_num_threads() * longest // (segments * tokens)))
+    return int(whole * max(1, at_once) // config.num_key_value_heads)
 
 
 def tiled_attention(

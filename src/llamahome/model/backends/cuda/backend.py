@@ -13,12 +13,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llamahome.config.schema import Config
-from llamahome.model.backends.backend import TILE_TOKENS, B, Batch, Documents, Pass, Scoring
+from llamahome.model.backends.backend import TILE_TOKENS, B, Batch, Documents, OffloadStore, Pass, Scoring
 from llamahome.model.backends.cuda.attention import attend_documents, why_masked
 from llamahome.model.backends.cuda.head import TILE_ROWS, CompiledDeviceTiles, PlainDeviceTiles, loss_and_gradient_, pad_targets
 from llamahome.model.backends.cuda.layers import Compiled, Switch, compile_layers, why_not_compiled
 from llamahome.model.backends.cuda.memory import keeps_probabilities, pass_bytes, tile_bytes
 from llamahome.model.backends.cuda.passes import PackedDocuments, PassCopier, packed, padded_size
+from llamahome.model.backends.cuda.pinned_store import PinnedStore
 from llamahome.model.backends.cuda.snapshot import snapshot_at_first_failure
 from llamahome.model.backends.logprobs import target_logprobs
 from llamahome.model.backends.loss import Head, HeadStats, PlainTiles, head_stats, summed_cross_entropy
@@ -177,6 +178,10 @@ class CudaBackend(Reference):
     def free_bytes(self, local_size: int) -> int | None:
         """Free memory of this process's device; processes of one machine do not share devices."""
         return int(torch.cuda.mem_get_info(self.device)[0])
+
+    def offload_store(self) -> OffloadStore | str:
+        """Pinned memory of the machine."""
+        return PinnedStore(self.device)
 
 
 def _configure_torch() -> None:
