@@ -22,7 +22,7 @@ from llamahome.errors import LlamaHomeError
 from llamahome.logs import log_to_file
 from llamahome.monitoring.alerts import AlertSink, Watch, alert_fields
 from llamahome.monitoring.charts.page import write_report
-from llamahome.monitoring.display import RunSummary
+from llamahome.monitoring.display import RunSummary, write_summary
 from llamahome.monitoring.episodes import Alert, Facts
 from llamahome.monitoring.notify import Notifier
 from llamahome.monitoring.ranks import Ranks
@@ -30,7 +30,6 @@ from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.resources import ResourceSampler
 from llamahome.monitoring.runs import describe_energy
 from llamahome.monitoring.sinks import harmless
-from llamahome.monitoring.summary import write_summary
 from llamahome.monitoring.throughput import measured_peak_flops
 from llamahome.monitoring.trackers import TrackerSink
 from llamahome.redaction import redact_values

@@ -12,7 +12,7 @@ from llamahome.checkpoint.state import TrainerState
 from llamahome.config.describe import settings
 from llamahome.config.load import LoadedConfig
 from llamahome.config.yamltext import write_value
-from llamahome.data.steps.passed import Ranges, joined
+from llamahome.data.steps.order import Ranges, joined
 from llamahome.errors import CheckpointError, ConfigError, Problem
 from llamahome.monitoring.progress import Progress
 from llamahome.rundir import RunPaths, as_typed

@@ -2,17 +2,12 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from llamahome.cli import options
-
-
-def _print_note(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 @click.group("models", cls=options.Group)
@@ -68,7 +63,7 @@ def fetch(name: str) -> None:
     log_to_stderr(debug=False)
     from llamahome.model.load import find_model
 
-    print(find_model(name, say=_print_note))
+    print(find_model(name, say=options.note))
 
 
 def _facts(folder: Path) -> dict[str, Any]:

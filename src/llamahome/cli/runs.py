@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import shutil
-import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import click
 
 from llamahome.cli import options, runs_compare, runs_report, runs_tail
 from llamahome.rundir import as_typed, first_command, nearby, sweep_of
-from llamahome.units import aligned, many, show_count, show_seconds
+from llamahome.units import aligned, many, show_count, show_seconds, show_time
 
 if TYPE_CHECKING:
     from llamahome.monitoring.report import Point, RunReport
@@ -29,13 +28,14 @@ def runs_app() -> None:
 def list_command(as_json: bool) -> None:
     """List every run, oldest first: state, step, losses, tokens, age. The runs of a sweep are in the table of their sweep."""
     from llamahome.monitoring.runs import list_runs
+    from llamahome.monitoring.sinks import without_nan
 
     found = list_runs()
     runs = [run for run in found if sweep_of(run.folder) is None]
     for sweep, count in Counter(sweep for run in found if (sweep := sweep_of(run.folder)) is not None).items():
         click.echo(f"{many(count, 'run')} of a sweep not shown, see the table of {as_typed(sweep)}", err=True)
     if as_json:
-        _print_json([_info_json(run) for run in runs])
+        options.print_json(without_nan([_info_json(run) for run in runs]))
     elif not found:
         click.echo(f"no runs yet; start one with: {first_command()}")
     else:
@@ -50,10 +50,11 @@ def show_command(run: str, as_json: bool) -> None:
     """Show one run: settings that are not defaults, losses, evaluations, checkpoints, counts, files."""
     from llamahome.monitoring.report import report_run
     from llamahome.monitoring.runs import find_run
+    from llamahome.monitoring.sinks import without_nan
 
     report = report_run(find_run(run))
     if as_json:
-        _print_json(_report_json(report))
+        options.print_json(without_nan(_report_json(report)))
         return
     for name, text in _report_rows(report):
         click.echo(f"{name:<12}{text}".rstrip())
@@ -74,7 +75,7 @@ def _table(runs: list["RunInfo"]) -> list[str]:
             _number(run.loss),
             _number(run.eval_loss),
             "-" if run.tokens is None else show_count(run.tokens),
-            _when(run.started),
+            show_time(run.started),
         )
         for run in runs
     ]
@@ -84,7 +85,7 @@ def _table(runs: list["RunInfo"]) -> list[str]:
 def _report_rows(report: "RunReport") -> list[tuple[str, str]]:
     info = report.info
     progress = f"{info.step if info.step is not None else 0} of {info.horizon or 'unknown'} steps"
-    rows = [("run", info.run_id), ("state", f"{info.state}, {progress}, started {_when(info.started)}"), ("folder", str(info.folder))]
+    rows = [("run", info.run_id), ("state", f"{info.state}, {progress}, started {show_time(info.started)}"), ("folder", str(info.folder))]
     names = [each.describe() for each in report.lineage]
     rows += _labelled("began with", [name if not number else f"which began with {name}" for number, name in enumerate(names)])
     rows += _labelled(
@@ -153,12 +154,6 @@ def _info_json(info: "RunInfo") -> dict[str, Any]:
     return {**dataclasses.asdict(info), "folder": str(info.folder)}
 
 
-def _print_json(value: Any) -> None:
-    from llamahome.monitoring.runs import without_nan
-
-    click.echo(json.dumps(without_nan(value), indent=2, ensure_ascii=False))
-
-
 def _labelled(name: str, lines: list[str]) -> list[tuple[str, str]]:
     return [(name if number == 0 else "", line) for number, line in enumerate(lines)]
 
@@ -175,7 +170,3 @@ def _setting(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | bool) or value is None else str(value)
-
-
-def _when(unix_seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(unix_seconds))

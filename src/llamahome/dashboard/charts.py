@@ -32,17 +32,7 @@ class Chart:
 
     def as_json(self) -> dict[str, Any]:
         """What charts.js reads."""
-        return {
-            "name": self.name,
-            "title": self.title,
-            "lines": self.lines,
-            "shown": self.shown,
-            "stacked": self.stacked,
-            "shares": self.shares,
-            "log": self.log,
-            "smooth": self.smooth,
-            "machine": self.machine,
-        }
+        return {name: value for name, value in vars(self).items() if name != "about"}
 
 
 PLANNED_MEMORY = "plan/memory"

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,12 @@ from llamahome.config.load import LoadedConfig
 from llamahome.dashboard.charts import LOSS, Chart, compared_charts, machine_charts, run_charts
 from llamahome.dashboard.events import found_events
 from llamahome.dashboard.library import Library, changed_settings
-from llamahome.monitoring.display import metric_name
+from llamahome.durable import read_object
+from llamahome.monitoring.display import metric_name, read_summary
 from llamahome.monitoring.lineage import read_lineage
 from llamahome.monitoring.runs import RunInfo, read_records
-from llamahome.monitoring.summary import read_summary
 from llamahome.rundir import RunPaths, as_typed, first_command, nearby, sweep_of
-from llamahome.units import show_bytes, show_count, show_seconds
+from llamahome.units import show_bytes, show_count, show_seconds, show_time
 
 STATES = ("running", "finished", "stopped", "failed", "lost")
 _MOST_COMPARED = 8
@@ -216,15 +215,6 @@ def differing_settings(configs: Sequence[LoadedConfig | str]) -> list[tuple[str,
     return found
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object; empty if it is missing or cannot be read."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _first_names(path: Path) -> list[str]:
     """The metrics in the first 64 KiB of a file, to know the charts of a run without reading all of it."""
     from llamahome.monitoring.series import parse
@@ -249,11 +239,6 @@ def _environment_rows(environment: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, text) for name, text in rows if text]
 
 
-def show_time(unix_seconds: float) -> str:
-    """Date and time of this machine."""
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(unix_seconds))
-
-
 def show_figure(value: float | None) -> str:
     """A loss or another figure with four decimals."""
     return "–" if value is None else f"{value:,.4f}"
@@ -264,8 +249,3 @@ def show_setting(value: Any) -> str:
     if isinstance(value, bool) or value is None or isinstance(value, list | tuple | dict):
         return json.dumps(value, ensure_ascii=False)
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def charts_json(charts: Sequence[Chart]) -> str:
-    """What charts.js reads from the page."""
-    return json.dumps([chart.as_json() for chart in charts])

@@ -1,12 +1,15 @@
 """Text that the panel and the plain lines share: run summary, phase labels, time left, short metrics, sparkline."""
 
 import itertools
+import json
 import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
+from llamahome import durable
 from llamahome.units import many, show_bytes
 
 _SHORT_NAMES = {
@@ -60,6 +63,23 @@ class RunSummary:
     """The step that a resumed run continues from."""
     planned_memory: dict[str, int] | None = None
     """Bytes that the main process is planned to take, by purpose, `beside` being Python and its libraries; None if it is not known."""
+
+
+SUMMARY = "summary.json"
+
+
+def write_summary(metrics_dir: Path, summary: RunSummary) -> None:
+    """Write summary.json beside metrics.jsonl, for those who look at the run later or from elsewhere. Raises OSError."""
+    metrics_dir.mkdir(parents=True, exist_ok=True)
+    durable.write_whole(metrics_dir / SUMMARY, json.dumps(asdict(summary)) + "\n", flush=False)
+
+
+def read_summary(metrics_dir: Path) -> RunSummary | None:
+    """What `write_summary` wrote; None for a run of an older version, or one that has not begun to train."""
+    try:
+        return RunSummary(**durable.read_object(metrics_dir / SUMMARY))
+    except TypeError:
+        return None
 
 
 def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:

@@ -16,9 +16,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
+from llamahome.durable import read_object
 from llamahome.errors import Problem, UsageError
 from llamahome.monitoring.series import parse
-from llamahome.monitoring.status import LOST_AFTER_SECONDS, read_status
+from llamahome.monitoring.status import LOST_AFTER_SECONDS
 from llamahome.rundir import NEWEST, RUNS, RunPaths, first_command, nearby, open_run, sweep_of
 
 ShownState = Literal["running", "finished", "stopped", "failed", "lost"]
@@ -72,15 +73,6 @@ def numbers_of(records: list[dict[str, Any]]) -> list[dict[str, float]]:
     ]
 
 
-def without_nan(value: Any) -> Any:
-    """`value` with None for every number that is not finite, which JSON cannot hold."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: without_nan(part) for name, part in value.items()}
-    return [without_nan(part) for part in value] if isinstance(value, list) else value
-
-
 def _whole_records(content: bytes) -> Series:
     return Series(*parse(content[: content.rfind(b"\n") + 1]))  # what follows has no newline yet
 
@@ -104,7 +96,7 @@ def _run_folders(root: Path) -> Iterator[Path]:
     metrics = RunPaths(root, "any").metrics_dir.parent
     if metrics.is_dir():
         for status in metrics.glob("*/status.json"):
-            folder = read_status(status).get("folder")
+            folder = read_object(status).get("folder")
             if isinstance(folder, str) and _is_run(Path(folder)) and open_run(Path(folder)).run_id == status.parent.name:
                 yield Path(folder)
 
@@ -115,7 +107,7 @@ def _is_run(folder: Path) -> bool:
 
 def describe_run(paths: RunPaths) -> RunInfo:
     """Read the state and the last metrics of one run."""
-    status = read_status(paths.metrics_dir / "status.json")
+    status = read_object(paths.metrics_dir / "status.json")
     last = _last_values(paths.metrics_dir / "metrics.jsonl")
     step = max((value for value in (status.get("step"), last.get("step")) if isinstance(value, int)), default=None)
     tokens = _number(last.get("train/tokens"))

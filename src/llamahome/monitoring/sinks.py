@@ -147,16 +147,17 @@ _FINITE = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str)
 
 def json_line(record: Mapping[str, Any]) -> bytes:
     """Return one line of strict JSON; numbers that are not finite become null, because JSON has no name for them."""
-    return json.dumps(_strict(record), ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n"
+    return json.dumps(without_nan(record), ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n"
 
 
-def _strict(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """`value` with None for every number that is not finite, which JSON cannot hold."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(name): _strict(part) for name, part in value.items()}
+        return {str(name): without_nan(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(part) for part in value]
+        return [without_nan(part) for part in value]
     return value
 
 

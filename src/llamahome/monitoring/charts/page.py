@@ -21,7 +21,7 @@ from llamahome.monitoring.charts.svg import draw
 from llamahome.monitoring.display import summary_rows
 from llamahome.monitoring.report import RunReport, report_run
 from llamahome.rundir import RunPaths, as_typed
-from llamahome.units import show_count, show_seconds
+from llamahome.units import show_count, show_seconds, show_time
 
 _FOLDER = Path(__file__).parent
 
@@ -62,7 +62,7 @@ def page(paths: RunPaths) -> str:
         sections.events(report),
         _files(report),
         "</main>",
-        f"<footer>Written by llamahome {escape(__version__)} on {_when(time.time())} from the files of the run.</footer>",
+        f"<footer>Written by llamahome {escape(__version__)} on {show_time(time.time())} from the files of the run.</footer>",
         f"<script>{script}</script></body></html>\n",
     ]
     return "\n".join(part for part in parts if part)
@@ -91,7 +91,7 @@ def _header(report: RunReport) -> str:
     cells = "".join(f"<div><dt>{escape(title)}</dt><dd>{escape(value)}</dd><dd>{escape(more)}</dd></div>" for title, value, more in tiles)
     return (
         f'<header><div class="title"><h1>{escape(info.run_id)}</h1><span class="state {info.state}">{info.state}</span></div>'
-        f'<p>{escape(what)}; started {_when(info.started)}</p><dl class="tiles">{cells}</dl></header>'
+        f'<p>{escape(what)}; started {show_time(info.started)}</p><dl class="tiles">{cells}</dl></header>'
     )
 
 
@@ -103,7 +103,7 @@ def _notes(report: RunReport, paths: RunPaths) -> str:
     if report.info.state == "running":
         notes.append(("", f"The run was still training when this page was written, at step {report.info.step or 0:,}."))
     elif report.info.state == "lost":
-        notes.append(("bad", f"The process of this run is gone; its last sign is of {_when(report.info.heartbeat or 0)}{again}"))
+        notes.append(("bad", f"The process of this run is gone; its last sign is of {show_time(report.info.heartbeat or 0)}{again}"))
     elif report.info.state != "finished":
         ended = "failed" if report.info.state == "failed" else "was stopped"
         notes.append(("bad" if report.info.state == "failed" else "", f"The run {ended} after step {report.info.step or 0:,}{again}"))
@@ -155,7 +155,3 @@ def _files(report: RunReport) -> str:
         commands.append(f"llamahome chat {as_typed(report.final)}")
     lines += "".join(f'<tr><th scope="row">to type</th><td><code>{escape(command)}</code></td></tr>' for command in commands)
     return f'<h2>Files</h2><div class="card"><table>{lines}</table></div>'
-
-
-def _when(unix_seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(unix_seconds))
