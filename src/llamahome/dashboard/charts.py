@@ -8,7 +8,7 @@ Shown = Literal["number", "small", "count", "bytes", "share", "seconds"]
 """How values are written: 2.4171, 1.3e-3, 12.3 k, 1.8 GiB, 35 %, 2.4 s."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Chart:
     """One chart."""
 
@@ -16,7 +16,7 @@ class Chart:
     title: str
     about: str
     """What one sees, in a line below the title."""
-    lines: tuple[tuple[str, str], ...]
+    lines: Sequence[tuple[str, str]]
     """Metric and label of each curve."""
     shown: Shown = "number"
     stacked: bool = False
@@ -36,103 +36,47 @@ class Chart:
 
 
 PLANNED_MEMORY = "plan/memory"
-LOSS = Chart(
-    name="loss",
-    title="Loss",
-    about="Nats per target. Held-out rows are never trained on.",
-    lines=(("train/loss", "training"), ("eval/loss", "held-out")),
-    log=True,
-    smooth=True,
-)
-_RATE = Chart(
-    name="learning-rate",
-    title="Learning rate",
-    about="Of each step, and as planned.",
-    lines=(("train/learning_rate", "done"), ("plan/learning_rate", "planned")),
-    shown="small",
-)
-_NORM = Chart(
-    name="gradient-norm",
-    title="Gradient norm",
-    about="L2 norm of the whole gradient before clipping.",
-    lines=(("train/grad_norm", "norm"),),
-    log=True,
-    smooth=True,
-)
-_SPEED = Chart(
-    name="speed",
-    title="Speed",
-    about="Real tokens per second over all processes, without padding.",
-    lines=(("speed/tokens_per_s", "tokens/s"), ("speed/targets_per_s", "targets/s")),
-    shown="count",
-    smooth=True,
-)
 _PARTS = ("data", "forward", "backward", "exchange", "update", "save", "evaluate", "profile")
+_LOSSES = (("train/loss", "training"), ("eval/loss", "held-out"))
+_RATES = (("train/learning_rate", "done"), ("plan/learning_rate", "planned"))
+_SPEEDS = (("speed/tokens_per_s", "tokens/s"), ("speed/targets_per_s", "targets/s"))
+_HELD = (("memory/rss", "now"), ("memory/peak", "peak"), ("memory/gpu_allocated", "GPU tensors"), ("memory/gpu_reserved", "GPU reserved"))
+_SHARES_USED = (("system/cpu", "processors"), ("system/ram", "memory"), ("system/disk", "disk"), ("system/gpu_util", "GPU"))
+_TRAFFIC = (("system/net_sent", "sent"), ("system/net_received", "received"))
+
+LOSS = Chart("loss", "Loss", "Nats per target. Held-out rows are never trained on.", _LOSSES, log=True, smooth=True)
+_RATE = Chart("learning-rate", "Learning rate", "Of each step, and as planned.", _RATES, "small")
+_NORM = Chart(
+    "gradient-norm", "Gradient norm", "L2 norm of the whole gradient before clipping.", [("train/grad_norm", "norm")], log=True, smooth=True
+)
+_SPEED = Chart("speed", "Speed", "Real tokens per second over all processes, without padding.", _SPEEDS, "count", smooth=True)
 _TIME = Chart(
-    name="step-time",
-    title="Time of a step",
-    about="Seconds per step, part on part.",
-    lines=tuple((f"time/{part}", part) for part in _PARTS),
-    shown="seconds",
+    "step-time",
+    "Time of a step",
+    "Seconds per step, part on part.",
+    tuple((f"time/{part}", part) for part in _PARTS),
+    "seconds",
     stacked=True,
 )
 _SHARES = replace(
     _TIME, name="step-shares", title="Where the time goes", about="Share of each part in a step, as bands.", shown="share", shares=True
 )
-_MEMORY = Chart(
-    name="memory",
-    title="Memory",
-    about="Of the main process.",
-    lines=(
-        ("memory/rss", "now"),
-        ("memory/peak", "peak"),
-        ("memory/gpu_allocated", "GPU tensors"),
-        ("memory/gpu_reserved", "GPU reserved"),
-        (PLANNED_MEMORY, "planned"),
-    ),
-    shown="bytes",
-)
+_MEMORY = Chart("memory", "Memory", "Of the main process.", (*_HELD, (PLANNED_MEMORY, "planned")), "bytes")
 _MFU = Chart(
-    name="mfu",
-    title="Model FLOPS utilisation",
-    about="Share of the best matrix product measured on this machine.",
-    lines=(("speed/mfu", "MFU"),),
-    shown="share",
+    "mfu",
+    "Model FLOPS utilisation",
+    "Share of the best matrix product measured on this machine.",
+    [("speed/mfu", "MFU")],
+    "share",
     smooth=True,
 )
-_USE = Chart(
-    name="use",
-    title="Machine",
-    about="Share of processors, memory, disk and GPU in use.",
-    lines=(("system/cpu", "processors"), ("system/ram", "memory"), ("system/disk", "disk"), ("system/gpu_util", "GPU")),
-    shown="share",
-    machine=True,
-)
-_NETWORK = Chart(
-    name="network",
-    title="Network",
-    about="Bytes per second over all interfaces.",
-    lines=(("system/net_sent", "sent"), ("system/net_received", "received")),
-    shown="bytes",
-    machine=True,
-)
+_USE = Chart("use", "Machine", "Share of processors, memory, disk and GPU in use.", _SHARES_USED, "share", machine=True)
+_NETWORK = Chart("network", "Network", "Bytes per second over all interfaces.", _TRAFFIC, "bytes", machine=True)
 _PROCESS = Chart(
-    name="process-memory",
-    title="Memory of the process",
-    about="Resident memory of the main process.",
-    lines=(("memory/rss", "resident"),),
-    shown="bytes",
-    machine=True,
+    "process-memory", "Memory of the process", "Resident memory of the main process.", [("memory/rss", "resident")], "bytes", machine=True
 )
-_POWER = Chart(name="gpu-power", title="GPU power", about="Watts.", lines=(("system/gpu_power", "power"),), shown="count", machine=True)
-_HEAT = Chart(
-    name="gpu-temperature",
-    title="GPU temperature",
-    about="Degrees Celsius.",
-    lines=(("system/gpu_temperature", "temperature"),),
-    shown="count",
-    machine=True,
-)
+_POWER = Chart("gpu-power", "GPU power", "Watts.", [("system/gpu_power", "power")], "count", machine=True)
+_HEAT = Chart("gpu-temperature", "GPU temperature", "Degrees Celsius.", [("system/gpu_temperature", "temperature")], "count", machine=True)
 _ALWAYS = ("loss", "learning-rate", "gradient-norm", "speed", "step-time", "step-shares", "memory", "use")
 """Charts that are there before their first value, because every run will have them."""
 
@@ -156,13 +100,11 @@ def machine_charts(machine: Sequence[str]) -> list[Chart]:
 
 def compared_charts() -> list[Chart]:
     """The charts in which runs are drawn together, one curve for each run."""
-    held_out = Chart(name="eval-loss", title="Held-out loss", about="Nats per target.", lines=(("eval/loss", ""),), log=True)
-    training = Chart(name="loss", title="Training loss", about=LOSS.about, lines=(("train/loss", ""),), log=True, smooth=True)
-    rate = Chart(name="learning-rate", title="Learning rate", about="Of each step.", lines=(("train/learning_rate", ""),), shown="small")
-    norm = Chart(name="gradient-norm", title="Gradient norm", about=_NORM.about, lines=(("train/grad_norm", ""),), log=True, smooth=True)
-    speed = Chart(
-        name="speed", title="Tokens per second", about=_SPEED.about, lines=(("speed/tokens_per_s", ""),), shown="count", smooth=True
-    )
+    held_out = Chart("eval-loss", "Held-out loss", "Nats per target.", [("eval/loss", "")], log=True)
+    training = Chart("loss", "Training loss", LOSS.about, [("train/loss", "")], log=True, smooth=True)
+    rate = Chart("learning-rate", "Learning rate", "Of each step.", [("train/learning_rate", "")], "small")
+    norm = Chart("gradient-norm", "Gradient norm", _NORM.about, [("train/grad_norm", "")], log=True, smooth=True)
+    speed = Chart("speed", "Tokens per second", _SPEED.about, [("speed/tokens_per_s", "")], "count", smooth=True)
     return [training, held_out, rate, norm, speed]
 
 
@@ -171,7 +113,7 @@ def _scores(metrics: Sequence[str]) -> list[Chart]:
     names = [name for name in metrics if name.startswith("eval/") and name not in ("eval/loss", "eval/perplexity")]
     lines = tuple((name, name.removeprefix("eval/").replace("_", " ")) for name in names)
     about = "Of the held-out rows; higher is better."
-    return [Chart(name="scores", title="Evaluation", about=about, lines=lines)] if lines else []
+    return [Chart("scores", "Evaluation", about, lines)] if lines else []
 
 
 def _with_values(charts: Sequence[Chart], known: set[str]) -> list[Chart]:
