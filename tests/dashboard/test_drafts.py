@@ -15,7 +15,7 @@ from llamahome.dashboard import jobs
 from llamahome.dashboard.commands import Form
 from llamahome.dashboard.drafts import Draft, Drafts, newest, shortened
 from llamahome.dashboard.jobs import Job, Jobs, TooManyJobs
-from llamahome.dashboard.started import identify, is_alive
+from llamahome.monitoring.processes import identify, is_alive
 
 LASTING = ("dashboard", "--port", "0")
 """A command that ends only when it is ended."""

@@ -11,7 +11,8 @@ import pytest
 from tests.support.dashboards import write_run, write_status
 from tests.support.projects import wait_until
 
-from llamahome.dashboard.started import Record, RefusedStart, StartedTrainings, identify
+from llamahome.dashboard.started import Record, RefusedStart, StartedTrainings
+from llamahome.monitoring.processes import identify
 from llamahome.rundir import RunPaths
 
 

@@ -182,7 +182,7 @@ RAISES = "def score(answer, reference, row):\n    if row['number'] >= 0:\n      
 )
 def test_a_reward_that_fails_names_the_row_and_the_line(llama: Path, tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        trained(llama, tmp_path / "run", reward_file(tmp_path, text), REWARD)
+        trained(llama, tmp_path / "run", reward_file(tmp_path, text))
 
 
 @pytest.mark.parametrize(

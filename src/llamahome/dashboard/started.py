@@ -19,10 +19,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import psutil
-
 from llamahome import durable
 from llamahome.dashboard.jobs import shown_command
+from llamahome.monitoring.processes import ProcessId, belongs_to, identify, is_alive, is_python_module
 from llamahome.redaction import redact_words
 from llamahome.rundir import STARTED, RunPaths
 
@@ -30,21 +29,10 @@ _NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 _MOST_READ = 256 << 10
 """Bytes of the end of what a training printed."""
 _MOST_LISTED = 200
-_SECONDS_APART = 1.0
-"""The time of birth is counted from the time of the boot, which a clock that is set may move."""
 
 
 class RefusedStart(Exception):
     """Why no training is started or stopped."""
-
-
-@dataclass(frozen=True)
-class ProcessId:
-    """One process of this machine. Numbers are used again, times of birth are not."""
-
-    pid: int
-    born: float
-    """Unix seconds."""
 
 
 @dataclass(frozen=True)
@@ -186,39 +174,3 @@ def writes(record: Record, paths: RunPaths) -> bool:
     if status.get("host") != record.host or not isinstance(pid, int) or not isinstance(when, int | float) or when < record.time:
         return False
     return pid == record.process.pid or belongs_to(pid, record.process)
-
-
-def identify(pid: int) -> ProcessId | None:
-    """The process that has this number now; None if there is none."""
-    try:
-        return ProcessId(pid, psutil.Process(pid).create_time())
-    except (psutil.Error, ValueError, OverflowError):
-        return None
-
-
-def is_alive(process: ProcessId) -> bool:
-    """Whether the process itself runs: not one that got its number later, and not one that has ended and waits for its parent."""
-    try:
-        found = psutil.Process(process.pid)
-        return bool(abs(found.create_time() - process.born) < _SECONDS_APART and found.status() != psutil.STATUS_ZOMBIE)
-    except (psutil.Error, ValueError, OverflowError):
-        return False
-
-
-def belongs_to(pid: int, process: ProcessId) -> bool:
-    """Whether the number is that of the process, which must run, or of one that it started, itself or through others."""
-    if not is_alive(process):
-        return False
-    try:
-        return pid == process.pid or any(parent.pid == process.pid for parent in psutil.Process(pid).parents())
-    except (psutil.Error, ValueError, OverflowError):
-        return False
-
-
-def is_python_module(process: ProcessId, module: str) -> bool:
-    """Whether the process runs `python -m module`."""
-    try:
-        words = psutil.Process(process.pid).cmdline()
-    except psutil.Error:
-        return False
-    return is_alive(process) and any(words[at : at + 2] == ["-m", module] for at in range(len(words)))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tests.support.projects import wait_until
 
-from llamahome.dashboard.started import ProcessId, belongs_to, identify, is_alive, is_python_module
+from llamahome.monitoring.processes import ProcessId, belongs_to, identify, is_alive, is_python_module
 
 
 def test_a_process_is_alive_until_it_ends_and_another_birth_is_another_process() -> None:
