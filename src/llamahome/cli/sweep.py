@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,7 @@ def sweep(
     _fix_adapter(overrides, fixed)
     added = list(_comparable(fixed, {each.partition("=")[0].strip() for each in listed}))
     flags = {key: flag for key, (flag, _) in overrides.flags.items()}
-    grid = make_grid(listed, seeds, lambda each: _loaded(overrides, [*added, *each]), flags)
+    grid = make_grid(listed, seeds, lambda each: replace(overrides, assignments=[*added, *each]).load(), flags)
     files = _check(grid, data_paths)
     pruning = prune == "auto" and grid.trials[0].figure == "loss"
     slots = make_slots(jobs, grid, data_paths, say=options.note)
@@ -104,10 +105,6 @@ def sweep(
         _raise_failed(standing.rows)
     if not keep_all and (count := course.remove_models(folder, grid.trials, keep=best[0])):
         options.note(f"removed the models of {many(count, 'run')}; --keep-all keeps them, their results stay")
-
-
-def _loaded(overrides: options.Overrides, assignments: Sequence[str]) -> "LoadedConfig":
-    return options.Overrides(overrides.files, overrides.flags, list(assignments)).load()
 
 
 def _comparable(loaded: "LoadedConfig", listed: set[str]) -> Iterator[str]:

@@ -202,18 +202,16 @@ class TensorBoardSink:
 
     def log(self, step: int, t: float, metrics: Mapping[str, float]) -> None:
         """Append one event with a scalar per metric."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        self.show(step, [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()], t)
+
+    def show(self, step: int, values: Sequence["Summary.Value"], t: float | None = None) -> None:
+        """Append one event, of now or of the unix time `t`."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
-        self._append(Event(wall_time=t, step=step, summary=Summary(value=values)))
-
-    def show(self, step: int, values: Sequence["Summary.Value"]) -> None:
-        """Append one event with values of tensorboard_pages.py."""
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        self._append(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        self._append(Event(wall_time=t or time.time(), step=step, summary=Summary(value=values)))
 
     def close(self) -> None:
         """Write the pending records and close the file."""

@@ -41,7 +41,7 @@ def mixed_seed(seed: int, purpose: int) -> int:
 
 def _permute(values: NDArray[np.uint64], *, num_rows: int, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
     """The permuted values; keys have the shape [rounds, values]."""
-    half = np.uint64(_half_bits(num_rows))
+    half = np.uint64(max(_MIN_BITS, ((num_rows - 1).bit_length() + 1) // 2))
     low = np.uint64((1 << int(half)) - 1)
     walking = np.arange(len(values))
     while len(walking):
@@ -52,10 +52,6 @@ def _permute(values: NDArray[np.uint64], *, num_rows: int, keys: NDArray[np.uint
         outside = values[walking] >= num_rows
         walking, keys = walking[outside], keys[:, outside]
     return values.astype(np.int64)
-
-
-def _half_bits(num_rows: int) -> int:
-    return max(_MIN_BITS, ((num_rows - 1).bit_length() + 1) // 2)
 
 
 def _round_keys(seed: int, epochs: NDArray[np.int64]) -> NDArray[np.uint64]:
