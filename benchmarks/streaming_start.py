@@ -20,6 +20,8 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
+
 _TEXT = "the model reads every row of the file in an order that is computed and answers with a sentence about it"
 _STEP = {"batch_size": 32, "micro_batch_tokens": 2048, "seed": 0}
 _SAMPLE_S = 0.01
@@ -107,7 +109,7 @@ def start(model: str, path: str) -> dict[str, object]:
             for _ in zip(range(20), loader, strict=False):
                 continue
     begin = time.perf_counter()
-    data.order.row_at(10**9, seed=1)
+    data.order.rows_at(np.array([10**9]), seed=1)
     far_seconds = time.perf_counter() - begin
     data.close()
     total = opened + prepared + firsts[0]

@@ -36,7 +36,6 @@ FLOORS = (
         "exported_model",
         "verify_resume",
         "starting_adapter",
-        "profiling",
         "run_folder",
         "pass_memory",
         "final_model",

@@ -6,7 +6,7 @@ import pytest
 
 from llamahome.config.load import LoadedConfig, load_config
 from llamahome.errors import LlamaHomeError
-from llamahome.monitoring.progress import QuietProgress
+from llamahome.monitoring.progress import Progress
 from llamahome.resuming import (
     changed_rows,
     changed_settings,
@@ -23,7 +23,7 @@ from llamahome.training.schedule import learning_rate
 ROWS = 40
 
 
-class KeptLines(QuietProgress):
+class KeptLines(Progress):
     """Keeps the lines and warnings."""
 
     def __init__(self) -> None:

@@ -147,7 +147,7 @@ def _layout(config: Config, learner: Learner, say: Callable[[str], None]) -> Lay
     """Pairs of answers stay together, and their prompt is computed once where the back end and the model can."""
     if LEARNS[config.training.objective] != "pairs":
         return EACH_ALONE
-    shares = learner.objective.backend.shares_beginnings(learner.model)
+    shares = learner.objective.backend.shares_prefixes(learner.model)
     if not shares:
         say("the prompt of a pair is computed for each of its answers: this model or back end cannot compute it once for both")
     return Layout(whole_rows=True, shares=shares)

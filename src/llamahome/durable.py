@@ -6,6 +6,7 @@ process is killed, the power fails, or the disk fills up. `observer` sees each o
 On NFS a rename is atomic on the server, but other machines may see the old name for some seconds (docs/Reliability.md).
 """
 
+import json
 import os
 import re
 import shutil
@@ -66,6 +67,15 @@ def replacing(path: Path, *, mode: Literal["wb", "w"] = "wb", flush: bool = True
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if the file is missing, cannot be read or holds something else."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def flush_open(file: IO[Any], path: Path) -> None:

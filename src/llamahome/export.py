@@ -17,6 +17,7 @@ from llamahome.checkpoint import store
 from llamahome.config.load import LoadedConfig
 from llamahome.data.rows.row_error import RowError
 from llamahome.data.text.tokens import ChatTokenizer
+from llamahome.durable import read_object
 from llamahome.errors import ConfigError, Problem
 from llamahome.exported_model import (
     TrainedModel,
@@ -25,7 +26,6 @@ from llamahome.exported_model import (
     find_trained,
     probes_of,
     raise_if_unreadable,
-    read_settings,
     require_tokenizer,
     say_which_weights,
     tokenizer_facts,
@@ -278,7 +278,7 @@ def _write_modelfile(folder: Path, gguf_name: str, model: TrainedModel, tokenize
     else:
         say("the model has no chat template: Ollama continues plain text")
     stops = [tokenizer.decode([number]) for number in tokenizer.all_ends]
-    stated = read_settings(model.folder / "generation_config.json") or read_settings(model.base / "generation_config.json")
+    stated = read_object(model.folder / "generation_config.json") or read_object(model.base / "generation_config.json")
     system = typed if typed is not None else _system_of_rows(model, frame, say)
     text = ollama.modelfile(gguf_name, frame, stops=stops, sampling=ollama.sampling_of(stated), system=system or None)
     (folder / "Modelfile").write_text(text, encoding="utf-8")

@@ -16,6 +16,7 @@ from llamahome.config.load import LoadedConfig, read_saved_config
 from llamahome.conversation import computed_base, model_folder
 from llamahome.data.text.tokenizer_files import tokenizer_source
 from llamahome.data.text.tokens import ChatTokenizer, open_tokenizer
+from llamahome.durable import read_object
 from llamahome.errors import CheckpointError, ConfigError, Problem
 from llamahome.model.adapter import base_of, is_adapter
 from llamahome.model.export.merged import license_of
@@ -154,19 +155,10 @@ def tokenizer_facts(tokenizer: ChatTokenizer) -> TokenizerFacts:
     )
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if the file cannot be read."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def card_facts(model: TrainedModel, form: str, difference: Difference) -> Mapping[str, Any]:
     """What the card says, in its order. A base in a folder of this machine is named without its path."""
     recorded = base_of(model.folder) if model.adapter is not None else ""
-    settings = read_settings(model.folder / "adapter_config.json")
+    settings = read_object(model.folder / "adapter_config.json")
     return {
         "name": model.name,
         "form": form,

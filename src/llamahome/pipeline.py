@@ -35,8 +35,7 @@ from llamahome.measuring import NOTHING_MORE, Asked
 from llamahome.model.adapter import restore_model
 from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.trackers import require_installed
-from llamahome.profiling import make_clock
-from llamahome.recording import MemoryPlan, begin_to_show, first_line, open_recorder, with_memory_plan, write_report_of
+from llamahome.recording import MemoryPlan, begin_to_show, first_line, make_clock, open_recorder, with_memory_plan, write_report_of
 from llamahome.reference_values import with_reference
 from llamahome.rollback import Rollback, plan_rollback, roll_back
 from llamahome.run_folder import branched_run, new_run, output_of_resumed, refuse_output, resumed_run

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,9 +21,10 @@ from llamahome.config.schema import interval
 from llamahome.distributed.world import World
 from llamahome.errors import LlamaHomeError
 from llamahome.logs import log_to_file
+from llamahome.model.layer_kinds import adapter_ranks, layer_kinds
 from llamahome.monitoring.alerts import AlertSink, Watch, alert_fields
 from llamahome.monitoring.charts.page import write_report
-from llamahome.monitoring.display import RunSummary
+from llamahome.monitoring.display import RunSummary, write_summary
 from llamahome.monitoring.episodes import Alert, Facts
 from llamahome.monitoring.notify import Notifier
 from llamahome.monitoring.ranks import Ranks
@@ -30,13 +32,13 @@ from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.resources import ResourceSampler
 from llamahome.monitoring.runs import describe_energy
 from llamahome.monitoring.sinks import harmless
-from llamahome.monitoring.summary import write_summary
-from llamahome.monitoring.throughput import measured_peak_flops
+from llamahome.monitoring.throughput import PartClock, measured_peak_flops
 from llamahome.monitoring.trackers import TrackerSink
 from llamahome.redaction import redact_values
 from llamahome.rundir import RunPaths, as_typed, nearby
 from llamahome.session import Session
 from llamahome.training.learner import flops_per_token
+from llamahome.units import parse_steps
 
 MemoryPlan = Callable[[Job], Mapping[str, int] | None]
 """Plans the memory of a run that is ready. It comes from planning/, which is above this floor."""
@@ -192,3 +194,20 @@ def _summary(job: Job, paths: RunPaths, state: TrainerState) -> RunSummary:
         first_step=state.step,
         planned_memory=None if job.planned_memory is None else dict(job.planned_memory),
     )
+
+
+def make_clock(job: Job, paths: RunPaths, state: TrainerState, closing: ExitStack, *, watch: Callable[[str], None]) -> PartClock:
+    """The clock of the parts of a step, of which `watch` hears; `closing` writes a profile that the end of the run cut short."""
+    backend, asked, say = job.data.backend, job.config.monitoring.profile, job.session.progress.say
+    if asked is None or not job.session.world.is_main:
+        return PartClock(backend.timestamp, backend.seconds_between, watch=watch)
+    from llamahome.monitoring.profiler import ProfiledClock, ProfilePlan, StepProfiler  # torch.profiler, which other runs do not need
+
+    first, last = parse_steps(asked)
+    model, snapshot = job.learner.model, paths.profile / "out-of-memory.pickle"
+    if backend.snapshot_out_of_memory(snapshot):
+        say(f"if memory runs out, {snapshot} will show what held it")
+    plan = ProfilePlan(first, last, paths.profile, kinds=partial(layer_kinds, model), ranks=adapter_ranks(model), say=say)
+    profiler = StepProfiler(plan, done=state.step)
+    closing.callback(profiler.close)
+    return ProfiledClock(backend.timestamp, backend.seconds_between, profiler, watch=watch)

@@ -14,7 +14,7 @@ from llamahome.checkpoint.store import Saved
 from llamahome.config.describe import settings
 from llamahome.config.load import LoadedConfig
 from llamahome.config.yamltext import write_value
-from llamahome.data.steps.passed import Ranges, joined
+from llamahome.data.steps.order import Ranges, joined
 from llamahome.distributed.failures import run_to_go_on
 from llamahome.errors import CheckpointError, ConfigError, Problem
 from llamahome.monitoring.in_use import require_idle

@@ -14,7 +14,7 @@ import numpy as np
 from llamahome.assembly import Job
 from llamahome.checkpoint import manifest, retention, store
 from llamahome.checkpoint.state import TrainerState
-from llamahome.data.steps.passed import Ranges, pass_over
+from llamahome.data.steps.order import Ranges, pass_over
 from llamahome.model.adapter import restore_model
 from llamahome.monitoring.recorder import Recorder
 from llamahome.resuming import PASSED, count_rollbacks, passed_over, show_rows

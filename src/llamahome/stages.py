@@ -6,14 +6,14 @@ from llamahome.data.steps.loader import Loader, Steps
 from llamahome.errors import Problem
 from llamahome.model.sampling import Sampling
 from llamahome.monitoring.throughput import PartClock
-from llamahome.training.reward import Reward, open_reward
-from llamahome.training.rollouts import AnsweredSteps, Drawing
+from llamahome.training.metric_file import REWARD, load_function
+from llamahome.training.rollouts import AnsweredSteps, Drawing, Reward
 
 
 def check_stage(loaded: LoadedConfig) -> None:
     """Raise ConfigError if the function that rewards answers cannot be used."""
     if loaded.config.training.objective == "grpo" and loaded.config.grpo.reward is not None:
-        open_reward(loaded.config.grpo.reward)
+        load_function(loaded.config.grpo.reward, REWARD)
 
 
 def make_steps(job: Job, loader: Loader, clock: PartClock) -> Steps:
@@ -31,7 +31,7 @@ def make_steps(job: Job, loader: Loader, clock: PartClock) -> Steps:
     drawing = Drawing(
         group_size=grpo.group_size,
         sampling=Sampling(temperature=grpo.temperature, max_new_tokens=grpo.max_new_tokens),
-        reward=Reward(open_reward(grpo.reward), job.data.tokenizer, row_of),
+        reward=Reward(load_function(grpo.reward, REWARD), job.data.tokenizer, row_of),
         divide_by_std=grpo.divide_by_std,
         seed=config.training.seed,
     )

@@ -1,6 +1,7 @@
 """Quantities that carry their unit: "200 steps", "3 epochs", "10 min", "4 GiB"; and how numbers are shown to people."""
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -106,6 +107,11 @@ def show_count(count: float) -> str:
     if abs(count) >= 1e9:
         return f"{count / 1e9:.2f}B"
     return f"{count / 1e6:.2f}M" if abs(count) >= 1e6 else f"{count:,.0f}"
+
+
+def show_time(unix_seconds: float) -> str:
+    """`2026-11-22 07:14`, by the clock of this machine."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(unix_seconds))
 
 
 def many(count: int, word: str) -> str:

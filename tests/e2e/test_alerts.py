@@ -5,9 +5,9 @@ import shlex
 from typing import Any
 
 import pytest
+from tests.support.curves import alerts_of
 from tests.support.projects import Project
 
-from llamahome.monitoring.alerts import alerts_of
 from llamahome.monitoring.episodes import Facts
 from llamahome.monitoring.runs import numbers_of
 

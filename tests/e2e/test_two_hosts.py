@@ -139,7 +139,7 @@ def test_make_train_multi_node_on_two_hosts_trains_like_one_process(project: Pro
     (project.folder / ".venv/bin").mkdir(parents=True)
     for name in ("python", "llamahome"):
         (project.folder / ".venv/bin" / name).symlink_to(Path(sys.executable).parent / name)
-    (project.folder / ".venv/.llamahome-installed").write_text(install.wanted_stamp(str(project.folder)))
+    (project.folder / ".venv/.llamahome-installed").write_text(install.expected_stamp(str(project.folder)))
     words = ("make", "train-multi-node", "EPOCHS=1", "NUM_NODES=2", f"MASTER_ADDR={ADDRESSES[0]}", "DATA_PATH=chats.jsonl")
     results = ended([hosts.command(project, number, *words, f"NODE_RANK={number}") for number in (1, 0)], 200)
     assert [status for status, _ in results] == [0, 0], results

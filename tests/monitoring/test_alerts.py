@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.curves import PEAK, Record, changed, clean_run, facts
+from tests.support.curves import PEAK, Record, alerts_of, changed, clean_run, facts
 
-from llamahome.monitoring.alerts import Alert, AlertSink, Watch, alerts_of
+from llamahome.monitoring.alerts import Alert, AlertSink, Watch
 from llamahome.monitoring.episodes import Average, Episode
 
 GIB = 2.0**30

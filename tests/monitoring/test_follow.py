@@ -17,12 +17,12 @@ from rich.console import Console
 from tests.support.written_runs import BEGAN, append_line, evaluation_of, metrics_of, summary_of, write_run, write_status
 
 from llamahome.monitoring.alerts import alert_fields
+from llamahome.monitoring.display import write_summary
 from llamahome.monitoring.episodes import Alert
 from llamahome.monitoring.follow import Follower, ViewClock
 from llamahome.monitoring.panel import PanelProgress
 from llamahome.monitoring.plain import PlainProgress
 from llamahome.monitoring.runs import describe_run
-from llamahome.monitoring.summary import write_summary
 from llamahome.rundir import RunPaths
 
 

@@ -11,7 +11,7 @@ from tests.support.summary import SUMMARY
 from llamahome.monitoring.notebook import NotebookProgress
 from llamahome.monitoring.panel import PanelProgress
 from llamahome.monitoring.plain import PlainProgress
-from llamahome.monitoring.progress import QuietProgress
+from llamahome.monitoring.progress import Progress
 
 METRICS = {
     "train/loss": 2.4031,
@@ -73,5 +73,5 @@ def test_a_notebook_shows_alerts_and_other_ranks_say_nothing(capsys: pytest.Capt
     progress.start(SUMMARY)
     progress.alert(*ALERT)
     assert ALERT[2] in texts[-1] and f"1, newest: step 7: {ALERT[1]}" in texts[-1]
-    QuietProgress().alert(*ALERT)
+    Progress().alert(*ALERT)
     assert capsys.readouterr() == ("", "")

@@ -36,7 +36,6 @@ def test_energy_is_the_sum_of_all_ranks_that_measure_and_of_the_time_before_a_re
     ranks = [Ranks(0, 2, joules=lambda: 1.8e6, kwh_before=0.25), Ranks(1, 2, joules=lambda: 3.6e6)]
     exchange(ranks)
     assert ranks[0].metrics()["energy/kwh"] == pytest.approx(0.25 + 0.5 + 1.0)
-    assert ranks[0].measuring() == 2
 
 
 def test_without_a_measurement_there_is_no_energy_and_what_was_measured_before_stays() -> None:

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llamahome.durable import read_object
 from llamahome.errors import MachineError
 from llamahome.monitoring.recorder import Recorder
-from llamahome.monitoring.status import read_status
 
 PARTS = {"data": 0.1, "forward": 0.4, "backward": 0.9, "exchange": 0.0, "update": 0.1}
 
@@ -74,8 +74,8 @@ def test_counts_continue_over_windows_and_resumes(tmp_path: Path) -> None:
     for step in range(1, 5):
         record(recorder, step)
         if step % 2 == 0:
-            flush(recorder, step, PARTS)
-    assert recorder.totals == (400, 100)
+            metrics = flush(recorder, step, PARTS)
+    assert (metrics["train/tokens"], metrics["train/targets"]) == (400, 100)
     recorder.close()
     resumed = open_recorder(tmp_path, resume_step=2)
     resumed.restore_totals(200, 50)
@@ -125,8 +125,8 @@ def test_other_ranks_compute_metrics_but_write_nothing(tmp_path: Path) -> None:
     recorder.event("saved", step=1)
     recorder.sample(1, "a", "b", "c")
     recorder.status("running", 1, 10)
-    assert flush(recorder, 1, PARTS)["train/loss"] == 3.0
-    assert recorder.totals == (100, 25)
+    metrics = flush(recorder, 1, PARTS)
+    assert (metrics["train/loss"], metrics["train/tokens"], metrics["train/targets"]) == (3.0, 100, 25)
     recorder.close()
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "tensorboard").exists()
@@ -264,7 +264,7 @@ def test_training_continues_if_no_file_can_be_written(tmp_path: Path) -> None:
 def test_events_samples_and_status_are_complete_records(tmp_path: Path) -> None:
     recorder = open_recorder(tmp_path)
     recorder.status("running", 3, 10, folder="output/runs/x")
-    assert read_status(tmp_path / "status.json")["state"] == "running"
+    assert read_object(tmp_path / "status.json")["state"] == "running"
     recorder.event("refused", step=3, rows=[1, 2], loss=float("nan"))
     recorder.sample(3, "Say hi", "hi\nthere", "Hi!")
     recorder.status("finished", 10, 10)
@@ -273,7 +273,7 @@ def test_events_samples_and_status_are_complete_records(tmp_path: Path) -> None:
     assert (event["kind"], event["rows"], event["loss"]) == ("refused", [1, 2], None)
     sample = lines(tmp_path / "samples.jsonl")[0]
     assert (sample["step"], sample["prompt"], sample["answer"], sample["reference"]) == (3, "Say hi", "hi\nthere", "Hi!")
-    status = read_status(tmp_path / "status.json")
+    status = read_object(tmp_path / "status.json")
     assert (status["state"], status["step"], status["horizon"], status["folder"]) == ("finished", 10, 10, "output/runs/x")
     assert {"pid", "host", "t"} <= set(status)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["events.jsonl", "samples.jsonl", "status.json"]

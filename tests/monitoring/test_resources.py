@@ -10,7 +10,7 @@ import pytest
 from llamahome.distributed.control_groups import quota_periods
 from llamahome.monitoring import resources
 from llamahome.monitoring.counters import Rates
-from llamahome.monitoring.resources import ResourceSampler, free_memory_bytes, process_memory, recent_memory, used_memory_share
+from llamahome.monitoring.resources import ResourceSampler, free_memory_bytes, memory_share_and_limit, process_memory, recent_memory
 
 MIB = 2**20
 ALWAYS = ("cpu", "cpus", "cpu_process", "ram", "ram_limit", "disk", "disk_free", "net_sent", "net_received")
@@ -84,7 +84,7 @@ def test_a_system_without_proc_is_asked_for_memory_in_another_way(monkeypatch: p
 def test_without_limits_the_free_memory_is_that_of_the_machine(tmp_path: Path) -> None:
     available = psutil.virtual_memory().available
     assert abs(free_memory_bytes(tmp_path) - available) < 0.2 * available + 512 * MIB
-    assert 0 < used_memory_share(tmp_path) <= 1
+    assert 0 < memory_share_and_limit(tmp_path)[0] <= 1
 
 
 @pytest.mark.parametrize("level", ["", "outer/", "outer/inner/"])
@@ -100,7 +100,8 @@ def test_a_cgroup_v2_limit_at_any_level_counts(tmp_path: Path, level: str) -> No
     }
     root = cgroup(tmp_path, "0::/outer/inner", files)
     assert free_memory_bytes(root) == 50 * MIB
-    assert used_memory_share(root) >= 0.5
+    share, limit = memory_share_and_limit(root)
+    assert share >= 0.5 and limit == 100 * MIB
 
 
 def test_a_cgroup_v1_limit_counts_but_not_its_huge_default(tmp_path: Path) -> None:

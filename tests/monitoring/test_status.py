@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from llamahome.durable import read_object
 from llamahome.monitoring.sinks import DiskTrouble
-from llamahome.monitoring.status import StatusFile, read_status
+from llamahome.monitoring.status import StatusFile
 
 
 def heartbeats() -> list[str]:
@@ -16,16 +17,16 @@ def test_the_heartbeat_continues_between_steps_and_ends_with_the_run(tmp_path: P
     path = tmp_path / "run" / "status.json"
     file = StatusFile(path, trouble=DiskTrouble(pytest.fail), heartbeat=0.01)
     file.set("running", step=1, horizon=9, fields={})
-    first = read_status(path)["t"]
+    first = read_object(path)["t"]
     file.step(4)
     deadline = time.monotonic() + 10
-    while read_status(path)["step"] != 4 or read_status(path)["t"] == first:
+    while read_object(path)["step"] != 4 or read_object(path)["t"] == first:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert heartbeats()
     file.set("stopped", step=4, horizon=9, fields={"reason": "SIGTERM"})
     assert not heartbeats()
-    last = read_status(path)
+    last = read_object(path)
     assert (last["state"], last["step"], last["reason"]) == ("stopped", 4, "SIGTERM")
     file.close()
 
@@ -35,15 +36,15 @@ def test_close_keeps_the_last_state_and_ends_the_thread(tmp_path: Path) -> None:
     file.set("running", step=1, horizon=9, fields={})
     file.close()
     assert not heartbeats()
-    assert read_status(tmp_path / "status.json")["state"] == "running"
+    assert read_object(tmp_path / "status.json")["state"] == "running"
 
 
 def test_a_missing_or_broken_status_is_empty(tmp_path: Path) -> None:
-    assert read_status(tmp_path / "status.json") == {}
+    assert read_object(tmp_path / "status.json") == {}
     (tmp_path / "status.json").write_text('{"state": "runn')
-    assert read_status(tmp_path / "status.json") == {}
+    assert read_object(tmp_path / "status.json") == {}
     (tmp_path / "status.json").write_text("[1]")
-    assert read_status(tmp_path / "status.json") == {}
+    assert read_object(tmp_path / "status.json") == {}
 
 
 def test_a_folder_that_cannot_be_created_causes_one_warning(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from llamahome.monitoring.episodes import Facts
+from llamahome.monitoring.alerts import Watch
+from llamahome.monitoring.episodes import Alert, Facts
 
 Record = dict[str, float]
 PEAK = 2e-4
@@ -75,3 +76,11 @@ def changed(run: Iterator[Record], change: Callable[[int, Record], Record]) -> I
     for record in run:
         step = int(record.get("step", step))
         yield {**record, **change(step, record)}
+
+
+def alerts_of(records: Iterable[Mapping[str, float | None]], known: Facts) -> Iterator[Alert]:
+    """The alerts of a run by its records, in the order in which they were written."""
+    watch, step = Watch(known), known.first_step
+    for record in records:
+        step = int(record.get("step") or step)
+        yield from watch.observe(step, record)

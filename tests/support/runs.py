@@ -25,7 +25,7 @@ from llamahome.model.lora import add_lora
 from llamahome.model.objective import Objective
 from llamahome.model.place import place, trained_parameters
 from llamahome.model.precision import Precision
-from llamahome.monitoring.progress import QuietProgress
+from llamahome.monitoring.progress import Progress
 from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.checkpointing import Checkpointing, SaveAsync
@@ -126,7 +126,7 @@ class RunOptions:
         return [f"row {row}" for row in plain_order(self.table.num_rows).rows_at(np.arange(begin, end), seed=7)]
 
 
-class KeptWarnings(QuietProgress):
+class KeptWarnings(Progress):
     """Keeps the warnings."""
 
     def __init__(self) -> None:

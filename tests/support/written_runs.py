@@ -8,8 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llamahome.monitoring.display import RunSummary
-from llamahome.monitoring.summary import write_summary
+from llamahome.monitoring.display import RunSummary, write_summary
 from llamahome.rundir import RUNS, RunPaths
 
 BEGAN = 1_790_000_000.0

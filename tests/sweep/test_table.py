@@ -7,8 +7,7 @@ import pytest
 from llamahome.config.load import LoadedConfig, load_config
 from llamahome.errors import LlamaHomeError
 from llamahome.sweep.grid import Trial, make_grid
-from llamahome.sweep.picture import draw
-from llamahome.sweep.table import best_trial, make_rows, records, table_lines, tied
+from llamahome.sweep.table import best_trial, draw, make_rows, records, table_lines, tied
 from llamahome.sweep.trials import Progress, best_of
 
 

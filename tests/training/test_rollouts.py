@@ -23,9 +23,9 @@ from llamahome.model.sampling import Sampling
 from llamahome.model.shard import replicated
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.loop import train
+from llamahome.training.metric_file import REWARD, load_function
 from llamahome.training.policy import PolicyObjective
-from llamahome.training.reward import Reward, open_reward
-from llamahome.training.rollouts import AnsweredSteps, Drawing, advantages
+from llamahome.training.rollouts import AnsweredSteps, Drawing, Reward, advantages
 from llamahome.training.run import Run, StepLoss, first_state
 
 PROMPTS = [[5, 9, 11], [7] * 12, [30, 31, 32, 33, 34], [5, 9, 11]]
@@ -92,7 +92,7 @@ def answering(learner: Learner, run: Run, base: Path, reward: str, *, group_size
     drawing = Drawing(
         group_size=group_size,
         sampling=Sampling(temperature=1.0, max_new_tokens=6),
-        reward=Reward(open_reward(reward), tokenizer, lambda number: {"number": number}),
+        reward=Reward(load_function(reward, REWARD), tokenizer, lambda number: {"number": number}),
         divide_by_std=False,
         seed=7,
     )
@@ -196,7 +196,7 @@ def test_a_reward_that_fails_names_the_row_and_the_line(llama: Path, tmp_path: P
 )
 def test_a_file_without_a_usable_function_is_refused(tmp_path: Path, text: str, words: str, hint: str | None) -> None:
     with pytest.raises(ConfigError, match=words) as refused:
-        open_reward(reward_file(tmp_path, text))
+        load_function(reward_file(tmp_path, text), REWARD)
     (problem,) = refused.value.problems
     assert problem.code == "training.reward-unreadable"
     assert hint is None or (problem.hint is not None and re.fullmatch(hint, problem.hint))

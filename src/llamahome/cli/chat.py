@@ -1,28 +1,17 @@
 """`chat` talks to a model, alone or beside its base, on a terminal, through a pipe, or with the questions on the command line."""
 
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from llamahome.cli import options
-from llamahome.cli.dialogue import Dialogue, Exchange
-from llamahome.cli.sampling import sampling_from, sampling_options, without_effect
+from llamahome.cli.dialogue import Dialogue, Exchange, readable
+from llamahome.cli.sampling import sampling_options, without_effect
 from llamahome.cli.train import importing_torch
 
 if TYPE_CHECKING:
     from llamahome.conversation import Answer
-
-
-def print_note(line: str) -> None:
-    """Write a line beside the answers."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def readable(text: str) -> str:
-    """`text` with a replacement character for every byte that was not UTF-8."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 @click.command(
@@ -68,14 +57,15 @@ def chat(
     loaded = overrides.load()
     with importing_torch():
         from llamahome.conversation import model_folder, open_beside, open_chat
+        from llamahome.model.sampling import Sampling
         from llamahome.system_message import note_unless
-    chosen = sampling_from(sampling)
+    chosen = Sampling(**sampling)
     if line := without_effect(sampling):
-        print_note(line)
-    chat_model = open_chat(model, loaded, say=print_note)
-    beside = open_beside(chat_model, compare, loaded, say=print_note) if compare is not None else None
+        options.note(line)
+    chat_model = open_chat(model, loaded, say=options.note)
+    beside = open_beside(chat_model, compare, loaded, say=options.note) if compare is not None else None
     dialogue = Dialogue(chat_model, beside, sampling=chosen, names=(model, compare or ""))
-    note_unless(system, model_folder(model, loaded, say=lambda _: None), note=print_note)
+    note_unless(system, model_folder(model, loaded, say=lambda _: None), note=options.note)
     if system:
         dialogue.set_system(readable(system))
     if not prompts:
@@ -88,7 +78,7 @@ def chat(
         from llamahome.cli.columns import show_answers
 
         for prompt in prompts:
-            show_answers(dialogue, readable(prompt), note=print_note)
+            show_answers(dialogue, readable(prompt), note=options.note)
 
 
 def _as_json(model: str, compare: str | None, exchanges: list[Exchange]) -> dict[str, Any]:

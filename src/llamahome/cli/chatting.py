@@ -12,7 +12,8 @@ from types import FrameType
 from typing import Any
 
 from llamahome.cli.columns import show_answers
-from llamahome.cli.dialogue import Dialogue
+from llamahome.cli.dialogue import Dialogue, readable
+from llamahome.cli.options import note
 from llamahome.errors import LlamaHomeError
 
 _COMMANDS = {
@@ -34,7 +35,7 @@ def converse(dialogue: Dialogue) -> None:
     if terminal:
         with suppress(ImportError):
             import readline  # noqa: F401  input() then edits lines and remembers them
-        _note("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves")
+        note("/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves")
     while (line := _ask(terminal)) is not None:
         command = _COMMAND.fullmatch(line)
         if command:
@@ -51,7 +52,7 @@ def _ask(terminal: bool) -> str | None:
             if terminal and not sys.stdout.isatty():  # input() would write its prompt between the answers
                 print("you> ", end="", file=sys.stderr, flush=True)
             line = input("you> " if terminal and sys.stdout.isatty() else "")
-            return _readable(line).strip() or None
+            return readable(line).strip() or None
         except EOFError:
             if terminal:
                 print(file=sys.stderr)
@@ -59,19 +60,19 @@ def _ask(terminal: bool) -> str | None:
         except KeyboardInterrupt:
             if not terminal:
                 raise
-            _note("\nCtrl-D or /exit leaves")
+            note("\nCtrl-D or /exit leaves")
 
 
 def _answer(dialogue: Dialogue, question: str, *, terminal: bool) -> None:
     with _interrupts(terminal) as interrupted:
         try:
-            exchange = show_answers(dialogue, question, note=_note, cancelled=interrupted)
+            exchange = show_answers(dialogue, question, note=note, cancelled=interrupted)
         except LlamaHomeError as error:
             _show(error)
             return
     if exchange.answer.finish == "cancelled":
         kept = bool(exchange.answer.text)
-        _note("stopped; /undo forgets this question" if kept else "stopped; this question is forgotten")
+        note("stopped; /undo forgets this question" if kept else "stopped; this question is forgotten")
 
 
 @contextmanager
@@ -99,12 +100,12 @@ def _obey(dialogue: Dialogue, name: str, rest: str) -> bool:
         return False
     if name == "/help":
         for text, what in _COMMANDS.items():
-            _note(f"{text:14} {what}")
+            note(f"{text:14} {what}")
     elif name == "/clear":
         dialogue.clear()
-        _note(f"a new conversation{', with the same system message' if dialogue.system else ''}")
+        note(f"a new conversation{', with the same system message' if dialogue.system else ''}")
     elif name == "/undo":
-        _note(f"forgotten: {_short(dialogue.exchanges.pop().question)}" if dialogue.exchanges else "there is no question to forget")
+        note(f"forgotten: {_short(dialogue.exchanges.pop().question)}" if dialogue.exchanges else "there is no question to forget")
     elif name == "/system":
         _set_system(dialogue, rest)
     elif name == "/save":
@@ -112,7 +113,7 @@ def _obey(dialogue: Dialogue, name: str, rest: str) -> bool:
     else:
         near = difflib.get_close_matches(name.lower(), _NAMES, n=1, cutoff=0.6)
         instead = f"{near[0]} is the nearest" if near else f"the commands are {', '.join(_NAMES)}"
-        _note(f"there is no command {name}: {instead}; a question that begins with / is written with //")
+        note(f"there is no command {name}: {instead}; a question that begins with / is written with //")
     return True
 
 
@@ -121,9 +122,9 @@ def _set_system(dialogue: Dialogue, text: str) -> None:
         dialogue.set_system(text)
     except LlamaHomeError as error:
         _show(error)
-        _note("the conversation goes on without this system message")
+        note("the conversation goes on without this system message")
         return
-    _note("the system message is set" if text else "there is no system message now")
+    note("the system message is set" if text else "there is no system message now")
 
 
 def _save(dialogue: Dialogue, typed: str) -> None:
@@ -132,7 +133,7 @@ def _save(dialogue: Dialogue, typed: str) -> None:
     except ValueError:
         words = [typed]
     if len(words) != 1:
-        _note("/save FILE.jsonl")
+        note("/save FILE.jsonl")
         return
     path = Path(words[0]).expanduser()
     try:
@@ -143,21 +144,13 @@ def _save(dialogue: Dialogue, typed: str) -> None:
     cut = sum(exchange.answer.finish != "stop" for exchange in dialogue.exchanges)
     of = f", the answers of {dialogue.name}" if dialogue.beside is not None else ""
     shortened = f"; {cut} of {len(dialogue.exchanges)} answers end before their end" if cut else ""
-    _note(f"saved in {path}: one row of {len(dialogue.turns())} messages{of}{shortened}")
+    note(f"saved in {path}: one row of {len(dialogue.turns())} messages{of}{shortened}")
 
 
 def _show(error: LlamaHomeError) -> None:
-    _note("\n".join(problem.render() for problem in error.problems))
+    note("\n".join(problem.render() for problem in error.problems))
 
 
 def _short(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= 60 else f"{line[:57]}..."
-
-
-def _readable(text: str) -> str:
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _note(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -1,7 +1,6 @@
 """`checkpoint list | verify | prune`: what a run has saved, whether every byte is as it was written, and what to delete. No torch."""
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,7 +160,7 @@ def _checkpoint_folder(target: str) -> Path | None:
 
 def _table(listed: list["Listed"]) -> list[str]:
     from llamahome.checkpoint.listing import best_of
-    from llamahome.units import aligned, show_bytes
+    from llamahome.units import aligned, show_bytes, show_time
 
     header = ("checkpoint", "state", "held-out", "size", "written")
     best = best_of(listed)
@@ -171,7 +170,7 @@ def _table(listed: list["Listed"]) -> list[str]:
             each.kind + (", best" if each is best else ""),
             "-" if each.state is None or each.state.eval_loss is None else f"{each.state.eval_loss:.4f}",
             show_bytes(each.bytes),
-            time.strftime("%Y-%m-%d %H:%M", time.localtime(each.written)),
+            show_time(each.written),
         )
         for each in listed
     ]

@@ -3,7 +3,6 @@
 Only click is imported at the top; pydantic and YAML are imported when a command runs, torch never.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +32,7 @@ def show(overrides: options.Overrides, as_json: bool) -> None:
 
     loaded = overrides.load()
     if as_json:
-        _print_json({key: {"value": value, "origin": loaded.origins[key]} for key, value in _flat(loaded).items()})
+        options.print_json({key: {"value": value, "origin": loaded.origins[key]} for key, value in _flat(loaded).items()})
     else:
         click.echo(dump_config(loaded), nl=False)
 
@@ -57,12 +56,12 @@ def check(overrides: options.Overrides, files: tuple[Path, ...], as_json: bool) 
     except ConfigError as error:
         if not as_json:
             raise
-        _print_json({"ok": False, "files": paths, "errors": [vars(problem) for problem in error.problems], "warnings": []})
+        options.print_json({"ok": False, "files": paths, "errors": [vars(problem) for problem in error.problems], "warnings": []})
         raise click.exceptions.Exit(error.exit_status) from error
     warnings = config_warnings(loaded.config, loaded.origins)
     chosen = sum(is_chosen(origin) for origin in loaded.origins.values())
     if as_json:
-        _print_json({"ok": True, "files": paths, "errors": [], "warnings": [vars(problem) for problem in warnings]})
+        options.print_json({"ok": True, "files": paths, "errors": [], "warnings": [vars(problem) for problem in warnings]})
         return
     for problem in warnings:
         print(problem.render(level="warning"), file=sys.stderr)
@@ -82,7 +81,7 @@ def explain(overrides: options.Overrides, key: str, as_json: bool) -> None:
     if key in settings():
         facts = _facts(key, overrides)
         if as_json:
-            _print_json(facts)
+            options.print_json(facts)
         else:
             _print_facts(facts)
     elif key in sections():
@@ -123,7 +122,7 @@ def _explain_section(section: str, *, as_json: bool) -> None:
 
     members = [setting for setting in settings().values() if setting.section == section]
     if as_json:
-        _print_json({"section": section, "help": section_help(section), "keys": [setting.key for setting in members]})
+        options.print_json({"section": section, "help": section_help(section), "keys": [setting.key for setting in members]})
         return
     click.echo(f"{section}: {section_help(section)}")
     width = max(len(setting.key) for setting in members)
@@ -142,7 +141,7 @@ def schema(markdown: bool) -> None:
         return
     from llamahome.config.describe import json_schema
 
-    _print_json(json_schema())
+    options.print_json(json_schema())
 
 
 @config_app.command()
@@ -158,7 +157,3 @@ def init(force: bool) -> None:
 
 def _flat(loaded: "LoadedConfig") -> dict[str, Any]:
     return {f"{section}.{name}": value for section, group in loaded.config.model_dump().items() for name, value in group.items()}
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -189,10 +189,12 @@ def _print_rows(
     as_json: bool,
 ) -> list[Problem]:
     """Print at most `limit` rows; returns the problems of rows that cannot be used."""
+    from rich.console import Console
+
     from llamahome.data.view import view
 
     problems: list[Problem] = []
-    console = None if as_json else _console()
+    console = None if as_json else Console(highlight=False, file=sys.stdout)
     for shown in view(source, numbers, data, tokenizer, only=only):
         if isinstance(shown, Problem):
             problems.append(shown)
@@ -237,9 +239,3 @@ def print_row(shown: "ShownRow", console: "Console") -> None:
     console.print(body, soft_wrap=True)
     console.print(legend, soft_wrap=True)
     console.print()
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(highlight=False, file=sys.stdout)

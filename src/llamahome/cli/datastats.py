@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,7 @@ def stats(
     if png is not None and figures.histogram:
         write_histogram(figures.histogram, png, max_length=figures.max_length, title=" ".join(paths))
     if as_json:
-        click.echo(json.dumps(figures.as_json(), ensure_ascii=False))
+        click.echo(json.dumps(asdict(figures), ensure_ascii=False))
         return
     for line in _stats_lines(figures, paths):
         click.echo(line)

@@ -16,6 +16,11 @@ Write = Callable[[str], None]
 Turns = list[dict[str, str]]
 
 
+def readable(text: str) -> str:
+    """`text` with a replacement character for every byte that was not UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def _silent(text: str) -> None:
     """Write nothing."""
 
@@ -60,21 +65,18 @@ class Dialogue:
 
         Raises DataError if a template refuses the conversation, and ConfigError if it is too long.
         """
-        prompt = self.model.encode(self._turns(question))
+        prompt = self.model.encode(self.turns(question))
         other = None
         if self.beside is not None:
-            prompt_beside = self.beside.encode(self._turns(question, beside=True))
+            prompt_beside = self.beside.encode(self.turns(question, beside=True))
             other = self.beside.answer(prompt_beside, self.sampling, write=write_beside, cancelled=cancelled)
         exchange = Exchange(question, self.model.answer(prompt, self.sampling, write=write, cancelled=cancelled), other)
         if exchange.answer.finish != "cancelled" or exchange.answer.text:
             self.exchanges.append(exchange)
         return exchange
 
-    def turns(self) -> Turns:
-        """The conversation with the model as messages."""
-        return self._turns()
-
-    def _turns(self, question: str | None = None, *, beside: bool = False) -> Turns:
+    def turns(self, question: str | None = None, *, beside: bool = False) -> Turns:
+        """The conversation with the model, or with the one beside it, as messages; a further `question` at its end."""
         turns = [{"role": "system", "content": self.system}] if self.system else []
         for exchange in self.exchanges:
             answer = exchange.beside if beside else exchange.answer

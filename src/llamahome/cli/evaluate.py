@@ -12,8 +12,6 @@ from llamahome.cli.train import importing_torch
 from llamahome.errors import Problem, UsageError
 from llamahome.units import many
 
-_DATA = "Files (JSONL, JSON, CSV, Parquet, text), folders, globs, or org/name on the hub; several are read together."
-
 
 @click.command(
     epilog=options.examples(
@@ -25,7 +23,7 @@ _DATA = "Files (JSONL, JSON, CSV, Parquet, text), folders, globs, or org/name on
     )
 )
 @click.argument("model", help="A run, a checkpoint, a model folder or a model's name.")
-@click.argument("data_paths", metavar="DATA...", nargs=-1, help=_DATA)
+@click.argument("data_paths", metavar="DATA...", nargs=-1, help=options.DATA_HELP)
 @click.option(
     "--base", metavar="MODEL", help="Compare with this model, or with `none`; without it, with the base of the adapter or of the run."
 )

@@ -1,7 +1,6 @@
 """`export` writes a trained model in the form that another tool loads."""
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +52,7 @@ def export(overrides: options.Overrides, /, model: str, debug: bool, as_json: bo
         from llamahome.export import Wanted
         from llamahome.export import export as write
 
-    exported = write(model, Wanted(**wanted), loaded=loaded, say=lambda line: print(line, file=sys.stderr))
+    exported = write(model, Wanted(**wanted), loaded=loaded, say=options.note)
     click.echo(json.dumps(exported.as_json()) if as_json else "\n".join(_lines(exported)))
 
 

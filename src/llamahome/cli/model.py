@@ -2,17 +2,12 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from llamahome.cli import options
-
-
-def _print_note(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 @click.group("models", cls=options.Group)
@@ -68,7 +63,7 @@ def fetch(name: str) -> None:
     log_to_stderr(debug=False)
     from llamahome.model.load import find_model
 
-    print(find_model(name, say=_print_note))
+    print(find_model(name, say=options.note))
 
 
 def _facts(folder: Path) -> dict[str, Any]:
@@ -81,7 +76,10 @@ def _facts(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(Problem(code="model.unreadable", message="config.json cannot be read", where=str(folder))) from error
     weights = sorted(folder.glob("*.safetensors"))
-    template = (folder / "chat_template.jinja").is_file() or '"chat_template"' in _text(folder / "tokenizer_config.json")
+    settings = folder / "tokenizer_config.json"
+    template = (folder / "chat_template.jinja").is_file() or (
+        settings.is_file() and '"chat_template"' in settings.read_text(encoding="utf-8")
+    )
     return {
         "folder": str(folder),
         "architecture": (config.get("architectures") or ["unknown"])[0],
@@ -94,7 +92,3 @@ def _facts(folder: Path) -> dict[str, Any]:
         "longest_context": config.get("max_position_embeddings", 0),
         "chat_template": "yes" if template else "no",
     }
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""

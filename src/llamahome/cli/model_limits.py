@@ -1,11 +1,9 @@
 """Limits of the base model for the `data` commands: which tokenizer it has, its positions, and the length it was trained on."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
+from llamahome.cli import options
 from llamahome.rundir import BASE_MODELS
 
 if TYPE_CHECKING:
@@ -26,7 +24,7 @@ def find_tokenizer(model: "ModelConfig") -> "TokenizerSource":
             return tokenizer_source(folder, model, trains=True)
     from llamahome.model.load import find_model
 
-    folder = find_model(model.name, revision=model.revision, say=lambda text: click.echo(text, err=True))
+    folder = find_model(model.name, revision=model.revision, say=options.note)
     return tokenizer_source(folder, model, trains=True)
 
 
@@ -38,7 +36,7 @@ def fit_settings(loaded: "LoadedConfig", source: "TokenizerSource", tokenizer: "
     folder = _model_folder(source)
     if folder is None:
         return loaded
-    return fit_to_model(loaded, folder, tokenizer or open_tokenizer(source), say=_say)
+    return fit_to_model(loaded, folder, tokenizer or open_tokenizer(source), say=options.note)
 
 
 def prepare_rows(loaded: "LoadedConfig", paths: list[str]) -> "Prepared":
@@ -50,8 +48,8 @@ def prepare_rows(loaded: "LoadedConfig", paths: list[str]) -> "Prepared":
     source = find_tokenizer(loaded.config.model)
     tokenizer, folder = open_tokenizer(source), _model_folder(source)
     if folder is None:
-        return prepare(loaded.config.data, paths, tokenizer, say=_say)
-    fitted, prepared = data_limits.prepare_fitted(loaded, paths, folder, tokenizer, say=_say)
+        return prepare(loaded.config.data, paths, tokenizer, say=options.note)
+    fitted, prepared = data_limits.prepare_fitted(loaded, paths, folder, tokenizer, say=options.note)
     data_limits.warn_of_length(fitted, folder, prepared.report.longest_tokens, warn=_warn)
     return prepared
 
@@ -73,12 +71,8 @@ def positions_of(source: "TokenizerSource | None") -> int | None:
     return limits_of(folder).positions if folder is not None else None
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def _warn(message: str, why: str) -> None:
-    _say(f"warning: {message}: {why}")
+    options.note(f"warning: {message}: {why}")
 
 
 def _model_folder(source: "TokenizerSource") -> Path | None:

@@ -1,5 +1,6 @@
 """Options that several commands share, and the group that lists its commands in the order of their definition."""
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -104,6 +105,19 @@ eval_data = setting("--eval-data", "data.eval_path", "Rows to evaluate on")
 
 debug = click.option("--debug", is_flag=True, help="Show tracebacks and the log of libraries.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+DATA_HELP = "Files (JSONL, JSON, CSV, Parquet, text), folders, globs, or org/name on the hub; several are read together."
+
+
+def note(line: str) -> None:
+    """Write a line on stderr at once, beside the results on stdout."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON of several lines."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def prints_unicode() -> bool:

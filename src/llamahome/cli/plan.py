@@ -2,10 +2,8 @@
 
 import json
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -76,8 +74,7 @@ def plan(
     with importing_torch():
         from llamahome.planning import estimate
 
-    say = partial(print, file=sys.stderr)
-    simulation = estimate.simulate(loaded, cluster, passes=micro_batches, target_share=target_share, say=say)
+    simulation = estimate.simulate(loaded, cluster, passes=micro_batches, target_share=target_share, say=options.note)
     print(json.dumps(_simulation_json(simulation)) if as_json else "\n".join(_simulation_lines(simulation)))
 
 
@@ -112,7 +109,7 @@ def _print_estimate(loaded: "LoadedConfig", data_path: list[str], as_json: bool)
     with importing_torch():
         from llamahome.planning import estimate
 
-    result = estimate.estimate(data_path, loaded, say=lambda line: print(line, file=sys.stderr))
+    result = estimate.estimate(data_path, loaded, say=options.note)
     print(json.dumps(_estimate_json(result)) if as_json else "\n".join(_estimate_lines(result)))
 
 

@@ -29,13 +29,14 @@ def runs_app() -> None:
 def list_command(as_json: bool) -> None:
     """List every run, oldest first: state, step, losses, tokens, age. The runs of a sweep are in the table of their sweep."""
     from llamahome.monitoring.runs import list_runs
+    from llamahome.monitoring.sinks import without_nan
 
     found = list_runs()
     runs = [run for run in found if sweep_of(run.folder) is None]
     for sweep, count in Counter(sweep for run in found if (sweep := sweep_of(run.folder)) is not None).items():
         click.echo(f"{many(count, 'run')} of a sweep not shown, see the table of {as_typed(sweep)}", err=True)
     if as_json:
-        _print_json([_info_json(run) for run in runs])
+        options.print_json(without_nan([_info_json(run) for run in runs]))
     elif not found:
         click.echo(f"no runs yet; start one with: {first_command()}")
     else:
@@ -50,10 +51,11 @@ def show_command(run: str, as_json: bool) -> None:
     """Show one run: settings that are not defaults, losses, evaluations, checkpoints, counts, files."""
     from llamahome.monitoring.report import report_run
     from llamahome.monitoring.runs import find_run
+    from llamahome.monitoring.sinks import without_nan
 
     report = report_run(find_run(run))
     if as_json:
-        _print_json(_report_json(report))
+        options.print_json(without_nan(_report_json(report)))
         return
     for name, text in _report_rows(report):
         click.echo(f"{name:<12}{text}".rstrip())
@@ -151,12 +153,6 @@ def _report_json(report: "RunReport") -> dict[str, Any]:
 
 def _info_json(info: "RunInfo") -> dict[str, Any]:
     return {**dataclasses.asdict(info), "folder": str(info.folder)}
-
-
-def _print_json(value: Any) -> None:
-    from llamahome.monitoring.runs import without_nan
-
-    click.echo(json.dumps(without_nan(value), indent=2, ensure_ascii=False))
 
 
 def _labelled(name: str, lines: list[str]) -> list[tuple[str, str]]:

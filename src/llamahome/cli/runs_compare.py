@@ -1,6 +1,5 @@
 """`llamahome runs compare`: what differs between runs, in settings and in results. Only reads files, and imports no torch."""
 
-import json
 import shutil
 from typing import TYPE_CHECKING
 
@@ -22,13 +21,14 @@ def compare(runs: tuple[str, ...], as_json: bool) -> None:
     """Compare runs: the settings that differ, the results, and the losses as curves on one scale."""
     from llamahome.monitoring.compare import as_json as compared
     from llamahome.monitoring.report import report_run
-    from llamahome.monitoring.runs import find_run, without_nan
+    from llamahome.monitoring.runs import find_run
+    from llamahome.monitoring.sinks import without_nan
 
     if not 2 <= len(runs) <= len(_LETTERS):
         raise click.UsageError(f"compare takes 2 to {len(_LETTERS)} runs, not {len(runs)}")
     reports = [report_run(find_run(run)) for run in runs]
     if as_json:
-        click.echo(json.dumps(without_nan(compared(reports)), indent=2, ensure_ascii=False))
+        options.print_json(without_nan(compared(reports)))
         return
     for line in _lines(reports):
         click.echo(line.rstrip())

@@ -1,14 +1,11 @@
 """The options of `chat` and `serve` that say how answers are generated."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from llamahome.cli import options
-
-if TYPE_CHECKING:
-    from llamahome.model.sampling import Sampling
 
 
 class Finite(click.FloatRange):
@@ -38,13 +35,6 @@ sampling_options = options.together(
     click.option("--seed", type=click.IntRange(min=-(2**63), max=2**63 - 1), help="The same seed draws the same answer."),
     click.option("--max-new-tokens", type=click.IntRange(min=1, max=2**31), default=512, help="Longest answer in tokens."),
 )
-
-
-def sampling_from(values: dict[str, Any]) -> "Sampling":
-    """The Sampling of these options; raises ConfigError."""
-    from llamahome.model.sampling import Sampling
-
-    return Sampling(**values)
 
 
 def without_effect(values: dict[str, Any]) -> str | None:

@@ -1,17 +1,12 @@
 """`serve` answers the requests of OpenAI clients on this machine."""
 
-import sys
 from typing import Any
 
 import click
 
 from llamahome.cli import options
-from llamahome.cli.sampling import sampling_from, sampling_options
+from llamahome.cli.sampling import sampling_options
 from llamahome.cli.train import importing_torch
-
-
-def _note(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 @click.command(epilog=options.examples("llamahome serve latest", "llamahome serve latest --port 0 --max-new-tokens 1024"))
@@ -57,17 +52,18 @@ def serve(
         with importing_torch():
             from llamahome.conversation import model_folder, open_chat
             from llamahome.export import commands_to_serve
+            from llamahome.model.sampling import Sampling
             from llamahome.serving.app import Served, make_app
             from llamahome.system_message import note_unless
-        chosen = sampling_from(sampling)
-        chat_model = open_chat(model, loaded, say=_note)
-        name, commands = commands_to_serve(model, loaded, say=_note)
+        chosen = Sampling(**sampling)
+        chat_model = open_chat(model, loaded, say=options.note)
+        name, commands = commands_to_serve(model, loaded, say=options.note)
         names = tuple(dict.fromkeys((name, model)))
-        note_unless(system, model_folder(model, loaded, say=lambda _: None), note=_note)
+        note_unless(system, model_folder(model, loaded, say=lambda _: None), note=options.note)
         access = Access(host, opened.getsockname()[1], api_key)
-        app, worker = make_app(Served(chat_model, names, chosen, queue, system), access, log=_note)
-        _note("one request at a time, for trying the model out. To serve it to others:")
-        _note("\n".join(f"  {command}" for command in commands))
+        app, worker = make_app(Served(chat_model, names, chosen, queue, system), access, log=options.note)
+        options.note("one request at a time, for trying the model out. To serve it to others:")
+        options.note("\n".join(f"  {command}" for command in commands))
         if chat_model.tokenizer.chat_template is None:
-            _note("the model has no chat template: /v1/chat/completions refuses, /v1/completions continues text")
+            options.note("the model has no chat template: /v1/chat/completions refuses, /v1/completions continues text")
         run(app, opened, ready=lambda: print(f"listening on {url_of(opened, host)}", flush=True), stop=worker.stop)

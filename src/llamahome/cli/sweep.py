@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,28 +71,28 @@ def sweep(
     _fix_adapter(overrides, fixed)
     added = list(_comparable(fixed, {each.partition("=")[0].strip() for each in listed}))
     flags = {key: flag for key, (flag, _) in overrides.flags.items()}
-    grid = make_grid(listed, seeds, lambda each: _loaded(overrides, [*added, *each]), flags)
+    grid = make_grid(listed, seeds, lambda each: replace(overrides, assignments=[*added, *each]).load(), flags)
     files = _check(grid, data_paths)
     pruning = prune == "auto" and grid.trials[0].figure == "loss"
-    slots = make_slots(jobs, grid, data_paths, say=_say)
+    slots = make_slots(jobs, grid, data_paths, say=options.note)
     if dry_run:
-        show_plan(grid, data_paths, len(slots), as_json=as_json, say=_say)
+        show_plan(grid, data_paths, len(slots), as_json=as_json, say=options.note)
         return
     mark = course.fingerprint(data_paths, grid, prune=pruning)
     folder = output or course.SWEEPS / mark
-    words = [*data_paths, *_fixed_words(overrides)]
+    words = [*data_paths, *overrides.typed()]
 
     def train(trial: "Trial", root: Path | None) -> list[str]:
         place = ["--output", str(root), "--set", f"output.name={folder.resolve().name}-{trial.name}"] if root is not None else []
         return ["train", *words, *place, *(word for each in [*added, *trial.assignments] for word in ("--set", each))]
 
-    lock = course.open_folder(folder, mark, course.content_of(files), sys.argv[1:], say=_say)
-    _say(f"sweep: {len(grid.trials)} runs, {len(slots)} at a time, in {folder}")
+    lock = course.open_folder(folder, mark, course.content_of(files), sys.argv[1:], say=options.note)
+    options.note(f"sweep: {len(grid.trials)} runs, {len(slots)} at a time, in {folder}")
     if grid.trials[0].figure != "loss":
         why = "it is evaluation.metric" if grid.trials[0].chosen_by != "loss" else "the loss of runs with other constants does not compare"
-        _say(f"ranked by held-out {shown_figure(grid.trials[0].figure)}, because {why}")
-    _say(f"each is: llamahome {shlex.join(train(grid.trials[0], folder / 'trials' / '001'))}")
-    runner = Runner(folder, train, slots, lock, _say)
+        options.note(f"ranked by held-out {shown_figure(grid.trials[0].figure)}, because {why}")
+    options.note(f"each is: llamahome {shlex.join(train(grid.trials[0], folder / 'trials' / '001'))}")
+    runner = Runner(folder, train, slots, lock, options.note)
     with _stopping(runner):
         standing = course.run_rounds(runner, grid.trials, prune=pruning)
     best = _best(standing.rows, train)
@@ -102,15 +103,7 @@ def sweep(
     if best[0] is None and all(progress.state == "failed" for row in standing.rows for _, progress in row.trials):
         _raise_failed(standing.rows)
     if not keep_all and (count := course.remove_models(folder, grid.trials, keep=best[0])):
-        _say(f"removed the models of {many(count, 'run')}; --keep-all keeps them, their results stay")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _loaded(overrides: options.Overrides, assignments: Sequence[str]) -> "LoadedConfig":
-    return options.Overrides(overrides.files, overrides.flags, list(assignments)).load()
+        options.note(f"removed the models of {many(count, 'run')}; --keep-all keeps them, their results stay")
 
 
 def _comparable(loaded: "LoadedConfig", listed: set[str]) -> Iterator[str]:
@@ -202,17 +195,12 @@ def _check_held_out(loaded: "LoadedConfig") -> None:
         )
 
 
-def _fixed_words(overrides: options.Overrides) -> list[str]:
-    words = [word for path in overrides.files for word in ("--config", str(path))]
-    return words + [word for flag, value in overrides.flags.values() for word in (flag, str(value))]
-
-
 @contextmanager
 def _stopping(runner: "Runner") -> Iterator[None]:
     """SIGINT and SIGTERM stop the trials with a checkpoint; once more, they leave at once."""
 
     def receive(*_: object) -> None:
-        _say("\nstopping the trials with a checkpoint; once more leaves at once" if not runner.asked else "\nleaving at once")
+        options.note("\nstopping the trials with a checkpoint; once more leaves at once" if not runner.asked else "\nleaving at once")
         runner.stop()
 
     before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}

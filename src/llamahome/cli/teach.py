@@ -11,8 +11,6 @@ from llamahome.cli import options
 from llamahome.cli.train import importing_torch
 from llamahome.units import many
 
-_DATA = "Files (JSONL, JSON, CSV, Parquet, text), folders, globs, or org/name on the hub; several are read together."
-
 
 @click.command(
     epilog=options.examples(
@@ -20,7 +18,7 @@ _DATA = "Files (JSONL, JSON, CSV, Parquet, text), folders, globs, or org/name on
         "llamahome data teach chats.jsonl --teacher brisk-otter --output taught --top-k 64",
     )
 )
-@click.argument("data_paths", metavar="DATA...", nargs=-1, required=True, help=_DATA)
+@click.argument("data_paths", metavar="DATA...", nargs=-1, required=True, help=options.DATA_HELP)
 @click.option("--teacher", required=True, metavar="MODEL", help="A run, a model folder or a model's name, with the student's tokenizer.")
 @click.option(
     "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to write; an unfinished one is continued."

@@ -15,8 +15,6 @@ from llamahome.cli import options
 if TYPE_CHECKING:
     from llamahome.config.load import LoadedConfig
 
-_DATA = "Files (JSONL, JSON, CSV, Parquet, text), folders, globs, or org/name on the hub; several are read together."
-
 
 @click.command(
     epilog=options.examples(
@@ -26,7 +24,7 @@ _DATA = "Files (JSONL, JSON, CSV, Parquet, text), folders, globs, or org/name on
         "llamahome train more-chats.jsonl --from-adapter brisk-otter",
     )
 )
-@click.argument("data_paths", metavar="DATA_PATH...", nargs=-1, required=True, help=_DATA)
+@click.argument("data_paths", metavar="DATA_PATH...", nargs=-1, required=True, help=options.DATA_HELP)
 @options.model
 @options.from_adapter
 @options.output
@@ -176,7 +174,7 @@ def _launch_processes(loaded: "LoadedConfig") -> bool:
     restarts = loaded.config.training.restart == "auto" and not find_rank_info(os.environ).joins
     if not needs_launch(loaded.config.distributed, os.environ) and not restarts:
         return False
-    status = launch(sys.argv[1:], loaded.config.distributed, say=lambda text: print(text, file=sys.stderr, flush=True))
+    status = launch(sys.argv[1:], loaded.config.distributed, say=options.note)
     if status:
         raise click.exceptions.Exit(status)
     return True

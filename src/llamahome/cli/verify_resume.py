@@ -61,7 +61,7 @@ def verify_resume(overrides: options.Overrides, data_paths: tuple[str, ...], ste
     typed = loaded.origins["training.max_steps"] in ("--max-steps", "--set")  # that of a settings file is for a whole training
     count = max(_FEWEST, steps or (config.training.max_steps if typed else None) or _STEPS)
     beside = None if config.output.dir is None else Path(config.output.dir).parent
-    result = proof.verify_resume(words, steps=count, beside=beside, say=lambda line: print(line, file=sys.stderr, flush=True))
+    result = proof.verify_resume(words, steps=count, beside=beside, say=options.note)
     if as_json:
         shown = {"identical": result.identical, "tensors": result.tensors, "first_difference": result.first_difference}
         print(json.dumps({**shown, "steps": result.steps, "killed_after": result.killed_after, "resumed_from": result.resumed_from}))

@@ -14,11 +14,11 @@ from llamahome.config.load import LoadedConfig
 from llamahome.dashboard.charts import LOSS, Chart, compared_charts, machine_charts, run_charts
 from llamahome.dashboard.events import found_events
 from llamahome.dashboard.library import Library, changed_settings
-from llamahome.monitoring.display import metric_name
+from llamahome.durable import read_object
+from llamahome.monitoring.display import metric_name, read_summary
 from llamahome.monitoring.lineage import read_lineage
 from llamahome.monitoring.readings import show_moment, whole
 from llamahome.monitoring.runs import RunInfo, read_records
-from llamahome.monitoring.summary import read_summary
 from llamahome.rundir import RunPaths, as_typed, first_command, nearby, sweep_of
 from llamahome.units import show_bytes, show_count, show_seconds
 
@@ -222,15 +222,6 @@ def differing_settings(configs: Sequence[LoadedConfig | str]) -> list[tuple[str,
     return found
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object; empty if it is missing or cannot be read."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _first_names(path: Path) -> list[str]:
     """The metrics in the first 64 KiB of a file, to know the charts of a run without reading all of it."""
     from llamahome.monitoring.series import parse
@@ -273,8 +264,3 @@ def show_setting(value: Any) -> str:
     if isinstance(value, bool) or value is None or isinstance(value, list | tuple | dict):
         return json.dumps(value, ensure_ascii=False)
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def charts_json(charts: Sequence[Chart]) -> str:
-    """What charts.js reads from the page."""
-    return json.dumps([chart.as_json() for chart in charts])

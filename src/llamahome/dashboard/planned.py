@@ -8,9 +8,9 @@ import math
 from llamahome.config.load import LoadedConfig
 from llamahome.dashboard.charts import PLANNED_MEMORY
 from llamahome.dashboard.curves import Axis, Curves, Line
-from llamahome.dashboard.pages import planned_memory, read_object
+from llamahome.dashboard.pages import planned_memory
+from llamahome.durable import read_object
 from llamahome.monitoring.readings import whole
-from llamahome.monitoring.status import read_status
 from llamahome.rundir import RunPaths
 from llamahome.training.schedule import Curve, planned_curve
 
@@ -22,7 +22,7 @@ def planned_rates(config: LoadedConfig | str, paths: RunPaths, metrics: Curves, 
 
     Along tokens and time it ends with the last step that was done, because nobody knows where later steps will lie.
     """
-    horizon = whole(read_status(paths.metrics_dir / "status.json").get("horizon"))
+    horizon = whole(read_object(paths.metrics_dir / "status.json").get("horizon"))
     curve = _saved_curve(paths) or (_configured_curve(config, horizon) if horizon else None)
     last = metrics.last_step
     if curve is None or curve.horizon < 1 or (axis != "step" and last < 1):

@@ -8,9 +8,10 @@ import re
 import threading
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from llamahome.config.load import LoadedConfig
 from llamahome.config.schema import DataConfig, ModelConfig
 from llamahome.dashboard.lengths import Lengths, lengths_of
 from llamahome.dashboard.library import Library
-from llamahome.dashboard.pages import Pages, read_object, run_frame
+from llamahome.dashboard.pages import Pages, run_frame
 from llamahome.data.files.sources import Source, open_source
 from llamahome.data.files.splits import to_train
 from llamahome.data.text.tokenizer_files import tokenizer_source
 from llamahome.data.text.tokens import ChatTokenizer, open_tokenizer
 from llamahome.data.view import Kind, Only, view
+from llamahome.durable import read_object
 from llamahome.errors import LlamaHomeError, Problem
 from llamahome.rundir import BASE_MODELS, RunPaths
 
@@ -66,17 +68,8 @@ class RowBrowser:
     def page(self, paths: RunPaths, asked: Mapping[str, str]) -> HTMLResponse:
         """Some rows: from `row` on, or the row at the place `at` (file:line), or those that a filter (`only`) finds."""
         frame = {**run_frame(self._library, paths, "data"), "filters": FILTERS}
-        nothing: dict[str, Any] = {
-            "rows": [],
-            "total": 0,
-            "first": 0,
-            "only": "",
-            "next": None,
-            "before": None,
-            "data": "",
-            "problem": None,
-            "lengths": None,
-        }
+        nothing: dict[str, Any] = {"total": 0, "first": 0, "only": "", "next": None, "before": None, "data": "", "problem": None}
+        nothing |= {"rows": [], "lengths": None}
         try:
             with self._lock:  # sources and tokenizers are for one thread
                 opened = self._open(paths)
@@ -171,23 +164,15 @@ def tokens_shown(number: int, where: str, kinds: Sequence[Kind], texts: Sequence
         "tokens": len(kinds),
         "learned": kinds.count("learned"),
         "cut": kinds.count("cut"),
-        "stretches": list(_stretches(kinds, texts)),
+        "stretches": _stretches(kinds, texts),
         "hidden": max(0, len(kinds) - _MOST_TOKENS),
     }
 
 
-def _stretches(kinds: Sequence[Kind], shown: Sequence[str]) -> Iterator[tuple[Kind, list[str]]]:
+def _stretches(kinds: Sequence[Kind], shown: Sequence[str]) -> list[tuple[Kind, list[str]]]:
     """Runs of tokens of one kind with the text of each token; at most as many tokens as a page shows."""
-    kind: Kind | None = None
-    texts: list[str] = []
-    for token, text in islice(zip(kinds, shown, strict=True), _MOST_TOKENS):
-        if token != kind:
-            if kind is not None:
-                yield kind, texts
-            kind, texts = token, []
-        texts.append(text)
-    if kind is not None:
-        yield kind, texts
+    pairs = islice(zip(kinds, shown, strict=True), _MOST_TOKENS)
+    return [(kind, [text for _, text in run]) for kind, run in groupby(pairs, itemgetter(0))]
 
 
 def row_at(source: Source, place: str) -> int | None:

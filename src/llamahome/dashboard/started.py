@@ -24,7 +24,6 @@ from llamahome import durable
 from llamahome.dashboard.jobs import shown_command
 from llamahome.monitoring.processes import ProcessId, belongs_to, identify, is_alive, is_python_module
 from llamahome.monitoring.readings import whole
-from llamahome.monitoring.status import read_status
 from llamahome.redaction import redact_words
 from llamahome.rundir import STARTED, RunPaths
 
@@ -190,7 +189,7 @@ class StartedTrainings:
 
 def writes(record: Record, paths: RunPaths) -> bool:
     """Whether the training writes this run now or wrote it last: the run's status names its process, or one that it started."""
-    status = read_status(paths.metrics_dir / "status.json")
+    status = durable.read_object(paths.metrics_dir / "status.json")
     pid, when = status.get("pid"), status.get("t")
     if status.get("host") != record.host or not isinstance(pid, int) or not isinstance(when, int | float) or when < record.time:
         return False

@@ -19,7 +19,7 @@ from llamahome.data.content import Content, content_of
 from llamahome.data.files.sources import Source, open_source
 from llamahome.data.files.splits import Wanted, evaluation_paths, to_evaluate, to_measure, to_train
 from llamahome.data.records import Row
-from llamahome.data.report import DataReport
+from llamahome.data.report import SAME_COUNTS, DataReport
 from llamahome.data.rows.detect import SAMPLE, DetectedFormat, detect
 from llamahome.data.rows.formats import OWN_NAMES, Names
 from llamahome.data.rows.markup import markup_note
@@ -277,24 +277,15 @@ def _report(reading: RowReader, detected: DetectedFormat, counts: Counts, *, dup
         reason=detected.reason,
         files=len(reading.source.paths),
         rows=len(reading.source),
-        kept=counts.kept,
-        examples=counts.examples,
         train_examples=counts.examples,
         eval_examples=0,
         eval_rows=0,
-        bad=counts.bad,
         overlong_truncated=counts.truncated,
         overlong_dropped=counts.dropped,
-        split=counts.split,
-        without_targets=counts.without_targets,
-        tokens=counts.tokens,
-        targets=counts.targets,
-        cut_tokens=counts.cut_tokens,
-        cut_targets=counts.cut_targets,
         longest_tokens=counts.losses.longest_tokens,
         longest_where=counts.losses.longest_where,
         duplicates=duplicates,
         ignored_files=reading.source.ignored,
-        system_merged=counts.system_merged,
+        **{name: getattr(counts, name) for name in SAME_COUNTS},
         notes=notes_of(reading.tokenizer, chats=detected.name != "text"),
     )

@@ -142,7 +142,6 @@ def lost_lines(counts: DataReport | Counts) -> list[str]:
     return [f"{many(count, thing)} {what}" for count, thing, what in lost if count]
 
 
-_SUMMED = (
-    *("files", "rows", "kept", "examples", "bad", "overlong_truncated", "overlong_dropped", "split", "without_targets"),
-    *("tokens", "targets", "cut_tokens", "cut_targets", "system_merged", "ignored_files"),
-)
+SAME_COUNTS = ("kept", "examples", "bad", "split", "without_targets", "tokens", "targets", "cut_tokens", "cut_targets", "system_merged")
+"""Fields that mean what they mean in Counts."""
+_SUMMED = ("files", "rows", "overlong_truncated", "overlong_dropped", "ignored_files", *SAME_COUNTS)

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -45,11 +47,9 @@ class ShownRow:
 
     def stretches(self) -> Iterator[tuple[Kind, str, int]]:
         """Runs of tokens of one kind: kind, text, number of tokens."""
-        begin = 0
-        for at in range(1, len(self.kinds) + 1):
-            if at == len(self.kinds) or self.kinds[at] != self.kinds[begin]:
-                yield self.kinds[begin], "".join(self.texts[begin:at]), at - begin
-                begin = at
+        for kind, run in groupby(zip(self.kinds, self.texts, strict=True), itemgetter(0)):
+            texts = [text for _, text in run]
+            yield kind, "".join(texts), len(texts)
 
 
 @dataclass(frozen=True)

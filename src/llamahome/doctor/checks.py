@@ -1,7 +1,7 @@
 """A check of `llamahome doctor`: what was looked at, how it stands, and the command that mends it. Standard library only."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,13 +47,9 @@ class Request:
         """`root` as a path."""
         return Path(self.root)
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Request":
-        """The inverse of `to_json`."""
+        """The inverse of dataclasses.asdict, also after JSON has made lists of tuples."""
         lists = {name: tuple(values[name]) for name in ("data", "files", "assignments")}
         return cls(**{**values, **lists, "flags": {key: (flag, value) for key, (flag, value) in values["flags"].items()}})
 

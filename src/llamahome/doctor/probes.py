@@ -101,15 +101,10 @@ def _output(request: Request) -> Path:
     from llamahome.rundir import RUNS
 
     try:
-        from llamahome.doctor.settings import load_settings
-        from llamahome.errors import LlamaHomeError
-
-        try:
-            return Path(load_settings(request).config.output.dir or RUNS)
-        except LlamaHomeError:
-            return RUNS
+        config = _loaded(request)
     except ImportError:
         return RUNS
+    return Path(config.output.dir or RUNS) if config is not None else RUNS
 
 
 def _rates_of_storage(request: Request, say: Say) -> Iterable[Check]:

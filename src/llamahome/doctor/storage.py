@@ -134,7 +134,6 @@ class DiskRate:
     written: float
     read: float
     """From the disk if the system could be asked to forget what it keeps of the file."""
-    truly_read: bool
 
 
 def measure_disk(folder: Path) -> DiskRate:
@@ -147,8 +146,7 @@ def measure_disk(folder: Path) -> DiskRate:
             file.write(piece)
         os.fsync(file.fileno())
         written = time.perf_counter() - started
-        forgets = hasattr(os, "posix_fadvise")
-        if forgets:
+        if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         file.seek(0)
         started = time.perf_counter()
@@ -156,7 +154,7 @@ def measure_disk(folder: Path) -> DiskRate:
             pass
         read = time.perf_counter() - started
     size = _PIECE * _PIECES
-    return DiskRate(str(folder), size / written, size / read, forgets)
+    return DiskRate(str(folder), size / written, size / read)
 
 
 def disk_check(name: str, rate: DiskRate) -> Check:

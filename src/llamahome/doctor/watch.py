@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -69,7 +69,7 @@ class _Worker:
             stderr=self._errors,
             start_new_session=True,
         )
-        order = json.dumps({"request": request.to_json(), "names": [probe.name for probe in probes], "importable": importable})
+        order = json.dumps({"request": asdict(request), "names": [probe.name for probe in probes], "importable": importable})
         with suppress(BrokenPipeError):
             assert self._process.stdin is not None
             self._process.stdin.write(order.encode() + b"\n")

@@ -7,7 +7,6 @@ is doing, its answers, it ends. What libraries print goes to stderr. A check tha
 import json
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -38,14 +37,10 @@ def main() -> None:
         if probe.needs_packages and not importable:
             write(check=asdict(warned(probe.name, "not checked, because packages cannot be imported")))
         else:
-            for check in probe.look(request, _teller(write)):
+            for check in probe.look(request, lambda text: write(doing=text)):
                 write(check=asdict(check))
                 importable = importable and (check.name, check.status) != ("imports", "FAIL")
         write(end=probe.name)
-
-
-def _teller(write: Callable[..., None]) -> Callable[[str], None]:
-    return lambda text: write(doing=text)
 
 
 def _prepare() -> None:

@@ -117,7 +117,7 @@ def matrices(model: PreTrainedModel) -> Iterator[Matrix]:
             yield Matrix(path, "head", head.weight.numel(), 1.0, adapters.get(path, 0))
         elif id(module) not in in_decoder or OTHER_MODALITIES.search(path) or isinstance(module, nn.Embedding | nn.modules.conv._ConvNd):
             continue
-        elif isinstance(module, nn.Linear) or _is_conv1d(module):
+        elif isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":  # GPT-2's linear layer
             linear = _acts_linear(module) and not (path.endswith("out_proj") and model.config.model_type in _MAMBA_TYPES)
             form = "router" if _is_router(path, module, blocks) else "linear" if linear else "fixed"
             yield Matrix(path, form, module.weight.numel(), 1.0, adapters.get(path, 0) + adapters.get(f"{path}.weight", 0))
@@ -195,11 +195,6 @@ def _acts_linear(layer: nn.Module) -> bool:
     except (RuntimeError, TypeError, ValueError, IndexError):
         return False
     return isinstance(out, torch.Tensor) and out.shape == (2, 3, layer.out_features)
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    """Whether `module` is GPT-2's linear layer, whose weight is transposed."""
-    return type(module).__name__ == "Conv1D"
 
 
 def _is_wrapper(module: nn.Module) -> bool:

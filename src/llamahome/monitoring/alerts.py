@@ -5,7 +5,7 @@ they keep a few numbers each, whatever its length, and never touch the training.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from llamahome.monitoring.episodes import Alert, Facts, Values
@@ -36,14 +36,6 @@ class Watch:
 
 def _is_finite_loss(name: str, value: float | None) -> bool:
     return name in ("train/loss", "eval/loss") and value is not None and math.isfinite(value)
-
-
-def alerts_of(records: Iterable[Mapping[str, float | None]], facts: Facts) -> Iterator[Alert]:
-    """The alerts of a run by its records (lines of metrics.jsonl, samples of system.jsonl), in the order in which they were written."""
-    watch, step = Watch(facts), facts.first_step
-    for record in records:
-        step = int(record.get("step") or step)
-        yield from watch.observe(step, record)
 
 
 class AlertSink:

@@ -1,12 +1,16 @@
 """Text that the panel and the plain lines share: run summary, phase labels, time left, short metrics, sparkline."""
 
 import itertools
+import json
 import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
+from llamahome import durable
+from llamahome.monitoring.readings import number, whole
 from llamahome.units import many, show_bytes
 
 _SHORT_NAMES = {
@@ -63,6 +67,33 @@ class RunSummary:
     """The step that a resumed run continues from."""
     planned_memory: dict[str, int] | None = None
     """Bytes that the main process is planned to take, by purpose, `beside` being Python and its libraries; None if it is not known."""
+
+
+SUMMARY = "summary.json"
+
+
+def write_summary(metrics_dir: Path, summary: RunSummary) -> None:
+    """Write summary.json beside metrics.jsonl, for those who look at the run later or from elsewhere. Raises OSError."""
+    metrics_dir.mkdir(parents=True, exist_ok=True)
+    durable.write_whole(metrics_dir / SUMMARY, json.dumps(asdict(summary)) + "\n", flush=False)
+
+
+def read_summary(metrics_dir: Path) -> RunSummary | None:
+    """What `write_summary` wrote; None for a run of an older version or one that has not begun to train, and if it cannot be used."""
+    try:
+        found = RunSummary(**durable.read_object(metrics_dir / SUMMARY))
+    except TypeError:
+        return None
+    return found if found.horizon and all(_fits(field.type, getattr(found, field.name)) for field in fields(found)) else None
+
+
+def _fits(kind: object, value: object) -> bool:
+    """Whether the value of a field of this type can be computed with and shown."""
+    if kind in (int, float):
+        return (whole(value) if kind is int else number(value)) is not None
+    if kind is str:
+        return isinstance(value, str)
+    return value is None or (isinstance(value, dict) and all(whole(size) is not None for size in value.values()))
 
 
 def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:

@@ -4,7 +4,6 @@ Nothing is sent to the run: its files are read once a second, so closing or kill
 last line waits for its end, and a run that begins again after a checkpoint is shown anew.
 """
 
-import json
 import shlex
 import time
 from collections import deque
@@ -13,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from llamahome.config.load import read_saved_config
+from llamahome.durable import read_object
 from llamahome.errors import ConfigError
 from llamahome.monitoring.alerts import is_alert, said_of
-from llamahome.monitoring.display import RunSummary
+from llamahome.monitoring.display import RunSummary, read_summary
 from llamahome.monitoring.progress import Progress
 from llamahome.monitoring.readings import moment, show_moment, whole
 from llamahome.monitoring.runs import RunInfo, describe_run, numbers_of
 from llamahome.monitoring.series import Cursor, read_from
-from llamahome.monitoring.status import LOST_AFTER_SECONDS, read_status
-from llamahome.monitoring.summary import read_summary
+from llamahome.monitoring.status import LOST_AFTER_SECONDS
 from llamahome.rundir import RunPaths, as_typed, nearby
 
 Record = dict[str, Any]
@@ -172,7 +171,7 @@ def farewell(paths: RunPaths, info: RunInfo) -> list[str]:
     if not paths.root.exists():
         return [f"{paths.run_id} is gone: there is no folder {as_typed(paths.root)} any more", "next: llamahome runs list"]
     at = f"step {info.step:,}" if info.step is not None else "no step"
-    status = read_status(paths.metrics_dir / "status.json")
+    status = read_object(paths.metrics_dir / "status.json")
     when = show_moment(info.heartbeat, "%Y-%m-%d %H:%M:%S") or "an unknown time"
     if info.state == "finished":
         page = [f"report: {as_typed(paths.report)}"] if paths.report.is_file() else []
@@ -192,10 +191,7 @@ def farewell(paths: RunPaths, info: RunInfo) -> list[str]:
 
 def _command(environment: Path) -> str | None:
     """What was typed to start the run."""
-    try:
-        words = json.loads(environment.read_bytes())["command"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    words = read_object(environment).get("command")
     return shlex.join(["llamahome", *map(str, words[1:])]) if isinstance(words, list) and words else None
 
 

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from llamahome.durable import read_object
 from llamahome.errors import CheckpointError, Problem
 from llamahome.monitoring.runs import is_alive
-from llamahome.monitoring.status import LOST_AFTER_SECONDS, read_status
+from llamahome.monitoring.status import LOST_AFTER_SECONDS
 from llamahome.rundir import RunPaths, as_typed
 
 _POLL_S = 0.5
@@ -23,7 +24,7 @@ def require_idle(paths: RunPaths, consequence: str, *, hint: str | None = None, 
     With `waits`, a heartbeat of another machine that is not old is no proof: the next one is waited for, at most 30 s, and `waits` is
     called with a line that says so.
     """
-    status = read_status(paths.metrics_dir / "status.json")
+    status = read_object(paths.metrics_dir / "status.json")
     heartbeat = status.get("t")
     if status.get("state") != "running" or not isinstance(heartbeat, int | float):
         return
@@ -40,7 +41,7 @@ def _beats_again(paths: RunPaths, status: dict[str, Any], waits: Callable[[str],
     """Whether the heartbeat of `status` is followed by another one before it is old."""
     waits(f"the run was training {time.time() - status['t']:.0f} s ago on {status.get('host')}: waiting for a sign that it still does")
     while time.time() - status["t"] <= LOST_AFTER_SECONDS:
-        now = read_status(paths.metrics_dir / "status.json")
+        now = read_object(paths.metrics_dir / "status.json")
         if now.get("t") != status["t"] and now:
             return bool(now.get("state") == "running")
         time.sleep(_POLL_S)

@@ -10,15 +10,14 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from llamahome.monitoring.display import PhaseLabels, RunSummary, print_results, printable
-from llamahome.monitoring.panel import PanelState
+from llamahome.monitoring.display import PhaseLabels, RunSummary, printable
+from llamahome.monitoring.panel import PanelState, PanelView
 
 Publish = Callable[[dict[str, str], str, bool], None]
 """Takes the text by its MIME type, the name of the display, and whether that display is there already and is replaced."""
@@ -43,14 +42,13 @@ def notebook() -> Publish | None:
     return publish
 
 
-class NotebookProgress:
+class NotebookProgress(PanelView):
     """Shows phases, messages and the panel in one display."""
 
     def __init__(self, publish: Publish, *, phases: int | None = None, now: Callable[[], float] = time.monotonic) -> None:
         self._publish = publish
         self._now = now
         self._labels = PhaseLabels(phases)
-        self._panel: PanelState | None = None
         self._drawn: float | None = None
         self._is_behind = False
         self._begin()
@@ -72,7 +70,7 @@ class NotebookProgress:
         finally:
             lines[place] = f"{label} {outcome}{self._now() - started:.1f} s"
             if lines is self._lines:
-                self._draw()
+                self._redraw()
             else:  # another display has begun meanwhile, and the old one stays as it is
                 self.say(lines[place])
 
@@ -81,62 +79,26 @@ class NotebookProgress:
         if len(self._lines) >= _LINES_OF_A_DISPLAY:
             self._begin()
         self._lines.append(printable(line))
-        self._draw()
-
-    def warn(self, message: str, consequence: str) -> None:
-        """Show `warning: message; consequence`."""
-        self.say(f"warning: {message}; {consequence}")
-
-    def alert(self, step: int, text: str, help: str) -> None:
-        """Show `alert: step 12: text; help`."""
-        self.say(f"alert: step {step}: {text}; {help}")
-        if self._panel is not None:
-            self._panel.alert(step, text)
-            self._draw()
+        self._redraw()
 
     def start(self, summary: RunSummary) -> None:
         """Show the panel."""
         self._panel = PanelState(summary, now=self._now)
-        self._draw()
+        self._redraw()
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the metrics, unless the last draw was less than half a second ago."""
-        if self._panel is not None:
-            self._panel.update(step, metrics)
-            self._is_behind = True
-            if self._drawn is None or self._now() - self._drawn >= _SECONDS_BETWEEN_DRAWS:
-                self._draw()
-
-    def evaluating(self, step: int) -> None:
-        """Show that an evaluation is running."""
-        if self._panel is not None:
-            self._panel.evaluating = True
-            self._draw()
-
-    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show the new evaluation."""
-        if self._panel is not None:
-            self._panel.evaluating = False
-            self._panel.evaluation = (step, dict(metrics)) if metrics else self._panel.evaluation
-            self._draw()
-
-    def saved(self, step: int, path: Path) -> None:
-        """Show the new checkpoint."""
-        if self._panel is not None:
-            self._panel.checkpoint = path.name
-            self._draw()
-
-    def finish(self, lines: Sequence[str]) -> None:
-        """Show the last step, and print the result on stdout."""
-        self.close()
-        print_results(lines)
+        super().update(step, metrics)
+        self._is_behind = self._panel is not None
+        if self._is_behind and (self._drawn is None or self._now() - self._drawn >= _SECONDS_BETWEEN_DRAWS):
+            self._redraw()
 
     def close(self) -> None:
         """Show the last step; the display stays."""
         if self._is_behind:
-            self._draw()
+            self._redraw()
 
-    def _draw(self) -> None:
+    def _redraw(self) -> None:
         text = "\n".join(self._lines)
         if self._panel is not None:
             drawn = io.StringIO()

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llamahome.monitoring.display import PhaseLabels, RunSummary, StepTimer, print_results, printable, sparkline, summary_rows
+from llamahome.monitoring.progress import Progress
 from llamahome.units import show_bytes, show_count, show_seconds
 
 _DRAWS_PER_SECOND = 2
@@ -26,7 +27,52 @@ _LOSSES_KEPT = 10_000
 _BAR_WIDTH = 12
 
 
-class PanelProgress:
+class PanelView(Progress):
+    """Passes what happens on to a panel, which is there from the first step on."""
+
+    _panel: "PanelState | None" = None
+
+    def alert(self, step: int, text: str, help: str) -> None:
+        """Show `alert: step 12: text; help` above the panel, and its first part in the panel."""
+        super().alert(step, text, help)
+        if self._panel is not None:
+            self._panel.alert(step, text)
+            self._redraw()
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show the metrics at the next draw."""
+        if self._panel is not None:
+            self._panel.update(step, metrics)
+
+    def evaluating(self, step: int) -> None:
+        """Show that an evaluation is running."""
+        if self._panel is not None:
+            self._panel.evaluating = True
+            self._redraw()
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show the new evaluation."""
+        if self._panel is not None:
+            self._panel.evaluating = False
+            self._panel.evaluation = (step, dict(metrics)) if metrics else self._panel.evaluation
+            self._redraw()
+
+    def saved(self, step: int, path: Path) -> None:
+        """Show the new checkpoint."""
+        if self._panel is not None:
+            self._panel.checkpoint = path.name
+            self._redraw()
+
+    def finish(self, lines: Sequence[str]) -> None:
+        """Leave the last panel where it is, and print the result on stdout."""
+        self.close()
+        print_results(lines)
+
+    def _redraw(self) -> None:
+        """Draw the panel, where no thread does."""
+
+
+class PanelProgress(PanelView):
     """Draws phases and the panel with rich; honours NO_COLOR."""
 
     def __init__(
@@ -44,7 +90,6 @@ class PanelProgress:
         self._now = now
         self._labels = PhaseLabels(phases)
         self._live: Live | None = None
-        self._panel: PanelState | None = None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -67,47 +112,14 @@ class PanelProgress:
         """Show one line above the panel."""
         self._print(line)
 
-    def warn(self, message: str, consequence: str) -> None:
-        """Show `warning: message; consequence` above the panel."""
-        self._print(f"warning: {message}; {consequence}", style="yellow")
-
-    def alert(self, step: int, text: str, help: str) -> None:
-        """Show `alert: step 12: text; help` above the panel, and its first part in the panel."""
-        self._print(f"alert: step {step}: {text}; {help}", style="yellow")
-        if self._panel is not None:
-            self._panel.alert(step, text)
+    def _emphasize(self, line: str) -> None:
+        self._print(line, style="yellow")
 
     def start(self, summary: RunSummary) -> None:
         """Begin to draw the panel."""
         self.close()
         self._panel = PanelState(summary, now=self._now, unicode=self._console.encoding.startswith("utf"), hints=self._hints)
         self._show(self._panel.draw, transient=False)
-
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show the metrics at the next draw."""
-        if self._panel is not None:
-            self._panel.update(step, metrics)
-
-    def evaluating(self, step: int) -> None:
-        """Show that an evaluation is running."""
-        if self._panel is not None:
-            self._panel.evaluating = True
-
-    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show the new evaluation at the next draw."""
-        if self._panel is not None:
-            self._panel.evaluating = False
-            self._panel.evaluation = (step, dict(metrics)) if metrics else self._panel.evaluation
-
-    def saved(self, step: int, path: Path) -> None:
-        """Show the new checkpoint at the next draw."""
-        if self._panel is not None:
-            self._panel.checkpoint = path.name
-
-    def finish(self, lines: Sequence[str]) -> None:
-        """Leave the last panel on the screen and print the result on stdout."""
-        self.close()
-        print_results(lines)
 
     def close(self) -> None:
         """Stop drawing; the last panel stays."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from llamahome.monitoring.display import PhaseLabels, RunSummary, StepTimer, format_metrics, print_results, printable, summary_rows
+from llamahome.monitoring.progress import Progress
 from llamahome.rundir import as_typed
 from llamahome.units import show_seconds
 
@@ -21,7 +22,7 @@ _SHORT_EVALUATION_SECONDS = 1.0
 """An evaluation is not announced if the previous one took less than this."""
 
 
-class PlainProgress:
+class PlainProgress(Progress):
     """Writes phases, messages, and a key=value line for the first step, the last step, and one step every 10 s."""
 
     def __init__(self, stream: TextIO, *, phases: int | None = None, now: Callable[[], float] = time.monotonic) -> None:
@@ -55,14 +56,6 @@ class PlainProgress:
         """Write one line."""
         self._end_open_line()
         self._write(printable(line) + "\n")
-
-    def warn(self, message: str, consequence: str) -> None:
-        """Write `warning: message; consequence`."""
-        self.say(f"warning: {message}; {consequence}")
-
-    def alert(self, step: int, text: str, help: str) -> None:
-        """Write `alert: step 12: text; help`."""
-        self.say(f"alert: step {step}: {text}; {help}")
 
     def start(self, summary: RunSummary) -> None:
         """Write model, data and batch, a line each."""

@@ -6,28 +6,35 @@ Progress goes to stderr. The lines of `finish` are results and go to stdout.
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from llamahome.monitoring.display import RunSummary
-from llamahome.monitoring.plain import PlainProgress
 
 
-class Progress(Protocol):
-    """Reports what a run is doing."""
+class Progress:
+    """Reports what a run is doing. This class shows nothing and is used on every rank but the main one; views override its methods."""
 
-    def phase(self, name: str) -> AbstractContextManager[None]:
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
         """Show `name` while the block runs, and how long the block took."""
+        yield
 
     def say(self, line: str) -> None:
         """Show one line."""
 
     def warn(self, message: str, consequence: str) -> None:
         """Show what is wrong and what follows from it."""
+        self._emphasize(f"warning: {message}; {consequence}")
 
     def alert(self, step: int, text: str, help: str) -> None:
         """Show that something needs a look, and what to do."""
+        self._emphasize(f"alert: step {step}: {text}; {help}")
+
+    def _emphasize(self, line: str) -> None:
+        """Show one line that people must not miss."""
+        self.say(line)
 
     def start(self, summary: RunSummary) -> None:
         """Show the summary; training begins."""
@@ -51,49 +58,10 @@ class Progress(Protocol):
         """Restore the terminal, also after an error. May be called twice."""
 
 
-class QuietProgress:
-    """Shows nothing; used on every rank but the main one."""
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Run the block."""
-        yield
-
-    def say(self, line: str) -> None:
-        """Do nothing."""
-
-    def warn(self, message: str, consequence: str) -> None:
-        """Do nothing."""
-
-    def alert(self, step: int, text: str, help: str) -> None:
-        """Do nothing."""
-
-    def start(self, summary: RunSummary) -> None:
-        """Do nothing."""
-
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Do nothing."""
-
-    def evaluating(self, step: int) -> None:
-        """Do nothing."""
-
-    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Do nothing."""
-
-    def saved(self, step: int, path: Path) -> None:
-        """Do nothing."""
-
-    def finish(self, lines: Sequence[str]) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
 def open_progress(stream: TextIO, is_main: bool, *, phases: int | None = None) -> Progress:
-    """Return the panel for a terminal or a notebook, else plain lines; QuietProgress on other ranks. `phases` is the number of phases."""
+    """The panel for a terminal or a notebook, else plain lines; nothing on other ranks. `phases` is the number of phases."""
     if not is_main:
-        return QuietProgress()
+        return Progress()
     if "IPython" in sys.modules:
         from llamahome.monitoring.notebook import NotebookProgress, notebook
 
@@ -103,4 +71,6 @@ def open_progress(stream: TextIO, is_main: bool, *, phases: int | None = None) -
         from llamahome.monitoring.panel import PanelProgress  # rich, which only a terminal needs
 
         return PanelProgress(stream, phases=phases)
+    from llamahome.monitoring.plain import PlainProgress
+
     return PlainProgress(stream, phases=phases)

@@ -52,7 +52,3 @@ class Ranks:
         if len(self._told) < 2 or not self._told[1]:
             return self._before
         return (self._before or 0.0) + self._told[0] / JOULES_PER_KWH
-
-    def measuring(self) -> int:
-        """How many processes measure energy."""
-        return self._told[1] if len(self._told) > 1 else 0

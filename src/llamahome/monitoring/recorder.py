@@ -120,11 +120,6 @@ class Recorder:
             self._listeners.append(listener)
 
     @property
-    def totals(self) -> tuple[int, int]:
-        """(tokens, targets) since the start of the run; the checkpoint saves them."""
-        return self._total_tokens, self._total_targets
-
-    @property
     def waits(self) -> bool:
         """Whether steps have been recorded since the last cut."""
         return bool(self._losses)

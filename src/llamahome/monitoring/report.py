@@ -11,11 +11,10 @@ from llamahome.config.describe import settings
 from llamahome.config.load import read_saved_config
 from llamahome.errors import ConfigError
 from llamahome.monitoring.alerts import is_alert
-from llamahome.monitoring.display import RunSummary, metric_name
+from llamahome.monitoring.display import RunSummary, metric_name, read_summary
 from llamahome.monitoring.lineage import Ancestor, read_lineage
 from llamahome.monitoring.readings import number
 from llamahome.monitoring.runs import RunInfo, describe_run, numbers_of, read_records
-from llamahome.monitoring.summary import read_summary
 from llamahome.rundir import RunPaths
 
 

@@ -85,12 +85,7 @@ def memory_limit_bytes(root: Path = Path("/")) -> int:
     return min([int(psutil.virtual_memory().total), *(limit for limit, _ in memory_limits(root))])
 
 
-def used_memory_share(root: Path = Path("/")) -> float:
-    """Share of memory in use: of the machine or of a cgroup limit, whichever is higher."""
-    return _share_and_limit(root)[0]
-
-
-def _share_and_limit(root: Path) -> tuple[float, float]:
+def memory_share_and_limit(root: Path) -> tuple[float, float]:
     """The share of memory in use, and the memory that there is in bytes, of the machine or under its tightest limit."""
     machine, limits = psutil.virtual_memory(), list(memory_limits(root))
     share = max([machine.percent / 100, *(used / limit for limit, used in limits)])
@@ -176,7 +171,7 @@ class ResourceSampler:
         if swap is not None:
             sample["memory/swap"] = float(swap)
         if self._rates is not None:
-            share, limit = _share_and_limit(self._root)
+            share, limit = memory_share_and_limit(self._root)
             sample |= {
                 "system/cpu": psutil.cpu_percent(None) / 100,
                 "system/cpus": self._cpus,

@@ -16,10 +16,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from llamahome.durable import read_object
 from llamahome.errors import Problem, UsageError
 from llamahome.monitoring.readings import moment, number, whole
 from llamahome.monitoring.series import parse
-from llamahome.monitoring.status import LOST_AFTER_SECONDS, read_status
+from llamahome.monitoring.status import LOST_AFTER_SECONDS
 from llamahome.rundir import NEWEST, RUNS, RunPaths, first_command, nearby, open_run, sweep_of
 
 ShownState = Literal["running", "finished", "stopped", "failed", "lost"]
@@ -116,7 +117,7 @@ def _run_folders(root: Path) -> Iterator[Path]:
     metrics = RunPaths(root, "any").metrics_dir.parent
     if metrics.is_dir():
         for status in metrics.glob("*/status.json"):
-            folder = read_status(status).get("folder")
+            folder = read_object(status).get("folder")
             if isinstance(folder, str) and _is_run(Path(folder)) and open_run(Path(folder)).run_id == status.parent.name:
                 yield Path(folder)
 
@@ -127,7 +128,7 @@ def _is_run(folder: Path) -> bool:
 
 def describe_run(paths: RunPaths) -> RunInfo:
     """Read the state and the last metrics of one run."""
-    status = read_status(paths.metrics_dir / "status.json")
+    status = read_object(paths.metrics_dir / "status.json")
     last = _last_values(paths.metrics_dir / "metrics.jsonl")
     step = max((count for value in (status.get("step"), last.get("step")) if (count := whole(value)) is not None), default=None)
     tokens = number(last.get("train/tokens"))

@@ -147,16 +147,17 @@ _FINITE = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str)
 
 def json_line(record: Mapping[str, Any]) -> bytes:
     """Return one line of strict JSON; numbers that are not finite become null, because JSON has no name for them."""
-    return json.dumps(_strict(record), ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n"
+    return json.dumps(without_nan(record), ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n"
 
 
-def _strict(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """`value` with None for every number that is not finite, which JSON cannot hold."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(name): _strict(part) for name, part in value.items()}
+        return {str(name): without_nan(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(part) for part in value]
+        return [without_nan(part) for part in value]
     return value
 
 
@@ -201,18 +202,16 @@ class TensorBoardSink:
 
     def log(self, step: int, t: float, metrics: Mapping[str, float]) -> None:
         """Append one event with a scalar per metric."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        self.show(step, [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()], t)
+
+    def show(self, step: int, values: Sequence["Summary.Value"], t: float | None = None) -> None:
+        """Append one event, of now or of the unix time `t`."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
-        self._append(Event(wall_time=t, step=step, summary=Summary(value=values)))
-
-    def show(self, step: int, values: Sequence["Summary.Value"]) -> None:
-        """Append one event with values of tensorboard_pages.py."""
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        self._append(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        self._append(Event(wall_time=t or time.time(), step=step, summary=Summary(value=values)))
 
     def close(self) -> None:
         """Write the pending records and close the file."""

@@ -4,7 +4,6 @@ A reader never sees a partial status.json, because a temporary file is written a
 is running, because one step, evaluation or checkpoint may take longer than the time after which a reader shows the run as lost.
 """
 
-import json
 import os
 import socket
 import threading
@@ -74,12 +73,3 @@ class StatusFile:
             self._trouble.recovered(self._path)
         except OSError as error:
             self._trouble.failed(self._path, error)
-
-
-def read_status(path: Path) -> dict[str, Any]:
-    """Return the newest status, or an empty dictionary if the file is missing or cannot be parsed."""
-    try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}

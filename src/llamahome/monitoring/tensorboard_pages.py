@@ -80,8 +80,8 @@ def hyperparameters(settings: Mapping[str, Any], run_id: str) -> list["Summary.V
     metrics = [MetricInfo(name=MetricName(tag=tag)) for tag in _RESULTS]
     experiment = Experiment(name="llamahome", hparam_infos=infos, metric_infos=metrics)
     return [
-        _plugin_value(_EXPERIMENT_TAG, "hparams", HParamsPluginData(experiment=experiment).SerializeToString()),
-        _plugin_value(_START_TAG, "hparams", HParamsPluginData(session_start_info=start).SerializeToString()),
+        _hparams_value(_EXPERIMENT_TAG, HParamsPluginData(experiment=experiment).SerializeToString()),
+        _hparams_value(_START_TAG, HParamsPluginData(session_start_info=start).SerializeToString()),
     ]
 
 
@@ -91,7 +91,7 @@ def session_end(*, succeeded: bool) -> "Summary.Value":
 
     status = "STATUS_SUCCESS" if succeeded else "STATUS_FAILURE"
     end = SessionEndInfo(status=status, end_time_secs=time.time())
-    return _plugin_value(_END_TAG, "hparams", HParamsPluginData(session_end_info=end).SerializeToString())
+    return _hparams_value(_END_TAG, HParamsPluginData(session_end_info=end).SerializeToString())
 
 
 def _text_value(tag: str, plugin: str, strings: Sequence[bytes]) -> "Summary.Value":
@@ -104,11 +104,11 @@ def _text_value(tag: str, plugin: str, strings: Sequence[bytes]) -> "Summary.Val
     return Summary.Value(tag=tag, metadata=metadata, tensor=TensorProto(dtype="DT_STRING", string_val=strings, tensor_shape=shape))
 
 
-def _plugin_value(tag: str, plugin: str, content: bytes) -> "Summary.Value":
+def _hparams_value(tag: str, content: bytes) -> "Summary.Value":
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 
-    metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name=plugin, content=content))
+    metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="hparams", content=content))
     empty = TensorProto(dtype="DT_FLOAT", tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=0)]))
     return Summary.Value(tag=tag, metadata=metadata, tensor=empty)

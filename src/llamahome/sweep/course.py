@@ -16,9 +16,8 @@ from llamahome.errors import ConfigError, Problem
 from llamahome.redaction import redact_words
 from llamahome.rundir import SWEEP_FILE, TRIALS, as_typed, free_beside, refuse_unwritable
 from llamahome.sweep.grid import Grid, Trial
-from llamahome.sweep.picture import draw
 from llamahome.sweep.rungs import FEWEST_SETTINGS, RUNGS, pruned
-from llamahome.sweep.table import Row, as_csv, best_trial, make_rows, records
+from llamahome.sweep.table import Row, as_csv, best_trial, draw, make_rows, records
 from llamahome.sweep.trials import INTERRUPTED, Progress, Runner, read_progress, shortened, write_end
 
 SWEEPS = Path("output/sweeps")

@@ -27,7 +27,6 @@ from llamahome.distributed.failures import tie_to_parent
 from llamahome.errors import CheckpointError
 from llamahome.monitoring.readings import moment, number, whole
 from llamahome.monitoring.runs import read_records
-from llamahome.monitoring.status import read_status
 from llamahome.rundir import RunPaths, open_run
 from llamahome.sweep.grid import Trial
 from llamahome.sweep.rungs import rung_step
@@ -95,7 +94,7 @@ def _read_run(folder: Path, trial: Trial, *, since: float = 0.0) -> Progress:
     if not (root / "run_id").is_file():
         return Progress("waiting", figure=figure)
     paths = open_run(root)
-    status = read_status(paths.metrics_dir / "status.json")
+    status = durable.read_object(paths.metrics_dir / "status.json")
     evaluations, scores = {}, {}
     for record in read_records(paths.metrics_dir / "metrics.jsonl").records:
         at, when = whole(record.get("step")), moment(record.get("t"))

@@ -34,7 +34,6 @@ class Question:
     """As the model sees it, with control tokens."""
     reference: str
     """The assistant turn of the row, without white space at its ends and without its end token."""
-    reference_tokens: int
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def _question(number: int, tokenized: Tokenized | Problem | None, tokenizer: Cha
     if start < 1:
         return None
     reference = without_end(tokens[start:end], tokenizer.all_ends)
-    return Question(number, tuple(tokens[:start]), tokenizer.decode(tokens[:start]), tokenizer.decode(reference).strip(), len(reference))
+    return Question(number, tuple(tokens[:start]), tokenizer.decode(tokens[:start]), tokenizer.decode(reference).strip())
 
 
 def last_span(targets: Sequence[bool]) -> tuple[int, int]:

@@ -13,10 +13,12 @@ import hashlib
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from llamahome.data.steps.answered import Answer, Prompt, lay_out_answers, prompts_of_step
 from llamahome.data.steps.loader import Loader, Place, StepBatch
 from llamahome.data.store.counts import Counts
+from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.errors import OutOfMemory, Problem
 from llamahome.model.generate import draw_answers, positions_of
 from llamahome.model.load import CausalLM
@@ -24,7 +26,31 @@ from llamahome.model.sampling import Sampling
 from llamahome.model.shard import Placement
 from llamahome.monitoring.throughput import PartClock
 from llamahome.training.answering import batch_tokens_of, each_batch, in_batches
-from llamahome.training.reward import Reward
+from llamahome.training.answers import without_end
+from llamahome.training.metric_file import UserFunction
+
+
+@dataclass(frozen=True)
+class Reward:
+    """Scores answers in tokens by a function of the user's, which must give the same answer the same number every time.
+
+    Otherwise a resumed run takes another course.
+    """
+
+    function: UserFunction
+    tokenizer: ChatTokenizer
+    row_of: Callable[[int], dict[str, Any]]
+    """The row of the source with this number, for functions that read it."""
+
+    def score(self, prompt: tuple[int, ...], answer: list[int], reference: tuple[int, ...], *, row: int, where: str) -> float:
+        """The reward. Texts are without the end token and white space at their ends; the prompt is as the model sees it.
+
+        Raises ConfigError with the place of the row if the function raises or returns no finite number.
+        """
+        decode, ends = self.tokenizer.decode, self.tokenizer.all_ends
+        texts = [decode(without_end(ids, ends)).strip() for ids in (answer, reference)]
+        whole = self.row_of(row) if self.function.third == "row" else None
+        return self.function.score(decode(prompt), texts[0], texts[1], row=whole, where=where)
 
 
 @dataclass(frozen=True)

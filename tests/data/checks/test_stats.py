@@ -1,6 +1,7 @@
 """The statistics of data equal those counted by hand."""
 
 import json
+from dataclasses import asdict
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -107,4 +108,4 @@ def test_totals_duplicates_and_the_longest_rows() -> None:
     assert found.longest[0].where == "rows.jsonl:3" and found.longest[0].tokens == found.percentiles["longest"]
     assert [row.where for row in found.longest[1:3]] == ["rows.jsonl:2", "rows.jsonl:5"]
     assert found.mean == pytest.approx(found.tokens / 4) and 0 < found.targets < found.tokens
-    assert found.languages is None and json.loads(json.dumps(found.as_json()))["cuts"][0]["max_length"] == 256
+    assert found.languages is None and json.loads(json.dumps(asdict(found)))["cuts"][0]["max_length"] == 256

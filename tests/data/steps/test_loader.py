@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.order import row_at
 
 from llamahome.data.records import Example, Microbatch
 from llamahome.data.steps.loader import Extent, Loader, StepBatch, make_microbatch, sequential_microbatches
 from llamahome.data.steps.mixture import plain_order
-from llamahome.data.steps.order import row_at
 from llamahome.data.store.counts import Counts
 from llamahome.data.store.table import ExampleTable, RowRead, build_table
 

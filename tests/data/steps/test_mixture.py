@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.order import row_at
 from tests.support.tokenizers import train_tokenizer
 
 from llamahome.config.schema import DataConfig
 from llamahome.data.files.sources import Source, open_source
 from llamahome.data.prepare import prepare
 from llamahome.data.steps.mixture import MixtureSource, RowOrder, order_of, plain_order
-from llamahome.data.steps.order import row_at
 from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.errors import ConfigError, DataError
 
@@ -93,7 +93,7 @@ def test_every_epoch_is_exact_for_any_parts(sizes: list[tuple[int, int]], seed: 
         assert sum(times) == draws and max(times) - min(times) <= 1
         begin += rows
     some = data.draw(st.integers(0, order.epoch_rows - 1)) + number * order.epoch_rows
-    assert order.row_at(some, seed=seed) == epoch(order, number, seed=seed)[some % order.epoch_rows]
+    assert order.rows_at(np.array([some]), seed=seed)[0] == epoch(order, number, seed=seed)[some % order.epoch_rows]
 
 
 def test_names_that_match_no_file_or_the_same_file_are_refused() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llamahome.data.steps.mixture import plain_order
-from llamahome.data.steps.passed import joined, pass_over, positions_of
+from llamahome.data.steps.order import joined, pass_over, positions_of
 
 STEPS = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 8)).map(lambda step: (step[0], sum(step))), max_size=5)
 LATER = np.arange(120)

@@ -68,7 +68,7 @@ def _make_copy(path: str, kind: str, target: Path) -> tuple[Path, Change] | None
         encoding = wide_encoding(head, lambda: _blocks(path))
     if encoding is not None and not decodes(_blocks(path), codec_of(encoding)):  # it begins with a byte order mark, but its end is cut off
         return None
-    if encoding is None and kind not in (".jsonl", ".ndjson") and not _is_utf8(path):  # JSON lines are repaired one by one
+    if encoding is None and kind not in (".jsonl", ".ndjson") and not decodes(_blocks(path), "utf-8"):  # JSON lines are repaired one by one
         encoding = encoding_of(path)
     if encoding is not None:
         _recode(path, codec_of(encoding), target)
@@ -78,10 +78,6 @@ def _make_copy(path: str, kind: str, target: Path) -> tuple[Path, Change] | None
         return None
     table = _as_rows(path, kind, target)
     return None if table is None else (table[0], Change("data.whole-table", None, table[1], "one object a line"))
-
-
-def _is_utf8(path: str) -> bool:
-    return decodes(_blocks(path), "utf-8")
 
 
 def _blocks(path: str) -> Iterator[bytes]:

@@ -6,10 +6,9 @@ extra `plots` (matplotlib).
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,10 +79,6 @@ class Stats:
     languages: dict[str, int] | None
     """The number of rows of each language that is clear; None if languages were not identified."""
     longest: list[LongRow]
-
-    def as_json(self) -> dict[str, Any]:
-        """The object that `data stats --json` prints."""
-        return asdict(self)
 
 
 def stats_of(side: Side, data: DataConfig, *, languages: bool) -> Stats:

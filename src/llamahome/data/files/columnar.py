@@ -10,7 +10,7 @@ import bisect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from itertools import accumulate
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -32,20 +32,6 @@ _BROKEN = (pa.ArrowException, OSError)
 _JUMPS = 8
 """Row groups decoded out of order before the file counts as read in no order."""
 _HASHED_TOGETHER = 4096
-
-
-class Table(Protocol):
-    """Where single rows come from."""
-
-    def __len__(self) -> int: ...
-
-    def one(self, number: int) -> pa.Table | pa.RecordBatch:
-        """Row `number` alone."""
-        ...
-
-    def close(self) -> None:
-        """Release what is open."""
-        ...
 
 
 class ArrowBatches:
@@ -186,7 +172,7 @@ class ParquetGroups:
 class TableRows:
     """The rows of one Parquet or Arrow file."""
 
-    def __init__(self, file: GuardedFile, table: Table, *, reader: str, notify: Notify) -> None:
+    def __init__(self, file: GuardedFile, table: ArrowBatches | ParquetGroups, *, reader: str, notify: Notify) -> None:
         self._file, self._table = file, table
         self._cache = ArrayCache(file, reader, notify)
         names = table.one(0).schema.names if len(table) else []

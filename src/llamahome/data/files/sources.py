@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,30 +35,8 @@ _VERSION = 1
 """Of the rows that the readers make of the same bytes; part of the fingerprint."""
 
 
-class FileRows(Protocol):
-    """The rows of one file."""
-
-    def __len__(self) -> int: ...
-
-    def parsed(self, number: int) -> Row | Problem:
-        """Row `number` of the file, or what is wrong with it; DataError if the file can no longer be read."""
-        ...
-
-    def parsed_range(self, numbers: range) -> list[Row | Problem]:
-        """`parsed` of consecutive rows."""
-        ...
-
-    def raw(self, number: int) -> bytes:
-        """The bytes of the row as they are in the file; the row as JSON if the format has none."""
-        ...
-
-    def hashes(self) -> NDArray[np.uint64]:
-        """64 bits of each row's content."""
-        ...
-
-    def close(self) -> None:
-        """Close the file; a later read opens it again."""
-        ...
+FileRows = ByteRangeRows | TableRows
+"""The rows of one file, whatever its kind."""
 
 
 class Source:

@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from llamahome.config.yamltext import YamlTrouble, read_value
-from llamahome.data.files.jsontext import json_or_none
 from llamahome.data.files.kinds import ending
+from llamahome.durable import read_object
 from llamahome.errors import DataError, Problem
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -94,7 +94,7 @@ def _without_leftovers(files: Sequence[str]) -> list[str]:
     named: dict[Path, list[str] | None] = {}
     problems = []
     for folder in sorted({Path(path).parent for path in files}):
-        listed = _read_json(folder / "state.json").get("_data_files")
+        listed = read_object(folder / "state.json").get("_data_files")
         entries = listed if isinstance(listed, list) else []
         listed_names = [entry["filename"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("filename"), str)]
         named[folder] = listed_names if isinstance(listed, list) else None
@@ -107,14 +107,6 @@ def _without_leftovers(files: Sequence[str]) -> list[str]:
     return [path for path in files if ending(path) != ".arrow" or (names := named[Path(path).parent]) is None or Path(path).name in names]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json_or_none(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 def _saved(folder: str, files: Sequence[str]) -> SplitLayout | None:
     """The splits of every dataset_dict.json in or below the folder."""
     split_files, rest = [], []
@@ -122,7 +114,7 @@ def _saved(folder: str, files: Sequence[str]) -> SplitLayout | None:
     for path in files:
         split = Path(path).parent
         if split.parent not in declared:
-            declared[split.parent] = _read_json(split.parent / "dataset_dict.json").get("splits")
+            declared[split.parent] = read_object(split.parent / "dataset_dict.json").get("splits")
         names = declared[split.parent]
         if split != Path(folder) and isinstance(names, list) and split.name in names:
             split_files.append(SplitFile(path, split.name, _subset(Path(_inside(split.parent, folder)).parts)))

@@ -16,6 +16,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -85,14 +86,6 @@ def _refuse_not_finite(conversation: Conversation) -> None:
         path = not_finite_at(part)
         if path is not None:
             raise RowError("data.bad-json", f"there is NaN or an infinity in {name}, at {path}; neither is a JSON value")
-
-
-def _messages(row: Row, names: Names) -> Conversation:
-    return _listed(row, names, keys=("role", "content"), roles=_ROLES)
-
-
-def _sharegpt(row: Row, names: Names) -> Conversation:
-    return _listed(row, names, keys=("from", "value"), roles=SHAREGPT_ROLES)
 
 
 def _listed(row: Row, names: Names, *, keys: tuple[str, str], roles: dict[str, str]) -> Conversation:
@@ -214,8 +207,8 @@ def _conversation(
 
 
 _READERS: dict[str, Callable[[Row, Names], Conversation]] = {
-    "messages": _messages,
-    "sharegpt": _sharegpt,
+    "messages": partial(_listed, keys=("role", "content"), roles=_ROLES),
+    "sharegpt": partial(_listed, keys=("from", "value"), roles=SHAREGPT_ROLES),
     "alpaca": _alpaca,
     "prompt_completion": _prompt_completion,
     "text": _text,

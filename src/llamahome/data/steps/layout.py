@@ -67,12 +67,12 @@ def undivided(table: ExampleTable, layout: Layout) -> tuple[list[range], list[in
     for row in rows:
         begin, end = int(table.offsets[row.start]), int(table.offsets[row.stop])
         own = table.lengths[row.start : row.stop].tolist()
-        shared.append(common_beginning(table.tokens[begin:end], own) if layout.shares and len(row) > 1 else 0)
+        shared.append(common_prefix(table.tokens[begin:end], own) if layout.shares and len(row) > 1 else 0)
         lengths.append(end - begin - shared[-1] * (len(row) - 1))
     return rows, shared, lengths
 
 
-def common_beginning(tokens: NDArray[np.int32], lengths: Sequence[int]) -> int:
+def common_prefix(tokens: NDArray[np.int32], lengths: Sequence[int]) -> int:
     """Number of equal tokens at the beginning of documents that lie end to end, at most the length of the shortest minus 1."""
     common, first, start = min(lengths) - 1, tokens, lengths[0]
     for length in lengths[1:]:

@@ -18,28 +18,21 @@ from types import TracebackType
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llamahome.data.records import Microbatch, Together
 from llamahome.data.steps.batching import divide
 from llamahome.data.steps.layout import EACH_ALONE, Layout, idle_microbatch, make_microbatch, undivided
 from llamahome.data.steps.mixture import RowOrder
 from llamahome.data.store.counts import Counts
+from llamahome.data.store.streaming import StreamedExamples
 from llamahome.data.store.table import ExampleTable
 
 _AHEAD = 2
 """Steps laid out before they are asked for, besides one for each thread more than one."""
 
 
-class Examples(Protocol):
-    """Where examples come from: a prepared table, or a stream that makes them."""
-
-    @property
-    def threads(self) -> int:
-        """How many calls of examples_of are worth running at once."""
-
-    def examples_of(self, rows: NDArray[np.int64]) -> ExampleTable:
-        """A table of these rows of the source, in this order."""
+Examples = ExampleTable | StreamedExamples
+"""Where examples come from: a prepared table, or a stream that makes them."""
 
 
 @dataclass(frozen=True, kw_only=True)

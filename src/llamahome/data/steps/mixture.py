@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from llamahome.data.files.locate import locate
 from llamahome.data.files.sources import Source
 from llamahome.data.files.splits import EVERYTHING
-from llamahome.data.steps.order import mixed_seed, rows_at
-from llamahome.data.steps.passed import Ranges, positions_of
+from llamahome.data.steps.order import Ranges, mixed_seed, positions_of, rows_at
 from llamahome.errors import ConfigError, DataError, Problem
 from llamahome.units import many, parse_rows
 
@@ -90,10 +89,6 @@ class RowOrder:
                 often = f"{part.draws / part.num_rows:.4g} times each"
                 lines.append(f"{part.name or 'the other files'}: {many(part.num_rows, 'row')}, {part.draws:,} seen in an epoch ({often})")
         return tuple(lines)
-
-    def row_at(self, position: int, *, seed: int) -> int:
-        """`rows_at` for one position."""
-        return int(self.rows_at(np.array([position], np.int64), seed=seed)[0])
 
 
 def plain_order(num_rows: int, *, held: NDArray[np.int64] | None = None) -> RowOrder:

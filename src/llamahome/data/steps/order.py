@@ -5,10 +5,18 @@ Cost: a few hundred integer operations for any position. A Feistel network (Luby
 of bits permutes a range at most 16 times too large for tiny and 4 times for other sizes; walking its cycle until the result is a row number
 keeps it a permutation (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). The round function is the finalizer of
 SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014) with the constants of Stafford's variant 13.
+
+A run that went back to a checkpoint passes over the positions of the steps it went back from, as ranges (begin, end) of positions. Its own
+position stays one integer, the number of rows consumed, so neither the number of steps nor the learning rate changes: later rows move up.
 """
+
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+Ranges = tuple[tuple[int, int], ...]
+"""In order, apart from each other."""
 
 _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -18,29 +26,12 @@ _MIN_BITS = 2
 """Bits of half a block for the smallest data sets."""
 
 
-def row_at(position: int, *, num_rows: int, seed: int) -> int:
-    """The row at `position`, counted from the start of training; every epoch has an order of its own."""
-    if num_rows < 1 or position < 0:
-        raise ValueError(f"there is no row at position {position} of {num_rows} rows")
-    epoch, value = divmod(position, num_rows)
-    half = _half_bits(num_rows)
-    low = (1 << half) - 1
-    keys = _round_keys(seed, epoch)
-    while True:
-        left, right = value >> half, value & low
-        for key in keys:
-            left, right = right, left ^ (_mix(right ^ key) & low)
-        value = left << half | right
-        if value < num_rows:
-            return value
-
-
 def rows_at(positions: NDArray[np.int64], *, num_rows: int, seed: int) -> NDArray[np.int64]:
-    """`row_at` for many positions at once, with the same results."""
+    """The rows at `positions`, counted from the start of training; every epoch has an order of its own."""
     if num_rows < 1 or (len(positions) and int(positions.min()) < 0):
         raise ValueError(f"there are no such positions in {num_rows} rows")
     epochs = positions // num_rows
-    return _permute((positions - epochs * num_rows).astype(np.uint64), num_rows=num_rows, keys=_round_keys_of(seed, epochs))
+    return _permute((positions - epochs * num_rows).astype(np.uint64), num_rows=num_rows, keys=_round_keys(seed, epochs))
 
 
 def mixed_seed(seed: int, purpose: int) -> int:
@@ -50,7 +41,7 @@ def mixed_seed(seed: int, purpose: int) -> int:
 
 def _permute(values: NDArray[np.uint64], *, num_rows: int, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
     """The permuted values; keys have the shape [rounds, values]."""
-    half = np.uint64(_half_bits(num_rows))
+    half = np.uint64(max(_MIN_BITS, ((num_rows - 1).bit_length() + 1) // 2))
     low = np.uint64((1 << int(half)) - 1)
     walking = np.arange(len(values))
     while len(walking):
@@ -63,17 +54,8 @@ def _permute(values: NDArray[np.uint64], *, num_rows: int, keys: NDArray[np.uint
     return values.astype(np.int64)
 
 
-def _half_bits(num_rows: int) -> int:
-    return max(_MIN_BITS, ((num_rows - 1).bit_length() + 1) // 2)
-
-
-def _round_keys(seed: int, epoch: int) -> tuple[int, ...]:
-    state = _mix(_mix(seed + _GOLDEN & _MASK) + epoch & _MASK)
-    return tuple(_mix(state + number * _GOLDEN & _MASK) for number in range(1, _ROUNDS + 1))
-
-
-def _round_keys_of(seed: int, epochs: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """`_round_keys` for many epochs: [rounds, epochs]."""
+def _round_keys(seed: int, epochs: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """[rounds, epochs]."""
     states = _mix_array(epochs.astype(np.uint64) + np.uint64(_mix(seed + _GOLDEN & _MASK)))
     return np.stack([_mix_array(states + np.uint64(number * _GOLDEN & _MASK)) for number in range(1, _ROUNDS + 1)])
 
@@ -88,3 +70,31 @@ def _mix_array(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return values ^ values >> np.uint64(31)
+
+
+def joined(ranges: Iterable[Sequence[int]]) -> Ranges:
+    """The same positions as few ranges in order."""
+    merged: list[tuple[int, int]] = []
+    for begin, end in sorted((begin, end) for begin, end in ranges if begin < end):
+        if merged and begin <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(merged[-1][1], end)
+        else:
+            merged.append((begin, end))
+    return tuple(merged)
+
+
+def positions_of(consumed: NDArray[np.int64], passed: Ranges) -> NDArray[np.int64]:
+    """The positions in the order of the rows with these numbers, counted as they are consumed."""
+    if not passed:
+        return consumed
+    lengths = np.array([end - begin for begin, end in passed], np.int64)
+    before = np.concatenate([[0], np.cumsum(lengths)])
+    starts = np.array([begin for begin, _ in passed], np.int64) - before[:-1]
+    shifted: NDArray[np.int64] = consumed + before[np.searchsorted(starts, consumed, side="right")]
+    return shifted
+
+
+def pass_over(passed: Ranges, steps: Iterable[tuple[int, int]]) -> Ranges:
+    """`passed` and the positions of `steps`, each (begin, end) counted as its rows were consumed."""
+    more = [positions_of(np.arange(begin, end, dtype=np.int64), passed).tolist() for begin, end in steps]
+    return joined([*passed, *((position, position + 1) for positions in more for position in positions)])

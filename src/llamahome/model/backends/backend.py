@@ -169,7 +169,7 @@ class Backend(Protocol):
     def to_device(self, batch: B, /) -> B:
         """`batch` on the device; the loader's thread calls it ahead of the step."""
 
-    def shares_beginnings(self, model: PreTrainedModel, /) -> bool:
+    def shares_prefixes(self, model: PreTrainedModel, /) -> bool:
         """Whether `make_pass` can compute tokens that documents of a batch share only once, while `model` is trained."""
 
     def make_pass(self, batch: Batch, model: PreTrainedModel, /) -> Pass:

@@ -7,9 +7,9 @@ result is a *sum* in float32; the training step divides it by the global number 
 Legend: N target positions, R rows of a tile, V vocabulary, D hidden size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -112,10 +112,8 @@ class PlainTiles:
         total_VD += grad_RV.t() @ hidden_RD
 
 
-class MakeTiles(Protocol):
-    """Creates a back end's implementation of the tiles."""
-
-    def __call__(self, matrix_VD: Tensor, head: Head, /) -> PlainTiles: ...  # noqa: D102
+MakeTiles = Callable[[Tensor, Head], PlainTiles]
+"""Creates a back end's implementation of the tiles from the head's weight, [V, D] in the dtype of the products, and the head."""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class Reference:
         moved: B = replace(batch, **tensors, extra=extra)  # type: ignore[type-var]
         return moved
 
-    def shares_beginnings(self, model: PreTrainedModel, /) -> bool:
+    def shares_prefixes(self, model: PreTrainedModel, /) -> bool:
         """Where the tokens are on the processor and all copies of a token have the same state."""
         return self.device.type == "cpu" and packing_of(model).shares_prefixes and not uses_dropout(model)
 

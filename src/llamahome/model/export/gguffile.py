@@ -39,7 +39,7 @@ _EMBEDDINGS = ("token_embd.weight", _HEAD)
 def write_gguf(path: Path, weights: TrainedWeights, config: Mapping[str, Any], tokenizer: TokenizerFacts, *, quant: str, name: str) -> None:
     """Write the trained model as one GGUF file. Raises ConfigError where llama.cpp cannot compute it as it was trained."""
     architecture = architecture_of(config)
-    rows = weights.shapes[_embedding(weights)][0]
+    rows = next(shape[0] for name, shape in weights.shapes.items() if name.endswith("embed_tokens.weight"))
     vocabulary = read_vocabulary(tokenizer.content, rows)
     kind, file_type = QUANTS[quant]
     names = {tensor: _name(tensor, architecture, int(config["num_hidden_layers"])) for tensor in weights.shapes}
@@ -92,10 +92,6 @@ def _stacked(weights: TrainedWeights, tensors: Sequence[str]) -> Tensor:
 
 def _laid_out(weights: TrainedWeights, tensor: str, config: Mapping[str, Any], architecture: Architecture) -> Tensor:
     return laid_out(tensor, weights.read(tensor), config, architecture)
-
-
-def _embedding(weights: TrainedWeights) -> str:
-    return next(name for name in weights.shapes if name.endswith("embed_tokens.weight"))
 
 
 def _name(tensor: str, architecture: Architecture, layers: int) -> str:

@@ -41,7 +41,7 @@ def stream(folder: Path, read: Callable[[str], Tensor], names: Container[str]) -
     config = AutoConfig.from_pretrained(folder)
     with _weights_on_meta():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
-    embedding = _name_of(model, model.get_input_embeddings())
+    embedding = next(f"{name}.weight" for name, module in model.named_modules() if module is model.get_input_embeddings())
     sources: dict[str, Callable[[], Tensor]] = {}
     for name, _ in model.named_parameters():
         if name in names:
@@ -57,10 +57,6 @@ def stream(folder: Path, read: Callable[[str], Tensor], names: Container[str]) -
         if parameters:
             _load_while_computing(module, {name: sources[f"{path}.{name}" if path else name] for name in parameters})
     return model
-
-
-def _name_of(model: nn.Module, wanted: nn.Module) -> str:
-    return next(f"{name}.weight" for name, module in model.named_modules() if module is wanted)
 
 
 def _load_while_computing(module: nn.Module, sources: Mapping[str, Callable[[], Tensor]]) -> None:

@@ -62,7 +62,7 @@ def read_vocabulary(tokenizer: Mapping[str, Any], rows: int) -> Vocabulary:
     tokens = [texts.get(number, f"[PAD{number}]") for number in range(rows)]
     types = [_type(number, texts, added, model) for number in range(rows)]
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    if _is_byte_level(tokenizer):
+    if any(step["type"] == "ByteLevel" for step in _steps(tokenizer.get("pre_tokenizer"), "pretokenizers")):
         return Vocabulary("gpt2", pre_tokenizer(tokenizer), tokens, types, [], merges, add_space_prefix=False)
     if model.get("byte_fallback"):
         _require_pieces(tokenizer)
@@ -89,10 +89,6 @@ def _steps(part: Any, key: str) -> list[Mapping[str, Any]]:
     if not part:
         return []
     return [step for inner in part[key] for step in _steps(inner, key)] if part["type"] == "Sequence" else [part]
-
-
-def _is_byte_level(tokenizer: Mapping[str, Any]) -> bool:
-    return any(step["type"] == "ByteLevel" for step in _steps(tokenizer.get("pre_tokenizer"), "pretokenizers"))
 
 
 def pre_tokenizer(tokenizer: Mapping[str, Any]) -> str:

@@ -1,10 +1,10 @@
 """Parts of report.html that show records: alerts, evaluations, samples, environment, events. No torch."""
 
-import json
 import math
 from html import escape
 from typing import Any
 
+from llamahome.durable import read_object
 from llamahome.monitoring.alerts import is_alert, said_of
 from llamahome.monitoring.readings import show_moment, whole
 from llamahome.monitoring.report import RunReport
@@ -72,11 +72,8 @@ def _answer(record: dict[str, Any], kind: str) -> tuple[str, Any, str]:
 
 def environment(paths: RunPaths) -> str:
     """Versions, machine and command, as environment.json holds them."""
-    try:
-        content = json.loads(paths.environment.read_bytes())
-    except (OSError, ValueError):
-        return ""
-    if not isinstance(content, dict):
+    content = read_object(paths.environment)
+    if not content:
         return ""
     rows = "".join(
         f'<tr><th scope="row">{escape(_words(name.removesuffix("_bytes")))}</th><td>{_text(name, value)}</td></tr>'

@@ -14,10 +14,9 @@ from llamahome.model.backends.cpu.elementwise import (
     GatedActivation,
     NormOptions,
     RmsNorm,
-    gated_activation,
+    Transform,
     plain_gate,
     plain_norm,
-    plain_rotation,
     rms_norm,
     rotate_heads,
 )
@@ -37,6 +36,17 @@ def value_and_gradients(run: Callable[[], Tensor], inputs: list[Tensor], seed: i
     out = run()
     out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(seed)).to(out.dtype))
     return [out.detach(), *(x.grad for x in inputs)]
+
+
+def plain_rotation(x_THE: Tensor, cosine_TE: Tensor, sine_TE: Tensor) -> Tensor:
+    """Rotates the pairs (i, i + E/2) by the angles of their token."""
+    a, b = x_THE.float().chunk(2, -1)
+    rotated = x_THE.float() * cosine_TE[:, None].float() + torch.cat([-b, a], -1) * sine_TE[:, None].float()
+    return rotated.to(x_THE.dtype)
+
+
+def gated_activation(gate_up: Tensor, kind: str, kernels: Kernels) -> Tensor:
+    return Transform.apply(GatedActivation(kind, kernels), gate_up)
 
 
 def assert_same(found: list[Tensor], expected: list[Tensor], dtype: torch.dtype) -> None:

@@ -49,13 +49,6 @@ def plain_gate(gate_up: Tensor, kind: str) -> Tensor:
     return ((F.silu(gate) if kind == "silu" else F.gelu(gate, approximate="tanh")) * up).to(gate_up.dtype)
 
 
-def plain_rotation(x_THE: Tensor, cosine_TE: Tensor, sine_TE: Tensor) -> Tensor:
-    """Rotary embedding as in Llama: rotates the pairs (i, i + E/2) by the angles of their token."""
-    a, b = x_THE.float().chunk(2, -1)
-    rotated = x_THE.float() * cosine_TE[:, None].float() + torch.cat([-b, a], -1) * sine_TE[:, None].float()
-    return rotated.to(x_THE.dtype)
-
-
 @dataclass(frozen=True)
 class Identity:
     """The input of a product is its source."""
@@ -142,11 +135,12 @@ InputTransform = Identity | RmsNorm | GatedActivation
 """Computes the input of a product from its sources. The backward pass keeps the sources instead of the input."""
 
 
-class _Transform(torch.autograd.Function):
+class Transform(torch.autograd.Function):
     """An input transform by itself, without a product."""
 
     @staticmethod
     def forward(ctx: Any, transform: InputTransform, *sources: Tensor) -> Tensor:
+        """Compute the input."""
         sources = tuple(source.contiguous() for source in sources)
         out, kept = transform.forward(*sources)
         ctx.save_for_backward(*sources, *kept)
@@ -155,6 +149,7 @@ class _Transform(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of the sources."""
         _, grads = ctx.transform.backward(gradients[0], *ctx.saved_tensors, needs_grad=ctx.needs_input_grad[1:], recompute=False)
         return None, *grads
 
@@ -186,20 +181,14 @@ class _Rotation(torch.autograd.Function):
 
 def rms_norm(x: Tensor, weight_D: Tensor, options: NormOptions, kernels: Kernels) -> Tensor:
     """`plain_norm` by kernels; x [..., D]."""
-    result: Tensor = _Transform.apply(RmsNorm(options, kernels), x, weight_D)  # type: ignore[no-untyped-call]
-    return result
-
-
-def gated_activation(gate_up: Tensor, kind: str, kernels: Kernels) -> Tensor:
-    """`plain_gate` by kernels; [..., 2F] -> [..., F]."""
-    result: Tensor = _Transform.apply(GatedActivation(kind, kernels), gate_up)  # type: ignore[no-untyped-call]
+    result: Tensor = Transform.apply(RmsNorm(options, kernels), x, weight_D)  # type: ignore[no-untyped-call]
     return result
 
 
 def rotate_heads(
     qkv_TO: Tensor, cosine_TE: Tensor, sine_TE: Tensor, *, heads: tuple[int, int], kernels: Kernels
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Split columns [q | k | v] into heads and apply `plain_rotation` to q and k; `heads` is the number of query and key heads."""
+    """Split columns [q | k | v] into heads and rotate q and k as Llama does; `heads` is the number of query and key heads."""
     supported = cosine_TE.dtype in (torch.float32, qkv_TO.dtype)
     cosine_TE, sine_TE = ((angle if supported else angle.float()).contiguous() for angle in (cosine_TE, sine_TE))
     result: tuple[Tensor, Tensor, Tensor] = _Rotation.apply(qkv_TO.contiguous(), cosine_TE, sine_TE, heads, kernels)  # type: ignore[no-untyped-call]

@@ -77,7 +77,7 @@ class CudaBackend(Reference):
             return Pass(copied.tokens_T[:count], copied.positions_T[:count], copied.rows_N, Documents(copied.lengths))
         return Pass(copied.tokens_T, copied.positions_T, copied.rows_N, documents)
 
-    def shares_beginnings(self, model: PreTrainedModel, /) -> bool:
+    def shares_prefixes(self, model: PreTrainedModel, /) -> bool:
         """Never: the kernels read documents in full."""
         return False
 
