@@ -46,7 +46,7 @@ def test_a_stopped_run_resumes_as_if_it_had_not_been_stopped(deep: Project) -> N
     expected = deep.run.weights(), deep.run.by_step("train/loss")
     strike: list[Strike] = [("llamahome.training.loop:train_step", 3, ["SIGINT"])]
     deep.type("train", *LONG, *OFFLOADED, at=strike).expect(75)
-    resumed = deep.type("train-resume").expect(0)
+    resumed = deep.type("train-resume", "latest").expect(0)
     assert SAID in resumed.err
     assert deep.run.weights() == expected[0]
     assert deep.run.by_step("train/loss") == expected[1]

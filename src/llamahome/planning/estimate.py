@@ -38,7 +38,7 @@ from llamahome.planning.forecast import STRATEGIES, Cluster, Forecast, Strategy,
 from llamahome.planning.hardware import Device
 from llamahome.planning.measure import DEPTHS, differs, longest_rows, measure, prepared_model
 from llamahome.planning.memory import ShardLayout, quantized_numbers
-from llamahome.planning.passes import free_for_passes, fullest_pass, pass_tokens, simulated_work
+from llamahome.planning.passes import LOADED_LATER, free_for_passes, fullest_pass, pass_tokens, simulated_work
 from llamahome.planning.rollout import Rollout, rollout_of
 from llamahome.planning.shapes import CONFIGS, ModelShape
 from llamahome.planning.streamed import plan_base
@@ -270,7 +270,8 @@ def _packed_bytes(config: Config, base: Path, shape: ModelShape, precision: Prec
 def _this_machine(world: World, backend: Backend) -> Device:
     """The device of this process, its rate measured."""
     rate = measured_peak_flops(world.device, backend.precision.compute)
-    return Device(world.device.type, rate / 1e12, REACHED, free_bytes(backend, world), backend.memory_gbps, 1.0, 1.0, 1)
+    free = max(0, free_bytes(backend, world) - (LOADED_LATER if backend.free_bytes(1) is None else 0))
+    return Device(world.device.type, rate / 1e12, REACHED, free, backend.memory_gbps, 1.0, 1.0, 1)
 
 
 def _possible(cluster: Cluster, *, quantized: bool) -> list[Strategy]:

@@ -8,6 +8,9 @@ from llamahome.planning.measure import Activations
 from llamahome.planning.memory import FLOAT32, ShardLayout, quantized_numbers
 from llamahome.planning.shapes import ModelShape
 
+LOADED_LATER = 85 << 20
+"""Bytes that a run on a processor takes beside what a plan has loaded: PEFT, compiled passes, tests of the model. measured: 89 MiB."""
+
 
 def free_for_passes(shape: ModelShape, layout: ShardLayout, free_bytes: int) -> int:
     """What remains of `free_bytes` on a rank that has loaded its weights, less what full fine-tuning adds to them; adapters come later."""
