@@ -109,7 +109,7 @@ class Watched:
             raise CannotCalibrate("not all of its layers run once")
         head = head_of(model)
         loss = summed_cross_entropy(hidden.flatten(0, 1), batch[:, 1:].flatten(), head, dtype=head.weight_VD.dtype)
-        (self.gradient,) = torch.autograd.grad(loss, [self._last])
+        self.gradient: Tensor = torch.autograd.grad(loss, [self._last])[0]
 
     def _before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if not args or not isinstance(args[0], Tensor) or (self.calls and args[0] is not self._last):
