@@ -19,7 +19,7 @@ TRAIN = ("train", "chats.jsonl", *NF4, "--set", "checkpoint.every=2 steps")
 
 
 def quantized(project: Project) -> list[Path]:
-    return sorted(project.folder.glob("data/models/quantized/*"))
+    return sorted(project.folder.glob("data/models/quantized/wide-*"))
 
 
 @pytest.fixture(scope="module")

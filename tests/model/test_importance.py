@@ -31,7 +31,7 @@ from llamahome.model.quantize import write_quantized
 from llamahome.model.quantized_sizes import MOST_BYTES, more_bytes, sizes_of
 from llamahome.model.rounding import to_nf4
 
-SIZES = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_attention_heads": 4, "num_key_value_heads": 1}
+SIZES = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "num_attention_heads": 4, "num_key_value_heads": 1}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -173,9 +173,9 @@ def test_logits_are_those_of_the_numbers_that_the_files_stand_for(base: Path, wr
                 weight.copy_(dequantized.read(name))
         expected = plain(input_ids=text).logits
         found = load_dequantized(written).float()(input_ids=text).logits
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
     with as_transformers_runs_it(ours), torch.no_grad():
-        torch.testing.assert_close(ours(input_ids=text).logits, expected, rtol=0, atol=1e-5)
+        assert (ours(input_ids=text).logits - expected).norm() <= 1e-5 * expected.norm()
 
 
 def test_layers_that_are_too_large_for_the_room_are_all_rounded(tmp_path: Path) -> None:
@@ -185,8 +185,8 @@ def test_layers_that_are_too_large_for_the_room_are_all_rounded(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("how", ["reference", "cpu", "cpu compiled"])
-def test_loss_and_gradients_beside_packed_and_exact_layers_are_those_of_peft(written: Path, how: str, tmp_path: Path) -> None:
-    examples, backend = examples_of([19, 7, 33]), backend_named(how.partition(" ")[0])
+def test_loss_and_gradients_beside_packed_and_exact_layers_are_those_of_peft(base: Path, written: Path, how: str, tmp_path: Path) -> None:
+    examples, backend = examples_of([9, 7, 12]), backend_named(how.partition(" ")[0])
     ours = load_model(written, dtype=torch.float32, device=CPU)
     adapted = add_lora(ours, LoraConfig(rank=4, alpha=6), base="wide", seed=1, lean=True)
     weights_up(adapted)
@@ -194,7 +194,10 @@ def test_loss_and_gradients_beside_packed_and_exact_layers_are_those_of_peft(wri
     if how == "cpu compiled":
         if backend.cannot_compile() is not None:
             pytest.skip("no compiler")
-        assert backend.compile(ours) == 2 * 2, "attention and mlp of both layers, though some of their weights are packed and some are not"
+        plain_base = load_model(base, dtype=torch.float32, device=CPU)
+        add_lora(plain_base, LoraConfig(rank=4, alpha=6), base="wide", seed=1, lean=True)
+        fused = backend_named("cpu").compile(plain_base)
+        assert backend.compile(ours) == fused > 0, "as much is fused, though some weights of a layer are packed and some are not"
     found = losses_and_gradients(ours, lambda: Objective(ours, backend).loss_sum(microbatch_of(examples)))
     theirs = wrap_plain(load_dequantized(written).float(), tmp_path)
     for name, parameter in theirs.named_parameters():

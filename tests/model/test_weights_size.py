@@ -44,7 +44,7 @@ def test_single_experts_do_not_stay_because_they_are_stacked(tmp_path: Path) -> 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])
 def test_the_size_of_a_quantised_copy_is_known_before_it_is_written(tmp_path: Path, kind: Kind, dtype: torch.dtype) -> None:
     """But for what describes the weights, a few hundred bytes for each."""
-    base = save_tiny(tmp_path / "base", hidden_size=256, intermediate_size=1024, head_dim=64)
+    base = save_tiny(tmp_path / "base", hidden_size=256, intermediate_size=1024, head_dim=64, num_key_value_heads=1)
     planned = size_quantized(base, dtype, sizes_of(base, kind))
     write_quantized(base, kind, tmp_path / "copy", say=lambda _: None)
     written = size_in(tmp_path / "copy", dtype)

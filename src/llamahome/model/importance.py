@@ -60,7 +60,7 @@ def _watch(modules: Mapping[str, nn.Module], found: Mapping[str, LinearLayer]) -
             found[path].tokens.append(gradient.square().sum(-1).flatten())
 
         if output.requires_grad:
-            output.register_hook(add)
+            output.register_hook(add)  # type: ignore[no-untyped-call]
 
     for path, module in modules.items():
         change_OI = _change(module.weight)
@@ -70,7 +70,7 @@ def _watch(modules: Mapping[str, nn.Module], found: Mapping[str, LinearLayer]) -
 def _change(weight_OI: Any) -> Tensor:
     rounded_OI = torch.empty(weight_OI.shape)
     to_nf4(weight_OI).fill(rounded_OI)
-    return rounded_OI - weight_OI
+    return rounded_OI.sub_(weight_OI)
 
 
 def worth_most(costs: Mapping[str, float], more_bytes: Mapping[str, int], room: int) -> frozenset[str]:

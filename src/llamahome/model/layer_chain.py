@@ -79,7 +79,7 @@ def rows_of_text(base: Path, model: PreTrainedModel) -> Tensor:
 def chain_of(model: PreTrainedModel, rows: Tensor) -> Chain:
     """Run the whole model, as transformers runs it, on `rows`, [rows, tokens]. Raises CannotCalibrate if its layers are no chain."""
     with _frozen(model):
-        watched = [Watched(model, batch) for batch in rows.split(_ROWS_AT_ONCE)]
+        watched = [Watched(model, batch) for batch in torch.split(rows, _ROWS_AT_ONCE)]
     calls = watched[0].calls
     if any(not _same(calls, other.calls) for other in watched[1:]):
         raise CannotCalibrate("what its layers get beside hidden states depends on the tokens")
@@ -105,11 +105,11 @@ class Watched:
         finally:
             for handle in handles:
                 handle.remove()
-        if len(self.calls) != len(self._layers):
+        if self._last is None or len(self.calls) != len(self._layers):
             raise CannotCalibrate("not all of its layers run once")
         head = head_of(model)
         loss = summed_cross_entropy(hidden.flatten(0, 1), batch[:, 1:].flatten(), head, dtype=head.weight_VD.dtype)
-        (self.gradient,) = torch.autograd.grad(loss, [self._last])
+        self.gradient: Tensor = torch.autograd.grad(loss, [self._last])[0]
 
     def _before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if not args or not isinstance(args[0], Tensor) or (self.calls and args[0] is not self._last):

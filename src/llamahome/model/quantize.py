@@ -20,9 +20,10 @@ from torch import Tensor
 from llamahome import durable
 from llamahome.errors import ConfigError, MachineError, Problem
 from llamahome.model.auxiliary_files import copy_auxiliary_files
-from llamahome.model.calibration import CannotCalibrate, FittedLayers
+from llamahome.model.calibration import FittedLayers
 from llamahome.model.export.merged import license_of
 from llamahome.model.export.weightstore import WeightStore, write_shards
+from llamahome.model.layer_chain import CannotCalibrate
 from llamahome.model.load import load_model
 from llamahome.model.packed_weight import EightBit, Packed
 from llamahome.model.quantized_sizes import (
