@@ -1,14 +1,14 @@
 """One of two processes has a full disk, no memory, a slow disk or another view of the folder in a save or a resume: nothing is lost."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from tests.e2e.test_interrupts import content
 from tests.support.disturbed import committed, moments
-from tests.support.pair_of_ranks import Pair, Strikes, two_prompts
+from tests.support.pair_of_ranks import Pair, Strikes
 from tests.support.projects import Project, Prompt, wait_until
 
 WORDS = ("train", "chats.jsonl", "--method", "full", "--max-steps", "6", "--world-size", "2")
@@ -21,17 +21,6 @@ Ending = tuple[dict[str, bytes], dict[str, bytes]]
 
 def words(placement: str = "replicate", *more: str) -> tuple[str, ...]:
     return (*WORDS, *OFTEN, "--set", f"distributed.strategy={placement}", *more)
-
-
-@pytest.fixture(scope="module")
-def prompts(prompt: Prompt, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Prompt, Prompt]]:
-    with two_prompts(prompt, tmp_path_factory.mktemp("pipes")) as both:
-        yield both
-
-
-@pytest.fixture
-def pair(project: Project, prompts: tuple[Prompt, Prompt]) -> Pair:
-    return Pair(project, prompts)
 
 
 @pytest.fixture(scope="module")

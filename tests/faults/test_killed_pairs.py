@@ -4,12 +4,12 @@ import functools
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from tests.support.disturbed import Straight, committed, forget, moments
-from tests.support.pair_of_ranks import Pair, two_prompts
-from tests.support.projects import Project, Prompt, wait_until
+from tests.support.pair_of_ranks import Pair
+from tests.support.projects import Prompt, wait_until
 
 TWO = ("train", "chats.jsonl", "--method", "full", "--max-steps", "6", "--world-size", "2")
 OFTEN = ("--set", "checkpoint.every=2 steps", "--set", "checkpoint.keep_last=2", "--set", "checkpoint.keep_best=0")
@@ -21,17 +21,6 @@ SLOW = {"SLOW_SAVES": "0.02"}
 
 def words(placement: str) -> tuple[str, ...]:
     return (*TWO, *OFTEN, "--set", f"distributed.strategy={placement}")
-
-
-@pytest.fixture(scope="module")
-def prompts(prompt: Prompt, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Prompt, Prompt]]:
-    with two_prompts(prompt, tmp_path_factory.mktemp("pipes")) as both:
-        yield both
-
-
-@pytest.fixture
-def pair(project: Project, prompts: tuple[Prompt, Prompt]) -> Pair:
-    return Pair(project, prompts)
 
 
 @pytest.fixture(scope="module")

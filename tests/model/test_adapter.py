@@ -74,7 +74,8 @@ def test_peft_alone_gives_the_same_logits(llama: Path, tmp_path: Path, form: str
     save_model(model, tmp_path / "saved", base=llama)
     with quiet_peft():
         loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), tmp_path / "saved").eval()
-    torch.testing.assert_close(loaded(input_ids=TOKENS[None]).logits[0].detach(), our_logits(model.get_base_model()), rtol=1e-5, atol=1e-5)
+    bound = 3e-5 if form == "dora" else 1e-5  # PEFT adds (gain - 1) times the outputs of the base, which rounds otherwise
+    torch.testing.assert_close(loaded(input_ids=TOKENS[None]).logits[0].detach(), our_logits(model.get_base_model()), rtol=1e-5, atol=bound)
 
 
 def test_peft_alone_loads_an_adapter_of_any_architecture(base: Path, tmp_path: Path) -> None:
