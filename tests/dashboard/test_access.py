@@ -53,7 +53,6 @@ PATHS = (
     "/run/%2e%2e/samples",
     "/run/..%252f..%252fsecret.txt",
     "/run/secret.txt",
-    "/run/escaping",
     "/run/..%2f..%2f..%2f..%2f../samples",
     f"/run/{RUN_ID}/../../secret.txt",
     f"/run/{RUN_ID}%00",
@@ -70,6 +69,13 @@ PATHS = (
 def test_no_address_leaves_the_runs(open_server: Dashboard, path: str) -> None:
     status, _, body = open_server.get(path)
     assert status == 404 and SECRET not in body
+
+
+def test_a_run_whose_id_is_a_path_is_shown_under_the_name_of_its_folder(open_server: Dashboard) -> None:
+    """And nothing that lies where the path leads to."""
+    for page in ("", "/samples", "/system"):
+        status, _, body = open_server.get(f"/run/escaping{page}")
+        assert status == 200 and SECRET not in body and "../.." not in body
 
 
 METHODS = ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "NONSENSE")

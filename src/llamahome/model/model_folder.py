@@ -44,8 +44,8 @@ def check_folder(folder: Path) -> None:
         what = next((text for name, text in _OTHER_TOOLS.items() if (folder / name).is_file()), _only(other))
         message = f"{message}: {what}" if what else message
     elif any(folder.glob("*.safetensors")) or (folder / INDEX).is_file():
-        _check_names(folder)
         check_weight_files(folder)
+        _check_names(folder)
         if quantization_of(folder) is None:
             refuse_unexplained(folder)
         return

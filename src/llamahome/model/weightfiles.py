@@ -30,7 +30,8 @@ def check_weight_files(folder: Path, names: Iterable[str] = ("config.json",)) ->
     files = weight_files(folder)
     if (folder / INDEX).is_file():
         problems.append(_damaged(folder / INDEX))
-    if outside := [path for path in files if path.parent != folder or path.suffix != ".safetensors"]:
+    listed = [folder / name for name in _listed_files(folder / INDEX)]  # also where model.safetensors is taken instead
+    if outside := [path for path in (*listed, *files) if path.parent != folder or path.suffix != ".safetensors"]:
         message = f"{INDEX} names files that are no .safetensors files of this folder: {', '.join(map(str, outside[:3]))}"
         raise ConfigError(Problem(code="model.unreadable", message=message, where=str(folder)))
     if missing := [path.name for path in files if not path.is_file()]:

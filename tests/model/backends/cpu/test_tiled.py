@@ -276,4 +276,4 @@ def test_partial_gradients_of_a_long_document_are_a_few_times_its_queries() -> N
     assert found[256] == 0 and found[1024] == 1.5
     assert found[8192] == found[32_768] <= 8.5 / 3 * -(-4 * torch.get_num_threads() // 16)
     near = SimpleNamespace(**vars(config), sliding_window=256)
-    assert partial_bytes(near, torch.bfloat16, 8192, longest=8192) < queries[8192]
+    assert partial_bytes(near, torch.bfloat16, 8192, longest=8192) <= 1.5 * queries[8192], "segments of 512 keys and a window of 256"
