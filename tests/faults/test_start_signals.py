@@ -65,5 +65,6 @@ def test_who_leaves_at_once_while_rows_are_tokenized_leaves_nobody_behind(projec
     status, err = disturbed(project, words, "rows are tokenized", *sent, after=0.1)
     assert status == (-signal.SIGKILL if sent == ("SIGKILL",) else 130) and "Traceback" not in err, f"{status}\n{err}"
     wait_until(lambda: workers_of(project) == [], seconds=150)
-    assert not committed(project)
+    asked_to_save = sent == ("SIGKILL",) and processes == 2  # the launcher died, and its ranks save what there is before they end
+    assert asked_to_save or not committed(project)
     project.shell(*words).expect(0)
