@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+from llamahome import signals
 from llamahome.config.check import config_warnings
 from llamahome.config.load import LoadedConfig
 from llamahome.distributed.agreement import require_agreement, settings_and_versions
@@ -38,6 +39,7 @@ def open_session(loaded: LoadedConfig, *, phases: int = 3, saves: bool = True) -
     """Join the other ranks and open the terminal; handle signals if the command saves something. Everything is closed at the end."""
     with ExitStack() as stack:
         notes: list[str] = []
+        signals.leave_if_asked()
         stop = stack.enter_context(StopRequest().listening()) if saves else StopRequest()
         world = stack.enter_context(open_world(loaded.config.distributed, say=notes.append, processor=loaded.config.model.backend == "cpu"))
         progress = open_progress(sys.stderr, world.is_main, phases=phases)

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import click
 
-from llamahome import __version__
+from llamahome import __version__, signals
 from llamahome.cli import (
     chat,
     checkpoint,
@@ -32,7 +32,6 @@ from llamahome.cli import (
     plan,
     runs,
     serve,
-    signals,
     sweep,
     train,
     verify_resume,
