@@ -128,7 +128,7 @@ def resume(
     with open_watchdog("auto", RankStatus()).watching(CHECKPOINT):
         own_paths, chosen = resolve(target)
         folder = chosen or store.choose(own_paths, warn=damaged.append)
-        saved = store.load(folder)
+        saved = store.load(folder, verified=chosen is None)  # `choose` has verified it
     before = read_saved_config(saved.config_path)
     loaded, in_new_run = output_of_resumed(change(saved.config_path))
     _check_run(loaded)
@@ -136,7 +136,8 @@ def resume(
     resuming.refuse_other_adapter(before, loaded)
     resuming.refuse_other_weights(before, loaded)
     resuming.refuse_other_state(before, loaded, allowed=allowed, updated=bool(saved.optimizer_tensors))
-    with open_session(loaded, phases=3 if saved.state.eval_loss is None and not saved.state.step else 2) as session:
+    phases = 3 if saved.state.eval_loss is None and not saved.state.step else 2
+    with open_session(loaded, phases=phases, resumes=saved) as session:
         session.watchdog.enter(START)
         say = session.progress.say
         saved = resuming.agreed(session, saved, alone=not in_new_run)

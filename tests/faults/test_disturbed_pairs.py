@@ -11,6 +11,9 @@ from tests.support.disturbed import committed, moments
 from tests.support.pair_of_ranks import Pair, Strikes
 from tests.support.projects import Project, Prompt, wait_until
 
+from llamahome.distributed.agent import is_retryable
+from llamahome.distributed.failures import read_failures, remove_failures
+
 WORDS = ("train", "chats.jsonl", "--method", "full", "--max-steps", "6", "--world-size", "2")
 OFTEN = ("--set", "checkpoint.every=2 steps", "--set", "checkpoint.keep_last=9", "--set", "checkpoint.keep_best=0")
 """6 steps; checkpoints after 2, 4 and 6, of which both ranks write files."""
@@ -129,6 +132,24 @@ def test_a_checkpoint_that_one_process_cannot_read_is_not_resumed_by_any(pair: P
     answers = pair.type("train-resume", "latest", variables=({}, never))
     assert [answer.status for answer in answers] == [7, 7] and answers[0].codes == ["checkpoint.ranks-differ"], answers
     train(pair, ("train-resume", "latest"))
+    assert (pair.run.weights(), moments(pair.project)) == ending("replicate")
+
+
+@pytest.mark.slow
+def test_a_later_attempt_in_which_one_process_sees_no_checkpoint_ends_and_the_next_one_resumes(
+    pair: Pair, ending: Callable[[str], Ending], tmp_path: Path
+) -> None:
+    root = killed_in_the_last_save(pair)
+    attempt = {"LLAMAHOME_BEGUN": str(root), "LLAMAHOME_LAUNCH": str(tmp_path), "LLAMAHOME_ROUND": "1"}
+    answers = pair.type(*words(), variables=(attempt, {**attempt, "ALL_UNSEEN": "3"}))
+    causes = read_failures(tmp_path)
+    assert [answer.status for answer in answers] == [7, 7], answers
+    assert "process 0 resumes a checkpoint, process 1 does not see one" in causes[0].error.problems[0].message
+    assert is_retryable({0: 7, 1: 7}, causes, has_run=True)
+    remove_failures(tmp_path)
+    attempt["LLAMAHOME_ROUND"] = "2"
+    for answer in pair.type(*words(), variables=(attempt, attempt)):
+        answer.expect(0)
     assert (pair.run.weights(), moments(pair.project)) == ending("replicate")
 
 

@@ -8,7 +8,7 @@ What else may happen there than signals: HANG sleeps for an hour, "SLEEP 2" for 
 "LIMIT 9000" lets no file of the process become larger, as a full disk of its own does, until "LIMIT -1"; MEMORY raises torch's error.
 Variables: POISON="TOKEN FACTOR" multiplies the loss of every micro-batch that holds that token. STREAMED=1 makes every frozen base one
 that is larger than memory, of which nothing stays. SLOW_SAVES=S lets every file operation of a save take S seconds more. UNSEEN="NAME N"
-hides the checkpoint NAME at first, as a client of NFS does.
+hides the checkpoint NAME at first, as a client of NFS does; ALL_UNSEEN=N hides all of them in the first N looks.
 {"lane": [IN, OUT]} forks a second prompt, which reads and answers through these named pipes at the same time.
 Answers: {"pid": N}, later {"status": S}.
 """
@@ -135,6 +135,18 @@ def hide(name: str, looks: int) -> None:
     paths.checkpoints, chosen._digest = checkpoints, digest_of
 
 
+def hide_all(looks: int) -> None:
+    """Let this process find no checkpoint in its first `looks`."""
+    paths: Any = importlib.import_module("llamahome.rundir").RunPaths
+    original, seen = paths.checkpoints, []
+
+    def checkpoints(self: Any) -> Any:
+        seen.append(self)
+        return original(self) if len(seen) > looks else []
+
+    paths.checkpoints = checkpoints
+
+
 def become(command: dict[str, Any]) -> None:
     """Turn this fork into the process that a shell would have started."""
     os.setsid()
@@ -160,6 +172,10 @@ def become(command: dict[str, Any]) -> None:
     if "UNSEEN" in command["variables"]:
         name, looks = command["variables"]["UNSEEN"].split()
         hide(name, int(looks))
+    if "ALL_UNSEEN" in command["variables"]:
+        hide_all(int(command["variables"]["ALL_UNSEEN"]))
+    if "LLAMAHOME_LAUNCH" in command["variables"]:
+        os.environ["LLAMAHOME_LAUNCHER_PID"] = str(os.getppid())
     if "STREAMED" in command["variables"]:
         stream_every_base()
 

@@ -14,12 +14,39 @@ from pathlib import Path
 
 from llamahome.checkpoint import manifest
 from llamahome.checkpoint.store import Saved, load
+from llamahome.distributed.failures import run_to_go_on
 from llamahome.distributed.world import World
 from llamahome.errors import CheckpointError, Problem
+from llamahome.rundir import open_run
 
 _APPEARS_S = 60.0
 """How long a folder is waited for that another machine has seen; NFS caches names for at most 60 s by default (acdirmax)."""
 _POLL_S = 0.5
+_SLOW_DISK = 50e6
+"""Bytes a second of a disk that many machines read at the same time."""
+
+
+def reading_time(saved: Saved) -> float:
+    """Seconds that another process may need to verify this checkpoint."""
+    return manifest.read(saved.folder).total_bytes / _SLOW_DISK
+
+
+def require_same_start(world: World, *, resumes: bool) -> None:
+    """Raise CheckpointError checkpoint.ranks-differ on all processes if only some of them resume a checkpoint. All processes call it.
+
+    In a later attempt of the same launch, a process that sees no checkpoint of the run first waits until it does: then the next attempt
+    resumes on all of them.
+    """
+    ways = world.gather(resumes)
+    if all(ways) or not any(ways):
+        return
+    begun, deadline = run_to_go_on(), time.monotonic() + _APPEARS_S
+    while not resumes and begun is not None and not open_run(begun).checkpoints() and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    world.barrier()
+    message = f"process {ways.index(True)} resumes a checkpoint, process {ways.index(False)} does not see one and would begin anew"
+    hint = "llamahome train-resume RUN on all machines, with the folder of the run on a disk that all of them share"
+    raise CheckpointError(Problem(code="checkpoint.ranks-differ", message=message, hint=hint))
 
 
 def same_for_all(world: World, own: Saved, *, say: Callable[[str], None]) -> Saved:

@@ -28,6 +28,7 @@ UNLIMITED = 10**6
 """max_restarts for torch's agent, which would count every restart; `Agent` counts its own."""
 _EXIT_BARRIER_S = 0.1
 _KILL_AFTER_S = 10
+_MENDED_BY_TIME = (failures.DEFECT, failures.HUNG, "checkpoint.ranks-differ")
 _STOP_SIGNALS = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGUSR1)
 
 
@@ -62,7 +63,7 @@ def is_retryable(statuses: Mapping[int, int], causes: Sequence[Failure], *, has_
     `has_run` says whether a run exists that the next attempt can resume.
     """
     if causes and not causes[0].is_consequence:
-        return has_run and causes[0].error.problems[0].code in (failures.DEFECT, failures.HUNG)
+        return has_run and causes[0].error.problems[0].code in _MENDED_BY_TIME
     return bool(causes) or _killed(statuses) is not None
 
 

@@ -28,8 +28,8 @@ INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _RETRY_S = 0.5
 
 
-def join_group(world: "World", info: RankInfo, config: DistributedConfig, backend: str) -> None:
-    """Meet the other processes and open the process group. Called by all processes.
+def join_group(world: "World", info: RankInfo, config: DistributedConfig, backend: str, *, reading_s: float = 0.0) -> None:
+    """Meet the other processes and open the process group; they may come `reading_s` seconds later than the limit. Called by all processes.
 
     Raises MachineError distributed.ranks-missing, or what `open_store` raises.
     """
@@ -43,11 +43,12 @@ def join_group(world: "World", info: RankInfo, config: DistributedConfig, backen
         store: Store = FileStore(f"{folder}/meeting-{attempt}", world.size)
         limit = config.timeout
     else:
-        store = PrefixStore(f"llamahome-{attempt}", open_store(info, config))
+        store = PrefixStore(f"llamahome-{attempt}", open_store(info, config, reading_s=reading_s))
         limit = config.join_timeout
-    missing = missing_ranks(store, rank=world.rank, size=world.size, timeout=timedelta(seconds=interval(limit).value))
+    timeout = timedelta(seconds=interval(limit).value + reading_s)
+    missing = missing_ranks(store, rank=world.rank, size=world.size, timeout=timeout)
     if missing:
-        message = f"{processes(missing)} of {world.size} did not arrive within {limit}"
+        message = f"{processes(missing)} of {world.size} did not arrive within {_shown(limit, reading_s)}"
         hint = f"unset RANK WORLD_SIZE if nobody started {world.size} processes; if they are slow: --set distributed.join_timeout='10 min'"
         raise MachineError(Problem(code="distributed.ranks-missing", message=message, where=info.starter, hint=hint))
     world.rank_status.open(PrefixStore("status", store), rank=world.rank, size=world.size)
@@ -56,7 +57,7 @@ def join_group(world: "World", info: RankInfo, config: DistributedConfig, backen
         dist.init_process_group(backend, store=PrefixStore("group", store), rank=world.rank, world_size=world.size, timeout=timeout)
 
 
-def open_store(info: RankInfo, config: DistributedConfig) -> TCPStore:
+def open_store(info: RankInfo, config: DistributedConfig, *, reading_s: float = 0.0) -> TCPStore:
     """Open the store at the address that the starter or the settings name; process 0 hosts it, unless the launcher does.
 
     Raises MachineError distributed.no-meeting-place, distributed.port-taken or distributed.machines-not-met.
@@ -67,7 +68,7 @@ def open_store(info: RankInfo, config: DistributedConfig) -> TCPStore:
         hint = "--master-addr ADDRESS of the machine of process 0"
         raise MachineError(Problem(code="distributed.no-meeting-place", message=message, where="distributed.master_addr", hint=hint))
     is_host = info.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    timeout = timedelta(seconds=interval(config.join_timeout).value)
+    timeout = timedelta(seconds=interval(config.join_timeout).value + reading_s)
     try:
         if not is_host:
             _wait_for_listener(address, port, timeout.total_seconds())
@@ -79,9 +80,15 @@ def open_store(info: RankInfo, config: DistributedConfig) -> TCPStore:
         if info.starter == "llamahome":
             raise not_met(config, str(error).splitlines()[0][:200]) from error
         # the variables that name the address may be left over from another program
-        message = f"process {info.rank} of {info.size} found no process 0 at {address}:{port} within {config.join_timeout}"
+        message = (
+            f"process {info.rank} of {info.size} found no process 0 at {address}:{port} within {_shown(config.join_timeout, reading_s)}"
+        )
         hint = f"unset RANK WORLD_SIZE if nobody started {info.size} processes, or start process 0"
         raise MachineError(Problem(code="distributed.machines-not-met", message=message, where=info.starter, hint=hint)) from error
+
+
+def _shown(limit: str, reading_s: float) -> str:
+    return f"{limit} and {reading_s:.0f} s to read the checkpoint" if reading_s >= 1 else limit
 
 
 def _wait_for_listener(address: str, port: int, timeout: float) -> None:

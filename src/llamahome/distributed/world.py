@@ -195,11 +195,14 @@ def flatten_gradients(parameters: Sequence[torch.nn.Parameter]) -> torch.Tensor:
 
 
 @contextmanager
-def open_world(config: DistributedConfig, *, say: Callable[[str], None], processor: bool = False) -> Iterator[World]:
+def open_world(
+    config: DistributedConfig, *, say: Callable[[str], None], processor: bool = False, reading_s: float = 0.0
+) -> Iterator[World]:
     """Join the other processes if torchrun or `launch` started this one, else run alone; leave at the end.
 
-    On rank 0 `say` gets one line for each setting that could not be followed. With `processor` accelerators are not used. If an error
-    ends the block, it is written for the launcher.
+    On rank 0 `say` gets one line for each setting that could not be followed. With `processor` accelerators are not used. The others
+    may arrive `reading_s` seconds later than the limit, because each of them reads a checkpoint before. If an error ends the block, it is
+    written for the launcher.
     Raises ConfigError (more processes than GPUs), MachineError (the others cannot be reached).
     """
     info = find_rank_info(os.environ)
@@ -221,7 +224,7 @@ def open_world(config: DistributedConfig, *, say: Callable[[str], None], process
             report(f"distributed.world_size is {config.world_size}, but {size} processes were started: using {size}")
         if size > 1:
             _joined.set()
-            join_group(world, info, config, backend)
+            join_group(world, info, config, backend, reading_s=reading_s)
             stack.callback(dist.destroy_process_group)
             stack.push(lambda kind, error, trace: _leave_together(error, world))
         yield world
