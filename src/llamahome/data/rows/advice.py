@@ -30,7 +30,7 @@ from llamahome.data.rows.column_roles import (
     says_avoided,
     system_column,
 )
-from llamahome.data.rows.columns import columns_of, setting
+from llamahome.data.rows.columns import columns_of, setting, text_paths
 from llamahome.data.rows.formats import KEYS, Names, text_column
 from llamahome.data.rows.row_error import nearest
 from llamahome.data.rows.row_parts import has_history
@@ -42,13 +42,17 @@ _FORMATS = ", ".join(KEYS)
 _SPELLING = 0.85
 """Similarity of two spellings of one name: `respone` and `response` (0.93), not `prompt_id` and `prompt` (0.80)."""
 _SHOWN_UNREAD = 6
+_DESCRIBES = re.compile(r"(^|[._])(u?u?id|at|type|status|name|url|users?)(\.\d+)?$")
+"""Matches the path of a text that says where a row is from: an id, a date, a type, a name."""
 _SPLIT_COLUMNS = ("split", "splits", "data_split", "dataset_split", "set", "subset", "partition", "fold")
 _LABELS = ("label", "labels", "code", "class", "category", "sentiment", "rating", "score", "intent")
 
 
 def reason(value: Mapping[str, Any], name: str, names: Names) -> str:
     """Which keys of the row show the format, and which are not read. `value` includes the texts of templates."""
-    read = {column for theirs in names.values() for column in columns_of(theirs)} | {*names.values(), "system", "tools", "functions"}
+    columns = {column for theirs in names.values() for column in columns_of(theirs)}
+    read = columns | {*names.values(), "system", "tools", "functions"}
+    read |= {key for key in value if any(column.startswith(f"{key}.") for column in columns)}
     if name in ("messages", "sharegpt"):
         key = turn_list(value, names) or ""
         shown = _shown_turns(value, key, name)
@@ -59,8 +63,8 @@ def reason(value: Mapping[str, Any], name: str, names: Names) -> str:
         key = text_column(value, names)
         shown, read = f"`{key}`, and no other key that a format knows", read | {key}
     elif name == "alpaca":
-        shown, columns = _shown_alpaca(value, names)
-        read |= columns
+        shown, shown_columns = _shown_alpaca(value, names)
+        read |= shown_columns
     elif isinstance(roles := find_roles(value, names), ColumnRoles):
         shown, read = _shown_roles(value, roles, names), read | {*roles.columns()}
     else:
@@ -152,6 +156,10 @@ def unknown(rows: Sequence[Row], inner_format: str | None, *, inner_is_turn: boo
     if isinstance(roles, Unclear) and roles.why:
         code, message = "data.unclear-columns", f"{roles.why}; set data.columns to choose; the keys here are {keys}"
     within = list_within(row.value)
+    lie_within = _texts_within(row.value) if hint is None or _PLACEHOLDER in hint else ""
+    if lie_within:
+        both = setting(prompt=f"{{{_PLACEHOLDER}}}", completion=f"{{{_PLACEHOLDER}}}")
+        hint = f"{hint or f'{both}   with what to read and to learn for {_PLACEHOLDER}'}; texts within others: {lie_within}"
     if nested is not None:
         hint = nested
     elif within is not None and inner_format:
@@ -197,6 +205,17 @@ def _mapping(rows: Sequence[Row], unclear: Unclear) -> str | None:
         both = completion == _PLACEHOLDER
         choice = f"the keys to read and to learn for {_PLACEHOLDER}" if both else f"the key to read for {_PLACEHOLDER}"
     return f'{shown}   with {choice}; "{{a}} {{b}}" joins two keys'
+
+
+def _texts_within(value: Mapping[str, Any]) -> str:
+    """Paths to the texts within columns, for a message; "" if there are none. Turns and what only describes the row are left out."""
+    turns = [
+        key
+        for key, cell in value.items()
+        if isinstance(cell, list) and cell and isinstance(cell[0], dict) and {"role", "from"} & cell[0].keys()
+    ]
+    paths = [path for path in text_paths({key: value[key] for key in value if key not in turns}) if not _DESCRIBES.search(path)]
+    return ", ".join(paths[:_SHOWN_UNREAD]) + (f" and {len(paths) - _SHOWN_UNREAD} more" if len(paths) > _SHOWN_UNREAD else "")
 
 
 def _with_choices(value: Mapping[str, Any], choices: Sequence[str], unclear: Unclear) -> str:

@@ -2,7 +2,7 @@
 
 A value with `{column}` in it is a template, in which `{{` and `}}` are braces; any other value is the name of a column. A line or paragraph
 of a template whose columns are all empty in a row (missing, null or white space) is left out with the line ends before it. A template
-whose columns are all empty makes no text.
+whose columns are all empty makes no text. A column may lie within others: `data.turns.0.text` are keys, and positions in lists.
 """
 
 import json
@@ -46,15 +46,51 @@ def is_template(written: str) -> bool:
     return any(column is not None for _, column in template_pieces(written))
 
 
-def with_templates(value: dict[str, Any], names: Names) -> dict[str, Any]:
-    """The row with the text of each template, under the template itself as key; raises RowError for a column that is not text."""
-    rendered_texts = {written: rendered(written, value) for written in names.values() if is_template(written)}
-    return {**value, **rendered_texts} if rendered_texts else value
+def with_named(value: dict[str, Any], names: Names) -> dict[str, Any]:
+    """The row with what each template and each path of `names` means, under the template or path itself as key.
+
+    Raises RowError for a column of a template that is not text.
+    """
+    found: dict[str, Any] = {}
+    for written in names.values():
+        if is_template(written):
+            found[written] = rendered(written, value)
+        elif written not in value and (within := at_path(value, written)) is not None:
+            found[written] = within
+    return {**value, **found} if found else value
+
+
+def at_path(value: Any, path: str) -> Any:
+    """What lies under a key, or under keys and positions in lists with dots between them; None if nothing does."""
+    if isinstance(value, list):
+        place, _, rest = path.partition(".")
+        if not place.isdecimal() or int(place) >= len(value):
+            return None
+        return at_path(value[int(place)], rest) if rest else value[int(place)]
+    if not isinstance(value, Mapping) or path in value:
+        return value[path] if isinstance(value, Mapping) else None
+    for dot in re.finditer(r"\.", path):  # a key may have dots itself
+        if (found := at_path(value.get(path[: dot.start()]), path[dot.end() :])) is not None:
+            return found
+    return None
+
+
+def text_paths(value: Mapping[str, Any]) -> list[str]:
+    """Paths to the texts within the objects and lists of a row; of a list the first text, or those of its first object."""
+    return [f"{key}.{rest}" for key, cell in value.items() for rest in _texts_within(cell)]
+
+
+def _texts_within(cell: object) -> list[str]:
+    inner = {"0": cell[0]} if isinstance(cell, list) and cell else cell
+    if not isinstance(inner, dict):
+        return []
+    paths = [key if isinstance(part, str) else f"{key}.{rest}" for key, part in inner.items() for rest in _texts_within(part) or [""]]
+    return [path for path in paths if not path.endswith(".") and not re.search(r"[{}]", path)]
 
 
 def rendered(written: str, value: Mapping[str, Any]) -> str:
     """The template's text for this row; raises RowError."""
-    cells = {column: _text(value.get(column), column) for column in columns_of(written)}
+    cells = {column: _text(at_path(value, column), column) for column in columns_of(written)}
     filled = {column for column, cell in cells.items() if cell.strip()}
     texts: list[str] = []
     for paragraph in _paragraphs(written) if filled else ():

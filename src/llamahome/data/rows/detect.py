@@ -10,7 +10,7 @@ from llamahome.data.files.jsonrow import excerpt
 from llamahome.data.records import Row
 from llamahome.data.rows.advice import alternative, other_keys, reason, split_column, unknown
 from llamahome.data.rows.column_roles import ColumnRoles, find_roles
-from llamahome.data.rows.columns import columns_of, setting, with_templates
+from llamahome.data.rows.columns import at_path, columns_of, setting, text_paths, with_named
 from llamahome.data.rows.formats import FORMATS, KEYS, OWN_NAMES, Names, text_column
 from llamahome.data.rows.headerless import is_table, may_lack_names, names_written_before, no_header
 from llamahome.data.rows.judged import find_judged, refused
@@ -94,7 +94,7 @@ def _detect(rows: Sequence[Row], names: Names) -> DetectedFormat:
         raise DataError(messages)
     for row in rows:
         try:
-            name = _format_of(with_templates(row.value, names), names)
+            name = _format_of(with_named(row.value, names), names)
         except RowError as error:
             problems.append(problem_at(row, error))
             continue
@@ -108,7 +108,7 @@ def _detect(rows: Sequence[Row], names: Names) -> DetectedFormat:
     name, row = next(iter(first_of.items()))
     which = "every row" if count == len(rows) else f"{count} of the first {len(rows)} rows"
     without_turns = _by_keys(other_keys(row.value)) if name in ("messages", "sharegpt") else None
-    value = with_templates(row.value, names)
+    value = with_named(row.value, names)
     why = f"{which} has {reason(value, name, names)}" + alternative(row.value, name, names, without_turns)
     why += split_column(row.value)
     return DetectedFormat(name, f"{why}; the first line names the columns and is no row" if may_lack_names(row) else why)
@@ -145,8 +145,13 @@ def _by_keys(value: Mapping[str, Any]) -> str | None:
 def _check_columns(rows: Sequence[Row], names: Names) -> None:
     """DataError with each column of data.columns that no row has."""
     keys = {key: None for row in rows for key in row.value}
-    missing = {ours: [column for column in columns_of(theirs) if column not in keys] for ours, theirs in names.items() if rows}
-    corrected = {ours: _corrected(names[ours], columns, keys) for ours, columns in missing.items()}
+
+    def is_missing(column: str) -> bool:
+        return column not in keys and all(at_path(row.value, column) is None for row in rows)
+
+    missing = {ours: [column for column in columns_of(theirs) if is_missing(column)] for ours, theirs in names.items() if rows}
+    known = [*keys, *(path for row in rows[:1] for path in text_paths(row.value))]
+    corrected = {ours: _corrected(names[ours], columns, known) for ours, columns in missing.items()}
     complete = {ours: theirs for ours, theirs in corrected.items() if theirs is not None}
     problems = []
     for ours, columns in missing.items():
@@ -158,7 +163,7 @@ def _check_columns(rows: Sequence[Row], names: Names) -> None:
         raise DataError(no_header(rows) or problems)
 
 
-def _corrected(theirs: str, missing: Sequence[str], keys: Mapping[str, Any]) -> str | None:
+def _corrected(theirs: str, missing: Sequence[str], keys: Sequence[str]) -> str | None:
     """The value of data.columns with the nearest key instead of each missing one; None if one has no near key."""
     for column in missing:
         near = nearest(column, keys)

@@ -24,7 +24,7 @@ from llamahome.data.files.jsonrow import kind
 from llamahome.data.files.jsontext import Unusual, not_finite_at
 from llamahome.data.records import Conversation, Row
 from llamahome.data.rows.column_roles import ColumnRoles, Unclear, answer_of, context_columns, find_roles, plain_name, system_column
-from llamahome.data.rows.columns import setting, with_templates
+from llamahome.data.rows.columns import setting, with_named
 from llamahome.data.rows.labels import read_labelled
 from llamahome.data.rows.preferences import read_pair
 from llamahome.data.rows.row_error import RowError, content_of, problem_at, required
@@ -70,7 +70,7 @@ Names = Mapping[str, str]
 def understand(row: Row, format_name: str, names: Names = OWN_NAMES) -> Conversation | Problem:
     """The conversation in the row, or what is wrong with it; never raises because of the data."""
     try:
-        value = with_templates(row.value, names) if names else row.value
+        value = with_named(row.value, names) if names else row.value
         read = row if value is row.value else replace(row, value=value)
         conversation = _READERS[format_name](read, names)
         if isinstance(row.value, Unusual):

@@ -9,6 +9,7 @@ from llamahome.data.files.commands import list_within, run_python, sibling
 from llamahome.data.files.kinds import ending
 from llamahome.data.records import Row
 from llamahome.data.rows.column_roles import PROMPT, plain_name
+from llamahome.data.rows.columns import text_paths
 
 _IN_LIST = "import json,sys; json.dump([r[sys.argv[3]] for r in json.load(open(sys.argv[1],encoding='utf-8-sig'))[sys.argv[2]]],sys.stdout)"
 _IN_ARRAY = "import json,sys; json.dump([r[sys.argv[2]] for r in json.load(open(sys.argv[1],encoding='utf-8-sig'))],sys.stdout)"
@@ -43,13 +44,17 @@ def nested_rows(rows: Sequence[Row], format_of: FormatOf) -> str | None:
 
 
 def _inside(value: Mapping[str, Any], format_of: FormatOf) -> str | None:
-    """The only key under which an object without a question of its own has the keys of a row, or all that it has: some texts."""
+    """The only key under which an object without a question of its own has the keys of a row, or all that it has: some texts.
+
+    None if others hold texts too, such as annotations beside the text that they are about.
+    """
     if any(isinstance(cell, str) and plain_name(key) in PROMPT for key, cell in value.items()):
         return None
     others = [key for key in value if plain_name(key).strip("_") not in ("id", "idx", "index", "row_idx")]
     keys = [key for key, part in value.items() if isinstance(part, dict) and (format_of(part) is not None or len(others) == 1)]
     texts = keys and any(isinstance(cell, str | list) for cell in value[keys[0]].values())
-    return keys[0] if len(keys) == 1 and texts else None
+    beside = texts and text_paths({key: cell for key, cell in value.items() if key != keys[0]})
+    return keys[0] if len(keys) == 1 and texts and not beside else None
 
 
 def _begins_with(path: str, mark: str) -> bool:
