@@ -23,11 +23,10 @@ ENV USER=llamahome \
 RUN python -m venv /opt/llamahome
 ENV PATH=/opt/llamahome/bin:$PATH
 
-# The exact versions of the lock files, without what only checks and tests, but with bitsandbytes for 4-bit bases.
+# The exact versions of the lock files, without what only checks and tests.
 WORKDIR /opt/llamahome/build
 COPY requirements.lock requirements-gpu.lock ./
 RUN sed "/^# what checks and tests it/,/^# what builds/d" requirements.lock > run.lock \
-    && grep "^bitsandbytes==" requirements.lock >> run.lock \
     && pip install --requirement run.lock --requirement requirements-gpu.lock
 
 COPY pyproject.toml README.md LICENSE ./
