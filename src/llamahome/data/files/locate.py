@@ -18,7 +18,7 @@ from llamahome.data.files.index import Notify
 from llamahome.data.files.jsontext import json_or_none
 from llamahome.data.files.kinds import ENDINGS, ending, holds_rows, is_read, is_text
 from llamahome.data.files.signatures import conversion_by_content
-from llamahome.data.files.split_files import DESCRIBING, find_splits
+from llamahome.data.files.split_files import DESCRIBING, find_splits, missing_parts
 from llamahome.data.files.splits import TO_TRAIN, Choice, Wanted, choose, require_splits
 from llamahome.data.sample import FILE_NAME
 from llamahome.errors import DataError, Problem
@@ -122,8 +122,8 @@ def _folder(path: str, notify: Notify, wanted: Wanted) -> Located:
     layout, files_of_rows = find_splits(path, files)
     choice = choose(path, layout, files_of_rows, wanted)
     has_splits, choice = choice is not None, choice or Choice(files_of_rows)
-    if choice.note:
-        notify(choice.note)
+    for note in filter(None, (choice.note, *missing_parts((*choice.files, *choice.evaluation)))):
+        notify(note)
     known = {*choice.files, *choice.evaluation, *(name for _, names in choice.apart for name in names)}
     ignored = [name for name in below if name not in known and (name in visible or _looks_like_data(name))]
     if has_splits:
