@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 from tests.support.projects import write_rows
-from tests.support.tokenizers import train_tokenizer
+from tests.support.tokenizers import save_tokenizer
 
 from llamahome.config.schema import DataConfig
 from llamahome.data.checks.check import Request, check
 from llamahome.data.checks.findings import Found
 from llamahome.data.checks.fix import fix
-from llamahome.data.text.tokens import ChatTokenizer
 
 USER, GOOD, BAD = ({"role": role, "content": text} for role, text in (("user", "2+2?"), ("assistant", "4"), ("assistant", "5")))
 PAIRS: list[dict[str, Any]] = [
@@ -31,6 +30,7 @@ LABELLED: list[dict[str, Any]] = [
 @pytest.fixture(autouse=True)
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    save_tokenizer(tmp_path / "model")
 
 
 @pytest.mark.parametrize(("format_name", "rows"), [("preference", PAIRS), ("labelled", LABELLED)], ids=["pairs", "labelled"])
@@ -38,8 +38,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_only_rows_with_the_same_judgement_are_duplicates(format_name: str, rows: list[dict[str, Any]], tokens: bool) -> None:
     write_rows(Path("rows.jsonl"), [*rows, *rows])
     found: list[Found] = []
-    tokenizer = ChatTokenizer(train_tokenizer()) if tokens else None
-    request = Request(("rows.jsonl",), DataConfig(format=format_name), tokenizer)
+    request = Request(("rows.jsonl",), DataConfig(format=format_name), ("model", None) if tokens else None)
     check(request, found.append)
     assert [each.problem.where for each in found] == [f"rows.jsonl:{len(rows) + number}" for number in range(1, len(rows) + 1)]
     assert {each.problem.code for each in found} == {"data.duplicate"}
