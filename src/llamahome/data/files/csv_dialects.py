@@ -24,7 +24,8 @@ _UNDRAW = (
     r"re.sub('^[|]|[|]$','',l.strip()).split('|')] for l in open(sys.argv[1],encoding='utf-8-sig') "
     r"if '|' in l and not re.fullmatch('[-+|:= ]+',l.strip()))"
 )
-_RULE = re.compile(r"[|+ ]*:?[-=]{2,}:?(?: *[|+] *:?[-=]{2,}:?)+[|+ ]*")
+_LINE = r"(?::?[-=]{2,}:?|:-:?|-:)"
+_RULE = re.compile(rf"[|+ ]*{_LINE}(?: *[|+] *{_LINE})+[|+ ]*")
 """Matches a line between the names and the rows of a table that is drawn."""
 _TESTED = 50
 """Records."""
