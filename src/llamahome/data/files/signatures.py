@@ -49,6 +49,9 @@ _ROWS_OF_TABLE = (
     "import json,sqlite3,sys; c=sqlite3.connect(sys.argv[1]); c.row_factory=sqlite3.Row; "
     "[print(json.dumps(dict(r),default=str)) for r in c.execute('select * from '+sys.argv[2])]"
 )
+_ARCHIVES = {".tar": ("tar", "gzip", "zstd"), ".tgz": ("gzip",), ".zip": ("zip",), ".bz2": ("bzip2",), ".xz": ("xz",)}
+"""What a file of each ending is; a .tar may be packed, as .tar.gz."""
+_DAMAGED = "a {} archive that is cut short or damaged"
 _MARKUP = (".xml", ".html", ".htm", ".yaml", ".yml", ".toml", ".ini", ".rtf", ".svg", ".xls")
 """Text whose markup should not be learned."""
 _TABLES = (".psv", ".tab", ".ssv", ".dsv")
@@ -144,6 +147,23 @@ def conversion_by_content(path: str) -> str | None:
     return f"cp {shlex.quote(path)} {shlex.quote(str(sibling(path, f'-{suffix[1:]}{ending}') if renamed.exists() else renamed))}"
 
 
+def wrong_archive(path: str, suffix: str) -> tuple[str, str | None] | None:
+    """What is wrong with a file that is named as an archive, and what mends it; None if its first bytes are those of one."""
+    if suffix not in _ARCHIVES:
+        return None
+    file = GuardedFile(path)
+    head, what = file.head(), None
+    file.close()
+    if real_kind(head) not in _ARCHIVES[suffix]:
+        instead = real_content(path, head) if head else ("it is empty", "copy or download it again")
+        return None if instead is None else (f"this is no {suffix} file: {instead[0]}", instead[1] or conversion_by_content(path))
+    if suffix == ".zip":
+        what = _zip(file)[0]
+    elif suffix == ".tar" and head[257:262] == b"ustar" and file.size % 512:
+        what = _DAMAGED.format("tar")
+    return (f"this is {what}", "copy or download it again") if what is not None and "damaged" in what else None
+
+
 def _conversion(file: GuardedFile, real: str) -> str | None:
     """A command that makes a readable file of one that is of the kind `real`."""
     path, source = Path(file.path), shlex.quote(file.path)
@@ -172,7 +192,7 @@ def _zip(file: GuardedFile) -> tuple[str, str | None]:
         with zipfile.ZipFile(file.place) as archive:
             names = archive.namelist()
     except (OSError, zipfile.BadZipFile, ValueError, RuntimeError):
-        return "a zip archive that is cut short or damaged", None
+        return _DAMAGED.format("zip"), None
     if "xl/workbook.xml" in names:
         rows = run_python(ROWS_OF_SHEET, file.path, output=sibling(file.path, "-rows.jsonl"))
         return "an Excel file (.xlsx)", None if file.is_copy else rows
