@@ -26,6 +26,7 @@ _MAGIC = (
     (b"\x04\x22\x4d\x18", "lz4"),
     (b"PK\x03\x04", "zip"),
     (b"PAR1", "Parquet"),
+    (b"PARE", "encrypted Parquet"),
     (b"ARROW1", "Arrow"),
     (b"\xff\xff\xff\xff", "Arrow"),
     (b"FEA1", "Feather of version 1"),
@@ -43,7 +44,7 @@ _MAGIC = (
 )
 _PACKED = {"gzip": ".gz", "zstd": ".zst"}
 _COLUMNAR = {"Parquet": ".parquet", "Arrow": ".arrow"}
-_TEXT_MARKS = ("Parquet", "Arrow", "ORC", "bzip2", "a GGUF model")
+_TEXT_MARKS = ("Parquet", "encrypted Parquet", "Arrow", "ORC", "bzip2", "a GGUF model")
 """Their first bytes are letters, and a text may begin with them, so they count only beside bytes that no text has."""
 _ROWS_OF_TABLE = (
     "import json,sqlite3,sys; c=sqlite3.connect(sys.argv[1]); c.row_factory=sqlite3.Row; "
@@ -113,7 +114,7 @@ def real_content(path: str, head: bytes) -> tuple[str, str | None] | None:
     if served is not None:
         return f"it is {served[0]}", served[1]
     text = _text(head)
-    if not text:
+    if not text or (suffix in _COLUMNAR.values() and text.startswith(("PAR1", "ARROW1"))):
         return None
     if suffix in _PACKED.values():
         return "it is text that is not packed", move(path, place.with_suffix(""))
