@@ -278,7 +278,7 @@ def open_tokenizer(source: TokenizerSource) -> ChatTokenizer:
 def require_chat_template(tokenizer: ChatTokenizer, *, what: str) -> None:
     """Raise DataError if the model has no chat template; `what` says why one is needed."""
     if tokenizer.chat_template is None:
-        names = tuple(tokenizer._tokenizer.chat_template or ())
+        names = sorted(tokenizer._tokenizer.chat_template or ())
         raise DataError(no_chat_template(what, names))
 
 
