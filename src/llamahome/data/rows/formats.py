@@ -86,6 +86,8 @@ def understand(row: Row, format_name: str, names: Names = OWN_NAMES) -> Conversa
             _refuse_not_finite(conversation)
         return conversation if read is row else replace(conversation, row=row)
     except RowError as error:
+        if isinstance(error.part, dict) and row.value.keys() <= error.part.keys():
+            error.part = None  # the row as it is, without the texts of templates
         return problem_at(row, error)
 
 
