@@ -12,6 +12,7 @@ from llamahome.checkpoint.chosen import same_for_all
 from llamahome.checkpoint.state import TrainerState
 from llamahome.checkpoint.store import Saved
 from llamahome.config.describe import settings
+from llamahome.config.initial import FROM_WEIGHTS
 from llamahome.config.load import LoadedConfig
 from llamahome.config.yamltext import write_value
 from llamahome.data.steps.order import Ranges, joined
@@ -28,13 +29,17 @@ PASSED = "passed_over"
 """Key in TrainerState.extra of what a run passes over since it went back to a checkpoint."""
 _OF_WEIGHTS = {
     "training.method": "what it trained are other weights",
+    "model.new_tokens": "what it trained has the rows of the tokens that this setting added",
     **dict.fromkeys(
         ("lora.rank", "lora.rank_pattern", "lora.target_modules", "lora.layers", "lora.modules_to_save", "lora.use_dora"),
         "its adapter has weights of the shapes that this setting made",
     ),
     **dict.fromkeys(("lora.alpha", "lora.alpha_pattern", "lora.use_rslora"), "what its adapter has learned would act at another strength"),
+    "lora.init": "one of the two starts from factors of the base and subtracts them from it",
 }
 """Settings that belong to the weights of a checkpoint, and why."""
+_OF_TOKENS = ("model.name", "model.chat_template", "model.new_tokens", "model.eos_token", "model.system_role")
+"""Settings of the model that may change the tokens of a row."""
 _SHOWN_ROWS = 64
 _CURVE = "schedule"
 """Key of the curve in TrainerState.extra."""
@@ -117,9 +122,10 @@ def refuse_other_state(saved: LoadedConfig, loaded: LoadedConfig, *, allowed: Co
 def refuse_other_weights(saved: LoadedConfig, loaded: LoadedConfig) -> None:
     """Raise ConfigError with each changed setting that says which weights are trained, or what the trained ones do in the model."""
     known, problems = settings(), []
-    for key in _OF_WEIGHTS if loaded.config.training.method == "lora" == saved.config.training.method else ("training.method",):
+    both_lora = loaded.config.training.method == "lora" == saved.config.training.method
+    for key in _OF_WEIGHTS if both_lora else ("training.method", "model.new_tokens"):
         old, new = known[key].of(saved.config), known[key].of(loaded.config)
-        if old != new:
+        if old != new and (key != "lora.init" or {old, new} & {*FROM_WEIGHTS}):
             message = f"{key} was {write_value(old)} when the checkpoint was written, {write_value(new)} now; {_OF_WEIGHTS[key]}"
             hint = f"--set {shlex.quote(f'{key}={write_value(old)}')}, or a new run"
             problems.append(Problem(code="training.weights-differ", message=message, where=loaded.origins[key], hint=hint))
@@ -128,8 +134,9 @@ def refuse_other_weights(saved: LoadedConfig, loaded: LoadedConfig) -> None:
 
 
 def changed_rows(saved: LoadedConfig, loaded: LoadedConfig) -> str:
-    """The changed settings of data, which change the rows that are learned and the tokens they become; "" if none changed."""
-    pairs = [(key, setting.of(saved.config), setting.of(loaded.config)) for key, setting in settings().items() if key.startswith("data.")]
+    """The changed settings that change the rows that are learned or the tokens they become; "" if none changed."""
+    known = {key: setting for key, setting in settings().items() if key.startswith("data.") or key in _OF_TOKENS}
+    pairs = [(key, setting.of(saved.config), setting.of(loaded.config)) for key, setting in known.items()]
     return ", ".join(f"{key} {write_value(old)} -> {write_value(new)}" for key, old, new in pairs if old != new)
 
 

@@ -74,6 +74,11 @@ CASES = {
     "lora.target_modules": settings(
         "lora.target_modules=[q_proj]", "--set lora.target_modules=all-linear", refused="training.weights-differ"
     ),
+    "lora.init": settings("lora.init=pissa", "--set lora.init=default", refused="training.weights-differ"),
+    "model.new_tokens": settings("model.new_tokens=[<tag>]", "--set 'model.new_tokens=[]'", refused="training.weights-differ", fast=True),
+    "model.eos_token": settings(
+        "model.eos_token=<pad>", 'what changed with it: model.eos_token null -> "<pad>"', refused="checkpoint.data-changed"
+    ),
     "model.adapter": settings("model.adapter=elsewhere", "", refused="model.adapter-differs"),
     "training.objective": settings("training.objective=orpo", "--from-adapter output/", refused="training.objective-differs", fast=True),
     "training.optimizer": settings("training.optimizer=adafactor", "--set training.optimizer=adamw", refused="training.optimizer-differs"),

@@ -53,6 +53,8 @@ BAD_FILES = {
     "backslashes.csv": b'"prompt","completion"\n"a","say \\"b\\""\n',
     "single-quotes.csv": b"prompt,completion\n'a','b, c'\n'd','e'\n",
     "title.csv": b"# exported today\nprompt,completion\na,b\nc,d\n",
+    "drawn-by-psql.csv": b" prompt | completion \n--------+------------\n a b, c | d\n e      | f\n(2 rows)\n",
+    "drawn-by-mysql.tsv": b'+---+---+\n| prompt | completion |\n+---+---+\n| a | "b" |\n| c | d |\n+---+---+\n2 rows in set\n',
     "one-more.csv": b"prompt,completion\na,b,\nc,d,\n",
     "python-lists.csv": b"messages\n\"[{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]\"\n",
     "keyed.json": json.dumps({f"row{number}": row for number, row in enumerate(ROWS)}, indent=1).encode(),

@@ -21,6 +21,7 @@ TABLES = {
     "part of the texts": "prompt\tcompletion\n"
     + "".join(f'question {n}\tsay "hi", {n}\n' for n in range(3))
     + 'question 3\t"quoted" start\n',
+    "drawn": "| prompt | completion |\n|:--|:-:|\n" + "".join(f'| question {n} | say "hi", {n} |\n' for n in range(4)),
     "in line 3": "# exported\n# by hand\nprompt,completion\n" + "".join(f'question {n},"say ""hi"", {n}"\n' for n in range(4)),
 }
 
@@ -47,6 +48,7 @@ def test_the_command_writes_the_same_rows_in_the_usual_way(what: str, tmp_path: 
         "prompt,completion\na,b\n'tis,c\n",
         'prompt,completion\n"a","b"\nc,"d\n',
         "prompt,completion\na,b\nc,d,e\n",
+        "prompt,completion\na | b,--|--\n--,---\n",
         "prompt,completion\na,b\nc,\n",
         "text\none, two\nthree, four\n",
         'prompt,completion\na,"C:\\\\"\n',

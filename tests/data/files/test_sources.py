@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import lzma
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -149,10 +151,14 @@ def test_an_empty_file_or_folder_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.xlsx", "a.tar.gz", "a.zip", "a.jsonl.xz", "a.pdf"])
 def test_other_kinds_of_files_are_refused_with_a_command_that_converts_them(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(b"x")
+    content = {".gz": gzip.compress(b"x"), ".xz": lzma.compress(b"x")}.get(Path(name).suffix, b"x")
+    (tmp_path / name).write_bytes(content)
+    if name == "a.zip":
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("rows.jsonl", "{}")
     problem = fails(tmp_path / name)
     assert problem.code == "data.unsupported-file" and ".jsonl" in problem.message
-    assert any(word in str(problem.hint) for word in ("python3 -c", "tar -xf", "unzip", "xz", "cp "))
+    assert any(word in str(problem.hint) for word in ("python3 -c", "tar -xf", "zipfile -e", "xz", "cp "))
 
 
 def test_the_command_that_extracts_rows_from_an_object_works(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Rows with an answer that is labelled good or bad: every spelling is read alike, and what says neither is refused."""
 
+import shlex
 from typing import Any
 
 import pytest
 
+from llamahome.config.yamltext import read_value
 from llamahome.data.records import Conversation, Row
 from llamahome.data.rows.detect import detect
 from llamahome.data.rows.formats import understand
@@ -93,3 +95,47 @@ def test_labelled_answers_are_no_answers_to_learn_and_the_help_names_kto() -> No
         detect([row_of({**SPELLINGS[0], "label": False})], "auto")
     (problem,) = error.value.problems
     assert problem.code == "data.preference" and str(problem.hint).startswith("--set training.objective=kto   ")
+
+
+def test_a_label_within_other_columns_is_found_by_its_path() -> None:
+    rows = [row_of({"prompt": "2+2?", "completion": "4", "review": {"marks": [{"ok": said}]}}) for said in (True, False)]
+    names = {"prompt": "prompt", "completion": "completion", "label": "review.marks.0.ok"}
+    assert "1 of the first 2 are" in detect(rows, "labelled", names).reason
+    read_rows = [understand(row, "labelled", names) for row in rows]
+    assert [isinstance(one, Conversation) and one.good for one in read_rows] == [True, False]
+
+
+@pytest.mark.parametrize("column", ["thumbs_up", "isCorrect", "is good", "accepted", "Helpful"])
+@pytest.mark.parametrize("said", [(True, False), ("true", "false"), (1, 0)])
+@pytest.mark.parametrize("value", [{**SPELLINGS[2], "system_prompt": "Be brief."}, {**SPELLINGS[3], "system_prompt": "Be brief."}])
+def test_a_verdict_of_another_name_is_a_label_once_the_help_is_typed(value: dict[str, Any], column: str, said: tuple[Any, ...]) -> None:
+    rows = [row_of({**value, column: one}) for one in said]
+    with pytest.raises(DataError) as caught:
+        detect(rows, "auto")
+    (problem,) = caught.value.problems
+    assert problem.code == "data.preference" and column in problem.message
+    parts = [shlex.split(part.partition("   ")[0]) for part in (problem.hint or "").split("; ") if part.startswith("--set")]
+    both, every = (columns_in(part[-1]) for part in parts)
+    assert parts[0][:2] == ["--set", "training.objective=kto"] and both == {**every, "label": column}
+    for names, format_name in ((both, "labelled"), (every, "auto")):
+        detected = detect(rows, format_name, names)
+        texts = [understand(row, detected.name, names) for row in rows]
+        assert all(isinstance(one, Conversation) and [turn["content"] for turn in one.turns] == ["Be brief.", "2+2?", "5"] for one in texts)
+        expected = [True, False] if names is both else [True, True]
+        assert [isinstance(one, Conversation) and one.good for one in texts] == expected
+    with pytest.raises(DataError) as refused:
+        detect(rows, "labelled")
+    assert refused.value.problems[0].code == "data.no-labels"
+    assert columns_in(shlex.split((refused.value.problems[0].hint or "").partition("   ")[0])[-1]) == both
+
+
+@pytest.mark.parametrize("said", [(True, True), (3, 0), ("low", "high"), (None, False)])
+def test_a_verdict_that_is_always_good_or_that_does_not_say_is_no_label(said: tuple[Any, ...]) -> None:
+    rows = [row_of({**SPELLINGS[2], "thumbs_up": one}) for one in said]
+    assert detect(rows, "auto").name == "prompt_completion"
+
+
+def columns_in(assignment: str) -> dict[str, str]:
+    value = read_value(assignment.removeprefix("data.columns="))
+    assert isinstance(value, dict)
+    return value

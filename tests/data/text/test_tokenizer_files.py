@@ -6,11 +6,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from tests.support.tokenizers import save_tokenizer
+from tests.support.tokenizers import CHATML, save_tokenizer
 from transformers.utils import sentencepiece_model_pb2_new as sentencepiece_pb2
 
-from llamahome.data.text.tokens import load_tokenizer
-from llamahome.errors import ConfigError, Problem
+from llamahome.data.text.tokens import load_tokenizer, require_chat_template
+from llamahome.errors import ConfigError, DataError, Problem
 
 without_sentencepiece = pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="sentencepiece is here")
 
@@ -94,3 +94,14 @@ def test_a_damaged_file_is_reported_as_the_reason(tmp_path: Path, name: str, con
 def test_mistrals_tekken_file_is_named(tmp_path: Path) -> None:
     (folder_with(tmp_path, None) / "tekken.json").write_text("{}")
     assert "tekken.json" in problem_of(tmp_path).message
+
+
+def test_templates_without_a_default_are_named(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path, template=None)
+    for name in ("rag", "tool_use"):
+        (tmp_path / "additional_chat_templates").mkdir(exist_ok=True)
+        (tmp_path / "additional_chat_templates" / f"{name}.jinja").write_text(CHATML)
+    with pytest.raises(DataError, match=r"none of the chat templates of the model's tokenizer \(rag, tool_use\) is the default"):
+        require_chat_template(load_tokenizer(tmp_path), what="the rows are chats")
+    (tmp_path / "mine.jinja").write_text(CHATML)
+    require_chat_template(load_tokenizer(tmp_path, chat_template=str(tmp_path / "mine.jinja")), what="the rows are chats")

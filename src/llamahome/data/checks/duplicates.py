@@ -7,7 +7,8 @@ Memory: 8 bytes per row for equal rows, about 3 kB per row for near ones. MinHas
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,10 +45,10 @@ def all_text(conversation: Conversation) -> str:
 
 
 def dialogue_text(conversation: Conversation) -> str:
-    """All texts of the conversation but the system turn, which is often the same in every row."""
+    """All texts of the conversation, of a pair both answers, but the system turn, which is often the same in every row."""
     if conversation.text is not None:
         return conversation.text
-    spoken = [turn["content"] for turn in conversation.turns if turn["role"] != "system" and "content" in turn]
+    spoken = [turn["content"] for turn in (*conversation.turns, *conversation.other) if turn["role"] != "system" and "content" in turn]
     return "\n".join(spoken)
 
 
@@ -61,7 +62,7 @@ def answer_text(conversation: Conversation) -> str:
 
 
 def content_key(conversation: Conversation) -> int:
-    """64 bits of BLAKE2b over the roles and texts of the conversation, without white space."""
+    """64 bits of BLAKE2b over the roles, texts and judgement of the conversation, without white space."""
     letters = "\0".join(_parts(conversation)).encode("utf-8").translate(None, _WHITE)
     return int.from_bytes(hashlib.blake2b(letters, digest_size=8).digest(), "big")
 
@@ -74,17 +75,26 @@ def same_letters(one: Conversation, other: Conversation) -> bool:
 def _parts(conversation: Conversation) -> list[str]:
     if conversation.text is not None:
         return [conversation.text]
+    parts = _of_turns(conversation.turns)
+    if conversation.other:
+        parts += ("\1", *_of_turns(conversation.other))
+    if not conversation.good:
+        parts.append("\1")
+    if conversation.context_only:
+        parts.append(str(sorted(conversation.context_only)))
+    if conversation.tools:
+        parts.append(json.dumps(conversation.tools, sort_keys=True, default=str))
+    return parts
+
+
+def _of_turns(turns: Sequence[Mapping[str, Any]]) -> list[str]:
     parts: list[str] = []
-    for turn in conversation.turns:
+    for turn in turns:
         parts += (turn["role"], turn.get("content", ""))
         if len(turn) > 2:  # such as tool calls
             parts.append(
                 json.dumps({key: part for key, part in turn.items() if key not in ("role", "content")}, sort_keys=True, default=str)
             )
-    if conversation.context_only:
-        parts.append(str(sorted(conversation.context_only)))
-    if conversation.tools:
-        parts.append(json.dumps(conversation.tools, sort_keys=True, default=str))
     return parts
 
 

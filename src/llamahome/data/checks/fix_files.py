@@ -1,7 +1,8 @@
 """The files that `--fix` reads and writes: readable copies of files that cannot be read row by row, and the cleaned copy.
 
-A file in another encoding is recoded to UTF-8, and a whole table in one JSON value becomes one row per line. These copies lie in a
-temporary folder, and each is recorded as one change of its file. Memory: one block of a recoded file; all of a table (at most 64 MiB).
+A file in another encoding is recoded to UTF-8; a whole table in one JSON value, or a broken array, becomes one row per line. These copies
+lie in a temporary folder, and each is recorded as one change of its file. Memory: one block of a recoded file; all of a table or an array
+(at most 64 MiB).
 """
 
 import codecs
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from llamahome import durable
+from llamahome.data.checks.broken_array import lines_of_array
 from llamahome.data.checks.repair import Change
 from llamahome.data.files.encoding import codec_of, decodes, encoding_of, wide_encoding
 from llamahome.data.files.guarded_file import LONGEST_ROW
@@ -72,10 +74,15 @@ def _make_copy(path: str, kind: str, target: Path) -> tuple[Path, Change] | None
         encoding = encoding_of(path)
     if encoding is not None:
         _recode(path, codec_of(encoding), target)
+        if (array := _as_lines(str(target), kind, target)) is not None:
+            return array, Change("data.not-utf8", None, encoding, "UTF-8, one object a line")
         table = _as_rows(str(target), kind, target)
         return table[0] if table else target, Change("data.not-utf8", None, encoding, "UTF-8")
     if kind not in (".json", ".jsonl", ".ndjson", ""):
         return None
+    array = _as_lines(path, kind, target)
+    if array is not None:
+        return array, Change("data.bad-json-array", None, "array", "one object a line")
     table = _as_rows(path, kind, target)
     return None if table is None else (table[0], Change("data.whole-table", None, table[1], "one object a line"))
 
@@ -92,6 +99,18 @@ def _recode(path: str, codec: str, target: Path) -> None:
         while block := file.read(_BLOCK):
             sink.write(decoder.decode(block).encode())
         sink.write(decoder.decode(b"", final=True).encode())
+
+
+def _as_lines(path: str, kind: str, target: Path) -> Path | None:
+    """A file of JSON lines with the objects of an array whose commas or end are wrong."""
+    if Path(path).stat().st_size > LONGEST_ROW or kind not in (".json", ""):
+        return None
+    lines = lines_of_array(Path(path).read_text(encoding="utf-8", errors="surrogateescape"))
+    if lines is None:
+        return None
+    made = target.with_name(target.stem + "-lines.jsonl")
+    made.write_text(lines, encoding="utf-8", errors="surrogateescape")
+    return made
 
 
 def _as_rows(path: str, kind: str, target: Path) -> tuple[Path, str] | None:

@@ -2,7 +2,8 @@
 
 Quotes within a field may follow a backslash (MySQL) or be part of the text, single quotes may enclose fields, a space may follow each
 delimiter, a delimiter may end each row, and lines may come before the names of the columns. Such a form is reported only if it gives each
-of the first records as many fields as there are names, and the standard does not. Cost: a few parses of the first records of such a file.
+of the first records as many fields as there are names, and the standard does not. A table that is drawn with lines of - and | is known by
+the line below the names. Cost: a few parses of the first records of such a file.
 """
 
 import csv
@@ -18,6 +19,14 @@ _REWRITE = (
     r"import csv,sys; csv.writer(sys.stdout,delimiter=sys.argv[2],lineterminator='\n').writerows(r{fields} for r in "
     r"csv.reader(open(sys.argv[1],encoding='utf-8-sig',newline=''),delimiter=sys.argv[2]{options}) if r)"
 )
+_UNDRAW = (
+    r"import csv,re,sys; csv.writer(sys.stdout,lineterminator='\n').writerows([c.strip() for c in "
+    r"re.sub('^[|]|[|]$','',l.strip()).split('|')] for l in open(sys.argv[1],encoding='utf-8-sig') "
+    r"if '|' in l and not re.fullmatch('[-+|:= ]+',l.strip()))"
+)
+_LINE = r"(?::?[-=]{2,}:?|:-:?|-:)"
+_RULE = re.compile(rf"[|+ ]*{_LINE}(?: *[|+] *{_LINE})+[|+ ]*")
+"""Matches a line between the names and the rows of a table that is drawn."""
 _TESTED = 50
 """Records."""
 _LINES_BEFORE = 20
@@ -57,6 +66,10 @@ def other_dialect(path: str, text: str, delimiter: str, *, whole: bool) -> tuple
 
     Unless `text` is the `whole` file its last record is not tested.
     """
+    lines = [line.strip() for line in text.split("\n", 4)[:4]]
+    if any(map(_RULE.fullmatch, lines)) and any("|" in line and not _RULE.fullmatch(line) for line in lines):
+        undrawn = run_python(_UNDRAW, path, output=sibling(path, "-rewritten.csv"))
+        return "it is drawn with lines of - and |, as Markdown, psql and mysql show tables", undrawn
     if _fit(_parsed(text, delimiter, whole=whole)):
         return None
     for dialect in _DIALECTS:

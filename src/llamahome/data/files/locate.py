@@ -17,18 +17,18 @@ from llamahome.data.files.hub import fetch, is_hub_id
 from llamahome.data.files.index import Notify
 from llamahome.data.files.jsontext import json_or_none
 from llamahome.data.files.kinds import ENDINGS, ending, holds_rows, is_read, is_text
-from llamahome.data.files.signatures import conversion_by_content
-from llamahome.data.files.split_files import DESCRIBING, find_splits
+from llamahome.data.files.signatures import conversion_by_content, wrong_archive
+from llamahome.data.files.split_files import DESCRIBING, find_splits, missing_parts
 from llamahome.data.files.splits import TO_TRAIN, Choice, Wanted, choose, require_splits
 from llamahome.data.sample import FILE_NAME
 from llamahome.errors import DataError, Problem
+from llamahome.lfs import is_pointer, lfs_problem
 from llamahome.progress_marks import marks
 from llamahome.rundir import RAW_DATA
 
 _UNPACK = {
     ".tar": "tar -xf {}",
     ".tgz": "tar -xf {}",
-    ".zip": "unzip {}",
     ".bz2": "bunzip2 --keep {}",
     ".xz": "xz --decompress --keep {}",
 }
@@ -122,8 +122,8 @@ def _folder(path: str, notify: Notify, wanted: Wanted) -> Located:
     layout, files_of_rows = find_splits(path, files)
     choice = choose(path, layout, files_of_rows, wanted)
     has_splits, choice = choice is not None, choice or Choice(files_of_rows)
-    if choice.note:
-        notify(choice.note)
+    for note in filter(None, (choice.note, *missing_parts((*choice.files, *choice.evaluation)))):
+        notify(note)
     known = {*choice.files, *choice.evaluation, *(name for _, names in choice.apart for name in names)}
     ignored = [name for name in below if name not in known and (name in visible or _looks_like_data(name))]
     if has_splits:
@@ -180,10 +180,20 @@ def _refuse_unsupported(paths: Sequence[str]) -> None:
             message, hint = "this is not a regular file", f"cat {shlex.quote(path)} > rows.jsonl"
             problems.append(Problem(code="data.unsupported-file", message=message, where=path, hint=hint))
         elif not is_read(path):
-            message = f"{ending(path)} files are not read; {', '.join(ENDINGS)} are, also with .gz or .zst"
-            problems.append(Problem(code="data.unsupported-file", message=message, where=path, hint=_conversion(path)))
+            problems.append(_unsupported(path))
     if problems:
         raise DataError(problems)
+
+
+def _unsupported(path: str) -> Problem:
+    """The problem of a file whose kind is not read, or that is not even of that kind."""
+    suffix = ending(path)
+    if is_pointer(path):
+        return lfs_problem(path)
+    message, hint = f"{suffix} files are not read; {', '.join(ENDINGS)} are, also with .gz or .zst", _conversion(path)
+    if (wrong := wrong_archive(path, suffix)) is not None:
+        message, hint = wrong
+    return Problem(code="data.unsupported-file", message=message, where=path, hint=hint)
 
 
 def _conversion(path: str) -> str | None:

@@ -26,6 +26,7 @@ _MAGIC = (
     (b"\x04\x22\x4d\x18", "lz4"),
     (b"PK\x03\x04", "zip"),
     (b"PAR1", "Parquet"),
+    (b"PARE", "encrypted Parquet"),
     (b"ARROW1", "Arrow"),
     (b"\xff\xff\xff\xff", "Arrow"),
     (b"FEA1", "Feather of version 1"),
@@ -43,12 +44,15 @@ _MAGIC = (
 )
 _PACKED = {"gzip": ".gz", "zstd": ".zst"}
 _COLUMNAR = {"Parquet": ".parquet", "Arrow": ".arrow"}
-_TEXT_MARKS = ("Parquet", "Arrow", "ORC", "bzip2", "a GGUF model")
+_TEXT_MARKS = ("Parquet", "encrypted Parquet", "Arrow", "ORC", "bzip2", "a GGUF model")
 """Their first bytes are letters, and a text may begin with them, so they count only beside bytes that no text has."""
 _ROWS_OF_TABLE = (
     "import json,sqlite3,sys; c=sqlite3.connect(sys.argv[1]); c.row_factory=sqlite3.Row; "
     "[print(json.dumps(dict(r),default=str)) for r in c.execute('select * from '+sys.argv[2])]"
 )
+_ARCHIVES = {".tar": ("tar", "gzip", "zstd"), ".tgz": ("gzip",), ".zip": ("zip",), ".bz2": ("bzip2",), ".xz": ("xz",)}
+"""What a file of each ending is; a .tar may be packed, as .tar.gz."""
+_DAMAGED = "a {} archive that is cut short or damaged"
 _MARKUP = (".xml", ".html", ".htm", ".yaml", ".yml", ".toml", ".ini", ".rtf", ".svg", ".xls")
 """Text whose markup should not be learned."""
 _TABLES = (".psv", ".tab", ".ssv", ".dsv")
@@ -110,7 +114,7 @@ def real_content(path: str, head: bytes) -> tuple[str, str | None] | None:
     if served is not None:
         return f"it is {served[0]}", served[1]
     text = _text(head)
-    if not text:
+    if not text or (suffix in _COLUMNAR.values() and text.startswith(("PAR1", "ARROW1"))):
         return None
     if suffix in _PACKED.values():
         return "it is text that is not packed", move(path, place.with_suffix(""))
@@ -144,6 +148,23 @@ def conversion_by_content(path: str) -> str | None:
     return f"cp {shlex.quote(path)} {shlex.quote(str(sibling(path, f'-{suffix[1:]}{ending}') if renamed.exists() else renamed))}"
 
 
+def wrong_archive(path: str, suffix: str) -> tuple[str, str | None] | None:
+    """What is wrong with a file that is named as an archive, and what mends it; None if its first bytes are those of one."""
+    if suffix not in _ARCHIVES:
+        return None
+    file = GuardedFile(path)
+    head, what = file.head(), None
+    file.close()
+    if real_kind(head) not in _ARCHIVES[suffix]:
+        instead = real_content(path, head) if head else ("it is empty", "copy or download it again")
+        return None if instead is None else (f"this is no {suffix} file: {instead[0]}", instead[1] or conversion_by_content(path))
+    if suffix == ".zip":
+        what = _zip(file)[0]
+    elif suffix == ".tar" and head[257:262] == b"ustar" and file.size % 512:
+        what = _DAMAGED.format("tar")
+    return (f"this is {what}", "copy or download it again") if what is not None and "damaged" in what else None
+
+
 def _conversion(file: GuardedFile, real: str) -> str | None:
     """A command that makes a readable file of one that is of the kind `real`."""
     path, source = Path(file.path), shlex.quote(file.path)
@@ -172,7 +193,7 @@ def _zip(file: GuardedFile) -> tuple[str, str | None]:
         with zipfile.ZipFile(file.place) as archive:
             names = archive.namelist()
     except (OSError, zipfile.BadZipFile, ValueError, RuntimeError):
-        return "a zip archive that is cut short or damaged", None
+        return _DAMAGED.format("zip"), None
     if "xl/workbook.xml" in names:
         rows = run_python(ROWS_OF_SHEET, file.path, output=sibling(file.path, "-rows.jsonl"))
         return "an Excel file (.xlsx)", None if file.is_copy else rows

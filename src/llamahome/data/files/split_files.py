@@ -8,10 +8,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from llamahome.config.yamltext import YamlTrouble, read_value
 from llamahome.data.files.kinds import ending
+from llamahome.data.files.readme import README, Subset, has_wildcard, matches, subsets_in
 from llamahome.durable import read_object
 from llamahome.errors import DataError, Problem
 
@@ -22,9 +21,8 @@ _WORDS = {
     **dict.fromkeys(("test", "testing", "holdout", "heldout"), TEST),
 }
 _FILLERS = {"data", "dataset", "set", "split", "partial"}
-_SHARD = re.compile(r"(?P<split>.+?)-\d{5}-of-\d{5}(-[0-9a-f]{8,})?")
-_FRONT_MATTER = re.compile(r"---\r?\n(.*?)\r?\n---\s*(\n|$)", re.DOTALL)
-DESCRIBING = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
+_SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]{8,})?")
+DESCRIBING = (README, "dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
 """Files that describe a data set."""
 
 
@@ -40,6 +38,18 @@ class SplitFile:
 
 
 @dataclass(frozen=True)
+class Missing:
+    """A file or pattern that the data set names for a split, from which no rows can be read."""
+
+    split: str
+    subset: str
+    path: str
+    """Within the folder of the data set."""
+    is_there: bool
+    """Whether there is such a file, of a kind that is not read."""
+
+
+@dataclass(frozen=True)
 class SplitLayout:
     """The files of a folder by split and subset."""
 
@@ -52,6 +62,8 @@ class SplitLayout:
     """The subset that the data set itself calls its default."""
     declared: bool = True
     """Whether the data set declares the splits, or its file names are those that the hub writes; otherwise the names are a guess."""
+    missing: tuple[Missing, ...] = ()
+    """What the data set declares and does not hold."""
 
 
 def find_splits(folder: str, files: Sequence[str]) -> tuple[SplitLayout | None, tuple[str, ...]]:
@@ -110,69 +122,87 @@ def _without_leftovers(files: Sequence[str]) -> list[str]:
 def _saved(folder: str, files: Sequence[str]) -> SplitLayout | None:
     """The splits of every dataset_dict.json in or below the folder."""
     split_files, rest = [], []
-    declared: dict[Path, object] = {}
+    declared: dict[Path, list[str]] = {}
     for path in files:
         split = Path(path).parent
         if split.parent not in declared:
-            declared[split.parent] = read_object(split.parent / "dataset_dict.json").get("splits")
-        names = declared[split.parent]
-        if split != Path(folder) and isinstance(names, list) and split.name in names:
+            names = read_object(split.parent / "dataset_dict.json").get("splits")
+            declared[split.parent] = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+        if split != Path(folder) and split.name in declared[split.parent]:
             split_files.append(SplitFile(path, split.name, _subset(Path(_inside(split.parent, folder)).parts)))
         else:
             rest.append(path)
-    return SplitLayout("dataset_dict.json", tuple(split_files), tuple(rest)) if split_files else None
+    present = {Path(file.path).parent for file in split_files}
+    missing = [
+        Missing(name, _subset(Path(_inside(parent, folder)).parts), _inside(parent / name, folder), False)
+        for parent in sorted({split.parent for split in present})
+        for name in declared[parent]
+        if parent / name not in present
+    ]
+    return SplitLayout("dataset_dict.json", tuple(split_files), tuple(rest), missing=tuple(missing)) if split_files else None
 
 
 def _described(folder: str, files: Sequence[str]) -> SplitLayout | None:
     """The splits in the front matter of the README, as data sets of the hub have it."""
     inside = {_inside(path, folder): path for path in files}
     split_files: dict[tuple[str, str], SplitFile] = {}
-    default = None
-    for config in _configs(Path(folder) / "README.md"):
-        name = str(config.get("config_name", "default"))
-        default = name if config.get("default") is True else default
-        for split, patterns in _patterns(config.get("data_files")):
-            for relative, path in inside.items():
-                if any(_matches(pattern, relative, str(config.get("data_dir") or "")) for pattern in patterns):
-                    split_files.setdefault((name, path), SplitFile(path, split, name))
+    missing: list[Missing] = []
+    subsets = subsets_in(folder, split=TRAIN)
+    for subset in subsets:
+        found = _of_patterns(subset, inside) if subset.patterns else _of_data_dir(subset, inside)
+        for file in found:
+            split_files.setdefault((subset.name, file.path), file)
+        missing += _missing(subset, inside, folder)
     known = {file.path for file in split_files.values()}
     rest = tuple(path for path in files if path not in known)
-    return SplitLayout("README.md", tuple(split_files.values()), rest, default) if split_files else None
+    default = next((subset.name for subset in subsets if subset.is_default), None)
+    return SplitLayout(README, tuple(split_files.values()), rest, default, missing=tuple(missing)) if split_files else None
 
 
-def _configs(readme: Path) -> list[dict[str, Any]]:
-    try:
-        front_matter = _FRONT_MATTER.match(readme.read_text(encoding="utf-8"))
-        value = read_value(front_matter[1]) if front_matter else None
-    except (OSError, ValueError, YamlTrouble):  # then the names of the files decide
+def _of_patterns(subset: Subset, inside: Mapping[str, str]) -> list[SplitFile]:
+    """The files that the patterns of the subset match."""
+    return [
+        SplitFile(path, split, subset.name)
+        for split, patterns in subset.patterns.items()
+        for relative, path in inside.items()
+        if any(matches(pattern, relative, subset.folder) for pattern in patterns)
+    ]
+
+
+def _of_data_dir(subset: Subset, inside: Mapping[str, str]) -> list[SplitFile]:
+    """The files below the subset's folder, by the splits that their names say; all of them are train if none says one."""
+    if not subset.folder:
         return []
-    configs = value.get("configs") if isinstance(value, dict) else None
-    configs = [configs] if isinstance(configs, dict) else configs
-    return [config for config in configs if isinstance(config, dict)] if isinstance(configs, list) else []
+    below = {path: relative for relative, path in inside.items() if matches("**", relative, subset.folder)}
+    named = [_by_name(path, PurePosixPath(relative).relative_to(PurePosixPath(subset.folder)).parts) for path, relative in below.items()]
+    files = [SplitFile(file.path, file.split, subset.name) for file in named if file is not None]
+    return files or [SplitFile(path, TRAIN, subset.name) for path in below]
 
 
-def _patterns(data_files: object) -> list[tuple[str, list[str]]]:
-    """Splits and their patterns; patterns without a split are those of train, as on the hub."""
-    if isinstance(data_files, str):
-        return [(TRAIN, [data_files])]
-    if isinstance(data_files, dict):  # not as the hub asks for it, but its meaning is clear
-        data_files = [{"split": split, "path": path} for split, path in data_files.items()]
-    patterns: list[tuple[str, list[str]]] = []
-    for entry in data_files if isinstance(data_files, list) else ():
-        if isinstance(entry, str):
-            patterns.append((TRAIN, [entry]))
-        elif isinstance(entry, dict):
-            paths = entry.get("path") if isinstance(entry.get("path"), list) else [entry.get("path")]
-            patterns.append((str(entry.get("split", TRAIN)), [path for path in paths or () if isinstance(path, str)]))
-    return patterns
+def _missing(subset: Subset, inside: Mapping[str, str], folder: str) -> list[Missing]:
+    """The files that the subset names and that hold no rows; patterns that match nothing, if no other of the split does."""
+    missing = []
+    for split, patterns in subset.patterns.items():
+        unmatched = [pattern for pattern in patterns if not any(matches(pattern, relative, subset.folder) for relative in inside)]
+        for pattern in unmatched:
+            if len(unmatched) == len(patterns) or not has_wildcard(pattern):
+                path = str(PurePosixPath(subset.folder, pattern))
+                missing.append(Missing(split, subset.name, path, Path(folder, path).exists()))
+    return missing
 
 
-def _matches(pattern: str, relative: str, folder: str) -> bool:
-    """Whether the glob matches the file; `**` is any number of folders, and the name of a folder matches all in it."""
-    parts = re.split(r"(\*\*/|\*\*|\*|\?)", str(PurePosixPath(folder, pattern)))
-    wildcards = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    expression = "".join(wildcards.get(part, re.escape(part)) for part in parts)
-    return re.fullmatch(f"{expression}(?:/.*)?", relative) is not None
+def missing_parts(files: Iterable[str]) -> list[str]:
+    """A sentence about each set of parts (`train-00000-of-00003.parquet`) of which some are not among the files."""
+    found: dict[tuple[str, str, int], set[int]] = {}
+    for path in files:
+        part = _SHARD.fullmatch(stem_of(path))
+        if part is not None:
+            found.setdefault((str(Path(path).parent), part["split"], int(part["count"])), set()).add(int(part["number"]))
+    return [
+        f"{Path(folder, name)}: {count - len(numbers):,} of {count:,} parts missing, so their rows are not read"
+        for (folder, name, count), numbers in found.items()
+        if len(numbers) < count
+    ]
 
 
 def _named(folder: str, files: Sequence[str]) -> SplitLayout | None:

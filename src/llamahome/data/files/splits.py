@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llamahome.config.schema import DataConfig
-from llamahome.data.files.split_files import TEST, TRAIN, VALIDATION, SplitFile, SplitLayout, by_split, role_of, stem_of, words_of
+from llamahome.data.files.split_files import TEST, TRAIN, VALIDATION, Missing, SplitFile, SplitLayout, by_split, role_of, stem_of, words_of
 from llamahome.errors import DataError, Problem
 from llamahome.units import many
 
@@ -103,6 +103,8 @@ def choose(path: str, layout: SplitLayout | None, files: Sequence[str], wanted: 
         return Choice(tuple(file.path for file in candidates))
     splits = by_split(candidates)
     name = _find_split(splits, wanted)
+    missing = [each for each in layout.missing if each.subset in {file.subset for file in candidates}]
+    _refuse_missing(path, layout.source, [each for each in missing if _is_wanted(each.split, name, wanted)])
     if name is None:
         _refuse_split(path, splits, wanted)
         if len(splits) == 1 and not layout.rest:
@@ -115,7 +117,7 @@ def choose(path: str, layout: SplitLayout | None, files: Sequence[str], wanted: 
     validation = None if role_of(name) == VALIDATION or wanted.prefer != (TRAIN,) else _split_for(splits, VALIDATION)
     apart = tuple((split, tuple(paths)) for split, paths in splits.items() if split not in (name, validation))
     evaluation = tuple(splits[validation]) if validation is not None else ()
-    notes = (_note(path, layout, candidates, name, validation), _read_together(layout, splits[name]))
+    notes = (_note(path, layout, candidates, (name, validation), missing), _read_together(layout, splits[name]))
     return Choice(tuple(splits[name]), evaluation, apart, "; ".join(filter(None, notes)))
 
 
@@ -228,14 +230,41 @@ def _split_for(splits: Mapping[str, list[str]], role: str) -> str | None:
     return role if role in names else "eval" if "eval" in names else names[0] if len(names) == 1 else None
 
 
-def _note(path: str, layout: SplitLayout, candidates: Sequence[SplitFile], name: str, validation: str | None) -> str:
-    """What is read, evaluated on and left alone, in one line."""
+def _is_wanted(split: str, name: str | None, wanted: Wanted) -> bool:
+    """Whether the split is the one that is read, or would be if it was whole."""
+    if name is not None:
+        return split == name
+    return role_of(split) == wanted.prefer[0] if wanted.split is None else split.casefold() == wanted.split.casefold()
+
+
+def _refuse_missing(path: str, source: str, missing: Sequence[Missing]) -> None:
+    """DataError with every file of the split to read that the data set names and does not hold."""
+    problems = []
+    for each in missing:
+        why = "and no rows are read from it" if each.is_there else "and it is not there"
+        message = f"{source} names this for the split {each.split}, {why}"
+        hint = None if each.is_there else "copy or download the data set again"
+        problems.append(Problem(code="data.not-found", message=message, where=str(Path(path) / each.path), hint=hint))
+    if problems:
+        raise DataError(problems)
+
+
+def _note(
+    path: str,
+    layout: SplitLayout,
+    candidates: Sequence[SplitFile],
+    chosen: tuple[str, str | None],
+    missing: Sequence[Missing],
+) -> str:
+    """What is read, evaluated on, left alone and missing, in one line."""
     splits = by_split(candidates)
+    name, validation = chosen
     others = [split for split in splits if split not in (name, validation)]
     parts = [f"{name} is read ({_files(splits[name], path)})"]
     if validation is not None:
         parts.append(f"{validation} is there to evaluate on ({_files(splits[validation], path)})")
     parts += [f"{split} is left alone ({_files(splits[split], path)})" for split in others]
+    parts += [f"{each.path}, which it names for {each.split}, {'is not read' if each.is_there else 'is not there'}" for each in missing]
     read = {file.subset for file in candidates}
     unread = sorted({file.subset for file in layout.files} - read)
     if unread:

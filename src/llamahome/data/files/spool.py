@@ -10,6 +10,7 @@ import io
 import os
 import shlex
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -25,9 +26,12 @@ from llamahome.errors import DataError, MachineError, Problem
 from llamahome.lfs import is_pointer, lfs_problem
 from llamahome.progress_marks import marks
 from llamahome.rundir import PROCESSED_DATA
-from llamahome.units import show_bytes
+from llamahome.units import many, show_bytes
 
 PACKED = {".gz": "gzip", ".zst": "zstd"}
+_GZIP = 31
+"""The window bits of zlib that mean gzip."""
+_PART = 1 << 20
 
 Fill = Callable[[BinaryIO, Callable[[], None]], None]
 """Writes the copy; it calls its second argument between writes, which raises if the disk runs full."""
@@ -82,8 +86,28 @@ def _decompressed(archive: GuardedFile) -> Iterator[bytes]:
         real = real_content(archive.path, head) if real_kind(head) != codec else None
         if real is not None:
             message, hint = f"the archive cannot be unpacked: {real[0]}", real[1]
+        elif codec == "gzip" and (extra := _after_gzip(archive.place)):
+            message = f"the archive is whole, and {many(extra, 'byte')} that are not gzip follow it"
+            target = shlex.quote(str(Path(archive.path).with_suffix("")))
+            hint = f"gzip -dcq {shlex.quote(archive.path)} > {target}   unpacks what is before them"
         code = "data.bad-gzip" if codec == "gzip" else "data.bad-zst"
         raise DataError(Problem(code=code, message=message, where=archive.path, hint=hint)) from error
+
+
+def _after_gzip(place: str) -> int:
+    """The number of bytes after the last whole member of a gzip file; 0 if a member is damaged or nothing follows."""
+    size, whole, rest = 0, 0, b""
+    member = zlib.decompressobj(_GZIP)
+    with Path(place).open("rb") as file, contextlib.suppress(zlib.error):
+        while part := rest or file.read(_PART):
+            if whole and size == whole and not part.startswith(b"\x1f"):
+                return Path(place).stat().st_size - whole
+            member.decompress(part)
+            rest = member.unused_data
+            size += len(part) - len(rest)
+            if member.eof:
+                whole, member = size, zlib.decompressobj(_GZIP)
+    return 0
 
 
 def copy_once(file: GuardedFile, kind: str, fill: Fill, *, notify: Notify, least: int) -> str:

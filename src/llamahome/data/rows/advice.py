@@ -21,6 +21,7 @@ from llamahome.data.rows.column_roles import (
     WEAK_PROMPT,
     ColumnRoles,
     Unclear,
+    answer_beside,
     answer_of,
     choice_columns,
     context_columns,
@@ -169,7 +170,9 @@ def unknown(rows: Sequence[Row], inner_format: str | None, *, inner_is_turn: boo
         in_lines = f'the rows ({inner_format}) are in the list "{within}": write each of them on a line of its own{with_them}'
         hint = extract_list(row.source, within) if alone else in_lines
     elif within is not None and inner_is_turn:
-        hint = setting(messages=within)
+        answer = answer_beside(row.value, within)
+        answered = row.value[within][-1].get("role") in ("assistant", "model")
+        hint = setting(messages=within) if answered or answer is None else setting(**answer)
     shown = excerpt(json.dumps(row.value, ensure_ascii=False), row.line)
     return Problem(code=code, message=message, where=row.where, excerpt=shown, hint=hint)
 

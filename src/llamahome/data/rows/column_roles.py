@@ -123,6 +123,17 @@ def system_column(value: Mapping[str, Any]) -> str | None:
     return columns[0] if len(columns) == 1 else None
 
 
+def answer_beside(value: Mapping[str, Any], turns: str) -> dict[str, str] | None:
+    """The value of data.columns that reads a list of turns as the prompt and the one text beside it that is an answer by its name.
+
+    None if there is no such text, or several.
+    """
+    answers = [key for key, cell in value.items() if key != turns and isinstance(cell, str) and cell and plain_name(key) in COMPLETION]
+    system = system_column(value)
+    before = {"system": system} if system else {}
+    return {**before, "prompt": turns, "completion": answers[0]} if len(answers) == 1 else None
+
+
 def choice_columns(value: Mapping[str, Any]) -> tuple[str, ...]:
     """The columns with the choices of a question: one with all of them, or one for each, at least two."""
     names = {key: plain_name(key) for key in value if isinstance(key, str)}

@@ -13,8 +13,8 @@ from llamahome.data.rows.column_roles import ColumnRoles, find_roles
 from llamahome.data.rows.columns import at_path, columns_of, setting, text_paths, with_named
 from llamahome.data.rows.formats import FORMATS, KEYS, OWN_NAMES, Names, text_column
 from llamahome.data.rows.headerless import is_table, may_lack_names, names_written_before, no_header
-from llamahome.data.rows.judged import find_judged, refused
-from llamahome.data.rows.labels import why_labelled
+from llamahome.data.rows.judged import find_judged, refused, with_label
+from llamahome.data.rows.labels import verdict_column, why_labelled
 from llamahome.data.rows.nested import nested_rows
 from llamahome.data.rows.preferences import described, pair_columns
 from llamahome.data.rows.row_error import RowError, nearest, problem_at
@@ -61,15 +61,15 @@ def detect(rows: Sequence[Row], format_setting: str, names: Names = OWN_NAMES) -
 
 def _why_pairs(rows: Sequence[Row], names: Names) -> str:
     """Which columns hold the two answers; DataError if no row has them."""
-    found = next(((row, pair) for row in rows if (pair := pair_columns(row.value, names)) and set(pair) <= row.value.keys()), None)
+    named = ((with_named(row.value, names), pair) for row in rows if (pair := pair_columns(row.value, names)))
+    found = next(((value, pair) for value, pair in named if set(pair) <= value.keys()), None)
     if found is None:
         keys = ", ".join(f'"{key}"' for key in list(rows[0].value)[:12]) if rows else "none"
         message = f"no row has two answers, chosen and rejected, as preferences are learned from; the keys here are {keys}"
         one = "--set training.objective=sft --set data.format=auto   learns from rows with one answer"
         hint = f"{one}; {setting(prompt='COLUMN', chosen='COLUMN', rejected='COLUMN')}   names the columns of pairs"
         raise DataError(Problem(code="data.no-pairs", message=message, where=rows[0].where if rows else None, hint=hint))
-    row, columns = found
-    return described(row.value, columns, names)
+    return described(*found, names)
 
 
 def _refuse_unlabelled(rows: Sequence[Row], names: Names) -> NoReturn:
@@ -80,6 +80,8 @@ def _refuse_unlabelled(rows: Sequence[Row], names: Names) -> NoReturn:
     hint = "--set training.objective=sft --set data.format=auto   learns from rows with one answer"
     if first is not None and pair_columns(first.value, names) is not None:
         hint = "--set training.objective=dpo --set data.format=auto   learns from pairs of answers"
+    elif first is not None and not names and (verdict := verdict_column(rows)) and (labelled := with_label(first, verdict)) is not None:
+        hint = f"{labelled[1]}   takes {verdict} for the label"
     raise DataError(Problem(code="data.no-labels", message=message, where=first.where if first else None, hint=hint))
 
 

@@ -23,8 +23,17 @@ from typing import Any
 from llamahome.data.files.jsonrow import kind
 from llamahome.data.files.jsontext import Unusual, not_finite_at
 from llamahome.data.records import Conversation, Row
-from llamahome.data.rows.column_roles import ColumnRoles, Unclear, answer_of, context_columns, find_roles, plain_name, system_column
-from llamahome.data.rows.columns import setting, with_named
+from llamahome.data.rows.column_roles import (
+    ColumnRoles,
+    Unclear,
+    answer_beside,
+    answer_of,
+    context_columns,
+    find_roles,
+    plain_name,
+    system_column,
+)
+from llamahome.data.rows.columns import setting, text_paths, with_named
 from llamahome.data.rows.labels import read_labelled
 from llamahome.data.rows.preferences import read_pair
 from llamahome.data.rows.row_error import RowError, content_of, problem_at, required
@@ -77,6 +86,8 @@ def understand(row: Row, format_name: str, names: Names = OWN_NAMES) -> Conversa
             _refuse_not_finite(conversation)
         return conversation if read is row else replace(conversation, row=row)
     except RowError as error:
+        if isinstance(error.part, dict) and row.value.keys() <= error.part.keys():
+            error.part = None  # the row as it is, without the texts of templates
         return problem_at(row, error)
 
 
@@ -99,6 +110,9 @@ def _listed(row: Row, names: Names, *, keys: tuple[str, str], roles: dict[str, s
         else:
             keys = turn_keys(listed, keys)
     turns, context_only = read_turns(written if isinstance(written, str | list) else listed, path=path, keys=keys, roles=roles)
+    if not names and turns[-1]["role"] != "assistant" and keys == ("role", "content") and (answer := answer_beside(row.value, path)):
+        message = f"the turns end with a {turns[-1]['role']} turn, and the answer to it seems to be in {answer['completion']}"
+        raise RowError("data.no-assistant", message, hint=setting(**answer))
     system = system_turn(row.value, names or {"system": system_column(row.value) or "system"})
     if system and turns[0]["role"] == "system":
         system = one_system(system, turns, path)
@@ -135,7 +149,7 @@ def _prompt_completion(row: Row, names: Names) -> Conversation:
     if isinstance(prompt, list) and isinstance(row.value[ours], str):
         completion = opened(completion)
     tools, system = tools_of(row.value, names), system_turn(row.value, {**names, "system": roles.system or "system"})
-    if theirs != "completion" and isinstance(prompt, list) != isinstance(completion, list):
+    if (names or theirs != "completion") and isinstance(prompt, list) != isinstance(completion, list):
         prompt = prompt if isinstance(prompt, list) else [{"role": "user", "content": content_of(row.value, ours, path="")}]
         completion = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
     if isinstance(prompt, list) and isinstance(completion, list):
@@ -146,13 +160,24 @@ def _prompt_completion(row: Row, names: Names) -> Conversation:
         return _conversation(row, before + after, path="", context_only=context, tools=tools)
     if isinstance(prompt, list) != isinstance(completion, list):
         message = f"{ours} is {kind(prompt)} but {theirs} is {kind(completion)}; both must be strings or both lists"
-        raise RowError("data.wrong-type", message)
+        columns = {**({"system": roles.system} if roles.system else {}), "prompt": ours, "completion": theirs}
+        hint = f"{setting(**columns)}   takes the string for the answer" if isinstance(prompt, list) else None
+        raise RowError("data.wrong-type", message, hint=hint)
+    _refuse_object({ours: prompt, theirs: completion})
     question = with_context(content_of(row.value, ours, path=""), row.value, roles.context)
     history = history_turns(row.value, names) if has_history(row.value, names) else ()
     if history and history[0]["role"] == "system":
         system = one_system(system, history, "history")
     turns = ({"role": "user", "content": question}, _answer({**row.value, theirs: completion}, theirs, tools=tools))
     return _conversation(row, system + history + turns, path="", tools=tools)
+
+
+def _refuse_object(columns: Mapping[str, Any]) -> None:
+    """A RowError if a column is an object, with the paths to the texts in it, which data.columns can name."""
+    for key, cell in columns.items():
+        if isinstance(cell, dict) and (paths := text_paths({key: cell})):
+            hint = f"write the text itself as a string, or name it in data.columns; texts within: {', '.join(paths[:6])}"
+            raise RowError("data.wrong-type", f"{key} is an object, not a string", part={key: cell}, hint=hint)
 
 
 def _opened_prompt(prompt: Any, key: str) -> Any:

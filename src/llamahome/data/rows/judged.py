@@ -5,6 +5,7 @@ A label counts if every row has one that says good or bad. 0 and 1 also number c
 """
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ from typing import Any
 from llamahome.data.files.jsonrow import excerpt
 from llamahome.data.files.kinds import ending
 from llamahome.data.records import Conversation, Row
-from llamahome.data.rows.column_roles import COMPLETION, ColumnRoles, Unclear, find_roles, plain_name
+from llamahome.data.rows.column_roles import COMPLETION, ColumnRoles, Unclear, find_roles, plain_name, system_column
 from llamahome.data.rows.columns import Names, setting
 from llamahome.data.rows.formats import OWN_NAMES, understand
-from llamahome.data.rows.labels import is_good, label_column
+from llamahome.data.rows.labels import is_good, label_column, verdict_column
 from llamahome.data.rows.preferences import pair_columns
 from llamahome.data.rows.row_error import RowError
 from llamahome.data.rows.turns import opened, turn_list
@@ -76,9 +77,25 @@ def _judged(row: Row, rows: Sequence[Row]) -> Judged | None:
         )
         what = f"answers labelled good or bad ({answer}, {column})"
         return Judged(what, learns if readable else None, _write_good(row, rows, column), every)
+    if column is None and (verdict := verdict_column(rows)) is not None and (labelled := with_label(row, verdict)) is not None:
+        answer, mapping = labelled
+        learns = f"--set training.objective=kto {mapping}   learns from good and bad answers"
+        every = f"{_all_answers(value, answer)}   learns every answer, if {verdict} means another thing"
+        return Judged(f"answers of which {verdict} says whether they are good", learns, _write_good(row, rows, verdict), every)
     if "completions" in value and "labels" in value:
         return Judged("steps labelled good or bad (completions, labels)", None, None)
     return None
+
+
+def with_label(row: Row, column: str) -> tuple[str, str] | None:
+    """The column of the answer that the label in `column` is about, and the setting that reads both; None if there is no answer."""
+    answer, roles = _labelled_answer(row.value, column), find_roles(row.value)
+    if answer is None:
+        return None
+    in_column = isinstance(roles, ColumnRoles) and answer == roles.completion and roles
+    columns = _columns(in_column, answer) if in_column else _turn_columns(row.value, answer)
+    columns["label"] = column
+    return (answer, setting(**columns)) if isinstance(understand(row, "labelled", columns), Conversation) else None
 
 
 def _labelled_answer(value: Mapping[str, Any], column: str) -> str | None:
@@ -108,8 +125,9 @@ def _write_good(row: Row, rows: Sequence[Row], column: str) -> str | None:
         return None
     target = Path(row.source).with_name(f"{Path(row.source).stem}-good.jsonl")
     spelled = next(iter(good), "true")
-    wanted = f".{column}" if spelled == "true" else f".{column} == {spelled}"
-    command = f"jq -c {shlex.quote(f'select({wanted}) | del(.{column})')} {shlex.quote(row.source)} > {shlex.quote(str(target))}"
+    key = f".{column}" if re.fullmatch(r"[A-Za-z_]\w*", column, re.ASCII) else f".[{json.dumps(column)}]"
+    wanted = key if spelled == "true" else f"{key} == {spelled}"
+    command = f"jq -c {shlex.quote(f'select({wanted}) | del({key})')} {shlex.quote(row.source)} > {shlex.quote(str(target))}"
     return command if Path(row.source).suffix.lower() in (".jsonl", ".ndjson") else None
 
 
@@ -117,8 +135,20 @@ def _all_answers(value: Mapping[str, Any], answer: str) -> str:
     """The setting that reads the rows as if there was no label."""
     roles = find_roles(value)
     if answer == turn_list(value, OWN_NAMES) or not isinstance(roles, ColumnRoles):
-        return setting(messages=answer)
-    return setting(prompt=_prompt_of(roles), completion=answer)
+        return setting(**_turn_columns(value, answer))
+    return setting(**_columns(roles, answer))
+
+
+def _columns(roles: ColumnRoles, completion: str) -> dict[str, str]:
+    """The value of data.columns that reads the question, with what it is about and its system text, and this answer."""
+    system = {"system": roles.system} if roles.system else {}
+    return {**system, "prompt": _prompt_of(roles), "completion": completion}
+
+
+def _turn_columns(value: Mapping[str, Any], turns: str) -> dict[str, str]:
+    """The same for a list of turns."""
+    system = system_column(value)
+    return {**({"system": system} if system else {}), "messages": turns}
 
 
 def _prompt_of(roles: ColumnRoles) -> str:
@@ -132,7 +162,7 @@ def _good_answers(value: Mapping[str, Any], chosen: str) -> str | None:
     if isinstance(answer, list):
         first = answer[0].get("role", answer[0].get("from")) if answer and isinstance(answer[0], dict) else None
         if first != "assistant" or not isinstance(value.get("prompt"), list):
-            return setting(messages=chosen) if first in ("user", "human", "system") else None
+            return setting(**_turn_columns(value, chosen)) if first in ("user", "human", "system") else None
     questions = {key: part for key, part in value.items() if plain_name(key) not in COMPLETION}
     roles = find_roles(questions, {"completion": chosen})
-    return None if isinstance(roles, Unclear) else setting(prompt=_prompt_of(roles), completion=chosen)
+    return None if isinstance(roles, Unclear) else setting(**_columns(roles, chosen))

@@ -12,11 +12,18 @@ from typing import Any
 
 from llamahome.data.files.jsonrow import kind
 from llamahome.data.records import Conversation, Row
+from llamahome.data.rows.column_roles import plain_name
+from llamahome.data.rows.columns import at_path
 from llamahome.data.rows.row_error import RowError, required
 from llamahome.data.rows.turns import opened, turn_list
 
 LABELS = ("label", "kto_tag")
 """Keys of the label; the first one that the row has is read."""
+_VERDICTS = (
+    *("good", "thumbs_up", "thumb_up", "upvoted", "liked", "accepted", "approved"),
+    *("acceptable", "correct", "desirable", "preferred", "helpful"),
+)
+"""Other columns that say whether an answer is good, also with `is_` before; only data.columns makes them labels."""
 _GOOD, _BAD = ("true", "1", "1.0", "good", "desirable"), ("false", "0", "0.0", "bad", "undesirable")
 
 Read = Callable[[Row, Mapping[str, str]], Conversation]
@@ -25,13 +32,28 @@ Read = Callable[[Row, Mapping[str, str]], Conversation]
 
 def label_column(value: Mapping[str, Any], names: Mapping[str, str]) -> str | None:
     """The column of the label; None if the row has none."""
-    keys = (names["label"],) if "label" in names else LABELS
-    return next((key for key in keys if key in value), None)
+    if "label" in names:
+        return names["label"] if at_path(value, names["label"]) is not None or names["label"] in value else None
+    return next((key for key in LABELS if key in value), None)
+
+
+def verdict_column(rows: Sequence[Row]) -> str | None:
+    """A column that by its name says whether the answer is good, and says good or bad in every row and bad in one; None without."""
+    first = rows[0].value if rows else {}
+    for key in first:
+        if isinstance(key, str) and plain_name(key).removeprefix("is_") in _VERDICTS:
+            try:
+                said = {is_good(row.value, key) for row in rows if key in row.value}
+                if False in said:
+                    return key
+            except RowError:
+                continue
+    return None
 
 
 def is_good(value: Mapping[str, Any], column: str) -> bool:
     """What the label says; a RowError if it is neither good nor bad."""
-    label = value[column]
+    label = at_path(value, column)
     written = str(label).strip().lower() if isinstance(label, bool | int | float | str) else ""
     if written in _GOOD:
         return True

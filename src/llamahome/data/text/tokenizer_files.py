@@ -8,7 +8,7 @@ import difflib
 import json
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -69,6 +69,16 @@ def read_template(path: str) -> str:
         hint = f"--set {shlex.quote(f'model.chat_template={Path(path).parent / near[0]}')}" if near else None
         message = f"cannot read the chat template: {reason}"
         raise ConfigError(Problem(code="model.bad-chat-template", message=message, where=path, hint=hint)) from error
+
+
+def no_chat_template(what: str, names: Sequence[str]) -> Problem:
+    """The problem of a model without a chat template, or without a default one among those of these `names`."""
+    message = f"{what}, but the model's tokenizer has no chat template"
+    hint = "--set model.chat_template=FILE.jinja, or --model with a model that was tuned for chat"
+    if names:
+        message = f"{what}, but none of the chat templates of the model's tokenizer ({', '.join(names)}) is the default"
+        hint = "--set model.chat_template=FILE.jinja   with the text of one of them in the file"
+    return Problem(code="data.no-chat-template", message=message, hint=hint)
 
 
 def check_template(render: Callable[[list[dict[str, Any]]], str], where: str) -> None:

@@ -28,6 +28,7 @@ from llamahome.data.text.tokenizer_files import (
     SystemRole,
     TokenizerSource,
     check_template,
+    no_chat_template,
     read_stops,
     read_template,
     set_eos,
@@ -277,9 +278,8 @@ def open_tokenizer(source: TokenizerSource) -> ChatTokenizer:
 def require_chat_template(tokenizer: ChatTokenizer, *, what: str) -> None:
     """Raise DataError if the model has no chat template; `what` says why one is needed."""
     if tokenizer.chat_template is None:
-        message = f"{what}, but the model's tokenizer has no chat template"
-        hint = "--set model.chat_template=FILE.jinja, or --model with a model that was tuned for chat"
-        raise DataError(Problem(code="data.no-chat-template", message=message, hint=hint))
+        names = sorted(tokenizer._tokenizer.chat_template or ())
+        raise DataError(no_chat_template(what, names))
 
 
 def _open(place: Path) -> Any:
