@@ -29,7 +29,7 @@ PASSED = "passed_over"
 _OF_WEIGHTS = {
     "training.method": "what it trained are other weights",
     **dict.fromkeys(
-        ("lora.rank", "lora.rank_pattern", "lora.target_modules", "lora.layers", "lora.modules_to_save", "lora.use_dora"),
+        ("lora.rank", "lora.rank_pattern", "lora.target_modules", "lora.layers", "lora.modules_to_save", "lora.use_dora", "lora.use_vera"),
         "its adapter has weights of the shapes that this setting made",
     ),
     **dict.fromkeys(("lora.alpha", "lora.alpha_pattern", "lora.use_rslora"), "what its adapter has learned would act at another strength"),

@@ -16,6 +16,7 @@ from llamahome.rundir import as_typed, nearby
 
 _TRAINED_ONLY = {"bias": "none", "layer_replication": None}
 """Fields of adapter_config.json and the values without which a run would not train what the adapter trained."""
+_KINDS = ("LORA", "VERA")
 
 
 def with_adapter(loaded: LoadedConfig, *, say: Callable[[str], None]) -> tuple[LoadedConfig, Path | None]:
@@ -49,8 +50,11 @@ def with_adapter(loaded: LoadedConfig, *, say: Callable[[str], None]) -> tuple[L
 
 
 def _refuse_untrainable(folder: Path, recorded: dict[str, Any]) -> None:
-    if (kind := recorded.get("peft_type")) != "LORA":
-        raise ConfigError(_refusal(folder, f"it is of the kind {kind}; only LoRA can be trained further"))
+    if (kind := recorded.get("peft_type")) not in _KINDS:
+        raise ConfigError(_refusal(folder, f"it is of the kind {kind}; only LoRA and VeRA can be trained further"))
+    if kind == "VERA" and not recorded.get("save_projection", True):
+        hint = "save it again with save_projection=True in its VeraConfig"
+        raise ConfigError(_refusal(folder, "it was saved without the matrices that its layers share", hint=hint))
     for field, wanted in _TRAINED_ONLY.items():
         if (value := recorded.get(field) or wanted) != wanted:
             hint = f"llamahome export {as_typed(folder)} --to merged, and --model with that folder"
@@ -64,8 +68,8 @@ def _decided(recorded: dict[str, Any], loaded: LoadedConfig, folder: Path) -> di
     names = layers if isinstance(layers, str) else sorted([*layers, *(recorded.get("target_parameters") or [])])
     decided = {
         "lora.rank": recorded["r"],
-        "lora.alpha": float(recorded["lora_alpha"]),
         "lora.target_modules": names,
+        "lora.use_vera": recorded["peft_type"] == "VERA",
         "lora.use_rslora": bool(recorded.get("use_rslora")),
         "lora.use_dora": bool(recorded.get("use_dora")),
         "lora.layers": [],  # the names of the layers hold their numbers
@@ -73,6 +77,8 @@ def _decided(recorded: dict[str, Any], loaded: LoadedConfig, folder: Path) -> di
         "lora.alpha_pattern": {name: float(alpha) for name, alpha in (recorded.get("alpha_pattern") or {}).items()},
         "lora.modules_to_save": recorded.get("modules_to_save") or [],
     }
+    if "lora_alpha" in recorded:
+        decided["lora.alpha"] = float(recorded["lora_alpha"])
     problems = [
         Problem(
             code="model.adapter-differs",

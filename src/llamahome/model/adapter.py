@@ -29,8 +29,10 @@ from llamahome.model.lora import does_not_fit, quiet_peft
 from llamahome.model.lora_choice import cast_whole_modules, with_every_name
 from llamahome.model.lora_init import split_starts, with_starts
 from llamahome.model.lora_layers import use_own_forward
+from llamahome.model.lora_vera import projections_of
 from llamahome.model.shard import Placement
 from llamahome.model.stream import hold_tables
+from llamahome.model.targets import is_adapted
 from llamahome.model.vocabulary import cast_trained_rows, grow_embeddings, rows_needed
 from llamahome.model.weightfiles import check_adapter_file, check_finite, write_index
 from llamahome.rundir import BASE_MODELS, as_typed
@@ -61,7 +63,7 @@ def save_model(model: SavedModel, folder: Path, *, base: Path, weights: Mapping[
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PeftModel):
         # save_embedding_layers=False, or PEFT would read the base's config on the hub to see whether its vocabulary was resized.
-        values = with_starts(model, with_every_name(model, weights if weights is not None else changing(model)))
+        values = with_starts(model, with_every_name(model, weights if weights is not None else changing(model))) | projections_of(model)
         model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False, state_dict=values)
         (folder / "README.md").unlink(missing_ok=True)  # an empty model card template
     else:
@@ -262,7 +264,7 @@ def _merge_head(adapted: PeftModel) -> None:
     """Merge an adapter of the output head into its weight, which the loss and generation read directly; a tied weight is copied first."""
     model: Any = adapted.get_base_model()
     head = model.get_output_embeddings()
-    if not hasattr(head, "lora_A"):
+    if not is_adapted(head):
         return
     _untie(model, head)
     head.merge()
@@ -290,7 +292,7 @@ def wrap_plain(model: PreTrainedModel, folder: Path, *, merge: bool = False) -> 
         with quiet_peft():
             adapted: Any = PeftModel.from_pretrained(model, str(folder))
             own = adapted.get_base_model()
-            if merge and hasattr(own.get_output_embeddings(), "lora_A"):
+            if merge and is_adapted(own.get_output_embeddings()):
                 _untie(own, own.get_output_embeddings())
             return adapted.merge_and_unload() if merge else own
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
