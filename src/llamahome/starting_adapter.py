@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llamahome.config.check import check_config
 from llamahome.config.describe import settings
 from llamahome.config.load import LoadedConfig, with_values
 from llamahome.config.yamltext import write_value
@@ -22,7 +23,7 @@ _KINDS = ("LORA", "VERA")
 def with_adapter(loaded: LoadedConfig, *, say: Callable[[str], None]) -> tuple[LoadedConfig, Path | None]:
     """The settings with what `model.adapter` decides, and the PEFT folder; None without an adapter.
 
-    Raises ConfigError if there is no adapter, if it cannot be trained further, or if a typed setting contradicts it.
+    Raises ConfigError if there is no adapter, if it cannot be trained further, or if settings contradict it or each other with it.
     """
     target = loaded.config.model.adapter
     if target is None:
@@ -46,7 +47,10 @@ def with_adapter(loaded: LoadedConfig, *, say: Callable[[str], None]) -> tuple[L
     origin = f"the adapter {folder}"
     changes = [f"{key} {write_value(old)} -> {write_value(decided[key])}" for key, old in _values(loaded, decided) if old != decided[key]]
     say(f"training goes on from the adapter {as_typed(folder)}" + (f": {', '.join(changes)}" if changes else ""))
-    return with_values(loaded, {**decided, "model.adapter": str(nearby(folder))}, origin=origin), folder
+    decided_by_both = with_values(loaded, {**decided, "model.adapter": str(nearby(folder))}, origin=origin)
+    if problems := check_config(decided_by_both.config, decided_by_both.origins):
+        raise ConfigError(problems)
+    return decided_by_both, folder
 
 
 def _refuse_untrainable(folder: Path, recorded: dict[str, Any]) -> None:

@@ -180,28 +180,28 @@ def base_is_gone(recorded: str, where: str, *, adapter: Path | None = None) -> P
 
 def _fitting_bases(recorded: str, adapter: Path) -> list[Path]:
     """The fitting folders in the first directory that has any: the recorded one, data/models/base, those above the adapter."""
-    input_sizes = _input_sizes(adapter)
+    layer_sizes = _layer_sizes(adapter)
     directories = [Path(recorded).expanduser().parent, BASE_MODELS, *list(adapter.resolve().parents)[:2]]
     for directory in directories:
-        folders = islice(sorted(directory.iterdir()), _MOST_FOLDERS) if input_sizes and directory.is_dir() else []
-        if fitting := [folder for folder in folders if (folder / "config.json").is_file() and _fits(folder, input_sizes)]:
+        folders = islice(sorted(directory.iterdir()), _MOST_FOLDERS) if layer_sizes and directory.is_dir() else []
+        if fitting := [folder for folder in folders if (folder / "config.json").is_file() and _fits(folder, layer_sizes)]:
             return fitting
     return []
 
 
-def _input_sizes(adapter: Path) -> dict[str, int]:
-    """Input size of each adapted layer, by the name of its weight in the base."""
+def _layer_sizes(adapter: Path) -> dict[str, int]:
+    """A size of each adapted layer, that of its input or, with VeRA, output, by the name of its weight in the base."""
     sizes = {}
     for name, shape in shapes_of(adapter).items():
-        layer, mark, _ = name.removeprefix("base_model.model.").partition(".lora_A.")
+        layer, mark, _ = name.removeprefix("base_model.model.").replace(".vera_lambda_b", ".lora_A.").partition(".lora_A.")
         if mark and ".experts" not in layer:
             sizes[f"{layer}.weight"] = shape[-1]
     return sizes
 
 
-def _fits(folder: Path, input_sizes: dict[str, int]) -> bool:
+def _fits(folder: Path, layer_sizes: dict[str, int]) -> bool:
     shapes = shapes_of(folder)
-    return all(name in shapes and size in shapes[name] for name, size in input_sizes.items())
+    return all(name in shapes and size in shapes[name] for name, size in layer_sizes.items())
 
 
 def open_trained(
