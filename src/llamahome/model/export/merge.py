@@ -175,7 +175,7 @@ def _changes_of(settings: Mapping[str, Any], adapter: WeightStore, base: WeightS
     trained_rows = settings.get("trainable_token_indices") or {}
     if not isinstance(trained_rows, Mapping):
         raise NotStreamable("it names trained tokens without their layer")
-    for key in adapter.tensors.keys() - set(_SHARED):
+    for key in (key for key in adapter.tensors if key not in _SHARED):
         path = key.removeprefix(_PREFIX)
         if (match := re.fullmatch(r"(.+)\.lora_(A|B)\.weight", path)) is not None:
             name = _base_name(f"{match[1]}.weight", base)
