@@ -36,6 +36,7 @@ class Method:
 METHODS = {
     "LoRA": Method(),
     "LoRA, DoRA": Method(("lora.use_dora=true",)),
+    "VeRA, rank 256": Method(("lora.use_vera=true", "lora.rank=256")),
     "LoRA, pissa_niter_4": Method(("lora.init=pissa_niter_4",)),
     "LoRA, nf4": Method(("model.quantization=nf4",)),
     "LoRA, int8": Method(("model.quantization=int8",)),

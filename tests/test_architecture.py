@@ -57,7 +57,7 @@ OPEN_FLOORS = (0, 5)
 
 BORDERS = {
     "transformers": r"data/text/tokens|model/(load|shard_load|skeleton|starter|export/\w+|generate|attention|backends/cpu/fuse)",
-    "peft": r"model/(lora|lora_eva|lora_init|lora_layers|adapter)",
+    "peft": r"model/(lora|lora_eva|lora_init|lora_layers|lora_vera|adapter)",
     "ruamel": r"config/\w+",
     "yaml": r"nowhere",
     "torch.utils.tensorboard": r"monitoring/sinks",

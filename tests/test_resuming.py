@@ -131,6 +131,7 @@ def test_another_optimizer_or_quantization_is_refused_unless_nothing_is_lost(
         ("training.method=full", "other weights", "training.method=lora"),
         ("lora.rank=4", "shapes", "lora.rank=16"),
         ("lora.use_dora=true", "shapes", "lora.use_dora=false"),
+        ("lora.use_vera=true", "shapes", "lora.use_vera=false"),
         ("lora.alpha=64", "another strength", "lora.alpha=32"),
         ("lora.use_rslora=true", "another strength", "lora.use_rslora=false"),
     ],

@@ -159,13 +159,15 @@ def card_facts(model: TrainedModel, form: str, difference: Difference) -> Mappin
     """What the card says, in its order. A base in a folder of this machine is named without its path."""
     recorded = base_of(model.folder) if model.adapter is not None else ""
     settings = read_object(model.folder / "adapter_config.json")
+    vera = settings is not None and settings.get("peft_type") == "VERA"
     return {
         "name": model.name,
         "form": form,
         "base model": Path(recorded).name if Path(recorded).is_dir() else recorded,
         "weights of the base": f"de-quantised from {model.quantization}" if model.quantization else None,
         "licence": license_of(model.base),
-        "rank, alpha": f"{settings.get('r')}, {settings.get('lora_alpha')}" if settings else None,
+        "rank, alpha": f"{settings.get('r')}, {settings.get('lora_alpha')}" if settings and not vera else None,
+        "rank": f"{settings.get('r')} (VeRA)" if settings and vera else None,
         "system message of all rows": model.system,
         **(_trained_as(model.checkpoint) if model.checkpoint is not None else {}),
         "greatest logit difference": f"{difference.greatest:.3g} (at most {difference.tolerance:.3g} accepted)",

@@ -13,6 +13,7 @@ from llamahome.config.schema import Config
 from llamahome.distributed.world import World
 from llamahome.errors import OutOfMemory, Problem
 from llamahome.model.backends.backend import Backend, OffloadStore
+from llamahome.model.lora_vera import FactorBytes, factor_bytes
 from llamahome.model.offload import input_bytes, spared_bytes
 from llamahome.model.place import ChosenStrategy, largest_pass, longest_pass, needs_checkpointing, shards_of
 from llamahome.model.stream import held_bytes
@@ -133,7 +134,10 @@ class PassMemory:
 
     def __init__(self, config: Config, base: BaseModel, *, compiled: bool) -> None:
         self._config, self._base, self._compiled = config, base, compiled
-        self._copied = copied_bytes(base.model, config.lora.target_modules) if config.training.method == "lora" else 0
+        self._copied, self._factors = 0, FactorBytes()
+        if config.training.method == "lora":
+            self._copied = copied_bytes(base.model, config.lora.target_modules)
+            self._factors = factor_bytes(base.model, config.lora, base.backend.precision.compute)
         self.together = documents_of_row(config)
         self.wants_offloading = config.training.activation_offloading
 
@@ -142,7 +146,7 @@ class PassMemory:
         longest = longest or self.together * self._config.data.max_length
         backend, model = self._base.backend, self._base.model
         kept: int = backend.kept_bytes(self._config, model, tokens, longest=longest, compiled=self._compiled)
-        return self._copied + kept
+        return self._copied + kept + self._factors.of(tokens, recomputes=False)
 
     def offload_place(self) -> OffloadStore | str:
         """Where inputs of layers can wait outside of the device's memory, or why there is no such place."""
@@ -162,7 +166,8 @@ class PassMemory:
         longest = longest or self.together * self._config.data.max_length
         backend, model = self._base.backend, self._base.model
         layers: int = backend.recomputed_bytes(self._config, model, tokens, longest=longest, compiled=self._compiled)
-        return self._copied + layers - (spared_bytes(model, tokens, backend.precision) if offloads else 0)
+        again = self._factors.of(tokens, recomputes=True)
+        return self._copied + layers + again - (spared_bytes(model, tokens, backend.precision) if offloads else 0)
 
     def of_row(self, tokens: int, *, recomputes: bool, offloads: bool = False) -> int:
         """Bytes of a pass of one row, each of whose documents has `tokens`, with the loss head's.

@@ -31,7 +31,7 @@ _OF_WEIGHTS = {
     "training.method": "what it trained are other weights",
     "model.new_tokens": "what it trained has the rows of the tokens that this setting added",
     **dict.fromkeys(
-        ("lora.rank", "lora.rank_pattern", "lora.target_modules", "lora.layers", "lora.modules_to_save", "lora.use_dora"),
+        ("lora.rank", "lora.rank_pattern", "lora.target_modules", "lora.layers", "lora.modules_to_save", "lora.use_dora", "lora.use_vera"),
         "its adapter has weights of the shapes that this setting made",
     ),
     **dict.fromkeys(("lora.alpha", "lora.alpha_pattern", "lora.use_rslora"), "what its adapter has learned would act at another strength"),

@@ -27,6 +27,7 @@ from llamahome.errors import Problem
 from llamahome.model.adapter import changing, save_in_parts, save_model, saved_buffers
 from llamahome.model.end_tokens import name_ends, name_eos
 from llamahome.model.lora_init import starts_of
+from llamahome.model.lora_vera import projections_of
 from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.resources import free_memory_bytes
 from llamahome.monitoring.throughput import PartClock
@@ -111,11 +112,17 @@ def require_space(job: Job, paths: RunPaths) -> int:
 
 
 def _future_moments(job: Job) -> dict[str, Tensor | TensorSlices]:
-    """Tensors as large as AdamW's moments, also before the first update; those of other optimizers take less. And the adapters' starts."""
+    """Tensors as large as AdamW's moments, also before the first update; those of other optimizers take less. And what adapters keep."""
     placement, world, names = job.learner.placement, job.session.world, ("exp_avg", "exp_avg_sq")
-    return starts_of(job.learner.model) | {
-        f"{name}.{moment}": placement.pieces(name, each.detach(), world) for name, each in placement.parameters.items() for moment in names
-    }
+    return (
+        starts_of(job.learner.model)
+        | projections_of(job.learner.model)
+        | {
+            f"{name}.{moment}": placement.pieces(name, each.detach(), world)
+            for name, each in placement.parameters.items()
+            for moment in names
+        }
+    )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llamahome.config.check import check_config
 from llamahome.config.describe import settings
 from llamahome.config.load import LoadedConfig, with_values
 from llamahome.config.yamltext import write_value
@@ -16,12 +17,13 @@ from llamahome.rundir import as_typed, nearby
 
 _TRAINED_ONLY = {"bias": "none", "layer_replication": None}
 """Fields of adapter_config.json and the values without which a run would not train what the adapter trained."""
+_KINDS = ("LORA", "VERA")
 
 
 def with_adapter(loaded: LoadedConfig, *, say: Callable[[str], None]) -> tuple[LoadedConfig, Path | None]:
     """The settings with what `model.adapter` decides, and the PEFT folder; None without an adapter.
 
-    Raises ConfigError if there is no adapter, if it cannot be trained further, or if a typed setting contradicts it.
+    Raises ConfigError if there is no adapter, if it cannot be trained further, or if settings contradict it or each other with it.
     """
     target = loaded.config.model.adapter
     if target is None:
@@ -45,12 +47,18 @@ def with_adapter(loaded: LoadedConfig, *, say: Callable[[str], None]) -> tuple[L
     origin = f"the adapter {folder}"
     changes = [f"{key} {write_value(old)} -> {write_value(decided[key])}" for key, old in _values(loaded, decided) if old != decided[key]]
     say(f"training goes on from the adapter {as_typed(folder)}" + (f": {', '.join(changes)}" if changes else ""))
-    return with_values(loaded, {**decided, "model.adapter": str(nearby(folder))}, origin=origin), folder
+    decided_by_both = with_values(loaded, {**decided, "model.adapter": str(nearby(folder))}, origin=origin)
+    if problems := check_config(decided_by_both.config, decided_by_both.origins):
+        raise ConfigError(problems)
+    return decided_by_both, folder
 
 
 def _refuse_untrainable(folder: Path, recorded: dict[str, Any]) -> None:
-    if (kind := recorded.get("peft_type")) != "LORA":
-        raise ConfigError(_refusal(folder, f"it is of the kind {kind}; only LoRA can be trained further"))
+    if (kind := recorded.get("peft_type")) not in _KINDS:
+        raise ConfigError(_refusal(folder, f"it is of the kind {kind}; only LoRA and VeRA can be trained further"))
+    if kind == "VERA" and not recorded.get("save_projection", True):
+        hint = "save it again with save_projection=True in its VeraConfig"
+        raise ConfigError(_refusal(folder, "it was saved without the matrices that its layers share", hint=hint))
     for field, wanted in _TRAINED_ONLY.items():
         if (value := recorded.get(field) or wanted) != wanted:
             hint = f"llamahome export {as_typed(folder)} --to merged, and --model with that folder"
@@ -64,8 +72,8 @@ def _decided(recorded: dict[str, Any], loaded: LoadedConfig, folder: Path) -> di
     names = layers if isinstance(layers, str) else sorted([*layers, *(recorded.get("target_parameters") or [])])
     decided = {
         "lora.rank": recorded["r"],
-        "lora.alpha": float(recorded["lora_alpha"]),
         "lora.target_modules": names,
+        "lora.use_vera": recorded["peft_type"] == "VERA",
         "lora.use_rslora": bool(recorded.get("use_rslora")),
         "lora.use_dora": bool(recorded.get("use_dora")),
         "lora.layers": [],  # the names of the layers hold their numbers
@@ -73,6 +81,8 @@ def _decided(recorded: dict[str, Any], loaded: LoadedConfig, folder: Path) -> di
         "lora.alpha_pattern": {name: float(alpha) for name, alpha in (recorded.get("alpha_pattern") or {}).items()},
         "lora.modules_to_save": recorded.get("modules_to_save") or [],
     }
+    if "lora_alpha" in recorded:
+        decided["lora.alpha"] = float(recorded["lora_alpha"])
     problems = [
         Problem(
             code="model.adapter-differs",

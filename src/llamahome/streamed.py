@@ -8,6 +8,7 @@ from llamahome.data.report import DataReport
 from llamahome.distributed.world import World
 from llamahome.model.backends.backend import Backend
 from llamahome.model.load import CausalLM
+from llamahome.model.lora_vera import projection_numbers
 from llamahome.model.packed_weight import packed_weights
 from llamahome.model.stream import Stream
 from llamahome.model.stream_choice import OTHER_FILES, Passes, Rates, StreamedBase, choose_passes
@@ -115,10 +116,12 @@ def without_answers(loaded: LoadedConfig, *, say: Say) -> Resolved:
 def _beside(config: Config, model: CausalLM, backend: Backend) -> int:
     """Bytes of what is trained with its gradients and optimizer, of the loss head, and of packed weights that are widened at once."""
     paths = choose(model, config.lora.target_modules).modules
-    adapters: int = sum(config.lora.rank * sum(model.get_submodule(path).weight.shape) for path in paths)
+    vera, frozen = config.lora.use_vera, projection_numbers(model, config.lora)
+    sizes = [(config.lora.rank, model.get_submodule(path).weight.shape) for path in paths]
+    adapters: int = sum(rank + rows if vera else rank * (rows + columns) for rank, (rows, columns) in sizes)
     whole = [module for path, module in model.named_modules() if path.rpartition(".")[2] in config.lora.modules_to_save]
     trained = adapters + sum({id(weight): weight.numel() for module in whole for weight in module.parameters()}.values())
-    starts = 4 * adapters if config.lora.init in SUBTRACTED else 0
+    starts = 4 * (adapters if config.lora.init in SUBTRACTED else frozen)
     widened = 2 * max((weight.numel() for _, weight in packed_weights(model)), default=0) * backend.precision.compute.itemsize
     head = 2 * backend.tile_bytes(model.get_output_embeddings().weight.shape[0])
     return int(trained * (4 + 4 + STATE_BYTES[config.training.optimizer])) + starts + int(widened) + head

@@ -29,6 +29,7 @@ KINDS = {
     "pissa": ("chats.jsonl", "--set", "lora.init=pissa", "--set", "lora.rank=4"),
     "eva": ("chats.jsonl", "--set", "lora.init=eva", "--set", "lora.rank=4"),
     "dora": ("chats.jsonl", "--set", "lora.use_dora=true"),
+    "vera": ("chats.jsonl", "--set", "lora.use_vera=true"),
     "whole": ("chats.jsonl", "--set", "lora.modules_to_save=[lm_head]"),
     "tokens": ("chats.jsonl", "--set", "model.new_tokens=[<one>,<two>]"),
     **{name: (*words, "--set", f"training.objective={name}") for name, words in OBJECTIVE.items()},

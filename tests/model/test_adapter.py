@@ -30,6 +30,8 @@ FORMS = {
     "dropout": {"dropout": 0.3},
     "dora": {"use_dora": True},
     "rslora": {"use_rslora": True, "target_modules": ["q_proj", "up_proj"]},
+    "vera": {"use_vera": True, "rank": 24},
+    "vera with dropout": {"use_vera": True, "dropout": 0.3},
 }
 
 
@@ -143,7 +145,7 @@ def test_a_full_model_is_restored_bit_by_bit_in_place(base: Path, tmp_path: Path
     assert tied == (model.get_input_embeddings().weight is model.get_output_embeddings().weight)
 
 
-@pytest.mark.parametrize("other", [{"rank": 8}, {"target_modules": ["q_proj"]}, {"use_dora": True}], ids=str)
+@pytest.mark.parametrize("other", [{"rank": 8}, {"target_modules": ["q_proj"]}, {"use_dora": True}, {"use_vera": True}], ids=str)
 def test_an_adapter_of_another_shape_is_refused(llama: Path, tmp_path: Path, other: dict) -> None:
     for number, (saved, expected) in enumerate([({}, other), (other, {})]):
         folder = tmp_path / str(number)

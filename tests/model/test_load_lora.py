@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, VeraConfig, get_peft_model
 from tests.support.models import examples_of, microbatch_of, objective_of, our_model, save_tiny
 
 from llamahome.errors import ConfigError
@@ -16,6 +16,7 @@ from llamahome.model.place import trained_parameters
 KINDS = {
     "plain": {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"]},
     "rslora": {"r": 4, "lora_alpha": 6, "use_rslora": True, "target_modules": "all-linear"},
+    "vera": {"r": 12, "target_modules": ["v_proj", "down_proj"]},
     "dora": {"r": 4, "use_dora": True, "target_modules": ["v_proj", "o_proj"]},
     "ranks by pattern": {
         "r": 4,
@@ -33,11 +34,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("model"), "llama")
 
 
-def saved_adapter(base: Path, folder: Path, **settings) -> Path:
+def saved_adapter(base: Path, folder: Path, *, vera: bool = False, **settings) -> Path:
     """An adapter as another tool saves it, every value random."""
     torch.manual_seed(0)
     with quiet_peft():
-        adapted = get_peft_model(our_model(base), PeftLoraConfig(task_type="CAUSAL_LM", **settings))
+        kind = VeraConfig if vera else PeftLoraConfig
+        adapted = get_peft_model(our_model(base), kind(task_type="CAUSAL_LM", **settings))
     with torch.no_grad():
         for parameter in trained_parameters(adapted).values():
             parameter += 0.1 * torch.randn(parameter.shape)
@@ -53,7 +55,7 @@ def loss_and_gradients(model: PeftModel) -> tuple[torch.Tensor, dict[str, torch.
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_and_gradients_equal_pefts(base: Path, tmp_path: Path, kind: str) -> None:
-    folder = saved_adapter(base, tmp_path / "adapter", **KINDS[kind])
+    folder = saved_adapter(base, tmp_path / "adapter", vera=kind == "vera", **KINDS[kind])
     ours = load_lora(our_model(base), folder, base="tiny", dropout=0.0, lean=True)
     with quiet_peft():
         theirs = PeftModel.from_pretrained(our_model(base), str(folder), is_trainable=True)

@@ -51,17 +51,19 @@ def run(*words: str) -> str:
 
 
 @pytest.mark.parametrize("passes", [1, 3])
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", "vera", "full"])
 def test_the_dry_run_counts_the_bytes_of_the_formula(shape: Path, method: str, passes: int, tmp_path: Path) -> None:
-    flags = {"model.name": ("--model", str(shape)), "training.method": ("--method", method)}
+    vera = {"lora.use_vera": ("--set", "true")} if method == "vera" else {}
+    flags = {"model.name": ("--model", str(shape)), "training.method": ("--method", "full" if method == "full" else "lora"), **vera}
     loaded = load_config(flags=flags, environment={}, folder=tmp_path)
+    assert loaded.config.lora.use_vera == (method == "vera")
     simulation = simulate(loaded, Cluster(DEVICES["h100"], 16, 8), passes=passes, target_share=1.0)
     assert set(simulation.forecasts) == {"replicate", "shard", "hybrid"} and simulation.chosen == "replicate"
     for forecast in simulation.forecasts.values():
         assert forecast.sent_bytes == pytest.approx(forecast.sent_by_formula, rel=0.01), forecast.strategy
     gathered = simulation.forecasts["shard"].exchanges["all_gather"]
     assert gathered == passes * (2 * 5 + 1)
-    if method == "lora":
+    if method != "full":
         assert "reduce_scatter" not in simulation.forecasts["shard"].exchanges, "frozen weights have no gradients to send"
         assert simulation.forecasts["replicate"].exchanges == {"all_reduce": 1}
     else:

@@ -93,6 +93,16 @@ def test_adapters_that_begin_with_the_greatest_parts_of_weights_learn_more_slowl
     assert rate_of(lora={"init": "loftq"}) == rate_of(lora={"init": "eva"}) == usual
 
 
+def test_vectors_of_vera_learn_faster() -> None:
+    usual = auto_learning_rate("lora", 576)
+    assert (
+        rate_of(lora={"use_vera": True})
+        == rate_of(lora={"use_vera": True}, model={"adapter": "mine"})
+        == pytest.approx(30 * usual, rel=0.05)
+    )
+    assert rate_of(lora={"use_vera": True}, training={"method": "full"}) == auto_learning_rate("full", 576)
+
+
 def test_wider_models_never_get_a_higher_rate() -> None:
     rates = [auto_learning_rate("full", size) for size in range(64, 20_000, 64)]
     assert rates == sorted(rates, reverse=True)

@@ -14,7 +14,13 @@ from llamahome.training.run import first_state
 
 ROWS = table_of(examples_of([9, 25, 14, 3, 30, 7, 18, 11, 22, 6], seed=1))
 STEPS = 7
-CASES = [("lora", {"dropout": 0.3}), ("lora", {"use_dora": True}), ("lora", {"checkpointing": True, "dropout": 0.2}), ("full", {})]
+CASES = [
+    ("lora", {"dropout": 0.3}),
+    ("lora", {"use_dora": True}),
+    ("lora", {"use_vera": True}),
+    ("lora", {"checkpointing": True, "dropout": 0.2}),
+    ("full", {}),
+]
 
 
 @pytest.fixture(scope="module")

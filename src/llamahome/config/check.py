@@ -29,7 +29,7 @@ def check_config(config: Config, origins: Mapping[str, str]) -> list[Problem]:
     """Every contradiction between these settings; empty if there is none."""
     chosen = {key for key, origin in origins.items() if is_chosen(origin)}
     learned = [*_objective_errors(config, chosen), *learning_errors(config), *_metric_errors(config), *_quantization_errors(config)]
-    learned += _initial_errors(config)
+    learned += [*_initial_errors(config), *_vera_errors(config)]
     return _problems([*_data_errors(config, chosen), *_training_errors(config), *learned, *_machine_errors(config)], origins)
 
 
@@ -57,6 +57,8 @@ def _reasons_for_no_effect(config: Config) -> dict[str, str]:
     if config.training.method == "full":
         reasons |= {key: "training.method is full" for key in settings() if key.startswith("lora.")}
         reasons["model.dtype"] = "full fine-tuning keeps all weights in float32"
+    if config.training.method == "lora" and config.lora.use_vera:
+        reasons["lora.alpha"] = "with lora.use_vera trained vectors are the scale"
     if config.model.adapter is not None:
         reasons["lora.init"] = "model.adapter has values of its own"
     if config.data.format == "preference":
@@ -201,6 +203,27 @@ def _initial_errors(config: Config) -> Iterator[Finding]:
     elif init != "loftq" and kind is not None:
         message = f"lora.init {init} decomposes weights in 16 or 32 bits, and model.quantization is {kind}"
         yield "config.lora-init", key, message, "--set lora.init=loftq"
+
+
+def _vera_errors(config: Config) -> Iterator[Finding]:
+    """What PEFT's VeRA does not have."""
+    lora, model = config.lora, config.model
+    if config.training.method != "lora" or not lora.use_vera:
+        return
+    reasons = {
+        "lora.use_dora": (lora.use_dora, "has no lengths of rows to train", "false"),
+        "lora.use_rslora": (lora.use_rslora, "has no scale by alpha and rank", "false"),
+        "lora.init": (lora.init != "default" and model.adapter is None, "draws its matrices at random and trains only vectors", "default"),
+        "lora.plus_ratio": (lora.plus_ratio != 1.0, "trains no B matrix, whose rate this is", "1"),
+        "lora.rank_pattern": (lora.rank_pattern, "has two matrices for all layers, so all ranks are equal", "{}"),
+        "lora.alpha_pattern": (lora.alpha_pattern, "has no scale by alpha and rank", "{}"),
+        "model.new_tokens": (model.new_tokens, "trains no single rows of the embedding in PEFT", "[]"),
+        "model.resize_embeddings": (model.resize_embeddings, "trains no single rows of the embedding in PEFT", "false"),
+    }
+    for key, (refused, why, instead) in reasons.items():
+        if refused:
+            message = f"lora.use_vera {why}, and {key} is {write_value(settings()[key].of(config))}"
+            yield "config.lora-vera", key, message, f"--set {key}={instead}, or --set lora.use_vera=false"
 
 
 def _eva_errors(config: Config) -> Iterator[Finding]:

@@ -205,6 +205,9 @@ class LoraConfig(Section):
     """Rank-stabilized scale (arXiv 2312.03732)."""
     use_dora: bool = False
     """Weight-decomposed adapters (arXiv 2402.09353); a little slower."""
+    use_vera: bool = False
+    """Vector-based adapters (arXiv 2310.11454): all layers share two random matrices of this rank that are not trained, and each layer
+    learns a vector for either side of them. Takes a rank around 256; lora.alpha is not used."""
 
 
 class DistributedConfig(Section):

@@ -29,8 +29,10 @@ from llamahome.model.lora import does_not_fit, quiet_peft
 from llamahome.model.lora_choice import cast_whole_modules, with_every_name
 from llamahome.model.lora_init import split_starts, with_starts
 from llamahome.model.lora_layers import use_own_forward
+from llamahome.model.lora_vera import projections_of
 from llamahome.model.shard import Placement
 from llamahome.model.stream import hold_tables
+from llamahome.model.targets import is_adapted
 from llamahome.model.vocabulary import cast_trained_rows, grow_embeddings, rows_needed
 from llamahome.model.weightfiles import check_adapter_file, check_finite, write_index
 from llamahome.rundir import BASE_MODELS, as_typed
@@ -61,7 +63,7 @@ def save_model(model: SavedModel, folder: Path, *, base: Path, weights: Mapping[
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PeftModel):
         # save_embedding_layers=False, or PEFT would read the base's config on the hub to see whether its vocabulary was resized.
-        values = with_starts(model, with_every_name(model, weights if weights is not None else changing(model)))
+        values = with_starts(model, with_every_name(model, weights if weights is not None else changing(model))) | projections_of(model)
         model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False, state_dict=values)
         (folder / "README.md").unlink(missing_ok=True)  # an empty model card template
     else:
@@ -178,28 +180,28 @@ def base_is_gone(recorded: str, where: str, *, adapter: Path | None = None) -> P
 
 def _fitting_bases(recorded: str, adapter: Path) -> list[Path]:
     """The fitting folders in the first directory that has any: the recorded one, data/models/base, those above the adapter."""
-    input_sizes = _input_sizes(adapter)
+    layer_sizes = _layer_sizes(adapter)
     directories = [Path(recorded).expanduser().parent, BASE_MODELS, *list(adapter.resolve().parents)[:2]]
     for directory in directories:
-        folders = islice(sorted(directory.iterdir()), _MOST_FOLDERS) if input_sizes and directory.is_dir() else []
-        if fitting := [folder for folder in folders if (folder / "config.json").is_file() and _fits(folder, input_sizes)]:
+        folders = islice(sorted(directory.iterdir()), _MOST_FOLDERS) if layer_sizes and directory.is_dir() else []
+        if fitting := [folder for folder in folders if (folder / "config.json").is_file() and _fits(folder, layer_sizes)]:
             return fitting
     return []
 
 
-def _input_sizes(adapter: Path) -> dict[str, int]:
-    """Input size of each adapted layer, by the name of its weight in the base."""
+def _layer_sizes(adapter: Path) -> dict[str, int]:
+    """A size of each adapted layer, that of its input or, with VeRA, output, by the name of its weight in the base."""
     sizes = {}
     for name, shape in shapes_of(adapter).items():
-        layer, mark, _ = name.removeprefix("base_model.model.").partition(".lora_A.")
+        layer, mark, _ = name.removeprefix("base_model.model.").replace(".vera_lambda_b", ".lora_A.").partition(".lora_A.")
         if mark and ".experts" not in layer:
             sizes[f"{layer}.weight"] = shape[-1]
     return sizes
 
 
-def _fits(folder: Path, input_sizes: dict[str, int]) -> bool:
+def _fits(folder: Path, layer_sizes: dict[str, int]) -> bool:
     shapes = shapes_of(folder)
-    return all(name in shapes and size in shapes[name] for name, size in input_sizes.items())
+    return all(name in shapes and size in shapes[name] for name, size in layer_sizes.items())
 
 
 def open_trained(
@@ -262,7 +264,7 @@ def _merge_head(adapted: PeftModel) -> None:
     """Merge an adapter of the output head into its weight, which the loss and generation read directly; a tied weight is copied first."""
     model: Any = adapted.get_base_model()
     head = model.get_output_embeddings()
-    if not hasattr(head, "lora_A"):
+    if not is_adapted(head):
         return
     _untie(model, head)
     head.merge()
@@ -290,7 +292,7 @@ def wrap_plain(model: PreTrainedModel, folder: Path, *, merge: bool = False) -> 
         with quiet_peft():
             adapted: Any = PeftModel.from_pretrained(model, str(folder))
             own = adapted.get_base_model()
-            if merge and hasattr(own.get_output_embeddings(), "lora_A"):
+            if merge and is_adapted(own.get_output_embeddings()):
                 _untie(own, own.get_output_embeddings())
             return adapted.merge_and_unload() if merge else own
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:

@@ -23,8 +23,8 @@ def layer_kinds(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str]]:
 
 
 def adapter_ranks(model: nn.Module) -> set[int]:
-    """The ranks of the LoRA adapters of `model`: a product with such a side is one of theirs."""
-    return {parameter.shape[0] for name, parameter in model.named_parameters() if ".lora_A." in name}
+    """The ranks of the adapters of `model`: a product with such a side is one of theirs."""
+    return {parameter.shape[0] for name, parameter in model.named_parameters() if ".lora_A." in name or ".vera_lambda_d." in name}
 
 
 def _kind(name: str, module: nn.Module) -> str | None:

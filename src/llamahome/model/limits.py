@@ -93,7 +93,7 @@ def rows_of_adapter(folder: Path) -> tuple[list[int], list[int]]:
         layer, _, part = name.removesuffix(".weight").rpartition(".")
         if len(shape) == 2 and (_EMBEDDING.search(name) or _HEAD.search(name)):
             saved.append(shape[0])
-        elif part == "lora_B" and _HEAD.search(f"{layer}.weight"):
+        elif part in ("lora_B", "vera_lambda_b") and _HEAD.search(f"{layer}.weight"):
             adapted.append(shape[0])
         elif part == "lora_embedding_A":
             adapted.append(shape[1])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora.layer import LoraLayer
 from peft.utils import get_peft_model_state_dict, load_peft_weights
 from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers as keys_as_loaded
@@ -26,6 +26,7 @@ from llamahome.config.schema import LoraConfig
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.lora_choice import cast_whole_modules, in_layers, require_patterns, require_whole, shares_weight
 from llamahome.model.lora_layers import ADAPTER, use_own_forward
+from llamahome.model.lora_vera import new_vera, require_vera
 from llamahome.model.shard_load import local_of, stand_ins, whole_of
 from llamahome.model.targets import ChosenTargets, choose, shortest_suffixes
 from llamahome.model.vocabulary import cast_trained_rows, trainable_token_indices
@@ -41,14 +42,35 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: str, seed: int
 
     `base` is the base model's name in the saved adapter. Initial values depend on `seed` only. `lean` uses our forward for plain layers;
     it computes in the dtype of the weights, without autocast. `new_rows` of embedding and head are trained, too. Raises ConfigError if a
-    name selects no layer, if PEFT supports no dropout or DoRA for a selected layer, or if PEFT could not load any of the adapters.
+    name selects no layer, if PEFT supports no dropout, DoRA or VeRA for a selected layer, or if PEFT could not load any of the adapters.
     """
     chosen = chosen_targets(model, config)
     require_patterns(model, "rank_pattern", config.rank_pattern, chosen)
     require_patterns(model, "alpha_pattern", config.alpha_pattern, chosen)
     require_whole(model, config.modules_to_save, chosen, new_rows)
     modules, parameters = _peft_names(model, chosen, config)
-    settings = PeftLoraConfig(
+    if config.use_vera:
+        require_vera(model, parameters, config)
+        settings: PeftConfig = new_vera(model, modules, config, seed=seed)
+    else:
+        settings = _new_lora(model, modules, parameters, config, new_rows)
+    model.name_or_path = base  # PEFT writes it into the adapter's config
+    with torch.random.fork_rng(devices=[]), quiet_peft(), stand_ins(model):
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, settings)
+    if config.use_dora:
+        _take_lengths(adapted)
+    cast_trained_rows(adapted)
+    cast_whole_modules(adapted)
+    if lean:
+        use_own_forward(adapted)
+    return adapted
+
+
+def _new_lora(
+    model: PreTrainedModel, modules: list[str], parameters: list[str], config: LoraConfig, new_rows: Sequence[int]
+) -> PeftLoraConfig:
+    return PeftLoraConfig(
         task_type="CAUSAL_LM",
         r=config.rank,
         lora_alpha=config.alpha,
@@ -65,17 +87,6 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, *, base: str, seed: int
         init_lora_weights=config.init if config.init in BY_PEFT else True,
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2's linear layer
     )
-    model.name_or_path = base  # PEFT writes it into the adapter's config
-    with torch.random.fork_rng(devices=[]), quiet_peft(), stand_ins(model):
-        torch.manual_seed(seed)
-        adapted = get_peft_model(model, settings)
-    if config.use_dora:
-        _take_lengths(adapted)
-    cast_trained_rows(adapted)
-    cast_whole_modules(adapted)
-    if lean:
-        use_own_forward(adapted)
-    return adapted
 
 
 @torch.no_grad()
@@ -101,8 +112,9 @@ def load_lora(model: PreTrainedModel, folder: Path, *, base: str, dropout: float
     """
     check_adapter_file(folder)
     try:
-        settings = PeftLoraConfig.from_pretrained(str(folder))
-        settings.lora_dropout, settings.base_model_name_or_path = dropout, base
+        settings = PeftConfig.from_pretrained(str(folder))
+        setattr(settings, "lora_dropout" if isinstance(settings, PeftLoraConfig) else "vera_dropout", dropout)
+        settings.base_model_name_or_path = base
         with quiet_peft(), stand_ins(model), warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True, config=settings)

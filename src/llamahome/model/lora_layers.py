@@ -1,16 +1,19 @@
-"""The layers of LoRA and DoRA: our forward and backward for plain adapters (no dropout, one adapter), PEFT's for the others.
+"""The layers of LoRA, DoRA and VeRA: our forward and backward for plain adapters (no dropout, one adapter), PEFT's for the others.
 
 A plain layer gets a class whose forward does not cast the input to float32, scales and adds inside the matrix products, stores the input
 once and computes no gradient for the frozen weight. With DoRA its outputs are then multiplied by a trained magnitude over the length of
 their row of W + s B A. The length is taken from the factors, |w|^2 + 2 s w.(b A) + s^2 |b A|^2, so no matrix of the size of W is made.
-Results equal PEFT's (tests/model/test_lora.py, test_dora.py). Source: LoRA, arXiv 2106.09685; DoRA, arXiv 2402.09353.
+A layer of VeRA is one of LoRA whose A is frozen: diag(b) B diag(d) A, of which B takes both trained vectors, so that layers with the same
+input have the same A.
+Results equal PEFT's (test_lora.py, test_dora.py, test_lora_vera.py in tests/model).
+Source: LoRA, arXiv 2106.09685; DoRA, arXiv 2402.09353; VeRA, arXiv 2310.11454.
 
 Legend: T tokens, I inputs, O outputs, R rank.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +21,7 @@ from peft.tuners.lora.layer import Linear as PeftLinear
 from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.vera.layer import Linear as PeftVeraLinear
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
@@ -30,16 +34,20 @@ _LEAST_GAIN = 1e-6
 
 
 def use_own_forward(model: nn.Module) -> int:
-    """Replace the forward of every plain LoRA layer by ours; returns their number."""
+    """Replace the forward of every plain LoRA or VeRA layer by ours; returns their number."""
     plain = [module for module in model.modules() if _is_plain(module)]
     for module in plain:
-        module.__class__ = LeanLoraLinear if type(module) is PeftLinear else LeanLoraWeight
+        module.__class__ = _LEAN_OF[type(module)]
     return len(plain)
 
 
 def _is_plain(module: Any) -> bool:
     """Whether `module` is one adapter on a Linear, without variants but DoRA, without bias and without dropout."""
-    if type(module) not in (PeftLinear, ParamWrapper) or type(module.base_layer) is not nn.Linear or list(module.lora_A) != [ADAPTER]:
+    if type(module) not in _LEAN_OF or type(module.base_layer) is not nn.Linear:
+        return False
+    if type(module) is PeftVeraLinear:
+        return list(module.vera_lambda_d) == [ADAPTER] and isinstance(module.vera_dropout[ADAPTER], nn.Identity)
+    if list(module.lora_A) != [ADAPTER]:
         return False
     if type(module) is ParamWrapper and module.parameter_name != "weight":
         return False
@@ -56,7 +64,8 @@ class _LeanLora(torch.autograd.Function):
         a, b = a_RI.to(x_TI.dtype), (b_OR * scale).to(x_TI.dtype)
         low_TR = x_TI @ a.t()
         out = F.linear(x_TI, weight_OI, bias_O).addmm_(low_TR, b.t())
-        ctx.save_for_backward(x_TI, weight_OI, low_TR, a, b)  # a and b as cast, so that backward does not cast again
+        kept = x_TI if ctx.needs_input_grad[3] else None
+        ctx.save_for_backward(kept, weight_OI, low_TR, a, b)  # a and b as cast, so that backward does not cast again
         ctx.scale, ctx.dtypes = scale, (a_RI.dtype, b_OR.dtype)
         return out
 
@@ -66,7 +75,7 @@ class _LeanLora(torch.autograd.Function):
         x_TI, weight_OI, low_TR, a, b = ctx.saved_tensors
         grad_low_TR = grad_TO @ b
         grad_x = (grad_TO @ weight_OI).addmm_(grad_low_TR, a) if ctx.needs_input_grad[0] else None
-        grad_a = (grad_low_TR.t() @ x_TI).to(ctx.dtypes[0])
+        grad_a = (grad_low_TR.t() @ x_TI).to(ctx.dtypes[0]) if ctx.needs_input_grad[3] else None
         grad_b = (grad_TO.t() @ low_TR).to(ctx.dtypes[1]).mul_(ctx.scale)
         return grad_x, None, None, grad_a, grad_b, None
 
@@ -106,7 +115,7 @@ class StartedLoraLinear(PeftLinear):  # type: ignore[misc]
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output: x [..., I] -> [..., O]."""
         out: Tensor = super().forward(x, *args, **kwargs)
-        if (start := start_of(self)) is None or not _is_active(self):
+        if (start := start_of(self)) is None or not is_active(self):
             return out
         a_RI, b_OR = start
         scale: float = self.scaling[ADAPTER]
@@ -131,8 +140,19 @@ class LeanLoraWeight(ParamWrapper):  # type: ignore[misc]
         return _lean(self, x, factors) if factors is not None else super().forward(x, *args, **kwargs)
 
 
-LEAN = (LeanLoraLinear, LeanLoraWeight)
+class LeanVeraLinear(PeftVeraLinear):  # type: ignore[misc]
+    """PEFT's VeRA layer with the lean forward; uses PEFT's forward if the call or the adapter is not plain."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output: x [..., I] -> [..., O]."""
+        factors = _factors(self, x, args, kwargs)
+        return _lean(self, x, factors) if factors is not None else super().forward(x, *args, **kwargs)
+
+
+LEAN = (LeanLoraLinear, LeanLoraWeight, LeanVeraLinear)
 """Layers with the lean forward."""
+LeanLayer: TypeAlias = LeanLoraLinear | LeanLoraWeight | LeanVeraLinear
+_LEAN_OF: dict[type, type[nn.Module]] = {PeftLinear: LeanLoraLinear, ParamWrapper: LeanLoraWeight, PeftVeraLinear: LeanVeraLinear}
 
 
 def _factors(layer: Any, x: Tensor, args: Any, kwargs: Any) -> tuple[Tensor, Tensor, float] | None:
@@ -165,27 +185,33 @@ def start_of(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
     return None if a_RI is None or b_OR is None else (a_RI, b_OR)
 
 
-def _is_active(layer: Any) -> bool:
+def is_active(layer: Any) -> bool:
     """Whether the adapter is on, not merged and the only active one."""
     return not (layer.disable_adapters or layer.merged or layer.active_adapters != [ADAPTER])
 
 
-def lean_factors(layer: LeanLoraLinear | LeanLoraWeight) -> tuple[Tensor, Tensor, float] | None:
-    """A [R, I], B [O, R] and the scale, with the rows of the adapter's start, if it has one; None if the adapter is not active."""
-    if not _is_active(layer):
+def lean_factors(layer: LeanLayer) -> tuple[Tensor, Tensor, float] | None:
+    """A [R, I], B [O, R] and the scale, with the rows of the adapter's start, if it has one; None if the adapter is not active.
+
+    A is frozen with VeRA, and of layers with as many inputs the same.
+    """
+    if not is_active(layer):
         return None
+    if isinstance(layer, LeanVeraLinear):
+        scales_OR = layer.vera_lambda_b[ADAPTER][:, None] * layer.vera_lambda_d[ADAPTER]
+        return layer.vera_A[ADAPTER][:, : layer.in_features], layer.vera_B[ADAPTER][: layer.out_features] * scales_OR, 1.0
     a_RI, b_OR, scale = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, layer.scaling[ADAPTER]
     if (start := start_of(layer)) is None:
         return a_RI, b_OR, scale
     return torch.cat([a_RI, start[0]]), torch.cat([b_OR, start[1]], dim=1), scale
 
 
-def has_magnitude(layer: LeanLoraLinear | LeanLoraWeight) -> bool:
+def has_magnitude(layer: LeanLayer) -> bool:
     """Whether the adapter is one of DoRA."""
-    return ADAPTER in layer.lora_variant
+    return not isinstance(layer, LeanVeraLinear) and ADAPTER in layer.lora_variant
 
 
-def output_gain(layer: LeanLoraLinear | LeanLoraWeight) -> Tensor | None:
+def output_gain(layer: LeanLayer) -> Tensor | None:
     """float32 [O]: what DoRA multiplies each output with, where the length of its row counts as constant; None without DoRA."""
     if not has_magnitude(layer):
         return None

@@ -18,6 +18,7 @@ from llamahome.errors import ConfigError, Problem
 from llamahome.model.attention import ATTENTION_NAME, register_attention
 from llamahome.model.limits import remove_lost_ids
 from llamahome.model.load import quiet_transformers
+from llamahome.model.lora_vera import shared_products
 from llamahome.model.probe import no_packing_reason, try_packing_without_weights
 from llamahome.model.unsupported import first_line
 from llamahome.rundir import BASE_MODELS
@@ -117,10 +118,11 @@ def count_weights(model: nn.Module, head: nn.Parameter) -> dict[str, int]:
     """The number of weights by use: frozen, trained, adapters, and products and trained_products, without embeddings and `head`."""
     parameters = list(model.named_parameters())
     matrices = [each for name, each in parameters if each.ndim == 2 and each is not head and "embed" not in name]
+    shared = shared_products(model)
     return {
         "frozen": sum(each.numel() for _, each in parameters if not each.requires_grad),
         "trained": sum(each.numel() for _, each in parameters if each.requires_grad),
         "adapters": sum(each.numel() for name, each in parameters if ".lora_A." in name or ".lora_B." in name),
-        "products": sum(each.numel() for each in matrices),
-        "trained_products": sum(each.numel() for each in matrices if each.requires_grad),
+        "products": sum(each.numel() for each in matrices) + shared,
+        "trained_products": sum(each.numel() for each in matrices if each.requires_grad) + shared,
     }

@@ -111,7 +111,7 @@ def matrices(model: PreTrainedModel) -> Iterator[Matrix]:
     head = model.get_output_embeddings()
     for name, module in model.named_modules():
         path = name.replace(".base_layer", "")
-        if ".lora_" in path or "token_adapter" in path.split(".") or _is_wrapper(module):
+        if ".lora_" in path or ".vera_" in path or "token_adapter" in path.split(".") or is_adapted(module):
             continue
         if module is head:
             yield Matrix(path, "head", head.weight.numel(), 1.0, adapters.get(path, 0))
@@ -197,18 +197,18 @@ def _acts_linear(layer: nn.Module) -> bool:
     return isinstance(out, torch.Tensor) and out.shape == (2, 3, layer.out_features)
 
 
-def _is_wrapper(module: nn.Module) -> bool:
-    """Whether `module` is a LoRA layer of PEFT."""
-    return hasattr(module, "lora_A") and hasattr(module, "base_layer")
+def is_adapted(module: nn.Module) -> bool:
+    """Whether `module` is a layer of PEFT with a LoRA or VeRA adapter."""
+    return (hasattr(module, "lora_A") or hasattr(module, "vera_lambda_b")) and hasattr(module, "base_layer")
 
 
 def _adapter_sizes(model: nn.Module) -> dict[str, int]:
     """Number of weights of each adapter, by the path of the adapted layer or parameter."""
     sizes: Counter[str] = Counter()
     for name, module in model.named_modules():
-        if _is_wrapper(module):
+        if is_adapted(module):
             path, parameter = name.replace(".base_layer", ""), getattr(module, "parameter_name", None)
-            weights = (p for n, p in module.named_parameters() if n.startswith("lora_"))
+            weights = (p for n, p in module.named_parameters() if n.startswith(("lora_", "vera_")))
             sizes[f"{path}.{parameter}" if parameter else path] += sum(p.numel() for p in weights)
     return dict(sizes)
 

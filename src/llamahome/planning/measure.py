@@ -14,6 +14,7 @@ from llamahome.errors import ConfigError, Problem
 from llamahome.model.backends.backend import Backend
 from llamahome.model.load import CausalLM
 from llamahome.model.lora import add_lora
+from llamahome.model.lora_vera import FactorBytes, factor_bytes, projection_numbers
 from llamahome.model.offload import input_bytes, spared_bytes
 from llamahome.model.place import longest_pass
 from llamahome.model.precision import Precision
@@ -59,7 +60,14 @@ class Activations:
         copied = copied_bytes(self.whole, self.config.lora.target_modules) if lora else 0
         longest = longest or min(self.config.data.max_length, tokens)
         kept = self.backend.kept_bytes(self.config, self.whole, tokens, longest=longest, compiled=compiled)
-        return copied + kept, copied + self.backend.recomputed_bytes(self.config, self.whole, tokens, longest=longest, compiled=compiled)
+        recomputed = self.backend.recomputed_bytes(self.config, self.whole, tokens, longest=longest, compiled=compiled)
+        beside, beside_again = (self._factors.of(tokens, recomputes=recomputes) for recomputes in (False, True))
+        return copied + kept + beside, copied + recomputed + beside_again
+
+    @cached_property
+    def _factors(self) -> FactorBytes:
+        lora = self.config.training.method == "lora"
+        return factor_bytes(self.whole, self.config.lora, self.backend.precision.compute) if lora else FactorBytes()
 
     def offloaded(self, tokens: int, recomputed: int) -> int:
         """What remains of `recomputed` bytes if the inputs of layers wait outside of the device's memory."""
@@ -99,6 +107,10 @@ def measure(config: Config, backend: Backend, read: Any, layers: int) -> tuple[M
         layer, rest = spread_over_layers(layer, rest, _whole_counts(config, precision, read, layers), layers)
     text = read.get_text_config()
     heads_width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    whole, started = skeleton(read, layers=layers, dtype=precision.storage), 0
+    if config.training.method == "lora":
+        subtracted = config.lora.init in SUBTRACTED
+        started = layers * layer["adapters"] + rest["adapters"] if subtracted else projection_numbers(whole, config.lora)
     shape = ModelShape(
         name=config.model.name,
         layers=layers,
@@ -109,9 +121,8 @@ def measure(config: Config, backend: Backend, read: Any, layers: int) -> tuple[M
         head=heads[0].numel(),
         head_trained=heads[0].requires_grad,
         state_bytes=STATE_BYTES[config.training.optimizer],
-        started=layers * layer["adapters"] + rest["adapters"] if config.lora.init in SUBTRACTED else 0,
+        started=started,
     )
-    whole = skeleton(read, layers=layers, dtype=precision.storage)
     if sum(each.numel() for each in whole.parameters()) != shape.weights - (shape.trained if shape.layer.frozen else 0):
         message = f"the {layers} layers of {config.model.name} are not alike, so they cannot be planned from a few of them"
         raise ConfigError(Problem(code="model.unplannable", message=message, where="model.name", hint="--model llama-3-8b"))

@@ -60,7 +60,7 @@ class ModelShape:
     state_bytes: float = 8.0
     """Of the optimizer, per trained weight."""
     started: int = 0
-    """Weights of frozen adapters in float32, which the trained ones began with."""
+    """Frozen numbers of the adapters in float32: what the trained ones began with, or the matrices that layers of VeRA share."""
 
     @property
     def weights(self) -> int:

@@ -45,6 +45,8 @@ SimPO and of their public recipes, 5e-7 to 8e-6 for all weights of 7B models, te
 noise. Not measured here."""
 INIT_FACTORS: Mapping[str, float] = MappingProxyType(dict.fromkeys(SUBTRACTED, 0.15))
 """The same for adapters that begin with the greatest parts of the weights, which each step moves. measured on the starter (docs/log.md)."""
+VERA_FACTOR = 30.0
+"""The same for VeRA, whose few vectors stand before products that random matrices make small. measured on the starter (docs/log.md)."""
 ONE_PASS: Mapping[ObjectiveName, str] = MappingProxyType(
     {
         **dict.fromkeys(_PAIRS, "pairs of answers are seen in 1 pass"),
@@ -106,6 +108,8 @@ def rate_factors(config: Config) -> dict[str, float]:
         factors[objective] = RATE_FACTORS[objective]
     if config.training.method == "lora" and config.model.adapter is None and init in INIT_FACTORS:
         factors[f"lora.init {init}"] = INIT_FACTORS[init]
+    if config.training.method == "lora" and config.lora.use_vera:
+        factors["lora.use_vera"] = VERA_FACTOR
     return factors
 
 

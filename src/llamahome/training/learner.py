@@ -21,6 +21,7 @@ from llamahome.model.load import CausalLM, decoder_layers
 from llamahome.model.lora import add_lora, load_lora
 from llamahome.model.lora_choice import shares_weight
 from llamahome.model.lora_init import start_adapters
+from llamahome.model.lora_vera import shared_products
 from llamahome.model.objective import Objective
 from llamahome.model.offload import offload_inputs
 from llamahome.model.packing import packing_of
@@ -151,9 +152,10 @@ def flops_per_token(model: CausalLM, target_share: float) -> float:
     """Floating-point operations per trained token, from the shapes of the model."""
     head = model.get_output_embeddings().weight
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and p is not head and "embed" not in name]
+    shared = shared_products(model)  # multiplied, and each layer's gradient with respect to its vectors is such a product
     return model_flops_per_token(
-        matmul_weights=sum(p.numel() for p in matrices),
-        trained_matmul_weights=sum(p.numel() for p in matrices if p.requires_grad),
+        matmul_weights=sum(p.numel() for p in matrices) + shared,
+        trained_matmul_weights=sum(p.numel() for p in matrices if p.requires_grad) + shared,
         head_weights=head.numel(),
         head_is_trained=head.requires_grad,
         target_share=target_share,

@@ -89,9 +89,12 @@ def test_the_file_names_tokens_ends_and_the_chat_template(tmp_path: Path) -> Non
     assert fields["tokenizer.ggml.add_bos_token"].contents() is False
 
 
-def test_the_adapter_alone_adds_what_it_adds_in_peft(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings", [{"r": 3, "lora_alpha": 7, "use_rslora": True, "rank_pattern": {"q_proj": 2}}, {"r": 12}], ids=["lora", "vera"]
+)
+def test_the_adapter_alone_adds_what_it_adds_in_peft(tmp_path: Path, settings: dict) -> None:
     base = save_tiny(tmp_path / "base")
-    adapter = save_adapter(base, tmp_path / "adapter", r=3, lora_alpha=7, use_rslora=True, rank_pattern={"q_proj": 2})
+    adapter = save_adapter(base, tmp_path / "adapter", **settings)
     weights, config = TrainedWeights(base, adapter), gguf_config(base)
     write_adapter_gguf(tmp_path / "adapter.gguf", weights, config, name="tiny")
     reader = gguf.GGUFReader(tmp_path / "adapter.gguf")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, VeraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tests.support.models import plain_model, save_tiny
 from transformers import AutoModelForCausalLM
@@ -23,6 +23,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "dora": {"r": 4, "lora_alpha": 8, "use_dora": True},
     "patterns": {"r": 4, "lora_alpha": 8, "rank_pattern": {"q_proj": 2, r"layers\.1\..*\.v_proj": 3}, "alpha_pattern": {"up_proj": 5}},
     "rows": {"r": 4, "lora_alpha": 8, "trainable_token_indices": {"embed_tokens": [3, 7, 319]}},
+    "vera": {"r": 12},
     "whole head": {"r": 4, "lora_alpha": 8, "modules_to_save": ["lm_head"]},
 }
 
@@ -30,7 +31,8 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 def save_adapter(base: Path, folder: Path, **settings: Any) -> Path:
     """An adapter on `base` whose values are not the first ones, as PEFT saves it."""
     torch.manual_seed(1)
-    config = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **settings)
+    kind = LoraConfig if "lora_alpha" in settings else VeraConfig
+    config = kind(task_type="CAUSAL_LM", target_modules="all-linear", **settings)
     with quiet_peft():
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
     with torch.no_grad():

@@ -1,8 +1,9 @@
 """A base and its adapter as one model, tensor by tensor in float32.
 
-Plain LoRA, rank-stabilised LoRA, DoRA, rank and alpha patterns, trained tokens and modules saved whole are merged from the files alone.
-The peak memory is the largest tensor. Other adapters (of fused experts, with biases) raise `NotStreamable`: they are merged in memory.
-Source: LoRA, arXiv 2106.09685; rsLoRA, arXiv 2312.03732; DoRA, arXiv 2402.09353; the names of PEFT's files.
+Plain LoRA, rank-stabilised LoRA, DoRA, VeRA, rank and alpha patterns, trained tokens and modules saved whole are merged from the files
+alone. The peak memory is the largest tensor. Other adapters (of fused experts, with biases) raise `NotStreamable`: they are merged in
+memory.
+Source: LoRA, arXiv 2106.09685; rsLoRA, arXiv 2312.03732; DoRA, arXiv 2402.09353; VeRA, arXiv 2310.11454; the names of PEFT's files.
 """
 
 import json
@@ -22,6 +23,8 @@ from llamahome.model.export.weightstore import WeightStore
 from llamahome.model.vocabulary import rows_needed
 
 _PREFIX = "base_model.model."
+_SHARED = ("base_model.vera_A", "base_model.vera_B")
+"""The matrices that all layers of VeRA share."""
 _ROWS = "token_adapter.trainable_tokens_delta"
 
 
@@ -31,12 +34,17 @@ class NotStreamable(Exception):
 
 @dataclass
 class Lora:
-    """One adapted weight: `scale * B @ A` is added, and with DoRA each row gets its `magnitude`."""
+    """One adapted weight: `scale * B @ A` is added, and with DoRA each row gets its `magnitude`.
+
+    With VeRA, A is the first columns of a matrix times `inner` [R], and B the first rows of another times `outer` [O].
+    """
 
     scale: float
     a: str = ""
     b: str = ""
     magnitude: str = ""
+    inner: str = ""
+    outer: str = ""
 
 
 @dataclass
@@ -86,15 +94,27 @@ class TrainedWeights:
 
     def lora(self, name: str) -> tuple[Callable[[], tuple[Tensor, Tensor]], float]:
         """A function that reads the matrices A and B of an adapted weight, and their scale."""
-        lora, adapter = self._changes.loras[name], self._adapter
-        assert adapter is not None
-        return lambda: (adapter.read(lora.a).float(), adapter.read(lora.b).float()), lora.scale
+        lora = self._changes.loras[name]
+        return lambda: self._factors(name), lora.scale
 
     def lora_shapes(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shapes of A and B."""
-        lora, adapter = self._changes.loras[name], self._adapter
+        assert self._adapter is not None
+        return _shapes(self._changes.loras[name], self._adapter, *self._sides(name))
+
+    def _sides(self, name: str) -> tuple[int, int]:
+        """Outputs and inputs of an adapted weight."""
+        return _sides(self.base.tensors[name].shape, transposed=self._transposed)
+
+    def _factors(self, name: str) -> tuple[Tensor, Tensor]:
+        """A [R, I] and B [O, R] of an adapted weight, in float32."""
+        lora, adapter, (rows, columns) = self._changes.loras[name], self._adapter, self._sides(name)
         assert adapter is not None
-        return adapter.tensors[lora.a].shape, adapter.tensors[lora.b].shape
+        a, b = adapter.read(lora.a).float(), adapter.read(lora.b).float()
+        if not lora.inner:
+            return a, b
+        inner_R, outer_O = adapter.read(lora.inner).float(), adapter.read(lora.outer).float()
+        return inner_R[:, None] * a[:, :columns], outer_O[:, None] * b[:rows]
 
     def dtype(self, name: str) -> torch.dtype:
         """The stored type of a tensor of the base."""
@@ -109,14 +129,14 @@ class TrainedWeights:
         if (whole := self._changes.whole.get(name)) is not None:
             weight = self._adapter.read(whole).float()
         if (lora := self._changes.loras.get(name)) is not None:
-            weight = self._with_lora(weight, lora)
+            weight = self._with_lora(name, weight, lora)
         if (change := self._changes.rows.get(name)) is not None:
             weight = self._with_rows(weight, *change)
         return weight
 
-    def _with_lora(self, weight: Tensor, lora: Lora) -> Tensor:
+    def _with_lora(self, name: str, weight: Tensor, lora: Lora) -> Tensor:
         assert self._adapter is not None
-        a, b = self._adapter.read(lora.a).float(), self._adapter.read(lora.b).float()
+        a, b = self._factors(name)
         if self._transposed:
             weight = weight.T.contiguous()
         weight = torch.addmm(weight, b, a, alpha=lora.scale, out=weight)
@@ -143,8 +163,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _changes_of(settings: Mapping[str, Any], adapter: WeightStore, base: WeightStore) -> Changes:
-    if settings.get("peft_type", "LORA") != "LORA":
-        raise NotStreamable(f"its kind is {settings.get('peft_type')}")
+    if (kind := settings.get("peft_type", "LORA")) not in ("LORA", "VERA"):
+        raise NotStreamable(f"its kind is {kind}")
+    if kind == "VERA" and not all(key in adapter for key in _SHARED):
+        raise NotStreamable("it was saved without the matrices that its layers share")
     if settings.get("target_parameters"):
         raise NotStreamable("it adapts fused experts")
     if settings.get("bias", "none") != "none" or settings.get("lora_bias"):
@@ -153,7 +175,7 @@ def _changes_of(settings: Mapping[str, Any], adapter: WeightStore, base: WeightS
     trained_rows = settings.get("trainable_token_indices") or {}
     if not isinstance(trained_rows, Mapping):
         raise NotStreamable("it names trained tokens without their layer")
-    for key in adapter.tensors:
+    for key in (key for key in adapter.tensors if key not in _SHARED):
         path = key.removeprefix(_PREFIX)
         if (match := re.fullmatch(r"(.+)\.lora_(A|B)\.weight", path)) is not None:
             name = _base_name(f"{match[1]}.weight", base)
@@ -165,6 +187,13 @@ def _changes_of(settings: Mapping[str, Any], adapter: WeightStore, base: WeightS
         elif (match := re.fullmatch(r"(.+)\.lora_magnitude_vector(?:\.weight)?", path)) is not None:
             name = _base_name(f"{match[1]}.weight", base)
             changes.loras.setdefault(name, Lora(_scale(settings, match[1]))).magnitude = key
+        elif (match := re.fullmatch(r"(.+)\.vera_lambda_(b|d)", path)) is not None:
+            name = _base_name(f"{match[1]}.weight", base)
+            lora = changes.loras.setdefault(name, Lora(1.0, *_SHARED))
+            if match[2] == "d":
+                lora.inner = key
+            else:
+                lora.outer = key
         elif path.endswith("." + _ROWS):
             module = path.removesuffix("." + _ROWS)
             layer = next((layer for layer in trained_rows if module == layer or module.endswith("." + layer)), None)
@@ -206,17 +235,29 @@ def _of_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -
     return default
 
 
+def _sides(shape: tuple[int, ...], *, transposed: bool) -> tuple[int, int]:
+    """Outputs and inputs of a linear layer whose weight has this shape."""
+    return (shape[-1], shape[0]) if transposed and len(shape) == 2 else (shape[0], shape[-1])
+
+
+def _shapes(lora: Lora, adapter: WeightStore, rows: int, columns: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of A and B for a layer of `rows` outputs and `columns` inputs; those that VeRA's layers share may be larger."""
+    a, b = adapter.tensors[lora.a].shape, adapter.tensors[lora.b].shape
+    return ((a[0], min(a[1], columns)), (min(b[0], rows), b[1])) if lora.inner else (a, b)
+
+
 def _require_fitting(changes: Changes, adapter: WeightStore, base: WeightStore, *, transposed: bool) -> None:
     """ConfigError unless every change has the shape of the tensor that it changes."""
     for name, lora in changes.loras.items():
         shape = base.tensors[name].shape
-        rows, columns = shape[::-1] if transposed and len(shape) == 2 else (shape[0], shape[-1])
+        rows, columns = _sides(shape, transposed=transposed)
         if len(shape) != 2:
             raise NotStreamable(f"{name} is not a matrix")
-        if not lora.a or not lora.b:
+        if not lora.a or not lora.b or bool(lora.inner) != bool(lora.outer):
             raise ConfigError(_unfit(adapter.folder, f"it has only one of the two matrices for {name}"))
-        a, b = adapter.tensors[lora.a].shape, adapter.tensors[lora.b].shape
-        if a[-1] != columns or b[0] != rows or a[0] != b[-1]:
+        a, b = _shapes(lora, adapter, rows, columns)
+        vectors = [adapter.tensors[key].shape for key in (lora.inner, lora.outer) if key]
+        if a[-1] != columns or b[0] != rows or a[0] != b[-1] or vectors not in ([], [(a[0],), (rows,)]):
             raise ConfigError(
                 _unfit(adapter.folder, f"its matrices for {name} are {list(b)} and {list(a)}, the base's weight is {list(shape)}")
             )

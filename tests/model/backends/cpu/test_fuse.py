@@ -53,7 +53,7 @@ def model_of(folder: Path, *, lora: bool, **changes) -> nn.Module:
         add_lora(model, LoraConfig(**{"rank": 4, "alpha": 6, **changes}), base="tiny", seed=1, lean=True)
         random = torch.Generator().manual_seed(3)
         for name, parameter in model.named_parameters():
-            if "lora_B" in name:  # initially zero, which makes half of the gradients vanish
+            if "lora_B" in name or "vera_lambda_b" in name:  # initially zero, which makes half of the gradients vanish
                 parameter.data = 0.1 * torch.randn(parameter.shape, generator=random)
     return model.train()
 
@@ -109,6 +109,8 @@ def test_full_training_under_autocast_is_as_close_to_float32_as_before_and_uses_
         {"target_modules": "v_proj"},
         {"use_rslora": True},
         {"use_dora": True},
+        {"use_vera": True},
+        {"target_modules": ["q_proj", "v_proj", "gate_proj"], "use_vera": True},
         {"target_modules": ["k_proj", "up_proj"], "use_dora": True},
     ],
     ids=str,

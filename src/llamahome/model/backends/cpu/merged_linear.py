@@ -4,8 +4,8 @@ Our own products (products.py) read frozen weights in place. For torch's product
 a view of its rows, so nothing is held twice. Packed weights (packed_weight.py) are widened into one buffer, once in the forward and once in
 the backward pass, and copied there if only some are packed; weights that must stay in their file (stream.py) are concatenated there. The
 small matrices of the adapters become one [all ranks, I] and one block-diagonal [all ranks, O], built at each call, which costs a thousandth
-of the work. Trained float32 weights under autocast are cast once per update into one matrix in the dtype of the products; weights that have
-this dtype already are read in place.
+of the work; those that share a frozen A (VeRA) are one block. Trained float32 weights under autocast are cast once per update into one
+matrix in the dtype of the products; weights that have this dtype already are read in place.
 
 Legend: T tokens, I inputs, O outputs of all merged layers together, S their ranks together.
 """
@@ -21,7 +21,7 @@ from llamahome.model.backends.cpu.autotune import ProductDispatch, ProductShape,
 from llamahome.model.backends.cpu.elementwise import Identity, InputTransform
 from llamahome.model.backends.cpu.native import Kernels
 from llamahome.model.backends.cpu.products import Stack, adapted_product, can_multiply, outer_product, product
-from llamahome.model.lora_layers import LEAN, has_magnitude, lean_factors, output_gain, scale_outputs
+from llamahome.model.lora_layers import LEAN, has_magnitude, is_active, lean_factors, output_gain, scale_outputs
 from llamahome.model.packed_weight import PackedWeight, widened_rows
 
 _IDENTITY = Identity()
@@ -88,14 +88,15 @@ class _AdaptedProduct(torch.autograd.Function):
             grad_low_TS, grad_x = adapted_product(grad_TO, weights.stack, b_SO, a_SI, transposed=False, kernels=dispatch.inputs)
         else:
             grad_low_TS, grad_x = product(grad_TO, Stack([b_SO]), transposed=True, kernels=dispatch.inputs), None
-        x_TI, source_grads = transform.backward(grad_x, *kept, needs_grad=needs_grad, recompute=True)
-        grad_a_SI = outer_product(grad_low_TS, x_TI, kernels=dispatch.weights)
+        trains_a = ctx.needs_input_grad[3 + ctx.input.sources :: 2]
+        x_TI, source_grads = transform.backward(grad_x, *kept, needs_grad=needs_grad, recompute=any(trains_a))
+        grad_a_SI = outer_product(grad_low_TS, x_TI, kernels=dispatch.weights) if any(trains_a) else None
         grad_b_SO = outer_product(low_TS, grad_TO, kernels=dispatch.weights)
-        factor_grads: list[Tensor] = []
+        factor_grads: list[Tensor | None] = []
         first = 0
         for index, ((start, stop, scale), rank) in enumerate(zip(ctx.blocks, ctx.ranks, strict=True)):
             rows = slice(first, first + rank)
-            factor_grads.append(grad_a_SI[rows].to(ctx.dtypes[2 * index]))
+            factor_grads.append(grad_a_SI[rows].to(ctx.dtypes[2 * index]) if grad_a_SI is not None and trains_a[index] else None)
             factor_grads.append(grad_b_SO[rows, start:stop].t().to(ctx.dtypes[2 * index + 1]) * scale)
             first += rank
         return None, None, None, *source_grads, *factor_grads
@@ -180,7 +181,7 @@ class MergedLinear:
         """Whether every adapter is active, unmerged and the only one of its layer, and autocast is as expected."""
         if torch.is_autocast_enabled("cpu") != self._autocast:
             return False
-        return all(not isinstance(layer, LEAN) or lean_factors(layer) is not None for layer in self._layers)
+        return all(not isinstance(layer, LEAN) or is_active(layer) for layer in self._layers)
 
     @property
     def scaled(self) -> bool:
@@ -201,8 +202,11 @@ class MergedLinear:
             start = 0
             for layer, rows in zip(self._layers, self._rows, strict=True):
                 if isinstance(layer, LEAN) and (adapter := lean_factors(layer)):
-                    blocks.append((start, start + rows, adapter[2]))
-                    factors += adapter[:2]
+                    if blocks and blocks[-1][1] == start and _are_same(factors[-2], adapter[0]):
+                        blocks[-1], factors[-1] = (blocks[-1][0], start + rows, adapter[2]), torch.cat([factors[-1], adapter[1]])
+                    else:
+                        blocks.append((start, start + rows, adapter[2]))
+                        factors += adapter[:2]
                 start += rows
             gain_O, weights = self._gain(), self._frozen
             if gain_O is not None:
@@ -247,6 +251,11 @@ def can_merge(layers: Sequence[nn.Module], *, autocast: bool) -> bool:
     kinds = {(linear.bias is None, linear.weight.dtype) for linear in linears}
     alike = len(kinds) == len({(linear.weight.requires_grad, linear.in_features) for linear in linears}) == 1
     return alike and linears[0].weight.device.type == "cpu" and (linears[0].weight.requires_grad or not autocast)
+
+
+def _are_same(a_RI: Tensor, other_RI: Tensor) -> bool:
+    """Whether both are one frozen matrix."""
+    return not (a_RI.requires_grad or other_RI.requires_grad) and a_RI.data_ptr() == other_RI.data_ptr() and a_RI.shape == other_RI.shape
 
 
 def _linear(layer: nn.Module) -> Any:
