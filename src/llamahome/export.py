@@ -17,6 +17,7 @@ from llamahome.checkpoint import store
 from llamahome.config.load import LoadedConfig
 from llamahome.data.rows.row_error import RowError
 from llamahome.data.text.tokens import ChatTokenizer
+from llamahome.distributed.processors import return_freed_memory
 from llamahome.durable import read_object
 from llamahome.errors import ConfigError, Problem
 from llamahome.exported_model import (
@@ -142,9 +143,8 @@ def export(target: str, wanted: Wanted, *, loaded: LoadedConfig, say: Say) -> Ex
     if model.system is not None and to != "ollama":
         say(f"the training rows begin with the system message {system_message.shown(model.system)}: ask the export with it, too")
     files = sorted(path.relative_to(goal).as_posix() for path in goal.rglob("*") if path.is_file())
-    shown = as_typed(goal)
     pushed = push(goal, wanted.push, public=wanted.public) if wanted.push is not None else None
-    commands = next_commands(shown, to, files, name=model.name)
+    commands = next_commands(as_typed(goal), to, files, name=model.name)
     return Exported(to, goal, files, differences[0], quant, commands, python_script(str(goal), to), pushed)
 
 
@@ -206,6 +206,7 @@ def _write(folder: Path, model: TrainedModel, wanted: Wanted, *, loaded: LoadedC
     prompts = probes_of(model, loaded)
     unaided = why_not_run(model.base)
     say(f"comparing it with the trained model{f' by its de-quantised weights, because {unaided}' if unaided else ''}")
+    return_freed_memory(os.environ)  # what is kept of the layers of two models would add up
     trained = trained_logits(model.folder, model.base, weights, prompts, free=free)
     exported = exported_logits(folder, model.base, weights, prompts, to=to, free=free)
     difference = compare(trained, exported, quant=quant, least=least_tolerance(model.quantization, weights))
