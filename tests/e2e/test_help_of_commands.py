@@ -190,24 +190,24 @@ _REASONS = {
         "distributed.more-processes-than-gpus distributed.no-meeting-place distributed.node-rank-too-large distributed.node-rank-twice "
         "distributed.port-taken distributed.process-killed distributed.ranks-differ distributed.ranks-missing "
         "distributed.world-size-not-divisible data.worker-failed machine.process-lost training.out-of-memory training.hung "
-        "distributed.crash-loop distributed.overtaken"
+        "distributed.crash-loop distributed.overtaken checkpoint.ranks-differ"
     ),
     "names another model, which is a download, or a path of the user's": (
         "model.hub-failed model.pickled-weights model.unreadable model.unsupported model.unplannable machine.download-failed machine.no-pip"
     ),
     "would write outside of the folder of the test": "machine.output-not-writable machine.cannot-write",
-    "names a command that needs a run": (
+    "names a command that needs a run, or needs one that ends faster than it can be killed": (
         "run.ambiguous run.stopped checkpoint.newer-schema model.is-an-adapter model.not-here model.adapter-differs "
         "model.not-trainable-adapter training.reference-lost training.optimizer-differs training.objective-differs checkpoint.base-changed "
-        "sweep.losses-differ training.weights-differ"
+        "sweep.losses-differ training.weights-differ checkpoint.not-killed"
     ),
-    "needs a run that ends faster than it can be killed": "checkpoint.not-killed",
-    "typed in test_limits.py, test_model_causes.py, test_bad_input.py and test_quantization.py": (
-        "model.tokenizer-too-large model.base-gone lora.not-plain data.no-chat-template data.too-much-lost model.quantized-twice"
+    "typed in test_limits.py, test_model_causes.py, test_bad_input.py, test_quantization.py and test_vera.py": (
+        "model.tokenizer-too-large model.base-gone lora.not-plain lora.not-vera data.no-chat-template data.too-much-lost "
+        "model.quantized-twice"
     ),
-    "of files of rows, typed in test_help_lines.py": (
+    "of files of rows, typed in test_help_lines.py and test_wrong_archives.py": (
         "data.bad-json data.bad-json-array data.columns data.empty-file data.other-kind data.repeated-key data.unclear-columns "
-        "data.unknown-format data.whole-table"
+        "data.unknown-format data.whole-table data.bad-gzip data.bad-zst"
     ),
     "typed in test_sweep.py": "sweep.not-a-sweep sweep.other-data sweep.other-settings",
     "typed in test_answers.py": ("evaluation.answers-ending evaluation.answers-exist evaluation.unknown-metric"),

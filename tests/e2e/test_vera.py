@@ -1,6 +1,7 @@
 """VeRA as a user trains, resumes, distributes, chains, plans and exports it."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -108,3 +109,5 @@ def test_the_setting_without_effect_is_said(trained: Project) -> None:
 def test_what_it_excludes_is_refused_in_one_line(trained: Project, words: str, code: str, said: str) -> None:
     refused = trained.type("train", *TRAIN, *VERA, "--set", words).expect(2)
     assert refused.codes == [code] and said in refused.err
+    (option,) = (found.strip("'") for found in re.findall(r"--set ('[^']+'|[^\s,]+)", said))
+    trained.type("train", *TRAIN[:1], "--max-steps", "1", *VERA, "--set", words, "--set", option, "--output", f"mended-{option}").expect(0)
