@@ -8,15 +8,11 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from tests.e2e.test_lora_init import TRAIN, files
 from tests.support.models import save_tiny
 from tests.support.projects import Project
 
 VERA = ("--set", "lora.use_vera=true", "--set", "lora.rank=24", "--set", "training.learning_rate=0.02")
-TRAIN = ("chats.jsonl", "--max-steps", "4", "--set", "checkpoint.every=2 steps")
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
 
 
 @pytest.fixture(scope="module")

@@ -46,12 +46,12 @@ def zipped(*names: str) -> bytes:
     return sink.getvalue()
 
 
-def tarred() -> bytes:
+def tarred(content: bytes = TEXT) -> bytes:
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w") as archive:
         info = tarfile.TarInfo("rows.jsonl")
-        info.size = len(TEXT)
-        archive.addfile(info, io.BytesIO(TEXT))
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
     return sink.getvalue()
 
 

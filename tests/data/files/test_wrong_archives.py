@@ -6,11 +6,11 @@ import json
 import shlex
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+from tests.data.files.test_disguises import tarred
 
 from llamahome.data.files.sources import open_source
 from llamahome.errors import DataError, Problem
@@ -24,15 +24,6 @@ def zipped() -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         archive.writestr("rows.jsonl", LINES)
-    return content.getvalue()
-
-
-def tarred() -> bytes:
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as archive:
-        member = tarfile.TarInfo("rows.jsonl")
-        member.size = len(LINES)
-        archive.addfile(member, io.BytesIO(LINES))
     return content.getvalue()
 
 
@@ -60,7 +51,7 @@ def test_a_pointer_in_the_place_of_an_archive_is_fetched_not_unpacked(name: str)
     ("name", "content", "words"),
     [
         ("a.zip", zipped()[:200], "a zip archive that is cut short or damaged"),
-        ("a.tar", tarred()[:700], "a tar archive that is cut short or damaged"),
+        ("a.tar", tarred(LINES)[:700], "a tar archive that is cut short or damaged"),
         ("a.zip", b"<!DOCTYPE html><html>Sign in</html>", "this is no .zip file: it is a web page"),
         ("a.tgz", b"", "this is no .tgz file: it is empty"),
         ("a.xz", b'{"error": "Not found"}', "this is no .xz file: it is"),
@@ -75,9 +66,9 @@ def test_no_help_unpacks_what_is_no_whole_archive(name: str, content: bytes, wor
     ("name", "content"),
     [
         ("a.zip", zipped()),
-        ("a.tar", tarred()),
+        ("a.tar", tarred(LINES)),
         ("a.tar", zipped()),
-        ("a.tar.gz", gzip.compress(tarred())),
+        ("a.tar.gz", gzip.compress(tarred(LINES))),
         ("a.zip", LINES),
         ("a.zip", GZIP),
         ("a.jsonl.gz", GZIP + b"\0" * 7),
