@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.support.sources import ROOT, SOURCES, WRITTEN, assert_none, imports, room, source, tree, within
 
 FLOORS = (
-    {"durable", "errors", "lfs", "units", "logs", "progress_marks", "redaction", "rundir", "signals"},
+    {"durable", "errors", "hub_cache", "lfs", "units", "logs", "progress_marks", "redaction", "rundir", "signals"},
     {"config"},
     {"distributed", "web"},
     {"data", "model", "checkpoint", "monitoring"},

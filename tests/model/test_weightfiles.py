@@ -76,6 +76,16 @@ def test_a_file_in_another_format_is_reported_as_no_safetensors_file(folder: Pat
     assert "no safetensors file" in problem_of(folder).message
 
 
+@pytest.mark.parametrize(
+    ("written", "words"), [('{"eos_token_id": 2,', "not valid JSON"), ("[]", "no JSON object"), ("", "empty"), (POINTER, "LFS")]
+)
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_a_broken_config_is_refused_and_not_replaced(folder: Path, name: str, written: str, words: str) -> None:
+    (folder / name).write_text(written)
+    problem = problem_of(folder)
+    assert problem.where == str(folder / name) and words in problem.message
+
+
 def test_only_files_listed_in_the_index_are_required(folder: Path) -> None:
     first, second = sharded(folder)
     (folder / "consolidated.safetensors").write_bytes(b"")

@@ -20,6 +20,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from llamahome.errors import ConfigError, LlamaHomeError, MachineError, Problem
+from llamahome.hub_cache import snapshot_in
 from llamahome.model.attention import register_attention
 from llamahome.model.backends.loss import Head
 from llamahome.model.few_layers import few_layers
@@ -73,6 +74,7 @@ def find_model(name: str, *, revision: str | None = None, say: Callable[[str], N
     quiet_transformers()
     for folder in (Path(name).expanduser(), BASE_MODELS / name):
         if folder.is_dir():
+            folder = snapshot_in(folder) or folder
             check_folder(folder)
             return folder
     if Path(name).expanduser().is_file():

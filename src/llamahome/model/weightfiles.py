@@ -24,7 +24,7 @@ INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
 
 
-def check_weight_files(folder: Path, names: Iterable[str] = ("config.json",)) -> None:
+def check_weight_files(folder: Path, names: Iterable[str] = ("config.json", "generation_config.json")) -> None:
     """Raise ConfigError with each file that is missing, empty, cut short or a Git LFS pointer: those in `names`, and the weights."""
     problems = [_damaged(folder / name) for name in names if (folder / name).is_file()]
     files = weight_files(folder)
@@ -86,9 +86,11 @@ def _damaged(path: Path) -> Problem | None:
         return Problem(code="model.unreadable", message="the file is empty", where=str(path))
     if path.suffix == ".json":
         try:
-            json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             return Problem(code="model.unreadable", message=f"it is not valid JSON: {error}", where=str(path))
+        if not isinstance(content, dict):
+            return Problem(code="model.unreadable", message="it holds no JSON object", where=str(path))
     return None
 
 

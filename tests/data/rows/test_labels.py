@@ -7,7 +7,7 @@ import pytest
 
 from llamahome.config.yamltext import read_value
 from llamahome.data.records import Conversation, Row
-from llamahome.data.rows.detect import detect
+from llamahome.data.rows.detect import SAMPLE, detect
 from llamahome.data.rows.formats import understand
 from llamahome.errors import DataError, Problem
 
@@ -133,6 +133,24 @@ def test_a_verdict_of_another_name_is_a_label_once_the_help_is_typed(value: dict
 def test_a_verdict_that_is_always_good_or_that_does_not_say_is_no_label(said: tuple[Any, ...]) -> None:
     rows = [row_of({**SPELLINGS[2], "thumbs_up": one}) for one in said]
     assert detect(rows, "auto").name == "prompt_completion"
+
+
+@pytest.mark.parametrize("said", [False, "False", " bad"])
+@pytest.mark.parametrize("value", [SPELLINGS[2], SPELLINGS[3], {"instruction": "2+2?", "output": "5"}])
+def test_a_bad_verdict_behind_the_rows_that_are_examined_is_refused_where_it_is(value: dict[str, Any], said: Any) -> None:
+    format_name = detect([row_of({**value, "thumbs_up": True})] * SAMPLE, "auto").name
+    problem = understand(row_of({**value, "thumbs_up": said}), format_name)
+    assert isinstance(problem, Problem) and problem.code == "data.bad-answer" and problem.where == "mine.jsonl:5"
+    assert "thumbs_up says that this answer is bad" in problem.message
+    setting = shlex.split((problem.hint or "").removeprefix("remove the row; or ").partition("   ")[0])
+    rows = [row_of({**value, "thumbs_up": said})]
+    names = columns_in(setting[-1])
+    assert isinstance(understand(rows[0], detect(rows, "auto", names).name, names), Conversation)
+
+
+@pytest.mark.parametrize("value", [{**SPELLINGS[2], "thumbs_up": 0}, {**SPELLINGS[2], "note": "bad"}, {"text": "5", "correct": False}])
+def test_numbers_other_columns_and_plain_texts_judge_no_answer(value: dict[str, Any]) -> None:
+    assert isinstance(understand(row_of(value), "text" if "text" in value else "prompt_completion"), Conversation)
 
 
 def columns_in(assignment: str) -> dict[str, str]:

@@ -22,6 +22,7 @@ from llamahome.data.files.split_files import DESCRIBING, find_splits, missing_pa
 from llamahome.data.files.splits import TO_TRAIN, Choice, Wanted, choose, require_splits
 from llamahome.data.sample import FILE_NAME
 from llamahome.errors import DataError, Problem
+from llamahome.hub_cache import snapshot_in
 from llamahome.lfs import is_pointer, lfs_problem
 from llamahome.progress_marks import marks
 from llamahome.rundir import RAW_DATA
@@ -113,6 +114,9 @@ def _locate_one(path: str, notify: Notify, wanted: Wanted) -> Located:
 
 def _folder(path: str, notify: Notify, wanted: Wanted) -> Located:
     """The files below that hold rows of the wanted split; text only if there is nothing else, because a README is not a row."""
+    if (snapshot := snapshot_in(Path(path))) is not None:
+        notify(f"{path} is the hub's cache of a data set, of which {snapshot.name[:12]} is read")
+        path = str(snapshot)
     below = sorted(_below(path))
     visible = [name for name in below if not Path(name).name.startswith(".")]
     rows = [name for name in visible if ending(name) and is_read(name) and Path(name).is_file() and holds_rows(name)]

@@ -23,6 +23,7 @@ from typing import Any
 from llamahome.data.files.jsonrow import kind
 from llamahome.data.files.jsontext import Unusual, not_finite_at
 from llamahome.data.records import Conversation, Row
+from llamahome.data.rows.answer_columns import every_answer
 from llamahome.data.rows.column_roles import (
     ColumnRoles,
     Unclear,
@@ -34,7 +35,7 @@ from llamahome.data.rows.column_roles import (
     system_column,
 )
 from llamahome.data.rows.columns import setting, text_paths, with_named
-from llamahome.data.rows.labels import read_labelled
+from llamahome.data.rows.labels import bad_verdict, read_labelled
 from llamahome.data.rows.preferences import read_pair
 from llamahome.data.rows.row_error import RowError, content_of, problem_at, required
 from llamahome.data.rows.row_parts import Turns, has_history, history_turns, one_system, system_turn, tools_of, with_context
@@ -68,6 +69,8 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 }
 """The keys that each format reads."""
 OWN_NAMES: Mapping[str, str] = MappingProxyType({})
+ANSWERS = frozenset(("completion", "messages", "conversations", "output", "text"))
+"""Keys of data.columns that name what is learned, so that a column beside it does not judge it."""
 
 _PYTHON_ANSWERS = re.compile(r"""\s*(\{\s*'text'\s*:|\[\s*(['"]).*\2\s*\]\s*$|\{\s*'answer_start')""", re.DOTALL)
 """Several answers as Python's str writes them; answers in JSON were read before."""
@@ -82,6 +85,8 @@ def understand(row: Row, format_name: str, names: Names = OWN_NAMES) -> Conversa
         value = with_named(row.value, names) if names else row.value
         read = row if value is row.value else replace(row, value=value)
         conversation = _READERS[format_name](read, names)
+        if format_name in FORMATS and not names.keys() & ANSWERS and (column := bad_verdict(row.value)) is not None:
+            _refuse_bad(row.value, column)
         if isinstance(row.value, Unusual):
             _refuse_not_finite(conversation)
         return conversation if read is row else replace(conversation, row=row)
@@ -89,6 +94,16 @@ def understand(row: Row, format_name: str, names: Names = OWN_NAMES) -> Conversa
         if isinstance(error.part, dict) and row.value.keys() <= error.part.keys():
             error.part = None  # the row as it is, without the texts of templates
         return problem_at(row, error)
+
+
+def _refuse_bad(value: Mapping[str, Any], column: str) -> None:
+    """A RowError with what learns the answer that `column` calls bad."""
+    roles = find_roles(value)
+    answer = turn_list(value, OWN_NAMES) or (roles.completion if isinstance(roles, ColumnRoles) else None)
+    if answer is not None:
+        message = f"{column} says that this answer is bad, and only good answers are learned here"
+        hint = f"remove the row; or {every_answer(value, answer)}   learns every answer, if {column} means another thing"
+        raise RowError("data.bad-answer", message, hint=hint)
 
 
 def _refuse_not_finite(conversation: Conversation) -> None:

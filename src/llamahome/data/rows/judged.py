@@ -15,9 +15,10 @@ from typing import Any
 from llamahome.data.files.jsonrow import excerpt
 from llamahome.data.files.kinds import ending
 from llamahome.data.records import Conversation, Row
-from llamahome.data.rows.column_roles import COMPLETION, ColumnRoles, Unclear, find_roles, plain_name, system_column
+from llamahome.data.rows.answer_columns import every_answer, role_columns, turn_columns
+from llamahome.data.rows.column_roles import COMPLETION, ColumnRoles, Unclear, find_roles, plain_name
 from llamahome.data.rows.columns import Names, setting
-from llamahome.data.rows.formats import OWN_NAMES, understand
+from llamahome.data.rows.formats import ANSWERS, OWN_NAMES, understand
 from llamahome.data.rows.labels import is_good, label_column, verdict_column
 from llamahome.data.rows.preferences import pair_columns
 from llamahome.data.rows.row_error import RowError
@@ -40,7 +41,7 @@ class Judged:
 
 def find_judged(rows: Sequence[Row], names: Names) -> tuple[Row, Judged] | None:
     """The first row with answers to be avoided, and what it holds; None if there is none."""
-    if names.keys() & {"completion", "messages", "conversations", "output", "text"}:
+    if names.keys() & ANSWERS:
         return None
     return next(((row, found) for row in rows if (found := _judged(row, rows)) is not None), None)
 
@@ -73,14 +74,14 @@ def _judged(row: Row, rows: Sequence[Row]) -> Judged | None:
         every = (
             None
             if isinstance(value[column], bool)
-            else f"{_all_answers(value, answer)}   learns every answer, if {column} means another thing"
+            else f"{every_answer(value, answer)}   learns every answer, if {column} means another thing"
         )
         what = f"answers labelled good or bad ({answer}, {column})"
         return Judged(what, learns if readable else None, _write_good(row, rows, column), every)
     if column is None and (verdict := verdict_column(rows)) is not None and (labelled := with_label(row, verdict)) is not None:
         answer, mapping = labelled
         learns = f"--set training.objective=kto {mapping}   learns from good and bad answers"
-        every = f"{_all_answers(value, answer)}   learns every answer, if {verdict} means another thing"
+        every = f"{every_answer(value, answer)}   learns every answer, if {verdict} means another thing"
         return Judged(f"answers of which {verdict} says whether they are good", learns, _write_good(row, rows, verdict), every)
     if "completions" in value and "labels" in value:
         return Judged("steps labelled good or bad (completions, labels)", None, None)
@@ -93,7 +94,7 @@ def with_label(row: Row, column: str) -> tuple[str, str] | None:
     if answer is None:
         return None
     in_column = isinstance(roles, ColumnRoles) and answer == roles.completion and roles
-    columns = _columns(in_column, answer) if in_column else _turn_columns(row.value, answer)
+    columns = role_columns(in_column, answer) if in_column else turn_columns(row.value, answer)
     columns["label"] = column
     return (answer, setting(**columns)) if isinstance(understand(row, "labelled", columns), Conversation) else None
 
@@ -131,38 +132,13 @@ def _write_good(row: Row, rows: Sequence[Row], column: str) -> str | None:
     return command if Path(row.source).suffix.lower() in (".jsonl", ".ndjson") else None
 
 
-def _all_answers(value: Mapping[str, Any], answer: str) -> str:
-    """The setting that reads the rows as if there was no label."""
-    roles = find_roles(value)
-    if answer == turn_list(value, OWN_NAMES) or not isinstance(roles, ColumnRoles):
-        return setting(**_turn_columns(value, answer))
-    return setting(**_columns(roles, answer))
-
-
-def _columns(roles: ColumnRoles, completion: str) -> dict[str, str]:
-    """The value of data.columns that reads the question, with what it is about and its system text, and this answer."""
-    system = {"system": roles.system} if roles.system else {}
-    return {**system, "prompt": _prompt_of(roles), "completion": completion}
-
-
-def _turn_columns(value: Mapping[str, Any], turns: str) -> dict[str, str]:
-    """The same for a list of turns."""
-    system = system_column(value)
-    return {**({"system": system} if system else {}), "messages": turns}
-
-
-def _prompt_of(roles: ColumnRoles) -> str:
-    """The question, with what it is about, as a value of data.columns."""
-    return roles.prompt if not roles.context else "\n\n".join(f"{{{key}}}" for key in (roles.prompt, *roles.context))
-
-
 def _good_answers(value: Mapping[str, Any], chosen: str) -> str | None:
     """The setting that learns only the better answers of preference pairs; None if their prompt is not known."""
     answer = value[chosen]
     if isinstance(answer, list):
         first = answer[0].get("role", answer[0].get("from")) if answer and isinstance(answer[0], dict) else None
         if first != "assistant" or not isinstance(value.get("prompt"), list):
-            return setting(**_turn_columns(value, chosen)) if first in ("user", "human", "system") else None
+            return setting(**turn_columns(value, chosen)) if first in ("user", "human", "system") else None
     questions = {key: part for key, part in value.items() if plain_name(key) not in COMPLETION}
     roles = find_roles(questions, {"completion": chosen})
-    return None if isinstance(roles, Unclear) else setting(**_columns(roles, chosen))
+    return None if isinstance(roles, Unclear) else setting(**role_columns(roles, chosen))

@@ -25,6 +25,7 @@ _VERDICTS = (
 )
 """Other columns that say whether an answer is good, also with `is_` before; only data.columns makes them labels."""
 _GOOD, _BAD = ("true", "1", "1.0", "good", "desirable"), ("false", "0", "0.0", "bad", "undesirable")
+_BAD_WORDS = ("false", "bad", "undesirable")
 
 Read = Callable[[Row, Mapping[str, str]], Conversation]
 """Reads a row of another format, with data.columns."""
@@ -41,7 +42,7 @@ def verdict_column(rows: Sequence[Row]) -> str | None:
     """A column that by its name says whether the answer is good, and says good or bad in every row and bad in one; None without."""
     first = rows[0].value if rows else {}
     for key in first:
-        if isinstance(key, str) and plain_name(key).removeprefix("is_") in _VERDICTS:
+        if isinstance(key, str) and _is_verdict(key):
             try:
                 said = {is_good(row.value, key) for row in rows if key in row.value}
                 if False in said:
@@ -49,6 +50,21 @@ def verdict_column(rows: Sequence[Row]) -> str | None:
             except RowError:
                 continue
     return None
+
+
+def bad_verdict(value: Mapping[str, Any]) -> str | None:
+    """A column that by its name says whether the answer is good, and says in words that it is bad; None without.
+
+    0 may number something else. Many rows together can tell (`verdict_column`).
+    """
+    for key, said in value.items():
+        if (said is False or (isinstance(said, str) and said.strip().lower() in _BAD_WORDS)) and isinstance(key, str) and _is_verdict(key):
+            return key
+    return None
+
+
+def _is_verdict(key: str) -> bool:
+    return plain_name(key).removeprefix("is_") in _VERDICTS
 
 
 def is_good(value: Mapping[str, Any], column: str) -> bool:
