@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llamahome.data.files.sources import Source, open_source
 from llamahome.errors import DataError, Problem
 
-SIGNS = [",", ";", "\t", "|", "^", "~", ":"]
+SIGNS = [",", ";", "\t", "|", "^", "~", ":", "\x01", "\x1f"]
 CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\0\r", exclude_categories=("Cs",)), min_size=1, max_size=20)
 TABLES = st.lists(st.tuples(CELLS, CELLS), min_size=2, max_size=8)
 

@@ -27,7 +27,8 @@ from llamahome.data.files.table_values import BadValue, canonical, row_value
 from llamahome.data.records import Row
 from llamahome.errors import DataError, Problem
 
-_DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "|", "^": "^", "~": "~", ":": "a colon"}
+_DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "|", "\x01": "U+0001, as in Hive", "\x1f": "U+001F"}
+_DELIMITERS |= {"^": "^", "~": "~", ":": "a colon"}
 _RARE = "^~:"
 """Delimiters that are also common in text, so at least one record must confirm them."""
 _TESTED = 50
