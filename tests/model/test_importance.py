@@ -1,7 +1,7 @@
 """Layers whose rounding costs the loss most stay as they are, within the bytes that are allowed, and everything else knows it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from tests.support.models import CPU, backend_named, examples_of, microbatch_of,
 from torch import Tensor, nn
 
 from llamahome.config.schema import LoraConfig
+from llamahome.data.records import Example
 from llamahome.model import layer_chain
 from llamahome.model.adapter import save_model, wrap_plain
 from llamahome.model.export.quantized import open_weights
@@ -184,6 +185,14 @@ def test_layers_that_are_too_large_for_the_room_are_all_rounded(tmp_path: Path) 
     assert skipped_in(tmp_path / "copy") == {"lm_head"} and sizes_of(folder, "nf4").kept_numbers == 0
 
 
+def _of_peft(written: Path, adapter: Path, examples: Sequence[Example], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Losses and gradients by transformers and PEFT on the weights as they are after rounding."""
+    model = wrap_plain(load_dequantized(written).float(), adapter).to(dtype)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    return losses_and_gradients(model, lambda: torch.stack([plain_loss(model, example) for example in examples]).sum())
+
+
 @pytest.mark.parametrize("how", ["reference", "cpu", "cpu compiled"])
 def test_loss_and_gradients_beside_packed_and_exact_layers_are_those_of_peft(base: Path, written: Path, how: str, tmp_path: Path) -> None:
     examples, backend = examples_of([9, 7, 12]), backend_named(how.partition(" ")[0])
@@ -199,10 +208,8 @@ def test_loss_and_gradients_beside_packed_and_exact_layers_are_those_of_peft(bas
         fused = backend_named("cpu").compile(plain_base)
         assert backend.compile(ours) == fused > 0, "as much is fused, though some weights of a layer are packed and some are not"
     found = losses_and_gradients(ours, lambda: Objective(ours, backend).loss_sum(microbatch_of(examples)))
-    theirs = wrap_plain(load_dequantized(written).float(), tmp_path)
-    for name, parameter in theirs.named_parameters():
-        parameter.requires_grad_("lora_" in name)
-    plain = losses_and_gradients(theirs, lambda: torch.stack([plain_loss(theirs, example) for example in examples]).sum())
+    plain, exact = (_of_peft(written, tmp_path, examples, dtype) for dtype in (torch.float32, torch.float64))
     assert found.keys() == plain.keys() and len(found) == 29
-    for name, value in found.items():
-        assert (value - plain[name]).norm() <= 1e-5 * plain[name].norm(), name
+    for name, value in found.items():  # in float32 PEFT itself is up to 1.6e-5 beside the exact gradients of these large weights
+        rounding = (plain[name] - exact[name]).norm()
+        assert (value - exact[name]).norm() <= max(1e-5 * exact[name].norm(), 2 * rounding), name
