@@ -18,7 +18,7 @@ from llamahome.model.packed_weight import FourBit
 from llamahome.model.rounding import BLOCK, join_codes, nearest, scales_for, to_nf4, with_scales
 
 _DAMPING = 0.05
-"""Added to the diagonal of the moments, as a share of its mean. GPTQ adds 0.01; 4,096 tokens are few, and other texts lose less with more."""
+"""Added to the diagonal of the moments, as a share of its mean. GPTQ adds 0.01, but 4,096 tokens are few."""
 _MORE_DAMPING = (1, 10, 100, 1000)
 """Factors of it that are tried until the inverse exists."""
 _SWEEPS = 2
