@@ -74,7 +74,9 @@ def find_model(name: str, *, revision: str | None = None, say: Callable[[str], N
     quiet_transformers()
     for folder in (Path(name).expanduser(), BASE_MODELS / name):
         if folder.is_dir():
-            folder = snapshot_in(folder) or folder
+            if (snapshot := snapshot_in(folder)) is not None:
+                say(f"{folder} is the hub's cache of a model, of which {snapshot.name[:12]} is taken")
+                folder = snapshot
             check_folder(folder)
             return folder
     if Path(name).expanduser().is_file():

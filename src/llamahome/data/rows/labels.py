@@ -57,8 +57,8 @@ def bad_verdict(value: Mapping[str, Any]) -> str | None:
 
     0 may number something else. Many rows together can tell (`verdict_column`).
     """
-    for key, said in value.items():
-        if (said is False or (isinstance(said, str) and said.strip().lower() in _BAD_WORDS)) and isinstance(key, str) and _is_verdict(key):
+    for key, said in value.items():  # the key first: a value may be a long text
+        if isinstance(key, str) and _is_verdict(key) and str(said).strip().lower() in _BAD_WORDS:
             return key
     return None
 
