@@ -82,7 +82,15 @@ def test_scales_are_searched_for_the_columns_that_count() -> None:
     counts = torch.ones(64)
     counts[0] = 0.0
     (plain, searched) = (to_nf4(weight).scales_B(), scales_for(weight, counts))
-    assert (searched < 0.8 * plain).all() and (scales_for(weight, 1 - counts) > 0.9 * plain).all()
+    assert (searched.abs() < 0.8 * plain).all() and (scales_for(weight, 1 - counts).abs() > 0.9 * plain).all()
+
+
+def test_a_scale_is_negative_where_the_values_of_the_other_side_are_nearer() -> None:
+    table = torch.tensor(to_nf4(torch.ones(1, 64)).table.tolist())
+    weight = torch.stack([table.repeat(4), -table.repeat(4)]) * 0.25
+    torch.testing.assert_close(scales_for(weight, torch.ones(64)), torch.tensor([0.25, -0.25]))
+    (packed,) = to_nf4_for([weight], torch.eye(64))
+    torch.testing.assert_close(numbers(packed), weight, atol=2e-3, rtol=0)
 
 
 def test_inputs_that_do_not_differ_still_give_a_rounding_and_others_are_refused() -> None:

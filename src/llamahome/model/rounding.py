@@ -22,7 +22,8 @@ _NF4 = (
 )
 _EXPONENTS = 7
 _SHARES = tuple(0.05 * step for step in range(12, 22))
-"""Of the greatest value of a block: the scales that are tried, 0.6 to 1.05."""
+"""Of the greatest value of a block: the scales that are tried, 0.6 to 1.05, with both signs; then two beside the best."""
+_BESIDE = (-0.025, 0.025)
 
 
 def scale_table() -> Tensor:
@@ -77,18 +78,29 @@ def with_scales(shape: tuple[int, int], codes: Tensor, scales_B: Tensor) -> Four
 
 
 def scales_for(weight_OI: Tensor, importance_I: Tensor) -> Tensor:
-    """float32 [B]: the scale of each block with the least error of plain rounding, where the columns count as `importance_I` says."""
-    table, blocks = torch.tensor(_NF4), weight_OI.float().reshape(-1, BLOCK)
+    """float32 [B]: the scale of each block with the least error of plain rounding, where the columns count as `importance_I` says.
+
+    A scale may be negative: NF4 has seven values below zero and eight above, and some blocks are nearer to the other side's.
+    """
+    blocks = weight_OI.float().reshape(-1, BLOCK)
     weights = importance_I.reshape(-1, BLOCK).repeat(weight_OI.shape[0], 1)
     greatest = blocks.abs().amax(1)
     best, least = greatest.clone(), torch.full_like(greatest, torch.inf)
-    for share in _SHARES:
-        scales = greatest * share
-        divided = blocks / scales.where(scales > 0, 1.0).unsqueeze(1)
-        off = table.index_select(0, nearest(divided, table).view(-1).int()).view_as(divided).sub_(divided).square_()
-        error = off.mul_(weights).sum(1) * scales.square()
-        best, least = torch.where(error < least, scales, best), torch.minimum(error, least)
+    for share in (*_SHARES, *(-share for share in _SHARES)):
+        best, least = _better_scales(blocks, weights, greatest * share, best, least)
+    coarse = best
+    for step in _BESIDE:
+        best, least = _better_scales(blocks, weights, coarse + greatest * step, best, least)
     return best
+
+
+def _better_scales(blocks: Tensor, weights: Tensor, scales: Tensor, best: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
+    """`best` and its error `least`, or `scales` where its error is less."""
+    table = torch.tensor(_NF4)
+    divided = blocks / scales.where(scales != 0, 1.0).unsqueeze(1)
+    off = table.index_select(0, nearest(divided, table).view(-1).int()).view_as(divided).sub_(divided).square_()
+    error = off.mul_(weights).sum(1) * scales.square()
+    return torch.where(error < least, scales, best), torch.minimum(error, least)
 
 
 def to_int8(weight_OI: Tensor) -> EightBit:

@@ -36,7 +36,7 @@ class Use:
 
     def unreadable(self, path: Path, message: str, *, function: str | None = None, excerpt: str | None = None) -> ConfigError:
         """The file has no such function; `function` is the one that is meant."""
-        hint = None if function is None else f"{self.option} {path}:{function}"
+        hint = f"{self.option} {path}:{function}" if function else f"{self.option} FILE.py:FUNCTION, with a function of (answer, reference)"
         return ConfigError(Problem(code=self.unreadable_code, message=message, where=str(path), hint=hint, excerpt=excerpt))
 
 

@@ -11,8 +11,12 @@ from llamahome.errors import ConfigError
 from llamahome.model.export import verify
 from llamahome.model.export.merge import TrainedWeights
 from llamahome.model.export.merged import write_merged
-from llamahome.model.export.verify import compare, exported_logits, load_plain, logits_of, stream, trained_logits
+from llamahome.model.export.verify import compare, exported_logits, load_dequantized, load_plain, logits_of, stream, trained_logits
 from llamahome.model.export.weightstore import WeightStore
+from llamahome.model.load import load_model
+from llamahome.model.packed_weight import packed_weights
+from llamahome.model.quantize import write_quantized
+from llamahome.model.quantized_sizes import Kind
 
 PROMPTS = [[5, 9, 200, 31], [7, 8, 9, 10, 11, 12]]
 
@@ -66,3 +70,17 @@ def test_a_streamed_model_has_the_logits_of_a_loaded_one(kind: str, tmp_path: Pa
     for mine, theirs in zip(logits_of(load_plain(folder), PROMPTS), logits_of(model, PROMPTS), strict=True):
         torch.testing.assert_close(theirs, mine, rtol=1e-5, atol=1e-5)
     assert all(parameter.is_meta for parameter in model.parameters()), "weights are dropped after they computed"
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("base", ["qwen2-moe", "mixtral"])
+def test_a_quantised_mixture_of_experts_is_read_though_its_files_name_experts_one_by_one(base: str, kind: Kind, tmp_path: Path) -> None:
+    plain = save_tiny(tmp_path / "plain", base, hidden_size=64, head_dim=16)
+    write_quantized(plain, kind, tmp_path / "copy", say=lambda line: None)
+    read = load_dequantized(tmp_path / "copy")
+    packed = load_model(tmp_path / "copy", dtype=torch.float32, device=torch.device("cpu"))
+    weights = {name: weight.widened() for name, weight in packed_weights(packed)}
+    assert len(weights) > 0
+    for name, parameter in read.named_parameters():
+        expected = weights[name] if name in weights else packed.get_parameter(name)
+        torch.testing.assert_close(parameter, expected.float(), rtol=0, atol=0, check_device=False)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from llamahome.data.files.jsonrow import kind
 from llamahome.data.records import Conversation, Row
 from llamahome.data.rows.column_roles import plain_name
 from llamahome.data.rows.pair_spellings import spelled_out
@@ -118,4 +119,7 @@ def _read_side(row: Row, column: str, columns: tuple[str, str], names: Mapping[s
     format_name = whole_conversations(value, column)
     if format_name is not None:
         return readers[format_name](replace(row, value=value), {**given, "messages": column, "conversations": column})
+    if isinstance(value.get(column), int | float) and not isinstance(value[column], bool):
+        hint = "write it as a string in the file, or remove the row"
+        raise RowError("data.wrong-type", f"{column} is {kind(value[column])}, not a string", hint=hint)
     return readers["prompt_completion"](replace(row, value=value), {**given, "completion": column})

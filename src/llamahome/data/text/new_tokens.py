@@ -34,14 +34,15 @@ def read_new_tokens(setting: str | Sequence[str]) -> tuple[str, ...]:
     named, tokens = (_KEY, list(setting)) if not isinstance(setting, str) else (setting, _lines(setting))
     problems, seen = [], dict[str, str]()
     for number, token in enumerate(tokens, start=1):
-        where = f"{named}:{number}" if isinstance(setting, str) else _KEY
+        where = f"{named}:{number}" if isinstance(setting, str) else f"{_KEY}[{number - 1}]"
         if not token.strip():
-            problems.append(_problem("a new token is empty or only white space", where))
+            problems.append(_problem("a new token is empty or only white space", where, hint="leave it out"))
         elif token != token.strip():
-            problems.append(_problem(f"the new token {token!r} has white space around it, which would belong to the token", where))
+            message = f"the new token {token!r} has white space around it, which would belong to the token"
+            problems.append(_problem(message, where, hint=f"write {token.strip()!r}"))
         elif token in seen:
-            problems.append(_problem(f"the new token {token!r} is there twice", where))
-        seen[token] = where
+            problems.append(_problem(f"the new token {token!r} is there twice, first at {seen[token]}", where, hint="leave one out"))
+        seen.setdefault(token, where)
     if problems:
         raise ConfigError(problems)
     return tuple(tokens)
@@ -73,7 +74,7 @@ def add_new_tokens(tokenizer: Any, added: Sequence[Any]) -> tuple[NewToken, ...]
         if known is not None:
             problems.append(_problem(f"the tokenizer has {token!r} already, as token {known:,}", _KEY, hint="leave it out"))
         elif inside is not None:
-            problems.append(_problem(f"the new token {token!r} contains the special token {inside}", _KEY))
+            problems.append(_problem(f"the new token {token!r} contains the special token {inside}", _KEY, hint="another text"))
     if problems:
         raise ConfigError(problems)
     tokenizer.add_tokens(list(added))

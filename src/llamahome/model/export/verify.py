@@ -22,6 +22,7 @@ from llamahome.model.export.merge import TrainedWeights
 from llamahome.model.export.quantized import open_weights, quantization_of, why_not_run
 from llamahome.model.export.streaming import add_lora_hooks, stream
 from llamahome.model.export.weightstore import WeightStore
+from llamahome.model.unsupported import first_line
 from llamahome.units import show_bytes
 
 TOLERANCES = {"f32": 1e-4, "f16": 0.05, "bf16": 0.25, "q8_0": 0.75, "q5_1": 1.5, "q5_0": 1.5, "q4_1": 3.0, "q4_0": 3.0}
@@ -128,18 +129,23 @@ def _compute_in_float32(model: nn.Module) -> None:
 
 
 def load_dequantized(folder: Path) -> PreTrainedModel:
-    """A quantised model in float32 with the numbers that its weights stand for."""
+    """A quantised model in float32 with the numbers that its weights stand for, put under the model's own names by transformers."""
     weights, config = open_weights(folder), AutoConfig.from_pretrained(folder)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name not in weights or weights.tensors[name].shape != tuple(parameter.shape):
-                message = f"its files have no {name} of the shape {list(parameter.shape)}"
-                raise ConfigError(Problem(code="model.unreadable", message=message, where=str(folder)))
-            parameter.copy_(weights.read(name))
-    return model
+    with torch.device("meta"):
+        kind = type(AutoModelForCausalLM.from_config(config))
+    values = {name: weights.read(name).float() for name in weights.tensors}
+    settings: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
+    try:
+        model, found = kind.from_pretrained(None, config=config, state_dict=values, output_loading_info=True, **settings)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise ConfigError(Problem(code="model.unreadable", message=first_line(error), where=str(folder))) from error
+    if missing := sorted(found["missing_keys"]):
+        message = f"its files have no {missing[0]}"
+        raise ConfigError(Problem(code="model.unreadable", message=message, where=str(folder)))
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def float32_bytes(folder: Path) -> int:
