@@ -80,7 +80,7 @@ def test_every_row_is_counted(write: Write, tokenizer: ChatTokenizer) -> None:
     assert report.overlong_truncated > 1 and report.cut_tokens > report.cut_targets > 0
     assert report.longest_where.startswith(path) and report.longest_tokens > 40
     words = "\n".join(report.lines())
-    for part in ("cut to max_length", "nothing in them is learned", "content of an earlier one", "format messages", "1 bad row left"):
+    for part in ("cut to max_length", "nothing to learn", "content of an earlier one", "format messages", "1 bad row left"):
         assert part in words
     dropped = read(
         path, tokenizer, on_bad_row="skip", max_bad_share=0.5, max_length=40, max_lost_share=1, on_overlong="drop", eval_split=0

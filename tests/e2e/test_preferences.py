@@ -114,4 +114,4 @@ def test_an_answer_that_max_length_cuts_away_is_counted(paired: Project) -> None
     write_rows(paired.folder / "pairs.jsonl", rows)
     cut = ("--set", "data.max_length=64", "--set", "data.max_lost_share=1", "--set", "training.objective=dpo")
     answer = paired.type("train", *SHORT, *cut).expect(0)
-    assert "1 row left out because nothing in them is learned" in answer.err and "15 pairs to train on, 4 held out" in answer.err
+    assert "1 row left out with nothing to learn" in answer.err and "15 pairs to train on, 4 held out" in answer.err

@@ -129,7 +129,7 @@ def lost_lines(counts: DataReport | Counts) -> list[str]:
         (truncated, "row", f"cut to max_length: {cut}"),
         (dropped, "row", f"longer than max_length left out: {cut}"),
         (counts.split, "row", "longer than max_length split"),
-        (counts.without_targets, "row", "left out because nothing in them is learned"),
+        (counts.without_targets, "row", "left out with nothing to learn"),
         (counts.system_merged, "row", "with the system text before the first question, in the saved chat template too (model.system_role)"),
     ]
     if isinstance(counts, DataReport):
