@@ -163,6 +163,10 @@ def test_a_conversation_that_is_too_long_is_refused_and_no_turn_is_dropped(train
     assert "was trained on at most 48" in err
 
 
+PASTING = r"\x1b\[\?2004[hl]"
+"""What readline writes around a line to tell the terminal whether pasted text is marked."""
+
+
 class Terminal:
     """A command on a pseudo-terminal."""
 
@@ -223,9 +227,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat_and_ctrl_d_leaves(trained: Pro
     save_tiny(trained.folder / "data/models/base/long", max_position_embeddings=10**6)
     terminal = Terminal(trained, "chat", "long", "--max-new-tokens", "100000", "--temperature", "5", "--top-p", "0.3", "--seed", "4")
     terminal.wait_for("you> ")
-    for number in range(8):  # an answer that ends by itself within a second leaves Ctrl-C to the next prompt
+    for number in range(8):  # an answer that ends by itself before Ctrl-C leaves it to the next prompt
         terminal.type(f"hello {number}\n")
-        time.sleep(1)
+        terminal.wait_for(rf"hello {number}\s(?:\s|{PASTING})*[^\s\x1b]")  # the answer has begun
         terminal.type("\x03")
         if "stopped" in terminal.wait_for("(stopped; /undo|exit leaves)"):
             break
