@@ -171,6 +171,7 @@ def _imports(root: Path) -> bool:
     return subprocess.run([root / ".venv/bin/python", "-I", "-c", test], capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.medium
 def test_an_installation_works_and_a_second_call_installs_nothing(project: Path) -> None:
     assert _imports(project)
     log = (project / ".venv/install.log").stat()
@@ -190,6 +191,7 @@ def test_a_failed_change_of_the_lock_is_one_error_and_keeps_the_earlier_installa
     assert "nothing to do" in _install(project).stdout
 
 
+@pytest.mark.medium
 def test_a_killed_installation_is_repeated_and_two_concurrent_calls_install_once(project: Path) -> None:
     (project / ".venv/.llamahome-installed").unlink()
     next((project / ".venv").glob("lib/python3*/site-packages/brick.py")).unlink()

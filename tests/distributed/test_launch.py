@@ -109,6 +109,7 @@ def test_all_sizes_that_do_not_fit_are_reported_with_sizes_that_do():
     assert caught.value.problems[0].hint == "--world-size 2"
 
 
+@pytest.mark.medium
 def test_every_process_gets_the_arguments_unchanged(outcomes):
     assert outcomes["done"]["status"] == 0
     for rank in range(2):
@@ -165,6 +166,7 @@ def _gone(pids, within):
     return True
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_reaches_every_worker_once_and_they_save_and_end_with_75(tmp_path, number):
     driver, pids = _start("stop", tmp_path)
@@ -188,6 +190,7 @@ def test_workers_do_not_outlive_a_killed_launcher_and_remove_its_folder(tmp_path
     assert not list((tmp_path / "temporary").glob("llamahome-launch-*"))
 
 
+@pytest.mark.medium
 def test_a_stop_before_anything_is_saved_ends_all_processes_at_once(tmp_path):
     driver, pids = _start("sleeps", tmp_path)
     driver.send_signal(signal.SIGTERM)

@@ -22,6 +22,7 @@ def alerts(project: Project) -> set[str]:
     return {event["alert"] for event in events(project, "alert")}
 
 
+@pytest.mark.medium
 def test_a_healthy_run_raises_nothing_and_notifies_of_its_end_only(project: Project) -> None:
     done = project.type(
         "train", "chats.jsonl", *WORDS, "--set", f"monitoring.notify=cat >> {shlex.quote(str(project.folder / 'notes'))}"

@@ -25,6 +25,7 @@ def measured(project: Project, *words: str) -> Answer:
     return project.type("train-eval", *words, "--max-new-tokens", "8")
 
 
+@pytest.mark.medium
 def test_a_run_is_measured_beside_its_base_and_all_answers_are_written(tuned: Project) -> None:
     answer = measured(tuned, "latest", "test.jsonl", "--metric", "f1", "--metric", "exact", "--json").expect(0)
     found = answer.json
@@ -47,6 +48,7 @@ def test_a_run_is_measured_beside_its_base_and_all_answers_are_written(tuned: Pr
     assert f"answers: {found['answers'].removesuffix('.jsonl')}-2.jsonl" in again.out and len(list(path.parent.iterdir())) == 2
 
 
+@pytest.mark.medium
 def test_the_base_by_switching_the_adapter_off_is_the_base_alone(tuned: Project) -> None:
     beside = measured(tuned, "latest", "test.jsonl", "--answers", "a.jsonl", "--json").expect(0).json
     alone = measured(tuned, "tiny", "test.jsonl", "--answers", "b.jsonl", "--json").expect(0).json

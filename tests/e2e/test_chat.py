@@ -96,6 +96,7 @@ def answers(project: Project, model: str, *questions: str, system: str | None = 
     return [line for turn in found["turns"] for line in (turn["answer"] + "\n").splitlines()]
 
 
+@pytest.mark.medium
 def test_undo_clear_and_system_change_what_the_model_is_asked(trained: Project) -> None:
     hello, other = answers(trained, "latest", "hello"), answers(trained, "latest", "the cat")
     assert typed(trained, "latest", "hello", "/undo", "the cat")[0] == hello + other
@@ -107,6 +108,7 @@ def test_undo_clear_and_system_change_what_the_model_is_asked(trained: Project) 
     assert "no question to forget" in typed(trained, "latest", "/undo")[1]
 
 
+@pytest.mark.medium
 def test_an_unknown_command_is_named_with_the_nearest_and_paths_are_questions(trained: Project) -> None:
     out, err = typed(trained, "latest", "/udno", "/SAVE", "/xyzzy")
     assert out == [] and "/udno: /undo is the nearest" in err and "/SAVE: /save is the nearest" in err and "/xyzzy: the commands are" in err

@@ -10,7 +10,7 @@ from tests.support.workers import run_workers
 from tests.training.ranks import three_steps, three_steps_each
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.medium)])
 def test_two_processes_train_like_one(tmp_path: Path, method: str) -> None:
     payload = {"base": str(save_tiny(tmp_path, "llama", vocab_size=320)), "method": method}
     first, second = run_workers("tests/training/ranks.py:three_steps", 2, payload)
