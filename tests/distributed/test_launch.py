@@ -117,33 +117,39 @@ def test_every_process_gets_the_arguments_unchanged(outcomes):
         assert (outcomes["folder"] / f"done-{rank}").read_text() == " ".join(words)
 
 
+@pytest.mark.medium
 def test_the_environment_is_restored(outcomes):
     assert all(outcomes[scene]["environment restored"] for scene in ("done", *SCENES))
 
 
+@pytest.mark.medium
 def test_the_exit_status_of_process_0_is_returned_if_it_showed_its_error_itself(outcomes):
     assert outcomes["first-shows-its-error"]["status"] == 3 and outcomes["first-shows-its-error"]["problems"] == []
     assert (outcomes["folder"] / "screen-first-shows-its-error").read_text() == "error of process 0\n"
 
 
+@pytest.mark.medium
 def test_a_process_that_ends_early_is_reported_with_its_stderr_and_status(outcomes):
     status, kind, problem = _only(outcomes, "second-ends-early")
     assert (status, kind) == (3, "DataError")
     assert "process 1" in problem["message"] and "error[data.empty]: nothing there" in problem["excerpt"]
 
 
+@pytest.mark.medium
 def test_a_killed_process_ends_the_others_and_is_named(outcomes):
     status, kind, problem = _only(outcomes, "killed")
     assert (status, kind, problem["code"]) == (4, "MachineError", "distributed.process-killed")
     assert "process 1 was killed by SIGKILL" in problem["message"]
 
 
+@pytest.mark.medium
 def test_the_error_of_the_first_failed_process_is_raised_unchanged(outcomes):
     status, kind, problem = _only(outcomes, "data-error")
     assert (status, kind) == (3, "DataError")
     assert (problem["code"], problem["where"], problem["hint"]) == ("data.bad-json", "x.jsonl:3", "llamahome data check x.jsonl")
 
 
+@pytest.mark.medium
 def test_a_killed_process_is_the_cause_not_the_lost_connection_of_its_peer(outcomes):
     assert _only(outcomes, "peer-killed")[2]["code"] == "distributed.process-killed"
 

@@ -71,6 +71,7 @@ def test_a_fully_trained_run_is_compared_with_the_base_that_it_names(project: Pr
     assert found["difference"]["loss"]["mean"] == pytest.approx(found["loss"] - alone["loss"], rel=1e-3)
 
 
+@pytest.mark.medium
 def test_rows_without_an_answer_are_counted_and_texts_alone_are_refused(tuned: Project) -> None:
     rows = [*chats(3), {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "fine", "weight": 0}]}]
     write_rows(tuned.folder / "some.jsonl", rows)
@@ -83,6 +84,7 @@ def test_rows_without_an_answer_are_counted_and_texts_alone_are_refused(tuned: P
     assert measured(tuned, "latest", "texts.jsonl", "--json").expect(0).json["loss"] > 0
 
 
+@pytest.mark.medium
 def test_a_function_of_the_user_gets_the_row_and_its_error_keeps_the_answers(tuned: Project) -> None:
     write_rows(tuned.folder / "test.jsonl", [{**row, "id": number} for number, row in enumerate(chats(4))])
     functions = {"score": "row['id']", "broken": "1 / (2 - row['id'])"}

@@ -31,6 +31,7 @@ def typed(helped: str) -> list[str]:
     return words[at : at + 2]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_learned_end_token_is_saved_for_other_tools(project: Project, method: str) -> None:
     edit(project, "tokenizer_config.json", eos_token="<|endoftext|>")

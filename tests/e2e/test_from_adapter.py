@@ -43,6 +43,7 @@ def _adapter(project: Project, folder: str, **changes) -> str:
     return folder
 
 
+@pytest.mark.medium
 def test_rank_and_layers_are_the_adapters_own(chained: Project) -> None:
     one, two = _config(chained, "one"), _config(chained, "two")
     assert [one[key] for key in ("r", "lora_alpha", "use_rslora", "use_dora")] == [

@@ -42,6 +42,7 @@ def test_the_adapter_names_the_base_itself_and_the_copy_is_used_again(trained: P
     assert "is quantised once" not in answer.err and quantized(trained) == [folder]
 
 
+@pytest.mark.medium
 def test_a_killed_run_goes_on_bit_for_bit(trained: Project) -> None:
     strike = ("llamahome.training.loop:train_step", 4, ["SIGKILL"])
     trained.type(*TRAIN, "--output", "killed", "--set", "checkpoint.async=false", at=[strike])
@@ -125,6 +126,7 @@ def test_the_merged_export_holds_the_numbers_that_the_weights_stand_for(trained:
     assert measured[0]["loss"] == pytest.approx(measured[1]["loss"], rel=1e-4)
 
 
+@pytest.mark.medium
 def test_an_adapter_is_trained_further_beside_the_numbers_that_it_learned_beside(trained: Project) -> None:
     further = ("train", "chats.jsonl", "--from-adapter", "one", "--max-steps", "1")
     answer = trained.type(*further, "--output", "further").expect(0)

@@ -68,6 +68,7 @@ def test_a_run_stopped_in_mid_epoch_ends_as_if_it_had_not_been(project: Project,
     assert "held-out loss" in resumed.out, "the untrained model's evaluation is remembered"
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", ["lora-dropout", "full"])
 def test_a_killed_run_ends_as_if_it_had_not_been(project: Project, straight: dict[str, Course], kind: str) -> None:
     assert project.type("train", *LONG, *KINDS[kind], at=after_step(6, "SIGKILL")).status == -signal.SIGKILL

@@ -146,6 +146,7 @@ def test_rows_and_modules_of_an_adapter_stay_beside_a_streamed_base(deep: Projec
     assert "each token of an answer reads" in streamed.err and held.json == streamed.json
 
 
+@pytest.mark.medium
 def test_a_plan_says_what_a_run_says(trained: Project) -> None:
     plan = trained.type("plan", "chats.jsonl", *MODEL, "--json", STREAMED="1").expect(0).json
     assert plan["refusal"] is None and any(SAID in line for line in plan["streamed"])

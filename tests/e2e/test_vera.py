@@ -58,6 +58,7 @@ def test_the_saved_adapter_is_pefts_and_every_command_takes_it(trained: Project)
     assert trained.type("chat", "whole", "--prompt", "Hello", "--max-new-tokens", "3").expect(0).out
 
 
+@pytest.mark.medium
 def test_it_is_trained_further_with_its_own_matrices(trained: Project) -> None:
     answer = trained.type("train", *TRAIN, "--from-adapter", "whole", "--set", "training.seed=7", "--output", "further").expect(0)
     assert "lora.rank 16 -> 24" in answer.err and "lora.use_vera false -> true" in answer.err

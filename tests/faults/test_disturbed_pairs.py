@@ -78,6 +78,7 @@ def test_a_disk_that_is_full_for_one_process_fails_that_save_and_no_other(
     assert (pair.run.weights(), moments(pair.project)) == ending(placement)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_memory_that_runs_out_in_a_save_of_one_process_fails_that_save_and_no_other(
     pair: Pair, ending: Callable[[str], Ending], rank: int
