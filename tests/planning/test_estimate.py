@@ -50,8 +50,8 @@ def run(*words: str) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("passes", [1, 3])
-@pytest.mark.parametrize("method", ["lora", "vera", "full"])
+@pytest.mark.parametrize("passes", [1, pytest.param(3, marks=pytest.mark.medium)])
+@pytest.mark.parametrize("method", ["lora", *(pytest.param(method, marks=pytest.mark.medium) for method in ("vera", "full"))])
 def test_the_dry_run_counts_the_bytes_of_the_formula(shape: Path, method: str, passes: int, tmp_path: Path) -> None:
     vera = {"lora.use_vera": ("--set", "true")} if method == "vera" else {}
     flags = {"model.name": ("--model", str(shape)), "training.method": ("--method", "full" if method == "full" else "lora"), **vera}
