@@ -180,6 +180,7 @@ def test_an_installation_works_and_a_second_call_installs_nothing(project: Path)
     assert (project / ".venv/install.log").stat() == log
 
 
+@pytest.mark.medium
 def test_a_failed_change_of_the_lock_is_one_error_and_keeps_the_earlier_installation(project: Path) -> None:
     (project / "requirements.lock").write_text("brick==2.0\n")
     failed = _install(project)
