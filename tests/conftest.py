@@ -15,7 +15,7 @@ for _name in [name for name in os.environ if name in _FOREIGN or name.startswith
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Threads that wait by spinning take the core from those that they wait for, in another worker: a test of one step took 11 s, not 0.5.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the commands of llamahome have it
 
 # What runs in the background of a shell script ignores SIGINT, and so would every process that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
