@@ -19,7 +19,7 @@ usage.train-eval       := make train-eval MODEL=output/training/final DATA=data/
 usage.train-distributed := make train-distributed EPOCHS=10 WORLD_SIZE=4 [DATA_PATH=] [MODEL=] [OUTPUT=] [ARGS=]
 usage.train-multi-node := make train-multi-node EPOCHS=10 NUM_NODES=2 NODE_RANK=0 MASTER_ADDR=192.168.1.100 \
                           [MASTER_PORT=] [WORLD_SIZE=] [DATA_PATH=] [MODEL=] [OUTPUT=] [ARGS=]
-usage.test             := make test [ARGS="-k packing"]
+usage.test             := make test [ARGS="-k packing"|ARGS=--medium]
 usage.test-slow        := make test-slow [ARGS=]
 usage.check            := make check
 usage.bench            := make bench [ARGS="--quick"]
@@ -57,8 +57,8 @@ help:
 	'make train-distributed trains with several processes on this machine' '    $(usage.train-distributed)' \
 	'make train-multi-node  trains on several machines; call it on each' '    $(strip $(usage.train-multi-node))' \
 	'make setup             installs everything into .venv; the others do it when need be' '    $(usage.setup)' \
-	'make test              runs the fast tests' '    $(usage.test)' \
-	'make test-slow         runs the other tests' '    $(usage.test-slow)' \
+	'make test              runs the fast tests, or those that ARGS names, or with --medium all but the slow ones' '    $(usage.test)' \
+	'make test-slow         runs the slow tests' '    $(usage.test-slow)' \
 	'make check             checks format, style, types and architecture' \
 	'make bench             measures speed and memory beside other trainers: an hour' '    $(usage.bench)' \
 	'make bench-gpu         measures one GPU: correctness, speed, memory; ten minutes' '    $(usage.bench-gpu)' \
@@ -101,7 +101,7 @@ train-multi-node:
 test:
 	@$(call takes,,ARGS)
 	@$(install) --if-needed
-	@$(python) -m pytest -m 'not slow' -n auto --maxprocesses 8 $(value ARGS)
+	@$(python) -m pytest -m 'not slow' -n logical --maxprocesses 8 $(value ARGS)
 
 test-slow:
 	@$(call takes,,ARGS)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.support.sources import ROOT, SOURCES, WRITTEN, assert_none, imports, room, source, tree, within
+from tests.support.sources import PACKAGE, ROOT, SOURCES, WRITTEN, assert_none, imports, nodes, room, source, within
 
 FLOORS = (
     {"durable", "errors", "hub_cache", "lfs", "units", "logs", "progress_marks", "redaction", "rundir", "signals"},
@@ -93,7 +93,7 @@ BANNED_IN_NAMES = BANNED_WORDS - {"base", "core", "common"}
 
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     """Every function and method of a file."""
-    return (node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return (node for node in nodes(path) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
 def test_every_room_has_a_floor() -> None:
@@ -185,7 +185,7 @@ def test_names_say_something() -> None:
         if BANNED_WORDS & set(re.split(r"[_/]", path.relative_to(ROOT).with_suffix("").as_posix()))
     ]
     for path in WRITTEN:
-        for node in ast.walk(tree(path)):
+        for node in nodes(path):
             if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", node.name)}
                 if words & BANNED_IN_NAMES:
@@ -203,7 +203,7 @@ def test_a_package_holds_only_a_docstring() -> None:
 def test_nothing_is_printed_swallowed_unpickled_or_run_from_afar() -> None:
     wrong = []
     for name in SOURCES:
-        for node in ast.walk(source(name)):
+        for node in nodes(PACKAGE / name):
             if found := _unsafe(name, node):
                 wrong.append(f"{name}:{getattr(node, 'lineno', 0)} {found}")
         wrong += [f"{name}:{line} imports {module}" for line, module in imports(name) if module.split(".")[0] in UNSAFE_MODULES]
@@ -244,10 +244,7 @@ def test_settings_are_changed_in_few_places() -> None:
     """`auto` becomes a value in resolve.py alone; the others fit rows to a base, take an adapter's settings, or change unused ones."""
     allowed = {"resolve.py", "data_limits.py", "pipeline.py", "planning/estimate.py", "run_folder.py", "starting_adapter.py", "teaching.py"}
     calls = {
-        name
-        for name in SOURCES
-        for node in ast.walk(source(name))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "with_values"
+        name for name in SOURCES for node in nodes(PACKAGE / name) if isinstance(node, ast.Call) and ast.unparse(node.func) == "with_values"
     }
     assert calls == allowed
 

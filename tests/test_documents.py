@@ -4,10 +4,11 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 
 from ruamel.yaml import YAML
-from tests.support.sources import PACKAGE, ROOT, SOURCES, assert_none, imports, room, source, tail, tree
+from tests.support.sources import PACKAGE, ROOT, SOURCES, assert_none, imports, nodes, room, tail
 
 import tour
 from llamahome.config.schema import Config
@@ -33,15 +34,15 @@ def test_the_settings_are_the_ones_agreed_on() -> None:
 
 
 def test_every_setting_is_read_by_the_program() -> None:
-    read = {pair for name in SOURCES if room(name) != "config" for pair in _settings_read(source(name))}
+    read = {pair for name in SOURCES if room(name) != "config" for pair in _settings_read(nodes(PACKAGE / name))}
     assert_none(sorted(f"{section}.{key}" for section, key in set(settings()) - read))
 
 
-def _settings_read(module: ast.Module) -> Iterator[tuple[str, str]]:
+def _settings_read(module: Sequence[ast.AST]) -> Iterator[tuple[str, str]]:
     """Pairs like (training, seed) for `config.training.seed`, and for `settings.seed` where `settings` is that section."""
     classes = {field.annotation.__name__: section for section, field in Config.model_fields.items()}
     sections = {section: {section} for section in Config.model_fields}
-    for node in ast.walk(module):
+    for node in module:
         if isinstance(node, ast.arg | ast.AnnAssign) and node.annotation:
             for word in re.findall(r"\w+", ast.unparse(node.annotation)):
                 if word in classes:
@@ -49,7 +50,7 @@ def _settings_read(module: ast.Module) -> Iterator[tuple[str, str]]:
         elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute) and node.value.attr in Config.model_fields:
             for target in node.targets:
                 sections.setdefault(tail(target), set()).add(node.value.attr)
-    for node in ast.walk(module):
+    for node in module:
         if isinstance(node, ast.Attribute):
             for section in sections.get(tail(node.value), ()):
                 yield section, node.attr.rstrip("_")
@@ -66,12 +67,13 @@ def test_the_readme_is_short() -> None:
     assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") < 150
 
 
+@cache
 def codes() -> dict[str, str]:
     """Every error code of the program and the place of one use: the values of `code=`, and other words that look like one."""
     found: dict[str, str] = {}
     known = {f"{section}.{key}" for section, key in settings()}
     for path in [PACKAGE / name for name in SOURCES] + sorted((ROOT / "scripts").glob("*.py")):
-        for node in ast.walk(tree(path)):
+        for node in nodes(path):
             if isinstance(node, ast.keyword) and node.arg == "code":
                 words = {part.value for part in ast.walk(node.value) if isinstance(part, ast.Constant) and isinstance(part.value, str)}
             elif isinstance(node, ast.Constant) and isinstance(node.value, str) and CODE.fullmatch(node.value):

@@ -127,6 +127,7 @@ def test_make_alone_names_every_target() -> None:
     assert told == _make("help").stdout
 
 
+@pytest.mark.medium
 def test_the_sample_data_is_written_only_where_there_is_no_data_file(checkout: Path) -> None:
     raw = checkout / "data/training/raw"
     command = _make("-n", "train", cwd=checkout).stdout.splitlines()[-2]
@@ -147,6 +148,7 @@ def test_the_sample_data_is_written_only_where_there_is_no_data_file(checkout: P
     assert _make("-n", "train", "DATA_PATH=d", cwd=checkout).stdout.splitlines()[-2] == ":"
 
 
+@pytest.mark.medium
 def test_a_path_with_spaces_comes_back_in_the_error_of_llamahome_and_its_status_in_that_of_make(checkout: Path) -> None:
     told = _make("train-resume", "CHECKPOINT=no such/it's here", cwd=checkout, WORLD_SIZE="7")
     assert told.returncode == 2

@@ -171,6 +171,7 @@ def _imports(root: Path) -> bool:
     return subprocess.run([root / ".venv/bin/python", "-I", "-c", test], capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.medium
 def test_an_installation_works_and_a_second_call_installs_nothing(project: Path) -> None:
     assert _imports(project)
     log = (project / ".venv/install.log").stat()
@@ -179,6 +180,7 @@ def test_an_installation_works_and_a_second_call_installs_nothing(project: Path)
     assert (project / ".venv/install.log").stat() == log
 
 
+@pytest.mark.medium
 def test_a_failed_change_of_the_lock_is_one_error_and_keeps_the_earlier_installation(project: Path) -> None:
     (project / "requirements.lock").write_text("brick==2.0\n")
     failed = _install(project)
@@ -190,6 +192,7 @@ def test_a_failed_change_of_the_lock_is_one_error_and_keeps_the_earlier_installa
     assert "nothing to do" in _install(project).stdout
 
 
+@pytest.mark.medium
 def test_a_killed_installation_is_repeated_and_two_concurrent_calls_install_once(project: Path) -> None:
     (project / ".venv/.llamahome-installed").unlink()
     next((project / ".venv").glob("lib/python3*/site-packages/brick.py")).unlink()

@@ -55,6 +55,7 @@ def test_the_wheel_holds_every_file_of_the_package_its_licence_and_the_command_a
     assert f"{PROJECT['name']} = " in scripts, "pipx and uvx run the command that has the name of the package"
 
 
+@pytest.mark.medium
 def test_the_sdist_holds_the_tests_and_nothing_that_a_user_made_and_makes_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)

@@ -16,6 +16,7 @@ from llamahome.checkpoint.store import load
 from llamahome.distributed.tensorfiles import TensorSlices, WriterShare, plan_files, write_files
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("world_size", "full_disk_rank"), [(2, 1), pytest.param(3, 0, marks=pytest.mark.slow)])
 def test_a_checkpoint_of_several_processes_is_read_by_one(tmp_path: Path, world_size: int, full_disk_rank: int) -> None:
     payload = {"folder": str(tmp_path), "full": full_disk_rank}
@@ -27,6 +28,7 @@ def test_a_checkpoint_of_several_processes_is_read_by_one(tmp_path: Path, world_
     assert all("No space left" in each["message"] for each in errors)
 
 
+@pytest.mark.medium
 def test_saves_in_a_thread_and_the_exchanges_of_the_loop_do_not_mix(tmp_path: Path) -> None:
     """One rank fails two of the saves: they fail on both, and nothing of them stays."""
     first, second = run_workers("tests/checkpoint/tasks.py:save_beside_exchanges", 2, {"folder": str(tmp_path), "full": 1})
@@ -48,6 +50,7 @@ def test_a_rank_that_ends_in_a_save_leaves_no_half_checkpoint(tmp_path: Path) ->
     assert differences(load(folder / "checkpoint-3")) == []
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("ranks", "machine", "full"), [(2, 2, 1), pytest.param(4, 2, 2, marks=pytest.mark.slow)])
 def test_rows_of_several_processes_are_saved_in_a_thread_as_whole_tensors(tmp_path: Path, ranks: int, machine: int, full: int) -> None:
     """A process without memory for a whole tensor still receives its rows, so that nobody waits; the save fails on all."""
@@ -64,6 +67,7 @@ def test_rows_of_several_processes_are_saved_in_a_thread_as_whole_tensors(tmp_pa
             assert torch.equal(tensor, torch.full_like(tensor, step) * torch.arange(len(tensor)).reshape(-1, *[1] * (tensor.ndim - 1)))
 
 
+@pytest.mark.medium
 def test_what_another_disk_has_under_the_name_of_the_partial_folder_is_not_taken_for_it(tmp_path: Path) -> None:
     first, second = run_workers("tests/checkpoint/tasks.py:save_beside_a_leftover", 2, {"folder": str(tmp_path)})
     assert first == ["checkpoint-3"] and second == ["checkpoint-3.tmp"]

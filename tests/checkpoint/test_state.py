@@ -14,6 +14,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.medium
 @settings(deadline=None, max_examples=50)
 @given(
     step=st.integers(0, 2**60),

@@ -146,6 +146,7 @@ keys = st.sampled_from(
 )
 
 
+@pytest.mark.medium
 @settings(deadline=None, max_examples=150)
 @given(st.dictionaries(keys, json_values, max_size=5), st.sampled_from(sorted(FORMATS)))
 def test_any_row_gives_a_conversation_or_a_problem(value: dict[str, Any], name: str) -> None:

@@ -89,6 +89,7 @@ def wait_for_a_stream(visit: Visit) -> None:
     visit.page.wait_for_function("() => document.getElementById('figure-left')?.textContent !== '–'", timeout=20000)
 
 
+@pytest.mark.medium
 def test_every_chart_has_the_points_of_its_metrics_and_asks_nobody_else(browser: Any, server: Dashboard) -> None:
     expected = {"loss": [44, 40, 5], "learning-rate": [40, 40, 40], "gradient-norm": [40, 40], "speed": [40, 40, 40]}
     expected |= {"step-time": [40] * 6, "step-shares": [40] * 6, "memory": [40, 40, 40, 2], "scores": [5, 5], "use": [19, 19, 19]}
@@ -105,6 +106,7 @@ def test_every_chart_has_the_points_of_its_metrics_and_asks_nobody_else(browser:
         assert visit.errors == []
 
 
+@pytest.mark.medium
 def test_the_losses_are_asked_for_once_by_the_head_of_the_page(browser: Any, server: Dashboard) -> None:
     with visiting(browser, "about:blank") as visit:
         asked: list[str] = []
@@ -118,6 +120,7 @@ def test_the_losses_are_asked_for_once_by_the_head_of_the_page(browser: Any, ser
         assert visit.errors == []
 
 
+@pytest.mark.medium
 def test_curves_lie_along_steps_tokens_or_time_smoothed_or_on_a_log_axis(browser: Any, server: Dashboard) -> None:
     with visiting(browser, f"{server.url}/run/{RUN_ID}") as visit:
         visit.page.wait_for_function(DRAWN)
@@ -135,6 +138,7 @@ def test_curves_lie_along_steps_tokens_or_time_smoothed_or_on_a_log_axis(browser
         assert visit.page.evaluate(distributions) == [3, 1] and visit.errors == []
 
 
+@pytest.mark.medium
 def test_every_chart_is_a_table_too_and_answers_to_the_keyboard(browser: Any, server: Dashboard) -> None:
     with visiting(browser, f"{server.url}/run/{RUN_ID}") as visit:
         visit.page.wait_for_function(DRAWN)
@@ -149,6 +153,7 @@ def test_every_chart_is_a_table_too_and_answers_to_the_keyboard(browser: Any, se
         assert "45 points; last training" in visit.page.locator("#chart-loss .plot").get_attribute("aria-label")
 
 
+@pytest.mark.medium
 def test_the_parts_of_a_step_are_bands_that_fill_the_whole_also_where_steps_lack_a_part(
     browser: Any, server: Dashboard, home: Path
 ) -> None:
@@ -171,6 +176,7 @@ def test_the_parts_of_a_step_are_bands_that_fill_the_whole_also_where_steps_lack
         assert visit.errors == []
 
 
+@pytest.mark.medium
 def test_the_planned_memory_is_drawn_beside_the_measured_one(browser: Any, server: Dashboard) -> None:
     with visiting(browser, f"{server.url}/run/{RUN_ID}") as visit:
         visit.page.wait_for_function(DRAWN)
@@ -180,6 +186,7 @@ def test_the_planned_memory_is_drawn_beside_the_measured_one(browser: Any, serve
         assert "Planned: weights 512.0 MiB, activations 256.0 MiB" in about and "Python and its libraries 512.0 MiB" in about
 
 
+@pytest.mark.medium
 def test_points_and_alerts_appear_while_the_run_trains_and_half_a_line_waits(browser: Any, server: Dashboard, home: Path) -> None:
     metrics = write_run(home, LIVE, state="running", config=CONFIG)
     with visiting(browser, f"{server.url}/run/{LIVE}") as visit:
@@ -210,6 +217,7 @@ def test_points_and_alerts_appear_while_the_run_trains_and_half_a_line_waits(bro
         assert visit.errors == []
 
 
+@pytest.mark.medium
 def test_a_page_outlives_its_server_and_goes_on_with_the_next_one(browser: Any, home: Path) -> None:
     run_id = "20261122-110000-outlives"
     metrics = write_run(home, run_id, state="running")
@@ -245,6 +253,7 @@ def test_the_list_is_filtered_while_one_types(browser: Any, server: Dashboard) -
         assert visit.page.locator("tr[data-run]:visible").count() == 0 and visit.page.locator("#none").is_visible()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.split("?")[0].split("/")[-1] or "runs")
 def test_a_page_is_accessible_fits_and_is_small(browser: Any, server: Dashboard, path: str) -> None:
     source = axe()

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 from tests.support.dashboards import RUN_ID, started, write_data, write_run
 from tests.support.projects import chats, write_rows
 from tests.support.tokenizers import save_tokenizer
@@ -38,6 +39,7 @@ def test_lengths_and_the_share_learned_are_those_of_the_rows_one_by_one(tmp_path
     assert sum(bar.rows for bar in found.bars) == 30 and found.bars[found.marked].begin > 100 >= found.bars[found.marked - 1].begin
 
 
+@pytest.mark.medium
 def test_of_many_rows_some_from_everywhere_are_read_and_of_long_ones_fewer(tmp_path: Path) -> None:
     rows = chats(1500)
     for row in rows[1400:]:
@@ -50,6 +52,7 @@ def test_of_many_rows_some_from_everywhere_are_read_and_of_long_ones_fewer(tmp_p
     assert fewer.read < MOST_ROWS and 5000 <= fewer.tokens < found.tokens
 
 
+@pytest.mark.medium
 def test_the_page_of_the_data_shows_them_with_max_length_marked(tmp_path: Path) -> None:
     write_run(tmp_path, config="data:\n  max_length: 64\n")
     write_data(tmp_path, RUN_ID)

@@ -82,6 +82,7 @@ def test_alerts_of_any_shape_are_shown_with_what_to_do_and_a_way_to_the_rows(ser
     assert "rows 12" in said, "counts of streamed rows are no places of rows"
 
 
+@pytest.mark.medium
 def test_the_rows_of_a_refused_step_and_of_a_spike_are_one_click_from_their_event(server: Dashboard) -> None:
     alerts, events = server.page(f"/run/{TRAINED}").split('<h2 id="events-title">')
     for part in (alerts, events):

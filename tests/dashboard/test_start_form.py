@@ -28,6 +28,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
         server.end()  # and the commands that run for its pages
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("epochs", [None, "many", "2"], ids=["empty", "refused", "answered"])
 def test_the_form_is_accessible_and_fits(browser: Any, server: Dashboard, epochs: str | None) -> None:
     source = axe()

@@ -162,6 +162,7 @@ def test_what_a_form_held_comes_back_as_text_and_never_as_markup(server: Dashboa
     assert f'value="{escape(markup)}"' in page.replace("&#34;", "&quot;").replace("&#39;", "&#x27;")
 
 
+@pytest.mark.medium
 def test_the_option_prints_a_token_that_every_page_needs(home: Path) -> None:
     with started(home, "--allow-start") as server:
         token = re.fullmatch(rf"open {server.url}/\?token=([\w-]{{20,}})\n", server.process.stderr.readline())[1]
@@ -174,6 +175,7 @@ def test_a_page_lets_forms_name_their_origin_and_is_confined_otherwise(server: D
     assert headers["referrer-policy"] == "same-origin" and "form-action 'self'" in headers["content-security-policy"]
 
 
+@pytest.mark.medium
 def test_a_file_is_uploaded_whole_and_never_over_another_one(tmp_path: Path) -> None:
     with started(tmp_path, "--allow-start", "--token", TOKEN) as server:
         large = os.urandom(3 << 20)
@@ -189,6 +191,7 @@ def test_a_file_is_uploaded_whole_and_never_over_another_one(tmp_path: Path) -> 
         assert len(list((tmp_path / "data/training/uploads").iterdir())) == 2
 
 
+@pytest.mark.medium
 def test_a_server_that_other_machines_reach_is_confined(home: Path) -> None:
     with started(home, "--host", "0.0.0.0", "--allow-start", "--token", TOKEN) as server:
         status, _, page = post(server, "/start", {**FORM, "data": "../secret.jsonl"})

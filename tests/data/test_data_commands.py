@@ -51,6 +51,7 @@ def shown(*words: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
+@pytest.mark.medium
 def test_sample_writes_where_it_is_told_and_does_not_overwrite(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = {"stdlib": str(Path(email.__file__).parent)}  # a small part of the library, for speed
     monkeypatch.setattr(sysconfig, "get_paths", lambda: library)
@@ -155,6 +156,7 @@ def test_plain_output_is_the_default_where_there_is_no_terminal() -> None:
     assert result.exception is None and result.stdout.count("tokens: ") == 3 and "[[answer 1" in result.stdout
 
 
+@pytest.mark.medium
 def test_when_the_reader_of_a_pipe_has_enough_the_command_ends_like_a_filter(scratch: Path) -> None:
     rows_file(400)
     words = f"{sys.executable} -m llamahome data show rows.jsonl -n 400 --model model --json"

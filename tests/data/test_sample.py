@@ -14,6 +14,7 @@ from llamahome.data.sample import _pairs, write_sample
 from llamahome.errors import MachineError
 
 
+@pytest.mark.medium
 def test_every_row_of_the_library_can_be_learned_from(tmp_path: Path) -> None:
     count = write_sample(tmp_path / "all.jsonl", rows=None)
     lines = (tmp_path / "all.jsonl").read_text().splitlines()

@@ -31,6 +31,7 @@ def of_srun(rank: int) -> dict[str, str]:
     return {**SRUN_NODES, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
 
 
+@pytest.mark.medium
 def test_tasks_of_srun_join_without_an_address() -> None:
     port = free_port()
     both = [joining(port, "40 s", of_srun(rank)) for rank in (1, 0)]
@@ -38,6 +39,7 @@ def test_tasks_of_srun_join_without_an_address() -> None:
     assert output == ["0 2 1.0\n", "1 2 1.0\n"]
 
 
+@pytest.mark.medium
 def test_leftover_variables_lead_to_an_error_that_names_the_missing_ranks() -> None:
     leftover = {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     process = joining(29500, "1 s", leftover)
@@ -47,6 +49,7 @@ def test_leftover_variables_lead_to_an_error_that_names_the_missing_ranks() -> N
     assert "help: unset RANK WORLD_SIZE" in output
 
 
+@pytest.mark.medium
 def test_a_missing_process_0_is_an_error() -> None:
     process = joining(free_port(), "1 s", of_srun(1))
     output, _ = process.communicate(timeout=60)

@@ -109,6 +109,7 @@ def test_all_sizes_that_do_not_fit_are_reported_with_sizes_that_do():
     assert caught.value.problems[0].hint == "--world-size 2"
 
 
+@pytest.mark.medium
 def test_every_process_gets_the_arguments_unchanged(outcomes):
     assert outcomes["done"]["status"] == 0
     for rank in range(2):
@@ -116,33 +117,39 @@ def test_every_process_gets_the_arguments_unchanged(outcomes):
         assert (outcomes["folder"] / f"done-{rank}").read_text() == " ".join(words)
 
 
+@pytest.mark.medium
 def test_the_environment_is_restored(outcomes):
     assert all(outcomes[scene]["environment restored"] for scene in ("done", *SCENES))
 
 
+@pytest.mark.medium
 def test_the_exit_status_of_process_0_is_returned_if_it_showed_its_error_itself(outcomes):
     assert outcomes["first-shows-its-error"]["status"] == 3 and outcomes["first-shows-its-error"]["problems"] == []
     assert (outcomes["folder"] / "screen-first-shows-its-error").read_text() == "error of process 0\n"
 
 
+@pytest.mark.medium
 def test_a_process_that_ends_early_is_reported_with_its_stderr_and_status(outcomes):
     status, kind, problem = _only(outcomes, "second-ends-early")
     assert (status, kind) == (3, "DataError")
     assert "process 1" in problem["message"] and "error[data.empty]: nothing there" in problem["excerpt"]
 
 
+@pytest.mark.medium
 def test_a_killed_process_ends_the_others_and_is_named(outcomes):
     status, kind, problem = _only(outcomes, "killed")
     assert (status, kind, problem["code"]) == (4, "MachineError", "distributed.process-killed")
     assert "process 1 was killed by SIGKILL" in problem["message"]
 
 
+@pytest.mark.medium
 def test_the_error_of_the_first_failed_process_is_raised_unchanged(outcomes):
     status, kind, problem = _only(outcomes, "data-error")
     assert (status, kind) == (3, "DataError")
     assert (problem["code"], problem["where"], problem["hint"]) == ("data.bad-json", "x.jsonl:3", "llamahome data check x.jsonl")
 
 
+@pytest.mark.medium
 def test_a_killed_process_is_the_cause_not_the_lost_connection_of_its_peer(outcomes):
     assert _only(outcomes, "peer-killed")[2]["code"] == "distributed.process-killed"
 
@@ -165,6 +172,7 @@ def _gone(pids, within):
     return True
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_reaches_every_worker_once_and_they_save_and_end_with_75(tmp_path, number):
     driver, pids = _start("stop", tmp_path)
@@ -188,6 +196,7 @@ def test_workers_do_not_outlive_a_killed_launcher_and_remove_its_folder(tmp_path
     assert not list((tmp_path / "temporary").glob("llamahome-launch-*"))
 
 
+@pytest.mark.medium
 def test_a_stop_before_anything_is_saved_ends_all_processes_at_once(tmp_path):
     driver, pids = _start("sleeps", tmp_path)
     driver.send_signal(signal.SIGTERM)

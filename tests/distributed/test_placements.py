@@ -42,6 +42,7 @@ def check(base: str, world_size: int, steps: int) -> None:
         assert each[2]["net/sent"] - once[2]["net/sent"] == pytest.approx(more, rel=0.05)
 
 
+@pytest.mark.medium
 def test_two_processes_in_every_placement_train_like_one(base: str) -> None:
     check(base, 2, 4)
 

@@ -131,6 +131,7 @@ def test_a_process_that_was_stopped_for_longer_than_the_limit_goes_on(tmp_path: 
     assert (process.returncode, out, err) == (0, "end\n", "")
 
 
+@pytest.mark.medium
 def test_all_processes_agree_who_hangs() -> None:
     first, second = run_workers("tests/distributed/tasks.py:one_hangs", 2)
     assert first == second
@@ -168,6 +169,7 @@ def started(then: str, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env=worker_environment(), check=False)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("how", MOVING)
 def test_a_start_that_moves_goes_on_whatever_the_limit(how: str) -> None:
     ended = started(MOVING[how])
@@ -199,6 +201,7 @@ def test_a_start_that_waits_in_a_thread_for_a_stopped_process_names_both_and_lea
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.medium
 def test_while_one_process_reads_for_ever_the_others_wait_and_say_so() -> None:
     first, second = run_workers("tests/distributed/tasks.py:one_reads_for_ever", 2)
     assert first == []

@@ -95,6 +95,7 @@ def ended(process: subprocess.Popen) -> tuple[int, dict[str, dict]]:
     return process.returncode, {check["name"]: check for check in json.loads(out)["checks"]}
 
 
+@pytest.mark.medium
 def test_two_hosts_measure_their_link_or_say_why_there_is_none(hosts: list[str], tmp_path: Path) -> None:
     machines = [start(hosts[rank], rank, tmp_path) for rank in (1, 0)]
     for status, checks in map(ended, machines):
@@ -109,6 +110,7 @@ def test_two_hosts_measure_their_link_or_say_why_there_is_none(hosts: list[str],
     assert "is not reached: Network is unreachable" in lost["nodes"]["detail"], lost
 
 
+@pytest.mark.medium
 def test_an_address_that_answers_nothing_and_one_of_another_machine_are_told_apart(hosts: list[str], tmp_path: Path) -> None:
     short = ("--set", "distributed.join_timeout=3 s")
     silent = start(hosts[1], 1, tmp_path, *short, address="10.77.9.77")

@@ -141,6 +141,7 @@ def nodes(folder: Path, rank: int, port: int, *words: str, address: str = "127.0
     return diagnose(folder, "--only", "network", *place, "--set", f"distributed.join_timeout={seconds}", *words)["nodes"]
 
 
+@pytest.mark.medium
 def test_a_taken_port_an_absent_machine_and_a_stranger_are_told_apart(tmp_path: Path) -> None:
     with Listener() as port:
         taken = nodes(tmp_path, 0, port)

@@ -22,6 +22,7 @@ def alerts(project: Project) -> set[str]:
     return {event["alert"] for event in events(project, "alert")}
 
 
+@pytest.mark.medium
 def test_a_healthy_run_raises_nothing_and_notifies_of_its_end_only(project: Project) -> None:
     done = project.type(
         "train", "chats.jsonl", *WORDS, "--set", f"monitoring.notify=cat >> {shlex.quote(str(project.folder / 'notes'))}"
@@ -54,6 +55,7 @@ def test_a_run_that_over_fits_says_so_while_it_runs(project: Project) -> None:
     assert found["step"] in [alert.step for alert in again if alert.name == "overfitting"], "the file alone says the same"
 
 
+@pytest.mark.medium
 def test_a_run_that_diverges_raises_an_alert_and_notifies_of_its_failure(project: Project) -> None:
     out = shlex.quote(str(project.folder / "notes"))
     words = ("--set", "training.learning_rate=1e30", "--set", "training.max_grad_norm=null", "--set", f"monitoring.notify=cat >> {out}")

@@ -22,6 +22,7 @@ def saved(project: Project, folder: Path) -> list[str]:
     return re.findall(r"^  (?:epochs|batch_size): .*$", (folder / "config.yaml").read_text(), flags=re.MULTILINE)
 
 
+@pytest.mark.medium
 def test_the_numbers_are_said_obeyed_and_written_down_and_a_resumed_run_keeps_them(project: Project) -> None:
     done = project.type("train", "chats.jsonl", *AUTO, "--set", "checkpoint.every=2 steps", "--set", "checkpoint.keep_last=100").expect(0)
     rows, passes, steps, batch = map(float, numbers(done.err))

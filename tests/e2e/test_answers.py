@@ -25,6 +25,7 @@ def measured(project: Project, *words: str) -> Answer:
     return project.type("train-eval", *words, "--max-new-tokens", "8")
 
 
+@pytest.mark.medium
 def test_a_run_is_measured_beside_its_base_and_all_answers_are_written(tuned: Project) -> None:
     answer = measured(tuned, "latest", "test.jsonl", "--metric", "f1", "--metric", "exact", "--json").expect(0)
     found = answer.json
@@ -47,6 +48,7 @@ def test_a_run_is_measured_beside_its_base_and_all_answers_are_written(tuned: Pr
     assert f"answers: {found['answers'].removesuffix('.jsonl')}-2.jsonl" in again.out and len(list(path.parent.iterdir())) == 2
 
 
+@pytest.mark.medium
 def test_the_base_by_switching_the_adapter_off_is_the_base_alone(tuned: Project) -> None:
     beside = measured(tuned, "latest", "test.jsonl", "--answers", "a.jsonl", "--json").expect(0).json
     alone = measured(tuned, "tiny", "test.jsonl", "--answers", "b.jsonl", "--json").expect(0).json
@@ -69,6 +71,7 @@ def test_a_fully_trained_run_is_compared_with_the_base_that_it_names(project: Pr
     assert found["difference"]["loss"]["mean"] == pytest.approx(found["loss"] - alone["loss"], rel=1e-3)
 
 
+@pytest.mark.medium
 def test_rows_without_an_answer_are_counted_and_texts_alone_are_refused(tuned: Project) -> None:
     rows = [*chats(3), {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "fine", "weight": 0}]}]
     write_rows(tuned.folder / "some.jsonl", rows)
@@ -81,6 +84,7 @@ def test_rows_without_an_answer_are_counted_and_texts_alone_are_refused(tuned: P
     assert measured(tuned, "latest", "texts.jsonl", "--json").expect(0).json["loss"] > 0
 
 
+@pytest.mark.medium
 def test_a_function_of_the_user_gets_the_row_and_its_error_keeps_the_answers(tuned: Project) -> None:
     write_rows(tuned.folder / "test.jsonl", [{**row, "id": number} for number, row in enumerate(chats(4))])
     functions = {"score": "row['id']", "broken": "1 / (2 - row['id'])"}

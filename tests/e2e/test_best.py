@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
 from tests.support.projects import Project
 
 OVERSHOOTS = ("--set", "evaluation.every=1 step", "--set", "training.schedule=constant", "--set", "training.learning_rate=0.3")
@@ -27,6 +28,7 @@ def test_final_is_the_best_checkpoint_bit_for_bit_and_early_stop_says_why(projec
     assert weights(root / "final") == weights(root / f"checkpoint-{step}/model") != weights(root / f"checkpoint-{max(losses)}/model")
 
 
+@pytest.mark.medium
 def test_the_best_survives_a_resume_and_the_next_best_is_named_where_it_was_deleted(project: Project) -> None:
     project.type("train", "chats.jsonl", *OVERSHOOTS, *BEST, "--set", "evaluation.early_stop_patience=2", "--max-steps", "40").expect(0)
     losses, root = project.run.by_step("eval/loss"), project.run.paths.root
@@ -44,6 +46,7 @@ def test_the_best_survives_a_resume_and_the_next_best_is_named_where_it_was_dele
     assert int(named) == best and weights(root / "final") == weights(root / f"checkpoint-{step}/model")
 
 
+@pytest.mark.medium
 def test_a_score_of_answers_decides_and_is_recorded(project: Project) -> None:
     (project.folder / "longest.py").write_text("def score(answer, reference):\n    return float(len(answer))\n", encoding="utf-8")
     words = ("--set", "evaluation.every=2 steps", "--set", "evaluation.metric=longest.py:score", "--max-steps", "6")

@@ -96,6 +96,7 @@ def answers(project: Project, model: str, *questions: str, system: str | None = 
     return [line for turn in found["turns"] for line in (turn["answer"] + "\n").splitlines()]
 
 
+@pytest.mark.medium
 def test_undo_clear_and_system_change_what_the_model_is_asked(trained: Project) -> None:
     hello, other = answers(trained, "latest", "hello"), answers(trained, "latest", "the cat")
     assert typed(trained, "latest", "hello", "/undo", "the cat")[0] == hello + other
@@ -107,6 +108,7 @@ def test_undo_clear_and_system_change_what_the_model_is_asked(trained: Project) 
     assert "no question to forget" in typed(trained, "latest", "/undo")[1]
 
 
+@pytest.mark.medium
 def test_an_unknown_command_is_named_with_the_nearest_and_paths_are_questions(trained: Project) -> None:
     out, err = typed(trained, "latest", "/udno", "/SAVE", "/xyzzy")
     assert out == [] and "/udno: /undo is the nearest" in err and "/SAVE: /save is the nearest" in err and "/xyzzy: the commands are" in err
@@ -161,6 +163,10 @@ def test_a_conversation_that_is_too_long_is_refused_and_no_turn_is_dropped(train
     save_tiny(trained.folder / "data/models/base/rotary", max_position_embeddings=48)
     _, err = typed(trained, "rotary", "the cat sat on the mat " * 12)
     assert "was trained on at most 48" in err
+
+
+PASTING = r"\x1b\[\?2004[hl]"
+"""What readline writes around a line to tell the terminal whether pasted text is marked."""
 
 
 class Terminal:
@@ -223,9 +229,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat_and_ctrl_d_leaves(trained: Pro
     save_tiny(trained.folder / "data/models/base/long", max_position_embeddings=10**6)
     terminal = Terminal(trained, "chat", "long", "--max-new-tokens", "100000", "--temperature", "5", "--top-p", "0.3", "--seed", "4")
     terminal.wait_for("you> ")
-    for number in range(8):  # an answer that ends by itself within a second leaves Ctrl-C to the next prompt
+    for number in range(8):  # an answer that ends by itself before Ctrl-C leaves it to the next prompt
         terminal.type(f"hello {number}\n")
-        time.sleep(1)
+        terminal.wait_for(rf"hello {number}\s(?:\s|{PASTING})*[^\s\x1b]")  # the answer has begun
         terminal.type("\x03")
         if "stopped" in terminal.wait_for("(stopped; /undo|exit leaves)"):
             break

@@ -25,6 +25,7 @@ def _flip(path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.medium
 def test_every_kind_of_folder_is_named(trained: Project) -> None:
     root = trained.run.root.resolve()
     _flip(root / "checkpoint-2/config.yaml")
@@ -55,6 +56,7 @@ def test_verify_prints_one_object_and_exits_with_7_if_anything_differs(trained: 
     assert trained.type("checkpoint", "verify", "nothing-here").expect(7).codes == ["checkpoint.not-a-checkpoint"]
 
 
+@pytest.mark.medium
 def test_prune_deletes_what_it_said_and_nothing_else(trained: Project) -> None:
     root = trained.run.root.resolve()
     (root / "checkpoint-6.tmp").mkdir()
@@ -70,6 +72,7 @@ def test_prune_deletes_what_it_said_and_nothing_else(trained: Project) -> None:
     trained.type("train-resume", "latest").expect(0)
 
 
+@pytest.mark.medium
 def test_prune_renames_what_is_half_written_before_it_deletes_it(trained: Project) -> None:
     """A save that writes there could otherwise commit the files that are not deleted yet."""
     root = trained.run.root.resolve()
@@ -81,6 +84,7 @@ def test_prune_renames_what_is_half_written_before_it_deletes_it(trained: Projec
     assert not list(root.glob(".trash*"))
 
 
+@pytest.mark.medium
 def test_a_copy_under_a_later_name_is_not_resumed(trained: Project) -> None:
     root = trained.run.root.resolve()
     shutil.copytree(root / "checkpoint-1", root / "checkpoint-8")
@@ -95,6 +99,7 @@ def test_the_help_of_a_damaged_checkpoint_quotes_a_folder_with_spaces(project: P
     assert shlex.split(answer.helps[0]) == ["llamahome", "train-resume", "our runs/first try/checkpoint-4"]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("command", ["list", "verify", "prune"])
 def test_the_help_for_an_unknown_run_starts_no_training_and_deletes_nothing(trained: Project, command: str) -> None:
     answer = trained.type("checkpoint", command, "nothing-here").expect(7)

@@ -7,10 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
+import pytest
 from tests.support.dashboards import started
 from tests.support.projects import Project, wait_until
 
 
+@pytest.mark.medium
 def test_a_training_goes_on_when_the_dashboard_that_follows_it_is_killed(project: Project) -> None:
     metrics = project.folder / "data/metrics/logs"
 
@@ -32,6 +34,7 @@ def test_a_training_goes_on_when_the_dashboard_that_follows_it_is_killed(project
     assert sorted(project.run.by_step("train/loss")) == list(range(1, 201))
 
 
+@pytest.mark.medium
 def test_the_rows_of_a_real_run_are_those_that_data_show_prints(make_project: Callable[[Path], Project], tmp_path: Path) -> None:
     project = make_project(tmp_path / "project")
     project.type("train", "chats.jsonl", "--set", "checkpoint.every=2 steps").expect(0)

@@ -49,6 +49,7 @@ def rough(project: Project) -> Project:
     return project
 
 
+@pytest.mark.medium
 def test_streamed_and_prepared_runs_learn_the_same_to_the_bit(rough: Project) -> None:
     streamed = rough.type("train", *LONG, *STREAM).expect(0)
     assert stores(rough) == [] and "tokenized while the model trains" in streamed.err
@@ -60,6 +61,7 @@ def test_streamed_and_prepared_runs_learn_the_same_to_the_bit(rough: Project) ->
     assert learned(rough) == one and len(stores(rough)) == 1
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("before", "after"), [(STREAM, PREPARE), (PREPARE, STREAM)])
 def test_a_resume_may_change_from_one_to_the_other(rough: Project, before: tuple[str, ...], after: tuple[str, ...]) -> None:
     rough.type("train", *LONG, *before).expect(0)
@@ -69,6 +71,7 @@ def test_a_resume_may_change_from_one_to_the_other(rough: Project, before: tuple
     assert learned(rough) == straight
 
 
+@pytest.mark.medium
 def test_a_bad_row_in_a_stream_names_its_place_and_the_run_goes_on_without_it(project: Project) -> None:
     rows = [json.dumps(row) for row in chats(600)]
     rows[555] = '{"messages"'
@@ -81,6 +84,7 @@ def test_a_bad_row_in_a_stream_names_its_place_and_the_run_goes_on_without_it(pr
     assert "1 bad row left out" in done.err and math.isfinite(project.run.by_step("train/loss")[38])
 
 
+@pytest.mark.medium
 def test_several_sources_are_mixed_and_resumed(project: Project) -> None:
     write_rows(project.folder / "more chats.jsonl", chats(10, seed=1))
     mixture = "data.mixture={more chats.jsonl: 2, chats.jsonl: 0.5}"

@@ -31,6 +31,7 @@ def typed(helped: str) -> list[str]:
     return words[at : at + 2]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_learned_end_token_is_saved_for_other_tools(project: Project, method: str) -> None:
     edit(project, "tokenizer_config.json", eos_token="<|endoftext|>")
@@ -44,6 +45,7 @@ def test_the_learned_end_token_is_saved_for_other_tools(project: Project, method
         assert "answers end in <|im_end|>" in shown.out + shown.err
 
 
+@pytest.mark.medium
 def test_without_an_end_token_the_help_sets_one_that_is_learned_and_saved(project: Project) -> None:
     edit(project, "tokenizer_config.json", eos_token=None)
     edit(project, "generation_config.json", eos_token_id=None)
@@ -62,6 +64,7 @@ def test_without_an_end_token_the_help_sets_one_that_is_learned_and_saved(projec
     project.type("train-resume", "latest", "--max-steps", "2").expect(0)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("template", [REFUSES, SILENT], ids=["refuses", "silent"])
 def test_the_help_for_a_system_text_trains_it_and_other_tools_render_it_the_same_way(project: Project, template: str) -> None:
     (project.folder / "data/models/base/tiny/chat_template.jinja").write_text(template)

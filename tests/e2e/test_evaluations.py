@@ -17,6 +17,7 @@ def held_out_losses(project: Project) -> dict[int, float]:
     return project.run.by_step("eval/loss")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("data", ["prepared", "streamed", "a file of its own"])
 def test_a_short_run_evaluates_the_fewest_rows_and_says_so(many: Project, data: str) -> None:
     words = FEW
@@ -36,6 +37,7 @@ def test_a_short_run_evaluates_the_fewest_rows_and_says_so(many: Project, data: 
     assert held_out_losses(many).keys() == few.keys() and held_out_losses(many)[0] != few[0]
 
 
+@pytest.mark.medium
 def test_a_run_that_goes_on_evaluates_the_rows_that_it_began_with(many: Project) -> None:
     many.type("train", *FEW).expect(0)
     straight = held_out_losses(many)

@@ -157,6 +157,7 @@ def test_a_checkpoint_has_a_name_of_its_own_and_the_card_names_no_path_of_this_m
     assert f"| steps | {trained.run.checkpoints[-1]} |" in card
 
 
+@pytest.mark.medium
 def test_the_card_tells_how_the_weights_were_trained_also_if_they_are_not_the_last(project: Project) -> None:
     keep = ("--set", "checkpoint.every=1 steps", "--set", "checkpoint.keep_last=9", "--set", "evaluation.every=1 steps")
     project.type("train", "chats.jsonl", "--max-steps", "3", *keep).expect(0)
@@ -212,6 +213,7 @@ def test_an_unknown_type_names_those_there_are_and_its_help_works(project: Proje
     project.type("export", "tiny", "--to", "merged", *words, "--output", "out").expect(0)
 
 
+@pytest.mark.medium
 def test_a_killed_export_leaves_nothing_under_its_name_and_works_the_next_time(project: Project) -> None:
     with project.start("export", "tiny", "--to", "merged", "--output", "out") as process:
         partial = project.folder / "out.tmp"

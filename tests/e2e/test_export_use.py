@@ -78,6 +78,7 @@ def with_system(rows: list[dict], *texts: str) -> list[dict]:
     return [{"messages": [system, *row["messages"]]} for system, row in zip(systems, rows, strict=True)]
 
 
+@pytest.mark.medium
 def test_the_system_message_of_all_rows_is_set_in_the_modelfile_and_told_by_every_command_that_uses_the_model(project: Project) -> None:
     write_rows(project.folder / "chats.jsonl", with_system(chats(24), "You are Marvin.\nSigh."))
     answer = project.type("train", "chats.jsonl", "--max-steps", "1").expect(0)
@@ -177,6 +178,7 @@ def test_a_broken_adapter_is_refused_with_its_reason_and_leaves_nothing_behind(p
     assert [path.name for path in project.folder.glob("out*") if not path.is_symlink()] == []
 
 
+@pytest.mark.medium
 def test_an_export_that_the_disk_does_not_hold_leaves_nothing(project: Project) -> None:
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))

@@ -43,6 +43,7 @@ def _adapter(project: Project, folder: str, **changes) -> str:
     return folder
 
 
+@pytest.mark.medium
 def test_rank_and_layers_are_the_adapters_own(chained: Project) -> None:
     one, two = _config(chained, "one"), _config(chained, "two")
     assert [one[key] for key in ("r", "lora_alpha", "use_rslora", "use_dora")] == [
@@ -57,6 +58,7 @@ def test_the_first_loss_is_the_one_that_the_adapter_has(chained: Project) -> Non
     assert untrained["step"] == 0 and untrained["eval/loss"] == pytest.approx(measured["eval/loss"], rel=1e-6)
 
 
+@pytest.mark.medium
 def test_a_run_goes_on_bit_for_bit_when_the_first_adapter_is_gone(project: Project) -> None:
     project.type(
         *SECOND, "--output", "killed", "--set", "checkpoint.async=false", at=[("llamahome.training.loop:train_step", 4, ["SIGKILL"])]
@@ -68,6 +70,7 @@ def test_a_run_goes_on_bit_for_bit_when_the_first_adapter_is_gone(project: Proje
     assert "tokenizer.json" in {path.name for path in (project.folder / "killed/final").iterdir()}
 
 
+@pytest.mark.medium
 def test_runs_show_tells_where_it_began_also_when_that_is_gone(project: Project) -> None:
     project.type(*SECOND, "--output", "second").expect(0)
     project.type("train", "chats.jsonl", "--from-adapter", "second", "--output", "three").expect(0)

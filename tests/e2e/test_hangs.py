@@ -56,6 +56,7 @@ READING = "llamahome.data.store.row_reader:encode"
 LOADING = "llamahome.model.load:check_finite"
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("place", "where"), [(READING, "reading the data"), pytest.param(LOADING, "loading the model", marks=pytest.mark.slow)]
 )

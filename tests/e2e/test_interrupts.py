@@ -26,6 +26,7 @@ PHASES = {
     "the final model is written": ("llamahome.saving:write_model", 4),
     "the final model is renamed": ("llamahome.checkpoint.store:durable.replace_folder", 4),
 }
+FEW = ("settings are checked", "a step is done", "a checkpoint is written")
 NOBODY_LISTENS = ("settings are checked",)
 NO_STEP_FOLLOWS = ("the last checkpoint is written", "the final model is written", "the final model is renamed")
 OFTEN = ("chats.jsonl", "--set", "checkpoint.every=2 steps", "--set", "evaluation.every=2 steps", "--set", "checkpoint.keep_best=0")
@@ -60,7 +61,7 @@ def goes_on_to_the_same_end(project: Project, straight: dict[str, bytes]) -> Ans
     return answer
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", [pytest.param(phase, marks=[pytest.mark.medium] * (phase not in FEW)) for phase in PHASES])
 def test_the_first_ctrl_c_saves_and_says_how_to_go_on(project: Project, straight: dict[str, bytes], phase: str) -> None:
     answer = project.type("train", *WORDS, at=[(*PHASES[phase], ["SIGINT"])])
     if phase in NOBODY_LISTENS:
@@ -77,6 +78,7 @@ def test_the_first_ctrl_c_saves_and_says_how_to_go_on(project: Project, straight
     assert list(project.run.by_step("train/loss")) == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("phase", [phase for phase in PHASES if phase not in NOBODY_LISTENS])
 def test_the_second_ctrl_c_leaves_at_once_and_nothing_is_half_written(project: Project, straight: dict[str, bytes], phase: str) -> None:
     answer = project.type("train", *WORDS, at=[(*PHASES[phase], ["SIGINT", "SIGINT"])])
@@ -85,6 +87,7 @@ def test_the_second_ctrl_c_leaves_at_once_and_nothing_is_half_written(project: P
     goes_on_to_the_same_end(project, straight)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("phase", ["rows are read", "the model is loaded", "a step is done", "a checkpoint is written"])
 def test_a_resumed_run_listens_too(project: Project, straight: dict[str, bytes], phase: str) -> None:
     project.type("train", *WORDS, at=[("llamahome.training.loop:train_step", 1, ["SIGINT"])]).expect(75)
@@ -116,6 +119,7 @@ def test_ctrl_c_in_a_reading_command_leaves(project: Project) -> None:
     assert answer.status == 130 and "Traceback" not in answer.err
 
 
+@pytest.mark.medium
 def test_a_stop_while_the_starter_is_fetched_leaves_nothing(project: Project, tmp_path: Path) -> None:
     """pip gets the Ctrl-C of the terminal as well and fails: here it fails because its index is an empty folder."""
     (tmp_path / "empty").mkdir()
@@ -170,6 +174,7 @@ def test_checkpoints_of_two_processes_written_beside_the_training_are_those_writ
     assert found[0] == found[1] and len(found[0]) == 10
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_checkpoints_written_beside_the_training_are_those_written_in_the_loop(make_project, tmp_path: Path, method: str) -> None:
     found = []
@@ -182,6 +187,7 @@ def test_checkpoints_written_beside_the_training_are_those_written_in_the_loop(m
     assert found[0] == found[1] and len(found[0]) == 10 and all(len(each) == 3 for each in found[0].values())
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("signals", "place"),
     [

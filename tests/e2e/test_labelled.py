@@ -67,6 +67,7 @@ def test_labels_of_one_kind_are_warned_of(rated: Project, kept: bool, said: str)
     assert f"all 24 answers are labelled {'good' if kept else 'bad'}" in answer.err and said in answer.err
 
 
+@pytest.mark.medium
 def test_the_data_commands_and_the_plan_read_labelled_answers(rated: Project) -> None:
     shown = rated.type("data", "show", "labels.jsonl", "-n", "2", "--json", *KTO).expect(0)
     rows = [json.loads(line) for line in shown.out.splitlines()]

@@ -44,6 +44,7 @@ def assert_goes_on_bit_for_bit(project: Project, *words: str) -> None:
     assert project.run.weights() == weights
 
 
+@pytest.mark.medium
 def test_a_student_learns_from_its_teacher_and_a_stopped_run_goes_on_bit_for_bit(taught: Project) -> None:
     assert_goes_on_bit_for_bit(taught, *DISTILL)
     divergence = taught.run.by_step("train/divergence")
@@ -73,6 +74,7 @@ def test_a_killed_teaching_goes_on_and_a_whole_one_is_left_as_it_is(project: Pro
     assert {path.name: path.read_bytes() for path in (project.folder / "taught").iterdir()} == files
 
 
+@pytest.mark.medium
 def test_answers_are_rewarded_and_a_stopped_run_goes_on_bit_for_bit(project: Project) -> None:
     reward(project)
     assert_goes_on_bit_for_bit(project, *GRPO, *SHORT, "--set", "grpo.beta=0.1")

@@ -95,6 +95,7 @@ def set_keys(project: Project, file: str, **values: object) -> None:
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
+@pytest.mark.medium
 def test_every_command_warns_of_special_tokens_without_a_row_and_none_saves_them(project: Project) -> None:
     set_keys(project, "config.json", pad_token_id=VOCABULARY, bos_token_id=9999)
     set_keys(project, "generation_config.json", eos_token_id=[2, 8888], pad_token_id=7777)
@@ -112,6 +113,7 @@ def test_a_padding_id_of_minus_one_means_no_padding_token(project: Project) -> N
     assert "warning: the embedding" not in project.type(*VERBS["train"]).expect(0).err
 
 
+@pytest.mark.medium
 def test_every_command_refuses_a_model_whose_end_tokens_have_no_row_and_the_help_fixes_it(project: Project) -> None:
     for file in ("config.json", "generation_config.json"):
         set_keys(project, file, eos_token_id=9999)

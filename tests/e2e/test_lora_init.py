@@ -25,6 +25,7 @@ def trained(make_project: Callable[[Path], Project], tmp_path_factory: pytest.Te
     return project
 
 
+@pytest.mark.medium
 def test_a_resumed_run_ends_with_the_same_bytes(trained: Project) -> None:
     trained.type("train-resume", "whole/checkpoint-2", "--set", "output.dir=again").expect(0)
     ended = [files(trained.folder / run / "checkpoint-4") for run in ("whole", "again")]
@@ -40,6 +41,7 @@ def test_two_processes_train_as_one(trained: Project) -> None:
         assert (two[name] - weight).norm() <= 1e-4 * weight.norm(), name
 
 
+@pytest.mark.medium
 def test_the_adapter_is_a_plain_one_of_twice_the_rank_for_every_command(trained: Project) -> None:
     settings = json.loads((trained.folder / "whole/final/adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"], settings["init_lora_weights"]) == (8, 8, True)
@@ -54,6 +56,7 @@ def test_the_adapter_is_a_plain_one_of_twice_the_rank_for_every_command(trained:
     assert "lora.rank 16 -> 8" in answer.err and "lora.init olora has no effect" in answer.err
 
 
+@pytest.mark.medium
 def test_loftq_brings_a_base_in_4_bits_nearer_to_itself(trained: Project) -> None:
     save_tiny(trained.folder / "data/models/base/wide", hidden_size=64, intermediate_size=128, head_dim=16)
     words = ("chats.jsonl", "--model", "wide", "--max-steps", "1", "--set", "model.quantization=nf4", "--set", "lora.rank=32")
@@ -80,6 +83,7 @@ def test_what_cannot_begin_so_is_refused(trained: Project, words: tuple[str, ...
     assert refused.codes == [code] and said in refused.err
 
 
+@pytest.mark.medium
 def test_rows_decide_ranks_with_eva_and_a_resumed_run_keeps_them(trained: Project) -> None:
     words = (*TRAIN, "--set", "lora.init=eva", "--set", "lora.rank=4", "--set", "data.eval_split=8")
     said = trained.type("train", *words, "--output", "eva").expect(0).err

@@ -24,6 +24,7 @@ def one_problem(answer: Answer, status: int, code: str) -> str:
     return answer.helps[0] if answer.helps else ""
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("verb", ["chat", "train-eval", "train-resume"])
 def test_the_help_for_a_moved_base_fixes_every_command(project: Project, verb: str) -> None:
     bases = project.folder / "data/models/base"
@@ -56,6 +57,7 @@ def test_every_command_names_a_weight_that_is_not_finite(project: Project) -> No
         assert "model.layers.1.self_attn.o_proj.weight, 1 of 1,024 values NaN, in model.safetensors" in answer.err
 
 
+@pytest.mark.medium
 def test_a_run_on_experts_lists_its_adapters_and_resumes_bit_for_bit(project: Project) -> None:
     folder = project.folder / "experts"
     tiny_experts("qwen3-moe", vocab_size=320, max_position_embeddings=512).save_pretrained(folder)

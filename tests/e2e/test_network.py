@@ -71,6 +71,7 @@ def test_the_guard_notices_a_name_that_is_looked_up_and_an_address_that_is_calle
     assert [event for event, _, _ in found] == ["socket.getaddrinfo", "socket.connect"]
 
 
+@pytest.mark.medium
 def test_checking_data_asks_nothing_of_the_network(project: Project, tmp_path: Path) -> None:
     assert _run(project, tmp_path / "guard", "data", "check", "chats.jsonl") == []
 

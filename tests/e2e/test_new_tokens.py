@@ -80,6 +80,7 @@ def test_the_rows_of_new_tokens_are_trained_and_no_others(bench: Project) -> Non
     assert weights[name].shape[0] == len(TOKENS) and (moved > 0).all() and (moved < 0.1).all()
 
 
+@pytest.mark.medium
 def test_a_run_with_new_tokens_resumes_bit_for_bit_and_needs_its_file_no_more(grown: Project) -> None:
     file = grown.folder / "tokens.txt"
     file.write_text("\n".join(TOKENS) + "\n")
@@ -94,6 +95,7 @@ def test_a_run_with_new_tokens_resumes_bit_for_bit_and_needs_its_file_no_more(gr
         assert torch.equal(tensor, weights[1][name]), name
 
 
+@pytest.mark.medium
 def test_an_adapter_with_new_tokens_talks_is_measured_and_is_trained_further(grown: Project) -> None:
     train(grown)
     grown.type("chat", "out", "--prompt", "the <think>", "--max-new-tokens", "2").expect(0)
@@ -112,6 +114,7 @@ def test_a_fully_trained_model_with_new_tokens_is_loaded_by_transformers_and_tal
     grown.type("chat", "out", "--prompt", "the <think>", "--max-new-tokens", "2").expect(0)
 
 
+@pytest.mark.medium
 def test_data_commands_and_plan_read_a_new_token_as_one(project: Project) -> None:
     write_rows(project.folder / "rows.jsonl", ROWS)
     for words in (("data", "check", "rows.jsonl", "--model", "tiny"), ("plan", "rows.jsonl")):
@@ -139,6 +142,7 @@ def test_every_token_that_cannot_be_added_is_named_at_once(project: Project) -> 
     assert missing.codes == ["model.bad-new-token"] and "tokens.txt" in missing.err
 
 
+@pytest.mark.medium
 def test_whole_modules_beside_an_adapter_are_loaded_by_peft_exported_and_trained_further(project: Project) -> None:
     write_rows(project.folder / "rows.jsonl", ROWS)
     whole = ("--set", "lora.modules_to_save=[lm_head]", "--set", "lora.rank_pattern={q_proj: 4}", "--set", "lora.layers=[1]")

@@ -50,6 +50,7 @@ def test_each_public_name_exists_and_no_module_of_the_package_hides_it() -> None
         importlib.import_module("llamahome").nothing  # noqa: B018
 
 
+@pytest.mark.medium
 def test_its_cells_run_in_plain_python(project: Project) -> None:
     shutil.rmtree(project.folder / "data/metrics", ignore_errors=True)
     script = "\n".join(CODE)

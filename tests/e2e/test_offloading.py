@@ -30,6 +30,7 @@ def deep(make_project: Callable[[Path], Project], tmp_path_factory: pytest.TempP
     return project
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", [name if name == "lora" else pytest.param(name, marks=pytest.mark.slow) for name in KINDS])
 def test_what_is_learned_is_the_same_bit_for_bit(deep: Project, kind: str) -> None:
     learned = []
@@ -66,6 +67,7 @@ def test_it_contradicts_checkpointing_that_is_off(deep: Project) -> None:
     assert refused.codes == ["config.offload-needs-checkpointing"] and refused.helps == ["--set training.gradient_checkpointing=true"]
 
 
+@pytest.mark.medium
 def test_the_plan_says_what_it_takes_and_what_fits(deep: Project) -> None:
     plans = {}
     for way in (CHECKPOINTED, OFFLOADED):

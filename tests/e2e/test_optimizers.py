@@ -17,6 +17,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_run_ends_with_the_same_weights_and_state(project: Project, kind: str) -> None:
     words = ("chats.jsonl", "--max-steps", "4", "--set", "checkpoint.every=2 steps", "--output", "whole")
@@ -26,6 +27,7 @@ def test_a_resumed_run_ends_with_the_same_weights_and_state(project: Project, ki
     assert any("optimizer" in name for name in ended[0]) and ended[0] == ended[1]
 
 
+@pytest.mark.medium
 def test_plan_counts_the_state_of_the_optimizer(project: Project) -> None:
     found = {}
     for kind in ("adamw", "adamw_8bit", "adafactor", "muon"):

@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from tests.support.projects import Project
 
 WORDS = ("--set", "data.eval_split=10", "--set", "evaluation.every=10 steps", "--set", "training.learning_rate=0.02")
@@ -10,6 +11,7 @@ LINE = re.compile(
 )
 
 
+@pytest.mark.medium
 def test_what_is_named_where_a_run_over_fits_is_better(project: Project) -> None:
     done = project.type("train", "chats.jsonl", *WORDS, "--epochs", "40").expect(0)
     losses = project.run.by_step("eval/loss")

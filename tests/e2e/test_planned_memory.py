@@ -15,6 +15,7 @@ def planned(project: Project) -> dict[str, int] | None:
     return found
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_parts_are_those_of_the_plan_and_hold_for_the_run(project: Project, method: str) -> None:
     words = ("chats.jsonl", "--method", method, *SETTINGS)
@@ -27,6 +28,7 @@ def test_the_parts_are_those_of_the_plan_and_hold_for_the_run(project: Project, 
     assert beside > 100 << 20 and peak < beside + sum(found.values()) + (128 << 20)
 
 
+@pytest.mark.medium
 def test_a_resumed_run_records_it_again_and_takes_the_same_course(project: Project) -> None:
     words = ("chats.jsonl", "--max-steps", "4", "--set", "checkpoint.every=2 steps", *SETTINGS)
     project.type("train", *words).expect(0)

@@ -18,6 +18,7 @@ def paired(project: Project) -> Project:
     return project
 
 
+@pytest.mark.medium
 def test_a_run_over_pairs_learns_which_answer_is_better(paired: Project) -> None:
     answer = paired.type("train", *DPO, "--max-steps", "12").expect(0)
     measured = [line for line in paired.run.lines("metrics") if "train/pair_accuracy" in line]
@@ -37,6 +38,7 @@ def test_the_other_objectives_train(paired: Project, objective: str) -> None:
     assert ("log-probabilities" in answer.err) is (objective == "ipo")
 
 
+@pytest.mark.medium
 def test_a_stopped_run_over_pairs_ends_as_if_it_had_not_been(
     project: Project, make_project: Callable[[Path], Project], tmp_path: Path
 ) -> None:
@@ -53,6 +55,7 @@ def test_a_stopped_run_over_pairs_ends_as_if_it_had_not_been(
     assert courses[0] == courses[1]
 
 
+@pytest.mark.medium
 def test_a_second_run_over_the_same_pairs_reads_the_reference_and_learns_the_same(paired: Project) -> None:
     first = paired.type("train", *SHORT, "--set", "training.objective=dpo").expect(0)
     assert "log-probabilities of 32 training answers computed" in first.err
@@ -61,6 +64,7 @@ def test_a_second_run_over_the_same_pairs_reads_the_reference_and_learns_the_sam
     assert "computed" not in second.err and paired.run.weights() == weights
 
 
+@pytest.mark.medium
 def test_a_resumed_run_whose_reference_was_deleted_computes_it_from_the_base(paired: Project) -> None:
     paired.type("train", *DPO, at=after_step(2, "SIGINT")).expect(75)
     files = {path: path.read_bytes() for path in (paired.folder / "data/training/processed/reference").iterdir()}
@@ -93,6 +97,7 @@ def test_a_teacher_is_not_asked_about_pairs(paired: Project) -> None:
     paired.type(*words[:-2], "--set", "training.objective=sft", "--set", good).expect(0)
 
 
+@pytest.mark.medium
 def test_the_data_commands_and_the_plan_read_pairs(paired: Project) -> None:
     dpo = ("--set", "training.objective=dpo")
     shown = paired.type("data", "show", "pairs.jsonl", "-n", "2", "--json", *dpo).expect(0)

@@ -69,6 +69,7 @@ def test_four_processes_follow_the_settings_files_of_the_specification(project: 
     assert "gradient_checkpointing: true" in text and "mixed_precision: true" in text and "batch_size: 32" in text
 
 
+@pytest.mark.medium
 def test_two_processes_give_the_losses_of_one_and_end(project: Project) -> None:
     words = ("chats.jsonl", "--set", "evaluation.every=2 steps")
     project.type("train", *words).expect(0)
@@ -128,6 +129,7 @@ def side_by_side(project: Project, *commands: list[str], entry: tuple[str, ...] 
     return [(process.returncode, err) for process, err in zip(started, outputs, strict=True)]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("words", "status"),
     [(["chats.jsonl", "--set", "distributed.strategy=shard"], 0), pytest.param(["broken.jsonl"], 3, marks=pytest.mark.slow)],
@@ -141,6 +143,7 @@ def test_a_process_of_a_group_exits_before_the_shutdown_of_python(project: Proje
         assert project.run.checkpoints == [1] and (project.run.root / "final/adapter_model.safetensors").is_file()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("differing", "named"),
     [

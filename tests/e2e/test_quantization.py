@@ -32,6 +32,7 @@ def trained(make_project: Callable[[Path], Project], tmp_path_factory: pytest.Te
     return project
 
 
+@pytest.mark.medium
 def test_the_adapter_names_the_base_itself_and_the_copy_is_used_again(trained: Project) -> None:
     config = json.loads((trained.folder / "one/final/adapter_config.json").read_text())
     assert config["base_model_name_or_path"].endswith("data/models/base/wide")
@@ -41,6 +42,7 @@ def test_the_adapter_names_the_base_itself_and_the_copy_is_used_again(trained: P
     assert "is quantised once" not in answer.err and quantized(trained) == [folder]
 
 
+@pytest.mark.medium
 def test_a_killed_run_goes_on_bit_for_bit(trained: Project) -> None:
     strike = ("llamahome.training.loop:train_step", 4, ["SIGKILL"])
     trained.type(*TRAIN, "--output", "killed", "--set", "checkpoint.async=false", at=[strike])
@@ -67,6 +69,7 @@ def kept_layers(project: Project) -> list[str]:
     ]
 
 
+@pytest.mark.medium
 def test_a_killed_run_beside_layers_in_16_bits_goes_on_bit_for_bit(wider: Project) -> None:
     strike = ("llamahome.training.loop:train_step", 4, ["SIGKILL"])
     wider.type(*TRAIN, *WIDER, "--output", "struck", "--set", "checkpoint.async=false", at=[strike])
@@ -96,6 +99,7 @@ def test_loftq_leaves_adapters_of_layers_in_16_bits_as_others_begin(wider: Proje
     assert begun == {name for name in adapter if "lora_B" in name and not any(kept in name for kept in kept_layers(wider))}
 
 
+@pytest.mark.medium
 def test_it_is_measured_beside_the_quantised_base_and_on_request_beside_the_base(trained: Project) -> None:
     (last,) = [each for each in trained.type("runs", "show", "one", "--json").expect(0).json["evaluations"] if each["step"] == 5]
     beside = ("train-eval", "one", "chats.jsonl", "--base", "none", "--json")
@@ -122,6 +126,7 @@ def test_the_merged_export_holds_the_numbers_that_the_weights_stand_for(trained:
     assert measured[0]["loss"] == pytest.approx(measured[1]["loss"], rel=1e-4)
 
 
+@pytest.mark.medium
 def test_an_adapter_is_trained_further_beside_the_numbers_that_it_learned_beside(trained: Project) -> None:
     further = ("train", "chats.jsonl", "--from-adapter", "one", "--max-steps", "1")
     answer = trained.type(*further, "--output", "further").expect(0)

@@ -104,6 +104,7 @@ def test_rows_are_shown_as_tokens_with_their_targets(trained: Project) -> None:
     assert "learned" in trained.type("data", "show", "chats.jsonl", "-n", "1").expect(0).out
 
 
+@pytest.mark.medium
 def test_the_sample_can_be_trained_on(project: Project) -> None:
     assert "20 rows in data/training/raw/" in project.type("data", "sample", "data/training/raw", "--rows", "20").expect(0).out
     answer = project.type("train", "data/training/raw", "--max-steps", "1").expect(0)

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tests.support.projects import ROOT, Project, chats, labelled, pairs, write_rows
+from tests.support.projects import ROOT, Project, Prompt, chats, labelled, pairs, write_rows
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 STORIES = {
@@ -51,6 +51,8 @@ ELSEWHERE = {
     r"llamahome verify-resume\b": "three processes: tests/e2e/test_verify_resume.py",
 }
 """Commands that are run by other tests, by pattern."""
+LONGER = re.compile(r"llamahome (doctor|data sample|train-distributed)\b")
+"""Commands that take seconds; the others are typed in the fast tests."""
 FILES = re.compile(r"[\w./-]+\.(?:jsonl|json|yaml|jinja)")
 
 
@@ -126,7 +128,10 @@ def furnish(project: Project, words: list[str]) -> None:
             write_rows(path, rows_of(24))
 
 
-@pytest.mark.parametrize("told", HERE, ids=lambda told: f"{told.page}: {told.text}")
+@pytest.mark.parametrize(
+    "told",
+    [pytest.param(told, id=f"{told.page}: {told.text}", marks=[pytest.mark.medium] * bool(LONGER.match(told.text))) for told in HERE],
+)
 def test_a_command_that_a_page_tells_works(furnished: Project, tmp_path: Path, told: Told) -> None:
     project = Project(tmp_path / "project", furnished.prompt)
     shutil.copytree(furnished.folder, project.folder, symlinks=True)
@@ -144,24 +149,24 @@ def test_the_pages_tell_commands_at_all() -> None:
     assert {told.page for told in TOLD} >= {"README.md"} and len(HERE) >= 5
 
 
+@pytest.fixture(scope="module")
+def known(prompt: Prompt, tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """Every command; of a group, what is in it."""
+    project = Project(tmp_path_factory.mktemp("help"), prompt)
+    names = re.findall(r"^  ([a-z][a-z-]+)  ", project.type("--help").out.split("Commands:")[1], flags=re.MULTILINE)
+    pages = {name: project.type(name, "--help").out for name in names}
+    return {name: set(re.findall(r"^  ([a-z]+)  ", page.partition("Commands:")[2], flags=re.MULTILINE)) for name, page in pages.items()}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_command_that_a_page_mentions_exists(prompt, page: Path, tmp_path: Path) -> None:
+def test_a_command_that_a_page_mentions_exists(known: dict[str, set[str]], page: Path) -> None:
     """Also in running text and tables: `llamahome runs list`, `make train`."""
-    project = Project(tmp_path, prompt)
     text = page.read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     assert set(re.findall(r"`make ([a-z][a-z-]*)", text)) - targets == set()
-    known = groups(project)
     for command in re.findall(r"`llamahome ([a-z][a-z \\|-]*)", text):
         first, *rest = re.split(r"\s+", command.replace("\\", "").strip())
         assert first in known, command
         alternatives = [part.split() for part in " ".join(rest).split("|")] if known[first] else []
         inner = [words[0] for words in alternatives if words and re.fullmatch(r"[a-z]+", words[0])]
         assert set(inner) <= known[first] or not inner, command
-
-
-def groups(project: Project) -> dict[str, set[str]]:
-    """Every command; of a group, what is in it."""
-    names = re.findall(r"^  ([a-z][a-z-]+)  ", project.type("--help").out.split("Commands:")[1], flags=re.MULTILINE)
-    pages = {name: project.type(name, "--help").out for name in names}
-    return {name: set(re.findall(r"^  ([a-z]+)  ", page.partition("Commands:")[2], flags=re.MULTILINE)) for name, page in pages.items()}

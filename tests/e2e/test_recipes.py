@@ -101,6 +101,7 @@ def test_the_rows_of_the_page_are_those_that_the_generator_writes_and_none_is_in
         assert held_out and not held_out & set(train.read_text().splitlines())
 
 
+@pytest.mark.medium
 @each
 def test_a_recipe_works_as_typed(project: Project, title: str) -> None:
     shutil.copytree(project.folder / "data/models/base/tiny", project.folder / "data/models/base" / STARTER)

@@ -45,6 +45,7 @@ def killed(project: Project, when: Callable[[], bool], victims: list[int], *word
     return launcher.returncode, err
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_after_a_killed_process_the_run_restarts_with_identical_weights(project: Project, victim: int) -> None:
     project.shell("train-distributed", *WORDS).expect(0)
@@ -61,6 +62,7 @@ def test_after_a_killed_process_the_run_restarts_with_identical_weights(project:
     assert workers_of(project) == []
 
 
+@pytest.mark.medium
 def test_without_a_restart_left_the_killed_process_is_the_error(project: Project) -> None:
     status, err = killed(project, lambda: steps_done(project), [1], "--set", "distributed.max_restarts=0")
     assert status == 4 and err.count("error[") == 1

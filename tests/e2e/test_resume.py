@@ -55,7 +55,7 @@ def straight(make_project: Callable[[Path], Project], tmp_path_factory: pytest.T
     return courses
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["lora", *(pytest.param(kind, marks=pytest.mark.medium) for kind in KINDS if kind != "lora")])
 def test_a_run_stopped_in_mid_epoch_ends_as_if_it_had_not_been(project: Project, straight: dict[str, Course], kind: str) -> None:
     stopped = project.type("train", *LONG, *KINDS[kind], at=after_step(3, "SIGINT")).expect(75)
     (run_id,) = project.runs()
@@ -68,6 +68,7 @@ def test_a_run_stopped_in_mid_epoch_ends_as_if_it_had_not_been(project: Project,
     assert "held-out loss" in resumed.out, "the untrained model's evaluation is remembered"
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", ["lora-dropout", "full"])
 def test_a_killed_run_ends_as_if_it_had_not_been(project: Project, straight: dict[str, Course], kind: str) -> None:
     assert project.type("train", *LONG, *KINDS[kind], at=after_step(6, "SIGKILL")).status == -signal.SIGKILL
@@ -80,6 +81,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(project: Project, straight: dic
     assert redone == list(range(newest + 1, 6)), "what the killed process did after its checkpoint"
 
 
+@pytest.mark.medium
 def test_any_name_of_a_run_or_checkpoint_resumes_it(make_project, tmp_path: Path, straight: dict[str, Course]) -> None:
     first = make_project(tmp_path / "first")
     first.type("train", *LONG, at=after_step(3, "SIGTERM")).expect(75)
@@ -91,6 +93,7 @@ def test_any_name_of_a_run_or_checkpoint_resumes_it(make_project, tmp_path: Path
         assert project.run.by_step("train/loss") == straight["lora"].losses
 
 
+@pytest.mark.medium
 def test_an_interruption_at_every_step_changes_nothing(project: Project, straight: dict[str, Course]) -> None:
     status = project.type("train", *LONG, at=after_step(1, "SIGINT")).status
     for _ in range(7):
@@ -101,6 +104,7 @@ def test_an_interruption_at_every_step_changes_nothing(project: Project, straigh
     assert Course.of(project.run) == straight["lora"]
 
 
+@pytest.mark.medium
 def test_a_real_process_stops_at_ctrl_c_and_another_goes_on(project: Project, straight: dict[str, Course]) -> None:
     words = (*LONG, "--set", "training.micro_batch_tokens=32")
     with project.start("train", *words) as process:
@@ -131,6 +135,7 @@ def test_resuming_a_finished_run_leaves_it_as_it_is(project: Project, straight: 
     assert f"to go on: llamahome train-resume {folder} --max-steps 16" in capped.err
 
 
+@pytest.mark.medium
 def test_an_older_checkpoint_begins_another_course_with_one_record_per_step(project: Project, straight: dict[str, Course]) -> None:
     project.type("train", *LONG, "--set", "checkpoint.keep_last=9").expect(0)
     assert project.run.checkpoints == [2, 3, 4, 6, 8]
@@ -138,6 +143,7 @@ def test_an_older_checkpoint_begins_another_course_with_one_record_per_step(proj
     assert Course.of(project.run) == straight["lora"]
 
 
+@pytest.mark.medium
 def test_more_epochs_can_be_asked_for_at_resume(project: Project) -> None:
     project.type("train", "chats.jsonl").expect(0)
     project.type("train-resume", "latest", "--epochs", "2").expect(0)
@@ -146,6 +152,7 @@ def test_more_epochs_can_be_asked_for_at_resume(project: Project) -> None:
     assert shown["settings"]["training.epochs"] == 2 and shown["horizon"] == 10
 
 
+@pytest.mark.medium
 def test_a_longer_run_goes_on_from_its_rate_and_shows_both_rates_also_after_a_kill(project: Project) -> None:
     project.type("train", "chats.jsonl", "--set", "checkpoint.every=1 step", "--set", "checkpoint.keep_last=9").expect(0)
     longer = ("train-resume", "latest", "--epochs", "2")
@@ -162,6 +169,7 @@ def test_a_longer_run_goes_on_from_its_rate_and_shows_both_rates_also_after_a_ki
     assert Course.of(project.run) == course and project.run.by_step("train/learning_rate") == rates
 
 
+@pytest.mark.medium
 def test_a_finished_run_is_told_a_command_that_teaches_it_more(project: Project) -> None:
     project.type("train", "chats.jsonl").expect(0)
     told = project.type("train-resume", "latest").expect(0).err
@@ -171,6 +179,7 @@ def test_a_finished_run_is_told_a_command_that_teaches_it_more(project: Project)
     assert rates[6] > 3 * rates[5]
 
 
+@pytest.mark.medium
 def test_a_run_resumed_with_another_batch_size_still_ends_at_max_steps(project: Project) -> None:
     project.type("train", "chats.jsonl", "--max-steps", "2").expect(0)
     project.type("train-resume", "latest", "--set", "training.max_steps=4", "--set", "training.batch_size=3").expect(0)
@@ -184,6 +193,7 @@ def test_one_can_talk_to_a_run_that_has_only_checkpoints(project: Project) -> No
     project.type("chat", "mine", "--prompt", "hello", "--max-new-tokens", "2").expect(0)
 
 
+@pytest.mark.medium
 def test_changed_data_is_refused_unless_allowed_by_name(project: Project) -> None:
     project.type("train", *LONG, at=after_step(3, "SIGINT")).expect(75)
     write_rows(project.folder / "chats.jsonl", chats(24, seed=1))
@@ -195,6 +205,7 @@ def test_changed_data_is_refused_unless_allowed_by_name(project: Project) -> Non
     assert list(project.run.by_step("train/loss")) == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
+@pytest.mark.medium
 def test_a_changed_base_is_refused_unless_allowed_by_name(project: Project, make_project, tmp_path: Path) -> None:
     from tests.support.models import save_tiny
 
@@ -226,6 +237,7 @@ def test_the_state_of_a_checkpoint_says_where_the_run_stands(project: Project) -
     assert project.run.lines("events")[-1]["kind"] == "stopped"
 
 
+@pytest.mark.medium
 def test_a_new_run_goes_on_from_an_old_one_and_leaves_it_as_it_is(project: Project, straight: dict[str, Course]) -> None:
     project.type("train", *LONG, "--set", "output.name=old", at=after_step(4, "SIGINT")).expect(75)
     (old,) = project.runs()
@@ -257,6 +269,7 @@ main()
 """
 
 
+@pytest.mark.medium
 def test_a_resumed_run_sets_what_torch_reads_on_import_as_the_first_run_does(project: Project) -> None:
     """A reader of checkpoints that imports torch too early made resumed runs take twice the processor time next to busy processes."""
     variables = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "LRU_CACHE_CAPACITY")}

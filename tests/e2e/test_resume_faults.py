@@ -49,6 +49,7 @@ def _fault_at(stopped: tuple[Project, dict[str, bytes]], folder: Path, prompt: P
     return struck
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("fault", "number"), [("SHORT", 5)])
 def test_a_fault_at_the_start_of_a_resume_loses_nothing(
     stopped: tuple[Project, dict[str, bytes]], tmp_path: Path, fault: str, number: int

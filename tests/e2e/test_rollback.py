@@ -42,6 +42,7 @@ def events(project: Project, kind: str) -> list[dict]:
     return [event for event in project.run.lines("events") if event["kind"] == kind]
 
 
+@pytest.mark.medium
 def test_a_harmful_row_is_passed_over_and_the_row_can_be_shown(harmful: Callable[[str], Made]) -> None:
     project, poison = harmful("one")
     answer = project.type("train", *WORDS, **poison).expect(0)
@@ -72,6 +73,7 @@ def test_a_rolled_back_run_that_is_killed_ends_as_the_one_that_went_on(harmful: 
     assert killed.run.by_step("train/loss") == straight.run.by_step("train/loss")
 
 
+@pytest.mark.medium
 def test_a_run_that_diverges_wherever_it_goes_ends_after_max_rollbacks(harmful: Callable[[str], Made]) -> None:
     project, _ = harmful("all")
     answer = project.type("train", *WORDS, "--set", "training.max_rollbacks=1", at=[], POISON="0 1").expect(0)

@@ -17,6 +17,7 @@ def watched(make_project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
+@pytest.mark.medium
 def test_the_end_of_a_run_names_its_report_and_its_profile(watched: Project) -> None:
     named = dict(re.findall(r"^(profile|report) +(\S+)$", (watched.folder / "stdout").read_text(), flags=re.MULTILINE))
     page = (watched.folder / named["report"]).read_text()

@@ -48,6 +48,7 @@ def endless(server: Server) -> dict[str, Any]:
     raise AssertionError("every answer ends")
 
 
+@pytest.mark.medium
 def test_the_client_gets_what_chat_prints_whole_and_in_pieces(home: Project, server: Server) -> None:
     client = server.client()
     (model,) = client.models.list().data
@@ -200,6 +201,7 @@ def test_a_client_that_leaves_stops_its_answer_and_the_queue_has_an_end(server: 
     wait_until(answered)
 
 
+@pytest.mark.medium
 def test_a_client_that_leaves_before_a_whole_answer_stops_it(server: Server) -> None:
     body = {**endless(server), "stream": False}
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
@@ -220,6 +222,7 @@ def test_a_port_in_use_and_a_host_without_a_key_are_refused_with_what_helps(home
     assert helped.codes == ["machine.port-taken"]
 
 
+@pytest.mark.medium
 def test_the_commands_and_the_script_of_the_page_are_right(home: Project, server: Server) -> None:
     page = ROOT / "docs/Chat.md"
     commands = [shlex.split(text)[1:] for text in commands_of(page) if text.startswith("llamahome serve")]
@@ -233,6 +236,7 @@ def test_the_commands_and_the_script_of_the_page_are_right(home: Project, server
     assert shown.stdout and not shown.stderr
 
 
+@pytest.mark.medium
 def test_the_system_message_of_the_command_begins_conversations_that_bring_none(home: Project) -> None:
     words = ("--system", "You are Marvin.", "--max-new-tokens", "6")
     expected = home.type("chat", "long", *words, "--prompt", QUESTION[0]["content"], "--json").expect(0)

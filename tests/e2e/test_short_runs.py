@@ -14,6 +14,7 @@ from llamahome.resolve import too_short_to_compile, with_resolved
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler here")
 
 
+@pytest.mark.medium
 def test_a_short_run_on_a_fresh_machine_trains_plainly_says_why_and_stays_so(project: Project, tmp_path: Path) -> None:
     fresh = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     done = project.shell("train", "chats.jsonl", "--max-steps", "1", **fresh).expect(0)
@@ -24,6 +25,7 @@ def test_a_short_run_on_a_fresh_machine_trains_plainly_says_why_and_stays_so(pro
     assert "compil" not in again.err and "compile: false" in project.run.paths.config.read_text()
 
 
+@pytest.mark.medium
 def test_a_long_run_a_kept_library_and_a_clear_wish_are_left_to_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     base, said, loaded = save_tiny(tmp_path / "tiny"), [], load_config()

@@ -38,6 +38,7 @@ def starter(make_project: Callable[[Path], Project], tmp_path_factory: pytest.Te
     return project
 
 
+@pytest.mark.medium
 def test_transformers_alone_loads_it_and_it_knows_the_capital_of_france(starter: Project) -> None:
     folder = starter.folder / "data/models/base" / NAME
     assert {path.name for path in folder.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"}
@@ -50,6 +51,7 @@ def test_transformers_alone_loads_it_and_it_knows_the_capital_of_france(starter:
     assert "Paris" in tokenizer.decode(ids) and ids[-1] in model.generation_config.eos_token_id, "it knows and it stops"
 
 
+@pytest.mark.medium
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks transformers so
 def test_two_steps_of_training_it_lower_the_loss_and_other_tools_load_the_result(starter: Project) -> None:
     starter.type("data", "sample", "data/training/raw", "--rows", "10").expect(0)

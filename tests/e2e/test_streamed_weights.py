@@ -64,6 +64,7 @@ def weights(project: Project, run: str) -> dict[str, bytes]:
     return RunFiles(project.folder, project.folder / run).weights()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS])
 def test_a_stopped_and_resumed_run_ends_as_one_in_memory(deep: Project, kind: str) -> None:
     words = ("train", *KINDS[kind], *MODEL, "--max-steps", "3")
@@ -77,6 +78,7 @@ def test_a_stopped_and_resumed_run_ends_as_one_in_memory(deep: Project, kind: st
     assert weights(deep, "run") == weights(deep, "held")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("first", [True, False])
 def test_a_run_goes_on_bit_for_bit_where_memory_is_larger_or_smaller(deep: Project, first: bool) -> None:
     """Also with the size of passes that the run has chosen itself."""
@@ -88,6 +90,7 @@ def test_a_run_goes_on_bit_for_bit_where_memory_is_larger_or_smaller(deep: Proje
     assert weights(deep, "run") == weights(deep, "straight")
 
 
+@pytest.mark.medium
 def test_an_adapter_is_trained_further_beside_a_streamed_base(trained: Project) -> None:
     further = ("train", "chats.jsonl", "--from-adapter", "one", "--max-steps", "2", *MODEL)
     trained.type(*further, "--output", "held").expect(0)
@@ -124,6 +127,7 @@ def both(project: Project, *words: str) -> tuple[Answer, Answer]:
     return project.type(*words).expect(0), project.type(*words, STREAMED="1").expect(0)
 
 
+@pytest.mark.medium
 def test_the_finished_run_is_measured_and_answers_beside_a_streamed_base(trained: Project) -> None:
     """Also with its adapter switched off, for the base."""
     held, streamed = both(trained, "train-eval", "one", "chats.jsonl", "--metric", "exact", *SHORT, "--rows", "6", "--json")
@@ -142,6 +146,7 @@ def test_rows_and_modules_of_an_adapter_stay_beside_a_streamed_base(deep: Projec
     assert "each token of an answer reads" in streamed.err and held.json == streamed.json
 
 
+@pytest.mark.medium
 def test_a_plan_says_what_a_run_says(trained: Project) -> None:
     plan = trained.type("plan", "chats.jsonl", *MODEL, "--json", STREAMED="1").expect(0).json
     assert plan["refusal"] is None and any(SAID in line for line in plan["streamed"])

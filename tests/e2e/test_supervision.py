@@ -68,6 +68,7 @@ def test_a_stop_is_not_restarted(project: Project, number: signal.Signals) -> No
     assert children_of(project) == []
 
 
+@pytest.mark.medium
 def test_a_mistake_in_the_data_is_not_restarted(project: Project) -> None:
     (project.folder / "bad.jsonl").write_text('{"messages": [\n')
     answer = project.shell("train", "bad.jsonl", *AUTO).expect(3)

@@ -61,6 +61,7 @@ def recorded(project: Project) -> int:
     return sum(path.read_bytes().count(b"\n") for path in project.folder.glob("data/metrics/logs/*/metrics.jsonl"))
 
 
+@pytest.mark.medium
 def test_a_sweep_compares_its_runs_and_types_the_best(project: Project) -> None:
     before = project.type("train", "chats.jsonl", "--max-steps", "1").expect(0)
     newest = project.run.root.resolve()
@@ -128,6 +129,7 @@ def test_constants_of_a_loss_are_ranked_by_what_does_not_depend_on_them(project:
     assert {trial["ranked_by"] for trial in trials} == {"pair_accuracy"} and {trial["mean_loss"] for trial in trials} == {None}
 
 
+@pytest.mark.medium
 def test_a_dry_run_counts_the_runs_and_starts_none(project: Project) -> None:
     words = ("sweep", "chats.jsonl", "--set", RATES, "--seeds", "2", "--dry-run")
     plan = project.type(*words, "--json").expect(0).json
@@ -137,6 +139,7 @@ def test_a_dry_run_counts_the_runs_and_starts_none(project: Project) -> None:
     assert not (project.folder / "output").exists()
 
 
+@pytest.mark.medium
 def test_as_many_runs_go_side_by_side_as_the_memory_holds(project: Project) -> None:
     """Each run needs what the planner counts and about 400 MiB for Python and its libraries; 90 % of the free memory may be used."""
     words, process, free = ("sweep", "chats.jsonl", "--set", RATES, "--dry-run", "--json"), 400 * 2**20, free_memory_bytes()

@@ -44,6 +44,7 @@ def trained(make_project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
+@pytest.mark.medium
 def test_a_run_lives_where_the_design_says(trained: Project) -> None:
     (run_id,) = trained.runs()
     link = trained.folder / "output/training"
@@ -220,6 +221,7 @@ def test_each_format_is_recognized_and_trained_on(project: Project, name: str) -
     assert list(project.run.by_step("train/loss")) == [1, 2]
 
 
+@pytest.mark.medium
 def test_chats_mean_the_same_in_every_chat_format(project: Project) -> None:
     turns = [[turn["content"] for turn in row["messages"]] for row in chats(12)]
     losses = {}
@@ -230,6 +232,7 @@ def test_chats_mean_the_same_in_every_chat_format(project: Project) -> None:
     assert losses["messages"] == losses["sharegpt"] == losses["alpaca"]
 
 
+@pytest.mark.medium
 def test_output_puts_a_run_exactly_there_and_it_is_the_newest(project: Project) -> None:
     done = project.type("train", "chats.jsonl", "--max-steps", "1", "--output", "my runs/first").expect(0)
     assert "  llamahome chat 'my runs/first/final'" in done.out and "saved='my runs/first/checkpoint-1'" in done.err

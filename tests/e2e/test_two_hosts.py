@@ -158,6 +158,7 @@ def test_a_cable_that_is_cut_for_5_seconds_changes_nothing(project: Project, hos
     assert events(project) == ["started", "finished"] and "starting all processes again" not in results[0][1]
 
 
+@pytest.mark.medium
 def test_after_the_cable_is_cut_machine_0_goes_on_alone_and_the_other_ends(project: Project, hosts: Hosts) -> None:
     machines = [hosts.start(project, number, *LONG, "--max-steps", "200", nodes="1:2") for number in range(2)]
     wait_until(lambda: training(project), seconds=300)

@@ -27,6 +27,7 @@ def loss(project: Project, model: str) -> float:
     return project.type("train-eval", model, "chats.jsonl", "--base", "none", "--json").expect(0).json["loss"]
 
 
+@pytest.mark.medium
 def test_a_resumed_run_ends_with_the_same_bytes(trained: Project) -> None:
     trained.type("train-resume", "whole/checkpoint-2", "--set", "output.dir=again").expect(0)
     ended = [files(trained.folder / run / "checkpoint-4") for run in ("whole", "again")]
@@ -44,6 +45,7 @@ def test_two_processes_train_as_one(trained: Project, strategy: str) -> None:
         assert (two[name] - weight).norm() <= 1e-4 * weight.norm(), name
 
 
+@pytest.mark.medium
 def test_the_saved_adapter_is_pefts_and_every_command_takes_it(trained: Project) -> None:
     settings = json.loads((trained.folder / "whole/final/adapter_config.json").read_text())
     assert (settings["peft_type"], settings["r"], settings["save_projection"]) == ("VERA", 24, True)
@@ -56,6 +58,7 @@ def test_the_saved_adapter_is_pefts_and_every_command_takes_it(trained: Project)
     assert trained.type("chat", "whole", "--prompt", "Hello", "--max-new-tokens", "3").expect(0).out
 
 
+@pytest.mark.medium
 def test_it_is_trained_further_with_its_own_matrices(trained: Project) -> None:
     answer = trained.type("train", *TRAIN, "--from-adapter", "whole", "--set", "training.seed=7", "--output", "further").expect(0)
     assert "lora.rank 16 -> 24" in answer.err and "lora.use_vera false -> true" in answer.err
@@ -75,6 +78,7 @@ def test_what_it_excludes_is_refused_with_the_adapter_too(trained: Project) -> N
     assert refused.codes == ["model.not-trainable-adapter"] and "save_projection=True" in refused.err
 
 
+@pytest.mark.medium
 def test_a_base_in_4_bits_is_trained(trained: Project) -> None:
     save_tiny(trained.folder / "data/models/base/wide", hidden_size=64, intermediate_size=128, head_dim=16)
     words = (*TRAIN, *VERA, "--model", "wide", "--set", "model.quantization=nf4")

@@ -48,6 +48,7 @@ def events(pair: Pair, kind: str) -> list[dict]:
     return [event for event in pair.run.lines("events") if event["kind"] == kind]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("method", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_sharded_checkpoints_written_beside_the_training_are_those_written_in_the_loop(
     make_project: Callable[[Path], Project], prompts: tuple[Prompt, Prompt], tmp_path: Path, method: str
@@ -61,6 +62,7 @@ def test_sharded_checkpoints_written_beside_the_training_are_those_written_in_th
     assert found[0] == found[1] and sorted(found[0]) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("rank", "placement"),
     [(1, "replicate"), pytest.param(0, "shard", marks=pytest.mark.slow), pytest.param(1, "shard", marks=pytest.mark.slow)],
@@ -76,6 +78,7 @@ def test_a_disk_that_is_full_for_one_process_fails_that_save_and_no_other(
     assert (pair.run.weights(), moments(pair.project)) == ending(placement)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_memory_that_runs_out_in_a_save_of_one_process_fails_that_save_and_no_other(
     pair: Pair, ending: Callable[[str], Ending], rank: int
@@ -113,6 +116,7 @@ def killed_in_the_last_save(pair: Pair) -> Path:
     return pair.run.root.resolve()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_processes_that_see_different_newest_checkpoints_resume_the_one_that_process_0_sees(
     pair: Pair, ending: Callable[[str], Ending], rank: int
@@ -153,6 +157,7 @@ def test_a_later_attempt_in_which_one_process_sees_no_checkpoint_ends_and_the_ne
     assert (pair.run.weights(), moments(pair.project)) == ending("replicate")
 
 
+@pytest.mark.medium
 def test_a_run_that_trains_is_neither_resumed_nor_pruned(project: Project, prompts: tuple[Prompt, Prompt]) -> None:
     """Here the first process copies its best checkpoint to final/ while the second one types."""
     alone = ("train", "chats.jsonl", "--set", "checkpoint.every=2 steps", "--set", "evaluation.every=2 steps")

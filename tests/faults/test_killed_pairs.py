@@ -64,6 +64,7 @@ PLACES = {
 """Placement, who is killed, and where: `_on_all` is called three times in a save."""
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("place", PLACES)
 def test_kill_9_of_one_or_both_processes_inside_a_save_costs_nothing(
     pair: Pair, straight_of: Callable[[str], Straight], place: str

@@ -61,6 +61,7 @@ for kill in range(kills):
 """
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_kill_at_any_instant_leaves_whole_lines_and_a_resume_doubles_and_loses_no_step(tmp_path: Path, kills: int) -> None:
     script = tmp_path / "writer.py"

@@ -29,6 +29,7 @@ def _newest(run):
     return saved
 
 
+@pytest.mark.medium
 def test_a_save_killed_before_any_file_operation_leaves_an_intact_newest_checkpoint(run):
     done = subprocess.run([*SAVER, "sweep", str(run.root)], env=worker_environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

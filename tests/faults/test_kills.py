@@ -24,11 +24,12 @@ def killed_inside(project: Project, straight, operation: int) -> str:
     return must_hold(project, project.type(*WORDS, at=[(INSIDE, operation, ["SIGKILL"])]), "SIGKILL", straight)
 
 
-@pytest.mark.parametrize("operation", [3, 30])
+@pytest.mark.parametrize("operation", [3, pytest.param(30, marks=pytest.mark.medium)])
 def test_kill_9_inside_a_save_costs_nothing(project: Project, straight, operation: int) -> None:
     assert killed_inside(project, straight, operation) == "killed"
 
 
+@pytest.mark.medium
 def test_kill_9_at_a_random_moment_costs_nothing(project: Project, straight) -> None:
     seconds = random.Random(7).uniform(0.3, 0.9) * straight.seconds
     must_hold(project, project.type(*WORDS, after=(seconds, "SIGKILL")), "SIGKILL", straight)

@@ -32,6 +32,7 @@ def expected(tokenizer: ChatTokenizer, tmp_path: Path) -> Store:
     return whole(tokenizer, processed=tmp_path / "elsewhere")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("size", ["40k", "140k"])
 def test_a_full_disk_is_an_error_and_no_half_store_is_left(tokenizer: ChatTokenizer, size: str) -> None:
     """The smaller disk is full while shards are written, the larger one when they are put together."""
@@ -47,6 +48,7 @@ def test_a_full_disk_is_an_error_and_no_half_store_is_left(tokenizer: ChatTokeni
         assert streamed.streams and list(disk.iterdir()) == []
 
 
+@pytest.mark.medium
 def test_without_a_place_to_write_rows_are_streamed_or_kept_in_memory(expected: Store, tokenizer: ChatTokenizer) -> None:
     Path("taken").write_text("a file where a folder should be")
     said: list[str] = []

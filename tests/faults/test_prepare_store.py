@@ -91,6 +91,7 @@ def finished_shards() -> list[Path]:
     return sorted(STORES.glob("*.parts/shard-*.rows"))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("processes", [1, 3])
 def test_a_killed_preparation_goes_on_after_its_finished_shards(model: Path, tokenizer: ChatTokenizer, processes: int) -> None:
     write_chats(6_000)
@@ -110,6 +111,7 @@ def test_a_killed_preparation_goes_on_after_its_finished_shards(model: Path, tok
     assert equal(whole(tokenizer), whole(tokenizer, processed=Path("elsewhere")))
 
 
+@pytest.mark.medium
 def test_a_preparation_killed_at_its_end_is_only_merged_again(model: Path, expected: Store, tokenizer: ChatTokenizer) -> None:
     with preparer(model, "kill-at-rename", processes=1) as killed:
         killed.communicate(timeout=120)
@@ -129,6 +131,7 @@ def test_a_store_of_an_earlier_state_of_the_files_is_removed_and_no_other(tokeni
     assert len({before, other, elsewhere, after}) == 4 and {STORES / name for name in stores()} == {elsewhere, after}
 
 
+@pytest.mark.medium
 def test_two_at_once_do_not_harm_each_other(model: Path, expected: Store, tokenizer: ChatTokenizer) -> None:
     both = [preparer(model, processes=1) for _ in range(2)]
     for process in both:

@@ -292,7 +292,7 @@ MUTATIONS: dict[str, tuple[object, str, object]] = {
 _TO_JSON = collective_save.TrainerState.to_json
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS)
+@pytest.mark.parametrize("mutation", [pytest.param(mutation, marks=pytest.mark.medium) for mutation in MUTATIONS])
 def test_a_broken_protocol_is_noticed(mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     owner, name, broken = MUTATIONS[mutation]
     monkeypatch.setattr(owner, name, broken)

@@ -20,6 +20,7 @@ def straight(make_project, tmp_path_factory: pytest.TempPathFactory):
     return undisturbed(make_project(tmp_path_factory.mktemp("straight") / "project"))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("sent", SIGNALS)
 def test_a_signal_at_a_random_moment_costs_nothing(project: Project, straight, sent: str) -> None:
     seconds = random.Random(sent).uniform(0.1, 1.0) * straight.seconds
@@ -95,6 +96,7 @@ def test_a_signal_to_the_launcher_of_two_processes_costs_nothing(project: Projec
     assert project.run.weights() == straight_of_two.weights and moments(project) == straight_of_two.moments
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("sent", ["SIGTERM", "SIGUSR1"])
 def test_a_signal_in_an_export_leaves_nothing_half_written(project: Project, sent: str) -> None:
     project.type("train", "chats.jsonl", "--max-steps", "1").expect(0)

@@ -54,6 +54,7 @@ def plain_weights(model: nn.Module, text: Tensor) -> dict[str, Tensor]:
     return {path: (1 + each / each.mean()) / 2 for path, each in sums.items()}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", ["llama-mha", "gemma2", "phi3"])
 def test_each_layer_is_rounded_for_what_it_gets_behind_the_rounded_ones(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = save_tiny(tmp_path / "tiny", kind, **SIZES)
@@ -82,6 +83,7 @@ def test_each_layer_is_rounded_for_what_it_gets_behind_the_rounded_ones(kind: st
     assert len(seen) == 2 * 4, "layers with the same inputs are rounded together"
 
 
+@pytest.mark.medium
 def test_the_same_base_gives_the_same_bytes_and_draws_of_others_stay(tmp_path: Path) -> None:
     base = save_tiny(tmp_path / "tiny", "llama-mha", **SIZES)
     state = torch.get_rng_state()
@@ -92,6 +94,7 @@ def test_the_same_base_gives_the_same_bytes_and_draws_of_others_stay(tmp_path: P
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
 
 
+@pytest.mark.medium
 def test_the_rounded_base_is_nearer_to_the_base_than_a_plainly_rounded_one_on_other_text(tmp_path: Path) -> None:
     base = save_tiny(tmp_path / "tiny", "llama-mha", **SIZES, initializer_range=0.1)
     write_quantized(base, "nf4", tmp_path / "copy", say=quiet)

@@ -48,7 +48,7 @@ _ROWS: dict[str, _Row] = {}
 _NOT_TESTED: dict[str, str] = {}
 
 
-@pytest.mark.parametrize("family", FEW)
+@pytest.mark.parametrize("family", [pytest.param(family, marks=[pytest.mark.medium] * (family != "gpt2")) for family in FEW])
 def test_a_family_equals_transformers_on_each_document(tmp_path: Path, family: str) -> None:
     _check(family, tmp_path)
 

@@ -120,6 +120,7 @@ def test_the_greatest_costs_for_a_byte_stay_within_the_room(layers: list[tuple[f
         assert costs[path] == 0 or more[path] > room - sum(more[other] for other in better)
 
 
+@pytest.mark.medium
 def test_some_layers_stay_and_all_take_at_most_062_bytes_a_number(base: Path, written: Path) -> None:
     original, sizes = WeightStore(base), sizes_of(base, "nf4", WeightStore(written))
     model, skipped = load_model(written, dtype=torch.bfloat16, device=CPU), skipped_in(written)

@@ -26,6 +26,7 @@ ALLOWED = {
 """Weights in the dtype of the file, and codes of 4 bits, are memory-mapped and count 0; AdamW keeps two values per weight."""
 
 
+@pytest.mark.medium
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_weights_are_never_in_memory_twice(tmp_path: Path) -> None:
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}  # what is freed goes back at once, or gaps in the heap would count

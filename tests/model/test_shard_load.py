@@ -25,6 +25,7 @@ def change(folder: Path, changed) -> str:
     return str(folder)
 
 
+@pytest.mark.medium
 def test_two_ranks_load_rows_of_the_whole_model_and_refuse_together(tmp_path: Path) -> None:
     """A tied head, odd rows, experts; and adapters that begin with parts of weights."""
     odd, cast, layer = (

@@ -223,6 +223,7 @@ def test_rows_that_were_changed_stay_changed(tmp_path: Path, tied: bool) -> None
         assert torch.equal(layer.weight, table)
 
 
+@pytest.mark.medium
 def test_nothing_of_the_base_is_copied(base: Path) -> None:
     model = load_model(base, dtype=torch.bfloat16, device=CPU, keep_bytes=0)
     add_lora(model, LoraConfig(rank=4), base="base", seed=1, lean=True)

@@ -40,6 +40,7 @@ def test_single_experts_do_not_stay_because_they_are_stacked(tmp_path: Path) -> 
     assert experts and pages_of(experts, unchanged_mappings()) == []
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])
 def test_the_size_of_a_quantised_copy_is_known_before_it_is_written(tmp_path: Path, kind: Kind, dtype: torch.dtype) -> None:

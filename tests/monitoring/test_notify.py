@@ -80,6 +80,7 @@ def test_no_secret_of_the_training_reaches_the_command(tmp_path: Path) -> None:
     assert names - {"PWD", "SHLVL", "_", "OLDPWD"} == {"PATH", "LANG", *(f"LLAMAHOME_{name}" for name in ("EVENT", "RUN", "STEP", "TEXT"))}
 
 
+@pytest.mark.medium
 def test_a_slow_command_does_not_slow_the_run_and_is_killed_with_its_children(tmp_path: Path) -> None:
     told: list[str] = []
     file = shlex.quote(str(tmp_path / "pids"))

@@ -191,6 +191,7 @@ def test_each_chart_is_a_picture_of_its_own() -> None:
     assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000 for path in written)
 
 
+@pytest.mark.medium
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="no chromium here")
 @pytest.mark.skipif("not __import__('importlib.util').util.find_spec('playwright')", reason="no playwright here")
 def test_in_a_browser_the_page_asks_for_nothing_and_fits_a_phone_in_light_and_dark() -> None:

@@ -50,8 +50,8 @@ def run(*words: str) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("passes", [1, 3])
-@pytest.mark.parametrize("method", ["lora", "vera", "full"])
+@pytest.mark.parametrize("passes", [1, pytest.param(3, marks=pytest.mark.medium)])
+@pytest.mark.parametrize("method", ["lora", *(pytest.param(method, marks=pytest.mark.medium) for method in ("vera", "full"))])
 def test_the_dry_run_counts_the_bytes_of_the_formula(shape: Path, method: str, passes: int, tmp_path: Path) -> None:
     vera = {"lora.use_vera": ("--set", "true")} if method == "vera" else {}
     flags = {"model.name": ("--model", str(shape)), "training.method": ("--method", "full" if method == "full" else "lora"), **vera}
@@ -70,6 +70,7 @@ def test_the_dry_run_counts_the_bytes_of_the_formula(shape: Path, method: str, p
         assert simulation.forecasts["shard"].exchanges["reduce_scatter"] == 5 + 1, "once per step, not once per micro-batch"
 
 
+@pytest.mark.medium
 def test_the_plan_of_a_thousand_ranks_has_stable_keys(shape: Path) -> None:
     plan = json.loads(run("--model", str(shape), "--world-size", "1024", "--json"))
     assert set(plan) == {"simulated", "model", "cluster", "work", "strategies", "chosen", "reason"}
@@ -114,6 +115,7 @@ def test_simulated_passes_are_as_large_as_those_of_a_run(method: str, tmp_path: 
     assert len({tokens for _, tokens in seen}) == 3 and len(seen) > 5, "16,384, half and a quarter of it"
 
 
+@pytest.mark.medium
 def test_a_simulation_shrinks_the_passes_of_each_strategy_by_its_memory(shape: Path) -> None:
     words = ["--model", str(shape), "--world-size", "4", "--num-nodes", "1", "--json"]
     found = [json.loads(run(*words, "--device-memory", memory))["strategies"] for memory in ("80 GB", "100 MB")]
@@ -135,6 +137,7 @@ def test_the_plan_of_rows_has_the_steps_of_the_run(tmp_path: Path, monkeypatch: 
     assert (few["steps"], few["epochs"]) == (1, 2) and few["tokens_per_step"] == pytest.approx(10 * plan["tokens_per_step"])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("words", "layers", "ranks"),
     [

@@ -89,6 +89,7 @@ def longest_that_fits(base: BaseModel, **training: Any) -> int:
     return int(re.findall(r"data.max_length=(\d+)", caught.value.problems[0].hint or "")[0])
 
 
+@pytest.mark.medium
 def test_inputs_of_layers_are_moved_only_if_the_longest_row_does_not_fit_otherwise(deep: BaseModel) -> None:
     stays, moves = (longest_that_fits(deep, activation_offloading=each) for each in (False, "auto"))
     assert moves > 1.1 * stays
@@ -103,6 +104,7 @@ def test_inputs_of_layers_are_moved_only_if_the_longest_row_does_not_fit_otherwi
         resolved(deep, round(1.2 * moves))
 
 
+@pytest.mark.medium
 def test_offloading_that_is_set_recomputes_layers(deep: BaseModel) -> None:
     found = resolved(deep, 64, activation_offloading=True)
     assert found["gradient_checkpointing"] is True and "activation_offloading" not in found

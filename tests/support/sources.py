@@ -22,6 +22,12 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
+@cache
+def nodes(path: Path) -> Sequence[ast.AST]:
+    """All nodes of a file, level by level; kept, because a walk through all files takes seconds."""
+    return tuple(ast.walk(tree(path)))
+
+
 def source(name: str) -> ast.Module:
     """The syntax of a file of the package."""
     return tree(PACKAGE / name)
@@ -37,9 +43,14 @@ def within(module: str, package: str) -> bool:
     return module == package or module.startswith(package + ".")
 
 
-def imports(name: str) -> Iterator[tuple[int, str]]:
+@cache
+def imports(name: str) -> Sequence[tuple[int, str]]:
     """Line and full name of everything that a file imports; `import_module("x")` and the chain `torch.distributed` count."""
-    for node in ast.walk(source(name)):
+    return tuple(_imports(name))
+
+
+def _imports(name: str) -> Iterator[tuple[int, str]]:
+    for node in nodes(PACKAGE / name):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -48,7 +59,7 @@ def imports(name: str) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__"):
             if isinstance(node.args[0], ast.Constant):
                 yield node.lineno, node.args[0].value
-        elif isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.distributed":
+        elif isinstance(node, ast.Attribute) and node.attr == "distributed" and ast.unparse(node) == "torch.distributed":
             yield node.lineno, "torch.distributed"
 
 

@@ -11,6 +11,7 @@ from tests.training.label_ranks import three_steps
 from llamahome.training.labelled import MEASURED
 
 
+@pytest.mark.medium
 def test_any_number_of_processes_learns_the_same_from_labelled_answers(tmp_path: Path) -> None:
     payload = {"base": str(save_tiny(tmp_path / "tiny", "llama"))}
     alone = three_steps(ALONE, payload)

@@ -127,6 +127,7 @@ def test_a_run_counts_overflows_grows_its_scale_and_resumes_bit_for_bit(
     assert ended.extra["loss_scale"]["scale"] > 2.0**22 / 2 ** len(halved), "it has grown again"
 
 
+@pytest.mark.medium
 def test_an_overflow_on_one_rank_counts_on_all(tmp_path: Path) -> None:
     base = save_tiny(tmp_path, "llama", initializer_range=0.1)
     ranks = run_workers("tests/training/scale_ranks.py:overflows_on_the_last", 2, {"base": str(base)})

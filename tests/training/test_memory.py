@@ -124,6 +124,7 @@ def test_an_evaluation_without_memory_is_done_in_smaller_passes(llama: Path, tmp
     assert {event["step"] for event in short} == {1} and {event["during"] for event in short} == {"evaluation"}
 
 
+@pytest.mark.medium
 def test_answers_without_memory_are_generated_one_at_a_time(llama: Path, tmp_path: Path) -> None:
     learner = make_learner(llama, "lora")
     evaluator, recorder = evaluator_of(learner, tmp_path, [20, 40, 8, 33, 12], prompts=3)

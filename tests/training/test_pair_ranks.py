@@ -9,6 +9,7 @@ from tests.support.workers import run_workers
 from tests.training.pair_ranks import two_steps
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("size", "strategies"), [(2, ["replicate"]), pytest.param(3, ["replicate", "shard"], marks=pytest.mark.slow)])
 def test_any_number_of_processes_learns_the_same_from_pairs(tmp_path: Path, size: int, strategies: list[str]) -> None:
     payload = {"base": str(save_tiny(tmp_path / "tiny", "llama")), "method": "lora", "folder": str(tmp_path / "one")}

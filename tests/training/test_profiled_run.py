@@ -63,6 +63,7 @@ def done(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Learner
     return learner, folder, profiled(learner, folder, 3, 4)
 
 
+@pytest.mark.medium
 def test_the_trace_holds_the_steps_and_their_parts(done: tuple[Learner, Path, list[str]]) -> None:
     _, folder, said = done
     events = trace_of(folder, "steps-3-4")

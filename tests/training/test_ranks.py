@@ -10,7 +10,7 @@ from tests.support.workers import run_workers
 from tests.training.ranks import three_steps, three_steps_each
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.medium)])
 def test_two_processes_train_like_one(tmp_path: Path, method: str) -> None:
     payload = {"base": str(save_tiny(tmp_path, "llama", vocab_size=320)), "method": method}
     first, second = run_workers("tests/training/ranks.py:three_steps", 2, payload)
@@ -24,6 +24,7 @@ def test_two_processes_train_like_one(tmp_path: Path, method: str) -> None:
     assert first["evaluation"] == pytest.approx(alone["evaluation"], rel=1e-6)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_every_optimizer_trains_on_several_processes_as_on_one(tmp_path: Path, size: int) -> None:
     optimizers = [("adamw_8bit", "full"), ("adafactor", "full"), ("adafactor", "lora"), ("muon", "full")]
@@ -41,6 +42,7 @@ COLLECTIVES = ("gather 1", "gather 3", "gather backward 1", "gather backward 3",
 """Where a rank allocates memory for an exchange that the others wait in: which of them in a pass. Gathers ask for two tensors."""
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("strategy", "method"),
     [
@@ -68,6 +70,7 @@ def test_when_memory_runs_out_on_one_process_all_do_the_step_again(tmp_path: Pat
             assert (one - other).norm() <= 1e-6 * other.norm(), place
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("lasting", [False, True])
 def test_what_one_process_spoils_all_refuse_in_that_step(tmp_path: Path, lasting: bool) -> None:
     payload = {"base": str(save_tiny(tmp_path, "llama")), "folder": str(tmp_path), "lasting": lasting}

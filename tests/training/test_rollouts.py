@@ -145,6 +145,7 @@ def test_a_resumed_run_draws_the_same_answers_and_ends_with_the_same_bits(llama:
         assert recorded(tmp_path / "resumed", metric) == recorded(tmp_path / "whole", metric)[3:]
 
 
+@pytest.mark.medium
 def test_another_layout_of_a_step_has_the_same_answers(llama: Path, tmp_path: Path) -> None:
     learner = make_learner(llama, "lora")
     run = answering(learner, make_run(learner, options(tmp_path)), llama, reward_file(tmp_path, VOWELS))
@@ -159,6 +160,7 @@ def test_another_layout_of_a_step_has_the_same_answers(llama: Path, tmp_path: Pa
     assert contents[0] == contents[1] and len(contents[0]) == 8
 
 
+@pytest.mark.medium
 def test_a_tiny_model_learns_what_is_rewarded(llama: Path, tmp_path: Path) -> None:
     changes = {"steps": 25, "peak": 0.1, "micro_batch_tokens": 4000, "group_size": 16, "beta": 0.0}
     trained(llama, tmp_path / "run", reward_file(tmp_path, VOWELS), **changes)

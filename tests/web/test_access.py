@@ -78,6 +78,7 @@ def test_only_addresses_of_this_machine_are_loopback() -> None:
     )
 
 
+@pytest.mark.medium
 def test_a_socket_beyond_loopback_needs_a_key_and_a_taken_port_has_its_reason() -> None:
     with pytest.raises(ConfigError) as refused:
         open_socket("0.0.0.0", 0, key=None)

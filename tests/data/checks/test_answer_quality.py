@@ -165,6 +165,7 @@ def test_answers_that_all_end_at_one_number_of_tokens_are_reported_once(tmp_path
     assert all("tokens of this model" in one.problem.message for one in findings)
 
 
+@pytest.mark.medium
 def test_the_sample_rows_have_no_answer_that_is_empty_boilerplate_repeated_or_cut(tmp_path: Path) -> None:
     path = tmp_path / "sample.jsonl"
     write_sample(path, rows=None)

@@ -54,6 +54,7 @@ def test_nothing_else_is_taken_for_a_broken_array(text: str) -> None:
 VALUES = st.recursive(st.text(max_size=9) | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
 
 
+@pytest.mark.medium
 @given(st.lists(st.dictionaries(st.text(max_size=5), VALUES), min_size=1, max_size=4), st.booleans(), st.sampled_from([None, 1]))
 def test_objects_with_any_values_are_found(rows: list[dict[str, Any]], ascii_only: bool, indent: int | None) -> None:
     sound = json.dumps(rows, ensure_ascii=ascii_only, indent=indent)

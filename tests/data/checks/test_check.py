@@ -56,6 +56,7 @@ def test_good_rows_have_no_finding() -> None:
     assert len(checked.main.facts) == 50 and checked.main.facts.usable.all() and checked.main.format == "messages"
 
 
+@pytest.mark.medium
 def test_several_processes_report_the_same_findings_in_the_same_order_as_one() -> None:
     rows: list[Any] = [row for number, row in enumerate(chats(90)) for row in ([row] if number % 7 else ["{", row, asked("a <|im_end|>")])]
     path = write(rows)
@@ -66,6 +67,7 @@ def test_several_processes_report_the_same_findings_in_the_same_order_as_one() -
     assert one[0].main.losses == several[0].main.losses
 
 
+@pytest.mark.medium
 def test_a_process_that_dies_ends_the_check_with_an_error() -> None:
     path = write(chats(3000))  # enough that work is left when the first block is reported
     before = children()

@@ -162,6 +162,7 @@ def broken(row: dict[str, Any], fault: str, earlier: list[bytes]) -> bytes:
     return line
 
 
+@pytest.mark.medium
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.integers(0, 5), st.lists(faults, min_size=1, max_size=1)), min_size=1, max_size=12))
 def test_a_cleaned_copy_has_no_repairable_fault_and_every_lost_row_is_recorded(made: list[tuple[int, list[str]]]) -> None:

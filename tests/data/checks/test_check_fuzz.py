@@ -107,18 +107,21 @@ def test_lines_of_any_bytes(content: bytes) -> None:
     agree("rows.jsonl", content)
 
 
+@pytest.mark.medium
 @settled
 @given(jsonl)
 def test_lines_of_any_bytes_where_bad_rows_are_left_out(content: bytes) -> None:
     agree("skipped.jsonl", content, on_bad_row="skip", max_bad_share=0.5)
 
 
+@pytest.mark.medium
 @settled
 @given(csv)
 def test_tables_of_any_bytes(content: bytes) -> None:
     agree("rows.csv", content)
 
 
+@pytest.mark.medium
 @settled
 @given(jsonl.map(lambda content: b"[" + content.replace(b"\n", b",\n") + b"]") | jsonl)
 def test_arrays_of_any_bytes(content: bytes) -> None:

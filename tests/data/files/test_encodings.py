@@ -100,6 +100,7 @@ def test_a_file_that_is_partly_utf8_has_no_encoding(tmp_path: Path) -> None:
     assert encoding_of(str(path)) is None
 
 
+@pytest.mark.medium
 def test_a_byte_far_below_that_the_encoding_lacks_excludes_it(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     content = lines(CHINESE).encode("gbk") * 2000

@@ -33,6 +33,7 @@ def values(source: Source) -> list[dict[str, Any]]:
     return [source.row(number).value for number in range(len(source))]
 
 
+@pytest.mark.medium
 @settings(deadline=None, max_examples=150)
 @given(st.lists(OBJECTS, min_size=1, max_size=6), st.sampled_from([None, 0, 2]), st.booleans(), BLOCKS)
 def test_an_array_is_what_json_reads(

@@ -82,6 +82,7 @@ def same(one: list[list[Microbatch]], other: list[list[Microbatch]]) -> bool:
     )
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("kind", ["texts", "chats"])
 def test_ten_thousand_rows_give_the_same_steps_prepared_and_streamed(tokenizer: ChatTokenizer, kind: str) -> None:
     path = write(texts(10_000) if kind == "texts" else chats(10_000))
@@ -102,6 +103,7 @@ def test_ten_thousand_rows_give_the_same_steps_prepared_and_streamed(tokenizer: 
             )
 
 
+@pytest.mark.medium
 def test_the_number_of_workers_and_ranks_does_not_change_the_steps(tokenizer: ChatTokenizer) -> None:
     path = write(texts(700))
     prepared = opened(path, tokenizer, streaming=False, max_length=24, **SKIP)
@@ -120,6 +122,7 @@ def test_the_number_of_workers_and_ranks_does_not_change_the_steps(tokenizer: Ch
             more.close()
 
 
+@pytest.mark.medium
 def test_a_stream_counts_what_it_drops(tokenizer: ChatTokenizer) -> None:
     path = write(texts(600))
     streamed = opened(path, tokenizer, streaming=True, max_length=24, on_overlong="truncate", eval_split=0, **SKIP)
@@ -148,6 +151,7 @@ def test_a_bad_row_stops_a_stream_and_is_located(tokenizer: ChatTokenizer) -> No
     assert "on_bad_row=skip" in str(caught.value.problems[-1].hint)
 
 
+@pytest.mark.medium
 def test_a_fault_of_all_rows_is_reported_before_training(tokenizer: ChatTokenizer) -> None:
     for rows, code in (
         (["{broken"] * 300, "data.bad-json"),
@@ -161,6 +165,7 @@ def test_a_fault_of_all_rows_is_reported_before_training(tokenizer: ChatTokenize
     assert caught.value.problems[0].code == "data.no-targets"
 
 
+@pytest.mark.medium
 def test_skipping_ends_when_too_many_rows_are_bad(tokenizer: ChatTokenizer) -> None:
     path = write([row if number % 10 else "{broken" for number, row in enumerate(chats(2000))])
     settings: dict[str, Any] = {"streaming": True, "on_bad_row": "skip", "eval_split": 0}
@@ -207,6 +212,7 @@ def test_a_defect_in_a_worker_is_reported_with_the_row_that_causes_it(tokenizer:
     assert call(lambda rows: read_rows(reading, rows), [0, 1, 3])[1].rows == 3
 
 
+@pytest.mark.medium
 def test_a_file_that_changes_ends_the_stream(tokenizer: ChatTokenizer) -> None:
     streamed = opened(write(chats(500)), tokenizer, streaming=True, eval_split=0)
     with closing(streamed):
@@ -216,6 +222,7 @@ def test_a_file_that_changes_ends_the_stream(tokenizer: ChatTokenizer) -> None:
     assert caught.value.problems[0].code == "data.file-changed"
 
 
+@pytest.mark.medium
 def test_a_tokenizer_that_cannot_be_rebuilt_is_used_in_this_process() -> None:
     raw = train_tokenizer()
     odd = ChatTokenizer(raw)
@@ -226,6 +233,7 @@ def test_a_tokenizer_that_cannot_be_rebuilt_is_used_in_this_process() -> None:
         assert same(steps(streamed, total=60), steps(plain, total=60))
 
 
+@pytest.mark.medium
 def test_streaming_auto_streams_only_large_data(tokenizer: ChatTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(chats(50))
     small = opened(path, tokenizer, eval_split=0)
@@ -241,6 +249,7 @@ def test_streaming_auto_streams_only_large_data(tokenizer: ChatTokenizer, monkey
     assert streaming.StreamedExamples is type(large.examples)
 
 
+@pytest.mark.medium
 def test_a_worker_ends_when_its_parent_is_killed(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     write(chats(50))
     train_tokenizer().save_pretrained("model")

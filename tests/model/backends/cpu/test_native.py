@@ -30,6 +30,7 @@ def load_fresh() -> Kernels | str:
     return make_kernels(requested_level())
 
 
+@pytest.mark.medium
 @pytest.mark.skipif(native._compiler() is None, reason="no C++ compiler here")
 def test_the_library_is_compiled_once_and_stored_in_the_users_cache() -> None:
     assert isinstance(load_fresh(), Kernels)
@@ -60,6 +61,7 @@ def test_what_compile_pays_off_its_compiling_does_so_with_more_tokens(tokens: in
         assert compile_pays_off(tokens + more, weights=weights, processes=processes)
 
 
+@pytest.mark.medium
 @pytest.mark.skipif(native._compiler() is None, reason="no C++ compiler here")
 def test_what_is_in_the_cache_need_not_be_compiled() -> None:
     assert must_compile()
@@ -87,6 +89,7 @@ def test_a_level_that_the_processor_lacks_is_a_reason(monkeypatch: pytest.Monkey
     assert not must_compile() and not expects_bf16_pairs()
 
 
+@pytest.mark.medium
 @pytest.mark.skipif(native._compiler() is None or native.unsupported_reason("avx2") is not None, reason="no C++ compiler or no AVX2 here")
 def test_each_level_has_a_library_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     native_kernels = load_fresh()

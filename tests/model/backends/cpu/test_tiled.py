@@ -134,6 +134,7 @@ def test_gradients_of_several_key_segments_add_up(ours: Tiled, lengths: list[int
     ours.assert_close(ours.tiled(qkv, incoming, documents, window), expected(qkv, incoming, lengths, window, shared))
 
 
+@pytest.mark.medium
 def test_a_very_long_document_has_longer_segments(ours: Tiled) -> None:
     """At most sixteen segments, because the partial gradients of queries would otherwise grow with the square of the length."""
     qkv, incoming = ours.tensors(8300, heads=(1, 1), size=16)

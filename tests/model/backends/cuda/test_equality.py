@@ -53,6 +53,7 @@ def assert_equals_transformers(model: CausalLM, loss: Tensor, kind: str) -> None
     assert torch.cosine_similarity(gradients(model), gradients(plain), 0) > 0.9999
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("kind", "compiler"), CASES)
 def test_compiled_layers_have_the_gradients_of_transformers(
     kind: str, compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -83,6 +84,7 @@ def test_layers_are_compiled_inside_of_activation_checkpointing(tmp_path: Path, 
     assert graphs() == 5
 
 
+@pytest.mark.medium
 def test_adapters_have_the_same_gradients_in_compiled_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_plain_varlen(monkeypatch)
     results = []

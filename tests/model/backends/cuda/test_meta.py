@@ -153,6 +153,7 @@ def test_a_step_of_other_objectives_reads_no_value(learns: Callable[[Objective],
     assert gradients.keys() == trained_parameters(model).keys()
 
 
+@pytest.mark.medium
 def test_a_step_of_eight_billion_weights_reads_no_value() -> None:
     model = model_of(LlamaConfig(**LLAMA_8B), "lora", BF16)
     result, gradients = step_on_meta(model, BF16, lengths=[2000 % VOCABULARY, 5000, 3000, 1500])

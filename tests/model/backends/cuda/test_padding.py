@@ -84,6 +84,7 @@ def test_there_are_few_padded_sizes() -> None:
     assert len({padded_size(tensor) for tensor in range(8_193, 16_385)}) == 4
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_thirty_steps_of_any_lengths_compile_nothing_after_the_warm_up(
     compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
