@@ -35,7 +35,7 @@ PAGES = (
 DRAWN = """() => [...document.querySelectorAll('.chart')].every((figure) => figure.uplot || !figure.querySelector('.nothing').hidden)"""
 POINTS = """(name) => {
   const figure = document.getElementById(`chart-${name}`);
-  return figure.uplot ? figure.uplot.data.map((values) => values.filter((value) => value !== null && value !== undefined)) : [];
+  return figure?.uplot ? figure.uplot.data.map((values) => values.filter((value) => value !== null && value !== undefined)) : [];
 }"""
 LAST_X = "(name) => document.getElementById(`chart-${name}`).uplot.data[0].at(-1)"
 MANY_ROWS = {"rows": [f"chats.jsonl:{line}" for line in range(1, 13)], "show": "llamahome data show chats.jsonl --row 0-11"}
@@ -130,7 +130,7 @@ def test_curves_lie_along_steps_tokens_or_time_smoothed_or_on_a_log_axis(browser
         visit.page.wait_for_function(f"() => ({POINTS})('loss')[0].at(-1) === 40.5")
         visit.page.select_option("select[name=x]", "step")
         visit.page.locator("input[name=smooth]").fill("0.9")
-        visit.page.wait_for_function("() => document.getElementById('chart-loss').uplot.series.length === 5")
+        visit.page.wait_for_function("() => document.getElementById('chart-loss')?.uplot?.series.length === 5")
         raw, smooth = points(visit, "loss")[1:3]
         assert max(smooth[20:]) - min(smooth[20:]) < max(raw[20:]) - min(raw[20:])
         visit.page.locator("input[name=log]").check()
