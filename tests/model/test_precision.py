@@ -86,6 +86,7 @@ def test_auto_follows_the_measurement_of_this_machine() -> None:
 
 def test_a_clear_measurement_is_stored_and_a_damaged_file_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
     answers = iter((5.0, 1.0, 0.1, 3.0))
     monkeypatch.setattr(choose, "bf16_speedup", lambda device: next(answers))
     kept = cache_folder() / "number-types.json"
