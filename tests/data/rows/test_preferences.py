@@ -101,3 +101,10 @@ def test_rows_with_one_answer_are_refused_with_the_objective_that_learns_from_th
         detect([row_of({"prompt": "a", "completion": "b"})], "preference")
     (problem,) = error.value.problems
     assert problem.code == "data.no-pairs" and "--set training.objective=sft" in str(problem.hint)
+
+
+@pytest.mark.parametrize(("answer", "said"), [(5, "a number"), (2.5, "a number"), (True, "true or false"), (float("nan"), "NaN")])
+def test_an_answer_of_a_pair_that_is_no_text_is_refused_without_a_setting_that_pairs_do_not_have(answer: object, said: str) -> None:
+    problem = read({"prompt": "2+2?", "chosen": "4", "rejected": answer})
+    assert isinstance(problem, Problem) and problem.code == "data.wrong-type"
+    assert problem.message == f"rejected is {said}, not a string" and "--set" not in str(problem.hint) and "string" in str(problem.hint)

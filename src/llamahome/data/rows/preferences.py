@@ -119,7 +119,7 @@ def _read_side(row: Row, column: str, columns: tuple[str, str], names: Mapping[s
     format_name = whole_conversations(value, column)
     if format_name is not None:
         return readers[format_name](replace(row, value=value), {**given, "messages": column, "conversations": column})
-    if isinstance(value.get(column), int | float) and not isinstance(value[column], bool):
+    if isinstance(value.get(column), int | float):
         hint = "write it as a string in the file, or remove the row"
         raise RowError("data.wrong-type", f"{column} is {kind(value[column])}, not a string", hint=hint)
     return readers["prompt_completion"](replace(row, value=value), {**given, "completion": column})
