@@ -166,7 +166,7 @@ def _range(schema: dict[str, Any]) -> str:
     bounds = {name: _number(schema[name]) for name in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum") if name in schema}
     upper = f"below {bounds['exclusiveMaximum']}" if "exclusiveMaximum" in bounds else bounds.get("maximum")
     if "exclusiveMinimum" in bounds:
-        return f" above {bounds['exclusiveMinimum']}" + (f" and {upper}" if upper else "")
+        return f" above {bounds['exclusiveMinimum']}" + (f" and {'' if upper.startswith('below') else 'at most '}{upper}" if upper else "")
     return f" from {bounds['minimum']} to {upper}" if upper else f" of at least {bounds['minimum']}"
 
 
