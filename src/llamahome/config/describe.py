@@ -157,7 +157,9 @@ def _describe(schema: dict[str, Any]) -> str:
         case "array":
             return "a list of text"
         case "object":
-            return f"a mapping like {_choice(examples)}" if examples else "a mapping of text to text"
+            values = schema.get("additionalProperties")
+            of = _describe(values) if isinstance(values, dict) and "type" in values else "text"
+            return f"a mapping like {_choice(examples)}" if examples else f"a mapping of text to {of}"
         case kind:
             return ("a whole number" if kind == "integer" else "a number") + _range(schema)
 
