@@ -7,7 +7,7 @@ one part of the result. A teaching that was stopped goes on after its last whole
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -79,7 +79,7 @@ def _write_lesson(data_path: Sequence[str], loaded: LoadedConfig, asked: AskedTe
     say, teacher, output, top_k = session.progress.say, asked.teacher, asked.output, asked.top_k
     with session.phase("data", READ):
         data = assembly.read_data(session, loaded, data_path)
-        folder = model_folder(teacher, loaded, say=say)
+        folder = _folder_of(teacher, loaded, say=say)
         _refuse_other_tokenizer(data.tokenizer, open_tokenizer(tokenizer_source(folder, loaded.config.model)), teacher)
     table = data.prepared.examples
     assert isinstance(table, ExampleTable)
@@ -98,6 +98,13 @@ def _write_lesson(data_path: Sequence[str], loaded: LoadedConfig, asked: AskedTe
             _write_parts(asking, table, waiting, output, about, say=say)
     taught.finish(output, about)
     return Lesson(output, about, found)
+
+
+def _folder_of(teacher: str, loaded: LoadedConfig, *, say: Callable[[str], None]) -> Path:
+    try:
+        return model_folder(teacher, loaded, say=say)
+    except ConfigError as error:
+        raise ConfigError([replace(each, where="--teacher") if each.where == "MODEL" else each for each in error.problems]) from error
 
 
 def _about(data: RunData, table: ExampleTable, folder: Path, *, teacher: str, top_k: int) -> taught.About:
@@ -120,10 +127,7 @@ def _about(data: RunData, table: ExampleTable, folder: Path, *, teacher: str, to
 def _prepare_folder(output: Path, about: taught.About) -> list[int]:
     """Make the folder; returns the numbers of the parts that are not there. Raises DataError if it holds something else."""
     before = taught.read_about(output)
-    others = (
-        [] if before is not None or not output.is_dir() else [path for path in output.iterdir() if not path.name.startswith(("part-", "."))]
-    )
-    if (before is not None and before.stamp != about.stamp) or others or output.is_file():
+    if (before is not None and before.stamp != about.stamp) or taught.holds_others(output):
         what = f"log-probabilities of {before.teacher} for other rows, settings or top-k" if before is not None else "something else"
         hint = f"--output {output}-2"
         raise DataError(Problem(code="data.teacher-folder-used", message=f"the folder holds {what}", where=str(output), hint=hint))
@@ -163,7 +167,7 @@ def _write_parts(
     say: Callable[[str], None],
 ) -> None:
     parts, size = taught.parts_of(table), about.targets * about.top_k * _BYTES
-    say(f"{many(about.targets, 'target')} with {about.top_k} tokens each: {show_bytes(size)}")
+    say(f"{many(about.targets, 'target')} with {many(about.top_k, 'token')} each: {show_bytes(size)}")
     for done, number in enumerate(waiting):
         examples = [table.example(example) for example in parts[number]]
         found = [teacher.ask(table, numbers) for numbers in _passes(table, parts[number], teacher.backend)]

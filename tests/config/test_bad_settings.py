@@ -29,6 +29,11 @@ FILES = {
         [("wrong-type", 2, 11, "expected auto or a number above 0; got the text '3'", "write epochs: 3")],
     ),
     "truth value for number": ("training:\n  epochs: true\n", [("wrong-type", 2, 11, "a number above 0; got the truth value true", "")]),
+    "value of a mapping": (
+        "lora:\n  rank_pattern: {q_proj: 0}\n",
+        [("wrong-type", 2, 17, "expected a mapping of text to a whole number of at least 1; got", "")],
+    ),
+    "above the greatest": ("distill:\n  weight: 2\n", [("out-of-range", 2, 11, "expected a number above 0 and at most 1; got 2", "")]),
     "fraction for whole number": ("lora: {rank: 8.5}\n", [("wrong-type", 1, 14, "a whole number of at least 1; got the number 8.5", "")]),
     "whole number with a point": ("lora: {rank: 8.0}\n", [("wrong-type", 1, 14, "got the number 8.0", "write rank: 8")]),
     "number for truth value": ("monitoring:\n  tensorboard: 1\n", [("wrong-type", 2, 16, "expected true or false; got the number 1", "")]),

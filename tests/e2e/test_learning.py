@@ -15,6 +15,7 @@ DISTILL = ("train", "chats.jsonl", "--set", "training.objective=distill", "--set
 GRPO = ("train", "chats.jsonl", "--set", "training.objective=grpo", "--reward", "mine.py:score")
 SHORT = ("--set", "grpo.max_new_tokens=5", "--set", "grpo.group_size=3")
 COUNTS = "def score(answer, reference, row):\n    assert row['messages']\n    return answer.count('e')\n"
+NOTHING = "def score(a, b):\n    return None\n"
 
 
 @pytest.fixture
@@ -131,6 +132,11 @@ def _empty_folder(project: Project) -> None:
     (project.folder / "taught").mkdir()
 
 
+def _broken_folder(project: Project) -> None:
+    _empty_folder(project)
+    (project.folder / "taught/teacher.json").write_text("{")
+
+
 def _file_in_the_way(project: Project) -> None:
     add_teacher(project)
     write_rows(project.folder / "taught/mine.jsonl", chats(1))
@@ -139,6 +145,7 @@ def _file_in_the_way(project: Project) -> None:
 REFUSED: dict[str, tuple[tuple[str, ...], Callable[[Project], None], str, int, str]] = {
     "no teacher": (DISTILL[:4], lambda project: None, "config.no-teacher", 2, "llamahome data teach DATA"),
     "an empty folder": (DISTILL, _empty_folder, "data.bad-teacher", 3, "llamahome data teach DATA --teacher MODEL --output taught"),
+    "a broken folder": (DISTILL, _broken_folder, "data.bad-teacher", 3, "llamahome data teach DATA --teacher MODEL --output taught-2"),
     "a row that was changed": (DISTILL, _changed_row, "data.not-taught", 3, "llamahome data teach with the same data"),
     "another template": (DISTILL, _other_template, "model.other-tokenizer", 2, "llamahome data teach DATA --model tiny --teacher teacher"),
     "a teacher with another tokenizer": (TEACH, _other_tokenizer, "model.other-tokenizer", 2, "a teacher of the student's family"),
@@ -148,7 +155,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], Callable[[Project], None], str, int, s
     "no base": ((*GRPO, "--method", "full", "--set", "grpo.beta=0.1"), reward, "config.no-reference", 2, "--set grpo.beta=0"),
     "texts": (GRPO, _texts, "data.no-prompts", 3, "rows with messages"),
     "no chat template": (GRPO, _no_template, "data.no-chat-template", 3, ""),
-    "no number": ((*GRPO, *SHORT), lambda project: reward(project, "def score(a, b):\n    return None\n"), "training.reward-failed", 2, ""),
+    "no number": ((*GRPO, *SHORT), lambda project: reward(project, NOTHING), "training.reward-failed", 2, "return a finite"),
 }
 
 
@@ -159,6 +166,11 @@ def test_what_cannot_be_learned_is_refused_in_one_line_with_what_mends_it(projec
     answer = project.type(*words)
     assert answer.status == status and answer.codes == [code], answer.err
     assert any(line.startswith(hint) for line in answer.helps or [""]), answer.err
+
+
+def test_a_teacher_that_is_not_there_is_named_by_its_option(project: Project) -> None:
+    answer = project.type(*TEACH)
+    assert answer.codes == ["model.not-found"] and "--teacher: there is no run and no model 'teacher'" in answer.err
 
 
 def test_settings_of_another_objective_have_no_effect_and_that_is_said(project: Project) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from llamahome.config.optimizers import OptimizerName
 from llamahome.training.optimizer import make_optimizer, set_learning_rate
 
 
@@ -22,3 +23,14 @@ def test_matrices_decay_and_vectors_do_not_and_the_rate_is_set_for_all() -> None
 def test_a_model_of_matrices_or_of_vectors_alone_is_fine(shape: tuple[int, ...]) -> None:
     optimizer = make_optimizer("adamw", {"only": nn.Parameter(torch.ones(shape))}, weight_decay=0.1)
     assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit", "adafactor", "muon"])
+def test_an_update_tells_that_the_weights_have_changed(kind: OptimizerName) -> None:
+    weights = {"matrix": nn.Parameter(torch.ones(2, 3)), "vector": nn.Parameter(torch.ones(3))}
+    optimizer = make_optimizer(kind, weights, weight_decay=0.0)
+    for weight in weights.values():
+        weight.grad = torch.ones_like(weight)
+    before = [weight._version for weight in weights.values()]
+    optimizer.step()
+    assert all(weight._version > version for weight, version in zip(weights.values(), before, strict=True))

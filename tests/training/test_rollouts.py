@@ -180,6 +180,7 @@ RAISES = "def score(answer, reference, row):\n    if row['number'] >= 0:\n      
             r"reward-failed.*score returned 'good' \(str\), and a reward is a finite number",
         ),
         ("def score(answer, reference):\n    return float('nan')\n", r"reward-failed.*returned nan"),
+        ("def score(answer, reference):\n    return 10**400\n", r"reward-failed.*returned 1000"),
     ],
 )
 def test_a_reward_that_fails_names_the_row_and_the_line(llama: Path, tmp_path: Path, text: str, words: str) -> None:

@@ -51,6 +51,6 @@ def teach(
         print(json.dumps({"folder": str(lesson.folder), **asdict(lesson.about)}))
         return
     about = lesson.about
-    print(f"{many(about.targets, 'target')} of {many(about.examples, 'example')}, {about.top_k} tokens each, in {lesson.folder}")
+    print(f"{many(about.targets, 'target')} of {many(about.examples, 'example')}, {many(about.top_k, 'token')} each, in {lesson.folder}")
     again = ["llamahome", "train", *data_paths, *overrides.typed()]
     print(f"next: {shlex.join([*again, '--set', 'training.objective=distill', '--set', f'distill.teacher={lesson.folder}'])}")

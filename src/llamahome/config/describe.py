@@ -157,7 +157,9 @@ def _describe(schema: dict[str, Any]) -> str:
         case "array":
             return "a list of text"
         case "object":
-            return f"a mapping like {_choice(examples)}" if examples else "a mapping of text to text"
+            values = schema.get("additionalProperties")
+            of = _describe(values) if isinstance(values, dict) and "type" in values else "text"
+            return f"a mapping like {_choice(examples)}" if examples else f"a mapping of text to {of}"
         case kind:
             return ("a whole number" if kind == "integer" else "a number") + _range(schema)
 
@@ -166,7 +168,7 @@ def _range(schema: dict[str, Any]) -> str:
     bounds = {name: _number(schema[name]) for name in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum") if name in schema}
     upper = f"below {bounds['exclusiveMaximum']}" if "exclusiveMaximum" in bounds else bounds.get("maximum")
     if "exclusiveMinimum" in bounds:
-        return f" above {bounds['exclusiveMinimum']}" + (f" and {upper}" if upper else "")
+        return f" above {bounds['exclusiveMinimum']}" + (f" and {'' if upper.startswith('below') else 'at most '}{upper}" if upper else "")
     return f" from {bounds['minimum']} to {upper}" if upper else f" of at least {bounds['minimum']}"
 
 

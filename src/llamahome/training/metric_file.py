@@ -32,7 +32,8 @@ class Use:
 
     def failed(self, path: Path, message: str, *, excerpt: str | None = None) -> ConfigError:
         """The function raised, or returned no number."""
-        return ConfigError(Problem(code=self.failed_code, message=message, where=str(path), excerpt=excerpt))
+        hint = f"return a finite number for every answer, such as 0.0 for one that cannot be judged, in {path}"
+        return ConfigError(Problem(code=self.failed_code, message=message, where=str(path), hint=hint, excerpt=excerpt))
 
     def unreadable(self, path: Path, message: str, *, function: str | None = None, excerpt: str | None = None) -> ConfigError:
         """The file has no such function; `function` is the one that is meant."""
@@ -66,7 +67,7 @@ class UserFunction:
         except (Exception, SystemExit) as error:  # a function of the user's may raise anything
             message = f"{self.name} raised {type(error).__name__}: {_first_line(error)}"
             raise self._failed(message, where, excerpt=_own_line(error, self.path)) from error
-        if not isinstance(value, numbers.Real) or not math.isfinite(value):
+        if not isinstance(value, numbers.Real) or not _is_finite(value):
             shown = repr(value)[:80]
             message = f"{self.name} returned {shown} ({type(value).__name__}), and a {self.use.value} is a finite number"
             raise self._failed(message, where)
@@ -75,6 +76,13 @@ class UserFunction:
     def _failed(self, message: str, where: str | None, *, excerpt: str | None = None) -> ConfigError:
         place = f" on the row {where}" if where else ""
         return self.use.failed(self.path, message + place, excerpt=excerpt)
+
+
+def _is_finite(value: numbers.Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number above what a float holds
+        return False
 
 
 def load_function(name: str, use: Use = METRIC) -> UserFunction:

@@ -35,9 +35,17 @@ def make_optimizer(
         groups["vectors" if weight.ndim < 2 else "faster" if faster else "tables" if kept else "matrices"]["params"].append(weight)
     used = [group for group in groups.values() if group["params"]]
     if kind == "adamw":
-        return torch.optim.AdamW(used, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
+        fused = torch.optim.AdamW(used, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
+        fused.register_step_post_hook(_count_changes)
+        return fused
     rules: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw_8bit": AdamW8bit, "adafactor": Adafactor, "muon": Muon}
     return rules[kind](used, {"lr": 0.0})
+
+
+def _count_changes(optimizer: torch.optim.Optimizer, _args: Any, _options: Any) -> None:
+    """Tell that the weights have changed, which torch's fused kernel does not: copies in another dtype are kept until they change."""
+    for group in optimizer.param_groups:
+        torch.autograd.graph.increment_version(group["params"])
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

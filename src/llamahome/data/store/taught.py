@@ -130,7 +130,9 @@ class Taught:
         """Raises DataError if the folder is not whole or a part is damaged."""
         about = read_about(folder)
         if about is None:
-            raise DataError(_unusable(folder, "it has no teacher.json, so `data teach` did not write it or did not end"))
+            there = (folder / ABOUT).exists()
+            why = f"its {ABOUT} cannot be read" if there else f"it has no {ABOUT}, so `data teach` did not write it or did not end"
+            raise DataError(_unusable(folder, why))
         self.about, self.folder = about, folder
         self._files = [self._open(number) for number in range(about.parts)]
         keys, counts = ([file.get_tensor(name) for file in self._files] for name in ("keys", "counts"))
@@ -175,8 +177,16 @@ class Taught:
         return Problem(code="data.not-taught", message=message, where=where, hint=hint)
 
 
+def holds_others(folder: Path) -> bool:
+    """Whether something is there that `data teach` would refuse to write to: other files, or a teacher.json that cannot be read."""
+    if not folder.is_dir():
+        return folder.exists()
+    return read_about(folder) is None and any(not path.name.startswith(("part-", ".")) for path in folder.iterdir())
+
+
 def _unusable(folder: Path, why: str) -> Problem:
-    hint = f"llamahome data teach DATA --teacher MODEL --output {folder}"
+    output = f"{folder}-2" if holds_others(folder) else folder
+    hint = f"llamahome data teach DATA --teacher MODEL --output {output}"
     return Problem(
         code="data.bad-teacher", message=f"this is no folder of a teacher's log-probabilities: {why}", where=str(folder), hint=hint
     )
