@@ -43,7 +43,7 @@ def make_optimizer(
 
 
 def _count_changes(optimizer: torch.optim.Optimizer, _args: Any, _options: Any) -> None:
-    """Tell that the weights have changed, which torch's fused kernel does not: copies in another dtype are kept until they change."""
+    """Tell that the weights have changed, which torch's fused AdamW does not: copies in another dtype are kept until they change."""
     for group in optimizer.param_groups:
         torch.autograd.graph.increment_version(group["params"])
 
