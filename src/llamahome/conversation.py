@@ -18,7 +18,8 @@ from llamahome.data.text.tokens import ChatTokenizer, open_tokenizer
 from llamahome.data_limits import fit_to_model, hints_within_positions, hold_vocabulary, warn_of_length
 from llamahome.distributed.devices import device_here
 from llamahome.errors import ConfigError, MachineError, OutOfMemory, Problem
-from llamahome.model.adapter import base_is_gone, can_switch_off, find_base, is_adapter, open_trained, trained_rows, without_adapter
+from llamahome.model.adapter import can_switch_off, open_trained, trained_rows, without_adapter
+from llamahome.model.adapter_folder import base_is_gone, find_base, is_adapter
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import choose_backend
 from llamahome.model.generate import PromptCache, cached_bytes, generate, limits_of_loaded

@@ -18,7 +18,7 @@ from llamahome.data.text.tokenizer_files import tokenizer_source
 from llamahome.data.text.tokens import ChatTokenizer, open_tokenizer
 from llamahome.durable import read_object
 from llamahome.errors import CheckpointError, ConfigError, Problem
-from llamahome.model.adapter import base_of, is_adapter
+from llamahome.model.adapter_folder import base_of, is_adapter
 from llamahome.model.export.merged import license_of
 from llamahome.model.export.quantized import method_of, quantization_of
 from llamahome.model.export.verify import PROBES, Difference, float32_bytes

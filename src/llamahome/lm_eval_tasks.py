@@ -17,7 +17,7 @@ from llamahome.conversation import quantization_of_run, typed_base
 from llamahome.data.text.tokenizer_files import tokenizer_source
 from llamahome.data.text.tokens import open_tokenizer
 from llamahome.errors import ConfigError, MachineError, Problem
-from llamahome.model.adapter import find_base, is_adapter
+from llamahome.model.adapter_folder import find_base, is_adapter
 from llamahome.model.backends.choose import choose_backend
 
 _FAILURES = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, LookupError, AssertionError)

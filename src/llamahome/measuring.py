@@ -22,7 +22,8 @@ from llamahome.data.prepare import StoredExamples
 from llamahome.data.store.table import ExampleTable
 from llamahome.distributed.standing import LOAD
 from llamahome.errors import ConfigError, MachineError
-from llamahome.model.adapter import can_switch_off, find_base, is_adapter, without_adapter
+from llamahome.model.adapter import can_switch_off, without_adapter
+from llamahome.model.adapter_folder import find_base, is_adapter
 from llamahome.model.backends.choose import choose_backend
 from llamahome.model.load import CausalLM, find_model
 from llamahome.model.objective import Objective

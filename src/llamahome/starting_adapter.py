@@ -12,7 +12,7 @@ from llamahome.config.load import LoadedConfig, with_values
 from llamahome.config.yamltext import write_value
 from llamahome.conversation import model_folder, quantization_of_run, typed_base
 from llamahome.errors import ConfigError, Problem
-from llamahome.model.adapter import base_of, is_adapter
+from llamahome.model.adapter_folder import base_of, is_adapter
 from llamahome.rundir import as_typed, nearby
 
 _TRAINED_ONLY = {"bias": "none", "layer_replication": None}

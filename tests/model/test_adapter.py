@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from llamahome.config.schema import LoraConfig
 from llamahome.errors import ConfigError, Problem
-from llamahome.model.adapter import base_of, find_base, is_adapter, open_trained, restore_model, save_model
+from llamahome.model.adapter import open_trained, restore_model, save_model
+from llamahome.model.adapter_folder import base_of, find_base, is_adapter
 from llamahome.model.backends.backend import Documents
 from llamahome.model.fingerprints import fingerprint
 from llamahome.model.load import head_of
@@ -68,6 +69,30 @@ def our_logits(model: PreTrainedModel) -> torch.Tensor:
 
 def files(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+def test_the_written_config_is_the_same_whatever_order_the_sets_of_peft_have(llama: Path, tmp_path: Path) -> None:
+    model = adapted(llama, modules_to_save=["lm_head", "embed_tokens"])
+    written = set()
+    for number, ascending in enumerate((True, False)):
+        for name in ("target_modules", "modules_to_save"):
+            names = sorted(getattr(model.peft_config["default"], name), reverse=not ascending)
+            setattr(model.peft_config["default"], name, _Ordered(names))
+        save_model(model, tmp_path / str(number), base=llama)
+        written.add((tmp_path / str(number) / "adapter_config.json").read_bytes())
+    assert len(written) == 1
+    assert json.loads(written.pop())["target_modules"] == sorted(model.peft_config["default"].target_modules)
+
+
+class _Ordered(set):
+    """A set that lists its members in a given order, as another process may."""
+
+    def __init__(self, members: list[str]) -> None:
+        super().__init__(members)
+        self._members = members
+
+    def __iter__(self):
+        return iter(self._members)
 
 
 @pytest.mark.parametrize("form", FORMS)

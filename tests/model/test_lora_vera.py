@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from llamahome.config.schema import LoraConfig
 from llamahome.errors import ConfigError
-from llamahome.model.adapter import find_base, save_model
+from llamahome.model.adapter import save_model
+from llamahome.model.adapter_folder import find_base
 from llamahome.model.lora import add_lora, load_lora, quiet_peft
 from llamahome.model.lora_layers import LeanVeraLinear, use_own_forward
 from llamahome.model.lora_vera import factor_bytes, projection_numbers, projections_of, shared_products

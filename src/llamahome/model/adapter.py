@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,9 +20,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llamahome.distributed.tensorfiles import TensorSlices, WriterShare, write_files
-from llamahome.errors import ConfigError, MachineError, Problem
+from llamahome.errors import ConfigError, Problem
+from llamahome.model.adapter_folder import CONFIG, adapter_config, find_base, is_adapter
 from llamahome.model.auxiliary_files import copy_auxiliary_files
-from llamahome.model.limits import rows_of_adapter, shapes_of
+from llamahome.model.limits import rows_of_adapter
 from llamahome.model.load import find_model, load_model
 from llamahome.model.lora import does_not_fit, quiet_peft
 from llamahome.model.lora_choice import cast_whole_modules, with_every_name
@@ -35,12 +35,10 @@ from llamahome.model.stream import hold_tables
 from llamahome.model.targets import is_adapted
 from llamahome.model.vocabulary import cast_trained_rows, grow_embeddings, rows_needed
 from llamahome.model.weightfiles import check_adapter_file, check_finite, write_index
-from llamahome.rundir import BASE_MODELS, as_typed
+from llamahome.rundir import as_typed
 
 SavedModel: TypeAlias = PeftModel | PreTrainedModel
 """A PEFT wrapper, of which the adapter is saved, or a fully trained model."""
-_MOST_FOLDERS = 200
-"""Number of folders per directory in which a moved base is searched."""
 
 
 def changing(model: SavedModel) -> dict[str, Tensor]:
@@ -65,10 +63,19 @@ def save_model(model: SavedModel, folder: Path, *, base: Path, weights: Mapping[
         # save_embedding_layers=False, or PEFT would read the base's config on the hub to see whether its vocabulary was resized.
         values = with_starts(model, with_every_name(model, weights if weights is not None else changing(model))) | projections_of(model)
         model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False, state_dict=values)
+        _sort_sets(model, folder / CONFIG)
         (folder / "README.md").unlink(missing_ok=True)  # an empty model card template
     else:
         model.save_pretrained(folder, save_original_format=False, state_dict=dict(weights) if weights is not None else None)
     copy_auxiliary_files(base, folder)
+
+
+def _sort_sets(model: PeftModel, path: Path) -> None:
+    """Sort the lists in the written config that are sets in PEFT, whose order differs from process to process: a run writes one file."""
+    names = {name for config in model.peft_config.values() for name, value in vars(config).items() if isinstance(value, set)}
+    written: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    written |= {name: sorted(written[name]) for name in names & written.keys()}
+    path.write_text(json.dumps(written, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def save_in_parts(
@@ -118,19 +125,9 @@ def _require_same_shapes(folder: Path, saved: Mapping[str, Tensor], expected: Ma
         raise ConfigError(Problem(code="model.weights-do-not-fit", message=message, where=str(folder), hint=hint))
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds a PEFT adapter."""
-    return (folder / "adapter_config.json").is_file()
-
-
-def base_of(folder: Path) -> str:
-    """The name of the base model that an adapter's folder records."""
-    return str(_adapter_config(folder)["base_model_name_or_path"])
-
-
 def trained_rows(folder: Path) -> int:
     """The number of embedding rows that the adapter in `folder` needs; 0 if it trains no rows or `folder` holds no adapter."""
-    return max(rows_needed(_adapter_config(folder)), *rows_of_adapter(folder)[0], 0) if is_adapter(folder) else 0
+    return max(rows_needed(adapter_config(folder)), *rows_of_adapter(folder)[0], 0) if is_adapter(folder) else 0
 
 
 def fit_rows(model: PreTrainedModel, folder: Path, base: Path) -> None:
@@ -138,70 +135,11 @@ def fit_rows(model: PreTrainedModel, folder: Path, base: Path) -> None:
     embedding, head = (layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings()))
     before, (saved, adapted) = embedding.shape[0], rows_of_adapter(folder)
     saved_rows = max(saved) if len(saved) >= (1 if head is embedding else 2) else 0
-    grow_embeddings(model, max(rows_needed(_adapter_config(folder)), saved_rows))
+    grow_embeddings(model, max(rows_needed(adapter_config(folder)), saved_rows))
     rows = model.get_input_embeddings().weight.shape[0]
     if other := sorted(number for number in (*saved, *adapted) if number != rows):
         message = f"it was trained on a model with {other[0]:,} rows for tokens, and {as_typed(base)} has {before:,}"
         raise ConfigError(Problem(code="model.other-vocabulary", message=message, where=str(folder)))
-
-
-def _adapter_config(folder: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        config["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(Problem(code="model.unreadable", message="adapter_config.json cannot be read", where=str(folder))) from error
-    return config
-
-
-def find_base(folder: Path, *, typed: str | None = None, say: Callable[[str], None]) -> Path:
-    """The folder of an adapter's base: `typed` if given, else the base that the adapter records. Raises as find_model does."""
-    recorded = base_of(folder)
-    check_adapter_file(folder)
-    try:
-        return find_model(typed or recorded, say=say)
-    except (ConfigError, MachineError) as error:
-        if typed is None and error.problems[0].code in ("model.not-found", "model.hub-failed"):
-            where = f"{folder / 'adapter_config.json'}: base_model_name_or_path"
-            raise ConfigError(base_is_gone(recorded, where, adapter=folder)) from error
-        raise
-
-
-def base_is_gone(recorded: str, where: str, *, adapter: Path | None = None) -> Problem:
-    """The problem that the base `recorded` in `where` does not exist; its hint works with every command that has --set.
-
-    With `adapter`, the directories around the recorded base and the adapter are searched. The hint names a folder if exactly one fits.
-    """
-    fitting = _fitting_bases(recorded, adapter) if adapter is not None else []
-    message = f"the base model {recorded!r} that is recorded there cannot be found: it is no local folder, and no hub delivers it"
-    hint = f"--set model.name={as_typed(fitting[0])}" if len(fitting) == 1 else "--set model.name=FOLDER, the folder where the base is now"
-    return Problem(code="model.base-gone", message=message, where=where, hint=hint)
-
-
-def _fitting_bases(recorded: str, adapter: Path) -> list[Path]:
-    """The fitting folders in the first directory that has any: the recorded one, data/models/base, those above the adapter."""
-    layer_sizes = _layer_sizes(adapter)
-    directories = [Path(recorded).expanduser().parent, BASE_MODELS, *list(adapter.resolve().parents)[:2]]
-    for directory in directories:
-        folders = islice(sorted(directory.iterdir()), _MOST_FOLDERS) if layer_sizes and directory.is_dir() else []
-        if fitting := [folder for folder in folders if (folder / "config.json").is_file() and _fits(folder, layer_sizes)]:
-            return fitting
-    return []
-
-
-def _layer_sizes(adapter: Path) -> dict[str, int]:
-    """A size of each adapted layer, that of its input or, with VeRA, output, by the name of its weight in the base."""
-    sizes = {}
-    for name, shape in shapes_of(adapter).items():
-        layer, mark, _ = name.removeprefix("base_model.model.").replace(".vera_lambda_b", ".lora_A.").partition(".lora_A.")
-        if mark and ".experts" not in layer:
-            sizes[f"{layer}.weight"] = shape[-1]
-    return sizes
-
-
-def _fits(folder: Path, layer_sizes: dict[str, int]) -> bool:
-    shapes = shapes_of(folder)
-    return all(name in shapes and size in shapes[name] for name, size in layer_sizes.items())
 
 
 def open_trained(
