@@ -59,6 +59,11 @@ def waits(step: int, record: Record) -> Record:
     return {"time/data": 0.8 * record["time/forward"]} if "time/data" in record and step > 200 else {}
 
 
+def without_spread(step: int, record: Record, share: float = 1.0) -> Record:
+    """What a reward gives that is the same for all answers to a prompt."""
+    return {"train/reward": 1.0, "train/groups_without_spread": share} if "train/loss" in record else {}
+
+
 SEED = 12
 TROUBLES: dict[str, tuple[Callable[[int, Record], Record], list[str]]] = {
     "loss-not-finite": (only("train/loss", lambda step, r: math.nan if step in (70, 71) else r["train/loss"]), ["step 70", "7e-05"]),
@@ -67,6 +72,7 @@ TROUBLES: dict[str, tuple[Callable[[int, Record], Record], list[str]]] = {
     "overfitting": (overfits, ["at step 200", "--max-steps 200", "output.final=best"]),
     "learning-rate-low": (flat, ["2.3456", "training.learning_rate=0.002"]),
     "learning-rate-high": (loss_times(lambda step: 1 + 0.02 * max(0, step - 100)), ["training.learning_rate=6.7e-05"]),
+    "rewards-equal": (without_spread, ["up to 5", "the same reward", "grpo.group_size"]),
     "data-wait": (waits, ["% of a step waits", "llamahome data prepare chats.jsonl"]),
     "throughput": (only("speed/tokens_per_s", lambda step, r: r["speed/tokens_per_s"] * (0.5 if step > 300 else 1)), ["tokens/s"]),
     "slow-rank": (slow_process, ["process 3 takes 1.7 times"]),
@@ -85,6 +91,7 @@ NEAR: dict[str, Callable[[int, Record], Record]] = {
     "overfitting": lambda step, r: {"eval/loss": 2.0 - 0.004 * min(step, 200) + (0.015 if step > 200 else 0)} if "eval/loss" in r else {},
     "learning-rate-low": lambda step, r: {"eval/loss": 2.3456 - 1e-4 * step} if "eval/loss" in r else {},
     "learning-rate-high": loss_times(lambda step: 1.15 if 200 < step < 215 else 1.0),
+    "rewards-equal": lambda step, r: without_spread(step, r, 0.9 if step == 4 else 1.0),
     "data-wait": lambda step, r: {"time/data": 0.05 * r["time/forward"]} if "time/data" in r else {},
     "throughput": only("speed/tokens_per_s", lambda step, r: r["speed/tokens_per_s"] * (0.2 if step % 10 == 0 else 1)),
     "slow-rank": lambda step, r: (

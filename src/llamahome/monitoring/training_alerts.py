@@ -1,4 +1,4 @@
-"""Rules about the training itself: a loss that is not finite or jumps, clipping, over-fitting, and a learning rate too low or too high.
+"""Rules about the training itself: a loss that is not finite or jumps, clipping, over-fitting, a learning rate too low or too high, and equal rewards.
 
 A line is one record of metrics: one step, unless monitoring.log_every says otherwise. A rule prefers silence to a false alarm: batches
 differ, so each difference is compared with the noise of the lines.
@@ -199,6 +199,30 @@ class RateTooHigh:
         return f"the loss rose from {low:.4f} around step {low_step} to {now:.4f} around step {step}", self._facts.slower()
 
 
+class NoSpread:
+    """Rewards of the first steps that never differ within a group: every advantage is 0, so nothing is learned."""
+
+    name = "rewards-equal"
+    _STEPS = 5
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts, self._judged = facts, False
+
+    def observe(self, step: int, values: Values) -> Finding | None:
+        """Judge once, after the first steps: a later group without spread may be a prompt that the model has learned to solve."""
+        share = finite(values, "train/groups_without_spread")
+        if share is None or self._judged:
+            return None
+        if share == 1 and step < self._facts.first_step + self._STEPS:
+            return None
+        self._judged = True
+        if share < 1:
+            return None
+        text = f"in all steps up to {step} the answers to a prompt got the same reward, so nothing is learned"
+        mend = "a reward that tells answers to one prompt apart, such as part of the points for a part of the solution"
+        return text, f"{mend}; or more different answers: a higher grpo.group_size or grpo.temperature"
+
+
 def training_rules(facts: Facts) -> list[Rule]:
     """The rules of this file, for one run."""
-    return [NotFinite(facts), Spike(facts), Clipping(facts), Overfitting(facts), RateTooLow(facts), RateTooHigh(facts)]
+    return [NotFinite(facts), Spike(facts), Clipping(facts), Overfitting(facts), RateTooLow(facts), RateTooHigh(facts), NoSpread(facts)]
