@@ -34,6 +34,14 @@ FILES = {
         [("wrong-type", 2, 17, "expected a mapping of text to a whole number of at least 1; got", "")],
     ),
     "above the greatest": ("distill:\n  weight: 2\n", [("out-of-range", 2, 11, "expected a number above 0 and at most 1; got 2", "")]),
+    **{
+        f"temperature {value} of {section}": (
+            f"{section}:\n  temperature: {value}\n",
+            [("out-of-range", 2, 16, f"{section}.temperature: expected a number from 0.01 to 100; got", "")],
+        )
+        for section in ("distill", "grpo")
+        for value in ("1e9", "1e-9")
+    },
     "fraction for whole number": ("lora: {rank: 8.5}\n", [("wrong-type", 1, 14, "a whole number of at least 1; got the number 8.5", "")]),
     "whole number with a point": ("lora: {rank: 8.0}\n", [("wrong-type", 1, 14, "got the number 8.0", "write rank: 8")]),
     "number for truth value": ("monitoring:\n  tensorboard: 1\n", [("wrong-type", 2, 16, "expected true or false; got the number 1", "")]),

@@ -11,6 +11,9 @@ from llamahome.config.section import Section
 if TYPE_CHECKING:
     from llamahome.config.schema import Config
 
+Temperature = Annotated[float, Field(ge=0.01, le=100)]
+"""Beyond these bounds a distribution is a single token, or uniform, in float32."""
+
 
 class DistillConfig(Section):
     """Learning from a teacher; read if training.objective is distill."""
@@ -19,7 +22,7 @@ class DistillConfig(Section):
     """The folder that `llamahome data teach` wrote: the teacher's likeliest tokens at every target."""
     weight: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of the teacher in the loss; the rest is the cross entropy with the label."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Temperature = 1.0
     """Both distributions are raised to 1 / temperature and normalized before they are compared; above 1 the teacher's less likely tokens
     count more."""
 
@@ -34,7 +37,7 @@ class GrpoConfig(Section):
     """Answers to each prompt of a step, which are compared with each other."""
     max_new_tokens: PositiveInt = 256
     """Most tokens of an answer; a longer one is cut, rewarded and learned as it is."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Temperature = 1.0
     """Temperature of the answers, and of the distribution that is trained."""
     beta: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the divergence from the model without its adapter, per token. 0 computes none; above 0 needs a new adapter."""
