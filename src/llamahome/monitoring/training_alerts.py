@@ -1,4 +1,5 @@
-"""Rules about the training itself: a loss that is not finite or jumps, clipping, over-fitting, a learning rate too low or too high, and equal rewards.
+"""Rules about the training itself: a loss that is not finite or jumps, clipping, over-fitting, a learning rate too low or too high, and
+rewards that are equal within every group.
 
 A line is one record of metrics: one step, unless monitoring.log_every says otherwise. A rule prefers silence to a false alarm: batches
 differ, so each difference is compared with the noise of the lines.
