@@ -181,11 +181,31 @@ RAISES = "def score(answer, reference, row):\n    if row['number'] >= 0:\n      
         ),
         ("def score(answer, reference):\n    return float('nan')\n", r"reward-failed.*returned nan"),
         ("def score(answer, reference):\n    return 10**400\n", r"reward-failed.*returned 1000"),
+        (
+            "def score(answer, reference):\n    return 10**5000\n",
+            r"reward-failed.*returned a whole number of thousands of digits \(int\), and a reward is a finite number",
+        ),
     ],
 )
 def test_a_reward_that_fails_names_the_row_and_the_line(llama: Path, tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         trained(llama, tmp_path / "run", reward_file(tmp_path, text))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_reward_that_changes_the_working_directory_leaves_that_of_the_run(tmp_path: Path, fails: bool) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    changes = f"import os\nos.chdir({str(tmp_path / 'elsewhere')!r})\n"
+    text = f"{changes}def score(answer, reference):\n    os.chdir('/')\n    return 1 / {int(not fails)}\n"
+    before = Path.cwd()
+    function = load_function(reward_file(tmp_path, text), REWARD)
+    assert Path.cwd() == before
+    if fails:
+        with pytest.raises(ConfigError, match="ZeroDivisionError"):
+            function.score("", "a", "b")
+    else:
+        assert function.score("", "a", "b") == 1.0
+    assert Path.cwd() == before
 
 
 @pytest.mark.parametrize(

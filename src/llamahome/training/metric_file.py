@@ -6,9 +6,11 @@ import importlib.util
 import inspect
 import math
 import numbers
+import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -62,20 +64,44 @@ class UserFunction:
             raise self._failed(f"{self.name} takes the row of the data, and here is only its prompt", where)
         further = {None: (), "prompt": (prompt,), "row": (row,)}[self.third]
         try:
-            value = self.call(answer, reference, *further)
-            value = value.item() if hasattr(value, "item") and not isinstance(value, numbers.Real) else value
+            with _same_folder():
+                value = self.call(answer, reference, *further)
+                value = value.item() if hasattr(value, "item") and not isinstance(value, numbers.Real) else value
         except (Exception, SystemExit) as error:  # a function of the user's may raise anything
             message = f"{self.name} raised {type(error).__name__}: {_first_line(error)}"
             raise self._failed(message, where, excerpt=_own_line(error, self.path)) from error
         if not isinstance(value, numbers.Real) or not _is_finite(value):
-            shown = repr(value)[:80]
-            message = f"{self.name} returned {shown} ({type(value).__name__}), and a {self.use.value} is a finite number"
+            message = f"{self.name} returned {_shown(value)} ({type(value).__name__}), and a {self.use.value} is a finite number"
             raise self._failed(message, where)
         return float(value)
 
     def _failed(self, message: str, where: str | None, *, excerpt: str | None = None) -> ConfigError:
         place = f" on the row {where}" if where else ""
         return self.use.failed(self.path, message + place, excerpt=excerpt)
+
+
+@contextmanager
+def _same_folder() -> Iterator[None]:
+    """Return to the working directory afterwards: a function that changes it must not change what the run's relative paths mean."""
+    before = os.open(".", getattr(os, "O_PATH", os.O_RDONLY))  # a descriptor, because a folder that was moved or removed has no path
+    try:
+        yield
+    finally:
+        os.fchdir(before)
+        os.close(before)
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value, as a person would write it."""
+    try:
+        return repr(value)[:80]
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:  # whole numbers of more than 4,300 digits, and classes of the user's
+        return "a whole number of thousands of digits" if isinstance(value, int) else f"what cannot be shown ({type(error).__name__})"
 
 
 def _is_finite(value: numbers.Real) -> bool:
@@ -116,7 +142,8 @@ def _run(path: Path, use: Use) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     try:
-        spec.loader.exec_module(module)
+        with _same_folder():
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a file of the user's may raise anything
         message = f"it cannot be imported: {type(error).__name__}: {_first_line(error)}"
         raise use.unreadable(path, message, excerpt=_own_line(error, path)) from error
