@@ -71,7 +71,7 @@ def main(folder: Path) -> None:
         with watched(f"load {dtype} as it is", unit):
             model = load_model(folder / name, dtype=getattr(torch, dtype), device=CPU)
         del model
-    quantize._MOST_FITTED = 0  # fitting takes one layer in float32 and products of its inputs, which are much of a model of four layers
+    quantize.MOST_FITTED = 0  # fitting takes one layer in float32 and products of its inputs, which are much of a model of four layers
     with watched("quantise to nf4", unit):
         quantize.write_quantized(folder / "low", "nf4", folder / "nf4", say=lambda line: None)
     with watched("load nf4", unit):

@@ -61,10 +61,10 @@ struct Tensors {
 };
 
 // Probabilities and score gradients of TILE_ROWS queries for some vectors of keys from `key` on, as units of rows; the score gradients also
-// row by row.
+// row by row. Keys from `key_stop` on do not exist: their score is 0, which may be so far above all others that its probability is infinite.
 template <class F>
-void backward_strip(BackwardScratch<F> &scratch, const Plan &plan, float scale, int64_t row, int64_t position, int64_t key, int64_t column,
-                    int64_t vectors, int64_t tile_keys) {
+void backward_strip(BackwardScratch<F> &scratch, const Plan &plan, float scale, int64_t row, int64_t position, int64_t key, int64_t key_stop,
+                    int64_t column, int64_t vectors, int64_t tile_keys) {
   alignas(64) float scores[TILE_ROWS * TILE_KEYS], grads[TILE_ROWS * TILE_KEYS];
   int64_t size = plan.head_size / F::PER_UNIT, value_size = plan.value_size / F::PER_UNIT;
   multiply_rows<F, TILE_ROWS, false>(scratch.q.data + row * size, size, 1, scratch.k.data + column * size, LANES, size * LANES, size,
@@ -82,8 +82,9 @@ void backward_strip(BackwardScratch<F> &scratch, const Plan &plan, float scale, 
         int64_t at = (r + i) * TILE_KEYS + n * LANES;
         probability[i] = F::exp2_approx(load(scores + at) * scale - scratch.logs[row + r + i]);
         score_grad[i] = probability[i] * (load(grads + at) - scratch.deltas[row + r + i]);
-        if (!visible_to_all.contains(n)) {
-          IntVec mask = visible(position + r + i, key + n * LANES, plan.window);
+        int64_t first = key + n * LANES;
+        if (!visible_to_all.contains(n) || first + LANES > key_stop) {
+          IntVec mask = visible(position + r + i, first, plan.window) & (lane_indices() < int32_t(key_stop - first));
           probability[i] = mask ? probability[i] : FloatVec{}, score_grad[i] = mask ? score_grad[i] : FloatVec{};
         }
       }
@@ -157,7 +158,7 @@ void backward_block(BackwardScratch<F> &scratch, const Plan &plan, const Tensors
     if (to <= from) continue;
     for (int64_t r = from; r < to; r += TILE_ROWS) {
       int64_t vectors = std::min(tile_keys, round_up(std::min(first + r + TILE_ROWS, stop) - key, LANES)) / LANES;
-      backward_strip<F>(scratch, plan, scale * LOG2E, r, first + r, key, column, vectors, tile_keys);
+      backward_strip<F>(scratch, plan, scale * LOG2E, r, first + r, key, segment.stop, column, vectors, tile_keys);
     }
     multiply_transposed<F>(scratch.probabilities.data, scratch.grad_interleaved.data, from / F::PER_UNIT, to / F::PER_UNIT, key - first,
                            tile_keys, value_size, scratch.grad_v.data + column * value_size);
