@@ -91,16 +91,15 @@ def _same_folder() -> Iterator[None]:
         os.close(before)
 
 
+_NOT_SHOWN = (ValueError, TypeError, AttributeError, RecursionError)
+"""What `repr` raises of whole numbers of more than 4,300 digits, and of classes of the user's."""
+
+
 def _shown(value: Any) -> str:
     """The beginning of a value, as a person would write it."""
     try:
         return repr(value)[:80]
-    except (
-        ValueError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ) as error:  # whole numbers of more than 4,300 digits, and classes of the user's
+    except _NOT_SHOWN as error:
         return "a whole number of thousands of digits" if isinstance(value, int) else f"what cannot be shown ({type(error).__name__})"
 
 
