@@ -138,7 +138,7 @@ class CpuBackend(Reference):
         scaled = _scaled_outputs(config, text) * low
         partial = partial_bytes(text, precision.compute, tokens, longest=longest) if will_tile(text, precision.compute) else 0
         attention = tokens * (state + 2 * qkv + 2 * out + scaled) + partial
-        block = tokens * (3 * state + qkv + out + scaled) + min(tokens, TILE_TOKENS) * (6 if scaled else 4) * inner * low
+        block = tokens * (3 * state + qkv + out + scaled) + min(tokens, TILE_TOKENS) * (6 if scaled else 3) * inner * low
         return int(tokens * (state * text.num_hidden_layers + heads * keys * low) + max(attention, block))
 
     def _fuses(self, config: Config, model: PreTrainedModel, *, compiled: bool) -> bool:
