@@ -5,6 +5,7 @@ import subprocess
 import sys
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -127,9 +128,10 @@ def first_gap(model: torch.nn.Module, prompt: list[int], expected: list[int], an
     return round(float(best[0] - best[1]), 4)
 
 
-def test_an_adapter_file_on_its_base_answers_as_peft_does(llama_cpp: LlamaCpp, tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [{"r": 4, "lora_alpha": 16}, {"r": 24, "d_initial": 1.0}], ids=["lora", "vera"])
+def test_an_adapter_file_on_its_base_answers_as_peft_does(settings: dict[str, Any], llama_cpp: LlamaCpp, tmp_path: Path) -> None:
     base = save_tiny(tmp_path / "base", hidden_size=64, head_dim=16)
-    adapter = save_adapter(base, tmp_path / "adapter", r=4, lora_alpha=16)
+    adapter = save_adapter(base, tmp_path / "adapter", **settings)
     config = gguf_config(base)
     write_gguf(tmp_path / "base.gguf", TrainedWeights(base), config, read_facts(base), quant="f32", name="tiny")
     write_adapter_gguf(tmp_path / "adapter.gguf", TrainedWeights(base, adapter), config, name="tiny")
