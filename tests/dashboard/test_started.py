@@ -13,8 +13,9 @@ from tests.support.dashboards import write_run, write_status
 from tests.support.projects import wait_until
 
 from llamahome import durable
+from llamahome.dashboard import started
 from llamahome.dashboard.started import Record, RefusedStart, StartedTrainings
-from llamahome.monitoring.processes import identify
+from llamahome.monitoring.processes import identify, is_python_module
 from llamahome.rundir import RunPaths
 
 
@@ -70,6 +71,20 @@ def test_a_run_of_another_process_is_not_stopped(tmp_path: Path, monkeypatch: py
         wait_until(lambda: trainings.status(record.name) is not None)
     finally:
         os.killpg(record.process.pid, signal.SIGKILL) if trainings.status(record.name) is None else None
+
+
+def test_a_process_that_has_no_command_line_yet_can_be_stopped_as_soon_as_it_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    early = iter([False] * 3)
+    monkeypatch.setattr(
+        started, "is_python_module", lambda process, module: next(early, None) is None and is_python_module(process, module)
+    )
+    trainings = StartedTrainings()
+    record = trainings.start(["dashboard", "--port", "0"])
+    trainings.stop(record.name, None)
+    wait_until(lambda: trainings.status(record.name) is not None)
 
 
 def test_on_a_disk_that_cannot_be_written_nothing_is_started_and_a_training_can_still_be_stopped_once(

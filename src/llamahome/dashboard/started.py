@@ -31,6 +31,8 @@ _NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 _MOST_READ = 256 << 10
 """Bytes of the end of what a training printed."""
 _MOST_LISTED = 200
+_MOST_WAITED_S = 1.0
+_MODULE = "llamahome"
 
 
 class RefusedStart(Exception):
@@ -91,7 +93,7 @@ class StartedTrainings:
         began = time.time()
         with self.log(name).open("xb") as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", "llamahome", *words],
+                [sys.executable, "-m", _MODULE, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -99,6 +101,8 @@ class StartedTrainings:
             )
         self._children[name] = child
         process = identify(child.pid) or ProcessId(child.pid, began)
+        while not is_python_module(process, _MODULE) and child.poll() is None and time.time() < began + _MOST_WAITED_S:
+            time.sleep(0.001)  # for a moment a new process has no command line yet, by which `stop` knows it
         record = Record(name, tuple(redact_words(words)), socket.gethostname(), process, began, run)
         self._write(record)
         return record
@@ -110,7 +114,7 @@ class StartedTrainings:
         """
         with self._lock:
             record = self.find(name)
-            if record is None or not self.is_alive(record) or not is_python_module(record.process, "llamahome"):
+            if record is None or not self.is_alive(record) or not is_python_module(record.process, _MODULE):
                 raise RefusedStart("The process that was started from this page has ended.")
             if record.asked_to_stop:
                 raise RefusedStart("It has been asked to stop already; it ends when the checkpoint is saved.")
