@@ -85,6 +85,7 @@ def test_a_process_that_has_no_command_line_yet_can_be_stopped_as_soon_as_it_is_
     record = trainings.start(["dashboard", "--port", "0"])
     trainings.stop(record.name, None)
     wait_until(lambda: trainings.status(record.name) is not None)
+    assert [each.asked_to_stop for each in trainings.records()] == [True]
 
 
 def test_on_a_disk_that_cannot_be_written_nothing_is_started_and_a_training_can_still_be_stopped_once(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from llamahome.config.schema import Config
 
 Temperature = Annotated[float, Field(ge=0.01, le=100)]
-"""Beyond these bounds a distribution is a single token, or uniform, in float32."""
+"""Beyond these bounds a distribution is all but a single token, or all but uniform."""
 
 
 class DistillConfig(Section):
