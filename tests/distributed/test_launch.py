@@ -6,8 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+from tests.support.processes import alive
 from tests.support.workers import ROOT, free_port, worker_environment
 
 from llamahome.config.schema import DistributedConfig
@@ -163,15 +163,6 @@ def _start(scene, folder):
     return driver, [int((folder / f"pid-{rank}").read_text()) for rank in range(2)]
 
 
-def _gone(pids, within):
-    deadline = time.monotonic() + within
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
-
-
 @pytest.mark.medium
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_reaches_every_worker_once_and_they_save_and_end_with_75(tmp_path, number):
@@ -181,7 +172,7 @@ def test_a_signal_reaches_every_worker_once_and_they_save_and_end_with_75(tmp_pa
     assert [problem["code"] for problem in json.loads(output)["problems"]] == ["run.stopped"]
     assert driver.returncode == 75
     assert (tmp_path / "saved").read_text() == f"signals [{int(number)}]"
-    assert _gone(pids, within=5)
+    assert not any(alive(pid, within=5) for pid in pids)
 
 
 @pytest.mark.slow
@@ -191,7 +182,7 @@ def test_workers_do_not_outlive_a_killed_launcher_and_remove_its_folder(tmp_path
     driver, pids = _start("stop", tmp_path)
     driver.kill()
     driver.communicate(timeout=30)
-    assert _gone(pids, within=20)
+    assert not any(alive(pid, within=20) for pid in pids)
     assert (tmp_path / "saved").read_text().startswith("signals")
     assert not list((tmp_path / "temporary").glob("llamahome-launch-*"))
 
@@ -203,7 +194,7 @@ def test_a_stop_before_anything_is_saved_ends_all_processes_at_once(tmp_path):
     output, _ = driver.communicate(timeout=30)
     assert [problem["code"] for problem in json.loads(output)["problems"]] == ["run.left-at-once"]
     assert driver.returncode == 130
-    assert _gone(pids, within=5)
+    assert not any(alive(pid, within=5) for pid in pids)
 
 
 def test_a_taken_port_is_an_error_before_anything_starts():

@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+from tests.support.processes import alive
 from tests.support.workers import run_workers, worker_environment
 
 from llamahome.distributed.standing import IDLE, START_PARTS, Standing, verdict
@@ -198,7 +198,7 @@ def test_a_start_that_waits_in_a_thread_for_a_stopped_process_names_both_and_lea
     assert ended.returncode == 4, ended.stderr
     assert f"reading the data (its process {child} is stopped)" in ended.stderr
     assert "in reader:" in ended.stderr and "subprocess.py" in ended.stderr
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert not alive(child, within=10)
 
 
 @pytest.mark.medium

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
-from tests.e2e.test_processes import workers_of
 from tests.e2e.test_readme import commands_of, handed_over
+from tests.support.processes import left_of
 from tests.support.projects import ROOT, Project, chats, write_rows
 from tests.support.workers import free_port
 
@@ -58,7 +58,7 @@ def trained(project: Project, processes: int) -> None:
     (run,) = project.runs()
     assert project.run.checkpoints == [1] and (project.run.root / "final/adapter_model.safetensors").is_file()
     assert len(list((project.folder / "output/runs" / run / "logs").glob("rank-*.log"))) == processes
-    assert workers_of(project) == []
+    assert left_of(project) == []
 
 
 def test_the_page_tells_commands_of_every_kind() -> None:

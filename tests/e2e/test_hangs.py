@@ -6,9 +6,8 @@ import time
 
 import psutil
 import pytest
-from tests.e2e.test_processes import workers_of
-from tests.e2e.test_restarts import WORDS, is_gone, ranks_of
-from tests.support.disturbed import children_of
+from tests.e2e.test_restarts import WORDS, ranks_of
+from tests.support.processes import left_of
 from tests.support.projects import Project, chats, wait_until, write_rows
 
 LIMIT = ("--set", "training.hang_timeout=5 s", "--set", "checkpoint.async=false")
@@ -24,7 +23,7 @@ def test_a_stopped_process_is_named_and_all_start_again_with_the_same_end(projec
         _, err = launcher.communicate(timeout=400)
     assert launcher.returncode == 0, err
     assert "process 1 is silent" in err and "process 0 is waiting for the other processes: starting all processes again" in err
-    assert project.run.weights() == weights and children_of(project) == []
+    assert project.run.weights() == weights and left_of(project) == []
     log = (project.run.root / "logs/rank-0.log").read_text()
     assert "no progress for" in log and "hread 0x" in log
 
@@ -65,7 +64,7 @@ def test_a_start_that_hangs_ends_with_its_place_and_its_stack_and_leaves_nothing
     answer = project.type(*words, at=[(place, 1, ["HANG"])]).expect(4)
     assert answer.codes == ["training.hung"] and f": {where}\n" in answer.err and "in struck" in answer.err
     assert answer.helps == ["the same command again; if it was only slow, with --set training.hang_timeout='1 h'"]
-    assert not project.runs() and children_of(project) == []
+    assert not project.runs() and left_of(project) == []
     project.type(*words).expect(0)
 
 
@@ -104,5 +103,5 @@ def test_a_stopped_process_that_tokenizes_is_named_and_ended(project: Project, p
     place = f"reading the data (its process {worker.pid} is stopped)"
     assert (place if processes == 1 else f"process {rank} is {place}; process {1 - int(rank)} is reading the data") in err, err
     assert f"process {rank}, innermost last" in err and "in llamahome-prepare" in err
-    assert workers_of(project) == [] and is_gone(worker)
+    assert left_of(project) == []
     project.shell(*words).expect(0)

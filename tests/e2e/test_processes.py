@@ -6,10 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
-import psutil
 import pytest
+from tests.support.processes import left_of
 from tests.support.projects import Project, chats, wait_until, write_rows
 from tests.support.workers import free_port
 
@@ -80,7 +79,7 @@ def test_two_processes_give_the_losses_of_one_and_end(project: Project) -> None:
         assert losses.keys() == values.keys()
         assert all(math.isclose(losses[step], value, rel_tol=1e-5) for step, value in values.items()), name
     assert answer.out.count("held-out loss") == 1 and answer.err.count("[1/3] data ...") <= 2, "only one process shows messages"
-    assert workers_of(project) == []
+    assert left_of(project) == []
     assert json.loads((project.run.root / "checkpoint-5/trainer_state.json").read_text())["consumed"] == 20
 
 
@@ -93,7 +92,7 @@ def test_ctrl_c_stops_every_process_and_one_process_can_resume(project: Project)
         wait_until(lambda: project.run.root.resolve() != first and steps_done(project), seconds=120)
         os.kill(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=120)
-    assert process.returncode in (0, 75) and "Traceback" not in err and workers_of(project) == []
+    assert process.returncode in (0, 75) and "Traceback" not in err and left_of(project) == []
     if process.returncode == 0:
         pytest.skip("this machine finished all steps before the signal came")
     assert err.count("stopped[run.stopped]") == 1
@@ -106,7 +105,7 @@ def test_ctrl_c_stops_every_process_and_one_process_can_resume(project: Project)
 def test_bad_rows_are_reported_once_for_all_processes(project: Project) -> None:
     (project.folder / "rows.jsonl").write_text('{"messages": [{"role": "user"\n')
     answer = project.shell("train", "rows.jsonl", "--world-size", "2").expect(3)
-    assert answer.codes == ["data.bad-json"] and workers_of(project) == [] and not project.runs()
+    assert answer.codes == ["data.bad-json"] and left_of(project) == [] and not project.runs()
 
 
 ABORTING = "import atexit, os, sys; atexit.register(os.abort); from llamahome.cli.app import main; main()"
@@ -157,7 +156,7 @@ def test_processes_with_different_settings_or_data_end_with_one_error(project: P
     assert first[0] > 0 and second[0] == 2
     assert "error[" not in first[1] and second[1].count("error[") == 1
     assert "error[distributed.ranks-differ]" in second[1] and named in second[1]
-    assert workers_of(project) == []
+    assert left_of(project) == []
 
 
 @pytest.mark.slow
@@ -177,15 +176,3 @@ def test_variables_of_a_launch_that_is_over_are_ignored(project: Project) -> Non
 def steps_done(project: Project) -> bool:
     path = project.folder / project.run.paths.metrics_dir / "metrics.jsonl"
     return path.is_file() and "train/loss" in path.read_text()
-
-
-def workers_of(project: Project) -> list[psutil.Process]:
-    """Processes that still run in the project's folder."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if Path(process.cwd()) == project.folder and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import psutil
 import pytest
-from tests.e2e.test_processes import steps_done, workers_of
+from tests.e2e.test_processes import steps_done
+from tests.support.processes import left_of
 from tests.support.projects import Project, wait_until
 
 WORDS = ("chats.jsonl", "--world-size", "2", "--epochs", "4", "--set", "checkpoint.every=2 steps", "--set", "checkpoint.keep_last=100")
@@ -59,7 +60,7 @@ def test_after_a_killed_process_the_run_restarts_with_identical_weights(project:
     assert len(project.runs()) == 2, "the second attempt goes on in the folder of the first"
     assert project.run.weights() == weights
     assert project.run.by_step("train/loss") == straight
-    assert workers_of(project) == []
+    assert left_of(project) == []
 
 
 @pytest.mark.medium
@@ -67,7 +68,7 @@ def test_without_a_restart_left_the_killed_process_is_the_error(project: Project
     status, err = killed(project, lambda: steps_done(project), [1], "--set", "distributed.max_restarts=0")
     assert status == 4 and err.count("error[") == 1
     assert "error[distributed.process-killed]: process 1 was killed by SIGKILL" in err
-    assert workers_of(project) == []
+    assert left_of(project) == []
 
 
 @pytest.mark.slow
@@ -95,7 +96,7 @@ def test_after_twenty_kills_at_random_moments_the_weights_are_identical(project:
             _, err = launcher.communicate(timeout=240)
         assert launcher.returncode == 0, err
         assert project.run.weights() == weights, f"seed {seed}"
-        assert workers_of(project) == []
+        assert left_of(project) == []
     assert kills >= 15
 
 
@@ -110,7 +111,7 @@ def test_sigterm_to_any_process_saves_once_and_ends_all_with_75(project: Project
     assert launcher.returncode == 75, err
     assert err.count("stopped[run.stopped]") == 1 and "error[" not in err and "starting all" not in err
     assert len([event for event in project.run.lines("events") if event["kind"] == "saved"]) == 1
-    assert workers_of(project) == []
+    assert left_of(project) == []
 
 
 @pytest.mark.slow
@@ -119,5 +120,5 @@ def test_kill_9_of_the_launcher_ends_all_processes_with_a_checkpoint(project: Pr
         wait_until(lambda: steps_done(project), seconds=120)
         launcher.kill()
         launcher.communicate(timeout=60)
-    wait_until(lambda: workers_of(project) == [], seconds=60)
+    assert left_of(project, 60) == []
     assert len(project.run.checkpoints) == 1

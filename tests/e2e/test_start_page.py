@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.browsers import opened, visiting
+from tests.support.browsers import opened, submit, visiting
 from tests.support.dashboards import Dashboard, started
 from tests.support.projects import Project, chats, wait_until, write_rows
 
@@ -18,7 +18,6 @@ from llamahome.dashboard.library import Library
 from llamahome.dashboard.started import StartedTrainings
 
 TOKEN = "a-token-of-some-length"
-DONE = "() => !document.querySelector('[data-running]')"
 SECONDS = 180_000
 
 
@@ -61,17 +60,14 @@ def test_a_training_is_uploaded_checked_planned_started_stopped_resumed_and_outl
         page.wait_for_function("() => document.getElementById('data').value === 'data/training/uploads/my-rows.jsonl'")
         page.fill("#max_steps", "600")
         page.fill("#settings", "training.batchsize=4\nmonitoring.tensorboard=false")
-        page.click("text=Check the data")
-        page.wait_for_function(DONE, timeout=SECONDS)
+        submit(page, "Check the data", SECONDS)
         wrong = page.locator("#results").inner_text()
         assert "error[config.unknown-key]" in wrong and "training.batch_size" in wrong and "exit status 2" in wrong
         page.fill("#settings", "monitoring.tensorboard=false")
-        page.click("text=Check the data")
-        page.wait_for_function(DONE, timeout=SECONDS)
+        submit(page, "Check the data", SECONDS)
         assert "200 rows in 1 file" in page.locator("#results").inner_text()
         assert page.locator(".tokens .learned").count() == 3 and page.locator("text=Start this training").count() == 0
-        page.click("text=Show the plan")
-        page.wait_for_function(DONE, timeout=SECONDS)
+        submit(page, "Show the plan", SECONDS)
         plan = page.locator("[aria-labelledby=plan-title]").inner_text()
         assert re.search(r"Steps\s+600\s", plan) and "MiB" in plan
         words = "data/training/uploads/my-rows.jsonl --model tiny --method lora --max-steps 600 --set monitoring.tensorboard=false"

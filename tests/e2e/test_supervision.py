@@ -6,7 +6,7 @@ import signal
 import psutil
 import pytest
 from tests.e2e.test_restarts import is_gone, ranks_of
-from tests.support.disturbed import children_of
+from tests.support.processes import left_of
 from tests.support.projects import Project, wait_until
 
 AUTO = ("--set", "training.restart=auto")
@@ -40,7 +40,7 @@ def test_a_killed_process_goes_on_from_its_newest_checkpoint_with_identical_weig
     assert "Traceback" not in err and "error[" not in err
     assert len(project.runs()) == 2 and project.run.weights() == weights
     assert list(project.run.by_step("train/loss")) == list(range(1, 41))
-    assert children_of(project) == []
+    assert left_of(project) == []
 
 
 @pytest.mark.slow
@@ -53,7 +53,7 @@ def test_a_crash_loop_stops_after_max_restarts_with_the_first_cause_on_top(proje
     assert launcher.returncode == 4, err
     assert err.index("error[distributed.process-killed]: process 0 was killed by SIGSEGV") < err.index("error[distributed.crash-loop]")
     assert "this was the first of 2 failures, and no restart is left; the last one: process 0 was killed by SIGKILL" in err
-    assert children_of(project) == []
+    assert left_of(project) == []
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_a_stop_is_not_restarted(project: Project, number: signal.Signals) -> No
         _, err = launcher.communicate(timeout=120)
     assert launcher.returncode == 75, err
     assert err.count("stopped[run.stopped]") == 1 and "starting the process again" not in err
-    assert children_of(project) == []
+    assert left_of(project) == []
 
 
 @pytest.mark.medium

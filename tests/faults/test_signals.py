@@ -8,8 +8,8 @@ import time
 from collections import Counter
 
 import pytest
-from tests.e2e.test_processes import workers_of
 from tests.support.disturbed import WORDS, Straight, committed, forget, moments, must_hold, undisturbed
+from tests.support.processes import left_of
 from tests.support.projects import Answer, Project, wait_until
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
@@ -83,7 +83,7 @@ def test_a_signal_to_the_launcher_of_two_processes_costs_nothing(project: Projec
     """From the start of the interpreter on, or after the first checkpoint. Processes without a launcher save and end."""
     seconds = random.Random(f"{sent} {training}").uniform(0.0, 0.5 if training else straight_of_two.seconds)
     answer = kill_at(project, TWO, seconds, sent, training=training)
-    wait_until(lambda: workers_of(project) == [], seconds=150)
+    assert left_of(project, 150) == []
     whole = committed(project)
     assert "Traceback" not in answer.err, answer.err
     if answer.status == 75:

@@ -6,9 +6,9 @@ import time
 
 import pytest
 from tests.e2e.test_hangs import many_rows
-from tests.e2e.test_processes import workers_of
 from tests.support.disturbed import committed, forget
-from tests.support.projects import Project, wait_until
+from tests.support.processes import left_of
+from tests.support.projects import Project
 
 PHASES = {"libraries are imported": "loading torch", "rows are tokenized": ", format messages", "the model is loaded": " back end, "}
 """A part of the line that a run prints when the phase begins."""
@@ -47,7 +47,7 @@ def test_a_signal_before_the_first_step_costs_nothing(project: Project, processe
     for number, sent in enumerate(SIGNALS):
         forget(project, prepared=phase == "rows are tokenized")
         status, err = disturbed(project, words, phase, sent, after=random.Random(number).uniform(0, LONGEST_S[phase]))
-        wait_until(lambda: workers_of(project) == [], seconds=10)
+        assert left_of(project, 10) == []
         assert "Traceback" not in err and status in ((75,) if phase != "libraries are imported" else (75, 130)), f"{sent}: {status}\n{err}"
         whole = committed(project)
         assert bool(whole) is (status == 75) and not list((project.folder / "output").glob("**/*.tmp")), f"{sent}: {status}\n{err}"
@@ -64,7 +64,7 @@ def test_who_leaves_at_once_while_rows_are_tokenized_leaves_nobody_behind(projec
     words = words_of(project, processes)
     status, err = disturbed(project, words, "rows are tokenized", *sent, after=0.1)
     assert status == (-signal.SIGKILL if sent == ("SIGKILL",) else 130) and "Traceback" not in err, f"{status}\n{err}"
-    wait_until(lambda: workers_of(project) == [], seconds=150)
+    assert left_of(project, 150) == []
     asked_to_save = sent == ("SIGKILL",) and processes == 2  # the launcher died, and its ranks save what there is before they end
     assert asked_to_save or not committed(project)
     project.shell(*words).expect(0)

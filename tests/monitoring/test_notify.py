@@ -7,27 +7,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
+from tests.support.processes import alive
 
 from llamahome.monitoring.notify import Notifier
 
 
 def notifier(command: str, warn: Callable[[str], None] = pytest.fail, *, longest: float = 10.0, **environ: str) -> Notifier:
     return Notifier(command, run="brisk-otter", warn=warn, longest=longest, environ={"PATH": os.environ["PATH"], **environ})
-
-
-def gone(pid: int) -> bool:
-    """Whether a killed process ends: the system takes a moment for it."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def pids(path: Path, count: int) -> list[int]:
@@ -92,7 +79,7 @@ def test_a_slow_command_does_not_slow_the_run_and_is_killed_with_its_children(tm
     processes = pids(tmp_path / "pids", 3)
     sender.close()
     assert returned < 1, "the training goes on at once"
-    assert [pid for pid in processes if not gone(pid)] == []
+    assert [pid for pid in processes if alive(pid, within=30)] == []
     assert told == ["the command of monitoring.notify took longer than 1.5 s and was killed; the training goes on, and this is said once"]
 
 
@@ -101,7 +88,7 @@ def test_what_a_command_leaves_in_the_background_ends_with_it(tmp_path: Path) ->
     sender = notifier(f"sleep 600 >/dev/null 2>&1 & echo $! > {file}")
     sender.event("finished", {"step": 1})
     sender.close()
-    assert gone(pids(tmp_path / "pids", 1)[0])
+    assert not alive(pids(tmp_path / "pids", 1)[0], within=30)
 
 
 def test_a_failing_command_is_told_once_with_its_last_words() -> None:

@@ -36,6 +36,13 @@ class Visit:
     hosts: set[str] = field(default_factory=set)
 
 
+def submit(page: Any, button: str, within_ms: int = 60_000) -> None:
+    """Click the button with this text, and wait for the next page and for the end of the command whose output it shows."""
+    with page.expect_navigation():  # a click does not wait for it, and the old page shows no running command either
+        page.click(f"text={button}")
+    page.wait_for_function("() => !document.querySelector('[data-running]')", timeout=within_ms)
+
+
 @contextmanager
 def visiting(browser: Any, url: str, **context: Any) -> Iterator[Visit]:
     """An open page in a context of its own, at least 1280 wide unless `context` says otherwise; it must log no error."""

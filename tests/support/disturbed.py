@@ -7,9 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-from tests.e2e.test_processes import workers_of
-from tests.support.projects import Answer, Project, wait_until
+from tests.support.processes import left_of
+from tests.support.projects import Answer, Project
 
 from llamahome.checkpoint import manifest
 
@@ -91,14 +90,5 @@ def must_hold(project: Project, answer: Answer, sent: str, straight: Straight, *
     assert project.run.weights() == straight.weights
     assert moments(project) == straight.moments
     assert not list(project.run.root.glob("*.tmp")) and not list(project.run.root.glob(".trash*"))
-    assert children_of(project) == []
+    assert left_of(project, 5) == []
     return kind
-
-
-def children_of(project: Project) -> list[psutil.Process]:
-    """Processes that still run in the project's folder, a moment after its command has ended."""
-    try:
-        wait_until(lambda: workers_of(project) == [], seconds=5)
-    except AssertionError:
-        return workers_of(project)
-    return []

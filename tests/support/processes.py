@@ -4,6 +4,9 @@ import os
 import time
 from pathlib import Path
 
+import psutil
+from tests.support.projects import Project
+
 
 def children() -> list[int]:
     """Ids of the child processes of this one that have not ended."""
@@ -28,4 +31,20 @@ def alive(pid: int, *, within: float = 0.0) -> bool:
             return False
         if time.monotonic() >= deadline:
             return True
+        time.sleep(0.05)
+
+
+def left_of(project: Project, seconds: float = 10) -> list[psutil.Process]:
+    """Processes that still run in the project's folder after that time, which the system takes to end a killed one."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if Path(process.cwd()) == project.folder and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        if not found or time.monotonic() >= deadline:
+            return found
         time.sleep(0.05)
