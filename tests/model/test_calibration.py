@@ -10,7 +10,7 @@ from tests.support.models import CPU, plain_model, save_tiny
 from torch import Tensor, nn
 
 from llamahome.errors import ConfigError
-from llamahome.model import calibration, layer_chain, quantize
+from llamahome.model import calibration, layer_chain, quantized_sizes
 from llamahome.model.compensated import to_nf4_for
 from llamahome.model.export.verify import load_dequantized, load_plain
 from llamahome.model.export.weightstore import WeightStore
@@ -18,7 +18,7 @@ from llamahome.model.layer_chain import CannotCalibrate, Watched, rows_of_text
 from llamahome.model.load import load_model
 from llamahome.model.packed_weight import FourBit, packed_weights
 from llamahome.model.quantize import write_quantized
-from llamahome.model.rounding import to_nf4
+from llamahome.model.rounding import BLOCK, SMALL_BLOCK, to_nf4
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
 SHORT_TEXT = 24
@@ -109,10 +109,10 @@ def test_the_rounded_base_is_nearer_to_the_base_than_a_plainly_rounded_one_on_ot
     assert ours < 0.8 * theirs
 
 
-def nearest_of(base: Path, copy: Path) -> bool:
+def nearest_of(base: Path, copy: Path, block: int) -> bool:
     """Whether every packed weight of `copy` is what plain rounding gives."""
     packed, store = dict(packed_weights(load_model(copy, dtype=torch.float32, device=CPU))), WeightStore(base)
-    return all(torch.equal(weight.packed.codes, to_nf4(store.read(name)).codes) for name, weight in packed.items())
+    return all(torch.equal(weight.packed.codes, to_nf4(store.read(name), block).codes) for name, weight in packed.items())
 
 
 def test_a_base_without_a_tokenizer_is_rounded_plainly_and_the_line_says_why(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_base_without_a_tokenizer_is_rounded_plainly_and_the_line_says_why(tmp
         path.unlink()
     write_quantized(base, "nf4", tmp_path / "copy", say=lines.append)
     assert [line for line in lines if "each number is rounded for itself" in line and "no tokenizer" in line]
-    assert nearest_of(base, tmp_path / "copy")
+    assert nearest_of(base, tmp_path / "copy", SMALL_BLOCK)
 
 
 def test_layers_that_are_no_chain_are_not_run_one_by_one(tmp_path: Path) -> None:
@@ -133,19 +133,25 @@ def test_layers_that_are_no_chain_are_not_run_one_by_one(tmp_path: Path) -> None
     assert not first._forward_hooks and not first._forward_pre_hooks, "nothing stays on the model"
 
 
-def test_the_text_is_spread_over_sixteen_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("allowed", "count"), [(1000, 64), (31, 28), (1, 16)])
+def test_the_text_has_the_more_rows_the_fewer_weights_there_are(
+    allowed: int, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = save_tiny(tmp_path / "tiny", **SIZES)
+    weights = sum(weight.numel() for weight in load_plain(base).model.layers.parameters())
     monkeypatch.setattr(layer_chain, "_TOKENS", 256)
-    rows = text_of(save_tiny(tmp_path / "tiny", **SIZES))
-    assert rows.shape == (16, 256) and rows.max() < 320
-    assert len(rows.unique(dim=0)) == 16
+    monkeypatch.setattr(layer_chain, "_WORK", allowed * 256 * weights)
+    rows = text_of(base)
+    assert rows.shape == (count, 256) and rows.max() < 320
+    assert len(rows.unique(dim=0)) == count
 
 
 def test_a_base_that_is_too_large_is_rounded_plainly_and_the_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantize, "MOST_FITTED", 1000)
+    monkeypatch.setattr(quantized_sizes, "MOST_FITTED", 1000)
     base, lines = save_tiny(tmp_path / "tiny", "llama-mha", **SIZES), list[str]()
     write_quantized(base, "nf4", tmp_path / "copy", say=lines.append)
     assert "each number is rounded for itself" in lines[1] and "min on two cores" in lines[1]
-    assert nearest_of(base, tmp_path / "copy")
+    assert nearest_of(base, tmp_path / "copy", BLOCK)
 
 
 def test_a_base_with_a_number_that_is_not_finite_is_refused_and_nothing_is_left(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from llamahome.model.compensated import damped, to_nf4_for, weighted_error
 from llamahome.model.packed_weight import FourBit
-from llamahome.model.rounding import scales_for, to_nf4
+from llamahome.model.rounding import SMALL_BLOCK, scales_for, to_nf4
 
 
 def inputs_of(width: int, tokens: int, *, seed: int, together: float = 1.0) -> Tensor:
@@ -40,7 +40,7 @@ def test_no_weight_is_worse_than_plainly_rounded(rows: int, blocks: int, tokens:
     moments, weight = x.t() @ x, torch.randn(rows, 64 * blocks, generator=torch.Generator().manual_seed(seed)) * 0.05
     weight[0, :64] = 0.0
     (fitted,) = to_nf4_for([weight], moments)
-    plain, measure = numbers(to_nf4(weight)), damped(moments)
+    plain, measure = numbers(to_nf4(weight, SMALL_BLOCK)), damped(moments)
     ours, theirs = (weighted_error(weight - other, measure).sum() for other in (numbers(fitted), plain))
     assert ours <= theirs * (1 + 1e-4) + 1e-12
 
@@ -48,7 +48,7 @@ def test_no_weight_is_worse_than_plainly_rounded(rows: int, blocks: int, tokens:
 def test_outputs_change_by_a_fifth_of_what_plain_rounding_changes_where_inputs_go_together() -> None:
     x, weight = inputs_of(128, 1000, seed=1, together=3.0), torch.randn(32, 128, generator=torch.Generator().manual_seed(1))
     (fitted,) = to_nf4_for([weight], x.t() @ x)
-    ours, plain = ((x @ (weight - numbers(packed)).t()).square().sum() for packed in (fitted, to_nf4(weight)))
+    ours, plain = ((x @ (weight - numbers(packed)).t()).square().sum() for packed in (fitted, to_nf4(weight, SMALL_BLOCK)))
     assert ours < 0.2 * plain
 
 
@@ -56,12 +56,12 @@ def test_it_ends_where_no_single_number_can_be_rounded_better_but_for_few() -> N
     x, weight = inputs_of(64, 500, seed=2), torch.randn(16, 64, generator=torch.Generator().manual_seed(2))
     moments = damped(x.t() @ x)
     (fitted,) = to_nf4_for([weight], x.t() @ x)
-    values, scales = numbers(fitted), fitted.scales_B().view(16, 1)
+    values, scales = numbers(fitted), fitted.scales_B().view(16, -1).repeat_interleave(SMALL_BLOCK, dim=1)
     error, better = weighted_error(weight - values, moments), 0
     for column in range(64):
         for level in fitted.table:
             other = values.clone()
-            other[:, column] = level * scales[:, 0]
+            other[:, column] = level * scales[:, column]
             better += int((weighted_error(weight - other, moments) < error * (1 - 1e-4)).sum())
     assert better <= 16 * 64 * 16 // 100
 
@@ -81,14 +81,22 @@ def test_scales_are_searched_for_the_columns_that_count() -> None:
     weight[:, 0] = 1.0  # an outlier, in a column of which nothing depends
     counts = torch.ones(64)
     counts[0] = 0.0
-    (plain, searched) = (to_nf4(weight).scales_B(), scales_for(weight, counts))
-    assert (searched.abs() < 0.8 * plain).all() and (scales_for(weight, 1 - counts).abs() > 0.9 * plain).all()
+    blocks = slice(0, None, 64 // SMALL_BLOCK)  # those with the outlier
+    plain, searched, other = (
+        each[blocks]
+        for each in (
+            to_nf4(weight, SMALL_BLOCK).scales_B(),
+            scales_for(weight, counts, SMALL_BLOCK),
+            scales_for(weight, 1 - counts, SMALL_BLOCK),
+        )
+    )
+    assert (searched.abs() < 0.8 * plain).all() and (other.abs() > 0.9 * plain).all()
 
 
 def test_a_scale_is_negative_where_the_values_of_the_other_side_are_nearer() -> None:
     table = torch.tensor(to_nf4(torch.ones(1, 64)).table.tolist())
     weight = torch.stack([table.repeat(4), -table.repeat(4)]) * 0.25
-    torch.testing.assert_close(scales_for(weight, torch.ones(64)), torch.tensor([0.25, -0.25]))
+    torch.testing.assert_close(scales_for(weight, torch.ones(64), SMALL_BLOCK).view(2, -1)[:, 0], torch.tensor([0.25, -0.25]))
     (packed,) = to_nf4_for([weight], torch.eye(64))
     torch.testing.assert_close(numbers(packed), weight, atol=2e-3, rtol=0)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from llamahome.config.schema import LoraConfig
 from llamahome.data.records import Example
-from llamahome.model import layer_chain
+from llamahome.model import importance, layer_chain
 from llamahome.model.adapter import save_model, wrap_plain
 from llamahome.model.export.quantized import open_weights
 from llamahome.model.export.verify import load_dequantized, load_plain
@@ -30,7 +30,7 @@ from llamahome.model.objective import Objective
 from llamahome.model.packed_weight import packed_weights
 from llamahome.model.quantize import write_quantized
 from llamahome.model.quantized_sizes import MOST_BYTES, more_bytes, sizes_of
-from llamahome.model.rounding import to_nf4
+from llamahome.model.rounding import SMALL_BLOCK, to_nf4
 
 SIZES = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "num_attention_heads": 4, "num_key_value_heads": 1}
 
@@ -39,6 +39,7 @@ SIZES = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "num_atte
 def short_text() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layer_chain, "_TOKENS", 24)
+        patch.setattr(importance, "_KEPT_TOGETHER", 250)  # two and a half batches
         yield
 
 
@@ -68,7 +69,7 @@ def plain_costs(folder: Path, rows: Tensor) -> dict[str, float]:
     for path, (x, gradient) in inputs_and_gradients(model, rows).items():
         weight = model.get_submodule(path).weight.detach()
         rounded = torch.empty_like(weight)
-        to_nf4(weight).fill(rounded)
+        to_nf4(weight, SMALL_BLOCK).fill(rounded)
         found[path] = float(((gradient * (x @ (rounded - weight).t())).sum(-1) ** 2).sum()) / 2
     return found
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from llamahome.config.schema import LoraConfig
 from llamahome.data.records import Example
 from llamahome.data.steps.loader import make_microbatch
-from llamahome.model import quantize
+from llamahome.model import quantize, quantized_sizes
 from llamahome.model.adapter import restore_model, save_model
 from llamahome.model.backends.choose import backend_of
 from llamahome.model.load import load_model
@@ -71,7 +71,7 @@ def main(folder: Path) -> None:
         with watched(f"load {dtype} as it is", unit):
             model = load_model(folder / name, dtype=getattr(torch, dtype), device=CPU)
         del model
-    quantize.MOST_FITTED = 0  # fitting takes one layer in float32 and products of its inputs, which are much of a model of four layers
+    quantized_sizes.MOST_FITTED = 0  # fitting takes a layer in float32 and products of its inputs, much of a model of four layers
     with watched("quantise to nf4", unit):
         quantize.write_quantized(folder / "low", "nf4", folder / "nf4", say=lambda line: None)
     with watched("load nf4", unit):

@@ -2,7 +2,7 @@
 
 The layers that lose most by rounding stay as they are (importance.py). Each other linear layer is rounded for what it gets behind the
 layers that are rounded already, where tokens on which the loss depends more count more. Memory: one decoder layer in float32, products of
-its inputs, [inputs, inputs], and what layer_chain.py says. Cost: about six passes over 4,096 tokens, and what compensated.py says. Nothing
+its inputs, [inputs, inputs], and what layer_chain.py says. Cost: about six passes over the text, and what compensated.py says. Nothing
 is drawn; sums in another order, as on another processor, may round some numbers differently.
 """
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from llamahome.model.packed_weight import FourBit
-from llamahome.model.rounding import BLOCK, join_codes, nearest, scales_for, to_nf4, with_scales
+from llamahome.model.rounding import SMALL_BLOCK, join_codes, nearest, scales_for, to_nf4, with_scales
 
 _DAMPING = 0.05
-"""Added to the diagonal of the moments, as a share of its mean. GPTQ adds 0.01, but 4,096 tokens are few."""
+"""Added to the diagonal of the moments, as a share of its mean. GPTQ adds 0.01, but so many tokens are few."""
 _MORE_DAMPING = (1, 10, 100, 1000)
 """Factors of it that are tried until the inverse exists."""
 _SWEEPS = 2
@@ -39,15 +39,18 @@ def weighted_error(difference_OI: Tensor, moments_II: Tensor) -> Tensor:
 
 
 def to_nf4_for(weights: Sequence[Tensor], moments_II: Tensor) -> list[FourBit]:
-    """Weights [O, I] with the same inputs in NF4, for inputs whose products x x^T add up to `moments_II`, float32.
+    """Weights [O, I] with the same inputs in NF4 with small blocks, for inputs whose products x x^T add up to `moments_II`, float32.
 
     No weight has a larger `weighted_error` in all with the damped moments than `to_nf4` gives it.
     """
     exact_OI = torch.cat([weight_OI.float() for weight_OI in weights])
     moments_II, upper_II, order_I = _factored(moments_II)
     rows, importance_I = [len(weight) for weight in weights], moments_II.diagonal()
-    empty = [with_scales(_shape(weight), torch.empty(0, dtype=torch.uint8), scales_for(weight, importance_I)) for weight in weights]
-    scales_OI = torch.cat([each.scales_B().view(each.shape[0], -1) for each in empty]).repeat_interleave(BLOCK, dim=1)
+    empty = [
+        with_scales(_shape(weight), torch.empty(0, dtype=torch.uint8), scales_for(weight, importance_I, SMALL_BLOCK), SMALL_BLOCK)
+        for weight in weights
+    ]
+    scales_OI = torch.cat([each.scales_B().view(each.shape[0], -1) for each in empty]).repeat_interleave(SMALL_BLOCK, dim=1)
     table, rounded_OI = empty[0].table, torch.empty_like(exact_OI)
     rounded_OI[:, order_I] = _in_turn(exact_OI[:, order_I], scales_OI[:, order_I], upper_II, table)
     for _ in range(_SWEEPS):
@@ -63,7 +66,7 @@ def _shape(weight_OI: Tensor) -> tuple[int, int]:
 
 def _better(fitted: FourBit, weight_OI: Tensor, moments_II: Tensor) -> FourBit:
     """`fitted`, or the plainly rounded weight if its error is smaller."""
-    plain, errors = to_nf4(weight_OI), list[Tensor]()
+    plain, errors = to_nf4(weight_OI, SMALL_BLOCK), list[Tensor]()
     for each in (fitted, plain):
         values_OI = torch.empty(each.shape)
         each.fill(values_OI)

@@ -15,7 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from llamahome.model.layer_chain import Chain
-from llamahome.model.rounding import to_nf4
+from llamahome.model.rounding import SMALL_BLOCK, to_nf4
+
+_KEPT_TOGETHER = 1 << 22
+"""Numbers."""
 
 
 @dataclass
@@ -30,13 +33,30 @@ class LinearLayer:
     """The path of the first layer that gets the same inputs."""
 
 
+class _Kept:
+    """Small tensors copied into large ones.
+
+    Kept one by one, they would lie between large tensors that are freed, and malloc could not use that memory again.
+    """
+
+    def __init__(self) -> None:
+        self._free = torch.empty(0)
+
+    def copy_of(self, numbers_N: Tensor) -> Tensor:
+        """float32 [N]: a copy."""
+        if self._free.numel() < numbers_N.numel():
+            self._free = torch.empty(max(_KEPT_TOGETHER, numbers_N.numel()))
+        copied, self._free = self._free[: numbers_N.numel()], self._free[numbers_N.numel() :]
+        return copied.copy_(numbers_N)
+
+
 def importance_of(chain: Chain, paths: Collection[str], path_of: Mapping[nn.Module, str]) -> dict[str, LinearLayer]:
     """The linear layers `paths`; runs the layers of `chain` from the last to the first. `path_of` has the paths of all modules."""
-    found = {path: LinearLayer() for path in paths}
+    found, kept = {path: LinearLayer() for path in paths}, _Kept()
     behind = [gradient.float() for gradient in chain.gradients]
     for layer, call, inputs in reversed(list(zip(chain.layers, chain.calls, chain.inputs, strict=True))):
         prefix, wide = path_of[layer], copy.deepcopy(layer).float().requires_grad_(False)
-        _watch({f"{prefix}.{name}": module for name, module in wide.named_modules() if f"{prefix}.{name}" in found}, found)
+        _watch({f"{prefix}.{name}": module for name, module in wide.named_modules() if f"{prefix}.{name}" in found}, found, kept)
         for number, each in enumerate(inputs):
             hidden = each.float().requires_grad_()
             with torch.enable_grad():
@@ -44,7 +64,7 @@ def importance_of(chain: Chain, paths: Collection[str], path_of: Mapping[nn.Modu
     return found
 
 
-def _watch(modules: Mapping[str, nn.Module], found: Mapping[str, LinearLayer]) -> None:
+def _watch(modules: Mapping[str, nn.Module], found: Mapping[str, LinearLayer], kept: _Kept) -> None:
     """Add what each pass of the linear layers `modules` shows to what was found."""
     last: tuple[str, Tensor | None] = ("", None)
 
@@ -57,7 +77,7 @@ def _watch(modules: Mapping[str, nn.Module], found: Mapping[str, LinearLayer]) -
 
         def add(gradient: Tensor) -> None:
             found[path].cost += float((gradient * (x @ change_OI.t())).sum(-1).square().sum()) / 2
-            found[path].tokens.append(gradient.square().sum(-1).flatten())
+            found[path].tokens.append(kept.copy_of(gradient.square().sum(-1).flatten()))
 
         if output.requires_grad:
             output.register_hook(add)  # type: ignore[no-untyped-call]
@@ -69,7 +89,7 @@ def _watch(modules: Mapping[str, nn.Module], found: Mapping[str, LinearLayer]) -
 
 def _change(weight_OI: Any) -> Tensor:
     rounded_OI = torch.empty(weight_OI.shape)
-    to_nf4(weight_OI).fill(rounded_OI)
+    to_nf4(weight_OI, SMALL_BLOCK).fill(rounded_OI)
     return rounded_OI.sub_(weight_OI)
 
 

@@ -27,8 +27,8 @@ from llamahome.model.layer_chain import CannotCalibrate
 from llamahome.model.load import load_model
 from llamahome.model.packed_weight import EightBit, Packed
 from llamahome.model.quantized_sizes import (
-    MOST_FITTED,
     Kind,
+    block_of,
     linear_layers,
     more_bytes,
     numbers_in,
@@ -37,13 +37,15 @@ from llamahome.model.quantized_sizes import (
     room_for_exact,
     sizes_of,
 )
-from llamahome.model.rounding import BLOCK, SCALE_BLOCK, to_int8, to_nf4
+from llamahome.model.rounding import SCALE_BLOCK, SMALL_BLOCK, to_int8, to_nf4
 from llamahome.rundir import as_typed
 from llamahome.units import show_bytes
 
 _STATE_BYTES = 512
 """Room for the description of a weight, padded with spaces, because its length must be known before the weight is quantised."""
-_NUMBERS_A_MINUTE = 50_000_000
+_MINUTES_A_NUMBER, _MINUTES_OF_TEXT = 1 / 90_000_000, 3
+"""On two cores: what rounding takes, and the passes over the text, which is shorter for more than `_LONG_TEXT` numbers."""
+_LONG_TEXT = 106_000_000
 _TELL_S = 60
 Pack = Callable[[str, Tensor], Packed]
 """Packs the weight of the layer with this path."""
@@ -61,11 +63,11 @@ def write_quantized(base: Path, kind: Kind, folder: Path, *, say: Callable[[str]
         durable.remove_tree(partial)
         durable.remove_remains(folder.parent, ".*.tmp")
         partial.mkdir(parents=True)
-        names = quantized_names(WeightStore(base), base)
-        if kind == "nf4" and _worth_fitting(sizes.numbers + sizes.kept_numbers, say):
+        names, block = quantized_names(WeightStore(base), base), None if kind == "int8" else block_of(sizes.numbers + sizes.kept_numbers)
+        if kind == "nf4" and _worth_fitting(sizes.numbers + sizes.kept_numbers, block, say):
             _write_fitted(base, names, partial, say=say)
         else:
-            _write(base, kind, partial, names, _nearest(kind))
+            _write(base, partial, names, _nearest(block), block)
         durable.flush_tree(partial)
         if not folder.exists():
             durable.rename(partial, folder)
@@ -79,13 +81,13 @@ def write_quantized(base: Path, kind: Kind, folder: Path, *, say: Callable[[str]
         durable.remove_tree(partial)
 
 
-def _nearest(kind: Kind) -> Pack:
-    return lambda path, weight_OI: to_int8(weight_OI) if kind == "int8" else to_nf4(weight_OI)
+def _nearest(block: int | None) -> Pack:
+    return lambda path, weight_OI: to_int8(weight_OI) if block is None else to_nf4(weight_OI, block)
 
 
-def _worth_fitting(numbers: int, say: Callable[[str], None]) -> bool:
-    minutes = math.ceil(numbers / _NUMBERS_A_MINUTE)
-    if numbers <= MOST_FITTED:
+def _worth_fitting(numbers: int, block: int | None, say: Callable[[str], None]) -> bool:
+    minutes = math.ceil(numbers * _MINUTES_A_NUMBER + _MINUTES_OF_TEXT * min(1, numbers / _LONG_TEXT))
+    if block == SMALL_BLOCK:
         say(f"its numbers are rounded for the inputs that its layers get from a text; on two cores that takes about {minutes} min")
         return True
     say(f"each number is rounded for itself: to round so many for the inputs of their layers would take about {minutes} min on two cores")
@@ -96,7 +98,7 @@ def _write_fitted(base: Path, names: Mapping[str, str], folder: Path, *, say: Ca
     """Write it in NF4, rounded for the inputs of its layers if that can be done, with some layers as they are."""
     store, began = WeightStore(base), time.monotonic()
     model = load_model(base, dtype=store.tensors[next(iter(names))].dtype, device=torch.device("cpu"))
-    packed_bytes = sum(packed_size(store.tensors[name].shape, "nf4") for name in names)
+    packed_bytes = sum(packed_size(store.tensors[name].shape, SMALL_BLOCK) for name in names)
     room = room_for_exact(numbers_in(store, names), packed_bytes)
     done, told = 0, began
 
@@ -107,29 +109,29 @@ def _write_fitted(base: Path, names: Mapping[str, str], folder: Path, *, say: Ca
         if time.monotonic() - told > _TELL_S:
             told = time.monotonic()
             say(f"{done:,} of {len(names) - len(fitted.kept):,} linear layers are rounded")
-        return packed if packed is not None else to_nf4(weight_OI)
+        return packed if packed is not None else to_nf4(weight_OI, SMALL_BLOCK)
 
     try:
         say("the layers that lose most by rounding are looked for, to stay as they are")
         fitted = FittedLayers(base, model, {path: more_bytes(store, name) for name, path in names.items()}, room)
-        _write(base, "nf4", folder, {name: path for name, path in names.items() if path not in fitted.kept}, pack)
+        _write(base, folder, {name: path for name, path in names.items() if path not in fitted.kept}, pack, SMALL_BLOCK)
         say(f"rounded in {time.monotonic() - began:,.0f} s")
     except CannotCalibrate as error:
         say(f"each number is rounded for itself, which is less exact: {error}")
-        _write(base, "nf4", folder, names, _nearest("nf4"))
+        _write(base, folder, names, _nearest(SMALL_BLOCK), SMALL_BLOCK)
 
 
-def _write(base: Path, kind: Kind, folder: Path, names: Mapping[str, str], pack: Pack) -> None:
-    """Write the base with the tensors `names` packed; `names` has the paths of their layers."""
+def _write(base: Path, folder: Path, names: Mapping[str, str], pack: Pack, block: int | None) -> None:
+    """Write the base with the tensors `names` packed, in NF4 with such blocks or else in int8; `names` has the paths of their layers."""
     store = WeightStore(base)
     plain = [(name, info.dtype, info.shape) for name, info in store.tensors.items() if name not in names]
     entries = sorted(plain, key=lambda entry: -entry[1].itemsize)  # so that each tensor lies at a multiple of its item's size
     weight_of: dict[str, str] = {}
     for name in names:
-        own = _entries(name, store.tensors[name].shape, kind)
+        own = _entries(name, store.tensors[name].shape, block)
         weight_of |= dict.fromkeys((entry for entry, _, _ in own), name)
         entries += own
-    formats = [(f"{name.removesuffix('.weight')}.weight_format", torch.uint8, ()) for name in names if kind == "int8"]
+    formats = [(f"{name.removesuffix('.weight')}.weight_format", torch.uint8, ()) for name in names if block is None]
     current: tuple[str, Mapping[str, Tensor]] = ("", {})
 
     def make(entry: str) -> Tensor:
@@ -143,6 +145,7 @@ def _write(base: Path, kind: Kind, folder: Path, names: Mapping[str, str], pack:
         return current[1][entry]
 
     write_shards(folder, [*entries, *formats], make)
+    kind: Kind = "int8" if block is None else "nf4"
     config: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
     config["quantization_config"] = _settings(kind, base, set(names.values()))
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -159,12 +162,12 @@ def _finite(weight: Tensor, name: str, base: Path) -> Tensor:
     return weight
 
 
-def _entries(name: str, shape: tuple[int, ...], kind: Kind) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+def _entries(name: str, shape: tuple[int, ...], block: int | None) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
     """The tensors of a quantised weight in the file."""
     path, numbers = name.removesuffix(".weight"), math.prod(shape)
-    if kind == "int8":
+    if block is None:
         return [(f"{path}.SCB", torch.float32, (shape[0],)), (name, torch.int8, shape)]
-    blocks, groups = numbers // BLOCK, math.ceil(numbers // BLOCK / SCALE_BLOCK)
+    blocks, groups = numbers // block, math.ceil(numbers // block / SCALE_BLOCK)
     return [
         (f"{name}.quant_map", torch.float32, (16,)),
         (f"{name}.nested_quant_map", torch.float32, (256,)),
@@ -187,7 +190,7 @@ def _parts(name: str, packed: Packed, dtype: torch.dtype) -> Mapping[str, Tensor
         return {name: packed.numbers_OI, f"{path}.SCB": packed.scales_O}
     state = {
         "quant_type": "nf4",
-        "blocksize": BLOCK,
+        "blocksize": packed.block,
         "dtype": str(dtype).removeprefix("torch."),
         "shape": list(packed.shape),
         "nested_blocksize": SCALE_BLOCK,

@@ -15,7 +15,7 @@ from torch import nn
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.export.weightstore import WeightStore
 from llamahome.model.load import without_weights
-from llamahome.model.rounding import BLOCK, SCALE_BLOCK
+from llamahome.model.rounding import BLOCK, SCALE_BLOCK, SMALL_BLOCK
 from llamahome.model.targets import matrices
 
 Kind = Literal["nf4", "int8"]
@@ -65,9 +65,10 @@ def sizes_of(base: Path, kind: Kind, copy: WeightStore | None = None) -> Sizes:
     names = quantized_names(store, base)
     kept = [] if copy is None else [name for name in names if copy.tensors[name].dtype.is_floating_point]
     packed = [name for name in names if name not in set(kept)]
-    numbers, nbytes = numbers_in(store, packed), sum(packed_size(store.tensors[name].shape, kind) for name in packed)
+    block = None if kind == "int8" else block_of(numbers_in(store, names))
+    numbers, nbytes = numbers_in(store, packed), sum(packed_size(store.tensors[name].shape, block) for name in packed)
     kept_numbers, kept_bytes = numbers_in(store, kept), sum(store.tensors[name].nbytes for name in kept)
-    if expected := copy is None and kind == "nf4" and numbers <= MOST_FITTED:
+    if expected := copy is None and block == SMALL_BLOCK:
         kept_numbers, kept_bytes = _expected(store, names, numbers, nbytes)
         numbers, nbytes = numbers - kept_numbers, round(nbytes * (1 - kept_numbers / numbers))
     everything = sum(math.prod(info.shape) for info in store.tensors.values())
@@ -81,14 +82,19 @@ def numbers_in(store: WeightStore, names: Mapping[str, str] | list[str]) -> int:
     return sum(math.prod(store.tensors[name].shape) for name in names)
 
 
+def block_of(numbers: int) -> int:
+    """Numbers that share a scale in NF4 if so many are quantised: small bases lose most by rounding, and large ones need the memory."""
+    return SMALL_BLOCK if numbers <= MOST_FITTED else BLOCK
+
+
 def room_for_exact(numbers: int, packed_bytes: int) -> int:
     """Bytes by which `packed_bytes` for so many numbers may grow, so that some layers stay as they are."""
     return max(0, int(MOST_BYTES * numbers) - packed_bytes)
 
 
 def more_bytes(store: WeightStore, name: str) -> int:
-    """Bytes that a weight takes more as it is than in NF4."""
-    return store.tensors[name].nbytes - packed_size(store.tensors[name].shape, "nf4")
+    """Bytes that a weight takes more as it is than in NF4 with small blocks."""
+    return store.tensors[name].nbytes - packed_size(store.tensors[name].shape, SMALL_BLOCK)
 
 
 def _expected(store: WeightStore, names: Mapping[str, str], numbers: int, packed_bytes: int) -> tuple[int, int]:
@@ -100,12 +106,12 @@ def _expected(store: WeightStore, names: Mapping[str, str], numbers: int, packed
     return round(share * numbers), round(share * whole)
 
 
-def packed_size(shape: tuple[int, ...], kind: Kind) -> int:
-    """Bytes of codes, scales and tables of one weight."""
+def packed_size(shape: tuple[int, ...], block: int | None) -> int:
+    """Bytes of codes, scales and tables of one weight in NF4 with blocks of `block` numbers, or in int8 if there are none."""
     numbers = math.prod(shape)
-    if kind == "int8":
+    if block is None:
         return numbers + 4 * shape[0]
-    blocks = numbers // BLOCK
+    blocks = numbers // block
     return numbers // 2 + blocks + 4 * math.ceil(blocks / SCALE_BLOCK) + 4 * (16 + 256)
 
 
@@ -128,7 +134,7 @@ def quantized_names(store: WeightStore, base: Path) -> dict[str, str]:
         if len(found) == 1:
             names[found[0]] = path
     if not names:
-        message = "no layer of this model can be quantised: it has no plain linear layer whose width is a multiple of 64"
+        message = f"no layer of this model can be quantised: it has no plain linear layer whose width is a multiple of {BLOCK}"
         hint = "--set model.quantization=null"
         raise ConfigError(Problem(code="model.nothing-to-quantize", message=message, where="model.quantization", hint=hint))
     return names

@@ -1,7 +1,7 @@
 """The nearest weight in few bits: NF4 with double quantisation, or int8 with one scale for each row.
 
-NF4: codes of 4 bits for the quantiles of a normal distribution, in blocks of 64 numbers, whose scales are codes of 8 bits in blocks of
-256: 0.516 bytes a number. int8: rounded to 127 steps of the greatest value of each row: 1 byte a number.
+NF4: codes of 4 bits for the quantiles of a normal distribution, in blocks of 64 or 32 numbers, whose scales are codes of 8 bits in blocks
+of 256: 0.516 or 0.532 bytes a number. int8: rounded to 127 steps of the greatest value of each row: 1 byte a number.
 Source: QLoRA, arXiv 2305.14314, appendix E for the values of NF4; 8-bit optimizers, arXiv 2110.02861, for those of the scales.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llamahome.model.packed_weight import EightBit, FourBit
 
-BLOCK, SCALE_BLOCK = 64, 256
+BLOCK, SMALL_BLOCK, SCALE_BLOCK = 64, 32, 256
 _CHUNK = 1 << 20
 """Numbers that are quantised at once; a multiple of all blocks."""
 _NF4 = (
@@ -53,20 +53,20 @@ def nearest(numbers: Tensor, table: Tensor) -> Tensor:
     return found
 
 
-def to_nf4(weight_OI: Tensor) -> FourBit:
-    """The nearest weight in NF4 with double quantisation; its number of elements must be a multiple of 64."""
+def to_nf4(weight_OI: Tensor, block: int = BLOCK) -> FourBit:
+    """The nearest weight in NF4 with double quantisation; its number of elements must be a multiple of `block`."""
     table, flat = torch.tensor(_NF4), weight_OI.reshape(-1)
     codes = torch.empty(flat.numel() // 2, dtype=torch.uint8)
-    scales = torch.empty(flat.numel() // BLOCK)
+    scales = torch.empty(flat.numel() // block)
     for start in range(0, flat.numel(), _CHUNK):
-        blocks = flat[start : start + _CHUNK].float().view(-1, BLOCK)
+        blocks = flat[start : start + _CHUNK].float().view(-1, block)
         greatest = blocks.abs().amax(1)
-        scales[start // BLOCK : (start + _CHUNK) // BLOCK] = greatest
+        scales[start // block : (start + _CHUNK) // block] = greatest
         codes[start // 2 : (start + _CHUNK) // 2] = join_codes(nearest(blocks / greatest.where(greatest > 0, 1.0).unsqueeze(1), table))
-    return with_scales((weight_OI.shape[0], weight_OI.shape[1]), codes, scales)
+    return with_scales((weight_OI.shape[0], weight_OI.shape[1]), codes, scales, block)
 
 
-def with_scales(shape: tuple[int, int], codes: Tensor, scales_B: Tensor) -> FourBit:
+def with_scales(shape: tuple[int, int], codes: Tensor, scales_B: Tensor, block: int) -> FourBit:
     """A weight in NF4 with such codes, two a byte, and the nearest double quantised scales."""
     offset = float(scales_B.mean())
     scales = scales_B - offset
@@ -74,16 +74,16 @@ def with_scales(shape: tuple[int, int], codes: Tensor, scales_B: Tensor) -> Four
     padded = torch.nn.functional.pad(scales, (0, groups * SCALE_BLOCK - scales.numel())).view(groups, SCALE_BLOCK)
     scale_scales, values = padded.abs().amax(1), scale_table()
     scale_codes = nearest(padded / scale_scales.where(scale_scales > 0, 1.0).unsqueeze(1), values).view(-1)[: scales.numel()]
-    return FourBit(shape, codes, torch.tensor(_NF4), scale_codes.contiguous(), BLOCK, values, scale_scales, SCALE_BLOCK, offset)
+    return FourBit(shape, codes, torch.tensor(_NF4), scale_codes.contiguous(), block, values, scale_scales, SCALE_BLOCK, offset)
 
 
-def scales_for(weight_OI: Tensor, importance_I: Tensor) -> Tensor:
+def scales_for(weight_OI: Tensor, importance_I: Tensor, block: int) -> Tensor:
     """float32 [B]: the scale of each block with the least error of plain rounding, where the columns count as `importance_I` says.
 
     A scale may be negative: NF4 has seven values below zero and eight above, and some blocks are nearer to the other side's.
     """
-    blocks = weight_OI.float().reshape(-1, BLOCK)
-    weights = importance_I.reshape(-1, BLOCK).repeat(weight_OI.shape[0], 1)
+    blocks = weight_OI.float().reshape(-1, block)
+    weights = importance_I.reshape(-1, block).repeat(weight_OI.shape[0], 1)
     greatest = blocks.abs().amax(1)
     best, least = greatest.clone(), torch.full_like(greatest, torch.inf)
     for share in (*_SHARES, *(-share for share in _SHARES)):

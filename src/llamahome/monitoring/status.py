@@ -26,7 +26,7 @@ class StatusFile:
     """Writes status.json of one run, and again every `heartbeat` seconds from a thread while the state is "running"."""
 
     def __init__(self, path: Path, *, trouble: DiskTrouble, heartbeat: float = _HEARTBEAT_SECONDS) -> None:
-        self._path = path
+        self._path = path.absolute()  # the heartbeat must find it while a reward of the user works in another folder
         self._trouble = trouble
         self._heartbeat = heartbeat
         self._record: dict[str, Any] = {}

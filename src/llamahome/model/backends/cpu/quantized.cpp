@@ -2,7 +2,7 @@
 
 #include "simd.h"
 
-constexpr int64_t CHUNK = 64;  // numbers that are looked up before they are scaled, so that scaling is vectorized
+constexpr int64_t CHUNK = 32;  // numbers that are looked up before they are scaled, so that scaling is vectorized
 
 // out[i] = value of code i * scales[i / block]. A byte holds two codes; pairs[byte] are their values. `block` is a multiple of CHUNK.
 template <class X>

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from llamahome.model.backends.cpu.native import Kernels
 from llamahome.model.packed_weight import Fill, FourBit, Packed, packed_weights
 
-_MULTIPLE = 64
+_MULTIPLE = 32
 """Numbers that the kernel looks up at once: blocks must be multiples of it."""
 
 
