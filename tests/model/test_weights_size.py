@@ -12,9 +12,10 @@ from tests.support.models import CPU, our_model, save_tiny
 from llamahome.config.schema import Config
 from llamahome.distributed.world import World
 from llamahome.errors import Problem
+from llamahome.model.export.weightstore import WeightStore
 from llamahome.model.file_pages import pages_of, unchanged_mappings
 from llamahome.model.quantize import write_quantized
-from llamahome.model.quantized_sizes import Kind, sizes_of
+from llamahome.model.quantized_sizes import Kind, more_bytes, quantized_names, sizes_of
 from llamahome.model.weights_size import BaseSize, refuse_larger_than_memory, size_in, size_quantized
 
 MB = 10**6
@@ -44,12 +45,13 @@ def test_single_experts_do_not_stay_because_they_are_stacked(tmp_path: Path) -> 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])
 def test_the_size_of_a_quantised_copy_is_known_before_it_is_written(tmp_path: Path, kind: Kind, dtype: torch.dtype) -> None:
-    """But for what describes the weights, a few hundred bytes for each."""
+    """But for what describes the weights, a few hundred bytes for each, and room in nf4 that is less than the smallest layer takes."""
     base = save_tiny(tmp_path / "base", hidden_size=256, intermediate_size=1024, head_dim=64, num_key_value_heads=1)
     planned = size_quantized(base, dtype, sizes_of(base, kind))
     write_quantized(base, kind, tmp_path / "copy", say=lambda _: None)
     written = size_in(tmp_path / "copy", dtype)
-    assert planned.nbytes == pytest.approx(written.nbytes, rel=0.02)
+    smallest = min(more_bytes(WeightStore(base), name) for name in quantized_names(WeightStore(base), base))
+    assert planned.nbytes <= written.nbytes * 1.005 + (smallest if kind == "nf4" else 0) and written.nbytes <= planned.nbytes * 1.02
     assert bool(planned.mapped) == bool(written.mapped) == (dtype == torch.float32), "the embedding is in float32"
 
 

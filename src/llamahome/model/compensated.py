@@ -18,7 +18,7 @@ from llamahome.model.packed_weight import FourBit
 from llamahome.model.rounding import SMALL_BLOCK, join_codes, nearest, scales_for, to_nf4, with_scales
 
 _DAMPING = 0.05
-"""Added to the diagonal of the moments, as a share of its mean. GPTQ adds 0.01, but so many tokens are few."""
+"""Added to the diagonal of the moments, as a share of its mean. GPTQ adds 0.01, but the text is short."""
 _MORE_DAMPING = (1, 10, 100, 1000)
 """Factors of it that are tried until the inverse exists."""
 _SWEEPS = 2

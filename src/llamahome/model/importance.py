@@ -18,7 +18,7 @@ from llamahome.model.layer_chain import Chain
 from llamahome.model.rounding import SMALL_BLOCK, to_nf4
 
 _KEPT_TOGETHER = 1 << 22
-"""Numbers."""
+"""Numbers in each large tensor of `_Kept`."""
 
 
 @dataclass
