@@ -51,7 +51,7 @@ def test_the_size_of_a_quantised_copy_is_known_before_it_is_written(tmp_path: Pa
     write_quantized(base, kind, tmp_path / "copy", say=lambda _: None)
     written = size_in(tmp_path / "copy", dtype)
     smallest = min(more_bytes(WeightStore(base), name) for name in quantized_names(WeightStore(base), base))
-    assert planned.nbytes <= written.nbytes * 1.005 + (smallest if kind == "nf4" else 0) and written.nbytes <= planned.nbytes * 1.02
+    assert planned.nbytes <= written.nbytes * 1.02 + (smallest if kind == "nf4" else 0) and written.nbytes <= planned.nbytes * 1.02
     assert bool(planned.mapped) == bool(written.mapped) == (dtype == torch.float32), "the embedding is in float32"
 
 
