@@ -39,6 +39,15 @@ def test_close_keeps_the_last_state_and_ends_the_thread(tmp_path: Path) -> None:
     assert read_object(tmp_path / "status.json")["state"] == "running"
 
 
+def test_a_relative_path_stays_where_it_was_when_the_working_folder_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    file = StatusFile(Path("run/status.json"), trouble=DiskTrouble(pytest.fail))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    file.set("finished", step=9, horizon=9, fields={})
+    assert read_object(tmp_path / "run/status.json")["state"] == "finished" and not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_a_missing_or_broken_status_is_empty(tmp_path: Path) -> None:
     assert read_object(tmp_path / "status.json") == {}
     (tmp_path / "status.json").write_text('{"state": "runn')
