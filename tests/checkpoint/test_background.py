@@ -1,9 +1,10 @@
-"""A snapshot keeps the values of the moment while a loop updates, and reuses its memory; the writer thread has a low priority."""
+"""A snapshot keeps the values of the moment while a loop updates, and reuses its memory; the writer thread has its own folder."""
 
 import os
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from llamahome.checkpoint.background import Snapshot, writer_thread
 from llamahome.checkpoint.store import SaveFailed
 
 SHAPES = st.dictionaries(st.text("abc", min_size=1, max_size=3), st.lists(st.integers(0, 4), max_size=3), max_size=6)
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="on other systems both belong to the whole process")
 TYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.int64])
 
 
@@ -104,7 +106,17 @@ def take(snapshot: Snapshot, live: dict[str, torch.Tensor]) -> dict[str, torch.T
     return snapshot.copies()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="on other systems the niceness belongs to the whole process")
+@ON_LINUX
+def test_the_writer_thread_stays_in_its_folder_while_the_loop_works_in_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with writer_thread() as thread:
+        os.chdir("elsewhere")  # as a reward of the user's may
+        thread.submit(Path("written").write_text, "1").result()
+    assert [each.name for each in tmp_path.iterdir() if each.is_file()] == ["written"] and not list(Path().iterdir())
+
+
+@ON_LINUX
 def test_only_the_writer_thread_has_a_low_priority() -> None:
     before = os.getpriority(os.PRIO_PROCESS, 0)
     with writer_thread() as thread:

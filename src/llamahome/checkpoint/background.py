@@ -8,6 +8,7 @@ times as much as the copy.
 Cost: the memory of the trained weights and of the optimizer's state; what the loop waits is measured by benchmarks/checkpoint_speed.py.
 """
 
+import ctypes
 import os
 import sys
 import threading
@@ -23,6 +24,8 @@ from llamahome.errors import Problem
 
 _NICENESS = 10
 """Of 19. If a thread of this niceness and a thread of the step want the same CPU, this one gets about a tenth of it."""
+_CLONE_FS = 0x200
+"""The flag of unshare(2) for a working folder of its own."""
 _GRAIN = 1 << 15
 """Values that torch copies with one thread (at::internal::GRAIN_SIZE). A copy with several would take all processors from a
 pass."""
@@ -165,11 +168,15 @@ def _not_copied(error: BaseException | None) -> SaveFailed:
 
 
 def writer_thread() -> ThreadPoolExecutor:
-    """A pool of one thread; on Linux the thread has a low priority."""
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="llamahome-checkpoint", initializer=_lower_priority)
+    """A pool of one thread; on Linux the thread has a low priority, and its working folder stays that of now."""
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="llamahome-checkpoint", initializer=_apart_from_the_loop)
+    pool.submit(int).result()  # it begins here, in the folder of now
+    return pool
 
 
-def _lower_priority() -> None:
-    if sys.platform == "linux":  # on other systems the niceness belongs to the whole process
+def _apart_from_the_loop() -> None:
+    """The loop may call a reward of the user's that works in another folder, while this thread writes to relative paths."""
+    if sys.platform == "linux":  # on other systems both belong to the whole process
+        ctypes.CDLL(None).unshare(_CLONE_FS)  # a container may forbid it: the thread then has the folder of the process
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
