@@ -181,6 +181,8 @@ RAISES = "def score(answer, reference, row):\n    if row['number'] >= 0:\n      
         ),
         ("def score(answer, reference):\n    return float('nan')\n", r"reward-failed.*returned nan"),
         ("def score(answer, reference):\n    return 10**400\n", r"reward-failed.*returned 1000"),
+        ("def score(answer, reference):\n    return 1e300 * len(answer)\n", r"reward-failed.*finite number of at most 1e\+30 in size"),
+        ("import asyncio\ndef score(answer, reference):\n    raise asyncio.CancelledError\n", r"reward-failed.*CancelledError on the row"),
         (
             "def score(answer, reference):\n    return 10**5000\n",
             r"reward-failed.*returned a whole number of thousands of digits \(int\), and a reward is a finite number",
@@ -206,6 +208,18 @@ def test_a_reward_that_changes_the_working_directory_leaves_that_of_the_run(tmp_
     else:
         assert function.score("", "a", "b") == 1.0
     assert Path.cwd() == before
+
+
+@pytest.mark.parametrize("place", ["file", "function"])
+def test_a_reward_that_changes_the_settings_of_torch_leaves_those_of_the_run(tmp_path: Path, place: str) -> None:
+    """As a file does that loads a reward model."""
+    changes = "torch.set_grad_enabled(False), torch.set_default_dtype(torch.float64), torch.set_num_threads(7)"
+    at_import, in_call = (changes, "1") if place == "file" else ("", changes)
+    text = f"import torch\n{at_import}\ndef score(answer, reference):\n    {in_call}\n    return 1.0\n"
+    before = (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads())
+    function = load_function(reward_file(tmp_path, text), REWARD)
+    assert function.score("", "a", "b") == 1.0
+    assert (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()) == before
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 """A metric or a reward that is a function in a Python file of the user's: loads it, calls it, and checks what it returns."""
 
 import ast
+import asyncio
 import difflib
 import importlib.util
 import inspect
-import math
 import numbers
 import os
 import sys
@@ -15,10 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from llamahome.errors import ConfigError, Problem
 
 Third = Literal["prompt", "row"]
 _ROW_NAMES = ("row", "record", "example")
+_RAISED = (Exception, SystemExit, asyncio.CancelledError, GeneratorExit)
+"""What a function of the user's may raise; an interrupt is the user's own."""
+_GREATEST = 1e30
+"""The greatest size of a number: means of a few, and differences in float32, must be finite, too."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +70,15 @@ class UserFunction:
             raise self._failed(f"{self.name} takes the row of the data, and here is only its prompt", where)
         further = {None: (), "prompt": (prompt,), "row": (row,)}[self.third]
         try:
-            with _same_folder():
+            with _same_state():
                 value = self.call(answer, reference, *further)
                 value = value.item() if hasattr(value, "item") and not isinstance(value, numbers.Real) else value
-        except (Exception, SystemExit) as error:  # a function of the user's may raise anything
-            message = f"{self.name} raised {type(error).__name__}: {_first_line(error)}"
+        except _RAISED as error:  # a function of the user's may raise anything
+            message = f"{self.name} raised {_named(error)}"
             raise self._failed(message, where, excerpt=_own_line(error, self.path)) from error
-        if not isinstance(value, numbers.Real) or not _is_finite(value):
-            message = f"{self.name} returned {_shown(value)} ({type(value).__name__}), and a {self.use.value} is a finite number"
+        if not isinstance(value, numbers.Real) or not _is_usable(value):
+            number = f"a finite number of at most {_GREATEST:.0e} in size"
+            message = f"{self.name} returned {_shown(value)} ({type(value).__name__}), and a {self.use.value} is {number}"
             raise self._failed(message, where)
         return float(value)
 
@@ -81,12 +88,20 @@ class UserFunction:
 
 
 @contextmanager
-def _same_folder() -> Iterator[None]:
-    """Return to the working directory afterwards: a function that changes it must not change what the run's relative paths mean."""
+def _same_state() -> Iterator[None]:
+    """Return afterwards to the working directory, which the run's relative paths depend on, and to the settings of torch.
+
+    A file that loads a model of its own often turns gradients off, or changes the default type, for the whole process.
+    """
     before = os.open(".", getattr(os, "O_PATH", os.O_RDONLY))  # a descriptor, because a folder that was moved or removed has no path
+    gradients, dtype, threads = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
     try:
         yield
     finally:
+        torch.set_grad_enabled(gradients)
+        torch.set_default_dtype(dtype)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
         os.fchdir(before)
         os.close(before)
 
@@ -103,9 +118,9 @@ def _shown(value: Any) -> str:
         return "a whole number of thousands of digits" if isinstance(value, int) else f"what cannot be shown ({type(error).__name__})"
 
 
-def _is_finite(value: numbers.Real) -> bool:
+def _is_usable(value: numbers.Real) -> bool:
     try:
-        return math.isfinite(value)
+        return abs(float(value)) <= _GREATEST  # not NaN either
     except OverflowError:  # a whole number above what a float holds
         return False
 
@@ -141,10 +156,10 @@ def _run(path: Path, use: Use) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     try:
-        with _same_folder():
+        with _same_state():
             spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # a file of the user's may raise anything
-        message = f"it cannot be imported: {type(error).__name__}: {_first_line(error)}"
+    except _RAISED as error:  # a file of the user's may raise anything
+        message = f"it cannot be imported: {_named(error)}"
         raise use.unreadable(path, message, excerpt=_own_line(error, path)) from error
     return module
 
@@ -187,8 +202,10 @@ def _listed(defined: list[str]) -> str:
     return f"it has {', '.join(defined[:8])}" if defined else "it has no public function"
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
+def _named(error: BaseException) -> str:
+    """The kind of an error and the first line of its text, if it has one."""
+    first = (str(error).strip().splitlines() or [""])[0][:200]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 def _own_line(error: BaseException, path: Path) -> str | None:
