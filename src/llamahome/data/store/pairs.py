@@ -46,6 +46,7 @@ def together(encoded: Sequence[Encoded | Problem]) -> Encoded | Problem:
         sum(side.num_targets for side in found),
         next((outcome for outcome in ("dropped", "truncated") if outcome in outcomes), "whole"),
         tuple(part for side in found for part in side.lost),
+        longest=max(side.num_tokens for side in found),
     )
 
 
