@@ -53,12 +53,14 @@ def test_only_rows_with_the_same_judgement_are_duplicates(format_name: str, rows
 def test_the_max_length_that_keeps_a_pair_is_that_of_its_longer_answer_with_the_prompt(code: str) -> None:
     """Not that of both together."""
     asked = "the cat sat on the mat " * (40 if code == "data.no-targets" else 2)
-    pair = {"prompt": asked, "chosen": "the cat " * 30, "rejected": "no"}
-    write_rows(Path("rows.jsonl"), [pair])
-    tokenizer = load_tokenizer("model")
+    write_rows(Path("alone.jsonl"), [{"prompt": asked, "completion": "the cat " * 30}])
+    write_rows(Path("rows.jsonl"), [{"prompt": asked, "chosen": "the cat " * 30, "rejected": "no"}])
     limits: dict[str, Any] = {"format": "preference", "eval_split": 0}
-    whole = prepare(DataConfig(**limits), "rows.jsonl", tokenizer, say=lambda _: None).report
-    assert whole.overlong_truncated == 0
+    alone, whole = (
+        prepare(DataConfig(**data), path, load_tokenizer("model"), say=lambda _: None).report
+        for path, data in (("alone.jsonl", {"eval_split": 0}), ("rows.jsonl", limits))
+    )
+    assert whole.longest_tokens == alone.longest_tokens and whole.overlong_truncated == 0
     found: list[Found] = []
     check(Request(("rows.jsonl",), DataConfig(**limits, max_length=60), ("model", None)), found.append)
     problem = next(each.problem for each in found if each.problem.code == code)
