@@ -127,6 +127,11 @@ def _read_side(row: Row, column: str, columns: tuple[str, str], names: Mapping[s
     except RowError as error:
         if error.code != "data.missing-key" or error.hint is not None:
             raise
-        message = error.message.partition("; it has")[0] + f" beside {columns[0]} and {columns[1]}, which are answers to it"
-        hint = "--set 'data.columns={prompt: COLUMN}' names it; or write two lists of messages that begin with it"
-        raise RowError(error.code, message, hint=hint) from error
+        raise _without_prompt(error, columns) from error
+
+
+def _without_prompt(error: RowError, columns: tuple[str, str]) -> RowError:
+    """The error for a pair of answers whose question is not there under its usual names."""
+    message = error.message.partition("; it has")[0] + f" beside {columns[0]} and {columns[1]}, which are answers to it"
+    hint = "--set 'data.columns={prompt: COLUMN}' names it; or write two lists of messages that begin with it"
+    return RowError("data.missing-key", message, hint=hint)
