@@ -193,6 +193,10 @@ def _initial_errors(config: Config) -> Iterator[Finding]:
         return
     if init == "eva":
         yield from _eva_errors(config)
+    odd = [rank for rank in (config.lora.rank, *config.lora.rank_pattern.values()) if rank % 2]
+    if init == "orthogonal" and odd:
+        message = f"lora.init orthogonal takes half of a rank for A and half for B, and {odd[0]} is odd"
+        yield "config.lora-init", key, message, f"--set lora.rank={config.lora.rank + config.lora.rank % 2}, or --set lora.init=default"
     if init not in FROM_WEIGHTS:
         return
     if config.lora.use_dora:
