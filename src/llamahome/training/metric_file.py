@@ -1,7 +1,6 @@
 """A metric or a reward that is a function in a Python file of the user's: loads it, calls it, and checks what it returns."""
 
 import ast
-import asyncio
 import difflib
 import importlib.util
 import inspect
@@ -21,8 +20,6 @@ from llamahome.errors import ConfigError, Problem
 
 Third = Literal["prompt", "row"]
 _ROW_NAMES = ("row", "record", "example")
-_RAISED = (Exception, SystemExit, asyncio.CancelledError, GeneratorExit)
-"""What a function of the user's may raise; an interrupt is the user's own."""
 _GREATEST = 1e30
 """The greatest size of a number: means of a few, and differences in float32, must be finite, too."""
 
@@ -54,6 +51,27 @@ REWARD = Use("reward", "reward", "--reward", "training.reward-failed", "training
 
 
 @dataclass(frozen=True)
+class TorchSettings:
+    """What of torch a file may change for the whole process."""
+
+    gradients: bool
+    dtype: torch.dtype
+    threads: int
+
+    @classmethod
+    def now(cls) -> "TorchSettings":
+        """As they are."""
+        return cls(torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads())
+
+    def apply(self) -> None:
+        """Set them."""
+        torch.set_grad_enabled(self.gradients)
+        torch.set_default_dtype(self.dtype)
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+
+
+@dataclass(frozen=True)
 class UserFunction:
     """A function of the user's that scores an answer."""
 
@@ -63,6 +81,8 @@ class UserFunction:
     third: Third | None
     """What the function takes after answer and reference."""
     use: Use = METRIC
+    settings: TorchSettings | None = None
+    """With which its file was left."""
 
     def score(self, prompt: str, answer: str, reference: str, *, row: dict[str, Any] | None = None, where: str | None = None) -> float:
         """What the function returns. Raises ConfigError if it raises, returns no finite number, or needs a row and there is none."""
@@ -70,10 +90,12 @@ class UserFunction:
             raise self._failed(f"{self.name} takes the row of the data, and here is only its prompt", where)
         further = {None: (), "prompt": (prompt,), "row": (row,)}[self.third]
         try:
-            with _same_state():
+            with _same_state(self.settings):
                 value = self.call(answer, reference, *further)
                 value = value.item() if hasattr(value, "item") and not isinstance(value, numbers.Real) else value
-        except _RAISED as error:  # a function of the user's may raise anything
+        except BaseException as error:  # a function of the user's may raise anything
+            if _is_stop(error):
+                raise
             message = f"{self.name} raised {_named(error)}"
             raise self._failed(message, where, excerpt=_own_line(error, self.path)) from error
         if not isinstance(value, numbers.Real) or not _is_usable(value):
@@ -88,22 +110,27 @@ class UserFunction:
 
 
 @contextmanager
-def _same_state() -> Iterator[None]:
+def _same_state(inside: TorchSettings | None = None) -> Iterator[None]:
     """Return afterwards to the working directory, which the run's relative paths depend on, and to the settings of torch.
 
-    A file that loads a model of its own often turns gradients off, or changes the default type, for the whole process.
+    A file that loads a model of its own often turns gradients off, or changes the default type, for the whole process; its functions
+    get that again, `inside`.
     """
     before = os.open(".", getattr(os, "O_PATH", os.O_RDONLY))  # a descriptor, because a folder that was moved or removed has no path
-    gradients, dtype, threads = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
+    outside = TorchSettings.now()
     try:
+        if inside is not None:
+            inside.apply()
         yield
     finally:
-        torch.set_grad_enabled(gradients)
-        torch.set_default_dtype(dtype)
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
+        outside.apply()
         os.fchdir(before)
         os.close(before)
+
+
+def _is_stop(error: BaseException) -> bool:
+    """Whether a signal has ended the run while the user's code ran: Ctrl-C, or what the handlers of llamahome raise."""
+    return isinstance(error, KeyboardInterrupt) or type(error).__module__.partition(".")[0] == "llamahome"
 
 
 _NOT_SHOWN = (ValueError, TypeError, AttributeError, RecursionError)
@@ -127,7 +154,7 @@ def _is_usable(value: numbers.Real) -> bool:
 
 def load_function(name: str, use: Use = METRIC) -> UserFunction:
     """The function of `FILE.py:FUNCTION`; what is in the folder of the file can be imported from. Raises ConfigError."""
-    written, _, function = (name, "", "") if name.endswith(".py") else name.rpartition(":")
+    written, _, function = name.rpartition(":") if ":" in name and not name.endswith(".py") else (name, "", "")
     path = Path(written).expanduser()
     if not path.is_file():
         raise use.unreadable(path, "there is no such file")
@@ -135,17 +162,17 @@ def load_function(name: str, use: Use = METRIC) -> UserFunction:
         defined = _defined(path)
         meant = defined[0] if len(defined) == 1 else "FUNCTION"
         raise use.unreadable(path, f"which function? {_listed(defined)}", function=meant)
-    module = _run(path, use)
+    module, settings = _run(path, use)
     found = getattr(module, function, None)
     if not callable(found):
         defined = _defined(path)
         close = difflib.get_close_matches(function, defined, n=1)
         raise use.unreadable(path, f"it has no function {function!r}; {_listed(defined)}", function=close[0] if close else None)
-    return UserFunction(path, function, found, _third(path, function, found, use), use)
+    return UserFunction(path, function, found, _third(path, function, found, use), use, settings)
 
 
-def _run(path: Path, use: Use) -> Any:
-    """The module of the file, which is run now."""
+def _run(path: Path, use: Use) -> tuple[Any, TorchSettings]:
+    """The module of the file, which is run now, and the settings of torch after that."""
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.append(folder)
@@ -158,10 +185,13 @@ def _run(path: Path, use: Use) -> Any:
     try:
         with _same_state():
             spec.loader.exec_module(module)
-    except _RAISED as error:  # a file of the user's may raise anything
+            settings = TorchSettings.now()
+    except BaseException as error:  # a file of the user's may raise anything
+        if _is_stop(error):
+            raise
         message = f"it cannot be imported: {_named(error)}"
         raise use.unreadable(path, message, excerpt=_own_line(error, path)) from error
-    return module
+    return module, settings
 
 
 def _third(path: Path, name: str, function: Callable[..., Any], use: Use) -> Third | None:
