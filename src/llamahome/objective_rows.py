@@ -1,10 +1,12 @@
 """What an objective asks of the rows of a run, checked before training: prompts, or what a teacher says about every row."""
 
+import shlex
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 from llamahome.config.schema import Config
+from llamahome.config.yamltext import write_value
 from llamahome.data.prepare import Prepared
 from llamahome.data.records import Example
 from llamahome.data.store.table import ExampleTable
@@ -46,7 +48,9 @@ def open_taught(config: Config, prepared: Prepared, tokenizer: ChatTokenizer) ->
     taught = Taught(Path(config.distill.teacher))
     if taught.about.tokenizer != tokenizer.fingerprint:
         message = f"what {taught.about.teacher} said is about tokens of another tokenizer or chat template than the student's"
-        hint = f"llamahome data teach DATA --model {config.model.name} --teacher {taught.about.teacher} --output NEW"
+        changed = {key: value for key in ("new_tokens", "chat_template") if (value := getattr(config.model, key))}
+        settings = "".join(f" --set {shlex.quote(f'model.{key}={write_value(value)}')}" for key, value in changed.items())
+        hint = f"llamahome data teach DATA --model {config.model.name} --teacher {taught.about.teacher}{settings} --output NEW"
         raise ConfigError(Problem(code="model.other-tokenizer", message=message, where="distill.teacher", hint=hint))
     missing = taught.missing(islice(_trained(prepared), _LOOKED_AT))
     if missing is not None:

@@ -19,7 +19,7 @@ def new_run(job: Job, command: Sequence[str], *, parent: Path | None = None) -> 
     made, session = None, job.session
     if session.world.is_main:
         paths = create_run(_output(job.settings), job.config.output.name)
-        _describe(paths, job.settings, command)
+        _describe(paths, job, command)
         if parent is not None:
             with writing(paths.root):
                 write_lineage(paths, parent)
@@ -44,17 +44,17 @@ def branched_run(job: Job, folder: Path, saved: store.Saved, command: Sequence[s
 def resumed_run(job: Job, paths: RunPaths, saved: store.Saved, command: Sequence[str]) -> RunPaths:
     """The run of the checkpoint; its later checkpoints are set aside."""
     if job.session.world.is_main:
-        _describe(paths, job.settings, command)
+        _describe(paths, job, command)
         for aside in retention.set_aside(paths, after=saved.state.step):
             job.session.progress.say(f"{as_typed(aside)}: a later checkpoint, set aside because this run now takes another course")
     return paths
 
 
-def _describe(paths: RunPaths, settings: LoadedConfig, command: Sequence[str]) -> None:
-    """Write the settings with their origins, the versions, the machine and the command."""
+def _describe(paths: RunPaths, job: Job, command: Sequence[str]) -> None:
+    """Write the settings with their origins, the versions, the machine, the command and the paths of the data."""
     with writing(paths.root):
-        durable.write_whole(paths.config, dump_config(settings))
-        write_environment(paths.environment, command)
+        durable.write_whole(paths.config, dump_config(job.settings))
+        write_environment(paths.environment, command, job.data.paths)
 
 
 def _output(loaded: LoadedConfig) -> Path | None:

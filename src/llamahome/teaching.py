@@ -80,7 +80,7 @@ def _write_lesson(data_path: Sequence[str], loaded: LoadedConfig, asked: AskedTe
     with session.phase("data", READ):
         data = assembly.read_data(session, loaded, data_path)
         folder = _folder_of(teacher, loaded, say=say)
-        _refuse_other_tokenizer(data.tokenizer, open_tokenizer(tokenizer_source(folder, loaded.config.model)), teacher)
+        _refuse_other_tokenizer(data.tokenizer, open_tokenizer(tokenizer_source(folder, loaded.config.model)), teacher, loaded)
     table = data.prepared.examples
     assert isinstance(table, ExampleTable)
     about = _about(data, table, folder, teacher=teacher, top_k=top_k)
@@ -193,13 +193,15 @@ def _passes(table: ExampleTable, part: range, backend: Backend) -> Iterator[list
         yield together
 
 
-def _refuse_other_tokenizer(student: ChatTokenizer, teacher: ChatTokenizer, name: str) -> None:
+def _refuse_other_tokenizer(student: ChatTokenizer, teacher: ChatTokenizer, name: str, loaded: LoadedConfig) -> None:
     """ConfigError, because log-probabilities of other tokens say nothing about the student's."""
     if student.vocabulary == teacher.vocabulary:
         return
     shared = len(student.vocabulary.items() & teacher.vocabulary.items())
     message = f"{name} has another tokenizer than the student: {shared:,} of its {len(teacher.vocabulary):,} tokens have the same id there"
     hint = "a teacher of the student's family, or train on its answers as plain rows: --set training.objective=sft"
+    if loaded.config.model.new_tokens and teacher.vocabulary.items() <= student.vocabulary.items():
+        hint = "a teacher that was trained with the same model.new_tokens, or --set model.new_tokens=[]"
     raise ConfigError(Problem(code="model.other-tokenizer", message=message, where="--teacher", hint=hint))
 
 

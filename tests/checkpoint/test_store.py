@@ -9,6 +9,7 @@ from llamahome.checkpoint import manifest
 from llamahome.checkpoint.manifest import Fingerprints
 from llamahome.checkpoint.store import SaveFailed, branch, choose, compare_fingerprints, load, require_space, space_needed
 from llamahome.errors import CheckpointError
+from llamahome.monitoring.environment import write_environment
 from llamahome.rundir import RunPaths, as_typed, create_run, free_beside
 
 
@@ -141,6 +142,13 @@ def test_a_run_without_an_intact_checkpoint_is_an_error(run):
 
 def test_the_hint_to_start_again_names_the_data_of_the_run(run):
     (save_step(run, 1, extra={"data_path": ["my rows.jsonl", "b.jsonl"]}) / "config.yaml").unlink()
+    with pytest.raises(CheckpointError) as caught:
+        choose(run, warn=lambda problem: None)
+    assert caught.value.problems[0].hint.startswith("llamahome train 'my rows.jsonl' b.jsonl --config ")
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_is_started_again_on_its_own_data(run):
+    write_environment(run.environment, ["llamahome", "train", "my rows.jsonl"], ["my rows.jsonl", "b.jsonl"])
     with pytest.raises(CheckpointError) as caught:
         choose(run, warn=lambda problem: None)
     assert caught.value.problems[0].hint.startswith("llamahome train 'my rows.jsonl' b.jsonl --config ")

@@ -19,6 +19,7 @@ CONTRADICTIONS = {
     "not-of-objective": (["training.objective=dpo", "preference.gamma=0.5"], "training.objective=simpo"),
     "metric-of-answers": (["training.objective=orpo", "evaluation.metric=token_accuracy"], "evaluation.metric=loss"),
     "reference-needs-rows": (["training.objective=ipo", "data.streaming=true"], "data.streaming=false"),
+    "no-prompts": (["training.objective=grpo", "grpo.reward=a.py:f", "data.train_on=all"], "data.train_on=last"),
     "no-reference": (["training.objective=grpo", "grpo.reward=a.py:f", "grpo.beta=0.1", "training.method=full"], "grpo.beta=0"),
     "uneven-world": (["distributed.num_nodes=2", "distributed.world_size=5"], "world_size=4"),
 }
@@ -28,6 +29,8 @@ WITHOUT_EFFECT = [
     ["data.max_bad_share=0.5"],
     ["model.chat_template=x.jinja", "data.format=text"],
     ["data.train_on=last", "data.format=text"],
+    ["data.train_on=last", "training.objective=dpo"],
+    ["data.train_on=all", "training.objective=kto"],
     ["evaluation.every=5 steps", "data.eval_split=0"],
     ["checkpoint.keep_best=2", "data.eval_split=0"],
     ["distributed.master_port=2000"],

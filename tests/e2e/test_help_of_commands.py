@@ -203,7 +203,7 @@ _REASONS = {
     ),
     "typed in test_limits.py, test_model_causes.py, test_bad_input.py, test_quantization.py and test_vera.py": (
         "model.tokenizer-too-large model.base-gone lora.not-plain lora.not-vera data.no-chat-template data.too-much-lost "
-        "model.quantized-twice"
+        "model.quantized-twice lora.whole-quantized"
     ),
     "of files of rows, typed in test_help_lines.py and test_wrong_archives.py": (
         "data.bad-json data.bad-json-array data.columns data.empty-file data.other-kind data.repeated-key data.unclear-columns "
@@ -215,11 +215,11 @@ _REASONS = {
         "evaluation.out-of-memory training.rollout-out-of-memory training.row-too-long checkpoint.write-failed model.quantized-not-written "
         "model.larger-than-memory training.no-room-to-offload training.offload-failed"
     ),
-    "names data or a model of the user's": "data.bad-teacher data.not-taught model.other-tokenizer model.incomplete",
+    "names the user's": "data.bad-teacher data.not-taught data.missing-key data.turn-left-out model.other-tokenizer model.incomplete",
     "of a warning, typed below": "data.byte-order-mark",
     "needs a repository with a server": "data.lfs-pointer",
     "needs a model that GGUF, Ollama or float16 cannot hold; what they say is shown in tests/model/export and test_export.py": (
-        "export.out-of-range export.unsupported export.unsupported-tokenizer export.untranslated-template"
+        "export.differs export.out-of-range export.unsupported export.unsupported-tokenizer export.untranslated-template"
     ),
     "of exports and hubs, typed in test_export_use.py": ("export.push-refused export.unused-option export.write-failed"),
     "tells to mend a line by hand, or to name a file": "config.no-such-file config.not-text config.unreadable usage.fix-in-place",

@@ -107,9 +107,13 @@ def _changed_row(project: Project) -> None:
     write_rows(project.folder / "chats.jsonl", [*chats(23), {"prompt": "new", "completion": "row"}][:23] + chats(1, seed=77))
 
 
-def _other_template(project: Project) -> None:
+def _taught(project: Project) -> None:
     add_teacher(project)
     project.type(*TEACH).expect(0)
+
+
+def _other_template(project: Project) -> None:
+    _taught(project)
     template = project.folder / "data/models/base/tiny/chat_template.jinja"
     template.write_text(template.read_text() + "{# another #}")
 
@@ -142,6 +146,8 @@ def _file_in_the_way(project: Project) -> None:
     write_rows(project.folder / "taught/mine.jsonl", chats(1))
 
 
+TAGS = ("--set", "model.new_tokens=[<a>, <b>]")
+TEACH_TAGS = 'llamahome data teach DATA --model tiny --teacher teacher --set \'model.new_tokens=["<a>", "<b>"]\' --output NEW'
 REFUSED: dict[str, tuple[tuple[str, ...], Callable[[Project], None], str, int, str]] = {
     "no teacher": (DISTILL[:4], lambda project: None, "config.no-teacher", 2, "llamahome data teach DATA"),
     "an empty folder": (DISTILL, _empty_folder, "data.bad-teacher", 3, "llamahome data teach DATA --teacher MODEL --output taught"),
@@ -149,6 +155,15 @@ REFUSED: dict[str, tuple[tuple[str, ...], Callable[[Project], None], str, int, s
     "a row that was changed": (DISTILL, _changed_row, "data.not-taught", 3, "llamahome data teach with the same data"),
     "another template": (DISTILL, _other_template, "model.other-tokenizer", 2, "llamahome data teach DATA --model tiny --teacher teacher"),
     "a teacher with another tokenizer": (TEACH, _other_tokenizer, "model.other-tokenizer", 2, "a teacher of the student's family"),
+    "new tokens that the teacher does not know": (
+        (*TEACH, *TAGS),
+        add_teacher,
+        "model.other-tokenizer",
+        2,
+        "a teacher that was trained with",
+    ),
+    "new tokens that were not there": ((*DISTILL, *TAGS), _taught, "model.other-tokenizer", 2, TEACH_TAGS),
+    "learned prompts": ((*GRPO, "--set", "data.train_on=all"), reward, "config.no-prompts", 2, "--set data.train_on=last"),
     "a folder with other files": (TEACH, _file_in_the_way, "data.teacher-folder-used", 3, "--output taught-2"),
     "no reward": (GRPO[:4], lambda project: None, "config.no-reward", 2, "--reward FILE.py:FUNCTION"),
     "no file": (GRPO, lambda project: None, "training.reward-unreadable", 2, ""),

@@ -71,6 +71,7 @@ def test_loftq_brings_a_base_in_4_bits_nearer_to_itself(trained: Project) -> Non
     ("words", "code", "said"),
     [
         (("--set", "lora.init=pissa", "--set", "model.quantization=nf4"), "config.lora-init", "--set lora.init=loftq"),
+        (("--set", "lora.init=orthogonal", "--set", "lora.rank=7"), "config.lora-init", "--set lora.rank=8"),
         (("--set", "lora.init=loftq"), "config.lora-init", "--set model.quantization=nf4"),
         (("--set", "lora.init=olora", "--set", "lora.use_dora=true"), "config.lora-init", "--set lora.use_dora=false"),
         (("--set", "lora.init=eva", "--set", "lora.rank_pattern={q_proj: 2}"), "config.lora-init", "rank_pattern={}"),

@@ -11,6 +11,7 @@ from tests.support.models import VOCABULARY, save_tiny
 from tests.support.projects import Project, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llamahome.data.text.new_tokens import read_new_tokens
 from llamahome.model.lora import quiet_peft
 
 TOKENS = ["<think>", "</think>", "Wurst"]
@@ -140,6 +141,15 @@ def test_every_token_that_cannot_be_added_is_named_at_once(project: Project) -> 
     assert "would be decoded as" in project.type(*words, "model.new_tokens=[Grützwurst]").expect(2).err
     missing = project.type(*words, "model.new_tokens=tokns.txt").expect(2)
     assert missing.codes == ["model.bad-new-token"] and "tokens.txt" in missing.err
+    for content, said in ((b"", "holds no new token"), (b"\xff\xfe<\x00", "save it as UTF-8")):
+        (project.folder / "tokens.txt").write_bytes(content)
+        refused = project.type(*words, "model.new_tokens=tokens.txt").expect(2)
+        assert refused.codes == ["model.bad-new-token"] and said in refused.err
+
+
+def test_a_byte_order_mark_belongs_to_no_token(tmp_path: Path) -> None:
+    (tmp_path / "tokens.txt").write_bytes(b"\xef\xbb\xbf<a>\r\n<b>\r\n")
+    assert read_new_tokens(str(tmp_path / "tokens.txt")) == ("<a>", "<b>")
 
 
 @pytest.mark.medium

@@ -145,12 +145,16 @@ def test_a_plan_counts_the_packed_weights(trained: Project) -> None:
     assert packed["step"]["memory_bytes"]["weights"] < 0.6 * plain["step"]["memory_bytes"]["weights"]
 
 
+TARGET = ("--set", "lora.target_modules=[q_proj]")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
         (("--method", "full"), "config.quantized-full", "training.method full trains them"),
         (("--set", "distributed.strategy=shard"), "config.quantized-sharded", "whole on every process"),
         (("--model", "COPY"), "model.quantized-twice", "quantised already"),
+        ((*TARGET, "--set", "lora.modules_to_save=[down_proj]"), "lora.whole-quantized", "frozen in few bits"),
         (("--model", "tiny"), "model.nothing-to-quantize", "multiple of 64"),
     ],
 )

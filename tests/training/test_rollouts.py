@@ -22,6 +22,7 @@ from llamahome.model.generate import draw_answers, generate
 from llamahome.model.sampling import Sampling
 from llamahome.model.shard import replicated
 from llamahome.monitoring.throughput import PartClock
+from llamahome.signals import Left
 from llamahome.training.loop import train
 from llamahome.training.metric_file import REWARD, load_function
 from llamahome.training.policy import PolicyObjective
@@ -181,6 +182,8 @@ RAISES = "def score(answer, reference, row):\n    if row['number'] >= 0:\n      
         ),
         ("def score(answer, reference):\n    return float('nan')\n", r"reward-failed.*returned nan"),
         ("def score(answer, reference):\n    return 10**400\n", r"reward-failed.*returned 1000"),
+        ("def score(answer, reference):\n    return 1e300 * len(answer)\n", r"reward-failed.*finite number of at most 1e\+30 in size"),
+        ("import asyncio\ndef score(answer, reference):\n    raise asyncio.CancelledError\n", r"reward-failed.*CancelledError on the row"),
         (
             "def score(answer, reference):\n    return 10**5000\n",
             r"reward-failed.*returned a whole number of thousands of digits \(int\), and a reward is a finite number",
@@ -206,6 +209,42 @@ def test_a_reward_that_changes_the_working_directory_leaves_that_of_the_run(tmp_
     else:
         assert function.score("", "a", "b") == 1.0
     assert Path.cwd() == before
+
+
+def test_a_reward_without_a_function_is_named_as_it_was_typed() -> None:
+    with pytest.raises(ConfigError, match=r"mine\.score: there is no such file"):
+        load_function("mine.score", REWARD)
+
+
+@pytest.mark.parametrize("place", ["file", "function"])
+def test_a_reward_that_changes_the_settings_of_torch_leaves_those_of_the_run(tmp_path: Path, place: str) -> None:
+    """As a file does that loads a reward model."""
+    changes = "torch.set_grad_enabled(False), torch.set_default_dtype(torch.float64), torch.set_num_threads(7)"
+    at_import, in_call = (changes, "1") if place == "file" else ("", changes)
+    text = f"import torch\n{at_import}\ndef score(answer, reference):\n    {in_call}\n    return 1.0\n"
+    before = (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads())
+    function = load_function(reward_file(tmp_path, text), REWARD)
+    assert function.score("", "a", "b") == 1.0
+    assert (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()) == before
+
+
+def test_a_function_has_the_settings_of_torch_that_its_file_was_left_with(tmp_path: Path) -> None:
+    text = (
+        "import torch\ntorch.set_default_dtype(torch.bfloat16)\ntorch.set_grad_enabled(False)\nmodel = torch.nn.Linear(4, 1)\n"
+        "def score(answer, reference):\n    return model(torch.ones(4)).requires_grad + model(torch.ones(4)).item() * 0\n"
+    )
+    assert load_function(reward_file(tmp_path, text), REWARD).score("", "a", "b") == 0.0
+    assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+
+
+def test_a_stop_of_the_run_passes_through_a_function_and_every_other_error_is_its_own(tmp_path: Path) -> None:
+    text = "class Odd(BaseException):\n    pass\ndef score(answer, reference):\n    raise {}\n"
+    with pytest.raises(ConfigError, match="score raised Odd"):
+        load_function(reward_file(tmp_path, text.format("Odd")), REWARD).score("", "a", "b")
+    for stop in (KeyboardInterrupt, Left):
+        name = f"__import__('{stop.__module__}', fromlist=['x']).{stop.__name__}"
+        with pytest.raises(stop):
+            load_function(reward_file(tmp_path, text.format(f"{name}(2)")), REWARD).score("", "a", "b")
 
 
 @pytest.mark.parametrize(

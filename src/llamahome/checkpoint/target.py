@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llamahome.checkpoint import manifest
 from llamahome.checkpoint.state import STATE, read_state
+from llamahome.durable import read_object
 from llamahome.errors import CheckpointError, Problem, UsageError
 from llamahome.rundir import NEWEST, RUNS, SWEEP_FILE, RunPaths, as_typed, first_command, free_beside, open_run
 
@@ -128,11 +129,13 @@ def resume_older(folder: Path) -> str:
 
 
 def start_again(root: Path, config: Path) -> str:
-    """The command for a new run with the settings of the run in `root`, on the same data if a checkpoint still names it."""
-    command = first_command()
-    for _, folder in RunPaths(root, root.name).checkpoints():
+    """The command for a new run with the settings of the run in `root`, on the same data, which its checkpoints or its folder name."""
+    paths = RunPaths(root, root.name)
+    data: object = read_object(paths.environment).get("data")
+    for _, folder in paths.checkpoints():
         with contextlib.suppress(CheckpointError, KeyError):
-            data_path = read_state(folder / STATE).extra["data_path"]
-            command = f"llamahome train {shlex.join([data_path] if isinstance(data_path, str) else data_path)}"
+            data = read_state(folder / STATE).extra["data_path"]
+    typed = [data] if isinstance(data, str) else [str(each) for each in data] if isinstance(data, list | tuple) else []
+    command = f"llamahome train {shlex.join(typed)}" if typed else first_command()
     output = "" if root.resolve().parent == RUNS.resolve() else f" --output {free_beside(root)}"
     return f"{command} --config {as_typed(config)}{output}"

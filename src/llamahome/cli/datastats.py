@@ -78,7 +78,7 @@ def longest_rows(paths: Sequence[str], data: "DataConfig", tokenizer: "Tokenizer
 
     facts = _scan(Request(tuple(paths), data, tokenizer)).facts
     usable = np.flatnonzero(facts.usable)
-    return [int(number) for number in usable[np.argsort(-facts.tokens[usable], kind="stable")[:count]]]
+    return [int(number) for number in usable[np.argsort(-facts.needed[usable], kind="stable")[:count]]]
 
 
 def _scan(request: "Request") -> "Side":

@@ -61,8 +61,9 @@ def _reasons_for_no_effect(config: Config) -> dict[str, str]:
         reasons["lora.alpha"] = "with lora.use_vera trained vectors are the scale"
     if config.model.adapter is not None:
         reasons["lora.init"] = "model.adapter has values of its own"
-    if config.data.format == "preference":
-        reasons["data.train_on"] = "of pairs the answers are learned, and nothing else"
+    if config.data.format in FORMAT_OF.values():
+        rows = "pairs" if config.data.format == "preference" else "labelled rows"
+        reasons["data.train_on"] = f"of {rows} the answers are learned, and nothing else"
     for section in ("distill", "grpo"):
         if config.training.objective != section:
             reasons |= {key: f"training.objective is {config.training.objective}" for key in settings() if key.startswith(f"{section}.")}
@@ -192,6 +193,10 @@ def _initial_errors(config: Config) -> Iterator[Finding]:
         return
     if init == "eva":
         yield from _eva_errors(config)
+    odd = [rank for rank in (config.lora.rank, *config.lora.rank_pattern.values()) if rank % 2]
+    if init == "orthogonal" and odd:
+        message = f"lora.init orthogonal takes half of a rank for A and half for B, and {odd[0]} is odd"
+        yield "config.lora-init", key, message, f"--set lora.rank={config.lora.rank + config.lora.rank % 2}, or --set lora.init=default"
     if init not in FROM_WEIGHTS:
         return
     if config.lora.use_dora:

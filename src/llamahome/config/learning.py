@@ -57,6 +57,9 @@ def learning_errors(config: "Config") -> Iterator[tuple[str, str, str, str]]:
     if config.grpo.reward is None:
         message = "training.objective grpo needs a function that rewards answers, and grpo.reward names none"
         yield "config.no-reward", "grpo.reward", message, "--reward FILE.py:FUNCTION"
+    if config.data.train_on == "all":
+        message = "training.objective grpo answers prompts, and with data.train_on all they are learned as well, so none is left to answer"
+        yield "config.no-prompts", "data.train_on", message, "--set data.train_on=last"
     if config.grpo.beta and config.training.method == "full":
         message = f"grpo.beta {config.grpo.beta:g} compares with the model without its adapter, and training.method full has none"
         yield "config.no-reference", "grpo.beta", message, "--set grpo.beta=0"

@@ -64,18 +64,18 @@ def lengths_of(source: Source, data: DataConfig, tokenizer: ChatTokenizer, *, mo
     """Tokenize at most MOST_ROWS rows, fewer where they are long."""
     chosen = np.linspace(0, len(source) - 1, min(MOST_ROWS, len(source))).round().astype(int)
     chosen = np.random.default_rng(0).permutation(chosen)  # so that it stays even where it ends early
-    read, lengths, trained, learned = 0, [], 0, 0
+    read, lengths, tokens, trained, learned = 0, [], 0, 0, 0
     for begin in range(0, len(chosen), _AT_ONCE):
         numbers = sorted(chosen[begin : begin + _AT_ONCE].tolist())
         for size in sizes(source, numbers, data, tokenizer):
-            lengths.append(size.tokens)
-            trained, learned = trained + size.trained, learned + size.learned
+            lengths.append(size.needed)
+            tokens, trained, learned = tokens + size.tokens, trained + size.trained, learned + size.learned
         read += len(numbers)
-        if sum(lengths) >= most_tokens:
+        if tokens >= most_tokens:
             break
     found = np.array(lengths, np.int64)
     bars = []
     for each in histogram(found):
         inside = found[(found >= each.begin) & (found < each.end)]
         bars.append(Bar(each.begin, each.end - 1, each.rows, int((inside > data.max_length).sum())))
-    return Lengths(read, len(lengths), int(found.sum()), learned / max(1, trained), data.max_length, tuple(bars))
+    return Lengths(read, len(lengths), tokens, learned / max(1, trained), data.max_length, tuple(bars))

@@ -58,6 +58,8 @@ class RowSize:
 
     tokens: int
     """Before max_length is applied."""
+    needed: int
+    """The max_length that keeps all of them: of a pair, the longer answer with its prompt."""
     trained: int
     """In the examples that the row becomes."""
     learned: int
@@ -75,7 +77,7 @@ def sizes(source: Source, numbers: Sequence[int], data: DataConfig, tokenizer: C
         encoded = together([next(each) for _ in sides(conversation)])
         if not isinstance(encoded, Problem):
             trained = sum(len(example.tokens) for example in encoded.examples)
-            yield RowSize(encoded.num_tokens, trained, sum(int(example.targets.sum()) for example in encoded.examples))
+            yield RowSize(encoded.num_tokens, encoded.needed, trained, sum(int(example.targets.sum()) for example in encoded.examples))
 
 
 def _format_of(source: Source, data: DataConfig, tokenizer: ChatTokenizer) -> str:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.load import decoder_layers
+from llamahome.model.packed_weight import PackedWeight
 from llamahome.model.packing import decoder_of
 from llamahome.model.targets import ChosenTargets, kind, matrices
 
@@ -82,6 +83,12 @@ def require_whole(model: PreTrainedModel, names: Sequence[str], chosen: ChosenTa
         elif twice := sorted({*found} & {*chosen.modules}):
             message = f"{twice[0]} gets an adapter, and is to be trained whole too"
             hint = "name it in one of lora.target_modules and lora.modules_to_save"
+        elif packed := [path for path, module in found.items() if isinstance(getattr(module, "weight", None), PackedWeight)]:
+            message, code = (
+                f"{packed[0]} is to be trained whole, and its weight is frozen in few bits",
+                "lora.whole-quantized",
+            )
+            hint = "--set model.quantization=null, or name no layer of the decoder in lora.modules_to_save"
         elif new_rows and any(module is table for module in found.values() for table in tables):
             message, code = (
                 f"{name} is to be trained whole, and its new rows alone (model.new_tokens, model.resize_embeddings)",

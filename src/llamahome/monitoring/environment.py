@@ -1,4 +1,4 @@
-"""Writes environment.json: versions, machine and command of a run. No user names, no environment variables, no secrets."""
+"""Writes environment.json: versions, machine, command and data of a run. No user names, no environment variables, no secrets."""
 
 import importlib.metadata
 import json
@@ -13,15 +13,16 @@ import psutil
 import torch
 
 from llamahome import durable
-from llamahome.redaction import redact_words
+from llamahome.redaction import redact, redact_words
 
 _PACKAGES = ("llamahome", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
 
 
-def write_environment(path: Path, command: Sequence[str]) -> None:
-    """Write environment.json, which helps to repeat the run or to explain why a second run differs."""
+def write_environment(path: Path, command: Sequence[str], data: Sequence[str] = ()) -> None:
+    """Write environment.json, which helps to repeat the run or to explain why a second run differs; `data` are the paths of its rows."""
     content = {
         "command": redact_words(command),
+        "data": [redact(each) for each in data],
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "processor": _processor(),

@@ -4,7 +4,6 @@ import ast
 import difflib
 import importlib.util
 import inspect
-import math
 import numbers
 import os
 import sys
@@ -15,10 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from llamahome.errors import ConfigError, Problem
 
 Third = Literal["prompt", "row"]
 _ROW_NAMES = ("row", "record", "example")
+_GREATEST = 1e30
+"""The greatest size of a number: means of a few, and differences in float32, must be finite, too."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,27 @@ REWARD = Use("reward", "reward", "--reward", "training.reward-failed", "training
 
 
 @dataclass(frozen=True)
+class TorchSettings:
+    """What of torch a file may change for the whole process."""
+
+    gradients: bool
+    dtype: torch.dtype
+    threads: int
+
+    @classmethod
+    def now(cls) -> "TorchSettings":
+        """As they are."""
+        return cls(torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads())
+
+    def apply(self) -> None:
+        """Set them."""
+        torch.set_grad_enabled(self.gradients)
+        torch.set_default_dtype(self.dtype)
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+
+
+@dataclass(frozen=True)
 class UserFunction:
     """A function of the user's that scores an answer."""
 
@@ -57,6 +81,8 @@ class UserFunction:
     third: Third | None
     """What the function takes after answer and reference."""
     use: Use = METRIC
+    settings: TorchSettings | None = None
+    """With which its file was left."""
 
     def score(self, prompt: str, answer: str, reference: str, *, row: dict[str, Any] | None = None, where: str | None = None) -> float:
         """What the function returns. Raises ConfigError if it raises, returns no finite number, or needs a row and there is none."""
@@ -64,14 +90,17 @@ class UserFunction:
             raise self._failed(f"{self.name} takes the row of the data, and here is only its prompt", where)
         further = {None: (), "prompt": (prompt,), "row": (row,)}[self.third]
         try:
-            with _same_folder():
+            with _same_state(self.settings):
                 value = self.call(answer, reference, *further)
                 value = value.item() if hasattr(value, "item") and not isinstance(value, numbers.Real) else value
-        except (Exception, SystemExit) as error:  # a function of the user's may raise anything
-            message = f"{self.name} raised {type(error).__name__}: {_first_line(error)}"
+        except BaseException as error:  # a function of the user's may raise anything
+            if _is_stop(error):
+                raise
+            message = f"{self.name} raised {_named(error)}"
             raise self._failed(message, where, excerpt=_own_line(error, self.path)) from error
-        if not isinstance(value, numbers.Real) or not _is_finite(value):
-            message = f"{self.name} returned {_shown(value)} ({type(value).__name__}), and a {self.use.value} is a finite number"
+        if not isinstance(value, numbers.Real) or not _is_usable(value):
+            number = f"a finite number of at most {_GREATEST:.0e} in size"
+            message = f"{self.name} returned {_shown(value)} ({type(value).__name__}), and a {self.use.value} is {number}"
             raise self._failed(message, where)
         return float(value)
 
@@ -81,14 +110,27 @@ class UserFunction:
 
 
 @contextmanager
-def _same_folder() -> Iterator[None]:
-    """Return to the working directory afterwards: a function that changes it must not change what the run's relative paths mean."""
+def _same_state(inside: TorchSettings | None = None) -> Iterator[None]:
+    """Return afterwards to the working directory, which the run's relative paths depend on, and to the settings of torch.
+
+    A file that loads a model of its own often turns gradients off, or changes the default type, for the whole process; its functions
+    get that again, `inside`.
+    """
     before = os.open(".", getattr(os, "O_PATH", os.O_RDONLY))  # a descriptor, because a folder that was moved or removed has no path
+    outside = TorchSettings.now()
     try:
+        if inside is not None:
+            inside.apply()
         yield
     finally:
+        outside.apply()
         os.fchdir(before)
         os.close(before)
+
+
+def _is_stop(error: BaseException) -> bool:
+    """Whether a signal has ended the run while the user's code ran: Ctrl-C, or what the handlers of llamahome raise."""
+    return isinstance(error, KeyboardInterrupt) or type(error).__module__.partition(".")[0] == "llamahome"
 
 
 _NOT_SHOWN = (ValueError, TypeError, AttributeError, RecursionError)
@@ -103,16 +145,16 @@ def _shown(value: Any) -> str:
         return "a whole number of thousands of digits" if isinstance(value, int) else f"what cannot be shown ({type(error).__name__})"
 
 
-def _is_finite(value: numbers.Real) -> bool:
+def _is_usable(value: numbers.Real) -> bool:
     try:
-        return math.isfinite(value)
+        return abs(float(value)) <= _GREATEST  # not NaN either
     except OverflowError:  # a whole number above what a float holds
         return False
 
 
 def load_function(name: str, use: Use = METRIC) -> UserFunction:
     """The function of `FILE.py:FUNCTION`; what is in the folder of the file can be imported from. Raises ConfigError."""
-    written, _, function = (name, "", "") if name.endswith(".py") else name.rpartition(":")
+    written, _, function = name.rpartition(":") if ":" in name and not name.endswith(".py") else (name, "", "")
     path = Path(written).expanduser()
     if not path.is_file():
         raise use.unreadable(path, "there is no such file")
@@ -120,17 +162,17 @@ def load_function(name: str, use: Use = METRIC) -> UserFunction:
         defined = _defined(path)
         meant = defined[0] if len(defined) == 1 else "FUNCTION"
         raise use.unreadable(path, f"which function? {_listed(defined)}", function=meant)
-    module = _run(path, use)
+    module, settings = _run(path, use)
     found = getattr(module, function, None)
     if not callable(found):
         defined = _defined(path)
         close = difflib.get_close_matches(function, defined, n=1)
         raise use.unreadable(path, f"it has no function {function!r}; {_listed(defined)}", function=close[0] if close else None)
-    return UserFunction(path, function, found, _third(path, function, found, use), use)
+    return UserFunction(path, function, found, _third(path, function, found, use), use, settings)
 
 
-def _run(path: Path, use: Use) -> Any:
-    """The module of the file, which is run now."""
+def _run(path: Path, use: Use) -> tuple[Any, TorchSettings]:
+    """The module of the file, which is run now, and the settings of torch after that."""
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.append(folder)
@@ -141,12 +183,15 @@ def _run(path: Path, use: Use) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     try:
-        with _same_folder():
+        with _same_state():
             spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # a file of the user's may raise anything
-        message = f"it cannot be imported: {type(error).__name__}: {_first_line(error)}"
+            settings = TorchSettings.now()
+    except BaseException as error:  # a file of the user's may raise anything
+        if _is_stop(error):
+            raise
+        message = f"it cannot be imported: {_named(error)}"
         raise use.unreadable(path, message, excerpt=_own_line(error, path)) from error
-    return module
+    return module, settings
 
 
 def _third(path: Path, name: str, function: Callable[..., Any], use: Use) -> Third | None:
@@ -187,8 +232,10 @@ def _listed(defined: list[str]) -> str:
     return f"it has {', '.join(defined[:8])}" if defined else "it has no public function"
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
+def _named(error: BaseException) -> str:
+    """The kind of an error and the first line of its text, if it has one."""
+    first = (str(error).strip().splitlines() or [""])[0][:200]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 def _own_line(error: BaseException, path: Path) -> str | None:

@@ -12,6 +12,8 @@ from llamahome.config.schema import DataConfig
 from llamahome.data.checks.check import Request, check
 from llamahome.data.checks.findings import Found
 from llamahome.data.checks.fix import fix
+from llamahome.data.prepare import prepare
+from llamahome.data.text.tokens import load_tokenizer
 
 USER, GOOD, BAD = ({"role": role, "content": text} for role, text in (("user", "2+2?"), ("assistant", "4"), ("assistant", "5")))
 PAIRS: list[dict[str, Any]] = [
@@ -45,3 +47,22 @@ def test_only_rows_with_the_same_judgement_are_duplicates(format_name: str, rows
     fix(request, Path("clean.jsonl"))
     assert [json.loads(line) for line in Path("clean.jsonl").read_text().splitlines()] == rows
     assert len(Path("clean.jsonl.changes.jsonl").read_text().splitlines()) == len(rows)
+
+
+@pytest.mark.parametrize("code", ["data.overlong", "data.too-much-lost", "data.no-targets"])
+def test_the_max_length_that_keeps_a_pair_is_that_of_its_longer_answer_with_the_prompt(code: str) -> None:
+    """Not that of both together."""
+    asked = "the cat sat on the mat " * (40 if code == "data.no-targets" else 2)
+    write_rows(Path("alone.jsonl"), [{"prompt": asked, "completion": "the cat " * 30}])
+    write_rows(Path("rows.jsonl"), [{"prompt": asked, "chosen": "the cat " * 30, "rejected": "no"}])
+    limits: dict[str, Any] = {"format": "preference", "eval_split": 0}
+    alone, whole = (
+        prepare(DataConfig(**data), path, load_tokenizer("model"), say=lambda _: None).report
+        for path, data in (("alone.jsonl", {"eval_split": 0}), ("rows.jsonl", limits))
+    )
+    assert whole.longest_tokens == alone.longest_tokens and whole.overlong_truncated == 0
+    found: list[Found] = []
+    check(Request(("rows.jsonl",), DataConfig(**limits, max_length=60), ("model", None)), found.append)
+    problem = next(each.problem for each in found if each.problem.code == code)
+    assert f"--set data.max_length={whole.longest_tokens} keeps all" in problem.hint
+    assert code != "data.overlong" or f"{whole.longest_tokens:,} tokens, more than" in problem.message

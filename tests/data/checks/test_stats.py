@@ -44,6 +44,14 @@ def long_chats(*words: int) -> list[dict[str, Any]]:
     return rows
 
 
+def long_pairs(*words: tuple[int, int]) -> list[dict[str, Any]]:
+    """Pairs whose better and worse answers have about these numbers of words."""
+    return [
+        {"prompt": f"{n}: where?", "chosen": "the cat sat " * (better // 3) + "end", "rejected": "the mat " * (worse // 2) + "no"}
+        for n, (better, worse) in enumerate(words)
+    ]
+
+
 @settings(deadline=None, max_examples=60)
 @given(lengths, st.integers(1, 5))
 def test_the_padding_is_the_mean_over_all_batches_there_are(values: list[int], batch: int) -> None:
@@ -90,12 +98,14 @@ def test_an_epoch_is_what_training_makes_of_the_rows(on_overlong: str) -> None:
     assert found.rows == report.rows
 
 
-def test_what_each_max_length_would_cut_is_what_it_cuts() -> None:
-    rows = long_chats(9, 90, 300, 900)
-    found = figures(rows)
+@pytest.mark.parametrize("format_name", ["messages", "preference"])
+def test_what_each_max_length_would_cut_is_what_it_cuts(format_name: str) -> None:
+    """Of a pair max_length holds for each answer with its prompt."""
+    rows = long_chats(9, 90, 300, 900) if format_name == "messages" else long_pairs((9, 12), (150, 120), (9, 400), (900, 300))
+    found = figures(rows, format=format_name)
     assert [cut.max_length for cut in found.cuts] == list(LENGTHS)
     for cut in found.cuts[:3]:
-        data = {"max_length": cut.max_length, "max_lost_share": 1.0, "eval_split": 0}
+        data = {"format": format_name, "max_length": cut.max_length, "max_lost_share": 1.0, "eval_split": 0}
         report = prepare(DataConfig(**data), "rows.jsonl", load_tokenizer("model"), say=lambda _: None).report
         assert (cut.rows, cut.tokens, cut.targets) == (report.overlong_truncated, report.cut_tokens, report.cut_targets)
     assert found.cuts[0].targets > 0 and found.cuts[-1].rows == 0

@@ -90,6 +90,13 @@ def test_what_is_no_pair_is_refused(value: dict[str, Any], code: str, words: str
     assert isinstance(problem, Problem) and problem.code == code and words in problem.message, problem
 
 
+def test_a_pair_without_its_question_is_refused_with_a_setting_that_names_it() -> None:
+    problem = read({"chosen": "4", "rejected": "5", "text": "2+2?"})
+    assert isinstance(problem, Problem) and "data.columns={prompt: COLUMN}" in str(problem.hint)
+    assert problem.message == 'the row has no "prompt" beside chosen and rejected, which are answers to it'
+    assert isinstance(read({"chosen": "4", "rejected": "5", "text": "2+2?"}, {"prompt": "text"}), Conversation)
+
+
 def test_the_reason_names_the_columns() -> None:
     assert detect([row_of(SPELLINGS[0])], "preference").reason == "`chosen` and `rejected` are the answers to one prompt"
     assert detect([row_of(SPELLINGS[7])], "preference").reason == "`accepted` and `rejected` are the answers to one prompt"

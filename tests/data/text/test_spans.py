@@ -98,7 +98,7 @@ def test_a_call_that_is_not_fully_rendered_is_refused(old: str, new: str, words:
     changed = ChatTokenizer(FAMILIES["Qwen 2.5"].tokenizer(QWEN25.replace(old, new)))
     for train_on in ("assistant", "last", "all"):
         problem = refused(read(CALLED), changed, train_on=train_on)
-        assert problem.code == "data.turn-left-out" and words in problem.message and problem.hint is None
+        assert problem.code == "data.turn-left-out" and words in problem.message and problem.hint.startswith("--set model.chat_template=")
 
 
 def test_tool_definitions_that_the_template_ignores_are_refused() -> None:
@@ -127,7 +127,9 @@ def test_thoughts_before_an_answer_are_targets_if_the_template_renders_them() ->
     turns = [CALLED[0], {"role": "assistant", "content": "Noon.", "reasoning_content": "hm"}]
     assert learned(read(turns), ChatTokenizer(train_tokenizer(template=thought))) == "<think>hm</think>Noon.<|im_end|>"
     problem = refused(read(turns), ChatTokenizer(train_tokenizer()))
-    assert problem.code == "data.mask-unproved" and "leaves out the thoughts" in problem.message
+    assert problem.code == "data.mask-unproved" and "leaves out the thoughts" in problem.message and "data.train_on=all" in problem.hint
+    judged = refused(read(turns), ChatTokenizer(train_tokenizer()), train_on="judged")
+    assert judged.message == problem.message and judged.hint.startswith("--set model.chat_template="), "data.train_on is not read there"
 
 
 ANSWER = "turn.content ~ '<|im_end|>'"

@@ -47,7 +47,10 @@ def test_a_right_export_passes_and_one_without_its_adapter_is_refused(
     wrong = exported_logits(merged(adapted, tmp_path / "wrong", with_adapter=False), base, weights, PROMPTS, to="merged")
     with pytest.raises(ConfigError) as error:
         compare(trained, wrong, quant="f32").require("the export")
-    assert error.value.problems[0].code == "export.differs"
+    assert error.value.problems[0].code == "export.differs" and error.value.problems[0].hint is None
+    with pytest.raises(ConfigError) as error:
+        compare(trained, wrong, quant="bf16").require("the export")
+    assert str(error.value.problems[0].hint).startswith("--quant f32 "), "it tells a wrong export from a rounded one"
 
 
 def test_numbers_that_are_none_are_refused() -> None:

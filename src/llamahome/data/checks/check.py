@@ -265,7 +265,7 @@ def _refusals(side: Side, where: str) -> Iterator[Problem]:
         hint = f"repair them, or --set data.max_bad_share={min(np.ceil(bad / rows * 1e4) / 1e4, 0.9999):g}"
         yield Problem(code="data.bad-rows", message=message, where=where, hint=hint)
     elif side.tokens and not side.facts.kept_targets.any():
-        longest = int(side.facts.tokens.max())
+        longest = int(side.facts.needed.max())
         message = f"nothing is left to learn: data.max_length {data.max_length:,} cuts every answer off"
         yield Problem(
             code="data.no-targets", message=message, where=where, hint=f"--set data.max_length={longest} keeps all of the longest row"

@@ -159,7 +159,7 @@ def shared_with_splits(main: Side) -> Iterator[Found]:
 
 
 def _far_too_long(side: Side) -> Iterator[Found]:
-    lengths, unit = (side.facts.tokens, "tokens") if side.tokens else (side.facts.characters, "characters")
+    lengths, unit = (side.facts.needed, "tokens") if side.tokens else (side.facts.characters, "characters")
     some = lengths[side.facts.usable]
     if len(some) < _MIN_ROWS:
         return

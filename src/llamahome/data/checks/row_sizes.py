@@ -1,6 +1,6 @@
 """The numbers that are kept of every row, as arrays: duplicates, outliers and `data stats` are computed from them.
 
-Memory: about 130 bytes per row, and 512 more to find near duplicates; no text is kept.
+Memory: about 140 bytes per row, and 512 more to find near duplicates; no text is kept.
 """
 
 from collections.abc import Sequence
@@ -31,6 +31,8 @@ class RowSizes:
     characters: NDArray[np.int64]
     tokens: NDArray[np.int64]
     """Before data.max_length is applied."""
+    needed: NDArray[np.int64]
+    """The data.max_length that keeps all of the row: `tokens`, or of a pair the longer answer with its prompt."""
     targets: NDArray[np.int64]
     kept_tokens: NDArray[np.int64]
     """What a run trains on: after data.max_length is applied, without examples that have no target."""
@@ -79,7 +81,8 @@ class RowSize:
     ending: int = 0
     answered: int = 0
     answer_tokens: int = 0
-    tokenized: Tokenized | None = None
+    tokenized: Sequence[Tokenized] = ()
+    """One, or the two answers of a pair."""
     encoded: Encoded | None = None
     signature: NDArray[np.uint64] | None = None
     language: str = ""
@@ -97,8 +100,9 @@ def as_arrays(rows: Sequence[RowSize]) -> RowSizes:
         if row.encoded is not None:
             trained = [example for example in row.encoded.examples if example.targets.any()]
             kept[:, number] = sum(len(example.tokens) for example in trained), sum(int(example.targets.sum()) for example in trained)
-        if row.tokenized is not None and len(row.tokenized.tokens) > LENGTHS[0]:
-            beyond[number] = [int(row.tokenized.targets[length:].sum()) for length in LENGTHS]
+        for tokenized in row.tokenized:
+            if len(tokenized.tokens) > LENGTHS[0]:
+                beyond[number] += [int(tokenized.targets[length:].sum()) for length in LENGTHS]
     return RowSizes(
         files=np.array([row.file for row in rows], np.int32),
         rows=np.array([row.row for row in rows], np.int64),
@@ -107,6 +111,7 @@ def as_arrays(rows: Sequence[RowSize]) -> RowSizes:
         hashes=np.array([row.hash for row in rows], np.uint64),
         characters=np.array([row.characters for row in rows], np.int64),
         tokens=np.array([row.encoded.num_tokens if row.encoded else 0 for row in rows], np.int64),
+        needed=np.array([row.encoded.needed if row.encoded else 0 for row in rows], np.int64),
         targets=np.array([row.encoded.num_targets if row.encoded else 0 for row in rows], np.int64),
         kept_tokens=kept[0],
         kept_targets=kept[1],

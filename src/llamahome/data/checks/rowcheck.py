@@ -204,12 +204,12 @@ class RowChecker:
         assert tokenizer is not None and row.conversation is not None
         limits: Any = {"max_length": data.max_length, "on_overlong": data.on_overlong}
         encoded = together([each if isinstance(each, Problem) else fit(each, **limits) for each in both])
-        tokenized = both[0]
-        if isinstance(tokenized, Tokenized) and isinstance(encoded, Encoded):
+        whole = [each for each in both if isinstance(each, Tokenized)]
+        if isinstance(encoded, Encoded):
             if not row.refused:
                 findings += _training_losses(encoded, tokenizer, data, row.place(self.source))
-            length = answer_tokens(tokenized, tokenizer.end_ids) if size.answered else 0
-            return replace(size, tokenized=tokenized, encoded=encoded, answer_tokens=length) if size.usable else size
+            length = answer_tokens(whole[0], tokenizer.end_ids) if size.answered else 0
+            return replace(size, tokenized=whole, encoded=encoded, answer_tokens=length) if size.usable else size
         assert isinstance(encoded, Problem)
         finding = self._refusal(encoded, row.place(self.source))
         if encoded.code == "data.control-token-in-text":
@@ -268,7 +268,7 @@ def _training_losses(encoded: Encoded, tokenizer: ChatTokenizer, data: DataConfi
     def warn(code: str, message: str, hint: str | None) -> Found:
         return Found("warning", Problem(code=code, message=message, where=place.where, hint=hint), place)
 
-    count, keep_all = encoded.num_tokens, f"--set data.max_length={encoded.num_tokens} keeps all of it"
+    count, keep_all = encoded.needed, f"--set data.max_length={encoded.needed} keeps all of it"
     if encoded.outcome != "whole":
         what = {"dropped": "the row is left out", "split": f"it is split into {len(encoded.examples)}"}
         cut, answers_cut = sum(part.cut for part in encoded.examples), sum(part.cut_targets for part in encoded.examples)

@@ -55,7 +55,7 @@ class LongRow:
 
 @dataclass(frozen=True)
 class Stats:
-    """Statistics of a source. Lengths and counts are in tokens."""
+    """Statistics of a source. Lengths and counts are in tokens; the length of a pair is that of its longer answer with the prompt."""
 
     rows: int
     usable: int
@@ -84,21 +84,27 @@ class Stats:
 def stats_of(side: Side, data: DataConfig, *, languages: bool) -> Stats:
     """The statistics of these rows; token counts are 0 if the rows were not tokenized."""
     facts, chosen = side.facts, np.flatnonzero(side.facts.usable)
-    lengths, targets = facts.tokens[chosen], facts.targets[chosen]
-    examples = example_lengths(lengths, data)
+    tokens, lengths, targets = facts.tokens[chosen], facts.needed[chosen], facts.targets[chosen]
+    others = tokens - lengths  # of pairs, the shorter answer with its prompt
+    examples = example_lengths(np.concatenate((lengths, others[others > 0])), data)
     longest = chosen[np.argsort(-lengths, kind="stable")[:_LONGEST]]
     points = {"50%": 0.5, "90%": 0.9, "95%": 0.95, "99%": 0.99, "longest": 1.0}
     by_language = Counter(language for language in facts.languages[chosen].tolist() if language)
     return Stats(
         rows=len(facts),
         usable=len(chosen),
-        tokens=int(lengths.sum()),
+        tokens=int(tokens.sum()),
         targets=int(targets.sum()),
-        mean=float(lengths.mean()) if len(chosen) else 0.0,
+        mean=float(tokens.mean()) if len(chosen) else 0.0,
         percentiles={name: int(np.quantile(lengths, share, method="inverted_cdf")) if len(chosen) else 0 for name, share in points.items()},
         histogram=histogram(lengths),
         cuts=[
-            Cut(length, int((lengths > length).sum()), int(np.maximum(lengths - length, 0).sum()), int(facts.beyond[chosen, number].sum()))
+            Cut(
+                length,
+                rows=int((lengths > length).sum()),
+                tokens=int((np.maximum(lengths - length, 0) + np.maximum(others - length, 0)).sum()),
+                targets=int(facts.beyond[chosen, number].sum()),
+            )
             for number, length in enumerate(LENGTHS)
         ],
         max_length=data.max_length,
@@ -109,7 +115,7 @@ def stats_of(side: Side, data: DataConfig, *, languages: bool) -> Stats:
         padding=padding_share(examples, PADDED_BATCH),
         duplicates=len(repeats(facts.hashes, facts.usable)),
         languages=dict(by_language.most_common()) if languages else None,
-        longest=[LongRow(side.place(int(n)).where, int(facts.tokens[n]), int(facts.targets[n])) for n in longest],
+        longest=[LongRow(side.place(int(n)).where, int(facts.needed[n]), int(facts.targets[n])) for n in longest],
     )
 
 

@@ -122,4 +122,16 @@ def _read_side(row: Row, column: str, columns: tuple[str, str], names: Mapping[s
     if isinstance(value.get(column), int | float):
         hint = "write it as a string in the file, or remove the row"
         raise RowError("data.wrong-type", f"{column} is {kind(value[column])}, not a string", hint=hint)
-    return readers["prompt_completion"](replace(row, value=value), {**given, "completion": column})
+    try:
+        return readers["prompt_completion"](replace(row, value=value), {**given, "completion": column})
+    except RowError as error:
+        if error.code != "data.missing-key" or error.hint is not None:
+            raise
+        raise _without_prompt(error, columns) from error
+
+
+def _without_prompt(error: RowError, columns: tuple[str, str]) -> RowError:
+    """The error for a pair of answers whose question is not there under its usual names."""
+    message = error.message.partition("; it has")[0] + f" beside {columns[0]} and {columns[1]}, which are answers to it"
+    hint = "--set 'data.columns={prompt: COLUMN}' names it; or write two lists of messages that begin with it"
+    return RowError("data.missing-key", message, hint=hint)

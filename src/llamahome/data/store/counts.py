@@ -70,7 +70,7 @@ class Counts:
         """Record the length of a row before it was cut; `kept` is whether it gives an example."""
         self.losses.add(encoded, where)
         if not kept:
-            self.longest_needed = max(self.longest_needed, encoded.num_tokens)
+            self.longest_needed = max(self.longest_needed, encoded.needed)
 
     def add(self, other: "Counts") -> None:
         """Add the counts of the rows that come after these."""

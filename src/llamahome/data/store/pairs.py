@@ -15,7 +15,7 @@ from llamahome.errors import Problem
 
 def learned_of(format_name: str, data: DataConfig) -> TrainOn:
     """data.train_on; of pairs and labelled rows, the answers are learned and nothing else."""
-    return "assistant" if format_name in FORMAT_OF.values() else data.train_on
+    return "judged" if format_name in FORMAT_OF.values() else data.train_on
 
 
 def sides(conversation: Conversation) -> list[Conversation]:
@@ -46,6 +46,7 @@ def together(encoded: Sequence[Encoded | Problem]) -> Encoded | Problem:
         sum(side.num_targets for side in found),
         next((outcome for outcome in ("dropped", "truncated") if outcome in outcomes), "whole"),
         tuple(part for side in found for part in side.lost),
+        longest=max(side.num_tokens for side in found),
     )
 
 

@@ -32,8 +32,8 @@ class Truncation:
     def add(self, encoded: Encoded, where: str) -> None:
         """Count the row at `where`."""
         self.targets += encoded.num_targets
-        if encoded.num_tokens > self.longest_tokens:
-            self.longest_tokens, self.longest_where = encoded.num_tokens, where
+        if encoded.needed > self.longest_tokens:
+            self.longest_tokens, self.longest_where = encoded.needed, where
         if encoded.lost:
             self.rows += 1
         for length, count in encoded.lost:

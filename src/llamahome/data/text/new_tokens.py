@@ -33,6 +33,8 @@ def read_new_tokens(setting: str | Sequence[str]) -> tuple[str, ...]:
     """
     named, tokens = (_KEY, list(setting)) if not isinstance(setting, str) else (setting, _lines(setting))
     problems, seen = [], dict[str, str]()
+    if not tokens and isinstance(setting, str):
+        problems.append(_problem("the file holds no new token", setting, hint="write one a line, or --set model.new_tokens=[]"))
     for number, token in enumerate(tokens, start=1):
         where = f"{named}:{number}" if isinstance(setting, str) else f"{_KEY}[{number - 1}]"
         if not token.strip():
@@ -50,13 +52,15 @@ def read_new_tokens(setting: str | Sequence[str]) -> tuple[str, ...]:
 
 def _lines(path: str) -> list[str]:
     try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()  # without a byte order mark, which would belong to a token
+    except UnicodeDecodeError as error:
+        message = "cannot read a file of new tokens: it is not UTF-8"
+        raise ConfigError(_problem(message, path, hint="save it as UTF-8, one token a line")) from error
+    except OSError as error:
         near = difflib.get_close_matches(Path(path).name, [file.name for file in Path(path).parent.glob("*") if file.is_file()], n=1)
         value = str(Path(path).parent / near[0]) if near else f"[{json.dumps(path, ensure_ascii=False)}]"
         hint = f"--set {shlex.quote(f'{_KEY}={value}')}" + ("" if near else " for a token of this text")
-        raise ConfigError(_problem(f"cannot read a file of new tokens: {reason}", path, hint=hint)) from error
+        raise ConfigError(_problem(f"cannot read a file of new tokens: {error.strerror}", path, hint=hint)) from error
 
 
 def add_new_tokens(tokenizer: Any, added: Sequence[Any]) -> tuple[NewToken, ...]:

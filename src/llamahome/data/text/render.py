@@ -8,12 +8,13 @@ from llamahome.data.records import Conversation
 from llamahome.data.rows.rendered import turn_mark
 from llamahome.data.rows.row_error import RowError
 from llamahome.data.rows.toolcalls import shown_definitions, texts_of
-from llamahome.data.text.spans import Span, check_shown, find_span, marked_spans
+from llamahome.data.text.spans import OTHER_TEMPLATE, Span, check_shown, find_span, marked_spans
 from llamahome.data.text.template import with_remedy
 from llamahome.data.text.template_skeleton import find_skeleton
 from llamahome.data.text.tokens import ChatTokenizer
 
-TrainOn = Literal["assistant", "all", "last"]
+TrainOn = Literal["assistant", "all", "last", "judged"]
+"""data.train_on, or `judged`: the answers of a pair or of a labelled row, for which data.train_on is not read."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ def render(conversation: Conversation, tokenizer: ChatTokenizer, *, train_on: Tr
     try:
         return _chat(conversation, tokenizer, train_on=train_on)
     except RowError as error:
+        if train_on == "judged" and error.code == "data.mask-unproved":
+            raise RowError(error.code, error.message, hint=OTHER_TEMPLATE, part=error.part) from error
         raise with_remedy(error, conversation.turns, tokenizer.template) from error
 
 

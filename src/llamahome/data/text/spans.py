@@ -85,7 +85,7 @@ def check_shown(turns: Turns, chat_text: str) -> None:
 def left_out(number: int, role: str, what: str = "the text") -> RowError:
     """The error for a turn that the template does not render."""
     message = f"the model's chat template leaves out {what} of turn {number} ({role})"
-    return RowError("data.turn-left-out", message, hint="remove the turn from the row" if what == "the text" else None)
+    return RowError("data.turn-left-out", message, hint="remove the turn from the row" if what == "the text" else OTHER_TEMPLATE)
 
 
 def unverified(number: int, reason: str, *, hint: str | None = None) -> RowError:
@@ -95,6 +95,7 @@ def unverified(number: int, reason: str, *, hint: str | None = None) -> RowError
 
 
 _DIFFERS = "it writes the turn differently once later turns follow"
+OTHER_TEMPLATE = "--set model.chat_template=FILE.jinja takes a template that writes it, or remove the row"
 _OTHER = "--set data.train_on=all learns the questions too; or another model.chat_template"
 
 

@@ -51,6 +51,13 @@ class Encoded:
     lost: tuple[tuple[int, int], ...] = ()
     """Targets that were cut, as (length, count): a max_length of `length`, a multiple of 64, would keep `count` of them. The first token of
     each part of a split row is not counted, because no token predicts it."""
+    longest: int = 0
+    """Tokens of the longer answer of a pair with its prompt; 0 if the row is no pair."""
+
+    @property
+    def needed(self) -> int:
+        """The max_length that keeps all of the row: it holds for each answer of a pair with its prompt."""
+        return self.longest or self.num_tokens
 
 
 def encode(

@@ -52,12 +52,15 @@ class Difference:
     same_choices: float
     """Share of probe positions at which both models choose the same next token."""
     positions: int
+    quant: str = "f32"
+    """The type of the export's numbers."""
 
     def require(self, what: str) -> None:
         """ConfigError export.differs when the difference is above the tolerance."""
         if not self.greatest <= self.tolerance:  # also NaN
             message = f"{what} differs from the trained model by {self.greatest:.4g} in a logit; at most {self.tolerance:.4g} is expected"
-            raise ConfigError(Problem(code="export.differs", message=message, where="--to"))
+            hint = None if self.quant == "f32" else f"--quant f32 shows whether rounding to {self.quant} alone makes the difference"
+            raise ConfigError(Problem(code="export.differs", message=message, where="--to", hint=hint))
 
 
 def compare(trained: Sequence[Tensor], exported: Sequence[Tensor], *, quant: str, least: float = 0.0) -> Difference:
@@ -76,7 +79,7 @@ def compare(trained: Sequence[Tensor], exported: Sequence[Tensor], *, quant: str
         equal += int((mine[:, :width].argmax(-1) == theirs[:, :width].argmax(-1)).sum())
         positions += len(mine)
     spread = torch.cat([logits.flatten() for logits in trained]).std().item()
-    return Difference(greatest, max(TOLERANCES[quant], least) * spread, equal / max(1, positions), positions)
+    return Difference(greatest, max(TOLERANCES[quant], least) * spread, equal / max(1, positions), positions, quant)
 
 
 def least_tolerance(quantization: str | None, weights: TrainedWeights | None) -> float:
