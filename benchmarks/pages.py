@@ -1,4 +1,4 @@
-"""Writes the results into README.md and docs/Performance.md from the newest results file.
+"""Writes the results into README.md and docs/Performance.md: of each scenario the newest, with its date.
 
     python -m benchmarks.pages            writes the pages
     python -m benchmarks.pages --check    exit status 1 if a page differs from the results
@@ -7,17 +7,16 @@ In a page, each block is between `<!-- bench:NAME -->` and `<!-- /bench -->`.
 """
 
 import argparse
-import json
 import re
 import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.client import ROOT
 from benchmarks.levels import LEVELS
-from benchmarks.results import newest
+from benchmarks.results import files, gathered
 from benchmarks.table import markdown, quality_line, speed_notes, speed_table, start_lines
 
 PAGES = ("README.md", "docs/Performance.md")
@@ -35,18 +34,28 @@ def ratios(results: Mapping[str, Any]) -> str:
             if each is None or "times_as_fast" not in each:
                 continue
             title = label or each["title"]
-            rows.append([part["title"], title, f"{each['times_as_fast']['median']:.1f}x", f"{each['memory_ratio']:.2f}x"])
+            figures = [f"{each['times_as_fast']['median']:.1f}x", f"{each['memory_ratio']:.2f}x"]
+            rows.append([part["title"], title, *figures, part.get("date", results["date"])])
     machine = results["machine"]
     level = f", held to {results['level']}" if results.get("level", "native") != "native" else ""
-    intro = f"`make bench` on {machine['cores']} cores ({machine['processor']}{level}, no GPU), {results['date']}; the same rows for all:"
-    return f"{intro}\n\n{markdown(['work', 'against', 'speed', 'peak memory'], rows)}\n"
+    intro = f"`make bench` on {machine['cores']} cores ({machine['processor']}{level}, no GPU); the same rows for all:"
+    return f"{intro}\n\n{markdown(['work', 'against', 'speed', 'peak memory', 'measured'], rows)}\n"
 
 
 def speeds(results: Mapping[str, Any]) -> str:
     """The table of every scenario."""
     lines = []
     for part in [*results["speed"].values(), *results["length"].values()]:
-        lines += [f"### {part['title']}", "", f"{part['words'].capitalize()}.", "", speed_table(part), "", " ".join(speed_notes(part)), ""]
+        lines += [
+            f"### {part['title']}",
+            "",
+            f"{part['words'].capitalize()}; {part.get('date', results['date'])}.",
+            "",
+            speed_table(part),
+            "",
+            " ".join(speed_notes(part)),
+            "",
+        ]
     return "\n".join(lines)
 
 
@@ -78,15 +87,19 @@ def parts(results: Mapping[str, Any]) -> str:
     return markdown(["part", "seconds", "share"], rows) + "\n" if rows else _NOTHING
 
 
-def pictures(results: Mapping[str, Any], folder: Path, stem: str) -> str:
-    """Links to the charts in the folder of the results file."""
+def pictures(paths: Sequence[Path]) -> str:
+    """Links to the newest chart of each kind in the folder of the results files."""
     titles = {"speed": "tokens a second per system", "parts": "time per part of a step", "length": "cost against length"}
-    existing = [(name, title) for name, title in titles.items() if (folder / f"{stem}-{name}.png").is_file()]
-    return "\n".join(f"![{title}](../benchmarks/results/{stem}-{name}.png)" for name, title in existing) + "\n" if existing else _NOTHING
+    charts = {name: [found for path in paths if (found := path.with_name(f"{path.stem}-{name}.png")).is_file()] for name in titles}
+    return "".join(f"![{titles[name]}](../benchmarks/results/{each[-1].name})\n" for name, each in charts.items() if each) or _NOTHING
 
 
 def machine(results: Mapping[str, Any]) -> str:
-    """The machine, its peak rate, and the commands."""
+    """The machine, its peak rate, and the commands, for each day."""
+    return "".join(_day(each) for each in results.get("days", [results]))
+
+
+def _day(results: Mapping[str, Any]) -> str:
     info = results["machine"]
     text = f"{results['date']}: {info['processor']}, {info['cores']} cores, {info['memory_gb']:.0f} GB, no GPU; torch {info['torch']}"
     load = f"load when it began {info['load']:.1f}"
@@ -94,22 +107,22 @@ def machine(results: Mapping[str, Any]) -> str:
     rates = [each["systems"]["ours"].get("peak_gflops") for each in results["speed"].values() if "ours" in each["systems"]]
     rates = [rate for rate in rates if rate]
     peak_text = f"; a large matrix product reaches {statistics.median(rates):,.0f} GFLOP/s" if rates else ""
-    return f"{text}{peak_text}; {load}. {commands}\n"
+    return f"- {text}{peak_text}; {load}. {commands}\n"
 
 
-def block(name: str, results: Mapping[str, Any] | None, path: Path | None) -> str:
+def block(name: str, results: Mapping[str, Any], paths: Sequence[Path]) -> str:
     """Return the text of one block. Raises KeyError for an unknown name."""
-    if results is None or path is None:
+    if not results:
         return _NOTHING
     if name == "pictures":
-        return pictures(results, path.parent, path.stem)
+        return pictures(paths)
     writers = {"ratios": ratios, "speeds": speeds, "start": start, "quality": quality, "peak": peak, "parts": parts, "machine": machine}
     return writers[name](results)
 
 
-def fill_page(text: str, paths: Mapping[str, Path | None]) -> str:
-    """Return the page with every block replaced from the results file of its level."""
-    results = {level: json.loads(path.read_text(encoding="utf-8")) if path else None for level, path in paths.items()}
+def fill_page(text: str, paths: Mapping[str, Sequence[Path]]) -> str:
+    """Return the page with every block replaced from the results files of its level."""
+    results = {level: gathered(of_level) for level, of_level in paths.items()}
 
     def fill(match: re.Match[str]) -> str:
         level = match[3] or "native"
@@ -118,9 +131,9 @@ def fill_page(text: str, paths: Mapping[str, Path | None]) -> str:
     return _BLOCK.sub(fill, text)
 
 
-def paths_of(folder: Path) -> dict[str, Path | None]:
-    """Return the newest results file of each level."""
-    return {level: newest(folder, level) for level in LEVELS}
+def paths_of(folder: Path) -> dict[str, list[Path]]:
+    """Return the results files of each level, the oldest first."""
+    return {level: files(folder, level) for level in LEVELS}
 
 
 def main(words: list[str]) -> int:
@@ -139,7 +152,7 @@ def main(words: list[str]) -> int:
             if not options.check:
                 page.write_text(current, encoding="utf-8")
     for name in changed:
-        print(f"{name}: {'differs from' if options.check else 'filled from'} the newest results")
+        print(f"{name}: {'differs from' if options.check else 'filled from'} the results")
     return 1 if options.check and changed else 0
 
 

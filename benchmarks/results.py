@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,18 @@ def store(path: Path, new: Mapping[str, Any]) -> dict[str, Any]:
     return results
 
 
-def newest(folder: Path, level: str = "native") -> Path | None:
-    """Return the newest results file of a level, without those of smoke runs."""
+def files(folder: Path, level: str = "native") -> list[Path]:
+    """Return the results files of a level, the oldest first, without those of smoke runs."""
     names = ((path, _NAME.fullmatch(path.name)) for path in folder.glob("*.json"))
-    return max((path for path, match in names if match and (match[1] or "native") == level), default=None)
+    return sorted(path for path, match in names if match and (match[1] or "native") == level)
+
+
+def gathered(paths: Sequence[Path]) -> dict[str, Any]:
+    """Merge the results of several days: of each scenario and of the start the newest, with its date. `days` are the files."""
+    together: dict[str, Any] = {}
+    days = [load(path) for path in paths]
+    for day in days:
+        for part in ("speed", "length", "quality"):
+            day[part] = {name: {"date": day["date"], **each} for name, each in day.get(part, {}).items()}
+        together = merge(together, day)
+    return {**together, "days": days} if days else {}

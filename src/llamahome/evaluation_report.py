@@ -15,6 +15,7 @@ from llamahome.data.files.splits import to_measure
 from llamahome.data.records import Row
 from llamahome.data.rows.detect import SAMPLE
 from llamahome.data.rows.judged import find_judged, judged_problem
+from llamahome.data.rows.prompts import why_prompts
 from llamahome.distributed.standing import READ
 from llamahome.errors import ConfigError, DataError, Problem
 from llamahome.lm_eval_tasks import open_tasks, run_tasks
@@ -60,6 +61,9 @@ def _refuse_judged(data_path: str | Sequence[str], loaded: LoadedConfig) -> None
     source = open_source(data_path, wanted=to_measure(data))
     parsed = (source.parsed(number) for number in range(min(SAMPLE, len(source))))
     rows = [each for each in parsed if isinstance(each, Row)]
+    if data.format == "prompts" and why_prompts(rows, data.columns):
+        message = "these rows have prompts and no answers, and train-eval measures answers"
+        raise DataError(Problem(code="evaluation.no-answers", message=message, where=rows[0].where, hint="add a good answer to each"))
     row, found = find_judged(rows, data.columns) or (next(iter(rows), None), None)
     if row is None or (found is None and data.format not in FORMAT_OF.values()):
         return

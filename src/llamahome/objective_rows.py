@@ -13,6 +13,7 @@ from llamahome.data.store.table import ExampleTable
 from llamahome.data.store.taught import Taught
 from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.errors import ConfigError, DataError, Problem
+from llamahome.training.answer_metric import FROM_TARGETS
 
 _LOOKED_AT = 1_000_000
 """Examples that are looked up before training; measured: 7 us each with 300 tokens. The rest are looked up when they are read."""
@@ -24,6 +25,14 @@ def refuse_without_prompts(config: Config, prepared: Prepared) -> None:
         message = "training.objective grpo answers prompts, and these rows are plain texts, which have none"
         hint = "rows with messages, or prompt and completion; the completion is the reference that the reward may read"
         raise DataError(Problem(code="data.no-prompts", message=message, where=prepared.reading.opened[0], hint=hint))
+
+
+def refuse_unmeasured(config: Config, prepared: Prepared) -> None:
+    """Raise DataError if the answers of held-out rows are to be measured, and there are none."""
+    if prepared.reading.format_name == "prompts" and prepared.evaluation is not None and config.evaluation.metric in FROM_TARGETS:
+        message = f"evaluation.metric {config.evaluation.metric} measures the answers of held-out rows, and these rows have none"
+        hint = "--set data.eval_split=auto   holds none out; --set evaluation.metric=FILE.py:FUNCTION   scores what the model answers"
+        raise DataError(Problem(code="evaluation.no-answers", message=message, where="evaluation.metric", hint=hint))
 
 
 def one_kind(config: Config, prepared: Prepared) -> tuple[str, str] | None:

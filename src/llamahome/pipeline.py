@@ -64,6 +64,8 @@ class Result:
     samples: list[SampleAnswer]
     """Prompts with the answers before the first update and now."""
     loaded: LoadedConfig
+    format_name: str
+    """Of the rows."""
     final_note: str | None = None
     """Which step final/ is, and why, if output.final is best."""
     kwh: float | None = None
@@ -207,7 +209,8 @@ def _run(job: Job, paths: RunPaths, state: TrainerState) -> Result:
                 raise
             _note_ending(job, paths, opened.recorder, outcome)
         evaluator, kwh = opened.evaluator, opened.recorder.ranks.kwh()
-        return Result(paths, outcome, evaluator.first, evaluator.last, evaluator.samples(), job.settings, final_note, kwh)
+        format_name = job.data.prepared.reading.format_name
+        return Result(paths, outcome, evaluator.first, evaluator.last, evaluator.samples(), job.settings, format_name, final_note, kwh)
 
 
 @dataclass(frozen=True)

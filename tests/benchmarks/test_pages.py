@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from benchmarks.pages import PAGES, block, fill_page, paths_of
 from benchmarks.pictures import cost_lines, draw, part_shares, speed_bars
-from benchmarks.results import merge, newest, store
+from benchmarks.results import files, gathered, merge, store
 from benchmarks.start import checkpoint_cost, parts
 from benchmarks.table import page
 from tests.benchmarks.results_example import results
@@ -14,7 +14,7 @@ from tests.benchmarks.results_example import results
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_pages_show_the_newest_results_file() -> None:
+def test_the_pages_show_the_newest_results() -> None:
     paths = paths_of(ROOT / "benchmarks/results")
     for name in PAGES:
         text = (ROOT / name).read_text(encoding="utf-8")
@@ -23,18 +23,18 @@ def test_the_pages_show_the_newest_results_file() -> None:
 
 
 def test_a_page_only_changes_between_its_marks_and_only_once(tmp_path: Path) -> None:
-    paths: dict[str, Path | None] = {"native": tmp_path / "2026-11-22-2cores.json", "avx2": tmp_path / "2026-11-23-2cores-avx2.json"}
+    paths = {"native": [tmp_path / "2026-11-22-2cores.json"], "avx2": [tmp_path / "2026-11-23-2cores-avx2.json"]}
     store(tmp_path / "2026-11-22-2cores.json", results())
     store(tmp_path / "2026-11-23-2cores-avx2.json", {**results(), "level": "avx2"})
-    assert {**paths_of(tmp_path)} == {**paths, "avx512": None}
+    assert paths_of(tmp_path) == {**paths, "avx512": []}
     text = "before\n<!-- bench:ratios -->\nold\n<!-- /bench -->\nafter\n<!-- bench:quality -->\n<!-- /bench -->\n"
     once = fill_page(text, paths)
     assert once.startswith("before\n<!-- bench:ratios -->\n") and "\nafter\n" in once
     assert "old" not in once
-    assert "| LoRA, docstrings | TRL, micro-batch 1 | 4.0x | 0.25x |" in once
-    assert "| LoRA, docstrings | TRL with its default batching | 10.0x | 0.10x |" in once
+    assert "| LoRA, docstrings | TRL, micro-batch 1 | 4.0x | 0.25x | 2026-11-22 |" in once
+    assert "| LoRA, docstrings | TRL with its default batching | 10.0x | 0.10x | 2026-11-22 |" in once
     assert fill_page(once, paths) == once
-    assert "make bench" in fill_page(text, {"native": None})
+    assert "make bench" in fill_page(text, {"native": []})
     assert "held to avx2" in fill_page("<!-- bench:ratios-avx2 -->\n<!-- /bench -->\n", paths)
 
 
@@ -44,7 +44,7 @@ def test_every_block_of_the_pages_can_be_written(tmp_path: Path) -> None:
     }
     assert names
     for name in names:
-        assert block(name, results(), tmp_path / "2026-11-22-2cores.json").endswith("\n")
+        assert block(name, results(), [tmp_path / "2026-11-22-2cores.json"]).endswith("\n")
 
 
 def test_the_page_of_the_results_shows_failures_too() -> None:
@@ -73,12 +73,26 @@ def test_a_repeated_part_replaces_only_its_earlier_result(tmp_path: Path) -> Non
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_the_newest_results_are_not_those_of_a_smoke_run(tmp_path: Path) -> None:
-    assert newest(tmp_path) is None
+def test_the_results_are_not_those_of_a_smoke_run_and_the_newest_is_last(tmp_path: Path) -> None:
+    assert files(tmp_path) == []
     for name in ("2026-11-21-2cores.json", "2026-11-22-2cores.json", "2026-11-23-2cores-quick.json", "data.md"):
         (tmp_path / name).touch()
-    found = newest(tmp_path)
-    assert found is not None and found.name == "2026-11-22-2cores.json"
+    assert [each.name for each in files(tmp_path)] == ["2026-11-21-2cores.json", "2026-11-22-2cores.json"]
+
+
+def test_of_each_scenario_the_newest_result_is_shown_with_its_date(tmp_path: Path) -> None:
+    paths = [tmp_path / f"2026-11-{day}-2cores.json" for day in (22, 23)]
+    store(paths[0], results())
+    again = results()
+    store(paths[1], {**again, "date": "2026-11-23", "speed": {"docstrings-lora": again["speed"]["docstrings-lora"]}, "length": {}})
+    together = gathered(paths)
+    assert together["speed"]["docstrings-lora"]["date"] == "2026-11-23" and together["speed"]["rows-256-lora"]["date"] == "2026-11-22"
+    (tmp_path / "2026-11-22-2cores-speed.png").touch()
+    filled = fill_page(
+        "".join(f"<!-- bench:{name} -->\n<!-- /bench -->\n" for name in ("machine", "pictures", "speeds")), {"native": paths}
+    )
+    assert filled.count("\n- 2026-11-2") == 2 and "2026-11-22-2cores-speed.png" in filled
+    assert "; 2026-11-22.\n" in filled and "; 2026-11-23.\n" in filled
 
 
 def test_the_cost_of_a_checkpoint_is_relative_to_a_step_and_to_the_default_interval() -> None:

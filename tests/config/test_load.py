@@ -215,31 +215,6 @@ def test_a_dumped_configuration_loads_to_the_same_values(tmp_path_factory, data)
     assert read_saved_config(path) == saved
 
 
-def test_a_saved_configuration_keeps_where_its_values_came_from(tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text(dump_config(load_config(assignments=["training.seed=3"], environment={}, folder=tmp_path)))
-    origins = read_saved_config(path).origins
-    assert origins["training.seed"] == "saved: --set"
-    assert origins["training.epochs"] == "saved: default"
-    assert is_chosen(origins["training.seed"]) and not is_chosen(origins["training.epochs"])
-
-
-def test_a_value_edited_in_a_saved_configuration_is_not_called_a_default(tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text(dump_config(load_config(environment={}, folder=tmp_path)).replace("  seed: 0  #", "  seed: 9  #"))
-    origins = read_saved_config(path).origins
-    assert origins["training.seed"].startswith(f"{path}:")
-
-
-def test_a_saved_configuration_is_read_without_other_layers(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LLAMAHOME_TRAINING__SEED", "5")
-    write_standard(tmp_path, "training: {seed: 4, epochs: 9}\n")
-    path = tmp_path / "config.yaml"
-    path.write_text("training:\n  seed: 3\n")
-    assert read_saved_config(path).config == Config.model_validate({"training": {"seed": 3}})
-
-
 def test_the_environment_is_read_when_none_is_given(tmp_path, monkeypatch):
     monkeypatch.setenv("LLAMAHOME_TRAINING__SEED", "5")
     assert load_config(folder=tmp_path).config.training.seed == 5

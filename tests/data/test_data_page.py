@@ -12,7 +12,7 @@ from llamahome.data.rows.detect import detect
 from llamahome.data.rows.formats import FORMATS, understand
 
 PAGE = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
-OBJECTIVES = ("preference", "labelled")
+OBJECTIVES = ("preference", "labelled", "prompts")
 """Formats that training.objective asks for."""
 ROWS = dict(re.findall(r"^\| (\w+) \| `(\{.*?\})`", PAGE, flags=re.MULTILINE))
 

@@ -201,16 +201,16 @@ _REASONS = {
         "model.not-trainable-adapter training.reference-lost training.optimizer-differs training.objective-differs checkpoint.base-changed "
         "sweep.losses-differ training.weights-differ checkpoint.not-killed"
     ),
-    "typed in test_limits.py, test_model_causes.py, test_bad_input.py, test_quantization.py and test_vera.py": (
+    "typed in test_limits, test_learning, test_model_causes, test_bad_input, test_quantization and test_vera": (
         "model.tokenizer-too-large model.base-gone lora.not-plain lora.not-vera data.no-chat-template data.too-much-lost "
-        "model.quantized-twice lora.whole-quantized"
+        "model.quantized-twice lora.whole-quantized evaluation.no-answers"
     ),
     "of files of rows, typed in test_help_lines.py and test_wrong_archives.py": (
         "data.bad-json data.bad-json-array data.columns data.empty-file data.other-kind data.repeated-key data.unclear-columns "
         "data.unknown-format data.whole-table data.bad-gzip data.bad-zst"
     ),
     "typed in test_sweep.py": "sweep.not-a-sweep sweep.other-data sweep.other-settings",
-    "typed in test_answers.py": ("evaluation.answers-ending evaluation.answers-exist evaluation.unknown-metric"),
+    "typed in test_answers.py": "evaluation.answers-ending evaluation.answers-exist evaluation.unknown-metric",
     "needs a full disk or too small a memory": (
         "evaluation.out-of-memory training.rollout-out-of-memory training.row-too-long checkpoint.write-failed model.quantized-not-written "
         "model.larger-than-memory training.no-room-to-offload training.offload-failed"
@@ -221,7 +221,7 @@ _REASONS = {
     "needs a model that GGUF, Ollama or float16 cannot hold; what they say is shown in tests/model/export and test_export.py": (
         "export.differs export.out-of-range export.unsupported export.unsupported-tokenizer export.untranslated-template"
     ),
-    "of exports and hubs, typed in test_export_use.py": ("export.push-refused export.unused-option export.write-failed"),
+    "of exports, typed in test_export_use.py": ("export.push-refused export.unused-option export.write-failed"),
     "tells to mend a line by hand, or to name a file": "config.no-such-file config.not-text config.unreadable usage.fix-in-place",
     "typed in test_serve.py, where a server listens": "machine.port-taken usage.host-without-key",
     "shows what there is to choose from": "usage.bad-choice usage.command-line usage.no-such-row",

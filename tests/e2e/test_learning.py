@@ -86,6 +86,32 @@ def test_answers_are_rewarded_and_a_stopped_run_goes_on_bit_for_bit(project: Pro
     assert all(1 <= length <= 5 for length in run.by_step("train/answer_tokens").values())
 
 
+@pytest.mark.medium
+@pytest.mark.parametrize("form", ["prompt", "messages"])
+def test_rows_without_answers_are_rewarded_and_none_is_held_out(project: Project, form: str) -> None:
+    reward(project, "def score(answer, reference, row):\n    assert reference == ''\n    return answer.count('e') + row['number'] * 0\n")
+    asked = [{"role": "user", "content": "one two"}]
+    rows = [{form: "one two" if form == "prompt" and number % 2 else asked, "number": number} for number in range(12)]
+    write_rows(project.folder / "chats.jsonl", rows)
+    refused = project.type(*GRPO, *SHORT)  # four rows are held out by the settings of the project
+    assert refused.status == 3 and refused.codes == ["evaluation.no-answers"] and refused.helps[0].startswith("--set data.eval_split=auto ")
+    answer = project.type(*GRPO, *SHORT, "--set", "data.eval_split=auto").expect(0)
+    assert f"every row has `{form}` and no answer; none is held out" in answer.err
+    assert len(project.run.by_step("train/reward")) > 1 and not project.run.by_step("eval/loss")
+    assert "llamahome train-eval" not in answer.out
+    settings = ("--config", "output/training/config.yaml")
+    for words, code in (
+        ((), {"prompt": "data.unknown-format", "messages": "data.no-assistant"}[form]),
+        (settings, "evaluation.no-answers"),
+    ):
+        refused = project.type("train-eval", "latest", "chats.jsonl", *words)
+        assert refused.status == 3 and code in refused.codes and refused.helps, refused.err
+    scored = ("--set", "data.eval_split=4", "--set", "evaluation.metric=judge.py:score")
+    (project.folder / "judge.py").write_text("def score(answer, reference, prompt):\n    return len(answer)\n", encoding="utf-8")
+    project.type(*GRPO, *SHORT, *scored).expect(0)
+    assert project.run.by_step("eval/score")
+
+
 @pytest.mark.slow
 def test_two_processes_draw_and_reward_the_answers_of_one(project: Project) -> None:
     reward(project)
@@ -201,6 +227,21 @@ def test_the_reward_is_in_the_settings_of_the_run_and_a_resumed_run_needs_it(pro
     assert "mine.py:score" in json.dumps(saved)
     (project.folder / "mine.py").unlink()
     assert project.type("train-resume", "latest", "--max-steps", "3").codes == ["training.reward-unreadable"]
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("words", [("train", "chats.jsonl"), GRPO + SHORT], ids=["sft", "grpo"])
+def test_the_settings_of_a_run_train_another_one_and_plan_it(project: Project, words: tuple[str, ...]) -> None:
+    reward(project)
+    project.type(*words, "--max-steps", "2").expect(0)
+    again = ("chats.jsonl", "--config", "output/training/config.yaml")
+    project.type("plan", *again).expect(0)
+    first = project.run
+    answer = project.type("train", *again, "--output", "again").expect(0)
+    assert "warning[" not in answer.err, answer.err
+    shown = project.type("config", "explain", "training.seed", *again[1:]).expect(0)
+    assert "default" in shown.out
+    assert project.run.weights() == first.weights()
 
 
 def test_a_run_from_rewards_exports_a_model_like_any_other(project: Project, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def show_result(result: "Result", data_paths: Sequence[str]) -> None:
         print(f"report      {as_typed(paths.report)}")
     print("next:")
     print(f"  llamahome chat {final}{_system_option(state.extra)}")
-    if result.loaded.config.data.format not in ("preference", "labelled"):
+    if result.format_name not in ("preference", "labelled", "prompts"):  # train-eval measures good answers
         print(f"  llamahome train-eval {final} {shlex.join(data_paths)}")
     print(f"  llamahome runs show {paths.run_id}")
 

@@ -10,7 +10,7 @@ from llamahome.config.describe import settings
 from llamahome.config.initial import FROM_WEIGHTS
 from llamahome.config.learning import learning_errors
 from llamahome.config.load import is_chosen
-from llamahome.config.objectives import FORMAT_OF, LEARNS
+from llamahome.config.objectives import FORMAT_OF, LEARNS, WITHOUT_ANSWERS
 from llamahome.config.preference import READ_BY, WITH_REFERENCE
 from llamahome.config.schema import Config
 from llamahome.config.yamltext import write_value
@@ -158,7 +158,8 @@ def _objective_errors(config: Config, chosen: set[str]) -> Iterator[Finding]:
     objective, data_format, metric = config.training.objective, config.data.format, config.evaluation.metric
     learns, named = LEARNS[objective], {"labelled": "answers labelled good or bad"}
     fitting = FORMAT_OF.get(learns)
-    if data_format != "auto" and (data_format if data_format in FORMAT_OF.values() else None) != fitting:
+    special = data_format if data_format in (*FORMAT_OF.values(), *WITHOUT_ANSWERS.values()) else None
+    if data_format != "auto" and special != fitting and (special is None or special != WITHOUT_ANSWERS.get(objective)):
         message = f"training.objective {objective} learns from {named.get(learns, learns)}, and data.format is {data_format}"
         yield "config.objective-and-format", "data.format", message, f"--set data.format={fitting or 'auto'}"
     for key, readers in READ_BY.items():

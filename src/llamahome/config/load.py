@@ -2,18 +2,18 @@
 
 Layers, low to high: defaults, .config/training_config.yaml, .config/distributed_config.yaml, --config files in order,
 LLAMAHOME_SECTION__KEY, named flags, --set. All mistakes of all layers are raised at once as one ConfigError. A run's config.yaml,
-which `dump_config` writes, loads again to the same Config.
+which `dump_config` writes, loads again to the same Config, and what nobody chose in that run counts as not chosen again.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llamahome.config.describe import settings, unknown_key
 from llamahome.config.layers import Entry, assignment_entries, environment_entries, file_entries, flag_entries, read_text, standard_files
-from llamahome.config.objectives import FORMAT_OF, LEARNS
+from llamahome.config.objectives import FORMAT_OF, LEARNS, WITHOUT_ANSWERS
 from llamahome.config.preference import WITH_REFERENCE
 from llamahome.config.schema import Config
 from llamahome.config.validate import validate
@@ -23,6 +23,7 @@ from llamahome.redaction import redact
 
 DEFAULT = "default"
 _COMMENT = "  # "
+_HEADER = "# Every setting of this run and where its value came from."
 _SAVED = "saved: "
 _DERIVED = "auto: training.objective is "
 """Origin of a value that follows from the objective; it is made anew whenever settings are put together."""
@@ -53,8 +54,11 @@ def load_config(
     """
     problems: list[Problem] = []
     entries: list[Entry] = []
-    for path in [*standard_files(folder), *files]:
+    for path in standard_files(folder):
         entries += file_entries(path, problems)
+    for path in files:
+        of_run = (read_text(path, []) or "").startswith(_HEADER)
+        entries += _of_run(path, problems) if of_run else file_entries(path, problems)
     entries += environment_entries(os.environ if environment is None else environment, problems)
     entries += flag_entries(flags or {}, problems)
     entries += assignment_entries(assignments, problems)
@@ -88,7 +92,7 @@ def with_assignments(
 
 def dump_config(loaded: LoadedConfig) -> str:
     """The settings as YAML, each value with its origin as a comment; loads again to the same Config."""
-    lines = ["# Every setting of this run and where its value came from."]
+    lines = [_HEADER]
     section = ""
     for key, setting in settings().items():
         if setting.section != section:
@@ -110,15 +114,25 @@ def read_saved_config(path: Path) -> LoadedConfig:
     An origin reads `saved: --epochs`. If the file names none, or names "default" for a value that is not the default, it is `path:line`.
     """
     problems: list[Problem] = []
-    entries = file_entries(path, problems, retired=_RETIRED)
-    lines = lines_of(read_text(path, []) or "")
-    saved = []
+    recorded = _recorded(path, problems)
+    saved = [Entry(entry.key, entry.value, _SAVED + origin if origin else entry.origin) for entry, origin in recorded]
+    return _build(saved, problems)
+
+
+def _of_run(path: Path, problems: list[Problem]) -> list[Entry]:
+    """What a run's config.yaml sets for another run: of what was chosen, the origin is its line there."""
+    recorded = _recorded(path, problems)
+    return [Entry(entry.key, entry.value, entry.origin if not origin or is_chosen(origin) else origin) for entry, origin in recorded]
+
+
+def _recorded(path: Path, problems: list[Problem]) -> Iterator[tuple[Entry, str]]:
+    """What a run's config.yaml sets, and the origin that it names; "" if it names none, or a default for a value that was edited."""
+    entries, lines = file_entries(path, problems, retired=_RETIRED), lines_of(read_text(path, []) or "")
     for entry in entries:
         line = lines[int(entry.origin.rpartition(":")[2]) - 1]
-        recorded = line.rpartition(_COMMENT)[2].strip().removeprefix(_SAVED) if _COMMENT in line else ""
-        edited = recorded == DEFAULT and entry.value != settings()[entry.key].default
-        saved.append(Entry(entry.key, entry.value, _SAVED + recorded if recorded and not edited else entry.origin))
-    return _build(saved, problems)
+        origin = line.rpartition(_COMMENT)[2].strip().removeprefix(_SAVED) if _COMMENT in line else ""
+        edited = origin == DEFAULT and entry.value != settings()[entry.key].default
+        yield entry, "" if edited else origin
 
 
 def is_chosen(origin: str) -> bool:
@@ -144,7 +158,8 @@ def _build(entries: Sequence[Entry], problems: list[Problem]) -> LoadedConfig:
         values[setting.section][setting.name] = entry.value
         origins[entry.key] = entry.origin
     objective = values["training"].get("objective", "sft")
-    if (fitting := FORMAT_OF.get(LEARNS.get(objective, "answers"))) and values["data"].get("format", "auto") == "auto":
+    fitting = FORMAT_OF.get(LEARNS.get(objective, "answers")) or WITHOUT_ANSWERS.get(objective)
+    if fitting and values["data"].get("format", "auto") == "auto":
         values["data"]["format"], origins["data.format"] = fitting, f"{_DERIVED}{objective}"
     if objective in WITH_REFERENCE and values["data"].get("streaming", "auto") == "auto":
         values["data"]["streaming"], origins["data.streaming"] = False, f"{_DERIVED}{objective}"

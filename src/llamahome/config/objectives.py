@@ -18,3 +18,5 @@ LEARNS: Mapping[ObjectiveName, Learns] = MappingProxyType(
 """What the rows of an objective must have."""
 FORMAT_OF: Mapping[Learns, Literal["preference", "labelled"]] = MappingProxyType({"pairs": "preference", "labelled": "labelled"})
 """The data.format that has more than one good answer to each prompt; answers alone are in any other format."""
+WITHOUT_ANSWERS: Mapping[ObjectiveName, Literal["prompts"]] = MappingProxyType({"grpo": "prompts"})
+"""The data.format of objectives that need no answers; it is read as any other one if there are some."""

@@ -58,9 +58,10 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """What is read and what of it is learned."""
 
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "labelled"] = "auto"
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "labelled", "prompts"] = "auto"
     """Format of the rows. auto: detected from the first rows, and the reason is shown; preference (a better and a worse answer to one
-    prompt) where training.objective learns from pairs, and labelled (an answer, and whether it is good) where it is kto."""
+    prompt) where training.objective learns from pairs, labelled (an answer, and whether it is good) where it is kto, and prompts (with or
+    without answers) where it is grpo."""
     columns: Annotated[dict[str, str], AfterValidator(check_columns)] = {}
     """Other names of keys in the rows, as {prompt: question, completion: answer}: our key, then the column. Or a template over columns, as
     {prompt: "{question}\\n\\n{passage}", completion: answer}; a line of it whose columns are all empty in a row is left out."""

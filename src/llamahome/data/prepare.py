@@ -125,7 +125,8 @@ def prepare(
         say(why)
     other = None if eval_paths is None else read_all(data, eval_paths, tokenizer, say=say, processed=processed, wanted=to_evaluate(data))
     hashes = reading.source.hashes()
-    held = np.flatnonzero(held_out(hashes, data.eval_split if other is None else 0))
+    share = 0 if other is not None or (detected.name == "prompts" and data.eval_split == "auto") else data.eval_split
+    held = np.flatnonzero(held_out(hashes, share))
     order = order_of(reading.source, held, data.mixture)
     examples: ExampleTable | StreamedExamples = StreamedExamples(reading) if store is None else store.table
     if store is None and len(held) > _MANY_HELD:
@@ -156,7 +157,7 @@ def prepare(
         evaluation=evaluation if len(evaluation) else None,
         evaluation_hashes=hashes[held] if other is None else other.reading.source.hashes(),
         report=report,
-        fingerprint=_fingerprint(reading, hashes, data.eval_split if other is None else 0),
+        fingerprint=_fingerprint(reading, hashes, share),
         reading=reading,
         folder=store.folder if store is not None else None,
     )

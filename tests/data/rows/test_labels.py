@@ -15,6 +15,7 @@ USER, ANSWER = {"role": "user", "content": "2+2?"}, {"role": "assistant", "conte
 SPELLINGS: list[dict[str, Any]] = [
     {"prompt": "2+2?", "completion": "5"},
     {"prompt": [USER], "completion": [ANSWER]},
+    {"prompt": USER, "completion": ANSWER},
     {"question": "2+2?", "response": "5"},
     {"messages": [USER, ANSWER]},
     {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "5"}]},

@@ -29,6 +29,8 @@ SPELLINGS: list[dict[str, Any]] = [
         "chosen": {"from": "gpt", "value": "4"},
         "rejected": {"from": "gpt", "value": "5"},
     },
+    {"prompt": USER, "chosen": GOOD, "rejected": BAD},
+    {"prompt": "2+2?", "chosen": GOOD, "rejected": BAD},
     {"messages": [USER], "chosen": "4", "rejected": "5"},
     {"messages": [USER, GOOD], "prompt": "2+2?", "chosen": "4", "rejected": "5"},
     {"input": {"messages": [USER], "tools": []}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},

@@ -42,6 +42,7 @@ _PLACEHOLDER = "COLUMN"
 _FORMATS = ", ".join(KEYS)
 _SPELLING = 0.85
 """Similarity of two spellings of one name: `respone` and `response` (0.93), not `prompt_id` and `prompt` (0.80)."""
+_REWARDS = "--set training.objective=grpo --reward FILE.py:FUNCTION"
 _SHOWN_UNREAD = 6
 _DESCRIBES = re.compile(r"(^|[._])(u?u?id|at|type|status|name|url|users?)(\.\d+)?$")
 """Matches the path of a text that says where a row is from: an id, a date, a type, a name."""
@@ -172,7 +173,8 @@ def unknown(rows: Sequence[Row], inner_format: str | None, *, inner_is_turn: boo
     elif within is not None and inner_is_turn:
         answer = answer_beside(row.value, within)
         answered = row.value[within][-1].get("role") in ("assistant", "model")
-        hint = setting(messages=within) if answered or answer is None else setting(**answer)
+        rewarded = f"{_REWARDS}   learns from prompts without answers"
+        hint = setting(messages=within) if answered else rewarded if answer is None else setting(**answer)
     shown = excerpt(json.dumps(row.value, ensure_ascii=False), row.line)
     return Problem(code=code, message=message, where=row.where, excerpt=shown, hint=hint)
 

@@ -17,6 +17,7 @@ from llamahome.data.rows.judged import find_judged, refused, with_label
 from llamahome.data.rows.labels import verdict_column, why_labelled
 from llamahome.data.rows.nested import nested_rows
 from llamahome.data.rows.preferences import described, pair_columns
+from llamahome.data.rows.prompts import why_prompts
 from llamahome.data.rows.row_error import RowError, nearest, problem_at
 from llamahome.data.rows.single_messages import single_messages
 from llamahome.data.rows.turns import TURN_LISTS, opened, turn_keys, turn_list
@@ -48,6 +49,9 @@ def detect(rows: Sequence[Row], format_setting: str, names: Names = OWN_NAMES) -
         detected = DetectedFormat(format_setting, _why_pairs(rows, names))
     elif format_setting == "labelled":
         detected = DetectedFormat(format_setting, why_labelled(rows, names) or _refuse_unlabelled(rows, names))
+    elif format_setting == "prompts":
+        why = why_prompts(rows, names)
+        detected = DetectedFormat(format_setting, why) if why else _detect(rows, names)
     else:
         detected = DetectedFormat(format_setting, f"data.format is {format_setting}")
     unread = [ours for ours in names if ours not in KEYS[detected.name]]

@@ -1,4 +1,4 @@
-"""Rows to conversations: seven formats, and one function for each that reads a row of it.
+"""Rows to conversations: eight formats, and one function for each that reads a row of it.
 
     messages           {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
     sharegpt           {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}
@@ -7,6 +7,7 @@
     text               {"text": "..."}
     preference         {"prompt": "...", "chosen": "...", "rejected": "..."}: two answers, read in preferences.py
     labelled           {"prompt": "...", "completion": "...", "label": true}: a good or a bad answer, read in labels.py
+    prompts            {"prompt": "..."}: no answer, read in prompts.py
 
 What a row lacks is reported with its JSON path and the nearest name. Nothing is guessed that could teach the wrong thing. `names` is the
 setting data.columns: under which key of the row one of our keys is, or a template of several keys (columns.py).
@@ -37,6 +38,7 @@ from llamahome.data.rows.column_roles import (
 from llamahome.data.rows.columns import setting, text_paths, with_named
 from llamahome.data.rows.labels import bad_verdict, read_labelled
 from llamahome.data.rows.preferences import read_pair
+from llamahome.data.rows.prompts import read_prompt
 from llamahome.data.rows.row_error import RowError, content_of, problem_at, required
 from llamahome.data.rows.row_parts import Turns, has_history, history_turns, one_system, system_turn, tools_of, with_context
 from llamahome.data.rows.toolcalls import as_calls, read_calls
@@ -53,6 +55,7 @@ from llamahome.data.rows.turns import (
     read_turns,
     turn_keys,
     turn_list,
+    with_list,
 )
 from llamahome.errors import Problem
 
@@ -66,6 +69,7 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "text": ("text",),
     "preference": ("prompt", "chosen", "rejected", "system", "tools", "history"),
     "labelled": ("prompt", "completion", "label", *TURN_LISTS, "system", "tools", "history"),
+    "prompts": ("prompt", *TURN_LISTS, "system", "tools"),
 }
 """The keys that each format reads."""
 OWN_NAMES: Mapping[str, str] = MappingProxyType({})
@@ -158,9 +162,9 @@ def _prompt_completion(row: Row, names: Names) -> Conversation:
         question, answer = (next(iter(roles.candidates[role]), names.get(role, role)) for role in ("prompt", "completion"))
         roles = ColumnRoles(question, answer, next(iter(roles.candidates["system"]), None))
     ours, theirs = roles.prompt, roles.completion
-    prompt = _opened_prompt(required(row.value, ours, path=""), ours)
+    prompt = with_list(_opened_prompt(required(row.value, ours, path=""), ours))
     required(row.value, theirs, path="")
-    completion = answer_of(row.value, theirs)
+    completion = with_list(answer_of(row.value, theirs))
     if isinstance(prompt, list) and isinstance(row.value[ours], str):
         completion = opened(completion)
     tools, system = tools_of(row.value, names), system_turn(row.value, {**names, "system": roles.system or "system"})
@@ -254,6 +258,7 @@ _READERS: dict[str, Callable[[Row, Names], Conversation]] = {
     "text": _text,
     "preference": lambda row, names: read_pair(row, names, _READERS),
     "labelled": lambda row, names: read_labelled(row, names, _READERS),
+    "prompts": lambda row, names: read_prompt(row, names, _READERS),
 }
-FORMATS: Sequence[str] = tuple(name for name in _READERS if name not in ("preference", "labelled"))
+FORMATS: Sequence[str] = tuple(name for name in _READERS if name not in ("preference", "labelled", "prompts"))
 """The formats that are found by their keys; the others are read because an objective needs them."""

@@ -38,7 +38,7 @@ SHAREGPT_ROLES = {
     **dict.fromkeys(("tool", "observation", "function_response", "tool_response"), "tool"),
 }
 MESSAGE_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool", "function": "tool"}
-_ASKING = ("user", "human", "tool")
+ASKING = ("user", "human", "tool")
 """Roles of the last turn of a prompt."""
 
 
@@ -74,13 +74,21 @@ def opened(value: object) -> object:
     return json_or_none(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
 
 
+def with_list(message: object) -> object:
+    """A list with the one message, if this is a message itself; other values as they are."""
+    if not isinstance(message, dict):
+        return message
+    speaker, text = turn_keys([message], ("", ""))
+    return [message] if speaker and text and isinstance(message[speaker], str) else message
+
+
 def is_prompt_in_json(value: object) -> bool:
     """Whether the text is the JSON of a list of turns that ends before an answer; a whole conversation may be a text to read."""
     turns = opened(value) if isinstance(value, str) else None
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
         return False
     speaker, text = turn_keys(turns, ("role", "content"))
-    return all(text in turn for turn in turns) and turns[-1].get(speaker) in _ASKING
+    return all(text in turn for turn in turns) and turns[-1].get(speaker) in ASKING
 
 
 def _transposed(lists: dict[str, Any]) -> object:

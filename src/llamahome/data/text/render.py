@@ -46,10 +46,19 @@ def _chat(conversation: Conversation, tokenizer: ChatTokenizer, *, train_on: Tra
     if train_on == "all":
         return _everything(conversation, tokenizer)
     answers = [number for number, turn in enumerate(turns) if turn["role"] == "assistant" and number not in conversation.context_only]
+    if not answers:
+        return _prompt(conversation, tokenizer)
     text, spans = _answers(conversation, answers[-1:] if train_on == "last" else answers, tokenizer)
     if answers[-1] == len(turns) - 1 and spans[-1].last_id is None:
         return Rendered(text[: spans[-1].end], tuple(spans), after=_end_of_text(tokenizer))
     return Rendered(text, tuple(spans))
+
+
+def _prompt(conversation: Conversation, tokenizer: ChatTokenizer) -> Rendered:
+    """The chat up to an answer that is not there; an end token stands for it, so that a row ends its prompt where others do."""
+    chat_text = tokenizer.render(conversation.turns, tools=conversation.tools, add_generation_prompt=True)
+    _check_context(conversation, chat_text)
+    return Rendered(chat_text, (), after=tokenizer.all_ends[:1])
 
 
 def _answers(conversation: Conversation, numbers: Sequence[int], tokenizer: ChatTokenizer) -> tuple[str, list[Span]]:

@@ -1,0 +1,52 @@
+"""The settings of a run, read again: for the run itself with their origins, and for another one as what was chosen and what was not."""
+
+from typing import get_args
+
+import pytest
+
+from llamahome.config.check import check_config, config_warnings
+from llamahome.config.load import dump_config, is_chosen, load_config, read_saved_config
+from llamahome.config.objectives import ObjectiveName
+from llamahome.config.schema import Config
+
+
+def test_a_saved_configuration_keeps_where_its_values_came_from(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(load_config(assignments=["training.seed=3"], environment={}, folder=tmp_path)))
+    origins = read_saved_config(path).origins
+    assert origins["training.seed"] == "saved: --set"
+    assert origins["training.epochs"] == "saved: default"
+    assert is_chosen(origins["training.seed"]) and not is_chosen(origins["training.epochs"])
+
+
+@pytest.mark.parametrize("objective", get_args(ObjectiveName))
+def test_what_nobody_chose_in_a_run_is_not_chosen_where_its_settings_are_used_again(tmp_path, objective):
+    words = [f"training.objective={objective}", "training.seed=3", "grpo.reward=mine.py:score", "distill.teacher=taught"]
+    loaded = load_config(assignments=words[: {"grpo": 3, "distill": 4}.get(objective, 2)], environment={}, folder=tmp_path)
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(loaded))
+    again = load_config([path], environment={}, folder=tmp_path)
+    assert again.config == loaded.config
+    assert {key: is_chosen(origin) for key, origin in again.origins.items()} == {
+        key: is_chosen(loaded.origins[key]) for key in again.origins
+    }
+    assert again.origins["training.seed"].startswith(f"{path}:")
+    assert check_config(again.config, again.origins) == check_config(loaded.config, loaded.origins) == []
+    assert len(config_warnings(again.config, again.origins)) == len(config_warnings(loaded.config, loaded.origins))
+
+
+def test_a_value_edited_in_a_saved_configuration_is_not_called_a_default(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(load_config(environment={}, folder=tmp_path)).replace("  seed: 0  #", "  seed: 9  #"))
+    origins = read_saved_config(path).origins
+    assert origins["training.seed"].startswith(f"{path}:")
+
+
+def test_a_saved_configuration_is_read_without_other_layers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LLAMAHOME_TRAINING__SEED", "5")
+    (tmp_path / ".config").mkdir()
+    (tmp_path / ".config/training_config.yaml").write_text("training: {seed: 4, epochs: 9}\n")
+    path = tmp_path / "config.yaml"
+    path.write_text("training:\n  seed: 3\n")
+    assert read_saved_config(path).config == Config.model_validate({"training": {"seed": 3}})
