@@ -164,6 +164,7 @@ def test_what_cannot_be_is_refused_with_what_mends_it(trained: Project, words: t
     answer = trained.type(*TRAIN, *words, "--output", "refused").expect(2)
     assert answer.codes == [code] and said in answer.err and len(answer.helps) == 1
     assert not (trained.folder / "refused").exists()
+    assert trained.type("plan", *TRAIN[1:], *words).expect(2).codes == [code]
 
 
 def test_a_base_that_is_quantised_already_is_trained_as_it_is(trained: Project) -> None:

@@ -72,6 +72,7 @@ def require_whole(model: PreTrainedModel, names: Sequence[str], chosen: ChosenTa
     held = {path: module for path, module in model.named_modules() if id(module) in usable and path}
     owners = {path: module for path, module in held.items() if any(True for _ in module.parameters(recurse=False))}
     tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    refuse_quantized(names, [path for path, module in owners.items() if isinstance(getattr(module, "weight", None), PackedWeight)])
     for name in names:
         found = {path: module for path, module in owners.items() if path == name or path.endswith("." + name)}
         message, hint, code = "", None, "lora.no-such-module"
@@ -83,12 +84,6 @@ def require_whole(model: PreTrainedModel, names: Sequence[str], chosen: ChosenTa
         elif twice := sorted({*found} & {*chosen.modules}):
             message = f"{twice[0]} gets an adapter, and is to be trained whole too"
             hint = "name it in one of lora.target_modules and lora.modules_to_save"
-        elif packed := [path for path, module in found.items() if isinstance(getattr(module, "weight", None), PackedWeight)]:
-            message, code = (
-                f"{packed[0]} is to be trained whole, and its weight is frozen in few bits",
-                "lora.whole-quantized",
-            )
-            hint = "--set model.quantization=null, or name no layer of the decoder in lora.modules_to_save"
         elif new_rows and any(module is table for module in found.values() for table in tables):
             message, code = (
                 f"{name} is to be trained whole, and its new rows alone (model.new_tokens, model.resize_embeddings)",
@@ -97,6 +92,15 @@ def require_whole(model: PreTrainedModel, names: Sequence[str], chosen: ChosenTa
             hint = "--set lora.modules_to_save=[]"
         if message:
             raise ConfigError(Problem(code=code, message=message, where="lora.modules_to_save", hint=hint))
+
+
+def refuse_quantized(names: Sequence[str], quantized: Sequence[str]) -> None:
+    """Raise ConfigError if one of `names` (lora.modules_to_save) is the end of the path of one of the layers `quantized`."""
+    packed = next((path for name in names for path in quantized if path == name or path.endswith("." + name)), None)
+    if packed is not None:
+        message = f"{packed} is to be trained whole, and its weight is frozen in few bits"
+        hint = "--set model.quantization=null, or name no layer of the decoder in lora.modules_to_save"
+        raise ConfigError(Problem(code="lora.whole-quantized", message=message, where="lora.modules_to_save", hint=hint))
 
 
 def shares_weight(model: PreTrainedModel, names: Sequence[str]) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.export.weightstore import WeightStore
@@ -118,7 +119,11 @@ def packed_size(shape: tuple[int, ...], block: int | None) -> int:
 @functools.lru_cache(maxsize=4)
 def linear_layers(base: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Paths of the linear layers that can be quantised, and of the others. Makes the model without weights, once for each base."""
-    model = without_weights(base)
+    return quantizable(without_weights(base))
+
+
+def quantizable(model: PreTrainedModel) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The same of a model that is there."""
     plain = {path: module for path, module in model.named_modules() if type(module) is nn.Linear}
     of_decoder = {each.path for each in matrices(model) if each.form == "linear"}
     chosen = [path for path, layer in plain.items() if path in of_decoder and layer.in_features % BLOCK == 0]

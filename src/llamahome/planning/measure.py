@@ -14,10 +14,12 @@ from llamahome.errors import ConfigError, Problem
 from llamahome.model.backends.backend import Backend
 from llamahome.model.load import CausalLM
 from llamahome.model.lora import add_lora
+from llamahome.model.lora_choice import refuse_quantized
 from llamahome.model.lora_vera import FactorBytes, factor_bytes, projection_numbers
 from llamahome.model.offload import input_bytes, spared_bytes
 from llamahome.model.place import longest_pass
 from llamahome.model.precision import Precision
+from llamahome.model.quantized_sizes import quantizable
 from llamahome.model.skeleton import count_weights, skeleton
 from llamahome.model.targets import copied_bytes
 from llamahome.pass_memory import MOST_TOKENS, documents_of_row, offload_room
@@ -36,6 +38,8 @@ def prepared_model(config: Config, precision: Precision, read: Any, layers: int)
     """A model of `layers` without weights, with what is trained on it."""
     model = skeleton(read, layers=layers, dtype=precision.storage)
     if config.training.method == "lora":
+        if config.model.quantization is not None:
+            refuse_quantized(config.lora.modules_to_save, quantizable(model)[0])
         add_lora(model, config.lora, base=config.model.name, seed=config.training.seed, lean=not precision.autocast)
     return model
 
