@@ -36,7 +36,7 @@ from llamahome.model.lora_eva import begin_with
 from llamahome.model.vocabulary import NewRows
 from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.throughput import PartClock
-from llamahome.objective_rows import one_kind, open_taught, refuse_unmeasured, refuse_without_prompts
+from llamahome.objective_rows import one_kind, open_taught, refuse_other_rows
 from llamahome.pass_memory import remedies_of
 from llamahome.resolve import answered_rows, evaluated_rows, resolve_settings
 from llamahome.resuming import passed_over, rate_of, show_rows
@@ -116,8 +116,7 @@ def read_data(session: Session, loaded: LoadedConfig, data_path: str | Sequence[
     for line in prepared.report.lines()[1:]:  # the first line was shown while reading
         progress.say(line)
     warn_of_length(fitted, base, prepared.report.longest_tokens, warn=progress.warn)
-    refuse_without_prompts(fitted.config, prepared)
-    refuse_unmeasured(fitted.config, prepared)
+    refuse_other_rows(fitted.config, prepared)
     if (found := one_kind(fitted.config, prepared)) is not None:
         progress.warn(*found)
     paths, taught = prepared.reading.opened, open_taught(fitted.config, prepared, tokenizer)

@@ -19,16 +19,22 @@ _LOOKED_AT = 1_000_000
 """Examples that are looked up before training; measured: 7 us each with 300 tokens. The rest are looked up when they are read."""
 
 
-def refuse_without_prompts(config: Config, prepared: Prepared) -> None:
-    """Raise DataError if rows are texts, which have no prompts to answer, and the objective answers prompts."""
+def refuse_other_rows(config: Config, prepared: Prepared) -> None:
+    """Raise DataError for rows that the objective cannot learn from, or whose held-out answers cannot be measured."""
+    _refuse_texts(config, prepared)
+    _refuse_unmeasured(config, prepared)
+
+
+def _refuse_texts(config: Config, prepared: Prepared) -> None:
+    """Texts have no prompts to answer."""
     if config.training.objective == "grpo" and prepared.reading.format_name == "text":
         message = "training.objective grpo answers prompts, and these rows are plain texts, which have none"
         hint = "rows with messages, or prompt and completion; the completion is the reference that the reward may read"
         raise DataError(Problem(code="data.no-prompts", message=message, where=prepared.reading.opened[0], hint=hint))
 
 
-def refuse_unmeasured(config: Config, prepared: Prepared) -> None:
-    """Raise DataError if the answers of held-out rows are to be measured, and there are none."""
+def _refuse_unmeasured(config: Config, prepared: Prepared) -> None:
+    """Rows without answers, some of them held out, of which the answers are to be measured."""
     if prepared.reading.format_name == "prompts" and prepared.evaluation is not None and config.evaluation.metric in FROM_TARGETS:
         message = f"evaluation.metric {config.evaluation.metric} measures the answers of held-out rows, and these rows have none"
         hint = "--set data.eval_split=auto   holds none out; --set evaluation.metric=FILE.py:FUNCTION   scores what the model answers"

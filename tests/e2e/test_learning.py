@@ -207,6 +207,8 @@ def test_what_cannot_be_learned_is_refused_in_one_line_with_what_mends_it(projec
     answer = project.type(*words)
     assert answer.status == status and answer.codes == [code], answer.err
     assert any(line.startswith(hint) for line in answer.helps or [""]), answer.err
+    if code in ("data.no-prompts", "config.no-prompts", "config.no-reward", "config.no-reference"):
+        assert project.type("plan", *words[1:]).codes == [code], "a plan refuses what it can know"
 
 
 def test_a_teacher_that_is_not_there_is_named_by_its_option(project: Project) -> None:

@@ -32,6 +32,7 @@ from llamahome.model.precision import LowPrecision, Precision, choose_precision
 from llamahome.model.quantized_copy import expected_sizes, usual_bytes
 from llamahome.model.skeleton import read_shape, require_layers, require_packed
 from llamahome.monitoring.throughput import measured_peak_flops
+from llamahome.objective_rows import refuse_other_rows
 from llamahome.pass_memory import documents_of_row
 from llamahome.planning.dry_run import dry_run_step
 from llamahome.planning.forecast import STRATEGIES, Cluster, Forecast, Strategy, Work, forecast, layout_of, remedy
@@ -199,7 +200,6 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
     if base_plan.longest_row is not None:
         longest, otherwise = base_plan.longest_row, None
     saved, keep = round((4 + shape.state_bytes) * shape.trained) + 4 * shape.started, config.checkpoint
-    checkpoint = saved + 8 * 2**20
     return Estimate(
         report=report,
         plan=plan,
@@ -216,7 +216,7 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
         longest_row_otherwise=otherwise,
         seconds=(step.seconds + rollout) * plan.positions / rows,
         rollout_seconds=rollout,
-        checkpoint_bytes=checkpoint,
+        checkpoint_bytes=(checkpoint := saved + 8 * 2**20),
         copy_bytes=saved if keep.async_ else 0,
         disk_bytes=checkpoint * (keep.keep_last + keep.keep_best + 2 * len(keep.keep_ages) + 1) + 4 * (shape.trained + shape.started),
         free_bytes=device.memory_bytes,
@@ -229,16 +229,16 @@ def _prepare(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
     with open_world(config.distributed, say=say, processor=config.model.backend == "cpu") as world:
         base = find_model(config.model.name, revision=config.model.revision, say=say)
         tokenizer = open_tokenizer(tokenizer_source(tokenizer_folder(base, adapter), config.model, trains=True))
-        embedding_rows = trained_rows(adapter) if adapter is not None else 0
-        loaded, prepared = prepare_fitted(loaded, data_path, base, tokenizer, rows=embedding_rows, say=say)
+        loaded, prepared = prepare_fitted(loaded, data_path, base, tokenizer, rows=trained_rows(adapter) if adapter else 0, say=say)
         prepared.close()
-        warn_of_length(loaded, base, prepared.report.longest_tokens, warn=lambda message, why: say(f"warning: {message}: {why}"))
+        refuse_other_rows(loaded.config, prepared)
+        report = prepared.report
+        warn_of_length(loaded, base, report.longest_tokens, warn=lambda message, why: say(f"warning: {message}: {why}"))
         counted = with_resolved(loaded, resolve_amount(loaded.config.training, prepared, processes=world.size, say=say))
         plan = make_plan(counted.config.training, prepared.order.epoch_rows)
         backend = choose_backend(config, world.device)
-        tokens_ahead = plan.rows_ahead * prepared.report.tokens_per_row
-        short = too_short_to_compile(config.training, base, backend, world, tokens=tokens_ahead, say=say)
-        return _Prepared(with_resolved(counted, short).config, base, prepared.report, plan, backend, _this_machine(world, backend))
+        short = too_short_to_compile(config.training, base, backend, world, tokens=plan.rows_ahead * report.tokens_per_row, say=say)
+        return _Prepared(with_resolved(counted, short).config, base, report, plan, backend, _this_machine(world, backend))
 
 
 def _layout_here(
