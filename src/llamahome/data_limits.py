@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from llamahome.config.load import LoadedConfig, with_values
+from llamahome.config.load import AUTO, LoadedConfig, with_values
 from llamahome.config.objectives import ObjectiveName
 from llamahome.data.prepare import Prepared, prepare
 from llamahome.data.store.truncation import within_positions
@@ -35,7 +35,7 @@ def fit_to_model(
         return loaded
     why = f"this model has {limits.positions:,} positions; rows are cut there, and counted"
     say(f"data.max_length {max_length:,} -> {limits.positions:,}: {why}")
-    return with_values(loaded, {"data.max_length": limits.positions}, origin=f"the model has {limits.positions:,} positions")
+    return with_values(loaded, {"data.max_length": limits.positions}, origin=f"{AUTO}the model has {limits.positions:,} positions")
 
 
 def hold_vocabulary(

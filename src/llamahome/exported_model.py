@@ -11,7 +11,7 @@ from typing import Any
 from llamahome import system_message
 from llamahome.checkpoint import store
 from llamahome.checkpoint.manifest import read as read_manifest
-from llamahome.checkpoint.state import STATE, read_state
+from llamahome.checkpoint.state import STATE, first_evaluation, read_state
 from llamahome.config.load import LoadedConfig, read_saved_config
 from llamahome.conversation import computed_base, model_folder
 from llamahome.data.text.tokenizer_files import tokenizer_source
@@ -187,7 +187,7 @@ def _trained_as(checkpoint: Path) -> dict[str, Any]:
         facts["training"] = f"{training.objective}, {training.method}, {of_step}, seed {training.seed}"
     with suppress(CheckpointError):
         state = read_state(checkpoint / STATE)
-        first = (state.extra.get("first") or {}).get("evaluation", {})
+        first = first_evaluation(state)
         if state.eval_loss is not None:
             before = f"{first['loss']:.4f} before training, " if "loss" in first else ""
             facts["held-out loss"] = f"{before}{state.eval_loss:.4f} after it"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from llamahome.config.load import LoadedConfig, is_chosen, with_values
+from llamahome.config.load import AUTO, LoadedConfig, is_chosen, with_values
 from llamahome.config.schema import Config, TrainingConfig, interval
 from llamahome.data.content import Content
 from llamahome.data.prepare import Prepared
@@ -59,7 +59,7 @@ def resolve_settings(
 def with_resolved(loaded: LoadedConfig, resolved: Resolved) -> LoadedConfig:
     """The settings with the resolved values, and the reasons as their origins."""
     for key, (value, reason) in resolved.items():
-        loaded = with_values(loaded, {key: value}, origin=f"auto: {reason}")
+        loaded = with_values(loaded, {key: value}, origin=f"{AUTO}{reason}")
     return loaded
 
 

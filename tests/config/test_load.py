@@ -206,7 +206,8 @@ def test_a_dumped_configuration_loads_to_the_same_values(tmp_path_factory, data)
     loaded = with_values(load_config(environment={}, folder=folder), good, origin=origin)
     path = folder / "config.yaml"
     path.write_text(dump_config(loaded), encoding="utf-8")
-    assert load_config([path], environment={}, folder=folder).config == loaded.config
+    again = load_config([path], environment={}, folder=folder)
+    assert again.config == (load_config(environment={}, folder=folder) if origin.startswith("auto: ") else loaded).config
     saved = read_saved_config(path)
     assert saved.config == loaded.config
     derived = "auto: training.objective is "  # found again from the objective

@@ -28,7 +28,7 @@ def test_the_numbers_are_said_obeyed_and_written_down_and_a_resumed_run_keeps_th
     rows, passes, steps, batch = map(float, numbers(done.err))
     assert (rows, steps) == (20, len(project.run.by_step("train/loss"))) and steps == -(-rows * passes // batch)
     written = saved(project, project.run.root)
-    assert all("  # auto: " in line for line in written) and {float(line.split()[1]) for line in written} == {passes, batch}
+    assert all("  # auto " in line for line in written) and {float(line.split()[1]) for line in written} == {passes, batch}
     weights = project.run.weights()
     again = project.type("train-resume", "output/training/checkpoint-2").expect(0)
     assert not SAID.search(again.err), "nothing is left to choose"

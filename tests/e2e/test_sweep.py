@@ -261,3 +261,11 @@ def test_the_commands_of_the_page_do_what_it_says(project: Project, text: str) -
     words = shlex.split(text)[1:]
     answer = project.shell(*words, "--max-steps", "1", "--set", "training.batch_size=2", LLAMAHOME_MODEL__NAME="tiny").expect(0)
     assert "the best:" in answer.out or "--dry-run" in words
+
+
+@pytest.mark.medium
+def test_runs_of_so_few_rows_that_none_is_held_out_are_not_compared_and_stay(project: Project) -> None:
+    write_rows(project.folder / "few.jsonl", [{"messages": chats(1)[0]["messages"], "id": number} for number in range(2)])
+    answer = project.type("sweep", "few.jsonl", "--max-steps", "1", "--set", RATES, "--set", "data.eval_split=auto", "--output", "mine")
+    assert answer.codes == ["sweep.nothing-held-out"] and answer.helps == ["--set data.eval_split=0.2"], answer.err
+    assert len([*(project.folder / "mine/trials").glob("*/final")]) == 2

@@ -56,6 +56,11 @@ def judged_cost(state: TrainerState, metric: str) -> float | None:
     return state.best_loss if state.eval_loss is None and state.best_step == state.step else state.eval_loss
 
 
+def first_evaluation(state: TrainerState) -> dict[str, Any]:
+    """The evaluation before training, as JSON values; empty if nothing was held out."""
+    return (state.extra.get("first") or {}).get("evaluation") or {}
+
+
 def judged_by(state: TrainerState) -> str:
     """The evaluation.metric of the last evaluation."""
     return str(state.extra.get("judged", {}).get("metric", "loss"))

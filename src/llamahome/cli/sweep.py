@@ -100,8 +100,8 @@ def sweep(
     _show(result, standing.rows, as_json)
     if not standing.complete:
         _raise_stopped()
-    if best[0] is None and all(progress.state == "failed" for row in standing.rows for _, progress in row.trials):
-        _raise_failed(standing.rows)
+    if best[0] is None:
+        _raise_without_best(standing.rows)
     if not keep_all and (count := course.remove_models(folder, grid.trials, keep=best[0])):
         options.note(f"removed the models of {many(count, 'run')}; --keep-all keeps them, their results stay")
 
@@ -218,11 +218,18 @@ def _raise_stopped() -> None:
     raise Stopped(Problem(code="sweep.stopped", message="the sweep was stopped; the same command goes on", hint=hint))
 
 
-def _raise_failed(rows: Sequence[Any]) -> None:
-    from llamahome.errors import LlamaHomeError, Problem
+def _raise_without_best(rows: Sequence[Any]) -> None:
+    """Raise why no run is the best, while all models are still there: all have failed, or nothing was held out of the rows."""
+    from llamahome.errors import ConfigError, LlamaHomeError, Problem
 
-    excerpt = "\n".join(dict.fromkeys(progress.reason for row in rows for _, progress in row.trials))
-    raise LlamaHomeError(Problem(code="sweep.all-failed", message="no run has finished", excerpt=excerpt))
+    ended = [progress for row in rows for _, progress in row.trials]
+    if all(progress.state == "failed" for progress in ended):
+        excerpt = "\n".join(dict.fromkeys(progress.reason for progress in ended))
+        raise LlamaHomeError(Problem(code="sweep.all-failed", message="no run has finished", excerpt=excerpt))
+    if not any(progress.losses for progress in ended):
+        message = "data.eval_split held out none of these rows, so the runs cannot be compared; their models are kept"
+        where, hint = "data.eval_split", "--set data.eval_split=0.2"
+        raise ConfigError(Problem(code="sweep.nothing-held-out", message=message, where=where, hint=hint))
 
 
 def _best(rows: Sequence[Any], train: "Callable[[Trial, Path | None], list[str]]") -> tuple["Trial | None", str | None]:

@@ -2,7 +2,7 @@
 
 Layers, low to high: defaults, .config/training_config.yaml, .config/distributed_config.yaml, --config files in order,
 LLAMAHOME_SECTION__KEY, named flags, --set. All mistakes of all layers are raised at once as one ConfigError. A run's config.yaml,
-which `dump_config` writes, loads again to the same Config, and what nobody chose in that run counts as not chosen again.
+which `dump_config` writes, loads again to what was chosen in that run: what it left to `auto` is `auto` again in another one.
 """
 
 import os
@@ -25,7 +25,10 @@ DEFAULT = "default"
 _COMMENT = "  # "
 _HEADER = "# Every setting of this run and where its value came from."
 _SAVED = "saved: "
-_DERIVED = "auto: training.objective is "
+_AUTO = "auto"
+AUTO = f"{_AUTO}: "
+"""What the origin of a resolved `auto` begins with; the reason follows. A saved file repeats the value, so that a changed one shows."""
+_DERIVED = f"{AUTO}training.objective is "
 """Origin of a value that follows from the objective; it is made anew whenever settings are put together."""
 _RETIRED = (("model", "attention"),)
 """Keys of earlier versions: they stand in the config.yaml of older runs and have no effect any more."""
@@ -99,7 +102,10 @@ def dump_config(loaded: LoadedConfig) -> str:
             section = setting.section
             lines.append(f"{section}:")
         origin = "".join(letter if letter.isprintable() else "?" for letter in " ".join(loaded.origins[key].split()))
-        lines.append(f"  {setting.name}: {write_value(_without_secrets(setting.of(loaded.config)))}{_COMMENT}{origin}")
+        value = write_value(_without_secrets(setting.of(loaded.config)))
+        if origin.removeprefix(_SAVED).startswith(AUTO):
+            origin = origin.replace(AUTO, f"{_AUTO} {value}: ", 1)
+        lines.append(f"  {setting.name}: {value}{_COMMENT}{origin}")
     return "\n".join(lines) + "\n"
 
 
@@ -111,7 +117,7 @@ def _without_secrets(value: Any) -> Any:
 def read_saved_config(path: Path) -> LoadedConfig:
     """The config.yaml of a run or checkpoint, without .config files and the environment.
 
-    An origin reads `saved: --epochs`. If the file names none, or names "default" for a value that is not the default, it is `path:line`.
+    An origin reads `saved: --epochs`. If the file names none, or names "default" or "auto" for another value, it is `path:line`.
     """
     problems: list[Problem] = []
     recorded = _recorded(path, problems)
@@ -119,26 +125,37 @@ def read_saved_config(path: Path) -> LoadedConfig:
     return _build(saved, problems)
 
 
-def _of_run(path: Path, problems: list[Problem]) -> list[Entry]:
-    """What a run's config.yaml sets for another run: of what was chosen, the origin is its line there."""
-    recorded = _recorded(path, problems)
-    return [Entry(entry.key, entry.value, entry.origin if not origin or is_chosen(origin) else origin) for entry, origin in recorded]
+def _of_run(path: Path, problems: list[Problem]) -> Iterator[Entry]:
+    """What a run's config.yaml sets for another run: of what was chosen, the origin is its line there; the rest is not chosen."""
+    for entry, origin in _recorded(path, problems):
+        own_folder = entry.key == "output.dir" and entry.value is not None and _lies_in(path, Path(entry.value))
+        if own_folder or origin.startswith(AUTO):
+            yield Entry(entry.key, settings()[entry.key].default, DEFAULT)
+        else:
+            yield Entry(entry.key, entry.value, entry.origin if not origin or is_chosen(origin) else origin)
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Whether a config.yaml is that of the run in `folder`, or of a checkpoint of it."""
+    return folder.resolve() in path.resolve().parents[:2]
 
 
 def _recorded(path: Path, problems: list[Problem]) -> Iterator[tuple[Entry, str]]:
-    """What a run's config.yaml sets, and the origin that it names; "" if it names none, or a default for a value that was edited."""
+    """What a run's config.yaml sets, and the origin that it names; "" if it names none, or one that an edited value does not have."""
     entries, lines = file_entries(path, problems, retired=_RETIRED), lines_of(read_text(path, []) or "")
     for entry in entries:
         line = lines[int(entry.origin.rpartition(":")[2]) - 1]
         origin = line.rpartition(_COMMENT)[2].strip().removeprefix(_SAVED) if _COMMENT in line else ""
+        resolved = f"{_AUTO} {write_value(entry.value)}: "
         edited = origin == DEFAULT and entry.value != settings()[entry.key].default
-        yield entry, "" if edited else origin
+        edited |= origin.startswith(f"{_AUTO} ") and not origin.startswith(resolved)
+        yield entry, "" if edited else origin.replace(resolved, AUTO, 1) if origin.startswith(resolved) else origin
 
 
 def is_chosen(origin: str) -> bool:
     """Whether a user set the value: it is neither a default nor a resolved `auto`."""
     plain = origin.removeprefix(_SAVED)
-    return plain != DEFAULT and not plain.startswith("auto")
+    return plain != DEFAULT and not plain.startswith(AUTO)
 
 
 def _replace(loaded: LoadedConfig, entries: Sequence[Entry], problems: list[Problem]) -> LoadedConfig:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llamahome.config.load import AUTO
 from llamahome.config.yamltext import write_value
 from llamahome.monitoring.charts.curves import Curve
 from llamahome.monitoring.display import bars
@@ -37,7 +38,7 @@ class Differing:
 
 
 def _in_brackets(origin: str) -> str:
-    word = "auto" if origin.startswith("auto") else origin
+    word = "auto" if origin.startswith(AUTO) else origin
     return "" if word == "default" or len(word) > _LONGEST_ORIGIN else f" ({word})"
 
 

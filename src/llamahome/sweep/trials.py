@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from llamahome import durable
-from llamahome.checkpoint.state import STATE, TrainerState, read_state
+from llamahome.checkpoint.state import STATE, TrainerState, first_evaluation, read_state
 from llamahome.distributed.failures import tie_to_parent
 from llamahome.errors import CheckpointError
 from llamahome.monitoring.readings import moment, number, whole
@@ -108,7 +108,7 @@ def _read_run(folder: Path, trial: Trial, *, since: float = 0.0) -> Progress:
     state = _saved_state(paths)
     if state is not None:
         step, seconds = state.step, state.elapsed_s
-        targets = int((state.extra.get("first") or {}).get("evaluation", {}).get("targets", 0))
+        targets = int(first_evaluation(state).get("targets", 0))
     finished = status.get("state") == "finished" and paths.final.is_dir()
     state_name = "finished" if finished else "stopped" if state else "waiting"
     reason = str(status.get("reason", "")) if finished else ""

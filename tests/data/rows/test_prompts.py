@@ -106,6 +106,15 @@ def test_rows_without_a_prompt_are_refused_as_in_any_other_run() -> None:
         assert refused.value.problems[0].code == "data.unknown-format"
 
 
+def test_where_answers_are_learned_prompts_alone_are_called_that_and_not_rows_of_no_format() -> None:
+    with pytest.raises(DataError) as refused:
+        detect([row_of({"prompt": "2+2?"})], "auto")
+    [problem] = refused.value.problems
+    told = "every row has `prompt` and no answer, and only training.objective grpo learns without one"
+    assert problem.message == f'{told}; the keys here are "prompt"'
+    assert problem.code == "data.unknown-format" and problem.hint and "completion: COLUMN" in problem.hint
+
+
 def test_where_answers_are_learned_a_list_of_turns_without_one_is_refused_with_what_learns_from_it() -> None:
     with pytest.raises(DataError) as refused:
         detect([row_of({"prompt": [USER]})], "auto")

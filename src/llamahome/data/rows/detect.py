@@ -203,6 +203,9 @@ def _unknown(rows: Sequence[Row]) -> Problem:
     is_turn = bool({"role", "from"} & inner[0].keys()) and turn_keys(inner, ("role", ""))[1] in inner[0]
     nested = nested_rows(rows, _by_keys)
     problem = no_header(rows) or unknown(rows, _by_keys(inner[0]), inner_is_turn=is_turn, nested=nested)
+    if problem.code == "data.unknown-format" and (asked := why_prompts(rows, {})):
+        message = f"{asked.partition(';')[0]}, and only training.objective grpo learns without one; the keys"
+        problem = replace(problem, message=f"{message}{problem.message.rpartition('; the keys')[2]}")
     if problem.code == "data.unknown-format" and is_table(rows[0]):
         unnamed = names_written_before(rows)
         hint = f"{problem.hint}; {unnamed}, if the first line is a row" if problem.hint and unnamed else problem.hint
