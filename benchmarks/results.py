@@ -43,7 +43,7 @@ def files(folder: Path, level: str = "native") -> list[Path]:
 
 
 def gathered(paths: Sequence[Path]) -> dict[str, Any]:
-    """Merge the results of several days: of each scenario and of the start the newest, with its date. `days` are the files."""
+    """Merge the results of several days: of each scenario the newest, with its date, and of the start the newest. `days` are the files."""
     together: dict[str, Any] = {}
     days = [load(path) for path in paths]
     for day in days:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llamahome.data.records import Conversation, Row
-from llamahome.data.rows.column_roles import ColumnRoles, answer_beside, find_roles, system_column
+from llamahome.data.rows.column_roles import ColumnRoles, answer_beside, context_columns, find_roles, system_column
 from llamahome.data.rows.columns import with_named
 from llamahome.data.rows.row_error import RowError, content_of
 from llamahome.data.rows.row_parts import one_system, system_turn, tools_of, with_context
@@ -73,11 +73,10 @@ def read_prompt(row: Row, names: Mapping[str, str], readers: Mapping[str, Read])
         turns, _ = read_turns(written, path=key, keys=turn_keys(written, ("role", "content")), roles=_ROLES)
         system = one_system(system, turns, key) if turns[0]["role"] == "system" else system
     else:
-        roles = find_roles(value, names)
-        context = roles.context if isinstance(roles, ColumnRoles) else roles.candidates.get("context", ())
+        context = () if "prompt" in names else context_columns(value)
         turns = ({"role": "user", "content": with_context(content_of(value, key, path=""), value, context)},)
-    check_order(system + turns, path=key, offset=len(system))
     asked = system + turns
+    check_order(asked, path=key, offset=len(system))
     earlier = frozenset(number for number, turn in enumerate(asked) if turn["role"] == "assistant")
     return Conversation(row, asked, None, earlier, tools_of(value, names))
 
