@@ -52,6 +52,14 @@ def test_what_a_run_left_to_auto_is_auto_again_in_another_one_unless_it_is_edite
     assert read_saved_config(path).origins["training.learning_rate"].startswith(f"{path}:")
 
 
+def test_a_value_that_looks_like_a_comment_keeps_its_origin(tmp_path):
+    loaded = load_config(environment={}, folder=tmp_path)
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(with_values(loaded, {"model.name": "  # "}, origin="auto: probed")))
+    assert load_config([path], environment={}, folder=tmp_path).config == loaded.config
+    assert read_saved_config(path).origins["model.name"] == "saved: auto: probed"
+
+
 def test_settings_of_an_earlier_version_that_were_auto_are_auto_again(tmp_path):
     path = tmp_path / "config.yaml"
     text = dump_config(load_config(environment={}, folder=tmp_path))

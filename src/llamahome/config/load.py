@@ -145,8 +145,10 @@ def _recorded(path: Path, problems: list[Problem]) -> Iterator[tuple[Entry, str]
     entries, lines = file_entries(path, problems, retired=_RETIRED), lines_of(read_text(path, []) or "")
     for entry in entries:
         line = lines[int(entry.origin.rpartition(":")[2]) - 1]
-        origin = line.rpartition(_COMMENT)[2].strip().removeprefix(_SAVED) if _COMMENT in line else ""
         resolved = f"{_AUTO} {write_value(entry.value)}: "
+        _, whole, reason = line.rpartition(resolved)  # first, because a value may hold what begins a comment
+        origin = resolved + reason.strip() if whole else line.rpartition(_COMMENT)[2].strip() if _COMMENT in line else ""
+        origin = origin.removeprefix(_SAVED)
         edited = origin == DEFAULT and entry.value != settings()[entry.key].default
         edited |= origin.startswith(f"{_AUTO} ") and not origin.startswith(resolved)
         yield entry, "" if edited else origin.replace(resolved, AUTO, 1) if origin.startswith(resolved) else origin
