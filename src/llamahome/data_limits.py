@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llamahome.config.load import AUTO, LoadedConfig, with_values
-from llamahome.config.objectives import ObjectiveName
+from llamahome.config.objectives import ObjectiveName, learns_rows
 from llamahome.data.prepare import Prepared, prepare
 from llamahome.data.store.truncation import within_positions
 from llamahome.data.text.end_tokens import end_setting
@@ -96,7 +96,8 @@ def prepare_fitted(
     """
     fitted = fit_to_model(loaded, folder, tokenizer, rows=rows, say=say)
     with hints_within_positions(folder), hints_that_keep(fitted.config.training.objective):
-        return fitted, prepare(fitted.config.data, data_path, tokenizer, say=say)
+        prepared = prepare(fitted.config.data, data_path, tokenizer, say=say)
+    return fitted, prepared if learns_rows(fitted.config.training.objective) else prepared.as_references()
 
 
 def rows_needed(tokenizer: ChatTokenizer) -> int:

@@ -21,6 +21,7 @@ from llamahome.checkpoint.state import TrainerState
 from llamahome.checkpoint.target import resolve
 from llamahome.config.check import check_config
 from llamahome.config.load import LoadedConfig, read_saved_config, with_values
+from llamahome.config.objectives import learns_rows
 from llamahome.data.report import lost_lines
 from llamahome.data.steps.loader import Loader
 from llamahome.distributed.agreement import require_agreement
@@ -197,7 +198,9 @@ def _run(job: Job, paths: RunPaths, state: TrainerState) -> Result:
                 session.stop.training = True
                 with session.watchdog.training(paths.rank_log(world.rank)):
                     outcome = train_loop(opened.run, evaluated)
-                for line in lost_lines(opened.loader.seen) if job.data.prepared.streams else ():
+                for line in (
+                    lost_lines(opened.loader.seen, learned=learns_rows(job.config.training.objective)) if job.data.prepared.streams else ()
+                ):
                     session.progress.say(f"since step {state.step:,}: {line}")
                 final_note = write_chosen(job, paths, outcome.state, opened.saver.world) if outcome.reason != "asked to stop" else None
             except BaseException as error:

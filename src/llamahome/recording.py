@@ -17,6 +17,7 @@ from llamahome.assembly import Job
 from llamahome.checkpoint.state import TrainerState
 from llamahome.config.describe import settings
 from llamahome.config.load import LoadedConfig
+from llamahome.config.objectives import learns_rows
 from llamahome.config.schema import interval
 from llamahome.distributed.world import World
 from llamahome.errors import LlamaHomeError
@@ -51,7 +52,7 @@ def open_recorder(job: Job, paths: RunPaths, state: TrainerState, closing: ExitS
     sampler = _open_sampler(paths, world, interval(monitoring.system_every).value)
     resumes = bool(state.step or (paths.metrics_dir / "metrics.jsonl").exists())  # after step 0 when it starts again
     before = describe_energy(paths) if resumes and world.is_main else None  # before records of repeated steps are moved
-    flops, peak = flops_per_token(job.learner.model, report.targets / report.tokens), _peak_flops(job)
+    flops, peak = flops_per_token(job.learner.model, report.answer_share), _peak_flops(job)
     recorder = Recorder(
         paths.metrics_dir,
         tensorboard_dir=paths.tensorboard_dir if monitoring.tensorboard else None,
@@ -183,7 +184,7 @@ def _summary(job: Job, paths: RunPaths, state: TrainerState) -> RunSummary:
         train_rows=prepared.report.train_examples // each,
         eval_rows=len(prepared.evaluation) // each if prepared.evaluation is not None else 0,
         mean_tokens=prepared.report.mean_tokens * each,
-        target_share=prepared.report.targets / prepared.report.tokens,
+        target_share=prepared.report.targets / prepared.report.tokens if learns_rows(config.training.objective) else None,
         batch_size=rows,
         tokens_per_step=prepared.report.tokens_per_row * rows,
         micro_batch_tokens=state.micro_batch_tokens,

@@ -186,7 +186,7 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
     free = free_for_passes(shape, layout, device.memory_bytes)
     most = pass_tokens(activations, free, compiled=config.training.compile is not False)
     passes = max(1, math.ceil(per_step / most))
-    share = report.targets / max(1, report.tokens) if drawn is None else drawn.target_share
+    share = report.answer_share if drawn is None else drawn.target_share
     fullest = max(most, documents_of_row(config) * config.data.max_length)
     full = fullest_pass(activations, tokens=fullest, share=share)
     worst = forecast("replicate", shape, layout, here, work=full)
