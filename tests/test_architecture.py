@@ -37,6 +37,7 @@ FLOORS = (
         "verify_resume",
         "starting_adapter",
         "run_folder",
+        "run_rows",
         "pass_memory",
         "final_model",
         "comparison",

@@ -81,7 +81,7 @@ def check(loaded: LoadedConfig) -> None:
     open_answer_metric(loaded.config.evaluation.metric)
 
 
-def _check_run(loaded: LoadedConfig) -> None:
+def check_run(loaded: LoadedConfig) -> None:
     """What `check` does, and raise MachineError if the package of a tracker is missing."""
     check(loaded)
     require_installed(loaded.config.monitoring.trackers)
@@ -92,7 +92,7 @@ def train(
     data_path: str | Sequence[str], loaded: LoadedConfig, *, command: Sequence[str] = (), memory_plan: MemoryPlan | None = None
 ) -> Result:
     """Train on `data_path`, one or several, in a new run folder. Raises Stopped when it was asked to stop and has saved."""
-    _check_run(loaded)
+    check_run(loaded)
     begun = run_to_go_on()
     if begun is not None and open_run(begun).checkpoints():
         return resume(str(begun), read_saved_config, command=command, memory_plan=memory_plan)
@@ -134,7 +134,7 @@ def resume(
         saved = store.load(folder, verified=chosen is None)  # `choose` has verified it
     before = read_saved_config(saved.config_path)
     loaded, in_new_run = output_of_resumed(change(saved.config_path))
-    _check_run(loaded)
+    check_run(loaded)
     resuming.refuse_other_objective(before, loaded, checkpoint=as_typed(saved.model_dir))
     resuming.refuse_other_adapter(before, loaded)
     resuming.refuse_other_weights(before, loaded)
