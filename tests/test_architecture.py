@@ -36,6 +36,7 @@ FLOORS = (
         "exported_model",
         "verify_resume",
         "starting_adapter",
+        "copied_run",
         "run_folder",
         "run_rows",
         "pass_memory",
