@@ -17,7 +17,6 @@ from llamahome.assembly import Job
 from llamahome.checkpoint.state import TrainerState
 from llamahome.config.describe import settings
 from llamahome.config.load import LoadedConfig
-from llamahome.config.objectives import learns_rows
 from llamahome.config.schema import interval
 from llamahome.distributed.world import World
 from llamahome.errors import LlamaHomeError
@@ -184,7 +183,7 @@ def _summary(job: Job, paths: RunPaths, state: TrainerState) -> RunSummary:
         train_rows=prepared.report.train_examples // each,
         eval_rows=len(prepared.evaluation) // each if prepared.evaluation is not None else 0,
         mean_tokens=prepared.report.mean_tokens * each,
-        target_share=prepared.report.targets / prepared.report.tokens if learns_rows(config.training.objective) else None,
+        target_share=prepared.report.targets / prepared.report.tokens,
         batch_size=rows,
         tokens_per_step=prepared.report.tokens_per_row * rows,
         micro_batch_tokens=state.micro_batch_tokens,

@@ -50,6 +50,7 @@ def test_the_lines_of_a_run_call_nothing_learned(project: Project) -> None:
     write_rows(project.folder / "rows.jsonl", ROWS["prompts"])
     told = project.type("train", "rows.jsonl", *GRPO, *SHORT, "--set", "data.eval_split=auto").expect(0).err
     assert "answers of the model learned" in told and "% of them learned" not in told and "% learned" not in told
+    assert "answers of the model learned" in (project.run.root / "report.html").read_text(), "the summary is read again"
     assert (
         project.type("plan", "rows.jsonl", *GRPO, *SHORT[-2:], "--set", "data.eval_split=auto")
         .expect(0)
