@@ -22,27 +22,23 @@ from llamahome.data.steps.loader import Loader, Steps
 from llamahome.data.steps.taught_steps import with_teacher
 from llamahome.data.store.table import ExampleTable
 from llamahome.data.store.taught import Taught
-from llamahome.data.text.tokenizer_files import tokenizer_folder, tokenizer_source
-from llamahome.data.text.tokens import ChatTokenizer, open_tokenizer
-from llamahome.data_limits import prepare_fitted, warn_of_length
+from llamahome.data.text.tokenizer_files import tokenizer_folder
+from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.distributed.world import World
 from llamahome.errors import LeftAtOnce, MachineError, Problem
 from llamahome.initial_values import from_rows
-from llamahome.model.adapter import trained_rows
 from llamahome.model.auxiliary_files import copy_both
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import choose_backend
 from llamahome.model.lora_eva import begin_with
-from llamahome.model.vocabulary import NewRows
 from llamahome.monitoring.recorder import Recorder
 from llamahome.monitoring.throughput import PartClock
-from llamahome.objective_rows import one_kind, open_taught, refuse_other_rows
 from llamahome.pass_memory import remedies_of
-from llamahome.resolve import answered_rows, evaluated_rows, resolve_settings
+from llamahome.resolve import answers_to_score, evaluated_rows, resolve_settings
 from llamahome.resuming import passed_over, rate_of, show_rows
+from llamahome.run_rows import check_rows, new_rows, read_rows
 from llamahome.rundir import RunPaths, as_typed
 from llamahome.session import Session
-from llamahome.training.answer_metric import AnswerMetric, open_answer_metric
 from llamahome.training.auto import auto_learning_rate, rate_factors, slower_rate
 from llamahome.training.checkpointing import Checkpointing, Save, SaveAsync
 from llamahome.training.evaluate import Evaluator, HeldOut, Judge, sample_prompts
@@ -108,19 +104,13 @@ def read_data(session: Session, loaded: LoadedConfig, data_path: str | Sequence[
     base = _fetch_base(session, loaded)
     if world.is_main:
         world.barrier()
-    source = tokenizer_source(tokenizer_folder(base, adapter), loaded.config.model, trains=True)
-    tokenizer = open_tokenizer(source)
-    rows = trained_rows(adapter) if adapter is not None else 0
-    fitted, prepared = prepare_fitted(loaded, data_path, base, tokenizer, rows=rows, say=progress.say)
+    rows = read_rows(loaded, data_path, base, adapter, say=progress.say)
+    prepared = rows.prepared
     session.closing.callback(prepared.close)
     for line in prepared.report.lines()[1:]:  # the first line was shown while reading
         progress.say(line)
-    warn_of_length(fitted, base, prepared.report.longest_tokens, warn=progress.warn)
-    refuse_other_rows(fitted.config, prepared)
-    if (found := one_kind(fitted.config, prepared)) is not None:
-        progress.warn(*found)
-    paths, taught = prepared.reading.opened, open_taught(fitted.config, prepared, tokenizer)
-    return RunData(paths, prepared, tokenizer, base, adapter, backend, taught, fitted)
+    taught = check_rows(rows, base, warn=progress.warn)
+    return RunData(prepared.reading.opened, prepared, rows.tokenizer, base, adapter, backend, taught, rows.fitted)
 
 
 def assemble(session: Session, data: RunData, *, step: int = 0, consumed: int = 0, begun: Path | None = None) -> Job:
@@ -130,9 +120,7 @@ def assemble(session: Session, data: RunData, *, step: int = 0, consumed: int = 
     """
     world, say, fitted = session.world, session.progress.say, data.fitted
     world.rank_status.enter("while loading the model")
-    new_tokens = data.tokenizer.new_tokens
-    needed = max(data.tokenizer.vocabulary.values()) + 1 if new_tokens or fitted.config.model.resize_embeddings else 0
-    rows = NewRows(needed, {token.number: token.pieces for token in new_tokens})
+    rows = new_rows(data.tokenizer, fitted.config.model)
     base = load_base(fitted.config, data.base, data.backend, world, rows=rows, adapter=data.adapter or begun, say=say)
     settings, plan = resolve_settings(fitted, data.prepared, base, world, step=step, consumed=consumed, say=say)
     auxiliary = _auxiliary(session, data.base, data.adapter)
@@ -176,8 +164,7 @@ def make_evaluator(job: Job, recorder: Recorder, state: TrainerState) -> Evaluat
     rows, count = evaluated_rows(prepared, job.config), job.config.evaluation.sample_prompts
     equal = learner.placement.equal_passes
     table = prepared.evaluation if prepared.evaluation is not None else prepared.first_examples(count)
-    metric, answered = open_answer_metric(job.config.evaluation.metric), answered_rows(prepared, job.config)
-    scored = AnswerMetric(metric, answered, job.data.tokenizer) if metric is not None and answered is not None else None
+    scored = answers_to_score(prepared, job.config, job.data.tokenizer)
     return Evaluator(
         learner.objective,
         learner.placement,

@@ -15,7 +15,7 @@ from llamahome.data.prepare import StoredExamples, read_all, report_of
 from llamahome.data.text.answer_text import AnswerText
 from llamahome.data.text.tokenizer_files import tokenizer_source
 from llamahome.data.text.tokens import ChatTokenizer, open_tokenizer
-from llamahome.data_limits import fit_to_model, hints_within_positions, hold_vocabulary, warn_of_length
+from llamahome.data_limits import fit_to_model, hints_that_name, hints_within_positions, hold_vocabulary, warn_of_length
 from llamahome.distributed.devices import device_here
 from llamahome.errors import ConfigError, MachineError, OutOfMemory, Problem
 from llamahome.model.adapter import can_switch_off, open_trained, trained_rows, without_adapter
@@ -33,7 +33,7 @@ from llamahome.model.stored_weights import unused_note
 from llamahome.model.stream import stream_of
 from llamahome.model.weights_size import size_in
 from llamahome.monitoring.resources import free_memory_bytes
-from llamahome.rundir import BASE_MODELS, STARTER, run_of
+from llamahome.rundir import BASE_MODELS, STARTER, nearby, run_of
 from llamahome.units import show_bytes
 
 _WIDENED_SHARE = 0.5
@@ -106,7 +106,7 @@ def read_fitted(
     """The settings fitted to the model in `folder`, and every row of `data_path` with these."""
     tokenizer = open_tokenizer(tokenizer_source(folder, loaded.config.model))
     fitted, weights = fit_to_trained(loaded, folder, tokenizer, say=say)
-    with hints_within_positions(weights):
+    with hints_within_positions(weights), hints_that_name(str(nearby(folder))):
         rows = read_all(fitted.config.data, data_path, tokenizer, say=say)
     warn_of_length(fitted, weights, report_of(rows).longest_tokens, warn=warn)
     return fitted, rows

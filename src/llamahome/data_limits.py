@@ -4,13 +4,15 @@ A table of positions caps data.max_length, so that rows cut there are counted li
 in the embedding is refused. One warning tells of rows longer than a rotary model was trained on.
 """
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from llamahome.config.load import AUTO, LoadedConfig, with_values
-from llamahome.config.objectives import ObjectiveName
+from llamahome.config.layers import PREFIX, STANDARD_FILES
+from llamahome.config.load import AUTO, DEFAULT, LoadedConfig, with_values
+from llamahome.config.objectives import ObjectiveName, learns_rows
 from llamahome.data.prepare import Prepared, prepare
 from llamahome.data.store.truncation import within_positions
 from llamahome.data.text.end_tokens import end_setting
@@ -95,8 +97,10 @@ def prepare_fitted(
     `rows` is the size of the embedding that an adapter brings.
     """
     fitted = fit_to_model(loaded, folder, tokenizer, rows=rows, say=say)
-    with hints_within_positions(folder), hints_that_keep(fitted.config.training.objective):
-        return fitted, prepare(fitted.config.data, data_path, tokenizer, say=say)
+    name = None if _is_read_by_every_command(loaded.origins["model.name"]) else loaded.config.model.name
+    with hints_within_positions(folder), hints_that_keep(fitted.config.training.objective), hints_that_name(name):
+        prepared = prepare(fitted.config.data, data_path, tokenizer, say=say)
+    return fitted, prepared if learns_rows(fitted.config.training.objective) else prepared.as_references()
 
 
 def rows_needed(tokenizer: ChatTokenizer) -> int:
@@ -133,6 +137,27 @@ def hints_within_positions(folder: Path) -> Iterator[None]:
     except DataError as error:
         positions = limits_of(folder).positions
         raise DataError([within_positions(problem, positions) for problem in error.problems]) from error
+
+
+@contextmanager
+def hints_that_name(model: str | None) -> Iterator[None]:
+    """Let the commands in the data errors of this block that read chats by the template of a model name this one; None: they know it."""
+    try:
+        yield
+    except DataError as error:
+        if model is None:
+            raise
+        raise DataError([_with_model(problem, model) for problem in error.problems]) from error
+
+
+def _with_model(problem: Problem, model: str) -> Problem:
+    if problem.code not in ("data.rendered-chat", "data.bad-rows") or problem.hint is None:
+        return problem
+    return replace(problem, hint=problem.hint.replace(" --fix ", f" --model {shlex.quote(model)} --fix "))
+
+
+def _is_read_by_every_command(origin: str) -> bool:
+    return origin == DEFAULT or origin.startswith((PREFIX, *map(str, STANDARD_FILES)))
 
 
 @contextmanager

@@ -43,6 +43,7 @@ from llamahome.model.export.merge import NotStreamable, TrainedWeights
 from llamahome.model.export.merged import DTYPES, write_merged
 from llamahome.model.export.push import push, require_login
 from llamahome.model.export.quantized import why_not_run
+from llamahome.model.export.rounded import Written, accept_rounding
 from llamahome.model.export.verify import (
     Difference,
     compare,
@@ -210,6 +211,7 @@ def _write(folder: Path, model: TrainedModel, wanted: Wanted, *, loaded: LoadedC
     trained = trained_logits(model.folder, model.base, weights, prompts, free=free)
     exported = exported_logits(folder, model.base, weights, prompts, to=to, free=free)
     difference = compare(trained, exported, quant=quant, least=least_tolerance(model.quantization, weights))
+    difference = accept_rounding(difference, Written(folder, to, model.base, model.folder, weights), trained, prompts, say=say)
     difference.require(f"the export ({to}, {quant})")
     write_card(folder, card_facts(model, f"{to}, {quant}", difference), commands_inside(folder, to, name=model.name))
     return difference
@@ -249,10 +251,8 @@ def _write_gguf(
 ) -> None:
     to, quant = wanted.to, str(wanted.quant)
     if weights is None:
-        message = (
-            "its adapter can only be merged in memory, and GGUF files are written tensor by tensor: export it merged, then that folder"
-        )
-        raise ConfigError(Problem(code="export.unsupported", message=message, where="--to", hint="--to merged"))
+        why = "its adapter can only be merged in memory, and GGUF files are written tensor by tensor: export it merged, then that folder"
+        raise ConfigError(Problem(code="export.unsupported", message=why, where="--to", hint="--to merged"))
     if len(tokenizer.all_ends) > MOST_ENDS:
         left = ", ".join(tokenizer.decode([number]) for number in tokenizer.all_ends[MOST_ENDS:])
         say(f"a GGUF file names {MOST_ENDS} tokens that end an answer, so {left} must be a stop word of the program that loads it")

@@ -21,6 +21,7 @@ from llamahome.checkpoint.state import TrainerState
 from llamahome.checkpoint.target import resolve
 from llamahome.config.check import check_config
 from llamahome.config.load import LoadedConfig, read_saved_config, with_values
+from llamahome.config.objectives import learns_rows
 from llamahome.data.report import lost_lines
 from llamahome.data.steps.loader import Loader
 from llamahome.distributed.agreement import require_agreement
@@ -80,7 +81,7 @@ def check(loaded: LoadedConfig) -> None:
     open_answer_metric(loaded.config.evaluation.metric)
 
 
-def _check_run(loaded: LoadedConfig) -> None:
+def check_run(loaded: LoadedConfig) -> None:
     """What `check` does, and raise MachineError if the package of a tracker is missing."""
     check(loaded)
     require_installed(loaded.config.monitoring.trackers)
@@ -91,7 +92,7 @@ def train(
     data_path: str | Sequence[str], loaded: LoadedConfig, *, command: Sequence[str] = (), memory_plan: MemoryPlan | None = None
 ) -> Result:
     """Train on `data_path`, one or several, in a new run folder. Raises Stopped when it was asked to stop and has saved."""
-    _check_run(loaded)
+    check_run(loaded)
     begun = run_to_go_on()
     if begun is not None and open_run(begun).checkpoints():
         return resume(str(begun), read_saved_config, command=command, memory_plan=memory_plan)
@@ -133,7 +134,7 @@ def resume(
         saved = store.load(folder, verified=chosen is None)  # `choose` has verified it
     before = read_saved_config(saved.config_path)
     loaded, in_new_run = output_of_resumed(change(saved.config_path))
-    _check_run(loaded)
+    check_run(loaded)
     resuming.refuse_other_objective(before, loaded, checkpoint=as_typed(saved.model_dir))
     resuming.refuse_other_adapter(before, loaded)
     resuming.refuse_other_weights(before, loaded)
@@ -197,7 +198,9 @@ def _run(job: Job, paths: RunPaths, state: TrainerState) -> Result:
                 session.stop.training = True
                 with session.watchdog.training(paths.rank_log(world.rank)):
                     outcome = train_loop(opened.run, evaluated)
-                for line in lost_lines(opened.loader.seen) if job.data.prepared.streams else ():
+                for line in (
+                    lost_lines(opened.loader.seen, learned=learns_rows(job.config.training.objective)) if job.data.prepared.streams else ()
+                ):
                     session.progress.say(f"since step {state.step:,}: {line}")
                 final_note = write_chosen(job, paths, outcome.state, opened.saver.world) if outcome.reason != "asked to stop" else None
             except BaseException as error:

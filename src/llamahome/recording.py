@@ -51,7 +51,7 @@ def open_recorder(job: Job, paths: RunPaths, state: TrainerState, closing: ExitS
     sampler = _open_sampler(paths, world, interval(monitoring.system_every).value)
     resumes = bool(state.step or (paths.metrics_dir / "metrics.jsonl").exists())  # after step 0 when it starts again
     before = describe_energy(paths) if resumes and world.is_main else None  # before records of repeated steps are moved
-    flops, peak = flops_per_token(job.learner.model, report.targets / report.tokens), _peak_flops(job)
+    flops, peak = flops_per_token(job.learner.model, report.answer_share), _peak_flops(job)
     recorder = Recorder(
         paths.metrics_dir,
         tensorboard_dir=paths.tensorboard_dir if monitoring.tensorboard else None,

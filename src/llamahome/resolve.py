@@ -16,6 +16,7 @@ from llamahome.config.schema import Config, TrainingConfig, interval
 from llamahome.data.content import Content
 from llamahome.data.prepare import Prepared
 from llamahome.data.store.table import ExampleTable
+from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.distributed.world import World
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.backends.backend import Backend
@@ -24,7 +25,7 @@ from llamahome.model.place import count_weights
 from llamahome.model.stream import stream_of
 from llamahome.pass_memory import Resolved, Say, resolve_memory
 from llamahome.streamed import resolve_streamed, without_answers
-from llamahome.training.answer_metric import ANSWERED_ROWS, FROM_TARGETS, answer_room
+from llamahome.training.answer_metric import ANSWERED_ROWS, FROM_TARGETS, AnswerMetric, answer_room, open_answer_metric
 from llamahome.training.auto import ONE_PASS, auto_batch_size, auto_epochs, auto_learning_rate, plan_evaluations, rate_factors
 from llamahome.training.evaluate import ANSWER_TOKENS
 from llamahome.training.loaded_model import BaseModel
@@ -116,15 +117,20 @@ def too_short_to_compile(training: TrainingConfig, base: Path, backend: Backend,
     return {"training.compile": (False, why)}
 
 
+def refuse_to_compile(training: TrainingConfig, backend: Backend) -> None:
+    """Raise ConfigError if training.compile is true and the back end has nothing to compile."""
+    if training.compile is True and not backend.compiles:
+        message = f"the {backend.name} back end has nothing to compile"
+        hint = "--set training.compile=auto"
+        raise ConfigError(Problem(code="training.nothing-to-compile", message=message, where="training.compile", hint=hint))
+
+
 def _resolve_compile(training: TrainingConfig, base: BaseModel, world: World, *, tokens: float, say: Say) -> tuple[Resolved, bool]:
     """training.compile, the same on all ranks, and whether the estimate of memory may count on it."""
     backend, replicated = base.backend, base.strategy.strategy == "replicate"
     if training.compile is False:
         return {}, False
-    if training.compile is True and not backend.compiles:
-        message = f"the {backend.name} back end has nothing to compile"
-        hint = "--set training.compile=auto"
-        raise ConfigError(Problem(code="training.nothing-to-compile", message=message, where="training.compile", hint=hint))
+    refuse_to_compile(training, backend)
     if replicated and (short := too_short_to_compile(training, base.folder, backend, world, tokens=tokens, say=say)):
         return short, False
     alone = "documents run one at a time" if packing_of(base.model).why_alone is not None else None
@@ -193,7 +199,7 @@ def _answer_cost(config: Config, prepared: Prepared, backend: Backend, *, say: S
     """What the answers of one evaluation cost, in tokens of a forward pass: to sample prompts, and to those of evaluation.metric."""
     each = backend.pass_tokens_per_answer_token
     cost = ANSWER_TOKENS * each if config.evaluation.sample_prompts else 0.0
-    table = answered_rows(prepared, config)
+    table = _answered_rows(prepared, config)
     if config.evaluation.metric in FROM_TARGETS or table is None:
         return cost
     room, rows, prompts = answer_room(table), len(table), float(table.offsets[-1] - table.offsets[0])
@@ -202,7 +208,13 @@ def _answer_cost(config: Config, prepared: Prepared, backend: Backend, *, say: S
     return cost + prompts + room * (each + rows)
 
 
-def answered_rows(prepared: Prepared, config: Config) -> ExampleTable | None:
+def answers_to_score(prepared: Prepared, config: Config, tokenizer: ChatTokenizer) -> AnswerMetric | None:
+    """What scores answers to held-out rows; None if evaluation.metric needs no answers. Raises ConfigError if no row has an answer."""
+    metric, answered = open_answer_metric(config.evaluation.metric), _answered_rows(prepared, config)
+    return AnswerMetric(metric, answered, tokenizer) if metric is not None and answered is not None else None
+
+
+def _answered_rows(prepared: Prepared, config: Config) -> ExampleTable | None:
     """The examples that are answered for evaluation.metric: the first of those that evaluation.rows selects, None without any."""
     table, rows = prepared.evaluation, config.evaluation.rows
     if table is None:

@@ -15,6 +15,7 @@ from llamahome.config.describe import settings
 from llamahome.config.initial import FROM_WEIGHTS
 from llamahome.config.load import LoadedConfig
 from llamahome.config.yamltext import write_value
+from llamahome.copied_run import original_of
 from llamahome.data.steps.order import Ranges, joined
 from llamahome.distributed.failures import run_to_go_on
 from llamahome.errors import CheckpointError, ConfigError, Problem
@@ -67,7 +68,8 @@ def agreed(session: Session, own: Saved, *, alone: bool) -> Saved:
         paths = open_run(own.folder.parent)
         try:
             consequence = "each would remove what the other saves"
-            require_idle(paths, consequence, hint=f"llamahome runs tail {paths.run_id}", waits=session.progress.say)
+            if original_of(paths) is None:
+                require_idle(paths, consequence, hint=f"llamahome runs tail {paths.run_id}", waits=session.progress.say)
         except CheckpointError as error:
             problem = asdict(error.problems[0])
     if (refused := world.broadcast_object(problem)) is not None:

@@ -8,6 +8,7 @@ from llamahome.assembly import Job
 from llamahome.checkpoint import retention, store
 from llamahome.checkpoint.store import branch
 from llamahome.config.load import LoadedConfig, dump_config, with_values
+from llamahome.copied_run import original_of, with_own_id
 from llamahome.distributed.failures import run_to_go_on
 from llamahome.monitoring.environment import write_environment
 from llamahome.monitoring.lineage import write_lineage
@@ -42,12 +43,17 @@ def branched_run(job: Job, folder: Path, saved: store.Saved, command: Sequence[s
 
 
 def resumed_run(job: Job, paths: RunPaths, saved: store.Saved, command: Sequence[str]) -> RunPaths:
-    """The run of the checkpoint; its later checkpoints are set aside."""
-    if job.session.world.is_main:
+    """The run of the checkpoint; its later checkpoints are set aside. A copy of another run's folder gets an id of its own."""
+    world, say = job.session.world, job.session.progress.say
+    if world.is_main:
+        if (original := original_of(paths)) is not None:
+            paths = with_own_id(paths, saved.state.step)
+            records = f"with copies of the records up to step {saved.state.step:,}"
+            say(f"{as_typed(paths.root)} is a copy of {as_typed(original)}: it goes on as {paths.run_id}, {records}")
         _describe(paths, job, command)
         for aside in retention.set_aside(paths, after=saved.state.step):
-            job.session.progress.say(f"{as_typed(aside)}: a later checkpoint, set aside because this run now takes another course")
-    return paths
+            say(f"{as_typed(aside)}: a later checkpoint, set aside because this run now takes another course")
+    return RunPaths(paths.root, world.broadcast_object(paths.run_id))
 
 
 def _describe(paths: RunPaths, job: Job, command: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from llamahome import durable
 from llamahome.errors import ConfigError, MachineError, Problem
 
 BASE_MODELS = Path("data/models/base")
@@ -86,6 +87,10 @@ class RunPaths:
         """Folder of TensorBoard's event files."""
         return _TENSORBOARD / self.run_id
 
+    def write_id(self) -> None:
+        """Record the id in the run's folder."""
+        durable.write_whole(self.root / _RUN_ID, self.run_id + "\n")
+
     def rank_log(self, rank: int) -> Path:
         """Log file of one process."""
         return self.root / "logs" / f"rank-{rank}.log"
@@ -140,6 +145,16 @@ def _claim(root: Path) -> tuple[Path, str]:
         except FileExistsError:
             continue
         return free, free.name
+    raise AssertionError("unreachable: itertools.count never ends")
+
+
+def rename_run(paths: RunPaths) -> RunPaths:
+    """The same folder under a free id of its name, and an empty folder for its metrics; the id is not yet written."""
+    fresh = new_run_id(paths.root.name)
+    for number in itertools.count(1):
+        own = RunPaths(paths.root, fresh if number == 1 else f"{fresh}-{number}")
+        if not own.metrics_dir.exists() and not own.tensorboard_dir.exists():
+            return own
     raise AssertionError("unreachable: itertools.count never ends")
 
 

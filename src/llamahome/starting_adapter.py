@@ -8,7 +8,7 @@ from typing import Any
 
 from llamahome.config.check import check_config
 from llamahome.config.describe import settings
-from llamahome.config.load import LoadedConfig, with_values
+from llamahome.config.load import BY_ADAPTER, LoadedConfig, with_values
 from llamahome.config.yamltext import write_value
 from llamahome.conversation import model_folder, quantization_of_run, typed_base
 from llamahome.errors import ConfigError, Problem
@@ -44,10 +44,11 @@ def with_adapter(loaded: LoadedConfig, *, say: Callable[[str], None]) -> tuple[L
     recorded = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     _refuse_untrainable(folder, recorded)
     decided = _decided(recorded, loaded, folder)
-    origin = f"the adapter {folder}"
     changes = [f"{key} {write_value(old)} -> {write_value(decided[key])}" for key, old in _values(loaded, decided) if old != decided[key]]
     say(f"training goes on from the adapter {as_typed(folder)}" + (f": {', '.join(changes)}" if changes else ""))
-    decided_by_both = with_values(loaded, {**decided, "model.adapter": str(nearby(folder))}, origin=origin)
+    named = with_values(loaded, {"model.adapter": str(nearby(folder))}, origin=loaded.origins["model.adapter"])
+    changed = {key: decided[key] for key, old in _values(loaded, decided) if old != decided[key] or not _is_typed(loaded.origins[key])}
+    decided_by_both = with_values(named, changed, origin=f"{BY_ADAPTER}{folder}")
     if problems := check_config(decided_by_both.config, decided_by_both.origins):
         raise ConfigError(problems)
     return decided_by_both, folder

@@ -73,7 +73,7 @@ def choose_passes_of(config: Config, sizes: StreamedBase, rates: Rates, report: 
     recomputes = training.activation_offloading is True or training.gradient_checkpointing
     longest = config.data.max_length if report.sampled_rows else min(config.data.max_length, report.longest_tokens)
     if training.objective == "grpo":  # the row is a prompt, and the passes are over the answers to it
-        prompt = tokens * (1 - report.targets / max(1, report.tokens))
+        prompt = tokens * (1 - report.answer_share)
         tokens = config.grpo.group_size * (prompt + config.grpo.max_new_tokens)
     return choose_passes(
         sizes,

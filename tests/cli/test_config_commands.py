@@ -57,6 +57,14 @@ def test_check_prints_ok_and_the_files_that_it_read(scratch):
     assert run("check", "--json").exit_code == 0
 
 
+def test_check_reads_the_files_of_config_as_a_run_does(scratch):
+    (scratch / "mine.yaml").write_text("lora:\n  rank: 4\n")
+    (scratch / "other.yaml").write_text("lora:\n  rnk: 4\n")
+    assert run("check", "--config", "mine.yaml").stdout.startswith("ok: mine.yaml; 1 of ")
+    assert problems("check", "--config", "mine.yaml", "other.yaml")[0].where == "other.yaml:2:3"
+    assert json.loads(run("check", "--config", "other.yaml", "mine.yaml", "--json").stdout)["files"] == ["other.yaml", "mine.yaml"]
+
+
 def test_check_shows_warnings_and_stays_ok():
     result = run("check", "--set", "training.method=full", "--set", "lora.rank=4")
     assert result.exit_code == 0

@@ -133,6 +133,24 @@ def test_answers_are_readable_in_every_form(project: Project, ending: str) -> No
     assert not list(Path(project.folder).glob(".all*"))
 
 
+@pytest.mark.parametrize("model", [(), ("--model", "tiny")], ids=["of the settings", "typed"])
+def test_answers_given_as_rows_are_refused_with_the_command_that_makes_rows_of_them(project: Project, model: tuple[str, ...]) -> None:
+    chat = [{"role": "system", "content": "Be kind."}, *chats(1)[0]["messages"], *chats(2, seed=3)[1]["messages"]]
+    write_rows(project.folder / "test.jsonl", [*chats(10), {"messages": chat}])
+    measured(project, "tiny", "test.jsonl", "--answers", "answers.jsonl").expect(0)
+    columns = ("--set", "data.columns={prompt: prompt, completion: reference}")  # the answers of this model are random bytes
+    train = ("--max-steps", "1", *model, *columns)
+    refused = project.type("train", "answers.jsonl", *train).expect(3)
+    assert set(refused.codes) == {"data.rendered-chat", "data.bad-rows"}, refused.err
+    command = shlex.split(refused.helps[0].split("   ")[0])
+    assert command == ["llamahome", "data", "check", "answers.jsonl", *model, "--fix", "clean.jsonl"]
+    assert set(refused.helps) == {refused.helps[0]}
+    project.type(*command[1:], *columns)
+    rows = [json.loads(line) for line in (project.folder / "clean.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == [[chat["messages"][0]] for chat in chats(10)] + [chat[:-1]]
+    project.type("train", "clean.jsonl", *train).expect(0)
+
+
 def test_tasks_need_lm_eval(project: Project) -> None:
     refused = project.type("train-eval", "tiny", "--tasks", "arc_easy")
     if refused.codes == ["machine.needs-lm-eval"]:

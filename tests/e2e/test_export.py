@@ -189,6 +189,15 @@ def test_a_final_folder_without_a_model_is_passed_over_for_the_checkpoint(traine
     shutil.rmtree(broken)
 
 
+def test_a_model_whose_experts_change_with_the_smallest_change_is_exported_rounded(project: Project) -> None:
+    base = project.folder / "data/models/base/tiny"
+    shutil.rmtree(base)
+    save_tiny(base, "deepseek")
+    project.type("train", "chats.jsonl", "--max-steps", "2", "--output", "run").expect(0)
+    answer = project.type("export", "run", "--to", "merged", "--output", "out", "--json").expect(0)
+    assert "because of rounding alone" in answer.err and answer.json["max_logit_difference"] == answer.json["tolerance"]
+
+
 def test_an_adapter_without_a_tokenizer_takes_that_of_its_base(trained: Project) -> None:
     bare = trained.folder / "bare"
     bare.mkdir()

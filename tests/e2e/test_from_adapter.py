@@ -102,6 +102,18 @@ def test_the_same_value_is_no_contradiction(chained: Project) -> None:
     chained.type("plan", *SECOND[1:-2], "--from-adapter", "one", "--set", "lora.rank=8").expect(0)
 
 
+def test_what_the_adapter_decided_is_chosen_by_nobody_and_what_was_typed_is(chained: Project) -> None:
+    settings = ("--config", "two/config.yaml", "--set", "model.adapter=null", "--set", "training.method=full")
+    checked = chained.type("config", "check", *settings).expect(0)
+    assert "two/config.yaml" in checked.out and "warning[" not in checked.err, checked.err
+    shown = chained.type("config", "show", *settings, "--json").expect(0).json
+    assert shown["lora.rank"]["value"] == 8 and shown["lora.rank"]["origin"].startswith("the adapter ")
+    typed = chained.type("config", "check", *settings, "--set", "lora.rank=8").expect(0)
+    assert "lora.rank 8 has no effect" in typed.err and typed.err.count("warning[") == 1
+    by_hand = chained.type("config", "check", "--config", "one/config.yaml", "--set", "training.method=full").expect(0)
+    assert "one/config.yaml:" in by_hand.err and by_hand.err.count("warning[") == 2
+
+
 @pytest.mark.parametrize("changes", [{"peft_type": "IA3"}, {"bias": "all"}, {"layer_replication": [[0, 2]]}])
 def test_an_adapter_that_cannot_be_trained_exactly_is_refused_with_the_reason(project: Project, changes: dict) -> None:
     answer = project.type(*SECOND[:-1], _adapter(project, "foreign", **changes), "--output", "refused").expect(2)

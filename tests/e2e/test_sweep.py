@@ -263,9 +263,11 @@ def test_the_commands_of_the_page_do_what_it_says(project: Project, text: str) -
     assert "the best:" in answer.out or "--dry-run" in words
 
 
-@pytest.mark.medium
-def test_runs_of_so_few_rows_that_none_is_held_out_are_not_compared_and_stay(project: Project) -> None:
+@pytest.mark.parametrize("listed", [RATES, "data.eval_split=auto,1"], ids=["all", "one"])
+def test_runs_of_which_one_would_hold_nothing_out_are_refused_before_the_first(project: Project, listed: str) -> None:
     write_rows(project.folder / "few.jsonl", [{"messages": chats(1)[0]["messages"], "id": number} for number in range(2)])
-    answer = project.type("sweep", "few.jsonl", "--max-steps", "1", "--set", RATES, "--set", "data.eval_split=auto", "--output", "mine")
+    words = ("sweep", "few.jsonl", "--max-steps", "1", "--output", "mine", "--set", listed)
+    answer = project.type(*words, *(() if "eval_split" in listed else ("--set", "data.eval_split=auto"))).expect(2)
     assert answer.codes == ["sweep.nothing-held-out"] and answer.helps == ["--set data.eval_split=0.2"], answer.err
-    assert len([*(project.folder / "mine/trials").glob("*/final")]) == 2
+    assert ("with data.eval_split=auto: " in answer.err) == ("eval_split" in listed)
+    assert not (project.folder / "mine").exists() and "starts" not in answer.err

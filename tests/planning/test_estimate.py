@@ -164,6 +164,7 @@ def test_the_time_of_grpo_counts_the_answers_that_are_drawn(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     save_tiny(tmp_path / "tiny")
     write_rows(tmp_path / "chats.jsonl", chats(40))
+    (tmp_path / "mine.py").write_text("def score(answer, reference):\n    return 1.0\n")
     words = ["plan", "chats.jsonl", "--model", "tiny", "--set", "training.batch_size=8", "--set", "data.eval_split=0", "--epochs", "1"]
     words += ["--set", "training.objective=grpo", "--set", "grpo.reward=mine.py:score", "--set", "grpo.group_size=4"]
 

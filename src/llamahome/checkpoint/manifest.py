@@ -15,7 +15,8 @@ import platform
 import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
@@ -105,6 +106,14 @@ def seal(
     durable.write(folder / NAME, render(manifest))
     durable.flush_folder(folder)
     return manifest
+
+
+def hand_over(folder: Path, old: str, new: str) -> None:
+    """Name the run `new` in the manifest of `folder` if it names `old`; what is damaged or of another run stays. Raises OSError."""
+    with suppress(CheckpointError):
+        manifest = read(folder)
+        if manifest.run_id == old and not folder.is_symlink():
+            durable.write_whole(folder / NAME, render(replace(manifest, run_id=new)))
 
 
 def render(manifest: Manifest) -> bytes:

@@ -39,6 +39,7 @@ def show(overrides: options.Overrides, as_json: bool) -> None:
 
 @config_app.command()
 @click.argument("files", type=click.Path(path_type=Path), nargs=-1, metavar="[FILE]...", help="YAML files above those of .config/.")
+@options.config_files
 @options.assignments
 @options.as_json
 @options.pass_overrides
@@ -48,8 +49,8 @@ def check(overrides: options.Overrides, files: tuple[Path, ...], as_json: bool) 
     from llamahome.config.layers import standard_files
     from llamahome.config.load import is_chosen
 
-    paths = [str(path) for path in [*standard_files(Path()), *files]]
     overrides.files.extend(files)
+    paths = [str(path) for path in [*standard_files(Path()), *overrides.files]]
     try:
         loaded = overrides.load()
         options.check_settings(loaded)

@@ -8,7 +8,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ import click
 
 from llamahome.cli import datacheck, datastats, options, teach
 from llamahome.cli.model_limits import find_tokenizer, fit_settings, prepare_rows
+from llamahome.config.objectives import learns_rows
 from llamahome.errors import DataError, Problem, UsageError
 from llamahome.rundir import RAW_DATA
 from llamahome.units import many
@@ -29,10 +30,15 @@ if TYPE_CHECKING:
     from llamahome.data.text.tokens import ChatTokenizer
     from llamahome.data.view import Kind, Only, ShownRow
 
-_STYLES: dict["Kind", str] = {"learned": "bold green", "context": "dim", "cut": "strike red"}
-_MARKS: dict["Kind", tuple[str, str]] = {"learned": ("[[", "]]"), "context": ("", ""), "cut": ("{{", "}}")}
-"""Marks around learned and truncated text, used if there is no colour."""
-_MEANINGS: dict["Kind", str] = {"learned": "learned", "context": "context, read but not learned", "cut": "cut off by data.max_length"}
+_STYLES: dict["Kind", str] = {"learned": "bold green", "context": "dim", "cut": "strike red", "reference": "cyan"}
+_MARKS: dict["Kind", tuple[str, str]] = {"learned": ("[[", "]]"), "context": ("", ""), "cut": ("{{", "}}"), "reference": ("((", "))")}
+"""Marks around learned and truncated text and references, used if there is no colour."""
+_MEANINGS: dict["Kind", str] = {
+    "learned": "learned",
+    "context": "context, read but not learned",
+    "cut": "cut off by data.max_length",
+    "reference": "reference for the reward, not learned",
+}
 
 
 @click.group("data", cls=options.Group)
@@ -142,6 +148,7 @@ def show(
     picked = _row_numbers(chosen, len(source)) if chosen is not None else None
 
     from llamahome.data.text.tokens import open_tokenizer
+    from llamahome.data.view import view
 
     tokenizer_source = find_tokenizer(loaded.config.model)
     tokenizer = open_tokenizer(tokenizer_source)
@@ -153,7 +160,9 @@ def show(
         numbers, rows = picked, len(picked)
     else:
         numbers = range(len(source) if only else min(rows, len(source)))
-    problems = _print_rows(source, numbers, data, tokenizer, only=only, limit=rows, as_json=as_json)
+    learned = learns_rows(loaded.config.training.objective)
+    found = view(source, numbers, data, tokenizer, only=only, learned=learned)
+    problems = _print_rows(found, limit=rows, as_json=as_json)
     _print_notes(source, data, tokenizer)
     if only and problems:
         unusable = many(len(problems), "row")
@@ -178,24 +187,13 @@ def _row_numbers(text: str, count: int) -> list[int]:
     return list(dict.fromkeys(numbers))
 
 
-def _print_rows(
-    source: "Source",
-    numbers: Sequence[int],
-    data: "DataConfig",
-    tokenizer: "ChatTokenizer",
-    *,
-    only: "Only | None",
-    limit: int,
-    as_json: bool,
-) -> list[Problem]:
+def _print_rows(found: Iterable["ShownRow | Problem"], *, limit: int, as_json: bool) -> list[Problem]:
     """Print at most `limit` rows; returns the problems of rows that cannot be used."""
     from rich.console import Console
 
-    from llamahome.data.view import view
-
     problems: list[Problem] = []
     console = None if as_json else Console(highlight=False, file=sys.stdout)
-    for shown in view(source, numbers, data, tokenizer, only=only):
+    for shown in found:
         if isinstance(shown, Problem):
             problems.append(shown)
             continue

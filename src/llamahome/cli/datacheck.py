@@ -17,6 +17,7 @@ import click
 
 from llamahome.cli import options
 from llamahome.cli.model_limits import find_tokenizer, fit_settings, positions_of, warn_of_length
+from llamahome.config.objectives import learns_rows
 from llamahome.errors import DataError, Problem, UsageError
 from llamahome.units import many
 
@@ -73,7 +74,14 @@ def check(
         loaded = fit_settings(loaded, tokenizer)
     near, languages = not no_quality, languages_known() and not no_quality
     request = Request(
-        paths, loaded.config.data, tokenizer, near=near, languages=languages, processes=processes, positions=positions_of(tokenizer)
+        paths,
+        loaded.config.data,
+        tokenizer,
+        near=near,
+        languages=languages,
+        processes=processes,
+        learned=learns_rows(loaded.config.training.objective),
+        positions=positions_of(tokenizer),
     )
     started = time.monotonic()
     with progress_bar() as watch:

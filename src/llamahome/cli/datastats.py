@@ -12,6 +12,7 @@ import click
 from llamahome.cli import options
 from llamahome.cli.datacheck import no_quality, paths, processes, progress_bar, tokenizer_model
 from llamahome.cli.model_limits import find_tokenizer, fit_settings
+from llamahome.config.objectives import learns_rows
 from llamahome.errors import DataError, Problem
 from llamahome.units import many
 
@@ -58,7 +59,7 @@ def stats(
     side = _scan(Request(paths, data, tokenizer, languages=languages, processes=processes))
     for note in side.source.notes:
         click.echo(note, err=True)
-    figures = stats_of(side, data, languages=languages)
+    figures = stats_of(side, data, languages=languages, learned=learns_rows(loaded.config.training.objective))
     if png is not None and figures.histogram:
         write_histogram(figures.histogram, png, max_length=figures.max_length, title=" ".join(paths))
     if as_json:
@@ -110,13 +111,14 @@ def _scan(request: "Request") -> "Side":
 
 
 def _stats_lines(figures: "Stats", paths: tuple[str, ...]) -> Iterator[str]:
-    share = figures.targets / max(1, figures.tokens)
+    share = f"{figures.targets / max(1, figures.tokens):.1%} of them learned"
+    learned = share if not figures.references else "none of them learned: the model learns from answers of its own"
     yield f"rows          {figures.rows:,}" + (
         f", {figures.rows - figures.usable:,} cannot be used: {shlex.join(['llamahome', 'data', 'check', *paths])}"
         if figures.usable < figures.rows
         else ""
     )
-    yield f"tokens        {figures.tokens:,}, {figures.mean:,.0f} a row, {share:.1%} of them learned"
+    yield f"tokens        {figures.tokens:,}, {figures.mean:,.0f} a row, {learned}"
     yield "lengths       " + ", ".join(f"{name} {length:,}" for name, length in figures.percentiles.items())
     yield f"an epoch      {figures.epoch_tokens:,} tokens, {figures.epoch_targets:,} learned, of {figures.epoch_examples:,} rows"
     padded = f"if batches of {figures.padded_batch} random rows were padded to their longest"

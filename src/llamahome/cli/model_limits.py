@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamahome.cli import options
+from llamahome.config.objectives import learns_rows
 from llamahome.rundir import BASE_MODELS
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def prepare_rows(loaded: "LoadedConfig", paths: list[str]) -> "Prepared":
     source = find_tokenizer(loaded.config.model)
     tokenizer, folder = open_tokenizer(source), _model_folder(source)
     if folder is None:
-        return prepare(loaded.config.data, paths, tokenizer, say=options.note)
+        prepared = prepare(loaded.config.data, paths, tokenizer, say=options.note)
+        return prepared if learns_rows(loaded.config.training.objective) else prepared.as_references()
     fitted, prepared = data_limits.prepare_fitted(loaded, paths, folder, tokenizer, say=options.note)
     data_limits.warn_of_length(fitted, folder, prepared.report.longest_tokens, warn=_warn)
     return prepared

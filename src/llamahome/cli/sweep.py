@@ -17,6 +17,7 @@ from llamahome.units import many
 
 if TYPE_CHECKING:
     from llamahome.config.load import LoadedConfig
+    from llamahome.errors import ConfigError
     from llamahome.sweep.grid import Grid, Trial
     from llamahome.sweep.trials import Runner
 
@@ -147,6 +148,7 @@ def _check(grid: "Grid", data_paths: Sequence[str]) -> list[str]:
                 files += locate(data.eval_path, wanted=to_evaluate(data)).files
         known.add(shown)
     _check_adapters(grid)
+    _check_rows(grid, data_paths)
     return files
 
 
@@ -195,6 +197,30 @@ def _check_held_out(loaded: "LoadedConfig") -> None:
         )
 
 
+def _check_rows(grid: "Grid", data_paths: Sequence[str]) -> None:
+    """Raise ConfigError if a run would have no rows to evaluate on. What is tokenized for it stays for the run."""
+    from llamahome.cli.train import importing_torch
+
+    with importing_torch():
+        from llamahome.run_rows import holds_out
+    known: set[str] = set()
+    for trial, loaded in zip(grid.trials, grid.loaded, strict=True):
+        config = loaded.config
+        key = repr((config.data, config.model, config.training.objective))
+        if key not in known and not holds_out(loaded, data_paths, say=options.note if not known else lambda _: None):
+            values = ", ".join(f"{key}={value}" for key, value in trial.values.items() if key.startswith("data."))
+            raise _nothing_held_out(f"with {values}: " if values else "")
+        known.add(key)
+
+
+def _nothing_held_out(place: str = "", end: str = "") -> "ConfigError":
+    from llamahome.errors import ConfigError, Problem
+
+    message = f"{place}data.eval_split held out none of these rows, so the runs cannot be compared{end}"
+    where, hint = "data.eval_split", "--set data.eval_split=0.2"
+    return ConfigError(Problem(code="sweep.nothing-held-out", message=message, where=where, hint=hint))
+
+
 @contextmanager
 def _stopping(runner: "Runner") -> Iterator[None]:
     """SIGINT and SIGTERM stop the trials with a checkpoint; once more, they leave at once."""
@@ -220,16 +246,14 @@ def _raise_stopped() -> None:
 
 def _raise_without_best(rows: Sequence[Any]) -> None:
     """Raise why no run is the best, while all models are still there: all have failed, or nothing was held out of the rows."""
-    from llamahome.errors import ConfigError, LlamaHomeError, Problem
+    from llamahome.errors import LlamaHomeError, Problem
 
     ended = [progress for row in rows for _, progress in row.trials]
     if all(progress.state == "failed" for progress in ended):
         excerpt = "\n".join(dict.fromkeys(progress.reason for progress in ended))
         raise LlamaHomeError(Problem(code="sweep.all-failed", message="no run has finished", excerpt=excerpt))
     if not any(progress.losses for progress in ended):
-        message = "data.eval_split held out none of these rows, so the runs cannot be compared; their models are kept"
-        where, hint = "data.eval_split", "--set data.eval_split=0.2"
-        raise ConfigError(Problem(code="sweep.nothing-held-out", message=message, where=where, hint=hint))
+        raise _nothing_held_out(end="; their models are kept")
 
 
 def _best(rows: Sequence[Any], train: "Callable[[Trial, Path | None], list[str]]") -> tuple["Trial | None", str | None]:

@@ -30,6 +30,8 @@ AUTO = f"{_AUTO}: "
 """What the origin of a resolved `auto` begins with; the reason follows. A saved file repeats the value, so that a changed one shows."""
 _DERIVED = f"{AUTO}training.objective is "
 """Origin of a value that follows from the objective; it is made anew whenever settings are put together."""
+BY_ADAPTER = "the adapter "
+"""What the origin of a value begins with that follows from the adapter which is trained further; the path of its folder comes after."""
 _RETIRED = (("model", "attention"),)
 """Keys of earlier versions: they stand in the config.yaml of older runs and have no effect any more."""
 
@@ -155,9 +157,9 @@ def _recorded(path: Path, problems: list[Problem]) -> Iterator[tuple[Entry, str]
 
 
 def is_chosen(origin: str) -> bool:
-    """Whether a user set the value: it is neither a default nor a resolved `auto`."""
+    """Whether a user set the value: it is neither a default nor a resolved `auto`, and no adapter decided it."""
     plain = origin.removeprefix(_SAVED)
-    return plain != DEFAULT and not plain.startswith(AUTO)
+    return plain != DEFAULT and not plain.startswith((AUTO, BY_ADAPTER))
 
 
 def _replace(loaded: LoadedConfig, entries: Sequence[Entry], problems: list[Problem]) -> LoadedConfig:

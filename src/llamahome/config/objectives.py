@@ -20,3 +20,8 @@ FORMAT_OF: Mapping[Learns, Literal["preference", "labelled"]] = MappingProxyType
 """The data.format that has more than one good answer to each prompt; answers alone are in any other format."""
 WITHOUT_ANSWERS: Mapping[ObjectiveName, Literal["prompts"]] = MappingProxyType({"grpo": "prompts"})
 """The data.format of objectives that need no answers; it is read as any other one if there are some."""
+
+
+def learns_rows(objective: ObjectiveName) -> bool:
+    """Whether the answers in the rows are learned; where the model learns from answers of its own, those of the rows are references."""
+    return objective not in WITHOUT_ANSWERS

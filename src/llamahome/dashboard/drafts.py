@@ -151,8 +151,14 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
     tokens = row["tokens"]
-    kinds: list[Shade] = ["cut" if token.get("cut") else "learned" if token["target"] else "context" for token in tokens]
+    kinds: list[Shade] = [_kind_of(token) for token in tokens]
     return tokens_shown(row.get("row", 0), row.get("source", ""), kinds, [token["text"] for token in tokens])
+
+
+def _kind_of(token: dict[str, Any]) -> Shade:
+    if token.get("cut"):
+        return "cut"
+    return "learned" if token["target"] else "reference" if token.get("reference") else "context"
 
 
 def _epochs(count: float) -> str:

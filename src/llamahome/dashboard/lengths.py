@@ -60,16 +60,18 @@ class Lengths:
         return sum(bar.begin <= self.max_length for bar in self.bars)
 
 
-def lengths_of(source: Source, data: DataConfig, tokenizer: ChatTokenizer, *, most_tokens: int = MOST_TOKENS) -> Lengths:
-    """Tokenize at most MOST_ROWS rows, fewer where they are long."""
+def lengths_of(
+    source: Source, data: DataConfig, tokenizer: ChatTokenizer, *, learned: bool = True, most_tokens: int = MOST_TOKENS
+) -> Lengths:
+    """Tokenize at most MOST_ROWS rows, fewer where they are long; `learned` is whether their answers are."""
     chosen = np.linspace(0, len(source) - 1, min(MOST_ROWS, len(source))).round().astype(int)
     chosen = np.random.default_rng(0).permutation(chosen)  # so that it stays even where it ends early
-    read, lengths, tokens, trained, learned = 0, [], 0, 0, 0
+    read, lengths, tokens, trained, targets = 0, [], 0, 0, 0
     for begin in range(0, len(chosen), _AT_ONCE):
         numbers = sorted(chosen[begin : begin + _AT_ONCE].tolist())
-        for size in sizes(source, numbers, data, tokenizer):
+        for size in sizes(source, numbers, data, tokenizer, learned=learned):
             lengths.append(size.needed)
-            tokens, trained, learned = tokens + size.tokens, trained + size.trained, learned + size.learned
+            tokens, trained, targets = tokens + size.tokens, trained + size.trained, targets + size.learned
         read += len(numbers)
         if tokens >= most_tokens:
             break
@@ -78,4 +80,4 @@ def lengths_of(source: Source, data: DataConfig, tokenizer: ChatTokenizer, *, mo
     for each in histogram(found):
         inside = found[(found >= each.begin) & (found < each.end)]
         bars.append(Bar(each.begin, each.end - 1, each.rows, int((inside > data.max_length).sum())))
-    return Lengths(read, len(lengths), tokens, learned / max(1, trained), data.max_length, tuple(bars))
+    return Lengths(read, len(lengths), tokens, targets / max(1, trained), data.max_length, tuple(bars))

@@ -1,4 +1,4 @@
-"""The rows that a run trains on, as the model sees them: every token marked learned, context or cut.
+"""The rows that a run trains on, as the model sees them: every token marked learned, context, cut or reference.
 
 The data are those that the newest checkpoint of the run names; a request can only choose among their rows. Opening a tokenizer takes a
 second or two, so the newest few stay open.
@@ -18,6 +18,7 @@ from typing import Any
 from starlette.responses import HTMLResponse
 
 from llamahome.config.load import LoadedConfig
+from llamahome.config.objectives import learns_rows
 from llamahome.config.schema import DataConfig, ModelConfig
 from llamahome.dashboard.lengths import Lengths, lengths_of
 from llamahome.dashboard.library import Library
@@ -55,6 +56,8 @@ class _Opened:
     typed: str
     """The data as one types them."""
     lengths: Lengths
+    learned: bool
+    """Whether the answers in the rows are learned."""
 
 
 class RowBrowser:
@@ -118,8 +121,9 @@ class RowBrowser:
         settings = config.config
         tokenizer = open_tokenizer(tokenizer_source(_model_folder(settings.model, checkpoints[-1][1]), settings.model))
         source = open_source([str(each) for each in typed], wanted=to_train(settings.data))
-        lengths = lengths_of(source, settings.data, tokenizer)
-        self._opened[paths.run_id] = _Opened(source, settings.data, tokenizer, ", ".join(map(str, typed)), lengths)
+        learned = learns_rows(settings.training.objective)
+        lengths = lengths_of(source, settings.data, tokenizer, learned=learned)
+        self._opened[paths.run_id] = _Opened(source, settings.data, tokenizer, ", ".join(map(str, typed)), lengths, learned)
         while len(self._opened) > _KEPT:
             self._opened.popitem(last=False)[1].source.close()
         return self._opened[paths.run_id]
@@ -145,7 +149,7 @@ def _rows(opened: _Opened, first: int, count: int, only: Only | None) -> tuple[l
     end = min(total, first + (_MOST_SEARCHED if only else count))
     number = first
     for number in range(first, end):
-        for shown in view(opened.source, [number], opened.data, opened.tokenizer, only=only):
+        for shown in view(opened.source, [number], opened.data, opened.tokenizer, only=only, learned=opened.learned):
             if isinstance(shown, Problem):
                 rows.append({"number": number, "where": shown.where or "", "problem": shown.message, "stretches": []})
             else:

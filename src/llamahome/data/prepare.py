@@ -92,6 +92,10 @@ class Prepared:
         rows = min(_SAMPLED_ROWS, self.order.epoch_rows)
         return content_of(self.examples.examples_of(self.order.rows_at(np.arange(rows), seed=0)))
 
+    def as_references(self) -> "Prepared":
+        """The same, reported for an objective that learns from answers of the model."""
+        return replace(self, report=self.report.as_references())
+
     def close(self) -> None:
         """Stop the workers and close the files; may be called twice."""
         if isinstance(self.examples, StreamedExamples):

@@ -33,6 +33,8 @@ class DataReport:
     """Rows left out because nothing in them would be learned, for example if the whole answer was cut off."""
     tokens: int = 0
     targets: int = 0
+    references: int = 0
+    """Tokens of answers that a reward reads and the model does not learn, with the end that stands for an answer that is not there."""
     cut_tokens: int = 0
     cut_targets: int = 0
     longest_tokens: int = 0
@@ -69,14 +71,18 @@ class DataReport:
         return self.tokens / max(1, self.examples)
 
     @property
-    def lost_share(self) -> float:
-        """Share of all targets that were cut off or left out."""
-        return self.cut_targets / max(1, self.cut_targets + self.targets)
+    def answer_share(self) -> float:
+        """Share of the tokens that is answers, learned or not."""
+        return (self.targets + self.references) / max(1, self.tokens)
 
     @property
     def tokens_per_row(self) -> float:
         """Tokens of an average row; a row without an example counts as 0."""
         return self.tokens / max(1, self.sampled_rows or self.rows)
+
+    def as_references(self) -> "DataReport":
+        """The same report for an objective that learns from answers of the model: those of the rows are references."""
+        return replace(self, targets=0, references=self.targets, cut_targets=0)
 
     def with_held_out(self, examples: int, *, rows: int) -> "DataReport":
         """The same report if `examples` of `rows` rows are held out; the examples of a sample stay."""
@@ -100,10 +106,10 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """The report for people: totals, then a line for each kind of loss."""
-        share = self.targets / max(1, self.tokens)
+        learned = f"{self.targets / max(1, self.tokens):.0%} of them" if not self.references else "answers of the model"
         lines = [f"{many(self.rows, 'row')} in {many(self.files, 'file')}, format {self.format}: {self.reason}"]
         what = "answer with its prompt" if self.row_examples == 2 else "example"
-        each = f"{self.mean_tokens:,.0f} per {what}, {share:.0%} of them learned; longest {self.longest_tokens:,} ({self.longest_where})"
+        each = f"{self.mean_tokens:,.0f} per {what}, {learned} learned; longest {self.longest_tokens:,} ({self.longest_where})"
         if self.sampled_rows:
             held = f"{many(self.eval_examples, 'example')} held out"
             lines.append(f"{many(self.epoch_rows, 'row')} to train on, tokenized while the model trains; {held}")
@@ -113,13 +119,15 @@ class DataReport:
             held = f"{many(self.train_examples // each_row, noun)} to train on, {self.eval_examples // each_row:,} held out"
             lines.append(f"{held}; {show_count(self.tokens)} tokens, {each}")
         lines += self.mixture
-        return [*lines, *lost_lines(self), *self.shared_apart, *self.notes]
+        return [*lines, *lost_lines(self, learned=not self.references), *self.shared_apart, *self.notes]
 
 
-def lost_lines(counts: DataReport | Counts) -> list[str]:
-    """A line for each kind of loss, of a whole report or of the rows seen so far."""
+def lost_lines(counts: DataReport | Counts, *, learned: bool = True) -> list[str]:
+    """A line for each kind of loss, of a whole report or of the rows seen so far; `learned` is whether the rows' answers are."""
     share = counts.cut_targets / max(1, counts.cut_targets + counts.targets)
-    cut = f"{counts.cut_tokens:,} tokens lost, {counts.cut_targets:,} of them targets, {share:.1%} of all targets"
+    cut = f"{counts.cut_tokens:,} tokens lost"
+    if learned:
+        cut += f", {counts.cut_targets:,} of them targets, {share:.1%} of all targets"
     if isinstance(counts, DataReport):
         truncated, dropped = counts.overlong_truncated, counts.overlong_dropped
     else:
@@ -129,7 +137,11 @@ def lost_lines(counts: DataReport | Counts) -> list[str]:
         (truncated, "row", f"cut to max_length: {cut}"),
         (dropped, "row", f"longer than max_length left out: {cut}"),
         (counts.split, "row", "longer than max_length split"),
-        (counts.without_targets, "row", "left out with nothing to learn"),
+        (
+            counts.without_targets,
+            "row",
+            "left out with nothing to learn" if learned else "left out because max_length ends within their prompt",
+        ),
         (counts.system_merged, "row", "with the system text before the first question, in the saved chat template too (model.system_role)"),
     ]
     if isinstance(counts, DataReport):

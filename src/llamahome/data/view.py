@@ -19,7 +19,8 @@ from llamahome.data.text.targets import Encoded, Tokenized, encode, fit, tokeniz
 from llamahome.data.text.tokens import ChatTokenizer, require_chat_template
 from llamahome.errors import Problem
 
-Kind = Literal["learned", "context", "cut"]
+Kind = Literal["learned", "context", "cut", "reference"]
+"""A reference is the answer of a row where the model learns from answers of its own, or the end that stands for a missing one."""
 Answer = Literal["", "chosen", "rejected", "good", "bad"]
 Only = Literal["cut", "no-target"]
 """Only rows that lose tokens to data.max_length, or only rows of which nothing is learned."""
@@ -37,9 +38,9 @@ class ShownRow:
     """Which answer of a pair it is, or how the answer is labelled."""
 
     def as_json(self) -> dict[str, Any]:
-        """The object that `data show --json` prints; only tokens that are cut have "cut"."""
+        """The object that `data show --json` prints; only tokens that are cut have "cut", and only those of a reference "reference"."""
         tokens = [
-            {"id": number, "text": text, "target": kind == "learned"} | ({"cut": True} if kind == "cut" else {})
+            {"id": number, "text": text, "target": kind == "learned"} | ({kind: True} if kind in ("cut", "reference") else {})
             for number, text, kind in zip(self.ids, self.texts, self.kinds, strict=True)
         ]
         pair = {"answer": self.answer} if self.answer else {}
@@ -65,8 +66,8 @@ class RowSize:
     learned: int
 
 
-def sizes(source: Source, numbers: Sequence[int], data: DataConfig, tokenizer: ChatTokenizer) -> Iterator[RowSize]:
-    """The sizes of these rows, tokenized together; rows that a run would refuse are left out."""
+def sizes(source: Source, numbers: Sequence[int], data: DataConfig, tokenizer: ChatTokenizer, *, learned: bool = True) -> Iterator[RowSize]:
+    """The sizes of these rows, tokenized together; rows that a run would refuse are left out. `learned` is whether their answers are."""
     detected = _format_of(source, data, tokenizer)
     rows = [source.parsed(number) for number in numbers]
     found = [row if isinstance(row, Problem) else understand(row, detected, data.columns) for row in rows]
@@ -77,7 +78,8 @@ def sizes(source: Source, numbers: Sequence[int], data: DataConfig, tokenizer: C
         encoded = together([next(each) for _ in sides(conversation)])
         if not isinstance(encoded, Problem):
             trained = sum(len(example.tokens) for example in encoded.examples)
-            yield RowSize(encoded.num_tokens, encoded.needed, trained, sum(int(example.targets.sum()) for example in encoded.examples))
+            answers = sum(int(example.targets.sum()) for example in encoded.examples)
+            yield RowSize(encoded.num_tokens, encoded.needed, trained, answers * learned)
 
 
 def _format_of(source: Source, data: DataConfig, tokenizer: ChatTokenizer) -> str:
@@ -88,11 +90,17 @@ def _format_of(source: Source, data: DataConfig, tokenizer: ChatTokenizer) -> st
 
 
 def view(
-    source: Source, numbers: Iterable[int], data: DataConfig, tokenizer: ChatTokenizer, *, only: Only | None = None
+    source: Source,
+    numbers: Iterable[int],
+    data: DataConfig,
+    tokenizer: ChatTokenizer,
+    *,
+    only: Only | None = None,
+    learned: bool = True,
 ) -> Iterator[ShownRow | Problem]:
     """These rows with the tokens and targets that a training run gives them; a Problem for a row that it would refuse.
 
-    A pair of answers is shown as two, the better one first.
+    A pair of answers is shown as two, the better one first. Answers that are not `learned` are references.
     """
     detected = _format_of(source, data, tokenizer)
     for number in numbers:
@@ -102,7 +110,9 @@ def view(
             yield conversation
             continue
         for shown in _view_one(conversation, data, tokenizer, only=only, train_on=learned_of(detected, data)):
-            if detected == "labelled" and isinstance(shown, ShownRow):
+            if not learned and isinstance(shown, ShownRow):
+                yield replace(shown, kinds=tuple("reference" if kind == "learned" else kind for kind in shown.kinds))
+            elif detected == "labelled" and isinstance(shown, ShownRow):
                 yield replace(shown, answer="good" if conversation.good else "bad")
             else:
                 yield shown

@@ -28,6 +28,9 @@ class NewRows:
     """Id of each new token -> ids of the tokens that its text had before. Its row may exist in the base, as a reserved one."""
 
 
+NO_NEW_ROWS = NewRows()
+
+
 def make_rows(model: PreTrainedModel, new: NewRows) -> list[int]:
     """Give embedding and head of `model` the `new` rows, in place; returns the indices of the rows that were not there or not used."""
     grown = grow_embeddings(model, new.needed)

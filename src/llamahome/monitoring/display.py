@@ -52,7 +52,7 @@ class RunSummary:
     mean_tokens: float
     """Mean tokens per example."""
     target_share: float
-    """Targets divided by tokens, 0 to 1."""
+    """Targets divided by tokens, 0 to 1; 0 where the model learns from answers of its own."""
     batch_size: int
     tokens_per_step: float
     """Mean tokens of a global batch."""
@@ -103,10 +103,11 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
         return [("model", f"{s.model}, {s.method}")]
     trained = "every weight trained" if s.trained_share >= 1 else f"{s.trained_share:.2%} of the weights trained"
     held_out = f", {s.eval_rows:,} held out" if s.eval_rows else ", none held out"
+    learned = f"{s.target_share:.0%}" if s.target_share else "answers of the model"
     processes = "1 process" if s.processes == 1 else f"{s.processes} processes"
     return [
         ("model", f"{s.model}, {s.method}, {trained}"),
-        ("data", f"{many(s.train_rows, 'row')}{held_out}, {s.mean_tokens:,.0f} tokens a row, {s.target_share:.0%} learned"),
+        ("data", f"{many(s.train_rows, 'row')}{held_out}, {s.mean_tokens:,.0f} tokens a row, {learned} learned"),
         ("batch", f"{many(s.batch_size, 'row')}, {s.tokens_per_step:,.0f} tokens, {s.micro_batch_tokens:,} at a time, {processes}"),
     ]
 

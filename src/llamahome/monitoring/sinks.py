@@ -226,8 +226,8 @@ def _event_file_name(folder: Path) -> str:
     return f"{prefix}{stamp:010d}.{socket.gethostname()}.{os.getpid()}"
 
 
-def supersede_after(folder: Path, step: int) -> int:
-    """Move the metrics and samples of the steps after `step` to superseded.jsonl, because a resumed run repeats those steps.
+def supersede_after(folder: Path, step: int, *, names: Sequence[str] = ("metrics.jsonl", "samples.jsonl")) -> int:
+    """Move the records in the files `names` of the steps after `step` to superseded.jsonl, because a resumed run repeats those steps.
 
     Returns the number of moved records. Drops a torn last line. One pass over each file, constant memory. A kill is harmless at any
     point: the records are flushed to superseded.jsonl before a file without them replaces the original by a rename. If the process is
@@ -235,7 +235,7 @@ def supersede_after(folder: Path, step: int) -> int:
     Raises MachineError if the folder cannot be written.
     """
     try:
-        return sum(_move_records_after(step, folder / name) for name in ("metrics.jsonl", "samples.jsonl") if (folder / name).is_file())
+        return sum(_move_records_after(step, folder / name) for name in names if (folder / name).is_file())
     except OSError as error:
         raise MachineError(
             Problem(

@@ -8,6 +8,7 @@ Only shapes are computed. What is counted in the rehearsal is handed to planning
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,35 +17,32 @@ import torch
 
 from llamahome.config.load import LoadedConfig, with_values
 from llamahome.config.schema import Config
+from llamahome.conversation import base_of_run
 from llamahome.data.report import DataReport
-from llamahome.data.text.tokenizer_files import tokenizer_folder, tokenizer_source
-from llamahome.data.text.tokens import open_tokenizer
-from llamahome.data_limits import prepare_fitted, warn_of_length
 from llamahome.distributed.world import World, open_world
 from llamahome.errors import Problem
-from llamahome.model.adapter import trained_rows
-from llamahome.model.adapter_coverage import coverage_lines
 from llamahome.model.backends.backend import Backend
 from llamahome.model.backends.choose import choose_backend, planned_backend
-from llamahome.model.load import find_model
 from llamahome.model.place import ChosenStrategy, choose_strategy, weight_bytes
 from llamahome.model.precision import LowPrecision, Precision, choose_precision
 from llamahome.model.quantized_copy import expected_sizes, usual_bytes
 from llamahome.model.skeleton import read_shape, require_layers, require_packed
+from llamahome.model.vocabulary import NewRows
 from llamahome.monitoring.throughput import measured_peak_flops
-from llamahome.objective_rows import refuse_other_rows
 from llamahome.pass_memory import documents_of_row
+from llamahome.pipeline import check_run
 from llamahome.planning.dry_run import dry_run_step
 from llamahome.planning.forecast import STRATEGIES, Cluster, Forecast, Strategy, Work, forecast, layout_of, remedy
 from llamahome.planning.hardware import Device
-from llamahome.planning.measure import DEPTHS, differs, longest_rows, measure, prepared_model
+from llamahome.planning.measure import DEPTHS, adapters_of, differs, longest_rows, measure, prepared_model
 from llamahome.planning.memory import ShardLayout, quantized_numbers
 from llamahome.planning.passes import LOADED_LATER, free_for_passes, fullest_pass, pass_tokens, simulated_work
 from llamahome.planning.rollout import Rollout, rollout_of
 from llamahome.planning.shapes import CONFIGS, ModelShape
 from llamahome.planning.streamed import plan_base
 from llamahome.planning.traffic import Collective, extended
-from llamahome.resolve import PASSES_PER_TOKEN, resolve_amount, too_short_to_compile, with_resolved
+from llamahome.resolve import PASSES_PER_TOKEN, refuse_to_compile, resolve_amount, too_short_to_compile, with_resolved
+from llamahome.run_rows import check_rows, new_rows, read_rows
 from llamahome.starting_adapter import with_adapter
 from llamahome.streamed import REACHED
 from llamahome.training.loaded_model import free_bytes
@@ -167,6 +165,8 @@ class _Prepared:
     plan: Plan
     backend: Backend
     device: Device
+    rows: NewRows
+    """Of embedding and head, for tokens that the base does not know."""
 
 
 def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callable[[str], None]) -> Estimate:
@@ -181,12 +181,12 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
     require_packed(read, say=say)
     # A step must fit when its passes are as full as they may be, and as long as the longest row.
     shape, activations = measure(config, backend, read, int(read.get_text_config().num_hidden_layers))
-    here, apart = Cluster(device, 1, 1), config.training.method == "lora"
+    here = Cluster(device, 1, 1)
     layout = _layout_here(config, base, shape, precision, here, say=say)
     free = free_for_passes(shape, layout, device.memory_bytes)
     most = pass_tokens(activations, free, compiled=config.training.compile is not False)
     passes = max(1, math.ceil(per_step / most))
-    share = report.targets / max(1, report.tokens) if drawn is None else drawn.target_share
+    share = report.answer_share if drawn is None else drawn.target_share
     fullest = max(most, documents_of_row(config) * config.data.max_length)
     full = fullest_pass(activations, tokens=fullest, share=share)
     worst = forecast("replicate", shape, layout, here, work=full)
@@ -207,7 +207,7 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
         precision=precision,
         tokens_per_step=per_step,
         shape=shape,
-        adapters=coverage_lines(prepared_model(config, precision, read, shape.layers)) if apart else [],
+        adapters=adapters_of(config, precision, read, base, prepared.rows),
         step=step,
         streamed=base_plan.lines,
         refusal=base_plan.refusal,
@@ -224,21 +224,21 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
 
 
 def _prepare(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Callable[[str], None]) -> _Prepared:
+    check_run(loaded)
     loaded, adapter = with_adapter(loaded, say=say)
     config = loaded.config
     with open_world(config.distributed, say=say, processor=config.model.backend == "cpu") as world:
-        base = find_model(config.model.name, revision=config.model.revision, say=say)
-        tokenizer = open_tokenizer(tokenizer_source(tokenizer_folder(base, adapter), config.model, trains=True))
-        loaded, prepared = prepare_fitted(loaded, data_path, base, tokenizer, rows=trained_rows(adapter) if adapter else 0, say=say)
-        prepared.close()
-        refuse_other_rows(loaded.config, prepared)
-        report = prepared.report
-        warn_of_length(loaded, base, report.longest_tokens, warn=lambda message, why: say(f"warning: {message}: {why}"))
+        base = base_of_run(loaded, say=say)
+        rows = read_rows(loaded, data_path, base, adapter, say=say)
+        loaded, prepared, report = rows.fitted, rows.prepared, rows.prepared.report
+        with closing(prepared):
+            check_rows(rows, base, warn=lambda message, why: say(f"warning: {message}: {why}"))
         counted = with_resolved(loaded, resolve_amount(loaded.config.training, prepared, processes=world.size, say=say))
         plan = make_plan(counted.config.training, prepared.order.epoch_rows)
-        backend = choose_backend(config, world.device)
+        refuse_to_compile(config.training, backend := choose_backend(config, world.device))
         short = too_short_to_compile(config.training, base, backend, world, tokens=plan.rows_ahead * report.tokens_per_row, say=say)
-        return _Prepared(with_resolved(counted, short).config, base, report, plan, backend, _this_machine(world, backend))
+        added = new_rows(rows.tokenizer, config.model) if adapter is None else NewRows()
+        return _Prepared(with_resolved(counted, short).config, base, report, plan, backend, _this_machine(world, backend), added)
 
 
 def _layout_here(

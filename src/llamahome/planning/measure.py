@@ -5,12 +5,14 @@ Adapters that differ between layers are counted in a model of all layers, and sp
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from llamahome.config.initial import SUBTRACTED
 from llamahome.config.optimizers import STATE_BYTES
 from llamahome.config.schema import Config
 from llamahome.errors import ConfigError, Problem
+from llamahome.model.adapter_coverage import coverage_lines
 from llamahome.model.backends.backend import Backend
 from llamahome.model.load import CausalLM
 from llamahome.model.lora import add_lora
@@ -22,6 +24,7 @@ from llamahome.model.precision import Precision
 from llamahome.model.quantized_sizes import quantizable
 from llamahome.model.skeleton import count_weights, skeleton
 from llamahome.model.targets import copied_bytes
+from llamahome.model.vocabulary import NO_NEW_ROWS, NewRows, make_rows, refuse_lost_bias
 from llamahome.pass_memory import MOST_TOKENS, documents_of_row, offload_room
 from llamahome.planning.forecast import Work, fits_in
 from llamahome.planning.hardware import Device
@@ -34,13 +37,24 @@ _ALIKE: dict[str, Any] = {"layers": [], "rank_pattern": {}, "alpha_pattern": {}}
 """Settings with which the adapters of all layers are alike."""
 
 
-def prepared_model(config: Config, precision: Precision, read: Any, layers: int) -> CausalLM:
-    """A model of `layers` without weights, with what is trained on it."""
+def adapters_of(config: Config, precision: Precision, read: Any, base: Path, rows: NewRows) -> list[str]:
+    """What gets adapters and what does not, in lines; none without LoRA. Raises ConfigError if a run cannot train these new `rows`."""
+    if config.training.method != "lora":
+        return []
+    layers = int(read.get_text_config().num_hidden_layers)
+    if make_rows(grown := skeleton(read, layers=layers, dtype=precision.storage), rows):
+        refuse_lost_bias(grown, base, method=config.training.method)
+    return coverage_lines(prepared_model(config, precision, read, layers, rows=rows))
+
+
+def prepared_model(config: Config, precision: Precision, read: Any, layers: int, *, rows: NewRows = NO_NEW_ROWS) -> CausalLM:
+    """A model of `layers` without weights, with what is trained on it, and the new `rows` of its embedding and head."""
     model = skeleton(read, layers=layers, dtype=precision.storage)
     if config.training.method == "lora":
         if config.model.quantization is not None:
             refuse_quantized(config.lora.modules_to_save, quantizable(model)[0])
-        add_lora(model, config.lora, base=config.model.name, seed=config.training.seed, lean=not precision.autocast)
+        added, lean = make_rows(model, rows), not precision.autocast
+        add_lora(model, config.lora, base=config.model.name, seed=config.training.seed, lean=lean, new_rows=added)
     return model
 
 

@@ -48,6 +48,6 @@ def rollout_of(config: Config, report: DataReport, rows: int) -> Rollout | None:
     if config.training.objective != "grpo":
         return None
     grpo, answers = config.grpo, rows * config.grpo.group_size
-    prompt = max(1, round(report.tokens_per_row * (1 - report.targets / max(1, report.tokens))))
+    prompt = max(1, round(report.tokens_per_row * (1 - report.answer_share)))
     batches = len(in_batches([prompt] * answers, int, grpo.max_new_tokens, positions=None))
     return Rollout(answers, prompt, grpo.max_new_tokens, batches, passes=1 if grpo.beta else 0)

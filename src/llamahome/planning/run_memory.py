@@ -46,7 +46,7 @@ class MemoryPlan:
         kept, recomputed = activations.of(most)
         work = Pass(
             tokens=most,
-            targets=round(most * report.targets / max(1, report.tokens)),
+            targets=round(most * report.answer_share),
             kept_bytes=kept,
             recomputed_bytes=recomputed,
             recomputes=config.training.gradient_checkpointing is True,

@@ -57,6 +57,8 @@ class Request:
     """Whether to identify languages; needs py3langid."""
     processes: int | None = None
     """None: as many as save time."""
+    learned: bool = True
+    """Whether the answers in the rows are learned; otherwise they are references."""
     positions: int | None = None
     """The length of the model's table of positions, if it has one: no max_length can exceed it."""
     wanted: Wanted | None = None
@@ -161,7 +163,7 @@ def look_over(request: Request, report: Report, *, watch: Watch = lambda done, r
             tokenizer = None
     place = request.tokenizer if tokenizer is not None else None
     near = request.near and len(source) <= MOST_ROWS
-    scope = CheckScope(source.paths, request.data, name, place, near=near, languages=request.languages)
+    scope = CheckScope(source.paths, request.data, name, place, near=near, languages=request.languages, learned=request.learned)
     processes = request.processes or processes_for(source.paths, tokens=place is not None)
     parts, done, losses, repairable = [], 0, Truncation(), 0
     for block in scan(scope, source, tokenizer, processes=processes, block_rows=request.block_rows):

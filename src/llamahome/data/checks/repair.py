@@ -13,9 +13,11 @@ from llamahome.data.checks.repair_text import as_json, redecoded
 from llamahome.data.files.encoding import codec_of
 from llamahome.data.files.jsontext import without_repeats
 from llamahome.data.rows.jsonpath import Steps, change_strings, leads, path_in, put, rename, show_path, value_at
+from llamahome.data.rows.rendered import turn_mark
 from llamahome.data.rows.row_error import nearest
 from llamahome.data.rows.turns import MESSAGE_ROLES, SHAREGPT_ROLES
 from llamahome.data.text.tokens import ChatTokenizer
+from llamahome.data.text.unrendered import turns_of
 from llamahome.errors import Problem
 
 _BOM = b"\xef\xbb\xbf"
@@ -77,6 +79,8 @@ def repair_value(value: dict[str, Any], problem: Problem, tokenizer: ChatTokeniz
         return _repair_key(value, problem)
     if problem.code == "data.control-token-in-text" and tokenizer is not None:
         return _all_strings(value, problem.code, lambda text: split_control_tokens(text, tokenizer))
+    if problem.code == "data.rendered-chat" and tokenizer is not None:
+        return _read_back(value, problem, tokenizer)
     return None
 
 
@@ -94,6 +98,12 @@ def split_control_tokens(text: str, tokenizer: ChatTokenizer) -> str:
         at = text.index(control) + 1
         text = f"{text[:at]} {text[at:]}"
     return text
+
+
+def _read_back(value: dict[str, Any], problem: Problem, tokenizer: ChatTokenizer) -> tuple[dict[str, Any], list[Change]] | None:
+    """The row with lists of turns instead of the columns that the tokenizer's own template rendered."""
+    read = {key: turns for key, text in value.items() if isinstance(text, str) and turn_mark(text) and (turns := turns_of(text, tokenizer))}
+    return ({**value, **read}, [Change(problem.code, key, value[key], turns) for key, turns in read.items()]) if read else None
 
 
 def _repair_role(value: dict[str, Any], problem: Problem) -> tuple[dict[str, Any], list[Change]] | None:

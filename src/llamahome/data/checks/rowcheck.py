@@ -61,6 +61,7 @@ class CheckScope:
     """None: rows are not tokenized."""
     near: bool = False
     languages: bool = False
+    learned: bool = True
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ class RowChecker:
         whole = [each for each in both if isinstance(each, Tokenized)]
         if isinstance(encoded, Encoded):
             if not row.refused:
-                findings += _training_losses(encoded, tokenizer, data, row.place(self.source))
+                findings += _training_losses(encoded, tokenizer, self.scope, row.place(self.source))
             length = answer_tokens(whole[0], tokenizer.end_ids) if size.answered else 0
             return replace(size, tokenized=whole, encoded=encoded, answer_tokens=length) if size.usable else size
         assert isinstance(encoded, Problem)
@@ -262,8 +263,9 @@ def _damage(code: str, path: str, text: str, at: int, place: RowLocation) -> Pro
     return Problem(code=code, message=f"{path} {message}", where=place.where, excerpt=shown, hint=hint)
 
 
-def _training_losses(encoded: Encoded, tokenizer: ChatTokenizer, data: DataConfig, place: RowLocation) -> Iterator[Found]:
+def _training_losses(encoded: Encoded, tokenizer: ChatTokenizer, scope: CheckScope, place: RowLocation) -> Iterator[Found]:
     """What training does not learn from a row that it accepts: what is cut, left out, or has no end."""
+    data = scope.data
 
     def warn(code: str, message: str, hint: str | None) -> Found:
         return Found("warning", Problem(code=code, message=message, where=place.where, hint=hint), place)
@@ -272,15 +274,19 @@ def _training_losses(encoded: Encoded, tokenizer: ChatTokenizer, data: DataConfi
     if encoded.outcome != "whole":
         what = {"dropped": "the row is left out", "split": f"it is split into {len(encoded.examples)}"}
         cut, answers_cut = sum(part.cut for part in encoded.examples), sum(part.cut_targets for part in encoded.examples)
-        became = what.get(encoded.outcome, f"{cut:,} are cut off, {answers_cut:,} of them learned otherwise")
+        otherwise = f", {answers_cut:,} of them learned otherwise" if scope.learned else ""
+        became = what.get(encoded.outcome, f"{cut:,} are cut off{otherwise}")
         yield warn("data.overlong", f"{count:,} tokens, more than data.max_length {data.max_length:,}: {became}", keep_all)
     learned = [part.tokens[part.targets] for part in encoded.examples]
     if encoded.outcome == "dropped":
         return
     if not any(len(part) for part in learned):
         hint = keep_all if encoded.outcome == "truncated" else "write a longer text, or remove the row"
-        yield warn("data.nothing-learned", "no token of the row is learned, so it is left out", hint)
-    elif not any(len(part) and (int(part[-1]) in tokenizer.end_ids or np.isin(part, tokenizer.end_ids).any()) for part in learned):
+        why = "no token of the row is learned, so it" if scope.learned else "data.max_length ends within the prompt, so the row"
+        yield warn("data.nothing-learned", f"{why} is left out", hint)
+    elif scope.learned and not any(
+        len(part) and (int(part[-1]) in tokenizer.end_ids or np.isin(part, tokenizer.end_ids).any()) for part in learned
+    ):
         setting = end_setting(tokenizer) if tokenizer.eos_id is None else None
         message = "the model never learns to end here: no end-of-turn token is learned"
         yield warn("data.end-not-learned", message, keep_all if encoded.outcome == "truncated" else setting)

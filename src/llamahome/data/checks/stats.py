@@ -62,6 +62,8 @@ class Stats:
     """Rows that a run does not refuse; all numbers below are about them."""
     tokens: int
     targets: int
+    references: int
+    """Tokens of answers that are not learned, because the model learns from answers of its own; then `targets` and the like are 0."""
     mean: float
     percentiles: dict[str, int]
     """The lengths that 50, 90, 95 and 99 % of the rows do not exceed, and the longest."""
@@ -81,10 +83,10 @@ class Stats:
     longest: list[LongRow]
 
 
-def stats_of(side: Side, data: DataConfig, *, languages: bool) -> Stats:
-    """The statistics of these rows; token counts are 0 if the rows were not tokenized."""
+def stats_of(side: Side, data: DataConfig, *, languages: bool, learned: bool = True) -> Stats:
+    """The statistics of these rows; token counts are 0 if the rows were not tokenized. `learned` is whether the rows' answers are."""
     facts, chosen = side.facts, np.flatnonzero(side.facts.usable)
-    tokens, lengths, targets = facts.tokens[chosen], facts.needed[chosen], facts.targets[chosen]
+    tokens, lengths, answers = facts.tokens[chosen], facts.needed[chosen], int(facts.targets[chosen].sum())
     others = tokens - lengths  # of pairs, the shorter answer with its prompt
     examples = example_lengths(np.concatenate((lengths, others[others > 0])), data)
     longest = chosen[np.argsort(-lengths, kind="stable")[:_LONGEST]]
@@ -94,7 +96,8 @@ def stats_of(side: Side, data: DataConfig, *, languages: bool) -> Stats:
         rows=len(facts),
         usable=len(chosen),
         tokens=int(tokens.sum()),
-        targets=int(targets.sum()),
+        targets=answers * learned,
+        references=answers * (not learned),
         mean=float(tokens.mean()) if len(chosen) else 0.0,
         percentiles={name: int(np.quantile(lengths, share, method="inverted_cdf")) if len(chosen) else 0 for name, share in points.items()},
         histogram=histogram(lengths),
@@ -103,19 +106,19 @@ def stats_of(side: Side, data: DataConfig, *, languages: bool) -> Stats:
                 length,
                 rows=int((lengths > length).sum()),
                 tokens=int((np.maximum(lengths - length, 0) + np.maximum(others - length, 0)).sum()),
-                targets=int(facts.beyond[chosen, number].sum()),
+                targets=int(facts.beyond[chosen, number].sum()) * learned,
             )
             for number, length in enumerate(LENGTHS)
         ],
         max_length=data.max_length,
         epoch_examples=int((facts.kept_targets[chosen] > 0).sum()),
         epoch_tokens=int(facts.kept_tokens[chosen].sum()),
-        epoch_targets=int(facts.kept_targets[chosen].sum()),
+        epoch_targets=int(facts.kept_targets[chosen].sum()) * learned,
         padded_batch=PADDED_BATCH,
         padding=padding_share(examples, PADDED_BATCH),
         duplicates=len(repeats(facts.hashes, facts.usable)),
         languages=dict(by_language.most_common()) if languages else None,
-        longest=[LongRow(side.place(int(n)).where, int(facts.needed[n]), int(facts.targets[n])) for n in longest],
+        longest=[LongRow(side.place(int(n)).where, int(facts.needed[n]), int(facts.targets[n]) * learned) for n in longest],
     )
 
 

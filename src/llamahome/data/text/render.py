@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
 from typing import Any, Literal
 
 from llamahome.data.records import Conversation
@@ -12,6 +14,8 @@ from llamahome.data.text.spans import OTHER_TEMPLATE, Span, check_shown, find_sp
 from llamahome.data.text.template import with_remedy
 from llamahome.data.text.template_skeleton import find_skeleton
 from llamahome.data.text.tokens import ChatTokenizer
+from llamahome.data.text.unrendered import turns_of
+from llamahome.rundir import as_typed
 
 TrainOn = Literal["assistant", "all", "last", "judged"]
 """data.train_on, or `judged`: the answers of a pair or of a labelled row, for which data.train_on is not read."""
@@ -115,7 +119,7 @@ def _refuse_control_tokens(conversation: Conversation, tokenizer: ChatTokenizer)
         if control is not None:
             if (mark := turn_mark(turn["content"])) is not None:
                 message = f"turn {number} ({turn['role']}) is a chat that was rendered already: it begins with {mark}"
-                hint = "write its turns into a list `messages`, without the marks of a template"
+                hint = _read_back_hint(conversation.row.source, turn["content"], tokenizer)
                 raise RowError("data.rendered-chat", message, hint=hint, part=turn["content"])
             at = turn["content"].index(control)
             raise _control_token(f"turn {number} ({turn['role']})", control, part=turn["content"][max(0, at - 40) :])
@@ -123,6 +127,15 @@ def _refuse_control_tokens(conversation: Conversation, tokenizer: ChatTokenizer)
             _refuse_within({key: part for key, part in turn.items() if key != "content"}, f"turn {number} ({turn['role']})", tokenizer)
     for number, tool in enumerate(conversation.tools):
         _refuse_within(tool, f"tools[{number}]", tokenizer)
+
+
+def _read_back_hint(source: str, text: str, tokenizer: ChatTokenizer) -> str:
+    """What mends a rendered question: the command that reads its turns back, if this template rendered them."""
+    by_hand = "write its turns into a list `messages`, without the marks of a template"
+    if turns_of(text, tokenizer) is None:
+        return by_hand
+    copy = next(name for number in count(1) if not (name := Path("clean.jsonl" if number == 1 else f"clean-{number}.jsonl")).exists())
+    return f"llamahome data check {as_typed(Path(source))} --fix {copy}   writes a copy with the turns of such questions as lists"
 
 
 def _refuse_within(value: Any, what: str, tokenizer: ChatTokenizer) -> None:

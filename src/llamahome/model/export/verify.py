@@ -54,10 +54,17 @@ class Difference:
     positions: int
     quant: str = "f32"
     """The type of the export's numbers."""
+    least: float = 0.0
+    """The smallest tolerance, as a share of the standard deviation."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is within the tolerance."""
+        return self.greatest <= self.tolerance  # False for NaN
 
     def require(self, what: str) -> None:
         """ConfigError export.differs when the difference is above the tolerance."""
-        if not self.greatest <= self.tolerance:  # also NaN
+        if not self.holds:
             message = f"{what} differs from the trained model by {self.greatest:.4g} in a logit; at most {self.tolerance:.4g} is expected"
             hint = None if self.quant == "f32" else f"--quant f32 shows whether rounding to {self.quant} alone makes the difference"
             raise ConfigError(Problem(code="export.differs", message=message, where="--to", hint=hint))
@@ -79,7 +86,7 @@ def compare(trained: Sequence[Tensor], exported: Sequence[Tensor], *, quant: str
         equal += int((mine[:, :width].argmax(-1) == theirs[:, :width].argmax(-1)).sum())
         positions += len(mine)
     spread = torch.cat([logits.flatten() for logits in trained]).std().item()
-    return Difference(greatest, max(TOLERANCES[quant], least) * spread, equal / max(1, positions), positions, quant)
+    return Difference(greatest, max(TOLERANCES[quant], least) * spread, equal / max(1, positions), positions, quant, least)
 
 
 def least_tolerance(quantization: str | None, weights: TrainedWeights | None) -> float:
