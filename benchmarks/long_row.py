@@ -87,7 +87,7 @@ def measure(loaded: LoadedConfig, folder: Path, tokens: int, *, layers: int | No
     packed = None
     if (kind := config.model.quantization) is not None:
         sizes, folder = sizes_of(folder, kind), quantized_base(folder, kind, say=print)
-        packed = sizes.nbytes / sizes.numbers
+        packed = sizes.packed_bytes / sizes.packed_numbers
     model = load_model(folder, dtype=backend.precision.storage, device=CPU)
     if layers is not None:
         decoder_of(model).layers = decoder_of(model).layers[:layers]

@@ -58,7 +58,7 @@ def test_the_adapter_is_a_plain_one_of_twice_the_rank_for_every_command(trained:
 
 @pytest.mark.medium
 def test_loftq_brings_a_base_in_4_bits_nearer_to_itself(trained: Project) -> None:
-    save_tiny(trained.folder / "data/models/base/wide", hidden_size=64, intermediate_size=128, head_dim=16)
+    save_tiny(trained.folder / "data/models/base/wide", hidden_size=64, intermediate_size=128, head_dim=16, initializer_range=0.1)
     words = ("chats.jsonl", "--model", "wide", "--max-steps", "1", "--set", "model.quantization=nf4", "--set", "lora.rank=32")
     losses = [trained.type("train-eval", "wide", "chats.jsonl", "--json").expect(0).json["loss"]]
     for init in ("loftq", "default"):

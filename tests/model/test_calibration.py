@@ -1,7 +1,9 @@
 """A base is rounded for the inputs that its layers get behind those that are rounded already, and the same base gives the same bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +13,12 @@ from torch import Tensor, nn
 
 from llamahome.errors import ConfigError
 from llamahome.model import calibration, layer_chain, quantized_sizes
-from llamahome.model.compensated import to_nf4_for
+from llamahome.model.compensated import to_int8_for, to_nf4_for
 from llamahome.model.export.verify import load_dequantized, load_plain
 from llamahome.model.export.weightstore import WeightStore
 from llamahome.model.layer_chain import CannotCalibrate, Watched, rows_of_text
 from llamahome.model.load import load_model
-from llamahome.model.packed_weight import FourBit, packed_weights
+from llamahome.model.packed_weight import EightBit, PackedWeight, packed_weights
 from llamahome.model.quantize import write_quantized
 from llamahome.model.rounding import BLOCK, SMALL_BLOCK, to_nf4
 
@@ -31,6 +33,10 @@ def short_text(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def quiet(line: str) -> None:
     pass
+
+
+def is_int8(weight: PackedWeight) -> bool:
+    return isinstance(weight.packed, EightBit)
 
 
 def text_of(folder: Path) -> Tensor:
@@ -60,11 +66,12 @@ def test_each_layer_is_rounded_for_what_it_gets_behind_the_rounded_ones(kind: st
     base = save_tiny(tmp_path / "tiny", kind, **SIZES)
     seen: list[tuple[list[Tensor], Tensor]] = []
 
-    def watched(weights: Sequence[Tensor], moments: Tensor) -> list[FourBit]:
+    def watched(fit: Callable[..., list[Any]], weights: Sequence[Tensor], moments: Tensor) -> list[Any]:
         seen.append(([weight.detach().clone() for weight in weights], moments.clone()))
-        return to_nf4_for(weights, moments)
+        return fit(weights, moments)
 
-    monkeypatch.setattr(calibration, "to_nf4_for", watched)
+    for fit in (to_nf4_for, to_int8_for):
+        monkeypatch.setattr(calibration, fit.__name__, partial(watched, fit))
     write_quantized(base, "nf4", tmp_path / "copy", say=quiet)
     text, exact, rounded = text_of(base), load_plain(base), load_dequantized(tmp_path / "copy")
     weights = plain_weights(load_plain(base), text)
@@ -80,7 +87,8 @@ def test_each_layer_is_rounded_for_what_it_gets_behind_the_rounded_ones(kind: st
             (moments,) = [each for weights, each in seen if any(torch.equal(weight, other) for other in weights)]
             expected = plain_moments(model, path, text, weights[path])
             assert (moments - expected).norm() <= 1e-4 * expected.norm(), path
-    assert len(seen) == 2 * 4, "layers with the same inputs are rounded together"
+    in_8_bits = {path for path, weight in packed_weights(load_model(tmp_path / "copy", dtype=torch.float32, device=CPU)) if is_int8(weight)}
+    assert len(seen) <= 2 * 4 + len(in_8_bits), "layers with the same inputs and bits are rounded together"
 
 
 @pytest.mark.medium

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llamahome.model.compensated import damped, to_nf4_for, weighted_error
-from llamahome.model.packed_weight import FourBit
-from llamahome.model.rounding import SMALL_BLOCK, scales_for, to_nf4
+from llamahome.model.compensated import damped, to_int8_for, to_nf4_for, weighted_error
+from llamahome.model.packed_weight import Packed
+from llamahome.model.rounding import SMALL_BLOCK, in_steps, scales_for, steps_for, to_nf4
 
 
 def inputs_of(width: int, tokens: int, *, seed: int, together: float = 1.0) -> Tensor:
@@ -18,7 +18,7 @@ def inputs_of(width: int, tokens: int, *, seed: int, together: float = 1.0) -> T
     return (together * few + torch.randn(tokens, width, generator=source)) * torch.logspace(1, -2, width)
 
 
-def numbers(packed: FourBit) -> Tensor:
+def numbers(packed: Packed) -> Tensor:
     """The matrix that `packed` stands for."""
     out = torch.empty(packed.shape)
     packed.fill(out)
@@ -39,17 +39,22 @@ def test_no_weight_is_worse_than_plainly_rounded(rows: int, blocks: int, tokens:
     x[:, :silent] = 0.0
     moments, weight = x.t() @ x, torch.randn(rows, 64 * blocks, generator=torch.Generator().manual_seed(seed)) * 0.05
     weight[0, :64] = 0.0
-    (fitted,) = to_nf4_for([weight], moments)
-    plain, measure = numbers(to_nf4(weight, SMALL_BLOCK)), damped(moments)
-    ours, theirs = (weighted_error(weight - other, measure).sum() for other in (numbers(fitted), plain))
-    assert ours <= theirs * (1 + 1e-4) + 1e-12
+    measure = damped(moments)
+    in_8_bits = in_steps(weight, steps_for(weight, measure.diagonal()))
+    for (fitted,), plain in ((to_nf4_for([weight], moments), to_nf4(weight, SMALL_BLOCK)), (to_int8_for([weight], moments), in_8_bits)):
+        ours, theirs = (weighted_error(weight - numbers(each), measure).sum() for each in (fitted, plain))
+        assert ours <= theirs * (1 + 1e-4) + 1e-12
 
 
 def test_outputs_change_by_a_fifth_of_what_plain_rounding_changes_where_inputs_go_together() -> None:
     x, weight = inputs_of(128, 1000, seed=1, together=3.0), torch.randn(32, 128, generator=torch.Generator().manual_seed(1))
-    (fitted,) = to_nf4_for([weight], x.t() @ x)
-    ours, plain = ((x @ (weight - numbers(packed)).t()).square().sum() for packed in (fitted, to_nf4(weight, SMALL_BLOCK)))
-    assert ours < 0.2 * plain
+    in_8_bits = in_steps(weight, steps_for(weight))
+    for (fitted,), nearest in (
+        (to_nf4_for([weight], x.t() @ x), to_nf4(weight, SMALL_BLOCK)),
+        (to_int8_for([weight], x.t() @ x), in_8_bits),
+    ):
+        ours, plain = ((x @ (weight - numbers(packed)).t()).square().sum() for packed in (fitted, nearest))
+        assert ours < 0.2 * plain
 
 
 def test_it_ends_where_no_single_number_can_be_rounded_better_but_for_few() -> None:
@@ -69,11 +74,25 @@ def test_it_ends_where_no_single_number_can_be_rounded_better_but_for_few() -> N
 def test_weights_with_the_same_inputs_are_rounded_as_each_alone() -> None:
     x = inputs_of(128, 400, seed=3)
     weights = [torch.randn(rows, 128, generator=torch.Generator().manual_seed(rows)).bfloat16() for rows in (8, 24)]
-    together = to_nf4_for(weights, x.t() @ x)
-    for weight, packed in zip(weights, together, strict=True):
-        (alone,) = to_nf4_for([weight], x.t() @ x)
-        assert packed.shape == tuple(weight.shape) and torch.equal(packed.scales, alone.scales)
-        torch.testing.assert_close(numbers(packed), numbers(alone))
+    for fit in (to_nf4_for, to_int8_for):
+        for weight, packed in zip(weights, fit(weights, x.t() @ x), strict=True):
+            (alone,) = fit([weight], x.t() @ x)
+            assert packed.shape == tuple(weight.shape)
+            torch.testing.assert_close(numbers(packed), numbers(alone))
+
+
+def test_numbers_in_8_bits_are_exact_in_16_and_within_half_a_step_unless_cutting_off_a_few_is_better() -> None:
+    weight = torch.randn(12, 200, generator=torch.Generator().manual_seed(1)) * torch.logspace(-9, 6, 12)[:, None]
+    weight[0] = 0.0
+    steps = steps_for(weight)
+    assert torch.equal(torch.frexp(steps).mantissa, torch.full((12,), 0.5)), "powers of two"
+    found = numbers(in_steps(weight, steps))
+    assert torch.equal(found.bfloat16().float(), found) and torch.equal(found[0], weight[0])
+    assert ((found - weight).abs() <= steps[:, None] / 2).all()
+    importance = torch.ones(200)
+    importance[3] = 0.0
+    weight[:, 3] = 10 * weight.abs().amax(1)
+    assert (steps_for(weight, importance)[1:] < steps_for(weight)[1:]).all(), "a column of which nothing depends may be cut off"
 
 
 def test_scales_are_searched_for_the_columns_that_count() -> None:

@@ -209,7 +209,8 @@ def test_layers_whose_rows_are_no_whole_blocks_stay_as_they_are(tmp_path: Path) 
         *("gate_proj", "up_proj"),
     }
     skipped = json.loads((tmp_path / "copy" / "config.json").read_text())["quantization_config"]["llm_int8_skip_modules"]
-    assert sorted(skipped) == ["lm_head", "model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
+    held = {name.removesuffix(".weight") for name, _ in packed_weights(our_model(tmp_path / "copy"))}
+    assert set(skipped) - held == {"lm_head", "model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"}
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

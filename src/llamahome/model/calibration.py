@@ -1,6 +1,6 @@
 """Rounds a base for the inputs that its layers get from a text (calibration.txt), which goes through them one after the other.
 
-The layers that lose most by rounding stay as they are (importance.py). Each other linear layer is rounded for what it gets behind the
+The layers that lose most by NF4 get int8 (importance.py). Each linear layer is rounded for what it gets behind the
 layers that are rounded already, where tokens on which the loss depends more count more. Memory: one decoder layer in float32, products of
 its inputs, [inputs, inputs], and what layer_chain.py says. Cost: about six passes over the text, and what compensated.py says. Nothing
 is drawn; sums in another order, as on another processor, may round some numbers differently.
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llamahome.model.compensated import to_nf4_for
+from llamahome.model.compensated import to_int8_for, to_nf4_for
 from llamahome.model.generate import as_transformers_runs_it
 from llamahome.model.importance import importance_of, token_weights, worth_most
 from llamahome.model.layer_chain import Call, CannotCalibrate, chain_of, rows_of_text
-from llamahome.model.packed_weight import FourBit
+from llamahome.model.packed_weight import Packed
 from llamahome.model.unsupported import first_line
 
 _FAILURES = (TypeError, KeyError, AttributeError, ValueError, RuntimeError, IndexError)
@@ -26,10 +26,10 @@ _FAILURES = (TypeError, KeyError, AttributeError, ValueError, RuntimeError, Inde
 
 
 class FittedLayers:
-    """The weights of a loaded base in NF4, rounded for their inputs when they are asked for in the order of the model."""
+    """The weights of a loaded base in NF4 or 8 bits, rounded for their inputs when they are asked for in the order of the model."""
 
     def __init__(self, base: Path, model: PreTrainedModel, more_bytes: Mapping[str, int], room: int) -> None:
-        """The linear layers to round are those of `more_bytes`, which says how much more memory each takes as it is.
+        """The linear layers to round are those of `more_bytes`, which says how much more memory each takes in int8.
 
         `room` is how much more all together may take. Raises CannotCalibrate.
         """
@@ -37,17 +37,16 @@ class FittedLayers:
         try:
             with as_transformers_runs_it(model):
                 chain = chain_of(model, rows_of_text(base, model))
-                importance = importance_of(chain, more_bytes, self._path_of)
+                self._importance = importance_of(chain, more_bytes, self._path_of)
         except _FAILURES as error:
             raise CannotCalibrate(f"its layers do not run one after the other: {first_line(error)}") from error
-        self.kept = worth_most({path: layer.cost for path, layer in importance.items()}, more_bytes, room)
-        """The layers that stay as they are."""
-        self._importance = {path: layer for path, layer in importance.items() if path not in self.kept}
+        self.in_8_bits = worth_most({path: layer.gain for path, layer in self._importance.items()}, more_bytes, room)
+        """The layers that get int8."""
         hidden = [each.float() for each in chain.inputs[0]]
         self._layers = self._rounded(list(zip(chain.layers, chain.calls, strict=True)), hidden)
-        self._found: dict[str, FourBit] = {}
+        self._found: dict[str, Packed] = {}
 
-    def take(self, path: str) -> FourBit | None:
+    def take(self, path: str) -> Packed | None:
         """The weight of the linear layer `path`, once; None if no text reaches it. Raises CannotCalibrate."""
         try:
             while path not in self._found and (more := next(self._layers, None)) is not None:
@@ -57,7 +56,7 @@ class FittedLayers:
         return self._found.pop(path, None)
 
     @torch.no_grad()
-    def _rounded(self, layers: Sequence[tuple[nn.Module, Call]], hidden: Sequence[Tensor]) -> Iterator[dict[str, FourBit]]:
+    def _rounded(self, layers: Sequence[tuple[nn.Module, Call]], hidden: Sequence[Tensor]) -> Iterator[dict[str, Packed]]:
         """The linear layers of each decoder layer, in their order; the model stays as it is."""
         with as_transformers_runs_it(self._model):
             for layer, call in layers:
@@ -65,13 +64,21 @@ class FittedLayers:
                 modules = {f"{prefix}.{name}": module for name, module in wide.named_modules()}
                 chosen = {path: module for path, module in modules.items() if path in self._importance}
                 weights = {path: self._weights(path, chosen, len(hidden)) for path in chosen}
-                found: dict[str, FourBit] = {}
+                found: dict[str, Packed] = {}
                 for paths, moments_II in _moments(wide, chosen, call, hidden, weights):
-                    for path, packed in zip(paths, to_nf4_for([chosen[path].weight for path in paths], moments_II), strict=True):
-                        packed.fill(chosen[path].weight.data)
-                        found[path] = packed
+                    found |= self._fitted({path: chosen[path].weight for path in paths}, moments_II)
+                for path, packed in found.items():
+                    packed.fill(chosen[path].weight.data)
                 hidden = [call.run(wide, each) for each in hidden]
                 yield found
+
+    def _fitted(self, weights: Mapping[str, Tensor], moments_II: Tensor) -> dict[str, Packed]:
+        """Weights with the same inputs, rounded for these."""
+        found: dict[str, Packed] = {}
+        for in_8_bits, fit in ((False, to_nf4_for), (True, to_int8_for)):
+            if paths := [path for path in weights if (path in self.in_8_bits) == in_8_bits]:
+                found |= zip(paths, fit([weights[path] for path in paths], moments_II), strict=True)
+        return found
 
     def _weights(self, path: str, chosen: Mapping[str, nn.Module], batches: int) -> list[Tensor] | None:
         """How much tokens count for `path` and the others of `chosen` that get the same inputs."""

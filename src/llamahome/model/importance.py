@@ -2,7 +2,8 @@
 
 Both come from the gradients g of the loss with respect to the outputs of a layer, in the exact model on the text of layer_chain.py. The
 cost of rounding a layer is half the sum over tokens of (g . dW x)^2, where x is what the layer gets and dW what plain rounding changes in
-its weight: the sum of g g^T stands for the second derivative of the loss (the empirical Fisher matrix). A token counts as much as its g^2.
+its weight: the sum of g g^T stands for the second derivative of the loss (the empirical Fisher matrix). A layer gains by 8 bits what that
+cost is less there than in NF4. A token counts as much as its g^2.
 Cost: three passes over the text. Memory: one decoder layer in float32, and what it keeps for its backward pass over four rows.
 """
 
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from llamahome.model.layer_chain import Chain
-from llamahome.model.rounding import SMALL_BLOCK, to_nf4
+from llamahome.model.packed_weight import Packed
+from llamahome.model.rounding import SMALL_BLOCK, in_steps, steps_for, to_nf4
 
 _KEPT_TOGETHER = 1 << 22
 """Numbers in each large tensor of `_Kept`."""
@@ -25,8 +27,9 @@ _KEPT_TOGETHER = 1 << 22
 class LinearLayer:
     """What was found of a linear layer."""
 
-    cost: float = 0.0
-    """What rounding it to NF4, each number for itself, adds to the loss of the text, estimated: in nats, summed over the tokens."""
+    gain: float = 0.0
+    """How much less rounding it to int8 adds to the loss of the text than rounding it to NF4, each number for itself,
+    estimated: in nats, summed over the tokens."""
     tokens: list[Tensor] = field(default_factory=list)
     """For each time that it ran, the squared gradient of each token, summed over the outputs."""
     inputs_of: str = ""
@@ -68,7 +71,7 @@ def _watch(modules: Mapping[str, nn.Module], found: Mapping[str, LinearLayer], k
     """Add what each pass of the linear layers `modules` shows to what was found."""
     last: tuple[str, Tensor | None] = ("", None)
 
-    def after(path: str, change_OI: Tensor, x: Tensor, output: Tensor) -> None:
+    def after(path: str, changes: Sequence[Tensor], x: Tensor, output: Tensor) -> None:
         nonlocal last
         if x is not last[1]:
             last = path, x
@@ -76,31 +79,33 @@ def _watch(modules: Mapping[str, nn.Module], found: Mapping[str, LinearLayer], k
         x = x.detach()
 
         def add(gradient: Tensor) -> None:
-            found[path].cost += float((gradient * (x @ change_OI.t())).sum(-1).square().sum()) / 2
+            in_4_bits, in_8_bits = (float((gradient * (x @ change_OI.t())).sum(-1).square().sum()) / 2 for change_OI in changes)
+            found[path].gain += in_4_bits - in_8_bits
             found[path].tokens.append(kept.copy_of(gradient.square().sum(-1).flatten()))
 
         if output.requires_grad:
             output.register_hook(add)  # type: ignore[no-untyped-call]
 
     for path, module in modules.items():
-        change_OI = _change(module.weight)
-        module.register_forward_hook(lambda _, inputs, output, path=path, change_OI=change_OI: after(path, change_OI, inputs[0], output))
+        weight_OI: Any = module.weight
+        changes = [_change(weight_OI, packed) for packed in (to_nf4(weight_OI, SMALL_BLOCK), in_steps(weight_OI, steps_for(weight_OI)))]
+        module.register_forward_hook(lambda _, inputs, output, path=path, changes=changes: after(path, changes, inputs[0], output))
 
 
-def _change(weight_OI: Any) -> Tensor:
-    rounded_OI = torch.empty(weight_OI.shape)
-    to_nf4(weight_OI, SMALL_BLOCK).fill(rounded_OI)
+def _change(weight_OI: Tensor, packed: Packed) -> Tensor:
+    rounded_OI = torch.empty(packed.shape)
+    packed.fill(rounded_OI)
     return rounded_OI.sub_(weight_OI)
 
 
-def worth_most(costs: Mapping[str, float], more_bytes: Mapping[str, int], room: int) -> frozenset[str]:
-    """The layers with the greatest cost for each byte that they take more as they are, as many as `room` bytes allow."""
-    kept: set[str] = set()
-    for path in sorted(costs, key=lambda path: -costs[path] / more_bytes[path]):
-        if more_bytes[path] <= room and costs[path] > 0:
-            kept.add(path)
+def worth_most(gains: Mapping[str, float], more_bytes: Mapping[str, int], room: int) -> frozenset[str]:
+    """The layers with the greatest gain for each byte that they take more, as many as `room` bytes allow."""
+    chosen: set[str] = set()
+    for path in sorted(gains, key=lambda path: -gains[path] / more_bytes[path]):
+        if more_bytes[path] <= room and gains[path] > 0:
+            chosen.add(path)
             room -= more_bytes[path]
-    return frozenset(kept)
+    return frozenset(chosen)
 
 
 def token_weights(layers: Sequence[LinearLayer], batches: int) -> list[Tensor] | None:

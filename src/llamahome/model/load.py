@@ -25,7 +25,7 @@ from llamahome.model.attention import register_attention
 from llamahome.model.backends.loss import Head
 from llamahome.model.few_layers import few_layers
 from llamahome.model.limits import remove_lost_ids, shapes_of
-from llamahome.model.load_packed import ReadPacked, fill_gaps, make_gaps, packed_layers, quantized_twice
+from llamahome.model.load_packed import ReadPacked, fill_gaps, hold_in_8_bits, make_gaps, packed_layers, quantized_twice
 from llamahome.model.model_folder import check_folder, no_folder
 from llamahome.model.packing import decoder_of
 from llamahome.model.probe import UnsupportedModel, choose_packing
@@ -166,6 +166,8 @@ def load_model(
         model.to(device)
     if packed:
         fill_gaps(model, packed, dtype=dtype, device=device)
+        if keep_bytes is None:
+            hold_in_8_bits(decoder_layers(model))
     if keep_bytes is not None:
         stream_layers(model, decoder_layers(model), keep_bytes=keep_bytes)
     check_finite(model, folder)

@@ -1,7 +1,8 @@
 """Load the layers of a model whose weights bitsandbytes has quantised without ever holding them in 16 bits.
 
 The model is made with gaps where these layers belong, transformers loads everything else, and then the gaps are filled: codes stay
-memory-mapped on a processor, scales are copied.
+memory-mapped on a processor, scales are copied. The layers beside them that quantize.py has rounded to int8 are in the file in the type of
+the base, and held in int8.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from llamahome.errors import ConfigError, Problem
 from llamahome.model.export.quantized import DequantizedStore, method_of, quantization_of
-from llamahome.model.packed_weight import Packed, PackedWeight, packed_to
+from llamahome.model.packed_weight import EightBit, Packed, PackedWeight, packed_to
+from llamahome.model.rounding import in_steps, int8_multiples, power_of_two_steps
 from llamahome.rundir import as_typed
 
 ReadPacked = Callable[[], Packed]
@@ -80,6 +82,23 @@ def fill_gaps(model: nn.Module, packed: Mapping[str, ReadPacked], *, dtype: torc
         layer.weight = nn.Parameter(PackedWeight(packed_to(weight, device), dtype), requires_grad=False)
         layer.bias = gap.bias
         model.set_submodule(path, layer)
+
+
+def hold_in_8_bits(layers: Sequence[nn.Module]) -> None:
+    """Hold the weights of linear layers in int8 where nothing is lost by it: each number is one of 255 multiples of a power of two."""
+    for layer in (module for each in layers for module in each.modules() if type(module) is nn.Linear):
+        weight: Tensor = layer.weight
+        if not isinstance(weight, PackedWeight) and (packed := _as_int8(weight.detach())) is not None:
+            layer.weight = nn.Parameter(PackedWeight(packed, weight.dtype), requires_grad=False)
+
+
+def _as_int8(weight_OI: Tensor) -> EightBit | None:
+    """The same numbers in int8, if there are any: few are looked at before all."""
+    for part_OI in (weight_OI[:1], weight_OI):
+        steps_O = power_of_two_steps(part_OI.abs().amax(1).float())
+        if not torch.equal(int8_multiples(part_OI.float(), steps_O.unsqueeze(1)), part_OI.float()):
+            return None
+    return in_steps(weight_OI, steps_O)
 
 
 def quantized_twice(folder: Path) -> Problem:

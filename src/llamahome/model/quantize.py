@@ -2,15 +2,16 @@
 
 Nothing but torch is needed. Every linear layer of the decoder whose rows are whole blocks is quantised; head, embeddings, norms, stacked
 experts and other modalities stay as they are. NF4 of bases that are not too large is rounded for the inputs of layers, and the layers that
-lose most by it stay as they are, too (calibration.py); all else is rounded to the nearest numbers (rounding.py). The folder is whole or
-not there. Memory: the largest tensor of the base, or what calibration.py says.
+lose most by it get int8 (calibration.py). transformers does not load a mixture of both, so the numbers of these layers are written in the
+type of the base, without any loss, and load_packed.py holds them in int8 again. All else is rounded to the nearest numbers (rounding.py).
+The folder is whole or not there. Memory: the largest tensor of the base, or what calibration.py says.
 """
 
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,10 @@ from llamahome.model.quantized_sizes import (
     numbers_in,
     packed_size,
     quantized_names,
-    room_for_exact,
+    room_for_8_bits,
     sizes_of,
 )
-from llamahome.model.rounding import SCALE_BLOCK, SMALL_BLOCK, to_int8, to_nf4
+from llamahome.model.rounding import SCALE_BLOCK, SMALL_BLOCK, in_steps, steps_for, to_int8, to_nf4
 from llamahome.rundir import as_typed
 from llamahome.units import show_bytes
 
@@ -57,14 +58,14 @@ def write_quantized(base: Path, kind: Kind, folder: Path, *, say: Callable[[str]
     Raises ConfigError if the base cannot be quantised, and MachineError if the folder cannot be written.
     """
     sizes = sizes_of(base, kind)
-    say(f"{as_typed(base)} is quantised once, into {as_typed(folder)} ({show_bytes(sizes.all_bytes)})")
+    say(f"{as_typed(base)} is quantised once, into {as_typed(folder)} ({show_bytes(sizes.file_bytes)})")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         durable.remove_tree(partial)
         durable.remove_remains(folder.parent, ".*.tmp")
         partial.mkdir(parents=True)
-        names, block = quantized_names(WeightStore(base), base), None if kind == "int8" else block_of(sizes.numbers + sizes.kept_numbers)
-        if kind == "nf4" and _worth_fitting(sizes.numbers + sizes.kept_numbers, block, say):
+        names, block = quantized_names(WeightStore(base), base), None if kind == "int8" else block_of(sizes.packed_numbers)
+        if kind == "nf4" and _worth_fitting(sizes.packed_numbers, block, say):
             _write_fitted(base, names, partial, say=say)
         else:
             _write(base, partial, names, _nearest(block), block)
@@ -75,7 +76,7 @@ def write_quantized(base: Path, kind: Kind, folder: Path, *, say: Callable[[str]
         if (folder / "config.json").is_file():  # another process has written it meanwhile
             return
         message = f"the quantised base cannot be written: {error.strerror or error}"
-        hint = f"{show_bytes(sizes.all_bytes)} of free space there, or --set model.quantization=null"
+        hint = f"{show_bytes(sizes.file_bytes)} of free space there, or --set model.quantization=null"
         raise MachineError(Problem(code="model.quantized-not-written", message=message, where=as_typed(folder), hint=hint)) from error
     finally:
         durable.remove_tree(partial)
@@ -95,11 +96,11 @@ def _worth_fitting(numbers: int, block: int | None, say: Callable[[str], None]) 
 
 
 def _write_fitted(base: Path, names: Mapping[str, str], folder: Path, *, say: Callable[[str], None]) -> None:
-    """Write it in NF4, rounded for the inputs of its layers if that can be done, with some layers as they are."""
+    """Write it in NF4, rounded for the inputs of its layers if that can be done, with some layers in int8."""
     store, began = WeightStore(base), time.monotonic()
     model = load_model(base, dtype=store.tensors[next(iter(names))].dtype, device=torch.device("cpu"))
     packed_bytes = sum(packed_size(store.tensors[name].shape, SMALL_BLOCK) for name in names)
-    room = room_for_exact(numbers_in(store, names), packed_bytes)
+    room = room_for_8_bits(numbers_in(store, names), packed_bytes)
     done, told = 0, began
 
     def pack(path: str, weight_OI: Tensor) -> Packed:
@@ -108,27 +109,35 @@ def _write_fitted(base: Path, names: Mapping[str, str], folder: Path, *, say: Ca
         done += 1
         if time.monotonic() - told > _TELL_S:
             told = time.monotonic()
-            say(f"{done:,} of {len(names) - len(fitted.kept):,} linear layers are rounded")
-        return packed if packed is not None else to_nf4(weight_OI, SMALL_BLOCK)
+            say(f"{done:,} of {len(names):,} linear layers are rounded")
+        if packed is not None:
+            return packed
+        return in_steps(weight_OI, steps_for(weight_OI)) if path in fitted.in_8_bits else to_nf4(weight_OI, SMALL_BLOCK)
 
     try:
-        say("the layers that lose most by rounding are looked for, to stay as they are")
+        say("the layers that lose most in 4 bits are looked for, to get 8")
         fitted = FittedLayers(base, model, {path: more_bytes(store, name) for name, path in names.items()}, room)
-        _write(base, folder, {name: path for name, path in names.items() if path not in fitted.kept}, pack, SMALL_BLOCK)
+        _write(base, folder, names, pack, SMALL_BLOCK, in_8_bits=fitted.in_8_bits)
         say(f"rounded in {time.monotonic() - began:,.0f} s")
     except CannotCalibrate as error:
         say(f"each number is rounded for itself, which is less exact: {error}")
         _write(base, folder, names, _nearest(SMALL_BLOCK), SMALL_BLOCK)
 
 
-def _write(base: Path, folder: Path, names: Mapping[str, str], pack: Pack, block: int | None) -> None:
-    """Write the base with the tensors `names` packed, in NF4 with such blocks or else in int8; `names` has the paths of their layers."""
+def _write(
+    base: Path, folder: Path, names: Mapping[str, str], pack: Pack, block: int | None, *, in_8_bits: Collection[str] = frozenset()
+) -> None:
+    """Write the base with the tensors `names` packed, in NF4 with such blocks or else in int8; `names` has the paths of their layers.
+
+    Those of the layers `in_8_bits` are packed in int8.
+    """
     store = WeightStore(base)
     plain = [(name, info.dtype, info.shape) for name, info in store.tensors.items() if name not in names]
     entries = sorted(plain, key=lambda entry: -entry[1].itemsize)  # so that each tensor lies at a multiple of its item's size
     weight_of: dict[str, str] = {}
     for name in names:
-        own = _entries(name, store.tensors[name].shape, block)
+        info = store.tensors[name]
+        own = [(name, info.dtype, info.shape)] if names[name] in in_8_bits else _entries(name, info.shape, block)
         weight_of |= dict.fromkeys((entry for entry, _, _ in own), name)
         entries += own
     formats = [(f"{name.removesuffix('.weight')}.weight_format", torch.uint8, ()) for name in names if block is None]
@@ -141,13 +150,14 @@ def _write(base: Path, folder: Path, names: Mapping[str, str], pack: Pack, block
         if current[0] != name:
             current = ("", {})  # so that only one weight is in memory
             packed = pack(names[name], _finite(store.read(name), name, base))
-            current = (name, _parts(name, packed, store.tensors[name].dtype))
+            dtype = store.tensors[name].dtype
+            current = (name, {name: _values(packed, dtype)} if names[name] in in_8_bits else _parts(name, packed, dtype))
         return current[1][entry]
 
     write_shards(folder, [*entries, *formats], make)
     kind: Kind = "int8" if block is None else "nf4"
     config: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    config["quantization_config"] = _settings(kind, base, set(names.values()))
+    config["quantization_config"] = _settings(kind, base, set(names.values()) - set(in_8_bits))
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     copy_auxiliary_files(base, folder)
     licence = f"license: {known}\n" if (known := license_of(base)) else ""
@@ -181,6 +191,12 @@ def _entries(name: str, shape: tuple[int, ...], block: int | None) -> list[tuple
 def _state_bytes(blocks: int, groups: int) -> int:
     """Length of the description, with which all entries of a weight together have a multiple of 8 bytes."""
     return _STATE_BYTES + -(4 * groups + blocks) % 8
+
+
+def _values(packed: Packed, dtype: torch.dtype) -> Tensor:
+    values_OI = torch.empty(packed.shape, dtype=dtype)
+    packed.fill(values_OI)
+    return values_OI
 
 
 def _parts(name: str, packed: Packed, dtype: torch.dtype) -> Mapping[str, Tensor]:

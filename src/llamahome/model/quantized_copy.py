@@ -14,7 +14,7 @@ from llamahome.model.quantize import write_quantized
 from llamahome.model.quantized_sizes import BYTES, MOST_BYTES, MOST_FITTED, Kind, Sizes, sizes_of
 from llamahome.rundir import QUANTIZED_MODELS, as_typed
 
-_ROUNDING = {"nf4": " rounded for the inputs of layers, some layers exact, blocks of 32, scales of both signs, 16,384 tokens"}
+_ROUNDING = {"nf4": " rounded for the inputs of layers, some layers in 8 bits, blocks of 32, scales of both signs, 16,384 tokens"}
 """A part of the name of a copy, because other rounding gives other weights."""
 
 

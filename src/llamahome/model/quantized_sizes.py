@@ -1,6 +1,6 @@
 """Which linear layers of a base are quantised, and how many bytes that comes to, from the headers of its files.
 
-In NF4 some layers of bases that are not too large stay in 16 bits (calibration.py chooses them), as many as MOST_BYTES allow.
+Where bases that are not too large are in NF4, some layers are in int8 (calibration.py chooses them), as many as MOST_BYTES allow.
 """
 
 import functools
@@ -21,7 +21,7 @@ from llamahome.model.targets import matrices
 
 Kind = Literal["nf4", "int8"]
 MOST_BYTES = 0.62
-"""Bytes a number of the linear layers that are rounded to NF4 or stay as they are instead, all together."""
+"""Bytes a number of the linear layers that are rounded to NF4 or int8, all together, as they are held in memory."""
 MOST_FITTED = 400_000_000
 """Numbers that are rounded for the inputs of their layers; larger bases lose less by plain rounding, and the time grows faster."""
 BYTES: Mapping[Kind, float] = {"nf4": 0.52, "int8": 1.01}
@@ -33,26 +33,39 @@ class Sizes:
     """What is quantised, and what is not."""
 
     layers: int
+    """In NF4 or int8."""
     numbers: int
     nbytes: int
     all_numbers: int
     all_bytes: int
-    kept_layers: int | None = 0
-    """Linear layers that stay as they are so that less is lost; None before they are chosen."""
-    kept_numbers: int = 0
+    """As they are held in memory, the rest in the type of the file."""
+    file_bytes: int
+    """In the file, where layers in int8 beside others in NF4 have the type of the base."""
+    int8_layers: int | None = 0
+    """Linear layers in int8 beside others in NF4, so that less is lost; None before they are chosen."""
+    int8_numbers: int = 0
     """In these layers; before they are chosen, about as many as will be."""
-    kept_bytes: int = 0
+    int8_bytes: int = 0
+    """What they take in memory."""
+
+    @property
+    def packed_numbers(self) -> int:
+        """In all layers that are held in fewer bits."""
+        return self.numbers + self.int8_numbers
+
+    @property
+    def packed_bytes(self) -> int:
+        """What these layers take in memory."""
+        return self.nbytes + self.int8_bytes
 
     def line(self, kind: str) -> str:
         """One line for the user."""
-        rest, together = self.all_numbers - self.numbers - self.kept_numbers, self.numbers + self.kept_numbers
+        rest = self.all_numbers - self.packed_numbers
         layers = f"{kind}: {self.layers} linear layers of the decoder, {self.numbers / 1e6:,.1f} M parameters"
-        if self.kept_numbers:
-            which = "some" if self.kept_layers is None else f"{self.kept_layers}"
-            stays = f" and {which} that lose most by it, {self.kept_numbers / 1e6:,.1f} M, as they are,"
-            layers = f"{layers},{stays} at {(self.nbytes + self.kept_bytes) / together:.3f} bytes each"
-        else:
-            layers = f"{layers} at {self.nbytes / max(1, self.numbers):.3f} bytes each"
+        if self.int8_numbers:
+            which = "some" if self.int8_layers is None else f"{self.int8_layers}"
+            layers = f"{layers}, and {which} that lose most by it, {self.int8_numbers / 1e6:,.1f} M, in 8 bits,"
+        layers = f"{layers} at {self.packed_bytes / max(1, self.packed_numbers):.3f} bytes each"
         over_all = self.all_bytes / max(1, self.all_numbers)
         return f"{layers}; head, embedding, norms and the rest, {rest / 1e6:,.1f} M, as they are; {over_all:.2f} bytes over all"
 
@@ -64,18 +77,19 @@ def sizes_of(base: Path, kind: Kind, copy: WeightStore | None = None) -> Sizes:
     """
     store = WeightStore(base)
     names = quantized_names(store, base)
-    kept = [] if copy is None else [name for name in names if copy.tensors[name].dtype.is_floating_point]
-    packed = [name for name in names if name not in set(kept)]
+    int8 = [] if copy is None else [name for name in names if copy.tensors[name].dtype.is_floating_point]
+    packed = [name for name in names if name not in set(int8)]
     block = None if kind == "int8" else block_of(numbers_in(store, names))
     numbers, nbytes = numbers_in(store, packed), sum(packed_size(store.tensors[name].shape, block) for name in packed)
-    kept_numbers, kept_bytes = numbers_in(store, kept), sum(store.tensors[name].nbytes for name in kept)
+    int8_numbers, int8_bytes = numbers_in(store, int8), sum(packed_size(store.tensors[name].shape, None) for name in int8)
     if expected := copy is None and block == SMALL_BLOCK:
-        kept_numbers, kept_bytes = _expected(store, names, numbers, nbytes)
-        numbers, nbytes = numbers - kept_numbers, round(nbytes * (1 - kept_numbers / numbers))
+        int8_numbers, int8_bytes = _expected_in_8_bits(store, names, numbers, nbytes)
+        numbers, nbytes = numbers - int8_numbers, round(nbytes * (1 - int8_numbers / numbers))
+    layers = None if expected and int8_numbers else len(int8)
     everything = sum(math.prod(info.shape) for info in store.tensors.values())
     others = sum(info.nbytes for name, info in store.tensors.items() if name not in names)
-    layers = None if expected and kept_numbers else len(kept)
-    return Sizes(len(packed), numbers, nbytes, everything, nbytes + kept_bytes + others, layers, kept_numbers, kept_bytes)
+    in_file = nbytes + int8_numbers * store.tensors[next(iter(names))].dtype.itemsize + others
+    return Sizes(len(packed), numbers, nbytes, everything, nbytes + int8_bytes + others, in_file, layers, int8_numbers, int8_bytes)
 
 
 def numbers_in(store: WeightStore, names: Mapping[str, str] | list[str]) -> int:
@@ -88,19 +102,20 @@ def block_of(numbers: int) -> int:
     return SMALL_BLOCK if numbers <= MOST_FITTED else BLOCK
 
 
-def room_for_exact(numbers: int, packed_bytes: int) -> int:
-    """Bytes by which `packed_bytes` for so many numbers may grow, so that some layers stay as they are."""
+def room_for_8_bits(numbers: int, packed_bytes: int) -> int:
+    """Bytes by which `packed_bytes` for so many numbers may grow, so that some layers get int8."""
     return max(0, int(MOST_BYTES * numbers) - packed_bytes)
 
 
 def more_bytes(store: WeightStore, name: str) -> int:
-    """Bytes that a weight takes more as it is than in NF4 with small blocks."""
-    return store.tensors[name].nbytes - packed_size(store.tensors[name].shape, SMALL_BLOCK)
+    """Bytes that a weight takes more in int8 than in NF4 with small blocks."""
+    shape = store.tensors[name].shape
+    return packed_size(shape, None) - packed_size(shape, SMALL_BLOCK)
 
 
-def _expected(store: WeightStore, names: Mapping[str, str], numbers: int, packed_bytes: int) -> tuple[int, int]:
-    """Numbers and bytes of layers that will stay as they are: what is left over is less than the smallest layer needs."""
-    room, whole = room_for_exact(numbers, packed_bytes), sum(store.tensors[name].nbytes for name in names)
+def _expected_in_8_bits(store: WeightStore, names: Mapping[str, str], numbers: int, packed_bytes: int) -> tuple[int, int]:
+    """Numbers and bytes of layers that will get int8: what is left over is less than the smallest layer needs."""
+    room, whole = room_for_8_bits(numbers, packed_bytes), sum(packed_size(store.tensors[name].shape, None) for name in names)
     if room < min(more_bytes(store, name) for name in names):
         return 0, 0
     share = min(1.0, room / max(1, whole - packed_bytes))

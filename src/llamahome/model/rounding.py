@@ -2,6 +2,7 @@
 
 NF4: codes of 4 bits for the quantiles of a normal distribution, in blocks of 64 or 32 numbers, whose scales are codes of 8 bits in blocks
 of 256: 0.516 or 0.532 bytes a number. int8: rounded to 127 steps of the greatest value of each row: 1 byte a number.
+Steps that are powers of two make int8 numbers exact in bfloat16, so a file may hold them in 16 bits.
 Source: QLoRA, arXiv 2305.14314, appendix E for the values of NF4; 8-bit optimizers, arXiv 2110.02861, for those of the scales.
 """
 
@@ -20,6 +21,9 @@ _NF4 = (
     *(-0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
     *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
+_LEAST_EXPONENT = -100
+_HALVINGS = 3
+"""How many times the step that reaches the greatest value of a row is halved, in search of the best."""
 _EXPONENTS = 7
 _SHARES = tuple(0.05 * step for step in range(12, 22))
 """Of the greatest value of a block: the scales that are tried, 0.6 to 1.05, with both signs; then two beside the best."""
@@ -113,3 +117,37 @@ def to_int8(weight_OI: Tensor) -> EightBit:
         scales[start : start + step] = greatest = part.abs().amax(1)
         numbers[start : start + step] = (part * (127 / greatest.where(greatest > 0, 1.0)).unsqueeze(1)).round_().to(torch.int8)
     return EightBit((rows, width), numbers, scales)
+
+
+def steps_for(weight_OI: Tensor, importance_I: Tensor | None = None) -> Tensor:
+    """float32 [O]: for each row the power of two with the least error of rounding to int8, where the columns count as `importance_I` says.
+
+    Numbers beyond 127 steps become 127 steps.
+    """
+    numbers_OI = weight_OI.float()
+    greatest_O = numbers_OI.abs().amax(1)
+    largest_O = power_of_two_steps(greatest_O)
+    best_O, least_O = largest_O, torch.full_like(largest_O, torch.inf)
+    for halving in range(_HALVINGS + 1):
+        steps_O = largest_O / 2**halving
+        off_OI = int8_multiples(numbers_OI, steps_O.unsqueeze(1)).sub_(numbers_OI).square_()
+        error_O = off_OI.sum(1) if importance_I is None else off_OI @ importance_I
+        best_O, least_O = torch.where(error_O < least_O, steps_O, best_O), torch.minimum(error_O, least_O)
+    return best_O
+
+
+def power_of_two_steps(greatest_O: Tensor) -> Tensor:
+    """The least powers of two of which 127 reach the greatest value of each row; 1 for a row of zeros."""
+    parts_O, exponents_O = torch.frexp(greatest_O.where(greatest_O > 0, 127.0))
+    return torch.exp2((exponents_O - 7 + (parts_O > 127 / 128)).clamp_(_LEAST_EXPONENT).float())
+
+
+def int8_multiples(numbers: Tensor, steps: Tensor) -> Tensor:
+    """float32: the nearest multiples of steps from -127 to 127 of them."""
+    return (numbers / steps).round_().clamp_(-127, 127).mul_(steps)
+
+
+def in_steps(weight_OI: Tensor, steps_O: Tensor) -> EightBit:
+    """The nearest weight in int8 with such steps, powers of two."""
+    numbers_OI = (weight_OI.float() / steps_O.unsqueeze(1)).round_().clamp_(-127, 127).to(torch.int8)
+    return EightBit((weight_OI.shape[0], weight_OI.shape[1]), numbers_OI, steps_O * 127)

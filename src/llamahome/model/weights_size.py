@@ -68,9 +68,9 @@ def size_in(folder: Path, dtype: torch.dtype) -> BaseSize:
 
 def size_quantized(folder: Path, dtype: torch.dtype, sizes: Sizes) -> BaseSize:
     """The quantised copy of the base in `folder`, which may not be written yet; `sizes` are what quantising it comes to."""
-    plain, rest = size_in(folder, dtype), sizes.all_numbers - sizes.numbers
-    mapped = sizes.nbytes + (rest * dtype.itemsize if plain.mapped else 0)
-    return BaseSize(sizes.nbytes + rest * dtype.itemsize, mapped if mapped >= _MOSTLY * sizes.all_bytes else 0, plain.types)
+    plain, rest = size_in(folder, dtype), (sizes.all_numbers - sizes.packed_numbers) * dtype.itemsize
+    mapped = sizes.nbytes + (rest + sizes.int8_numbers * dtype.itemsize if plain.mapped else 0)
+    return BaseSize(sizes.packed_bytes + rest, mapped if mapped >= _MOSTLY * sizes.file_bytes else 0, plain.types)
 
 
 def refuse_larger_than_memory(

@@ -259,12 +259,12 @@ def _drawing_seconds(config: Config, backend: Backend, drawn: Rollout | None, st
 
 
 def _packed_bytes(config: Config, base: Path, shape: ModelShape, precision: Precision, *, say: Callable[[str], None]) -> float | None:
-    """Bytes per number of the frozen linear layers with model.quantization, those included that stay as they are; None without it."""
+    """Bytes per number of the frozen linear layers with model.quantization, all of them together; None without it."""
     if (kind := config.model.quantization) is None:
         return None
     sizes, numbers = expected_sizes(base, kind), quantized_numbers(shape)
     say(sizes.line(kind))
-    return (sizes.nbytes + (numbers - sizes.numbers) * precision.storage.itemsize) / numbers
+    return (sizes.packed_bytes + (numbers - sizes.packed_numbers) * precision.storage.itemsize) / numbers
 
 
 def _this_machine(world: World, backend: Backend) -> Device:

@@ -110,6 +110,9 @@ def test_transformers_with_bitsandbytes_loads_what_we_quantise(kind: Kind, tmp_p
             loaded = functional.int8_vectorwise_dequant(module.weight.CB, module.weight.SCB).float()
             own = functional.int8_vectorwise_dequant(theirs[path].weight.CB, theirs[path].weight.SCB).float()
         else:
+            if (in_8_bits := packed.get(f"{path}.weight")) is not None:
+                assert torch.equal(module.weight, in_8_bits.widened()), path
+                read += 1
             continue
         ours = packed[f"{path}.weight"].widened()
         assert (loaded - ours).norm() <= 1e-6 * ours.norm(), path
@@ -123,7 +126,7 @@ def test_transformers_with_bitsandbytes_loads_what_we_quantise(kind: Kind, tmp_p
         assert torch.equal(scale_table(), functional.create_dynamic_map())
 
 
-def test_transformers_with_bitsandbytes_computes_our_logits_with_some_layers_in_16_bits(tmp_path: Path) -> None:
+def test_transformers_with_bitsandbytes_computes_our_logits_with_some_layers_in_8_bits(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="the last test here runs this file with it")
     sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_attention_heads": 4, "num_key_value_heads": 1}
     plain = save_tiny(tmp_path / "plain", **sizes)
@@ -131,8 +134,8 @@ def test_transformers_with_bitsandbytes_computes_our_logits_with_some_layers_in_
     write_quantized(plain, "nf4", tmp_path / "ours", say=lambda line: None)
     theirs = load_plain(tmp_path / "ours")
     kinds = {path: type(module).__name__ for path, module in theirs.named_modules() if path.endswith("_proj")}
-    packed = {name.removesuffix(".weight") for name in DequantizedStore(tmp_path / "ours").quantized}
-    assert packed == {path for path, kind in kinds.items() if kind == "Linear4bit"} < kinds.keys()
+    in_4_bits = {name.removesuffix(".weight") for name in DequantizedStore(tmp_path / "ours").quantized}
+    assert in_4_bits == {path for path, kind in kinds.items() if kind == "Linear4bit"} < kinds.keys()
     ours = load_model(tmp_path / "ours", dtype=torch.float32, device=torch.device("cpu"))
     with as_transformers_runs_it(ours):
         found = compare(logits_of(theirs, PROMPTS), logits_of(ours, PROMPTS), quant="f32")

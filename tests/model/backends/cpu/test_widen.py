@@ -5,7 +5,7 @@ import torch
 from tests.support.levels import CASES, kernels_at
 
 from llamahome.model.backends.cpu.widen import widen_with
-from llamahome.model.rounding import BLOCK, SMALL_BLOCK, to_int8, to_nf4
+from llamahome.model.rounding import BLOCK, SMALL_BLOCK, in_steps, steps_for, to_int8, to_nf4
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -15,7 +15,7 @@ def test_kernels_give_the_bits_of_plain_torch(case: tuple[str, torch.dtype], sha
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     four = [to_nf4(weight, block) for block in (BLOCK, SMALL_BLOCK) if weight.numel() % block == 0]
     widen = widen_with(kernels_at(level, "widen_codes", dtype))
-    for packed in (*four, to_int8(weight)):
+    for packed in (*four, to_int8(weight), in_steps(weight, steps_for(weight))):
         expected, whole = torch.empty(shape, dtype=dtype), torch.full((weight.numel() + 16,), 3.0, dtype=dtype)
         packed.fill(expected)
         widen(packed, whole[8:-8].view(shape))
