@@ -31,3 +31,8 @@ def inputs_and_gradients(model: nn.Module, rows: Tensor) -> dict[str, tuple[Tens
 def same_inputs(found: dict[str, tuple[Tensor, Tensor]], path: str) -> list[str]:
     """The layers that get what `path` gets."""
     return [other for other, (x, _) in found.items() if x.shape == found[path][0].shape and torch.equal(x, found[path][0])]
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """Of two vectors, as a share of the length of the expected one."""
+    return float((found - expected).norm() / expected.norm())
