@@ -1,7 +1,6 @@
 """Saved models load in transformers and PEFT with the same logits, restored models are bit-equal, and a moved base is found."""
 
 import json
-import shutil
 import warnings
 from pathlib import Path
 
@@ -14,9 +13,9 @@ from tests.support.models import CPU, backend_named, examples_of, microbatch_of,
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from llamahome.config.schema import LoraConfig
-from llamahome.errors import ConfigError, Problem
+from llamahome.errors import ConfigError
 from llamahome.model.adapter import open_trained, restore_model, save_model
-from llamahome.model.adapter_folder import base_of, find_base, is_adapter
+from llamahome.model.adapter_folder import base_of, is_adapter
 from llamahome.model.backends.backend import Documents
 from llamahome.model.fingerprints import fingerprint
 from llamahome.model.load import head_of
@@ -247,41 +246,3 @@ def test_the_fingerprint_changes_with_any_weight_of_a_small_model_and_any_settin
     assert fingerprint(tmp_path / "same") != before
     save_tiny(tmp_path / "other", "llama", rms_norm_eps=1e-4)
     assert fingerprint(tmp_path / "other") != before
-
-
-@pytest.fixture
-def adapter(tmp_path: Path) -> Path:
-    """An adapter in tmp_path/mine, trained on tmp_path/bases/here."""
-    base = save_tiny(tmp_path / "bases/here", "llama")
-    model = add_lora(our_model(base), LoraConfig(rank=2, target_modules=["q_proj"]), base=str(base), seed=0, lean=True)
-    save_model(model, tmp_path / "mine", base=base)
-    return tmp_path / "mine"
-
-
-def problem_of(adapter: Path) -> Problem:
-    with pytest.raises(ConfigError) as error:
-        find_base(adapter, say=lambda _: None)
-    (problem,) = error.value.problems
-    return problem
-
-
-def test_the_only_fitting_folder_is_named_and_works(adapter: Path, tmp_path: Path) -> None:
-    recorded, moved = tmp_path / "bases/here", tmp_path / "bases/there"
-    recorded.rename(moved)
-    save_tiny(tmp_path / "bases/wider", "llama", hidden_size=64)
-    problem = problem_of(adapter)
-    assert problem.code == "model.base-gone" and str(recorded) in problem.message and "adapter_config.json" in (problem.where or "")
-    assert problem.hint == f"--set model.name={moved}"
-    assert open_trained(adapter, dtype=torch.float32, device=CPU, say=lambda _: None, base=str(moved))
-
-
-def test_none_of_two_fitting_folders_is_named(adapter: Path, tmp_path: Path) -> None:
-    (tmp_path / "bases/here").rename(tmp_path / "bases/one")
-    shutil.copytree(tmp_path / "bases/one", tmp_path / "bases/two")
-    assert problem_of(adapter).hint == "--set model.name=FOLDER, the folder where the base is now"
-
-
-def test_an_existing_base_is_used_unless_another_is_given(adapter: Path, tmp_path: Path) -> None:
-    shutil.copytree(tmp_path / "bases/here", tmp_path / "bases/copy")
-    assert find_base(adapter, say=lambda _: None) == tmp_path / "bases/here"
-    assert find_base(adapter, typed=str(tmp_path / "bases/copy"), say=lambda _: None) == tmp_path / "bases/copy"

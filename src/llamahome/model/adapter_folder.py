@@ -39,13 +39,19 @@ def adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def find_base(folder: Path, *, typed: str | None = None, say: Callable[[str], None]) -> Path:
-    """The folder of an adapter's base: `typed` if given, else the base that the adapter records. Raises as find_model does."""
+    """The folder of an adapter's base: `typed` if given, else the base that the adapter records. Raises as find_model does.
+
+    A name that means nothing here is looked for above the adapter, whose project may have moved or not be the working folder.
+    """
     recorded = base_of(folder)
     check_adapter_file(folder)
     try:
         return find_model(typed or recorded, say=say)
     except (ConfigError, MachineError) as error:
         if typed is None and error.problems[0].code in ("model.not-found", "model.hub-failed"):
+            if (above := _base_above(folder, recorded)) is not None:
+                say(f"the base of {as_typed(folder)} is {as_typed(above)}")
+                return above
             where = f"{folder / CONFIG}: base_model_name_or_path"
             raise ConfigError(base_is_gone(recorded, where, adapter=folder)) from error
         raise
@@ -60,6 +66,15 @@ def base_is_gone(recorded: str, where: str, *, adapter: Path | None = None) -> P
     message = f"the base model {recorded!r} that is recorded there cannot be found: it is no local folder, and no hub delivers it"
     hint = f"--set model.name={as_typed(fitting[0])}" if len(fitting) == 1 else "--set model.name=FOLDER, the folder where the base is now"
     return Problem(code="model.base-gone", message=message, where=where, hint=hint)
+
+
+def _base_above(adapter: Path, recorded: str) -> Path | None:
+    """The fitting folder with the name `recorded` in a project above `adapter`."""
+    name = Path(recorded).expanduser()
+    names = [BASE_MODELS / name.name, *([] if name.is_absolute() else [name, BASE_MODELS / name])]
+    found = (parent / name for parent in adapter.resolve().parents for name in names)
+    sizes = _layer_sizes(adapter)
+    return next((each for each in found if (each / "config.json").is_file() and _fits(each, sizes)), None)
 
 
 def _fitting_bases(recorded: str, adapter: Path) -> list[Path]:
