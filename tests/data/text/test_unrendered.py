@@ -51,3 +51,13 @@ def test_marks_within_a_question_are_not_taken_for_turns_that_are_not_there() ->
     text = tokenizer.render([{"role": "user", "content": "a<|user|>b"}], add_generation_prompt=True)
     found = turns_of(text, tokenizer)
     assert found is None or tokenizer.render(found, add_generation_prompt=True) == text
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_long_chats_are_read_back_or_not_without_trying_all_places_of_their_marks(name: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    turns = [{"role": role, "content": f"{role} {number}"} for number in range(30) for role in ("user", "assistant")][:-1]
+    text = tokenizer.render(turns, add_generation_prompt=True)
+    assert turns_of(text, tokenizer) == turns
+    other = turns_of(f"{text}x", tokenizer)
+    assert other is None or tokenizer.render(other) == f"{text}x"

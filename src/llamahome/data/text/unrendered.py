@@ -44,14 +44,26 @@ def _pieces(roles: Sequence[str], tokenizer: ChatTokenizer, *, prompt: bool) -> 
 
 
 def _read(text: str, roles: Sequence[str], pieces: Sequence[str], tokenizer: ChatTokenizer, *, prompt: bool) -> list[dict[str, Any]] | None:
-    match = re.fullmatch("(.*?)".join(map(re.escape, pieces)), text, flags=re.DOTALL)
-    if match is None:
-        return None
+    parts = _between(text, pieces)
     marks = [piece.strip() for piece in pieces if piece.strip()]
-    if any(tokenizer.control_token_in(part) is not None or any(mark in part for mark in marks) for part in match.groups()):
+    if parts is None or any(tokenizer.control_token_in(part) is not None or any(mark in part for mark in marks) for part in parts):
         return None  # another number of turns
-    turns = [{"role": role, "content": part} for role, part in zip(roles, match.groups(), strict=True)]
+    turns = [{"role": role, "content": part} for role, part in zip(roles, parts, strict=True)]
     try:
         return turns if tokenizer.render(turns, add_generation_prompt=prompt) == text else None
     except RowError:
         return None
+
+
+def _between(text: str, pieces: Sequence[str]) -> list[str] | None:
+    """What stands between the pieces, each of them where it comes first; None if they are not there in this order."""
+    first, *inner, last = pieces
+    if not text.startswith(first) or not text.endswith(last):
+        return None
+    parts, begin, end = list[str](), len(first), len(text) - len(last)
+    for piece in inner:
+        if (at := text.find(piece, begin, end)) < 0:
+            return None
+        parts.append(text[begin:at])
+        begin = at + len(piece)
+    return [*parts, text[begin:end]] if begin <= end else None
