@@ -19,7 +19,7 @@ from llamahome.copied_run import original_of
 from llamahome.data.steps.order import Ranges, joined
 from llamahome.distributed.failures import run_to_go_on
 from llamahome.errors import CheckpointError, ConfigError, Problem
-from llamahome.monitoring.in_use import require_idle
+from llamahome.monitoring.in_use import claimed, require_idle
 from llamahome.monitoring.progress import Progress
 from llamahome.rundir import RunPaths, as_typed, open_run
 from llamahome.session import Session
@@ -67,9 +67,10 @@ def agreed(session: Session, own: Saved, *, alone: bool) -> Saved:
     if world.is_main and alone and run_to_go_on() is None:  # a launcher has ended the processes that it starts again
         paths = open_run(own.folder.parent)
         try:
-            consequence = "each would remove what the other saves"
+            consequence, hint = "each would remove what the other saves", f"llamahome runs tail {paths.run_id}"
+            session.closing.enter_context(claimed(paths, consequence, hint=hint))
             if original_of(paths) is None:
-                require_idle(paths, consequence, hint=f"llamahome runs tail {paths.run_id}", waits=session.progress.say)
+                require_idle(paths, consequence, hint=hint, waits=session.progress.say)
         except CheckpointError as error:
             problem = asdict(error.problems[0])
     if (refused := world.broadcast_object(problem)) is not None:
