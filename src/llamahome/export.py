@@ -166,7 +166,7 @@ def commands_to_serve(target: str, loaded: LoadedConfig, *, say: Say) -> tuple[s
     merged, ollama_folder = (_EXPORTS / model.name / form for form in ("merged-bf16", "ollama-q8_0"))
     served = merged if model.adapter is not None else model.folder
     commands = [f"llamahome export {typed} --to merged"] if model.adapter is not None and not merged.exists() else []
-    commands.append(f"vllm serve {shlex.quote(as_typed(served))}")
+    commands.append(f"vllm serve {as_typed(served)}")
     try:
         architecture_of(gguf_config(model.base))
     except ConfigError:  # a family that llama.cpp does not have

@@ -212,7 +212,7 @@ def count_rollbacks(state: TrainerState) -> int:
 def show_rows(data: Sequence[str], paths: RunPaths, rows: Sequence[int]) -> str:
     """The command that shows these rows of the data as the run reads them."""
     numbers = ",".join(str(row) for row in sorted(set(rows))[:_SHOWN_ROWS])
-    return shlex.join(["llamahome", "data", "show", *data, "--config", as_typed(paths.config), "--row", numbers])
+    return f"llamahome data show {shlex.join(data)} --config {as_typed(paths.config)} --row {numbers}"
 
 
 def further(paths: RunPaths, loaded: LoadedConfig, state: TrainerState) -> str:

@@ -116,3 +116,11 @@ def test_the_commands_import_no_torch() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_process_that_was_started_without_streams_ends_as_usual() -> None:
+    """As from some daemons and cron jobs."""
+    recorded_run("20260101-000000-brisk-otter")
+    for words, status in (("runs show otter", 0), ("runs list", 0), ("runs show badger", 2)):
+        command = f"exec {sys.executable} -m llamahome {words} >&- 2>&- <&-"
+        assert subprocess.run(["sh", "-c", command], check=False).returncode == status, words
