@@ -193,8 +193,7 @@ def _refuse_used(goal: Path) -> None:
 def _write(folder: Path, model: TrainedModel, wanted: Wanted, *, loaded: LoadedConfig, say: Say) -> Difference:
     """Write everything into `folder` and compare it with the trained model. Raises what comparing raises."""
     to, quant, free = wanted.to, str(wanted.quant), free_memory_bytes()
-    if to != "adapter":
-        say_which_weights(model, say)
+    say_which_weights(model, to, say)
     weights = _streamed(model, say if to != "adapter" else lambda _: None)
     if to == "adapter":
         _copy_adapter(folder, model)
