@@ -15,7 +15,7 @@ from llamahome.config.schema import DataConfig
 from llamahome.data.prepare import Prepared, prepare
 from llamahome.data.store.table import ExampleTable
 from llamahome.data.text.tokens import ChatTokenizer
-from llamahome.resolve import evaluated_rows, held_out_tokens, resolve_evaluation, with_resolved
+from llamahome.resolve import evaluated_rows, held_out_tokens, resolve_amount, resolve_evaluation, with_resolved
 from llamahome.training.run import Plan
 
 BACKEND = backend_named("cpu")
@@ -110,4 +110,13 @@ def test_what_was_set_stays_and_a_run_that_began_with_all_rows_continues_with_al
     assert len(lines) == (rows == 16) and all("16 of 40 held-out rows" in line for line in lines)
     longer = Plan(10**6, 10**9, 5, 10**6)
     assert resolve_evaluation(resolved, found, longer, BACKEND, say=lines.append) == {}, "what is resolved stays"
+    found.close()
+
+
+@pytest.mark.parametrize("typed", [[], ["training.epochs=3"], ["training.batch_size=4"]])
+def test_the_line_about_passes_says_what_max_steps_leaves_of_them(tokenizer: ChatTokenizer, typed: list[str]) -> None:
+    found, lines = prepared(ROWS, tokenizer), list[str]()
+    training = load_config(assignments=["training.max_steps=2", *typed], environment={}, folder=Path()).config.training
+    resolve_amount(training, found, say=lines.append)
+    assert lines[0].startswith("50 rows: 0.16 passes, 2 steps of 4 rows, because training.max_steps is 2"), lines
     found.close()

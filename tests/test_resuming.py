@@ -1,6 +1,8 @@
 """What a resumed run does differently follows from the settings of the checkpoint, also if it has no curve."""
 
+import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -14,13 +16,22 @@ from llamahome.resuming import (
     refuse_other_objective,
     refuse_other_state,
     refuse_other_weights,
+    show_rows,
     with_changes,
     with_plan,
 )
+from llamahome.rundir import RunPaths
 from llamahome.training.run import first_state, make_plan
 from llamahome.training.schedule import learning_rate
 
 ROWS = 40
+
+
+def test_the_command_that_shows_rows_is_one_that_a_shell_understands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = show_rows(["my rows.jsonl"], RunPaths(tmp_path / "my run", "my-run"), [3, 1])
+    words = ["llamahome", "data", "show", "my rows.jsonl", "--config", "my run/config.yaml", "--row", "1,3"]
+    assert shlex.split(command) == words
 
 
 class KeptLines(Progress):

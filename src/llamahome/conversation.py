@@ -130,18 +130,22 @@ def _too_long(tokens: int, positions: int) -> Problem:
 
 
 def quantization_of_run(folder: Path, loaded: LoadedConfig) -> Kind | None:
-    """How the base of the adapter in `folder` is quantised: as model.quantization was typed, or as the run trained that holds it."""
-    if not is_adapter(folder):
-        return None
+    """How the weights of the model in `folder` are quantised: as model.quantization was typed, or as the run trained that holds it.
+
+    What a run has trained whole is in few bits only if that was typed.
+    """
     if loaded.origins["model.quantization"] == "--set":
         return loaded.config.model.quantization
+    if not is_adapter(folder):
+        return None
     run = run_of(folder)
     return read_saved_config(run / "config.yaml").config.model.quantization if run and (run / "config.yaml").is_file() else None
 
 
 def computed_base(folder: Path, loaded: LoadedConfig, *, say: Callable[[str], None]) -> Path:
-    """The folder of the weights beside which the adapter in `folder` computes: its base, or the quantised copy that it learned beside."""
-    base, kind = find_base(folder, typed=typed_base(loaded), say=say), quantization_of_run(folder, loaded)
+    """The folder of the weights with which the model in `folder` computes: its own or its base's, or their quantised copy."""
+    base = find_base(folder, typed=typed_base(loaded), say=say) if is_adapter(folder) else folder
+    kind = quantization_of_run(folder, loaded)
     if kind is None:
         return base
     if loaded.origins["model.quantization"] != "--set":
@@ -151,11 +155,12 @@ def computed_base(folder: Path, loaded: LoadedConfig, *, say: Callable[[str], No
 
 def _open(folder: Path, loaded: LoadedConfig, backend: Backend, device: torch.device, *, say: Callable[[str], None]) -> CausalLM:
     """The model in `folder`; a quantised base is widened once if it fits, which gives the same numbers and answers faster."""
-    base = computed_base(folder, loaded, say=say) if is_adapter(folder) else folder
+    base, adapts = computed_base(folder, loaded, say=say), is_adapter(folder)
     own, dtype = backend.free_bytes(1), backend.precision.storage
     free = free_memory_bytes() if own is None else own
     keep = _keep_bytes(base, dtype, free=free) if own is None else None
-    model = open_trained(folder, dtype=dtype, device=device, say=say, base=str(base) if is_adapter(folder) else None, keep_bytes=keep)
+    opened, beside = (folder, str(base)) if adapts else (base, None)
+    model = open_trained(opened, dtype=dtype, device=device, say=say, base=beside, keep_bytes=keep)
     if (stream := stream_of(model)) is not None:
         read = show_bytes(stream.base_bytes - stream.kept_bytes)
         stream.batch_tokens = max(_FEWEST_TOKENS, int(_ANSWERS_SHARE * free / cached_bytes(model)))

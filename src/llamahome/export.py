@@ -166,7 +166,7 @@ def commands_to_serve(target: str, loaded: LoadedConfig, *, say: Say) -> tuple[s
     merged, ollama_folder = (_EXPORTS / model.name / form for form in ("merged-bf16", "ollama-q8_0"))
     served = merged if model.adapter is not None else model.folder
     commands = [f"llamahome export {typed} --to merged"] if model.adapter is not None and not merged.exists() else []
-    commands.append(f"vllm serve {shlex.quote(as_typed(served))}")
+    commands.append(f"vllm serve {as_typed(served)}")
     try:
         architecture_of(gguf_config(model.base))
     except ConfigError:  # a family that llama.cpp does not have
@@ -193,8 +193,7 @@ def _refuse_used(goal: Path) -> None:
 def _write(folder: Path, model: TrainedModel, wanted: Wanted, *, loaded: LoadedConfig, say: Say) -> Difference:
     """Write everything into `folder` and compare it with the trained model. Raises what comparing raises."""
     to, quant, free = wanted.to, str(wanted.quant), free_memory_bytes()
-    if to != "adapter":
-        say_which_weights(model, say)
+    say_which_weights(model, to, say)
     weights = _streamed(model, say if to != "adapter" else lambda _: None)
     if to == "adapter":
         _copy_adapter(folder, model)

@@ -61,15 +61,16 @@ class TrainedModel:
 def find_trained(target: str, loaded: LoadedConfig, say: Say) -> TrainedModel:
     """The model that `target` names: a run, a checkpoint, a model folder or a name. Raises ConfigError or MachineError."""
     folder = model_folder(target, loaded, say=say)
-    base = computed_base(folder, loaded, say=say) if is_adapter(folder) else folder
+    base = computed_base(folder, loaded, say=say)
+    weights = folder if is_adapter(folder) else base
     run = run_of(folder)
     if run is None:
-        return TrainedModel(folder, base, folder.resolve().name, None)
+        return TrainedModel(weights, base, folder.resolve().name, None)
     paths, system = open_run(run), system_message.of_model(folder)
     if folder.resolve().parent == run:
-        return TrainedModel(folder, base, paths.run_id, _checkpoint_of(paths, folder), system)
+        return TrainedModel(weights, base, paths.run_id, _checkpoint_of(paths, folder), system)
     checkpoint = folder.resolve().parent
-    return TrainedModel(folder, base, f"{paths.run_id}-{checkpoint.name}", checkpoint, system)
+    return TrainedModel(weights, base, f"{paths.run_id}-{checkpoint.name}", checkpoint, system)
 
 
 def _checkpoint_of(paths: RunPaths, final: Path) -> Path | None:
@@ -90,9 +91,22 @@ def _sample(folder: Path) -> list[tuple[str, int, bytes, bytes]]:
     return found
 
 
-def say_which_weights(model: TrainedModel, say: Say) -> None:
+def _other_base(model: TrainedModel) -> str | None:
+    """What to know of an adapter that is computed beside a quantised copy of the base that its folder names; None for any other model."""
+    recorded = base_of(model.folder) if model.adapter is not None else ""
+    if model.quantization is None or not recorded or Path(recorded).resolve() == model.base.resolve():
+        return None
+    taken = f"what loads it takes {Path(recorded).name} as it is, where its answers are a little different"
+    return f"compared beside the base in {model.quantization}; {taken}"
+
+
+def say_which_weights(model: TrainedModel, to: str, say: Say) -> None:
     """Say with which weights of the base the export is computed, where a base in few bits is involved."""
     recorded = base_of(model.folder) if model.adapter is not None else ""
+    if to == "adapter":
+        if (told := _other_base(model)) is not None:
+            say(f"the adapter is exported alone, {told}; --to merged holds what was learned")
+        return
     if (method := model.quantization) is not None:
         merged = "the adapter is merged into" if model.adapter is not None else "the export holds"
         say(f"the weights of {as_typed(model.base)} are quantised ({method}): {merged} the numbers that they stand for")
@@ -164,7 +178,7 @@ def card_facts(model: TrainedModel, form: str, difference: Difference) -> Mappin
         "name": model.name,
         "form": form,
         "base model": Path(recorded).name if Path(recorded).is_dir() else recorded,
-        "weights of the base": f"de-quantised from {model.quantization}" if model.quantization else None,
+        "weights of the base": _weights_of_base(model, form),
         "licence": license_of(model.base),
         "rank, alpha": f"{settings.get('r')}, {settings.get('lora_alpha')}" if settings and not vera else None,
         "rank": f"{settings.get('r')} (VeRA)" if settings and vera else None,
@@ -173,6 +187,13 @@ def card_facts(model: TrainedModel, form: str, difference: Difference) -> Mappin
         "greatest logit difference": f"{difference.greatest:.3g} (at most {difference.tolerance:.3g} accepted)",
         "same next token": f"{difference.same_choices:.1%} of probe positions",
     }
+
+
+def _weights_of_base(model: TrainedModel, form: str) -> str | None:
+    if model.quantization is None:
+        return None
+    alone = _other_base(model) if form.startswith("adapter") else None
+    return alone or f"de-quantised from {model.quantization}"
 
 
 def _trained_as(checkpoint: Path) -> dict[str, Any]:

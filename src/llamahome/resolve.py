@@ -84,13 +84,14 @@ def resolve_amount(training: TrainingConfig, prepared: Prepared, *, processes: i
 
 
 def _amount(training: TrainingConfig, rows: int, content: Content) -> tuple[float, int, str]:
-    """Passes, rows per step, and why: the one that the user set stays, and the other adapts to it."""
-    if training.epochs != "auto":
-        batch = auto_batch_size(rows, epochs=training.epochs) if training.max_steps is None else auto_batch_size(rows)
-        return training.epochs, batch if training.batch_size == "auto" else training.batch_size, f"there are {many(rows, 'row')}"
-    batch = auto_batch_size(rows) if training.batch_size == "auto" else training.batch_size
+    """Passes that the run comes to, rows per step, and why: what the user set stays, and the other adapts to it."""
+    epochs = training.epochs if training.max_steps is None else "auto"
+    automatic = auto_batch_size(rows) if epochs == "auto" else auto_batch_size(rows, epochs=epochs)
+    batch = automatic if training.batch_size == "auto" else training.batch_size
     if training.max_steps is not None:
         return training.max_steps * batch / rows, batch, f"training.max_steps is {training.max_steps:,}"
+    if epochs != "auto":
+        return epochs, batch, f"there are {many(rows, 'row')}"
     if training.objective in ONE_PASS:
         return 1, batch, ONE_PASS[training.objective]
     why = f"there are {many(rows, 'row')} with about {content.targets:,.0f} tokens to learn in each"

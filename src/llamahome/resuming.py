@@ -19,7 +19,7 @@ from llamahome.copied_run import original_of
 from llamahome.data.steps.order import Ranges, joined
 from llamahome.distributed.failures import run_to_go_on
 from llamahome.errors import CheckpointError, ConfigError, Problem
-from llamahome.monitoring.in_use import require_idle
+from llamahome.monitoring.in_use import claimed, require_idle
 from llamahome.monitoring.progress import Progress
 from llamahome.rundir import RunPaths, as_typed, open_run
 from llamahome.session import Session
@@ -67,9 +67,10 @@ def agreed(session: Session, own: Saved, *, alone: bool) -> Saved:
     if world.is_main and alone and run_to_go_on() is None:  # a launcher has ended the processes that it starts again
         paths = open_run(own.folder.parent)
         try:
-            consequence = "each would remove what the other saves"
+            consequence, hint = "each would remove what the other saves", f"llamahome runs tail {paths.run_id}"
+            session.closing.enter_context(claimed(paths, consequence, hint=hint))
             if original_of(paths) is None:
-                require_idle(paths, consequence, hint=f"llamahome runs tail {paths.run_id}", waits=session.progress.say)
+                require_idle(paths, consequence, hint=hint, waits=session.progress.say)
         except CheckpointError as error:
             problem = asdict(error.problems[0])
     if (refused := world.broadcast_object(problem)) is not None:
@@ -211,7 +212,7 @@ def count_rollbacks(state: TrainerState) -> int:
 def show_rows(data: Sequence[str], paths: RunPaths, rows: Sequence[int]) -> str:
     """The command that shows these rows of the data as the run reads them."""
     numbers = ",".join(str(row) for row in sorted(set(rows))[:_SHOWN_ROWS])
-    return shlex.join(["llamahome", "data", "show", *data, "--config", as_typed(paths.config), "--row", numbers])
+    return f"llamahome data show {shlex.join(data)} --config {as_typed(paths.config)} --row {numbers}"
 
 
 def further(paths: RunPaths, loaded: LoadedConfig, state: TrainerState) -> str:

@@ -8,7 +8,7 @@ import os
 import random
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -248,6 +248,16 @@ def open_run(folder: Path) -> RunPaths:
     return RunPaths(root, run_id if run_id.strip(".") and run_id.isprintable() and not re.search(r"[/\\]", run_id) else root.name)
 
 
+def runs_called(part: str, run_ids: Iterable[str]) -> list[str]:
+    """Those of `run_ids` that are called `part` after their date and time, or if there are none, all that contain it.
+
+    A number that tells runs of one second apart does not belong to the name.
+    """
+    ids = list(run_ids) if part else []
+    called = re.compile(rf"\d{{8}}-\d{{6}}-{re.escape(part)}(-\d+)?")
+    return [run_id for run_id in ids if called.fullmatch(run_id)] or [run_id for run_id in ids if part in run_id]
+
+
 def run_of(folder: Path) -> Path | None:
     """The folder of the run that `folder` is, or whose final model or checkpoint it is; None for a folder of another origin."""
     full = folder.resolve()
@@ -256,7 +266,12 @@ def run_of(folder: Path) -> Path | None:
 
 def as_typed(path: Path) -> str:
     """`path` as one would type it here, quoted for a shell if needed, with links followed, because a link may name another run later."""
-    return shlex.quote(str(nearby(path)))
+    return shlex.quote(not_an_option(str(nearby(path))))
+
+
+def not_an_option(path: str) -> str:
+    """The same path in a form that no command takes for an option: `./-rows.jsonl` for `-rows.jsonl`."""
+    return f"./{path}" if path.startswith("-") and path != "-" else path
 
 
 def nearby(path: Path) -> Path:

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +117,20 @@ def test_the_commands_import_no_torch() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_process_that_was_started_without_streams_ends_as_usual() -> None:
+    """As from some daemons and cron jobs."""
+    recorded_run("20260101-000000-brisk-otter")
+    for words, status in (("runs show otter", 0), ("runs list", 0), ("runs show badger", 2)):
+        command = f"exec {sys.executable} -m llamahome {words} >&- 2>&- <&-"
+        assert subprocess.run(["sh", "-c", command], check=False).returncode == status, words
+
+
+def test_a_run_whose_metrics_are_elsewhere_is_not_called_one_without_a_step() -> None:
+    paths = recorded_run("20260101-000000-brisk-otter")
+    shutil.rmtree(paths.metrics_dir)
+    shown = run("show", "otter")
+    assert "unknown: the metrics of this run are not in data/metrics/logs" in shown and "no step" not in shown
+    paths.checkpoint(6).rmdir()
+    assert "no step has been done" in run("show", "otter")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,3 +181,46 @@ def test_two_processes_train_as_one(trained: Project) -> None:
     trained.shell(*TRAIN, "--output", "pair", "--world-size", "2").expect(0)
     one, pair = (RunFiles(trained.folder, trained.folder / run).by_step("train/loss") for run in ("one", "pair"))
     assert pair == pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.medium
+def test_a_whole_model_is_measured_and_exported_in_few_bits_if_that_is_typed(trained: Project) -> None:
+    typed = ("--set", "model.quantization=nf4")
+    whole, packed = (trained.type("train-eval", "wide", "chats.jsonl", *words, "--json").expect(0) for words in ((), typed))
+    assert packed.json["loss"] != whole.json["loss"] and "the base is computed from data/models/quantized/wide-nf4" in packed.err
+    trained.type("export", "wide", "--to", "merged", "--quant", "f32", *typed, "--output", "in-nf4").expect(0)
+    again = trained.type("train-eval", "in-nf4", "chats.jsonl", "--json").expect(0).json
+    assert again["loss"] == pytest.approx(packed.json["loss"], abs=2e-3), "the numbers of the copy"
+    assert trained.type("chat", "wide", "--prompt", "Hello", *typed).expect(0).err.count("the base is computed from") == 1
+    assert trained.type("chat", str(quantized(trained)[0]), "--prompt", "Hello", *typed).expect(2).codes == ["model.quantized-twice"]
+
+
+@pytest.mark.medium
+def test_an_adapter_that_is_exported_alone_says_beside_which_base_it_was_compared(trained: Project) -> None:
+    said = trained.type("export", "one", "--to", "adapter", "--output", "alone").expect(0).err
+    told = "compared beside the base in bitsandbytes, nf4 with double quantisation; what loads it takes wide as it is"
+    assert told in said and "--to merged" in said and told in (trained.folder / "alone/README.md").read_text()
+    other = trained.type("export", "one", "--to", "adapter", "--set", "model.quantization=null", "--output", "alone-16").expect(0).err
+    assert "compared beside the base" not in other
+
+
+@pytest.mark.medium
+def test_a_damaged_copy_is_named_as_one_and_made_again_once_it_is_removed(trained: Project) -> None:
+    (copy,) = quantized(trained)
+    weights, whole = copy / "model.safetensors", (copy / "model.safetensors").read_bytes()
+    for damage in (lambda: weights.write_bytes(whole[:-100]), weights.unlink, (copy / "config.json").unlink):
+        damage()
+        for words in (("chat", "one", "--prompt", "Hello"), ("plan", "chats.jsonl", *NF4), (*TRAIN, "--output", "never")):
+            answer = trained.type(*words).expect(2)
+            assert answer.helps == [f"rm -r data/models/quantized/{copy.name}"], answer.err
+            assert "is a copy of data/models/base/wide, which is made again if it is removed" in answer.err
+    shutil.rmtree(copy)
+    assert "is quantised once" in trained.type("chat", "one", "--prompt", "Hello").expect(0).err
+    assert weights.read_bytes() == whole
+
+
+def test_the_parameters_of_a_quantised_model_are_those_that_its_codes_stand_for(trained: Project) -> None:
+    base = trained.type("models", "info", "wide", "--json").expect(0).json
+    packed = trained.type("models", "info", str(quantized(trained)[0]), "--json").expect(0).json
+    assert packed["parameters"] == base["parameters"] and "quantization" not in base
+    assert packed["quantization"] == "bitsandbytes, nf4 with double quantisation"

@@ -176,6 +176,23 @@ def test_a_run_that_trains_is_neither_resumed_nor_pruned(project: Project, promp
     types.type("train-resume", "latest").expect(0)
 
 
+@pytest.mark.medium
+def test_of_two_commands_that_resume_a_run_at_the_same_time_one_is_refused(project: Project, prompts: tuple[Prompt, Prompt]) -> None:
+    """Before the first step there is no heartbeat that the other one could see."""
+    project.type("train", "chats.jsonl", "--set", "checkpoint.every=2 steps").expect(0)
+    first, second = (Project(project.folder, prompt, _typed=100 * number) for number, prompt in enumerate(prompts, 1))
+    words = ("train-resume", "latest", "--max-steps", "7")
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(first.type, *words, at=[("llamahome.pipeline:read_data", 1, ["STRUCK", "WAIT go"])])
+        wait_until(lambda: (project.folder / "struck").exists())
+        told = second.type(*words)
+        (project.folder / "go").touch()
+        done.result().expect(0)
+    assert told.codes == ["checkpoint.in-use"] and told.helps == [f"llamahome runs tail {project.runs()[0]}"], told.err
+    assert 7 in project.run.checkpoints
+    second.type("train-resume", "latest", "--max-steps", "9").expect(0)
+
+
 def test_a_folder_of_checkpoints_that_cannot_be_read_is_a_warning_once_the_save_is_committed(project: Project) -> None:
     words = ("train", "chats.jsonl", "--set", "checkpoint.every=2 steps")
     answer = project.type(*words, at=[("llamahome.checkpoint.retention:deletable", 1, ["EIO"])]).expect(0)

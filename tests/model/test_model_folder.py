@@ -42,6 +42,8 @@ def write_config(folder: Path, **values: object) -> None:
 def test_a_file_is_no_model_and_its_folder_may_be(folder: Path, tmp_path: Path) -> None:
     problem = refused(folder / "model.safetensors")
     assert problem.code == "model.not-found" and problem.hint == f"--model {folder}"
+    spaced = folder.rename(folder.with_name("my model"))
+    assert refused(spaced / "model.safetensors").hint == f"--model '{spaced}'"
     (tmp_path / "small.gguf").write_bytes(b"GGUF")
     assert "GGUF, which runs a model and cannot be trained" in refused(tmp_path / "small.gguf").message
 

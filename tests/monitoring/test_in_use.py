@@ -1,5 +1,6 @@
 """A run is in use while the process that trains in it lives, here or on another machine."""
 
+import errno
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 from llamahome.errors import CheckpointError
 from llamahome.monitoring import in_use
-from llamahome.monitoring.in_use import require_idle
+from llamahome.monitoring.in_use import claimed, require_idle
 from llamahome.rundir import RunPaths
 
 
@@ -78,3 +79,29 @@ def test_a_heartbeat_of_another_machine_counts_if_the_next_one_follows(told, mon
     with pytest.raises(CheckpointError):
         require_idle(told(host="elsewhere"), "nothing is changed", waits=said.append)
     beat.join()
+
+
+def test_a_run_is_claimed_by_one_process_until_that_ends_or_is_killed(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path, "20260101-000000-brisk-otter")
+    code = "import fcntl, os, time; f = os.open('.', os.O_RDONLY); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=tmp_path) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(CheckpointError) as caught, claimed(paths, "nothing is changed", hint="wait"):
+            raise AssertionError
+        other.kill()
+    problem = caught.value.problems[0]
+    assert (problem.code, problem.hint) == ("checkpoint.in-use", "wait") and "nothing is changed" in problem.message
+    for _ in range(2):
+        with claimed(paths, "nothing is changed"):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_locked_is_claimed_without_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(in_use.fcntl, "flock", refuse)
+    with claimed(RunPaths(tmp_path, "run"), "nothing is changed"):
+        pass

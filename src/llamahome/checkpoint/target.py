@@ -11,7 +11,7 @@ from llamahome.checkpoint import manifest
 from llamahome.checkpoint.state import STATE, read_state
 from llamahome.durable import read_object
 from llamahome.errors import CheckpointError, Problem, UsageError
-from llamahome.rundir import NEWEST, RUNS, SWEEP_FILE, RunPaths, as_typed, first_command, free_beside, open_run
+from llamahome.rundir import NEWEST, RUNS, SWEEP_FILE, RunPaths, as_typed, first_command, free_beside, open_run, runs_called
 
 _CHECKPOINT_NAME = re.compile(r"checkpoint-\d+")
 
@@ -46,8 +46,9 @@ def names_run(target: str) -> bool:
 
 
 def _run_by_part(part: str) -> Path | None:
-    """The only run whose id contains `part`."""
-    matches = [run for run in _known_runs() if part and part in run.name and not Path(part).exists()]
+    """The only run that is called `part`, or whose id contains it."""
+    runs = {run.name: run for run in _known_runs()} if not Path(part).exists() else {}
+    matches = [runs[name] for name in runs_called(part, runs)]
     if len(matches) > 1:
         shown = "\n".join(run.name for run in matches[:-11:-1])
         message = f"{part!r} is part of {len(matches)} run ids" + (", the newest ten of which are" if len(matches) > 10 else "")

@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -69,6 +70,7 @@ app.add_command(launch.launch_app)
 
 def main() -> None:
     """Run the command line. Every LlamaHomeError becomes text on stderr and its exit status; other errors keep their traceback."""
+    _open_closed_streams()
     completion.complete(app)
     _print_any_text()
     signals.leave_on_signals()
@@ -102,6 +104,13 @@ def main() -> None:
         message = f"the output cannot be written: {error.strerror}"  # stdout's, because errors of run files are LlamaHomeErrors
         _exit_with_error(MachineError(Problem(code="machine.output-lost", message=message, hint="write to a disk that has room")))
     _exit(status)
+
+
+def _open_closed_streams() -> None:
+    """Let what this process was started without (`>&-`, some daemons) read and write nothing; its number is then no file's of a run."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - until the process ends
 
 
 def _print_any_text() -> None:

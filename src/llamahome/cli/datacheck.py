@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from llamahome.data.checks.fix import Fixed
 
 tokenizer_model = options.setting("--model", "model.name", "Whose tokenizer and chat template to use")
-paths = click.argument("paths", metavar="PATH...", nargs=-1, required=True, help="Files, folders or globs.")
+paths = click.argument("paths", metavar="PATH...", nargs=-1, callback=options.not_options, required=True, help="Files, folders or globs.")
 no_quality = click.option("--no-quality", is_flag=True, help="Look neither for near duplicates nor for languages.")
 processes = click.option("--processes", type=click.IntRange(min=1), help="Processes that read the rows; by default as many as save time.")
 

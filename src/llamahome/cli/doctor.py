@@ -26,7 +26,13 @@ _NAME_WIDTH = 22
         "llamahome doctor --num-nodes 2 --node-rank 1 --master-addr 10.0.0.1",
     )
 )
-@click.argument("data_paths", metavar="[DATA_PATH]...", nargs=-1, help="Rows for the two real steps; default: a few of the sample data.")
+@click.argument(
+    "data_paths",
+    metavar="[DATA_PATH]...",
+    nargs=-1,
+    callback=options.not_options,
+    help="Rows for the two real steps; default: a few of the sample data.",
+)
 @options.model
 @options.config_files
 @options.num_nodes

@@ -23,7 +23,7 @@ from llamahome.units import many
     )
 )
 @click.argument("model", help="A run, a checkpoint, a model folder or a model's name.")
-@click.argument("data_paths", metavar="DATA...", nargs=-1, help=options.DATA_HELP)
+@click.argument("data_paths", metavar="DATA...", nargs=-1, callback=options.not_options, help=options.DATA_HELP)
 @click.option(
     "--base", metavar="MODEL", help="Compare with this model, or with `none`; without it, with the base of the adapter or of the run."
 )

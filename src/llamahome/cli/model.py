@@ -69,7 +69,6 @@ def fetch(name: str) -> None:
 def _facts(folder: Path) -> dict[str, Any]:
     """What config.json and the headers of the weight files say; no weights are loaded."""
     from llamahome.errors import ConfigError, Problem
-    from llamahome.model.limits import shapes_of
 
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -83,7 +82,7 @@ def _facts(folder: Path) -> dict[str, Any]:
     return {
         "folder": str(folder),
         "architecture": (config.get("architectures") or ["unknown"])[0],
-        "parameters": sum(math.prod(shape) for shape in shapes_of(folder).values()),
+        **_numbers(folder, quantized=bool(config.get("quantization_config"))),
         "weight_bytes": sum(path.stat().st_size for path in weights),
         "dtype": config.get("dtype") or config.get("torch_dtype") or "unknown",
         "layers": config.get("num_hidden_layers", 0),
@@ -92,3 +91,19 @@ def _facts(folder: Path) -> dict[str, Any]:
         "longest_context": config.get("max_position_embeddings", 0),
         "chat_template": "yes" if template else "no",
     }
+
+
+def _numbers(folder: Path, *, quantized: bool) -> dict[str, Any]:
+    """How many parameters there are, and how they are quantised: codes hold several numbers each, or none where they describe others."""
+    from llamahome.model.limits import shapes_of
+
+    if not quantized:
+        return {"parameters": sum(math.prod(shape) for shape in shapes_of(folder).values())}
+    from llamahome.errors import ConfigError
+    from llamahome.model.export.quantized import method_of, open_weights, quantization_of
+
+    method = method_of(quantization_of(folder) or {})
+    try:
+        return {"parameters": sum(math.prod(info.shape) for info in open_weights(folder).tensors.values()), "quantization": method}
+    except ConfigError:  # in a way that is not read here
+        return {"parameters": "unknown", "quantization": method}

@@ -107,6 +107,13 @@ debug = click.option("--debug", is_flag=True, help="Show tracebacks and the log 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+def not_options(_context: click.Context, _parameter: click.Parameter, paths: tuple[str, ...]) -> tuple[str, ...]:
+    """The callback of arguments that name data: paths after `--` that begin with a dash get a form that can be printed in commands."""
+    from llamahome.rundir import not_an_option
+
+    return tuple(map(not_an_option, paths))
+
+
 DATA_HELP = "Files (JSONL, JSON, CSV, Parquet, text), folders, globs, or org/name on the hub; several are read together."
 
 

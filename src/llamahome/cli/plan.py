@@ -30,7 +30,7 @@ _SMALLEST_PART_SHOWN = 2**20
         "llamahome plan --simulate --model llama-3-70b --method full --world-size 256 --device h200 --json",
     )
 )
-@click.argument("data_path", nargs=-1, help="Rows of the run to plan, as for train.")
+@click.argument("data_path", nargs=-1, callback=options.not_options, help="Rows of the run to plan, as for train.")
 @click.option("--simulate", is_flag=True, help="Plan for ranks that are not here, from the model's config alone.")
 @options.model
 @options.from_adapter

@@ -114,6 +114,8 @@ def _report_rows(report: "RunReport") -> list[tuple[str, str]]:
 def _loss_rows(report: "RunReport") -> list[tuple[str, str]]:
     from llamahome.monitoring.display import sparkline
 
+    if not report.losses and any(step for step, _ in report.checkpoints):
+        return [("loss", "unknown: the metrics of this run are not in data/metrics/logs of this working folder")]
     if not report.losses:
         return [("loss", "no step has been done")]
     first, last = report.losses[0], report.losses[-1]

@@ -57,7 +57,7 @@ def serve(
             from llamahome.system_message import note_unless
         chosen = Sampling(**sampling)
         chat_model = open_chat(model, loaded, say=options.note)
-        name, commands = commands_to_serve(model, loaded, say=options.note)
+        name, commands = commands_to_serve(model, loaded, say=lambda _: None)  # open_chat has said it
         names = tuple(dict.fromkeys((name, model)))
         note_unless(system, model_folder(model, loaded, say=lambda _: None), note=options.note)
         access = Access(host, opened.getsockname()[1], api_key)

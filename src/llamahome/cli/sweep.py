@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         "llamahome sweep chats.jsonl --set lora.target_modules=[q_proj,v_proj],all-linear --seeds 3",
     )
 )
-@click.argument("data_paths", metavar="DATA_PATH...", nargs=-1, required=True, help="Rows, as for train.")
+@click.argument("data_paths", metavar="DATA_PATH...", nargs=-1, callback=options.not_options, required=True, help="Rows, as for train.")
 @options.model
 @click.option("--output", type=click.Path(path_type=Path), metavar="FOLDER", help="Folder of the sweep  [default: output/sweeps/<id>].")
 @options.from_adapter

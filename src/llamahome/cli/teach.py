@@ -18,7 +18,7 @@ from llamahome.units import many
         "llamahome data teach chats.jsonl --teacher brisk-otter --output taught --top-k 64",
     )
 )
-@click.argument("data_paths", metavar="DATA...", nargs=-1, required=True, help=options.DATA_HELP)
+@click.argument("data_paths", metavar="DATA...", nargs=-1, callback=options.not_options, required=True, help=options.DATA_HELP)
 @click.option("--teacher", required=True, metavar="MODEL", help="A run, a model folder or a model's name, with the student's tokenizer.")
 @click.option(
     "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to write; an unfinished one is continued."

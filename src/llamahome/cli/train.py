@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         "llamahome train more-chats.jsonl --from-adapter brisk-otter",
     )
 )
-@click.argument("data_paths", metavar="DATA_PATH...", nargs=-1, required=True, help=options.DATA_HELP)
+@click.argument("data_paths", metavar="DATA_PATH...", nargs=-1, callback=options.not_options, required=True, help=options.DATA_HELP)
 @options.model
 @options.from_adapter
 @options.output

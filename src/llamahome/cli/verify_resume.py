@@ -21,7 +21,9 @@ _FEWEST = 3
         "llamahome verify-resume chats.jsonl --method full --world-size 2 --json",
     )
 )
-@click.argument("data_paths", metavar="DATA_PATH...", nargs=-1, required=True, help="The data that you train on.")
+@click.argument(
+    "data_paths", metavar="DATA_PATH...", nargs=-1, callback=options.not_options, required=True, help="The data that you train on."
+)
 @options.together(
     options.model,
     options.from_adapter,

@@ -32,7 +32,7 @@ def check_folder(folder: Path) -> None:
     other = next((path for path in sorted(folder.iterdir()) if path.suffix in _OTHER_WEIGHTS), None)
     if (folder / "adapter_config.json").is_file():
         code, message = "model.is-an-adapter", "it holds an adapter, not a base model"
-        hint = f"{_from_adapter(folder)}; llamahome chat {shlex.quote(str(folder))} talks to it"
+        hint = f"{_from_adapter(folder)}; llamahome chat {as_typed(folder)} talks to it"
     elif (folder / "final" / "adapter_config.json").is_file():
         code, message, hint = (
             "model.is-an-adapter",
@@ -65,13 +65,13 @@ def no_folder(path: Path) -> Problem:
         f"this is a file, and a model is the folder with its config.json and .safetensors files{f'; {_only(path)}' if _only(path) else ''}"
     )
     whole = path.suffix == ".safetensors" and (path.parent / "config.json").is_file()
-    hint = f"--model {shlex.quote(as_typed(path.parent))}" if whole else f"--model {STARTER}"
+    hint = f"--model {as_typed(path.parent)}" if whole else f"--model {STARTER}"
     return Problem(code="model.not-found", message=message, where=str(path), hint=hint)
 
 
 def _from_adapter(folder: Path) -> str:
     """The option that goes on training an adapter; a run on a base takes it instead of --model."""
-    return f"--from-adapter {shlex.quote(str(folder))} instead of --model goes on training it"
+    return f"--from-adapter {as_typed(folder)} instead of --model goes on training it"
 
 
 def _only(weights: Path | None) -> str:

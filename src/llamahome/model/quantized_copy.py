@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from llamahome.errors import ConfigError
@@ -24,7 +25,7 @@ def quantized_base(base: Path, kind: Kind, *, say: Callable[[str], None]) -> Pat
         raise ConfigError(quantized_twice(base))
     folder = _folder_of(base, kind)
     if folder.is_dir():
-        check_folder(folder)
+        _check(folder, base)
     else:
         write_quantized(base, kind, folder, say=say)
     say(f"the base is computed from {as_typed(folder)}")
@@ -34,12 +35,24 @@ def quantized_base(base: Path, kind: Kind, *, say: Callable[[str], None]) -> Pat
 def expected_sizes(base: Path, kind: Kind) -> Sizes:
     """What `base` in `kind` comes to: its copy, or before there is one what is known of it. Raises ConfigError as `sizes_of` does."""
     folder = _folder_of(base, kind)
+    if folder.is_dir():
+        _check(folder, base)
     return sizes_of(base, kind, WeightStore(folder) if folder.is_dir() else None)
 
 
 def usual_bytes(kind: Kind, numbers: int) -> float:
     """About how many bytes a number takes in a base of which `numbers` are quantised, if its layers have usual sizes."""
     return MOST_BYTES if kind == "nf4" and numbers <= MOST_FITTED else BYTES[kind]
+
+
+def _check(folder: Path, base: Path) -> None:
+    """Raise ConfigError if the copy in `folder` is damaged; only its removal helps, because it would be found again each time."""
+    try:
+        check_folder(folder)
+    except ConfigError as error:
+        made = f"this folder is a copy of {as_typed(base)}, which is made again if it is removed"
+        problems = [replace(each, message=f"{each.message}; {made}", hint=f"rm -r {as_typed(folder)}") for each in error.problems]
+        raise ConfigError(problems) from error
 
 
 def _folder_of(base: Path, kind: Kind) -> Path:

@@ -1,12 +1,16 @@
 """Whether a process trains in a run now, asked before a command changes the run's checkpoints: two at once would remove each other's.
 
 A process of this machine is asked for by its number; one that was stopped still counts, because it may go on. Of a process of another
-machine only the heartbeat in status.json can be seen, so whoever has to know waits for the next one.
+machine only the heartbeat in status.json can be seen, so whoever has to know waits for the next one. A run that is just being resumed has
+no heartbeat yet; so whoever resumes it locks its folder, on file systems that can lock a folder.
 """
 
+import fcntl
+import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from llamahome.durable import read_object
@@ -35,6 +39,27 @@ def require_idle(paths: RunPaths, consequence: str, *, hint: str | None = None, 
     if lives:
         message = f"process {status.get('pid')} on {status.get('host')} is training in this run now: {consequence}"
         raise CheckpointError(Problem(code="checkpoint.in-use", message=message, where=as_typed(paths.root), hint=hint))
+
+
+@contextmanager
+def claimed(paths: RunPaths, consequence: str, *, hint: str | None = None) -> Iterator[None]:
+    """Keep other processes of this machine from claiming the run while the block runs. Raises CheckpointError checkpoint.in-use.
+
+    The lock leaves no file, and the system releases it if the process is killed. Network file systems may refuse to lock a folder;
+    then only the heartbeat protects the run.
+    """
+    folder = os.open(paths.root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"another process is resuming this run now: {consequence}"
+            raise CheckpointError(Problem(code="checkpoint.in-use", message=message, where=as_typed(paths.root), hint=hint)) from None
+        except OSError:
+            pass  # nothing can be locked there
+        yield
+    finally:
+        os.close(folder)
 
 
 def _beats_again(paths: RunPaths, status: dict[str, Any], waits: Callable[[str], None]) -> bool:

@@ -21,7 +21,7 @@ from llamahome.errors import Problem, UsageError
 from llamahome.monitoring.readings import moment, number, whole
 from llamahome.monitoring.series import parse
 from llamahome.monitoring.status import LOST_AFTER_SECONDS
-from llamahome.rundir import NEWEST, RUNS, RunPaths, first_command, nearby, open_run, sweep_of
+from llamahome.rundir import NEWEST, RUNS, RunPaths, first_command, nearby, open_run, runs_called, sweep_of
 
 ShownState = Literal["running", "finished", "stopped", "failed", "lost"]
 
@@ -237,7 +237,7 @@ def find_run(name: str, root: Path = RUNS) -> RunPaths:
     runs = {run.run_id: run for run in list_runs(root)}
     if name in runs:
         return open_run(runs[name].folder)
-    similar = [run_id for run_id in runs if name and name in run_id]
+    similar = runs_called(name, runs)
     if len(similar) == 1:
         return open_run(runs[similar[0]].folder)
     if similar:
