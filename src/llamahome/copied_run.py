@@ -12,7 +12,7 @@ from llamahome import durable
 from llamahome.checkpoint import manifest
 from llamahome.durable import read_object
 from llamahome.monitoring.sinks import supersede_after
-from llamahome.rundir import RunPaths, nearby, rename_run, writing
+from llamahome.rundir import RunPaths, rename_run, writing
 
 _SUPERSEDED, _STATUS = "superseded.jsonl", "status.json"
 _STEPS = ("metrics.jsonl", "samples.jsonl", "events.jsonl")
@@ -31,11 +31,8 @@ def original_of(paths: RunPaths) -> Path | None:
 
 
 def _has_own_metrics(original: Path, paths: RunPaths) -> bool:
-    """Whether the whole project was copied, and the metrics with it: `original` lies in the other project as the copy does in this one."""
-    inside = nearby(paths.root)
-    if inside.is_absolute() or original.parts[-len(inside.parts) :] != inside.parts:
-        return False
-    theirs = original.parents[len(inside.parts) - 1] / paths.metrics_dir
+    """Whether the whole project was copied, and the metrics with it."""
+    theirs = RunPaths(original, paths.run_id).metrics_dir
     return theirs.is_dir() and not theirs.samefile(paths.metrics_dir)
 
 

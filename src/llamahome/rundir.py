@@ -78,14 +78,20 @@ class RunPaths:
         return self.root / "final"
 
     @property
+    def project(self) -> Path:
+        """The folder in which the run was trained: the nearest around it that holds its metrics, or else the working folder."""
+        around = next((folder for folder in self.root.resolve().parents if (folder / _METRICS / self.run_id).is_dir()), Path.cwd())
+        return Path() if around == Path.cwd() else around
+
+    @property
     def metrics_dir(self) -> Path:
         """Folder of metrics.jsonl, events.jsonl, system.jsonl, samples.jsonl and status.json."""
-        return _METRICS / self.run_id
+        return self.project / _METRICS / self.run_id
 
     @property
     def tensorboard_dir(self) -> Path:
         """Folder of TensorBoard's event files."""
-        return _TENSORBOARD / self.run_id
+        return self.project / _TENSORBOARD / self.run_id
 
     def write_id(self) -> None:
         """Record the id in the run's folder."""

@@ -59,6 +59,7 @@ def test_a_part_of_an_id_is_enough_if_only_one_run_has_it(run):
         resolve("otter")
     problem = caught.value.problems[0]
     assert problem.code == "run.ambiguous" and problem.excerpt.splitlines() == [second.run_id, run.run_id]
+    assert problem.hint == f"llamahome train-resume {second.run_id}"
     assert resolve(second.run_id)[0].run_id == second.run_id
     Path("otter").mkdir()
     assert "empty" in _problem("otter").message, "an existing folder of that name takes precedence"

@@ -256,7 +256,9 @@ def test_a_folder_and_a_file_that_is_not_text_are_reported(tmp_path):
     (tmp_path / "latin.yaml").write_bytes("model:\n  name: Zürich\n".encode("latin-1"))
     with pytest.raises(ConfigError) as caught:
         load_config([tmp_path, tmp_path / "latin.yaml"], environment={}, folder=tmp_path)
-    assert [problem.code for problem in caught.value.problems] == ["config.unreadable", "config.not-text"]
+    folder, latin = caught.value.problems
+    assert (folder.code, latin.code) == ("config.unreadable", "config.not-text")
+    assert folder.hint == f"--config {tmp_path / 'latin.yaml'}"
 
 
 PIECES = st.sampled_from(

@@ -34,6 +34,7 @@ WITHOUT_EFFECT = [
     ["evaluation.every=5 steps", "data.eval_split=0"],
     ["checkpoint.keep_best=2", "data.eval_split=0"],
     ["distributed.master_port=2000"],
+    ["training.epochs=2", "training.max_steps=5"],
     ["distill.weight=0.2"],
     ["grpo.group_size=4", "training.objective=distill", "distill.teacher=taught"],
     ["training.refuse_spikes=false", "training.objective=grpo", "grpo.reward=a.py:f"],

@@ -138,6 +138,15 @@ def test_an_adapter_is_trained_further_beside_the_numbers_that_it_learned_beside
     assert "model.quantization" not in beside_base.err
 
 
+def test_a_plan_says_what_quantising_takes_before_there_is_a_copy(project: Project) -> None:
+    save_tiny(project.folder / "data/models/base/wide", hidden_size=64, intermediate_size=128, head_dim=16)
+    words = ("--model", "wide", "--set", "model.quantization=int8")
+    told = project.type("plan", "chats.jsonl", *words).expect(0).err
+    assert "before training it is written once, into data/models/quantized/wide-int8-" in told
+    project.type("train", "chats.jsonl", "--max-steps", "1", *words).expect(0)
+    assert "before training" not in project.type("plan", "chats.jsonl", *words).expect(0).err
+
+
 def test_a_plan_counts_the_packed_weights(trained: Project) -> None:
     plain, packed = (
         trained.type("plan", "chats.jsonl", "--model", "wide", "--set", f"model.quantization={kind}", "--json").expect(0).json

@@ -131,6 +131,19 @@ def test_an_unknown_name_gets_the_nearest_run_as_a_hint(name: str, code: str, hi
     assert (caught.value.problems[0].code, caught.value.problems[0].hint) == (code, hint)
 
 
+def test_the_hint_is_the_command_that_was_typed_with_the_newest_matching_run() -> None:
+    for run_id in ("20260101-000000-amber-finch", "20260102-000000-brisk-otter", "20260103-000000-late-otter"):
+        make_run(run_id)
+    for name, typed, hint in (
+        ("otter", ("compare", "amber", "otter"), "llamahome runs compare amber 20260103-000000-late-otter"),
+        ("otter", ("tail",), "llamahome runs tail 20260103-000000-late-otter"),
+        ("amber-fnch", ("report",), "llamahome runs report 20260101-000000-amber-finch"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            find_run(name, typed=typed)
+        assert caught.value.problems[0].hint == hint
+
+
 def test_of_many_matching_runs_the_newest_ten_are_shown_newest_first() -> None:
     for day in range(1, 14):
         make_run(f"202601{day:02}-000000-amber-finch")

@@ -32,7 +32,7 @@ def resolve(target: str, *, command: str = "llamahome train-resume") -> tuple[Ru
             return open_run(folder.parent), folder
         if _is_run(folder):
             return open_run(folder), None
-    if match := _run_by_part(target):
+    if match := _run_by_part(target, command):
         return open_run(match), None
     hint = _command_of_sweep(Path(target)) or _command_of_similar_run(command, target)
     raise CheckpointError(Problem(code="checkpoint.not-a-checkpoint", message=_describe(Path(target)), where=target, hint=hint))
@@ -45,14 +45,15 @@ def names_run(target: str) -> bool:
     )
 
 
-def _run_by_part(part: str) -> Path | None:
-    """The only run that is called `part`, or whose id contains it."""
+def _run_by_part(part: str, command: str | None = None) -> Path | None:
+    """The only run that is called `part`, or whose id contains it; if several do, the hint is `command` for the newest of them."""
     runs = {run.name: run for run in _known_runs()} if not Path(part).exists() else {}
     matches = [runs[name] for name in runs_called(part, runs)]
     if len(matches) > 1:
         shown = "\n".join(run.name for run in matches[:-11:-1])
         message = f"{part!r} is part of {len(matches)} run ids" + (", the newest ten of which are" if len(matches) > 10 else "")
-        raise UsageError(Problem(code="run.ambiguous", message=message, excerpt=shown, hint="llamahome runs list"))
+        hint = f"{command} {matches[-1].name}" if command else "llamahome runs list"
+        raise UsageError(Problem(code="run.ambiguous", message=message, excerpt=shown, hint=hint))
     return matches[0] if matches else None
 
 

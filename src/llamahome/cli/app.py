@@ -7,6 +7,7 @@ import codecs
 import errno
 import io
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -147,7 +148,11 @@ def _exit_with_usage(error: click.UsageError) -> NoReturn:
     """Show a mistake in the command line as one of our own error blocks."""
     message = error.format_message().rstrip(".")
     command = error.ctx.command_path if error.ctx is not None else "llamahome"
-    problem = Problem(code="usage.command-line", message=message[:1].lower() + message[1:], hint=f"{command} --help")
+    hint = f"{command} --help"
+    if isinstance(error, click.NoSuchOption):
+        files = (word for word in sys.argv[1:] if word.startswith(error.option_name) and Path(word).exists())
+        hint = next((f"{command} {shlex.quote(f'./{file}')}" for file in files), hint)
+    problem = Problem(code="usage.command-line", message=message[:1].lower() + message[1:], hint=hint)
     _exit_with_error(UsageError(problem))
 
 

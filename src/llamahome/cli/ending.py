@@ -6,6 +6,7 @@ import shlex
 import shutil
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def show_result(result: "Result", data_paths: Sequence[str]) -> None:
     print(f"  llamahome chat {final}{_system_option(state.extra)}")
     if result.format_name not in ("preference", "labelled", "prompts"):  # train-eval measures good answers
         print(f"  llamahome train-eval {final} {shlex.join(data_paths)}")
-    print(f"  llamahome runs show {paths.run_id}")
+    print(f"  llamahome runs show {paths.run_id if paths.project == Path() else as_typed(paths.root)}")
 
 
 def _system_option(extra: dict[str, Any]) -> str:

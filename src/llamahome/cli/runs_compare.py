@@ -26,7 +26,7 @@ def compare(runs: tuple[str, ...], as_json: bool) -> None:
 
     if not 2 <= len(runs) <= len(_LETTERS):
         raise click.UsageError(f"compare takes 2 to {len(_LETTERS)} runs, not {len(runs)}")
-    reports = [report_run(find_run(run)) for run in runs]
+    reports = [report_run(find_run(run, typed=("compare", *runs))) for run in runs]
     if as_json:
         options.print_json(without_nan(compared(reports)))
         return

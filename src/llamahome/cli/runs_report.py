@@ -37,7 +37,7 @@ def report(run: str, output: Path | None, png: bool, as_json: bool) -> None:
 
     if png:
         require_plots()
-    paths = find_run(run)
+    paths = find_run(run, typed=("report",))
     pictures: list[Path] = []
     try:
         page = write_report(paths, output)

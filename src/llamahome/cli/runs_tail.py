@@ -27,7 +27,7 @@ def tail(run: str, as_json: bool) -> None:
     """Watch a run until it ends, from any terminal; after its end, how it ended. Ctrl-C closes the view and leaves the run alone."""
     from llamahome.monitoring.runs import find_run
 
-    paths = find_run(run)
+    paths = find_run(run, typed=("tail",))
     try:
         (_print_records if as_json else _watch)(paths)
     except KeyboardInterrupt:

@@ -2,9 +2,11 @@
 
 import gc
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from llamahome.cli import options
 
 if TYPE_CHECKING:
     from llamahome.config.load import LoadedConfig
+    from llamahome.rundir import RunPaths
 
 
 @click.command(
@@ -104,6 +107,7 @@ def train_resume(overrides: options.Overrides, checkpoint: str, allow_changed: t
     with open_watchdog("auto", RankStatus()).watching(CHECKPOINT):
         paths, folder = resolve(target)
         newest = folder or choose(paths, warn=lambda _: None)
+    _check_rows_are_here(paths, newest, change(newest / CONFIG))
     if _launch_processes(change(newest / CONFIG)):
         return
     with importing_torch():
@@ -114,6 +118,32 @@ def train_resume(overrides: options.Overrides, checkpoint: str, allow_changed: t
     result = pipeline.resume(target, change, allowed=list(allow_changed), command=sys.argv, memory_plan=MemoryPlan())
     data_path = result.outcome.state.extra["data_path"]
     show_result(result, [data_path] if isinstance(data_path, str) else data_path)
+
+
+def _check_rows_are_here(paths: "RunPaths", checkpoint: Path, loaded: "LoadedConfig") -> None:
+    """Raise before torch is imported if the data of the run is gone, or if it is named from another working folder."""
+    from llamahome.checkpoint.state import STATE, read_state
+    from llamahome.data.files.locate import locate
+    from llamahome.data.files.splits import to_train
+    from llamahome.errors import CheckpointError, DataError
+    from llamahome.rundir import not_an_option
+
+    try:
+        named = read_state(checkpoint / STATE).extra["data_path"]
+        locate(named, wanted=to_train(loaded.config.data))
+    except (CheckpointError, KeyError):
+        return  # a damaged checkpoint is described when it is read
+    except DataError as error:
+        problem = error.problems[0]
+        if problem.code != "data.not-found":
+            raise
+        hint = "train-resume goes on with the same rows: put them back, or begin a new run with `llamahome train`"
+        if paths.project != Path():
+            root = paths.root.resolve()
+            run = str(root.relative_to(paths.project)) if root.is_relative_to(paths.project) else str(root)
+            hint = f"cd {shlex.quote(str(paths.project))} && llamahome train-resume {shlex.quote(not_an_option(run))}"
+        message = f"{problem.message}, and the run {paths.run_id} learned from it"
+        raise DataError(replace(problem, message=message, hint=hint)) from error
 
 
 def check_paths(loaded: "LoadedConfig", data_path: list[str]) -> None:

@@ -9,13 +9,13 @@ from difflib import get_close_matches
 from llamahome.config.describe import settings
 from llamahome.config.initial import FROM_WEIGHTS
 from llamahome.config.learning import learning_errors
-from llamahome.config.load import is_chosen
+from llamahome.config.load import is_chosen, is_saved
+from llamahome.config.no_effect import no_evaluation, reasons_for_no_effect
 from llamahome.config.objectives import FORMAT_OF, LEARNS, WITHOUT_ANSWERS
 from llamahome.config.preference import READ_BY, WITH_REFERENCE
 from llamahome.config.schema import Config
 from llamahome.config.yamltext import write_value
 from llamahome.errors import Problem
-from llamahome.units import parse_steps
 
 METRICS = ("loss", "token_accuracy", "exact", "f1", "rouge", "json", "json_equal")
 """What evaluation.metric names besides a function of the user's."""
@@ -37,8 +37,8 @@ def config_warnings(config: Config, origins: Mapping[str, str]) -> list[Problem]
     """The chosen settings that have no effect, and settings that probably do not do what was meant; each says the consequence."""
     chosen = {key for key, origin in origins.items() if is_chosen(origin)}
     no_effect: list[Finding] = []
-    for key, reason in _reasons_for_no_effect(config).items():
-        if key in chosen:
+    for key, reason in reasons_for_no_effect(config).items():
+        if key in chosen and not is_saved(origins[key]):  # the command that began the run has said it
             message = f"{key} {write_value(settings()[key].of(config))} has no effect: {reason}"
             no_effect.append(("config.no-effect", key, message, f"remove {key} from {origins[key]}"))
     return _problems([*no_effect, *_machine_warnings(config, chosen)], origins)
@@ -49,44 +49,6 @@ def _problems(findings: Iterable[Finding], origins: Mapping[str, str]) -> list[P
         Problem(code=code, message=message, where=origins[key] if is_chosen(origins[key]) else None, hint=hint)
         for code, key, message, hint in findings
     ]
-
-
-def _reasons_for_no_effect(config: Config) -> dict[str, str]:
-    """Key -> why its value changes nothing."""
-    reasons: dict[str, str] = {}
-    if config.training.method == "full":
-        reasons |= {key: "training.method is full" for key in settings() if key.startswith("lora.")}
-        reasons["model.dtype"] = "full fine-tuning keeps all weights in float32"
-    if config.training.method == "lora" and config.lora.use_vera:
-        reasons["lora.alpha"] = "with lora.use_vera trained vectors are the scale"
-    if config.model.adapter is not None:
-        reasons["lora.init"] = "model.adapter has values of its own"
-    if config.data.format in FORMAT_OF.values():
-        rows = "pairs" if config.data.format == "preference" else "labelled rows"
-        reasons["data.train_on"] = f"of {rows} the answers are learned, and nothing else"
-    for section in ("distill", "grpo"):
-        if config.training.objective != section:
-            reasons |= {key: f"training.objective is {config.training.objective}" for key in settings() if key.startswith(f"{section}.")}
-    if config.training.objective == "grpo":
-        reasons["training.refuse_spikes"] = "losses of grpo are around zero, where a leap is no sign of harm"
-    if config.data.on_bad_row == "error":
-        reasons["data.max_bad_share"] = "data.on_bad_row is error: the first bad row stops"
-    if config.data.format == "text":
-        reasons["model.chat_template"] = "data.format is text: there are no turns"
-        if config.data.train_on != "all":
-            reasons["data.train_on"] = "data.format is text: all tokens are learned"
-    if _no_evaluation(config):
-        reason = "no rows are held out (data.eval_split 0) and data.eval_path is not set"
-        reasons |= dict.fromkeys(
-            ("evaluation.metric", "evaluation.every", "evaluation.rows", "evaluation.sample_prompts", "checkpoint.keep_best"), reason
-        )
-    if config.monitoring.profile is not None and config.training.max_steps is not None:
-        first, _ = parse_steps(config.monitoring.profile)
-        if first > config.training.max_steps:
-            reasons["monitoring.profile"] = f"training.max_steps ends the run after step {config.training.max_steps}"
-    if config.distributed.most_nodes == 1:
-        reasons["distributed.master_port"] = "one machine picks a free port itself"
-    return reasons
 
 
 def _data_errors(config: Config, chosen: set[str]) -> Iterator[Finding]:
@@ -134,10 +96,10 @@ def _training_errors(config: Config) -> Iterator[Finding]:
     if training.method == "full" and training.optimizer != "adamw" and config.distributed.strategy in ("shard", "hybrid"):
         message = f"training.optimizer {training.optimizer} needs whole weights, and distributed.strategy is {config.distributed.strategy}"
         yield "config.optimizer-needs-whole-weights", "training.optimizer", message, "--set training.optimizer=adamw"
-    if config.evaluation.early_stop_patience is not None and _no_evaluation(config):
+    if config.evaluation.early_stop_patience is not None and no_evaluation(config):
         message = "evaluation.early_stop_patience watches the evaluations, but no rows are held out and data.eval_path is not set"
         yield "config.nothing-to-watch", "evaluation.early_stop_patience", message, "--set data.eval_split=auto"
-    if config.output.final == "best" and _no_evaluation(config):
+    if config.output.final == "best" and no_evaluation(config):
         message = "output.final best takes the best evaluation, but no rows are held out and data.eval_path is not set"
         yield "config.nothing-to-watch", "output.final", message, "--set data.eval_split=auto"
     elif config.output.final == "best" and not config.checkpoint.keep_best:
@@ -289,10 +251,6 @@ def _machine_warnings(config: Config, chosen: set[str]) -> Iterator[Finding]:
         idle = machines.world_size - batch
         message = f"{machines.world_size} processes share training.batch_size {batch}: {idle} have nothing to do in each step"
         yield "config.idle-processes", "training.batch_size", message, f"--set training.batch_size={machines.world_size}"
-
-
-def _no_evaluation(config: Config) -> bool:
-    return config.data.eval_split == 0 and config.data.eval_path is None
 
 
 def _machines(count: int) -> str:

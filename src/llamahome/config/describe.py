@@ -122,10 +122,13 @@ def nearest_key(section: str, name: str) -> str | None:
 def unknown_section(name: str, *, what: str = "section") -> tuple[str, str]:
     """Message and hint for a name at the top level that is no section."""
     section, _, key = name.partition(".")
-    close = nearest(section, sections())
+    close = nearest(section, sections(), cutoff=0.6 if key else 0.85)
+    if not key and not close:
+        names = {setting.name: setting.key for setting in reversed(settings().values())} | {name: name for name in sections()}
+        close = nearest_key("", section) or names.get(nearest(section, names) or "")
     if close and key:
         close = nearest_key(close, key) or close
-    close = close or nearest_key(section, key) or nearest_key("", name)
+    close = close or nearest_key(section, key)
     if close:
         return f"unknown {what} {name}; did you mean {close}?", f"llamahome config explain {close}"
     return f"unknown {what} {name}; sections are {', '.join(sections())}", "llamahome config show"

@@ -4,6 +4,7 @@ Every function returns the valid values in the order in which they were written 
 shows all mistakes of all layers. A value is checked even if a higher layer replaces it.
 """
 
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -87,11 +88,18 @@ def read_text(path: Path, problems: list[Problem]) -> str | None:
         code, message, hint = "config.no-such-file", "no such settings file", _similar_file(path)
     except UnicodeDecodeError as error:
         code, message = "config.not-text", f"not UTF-8 text: byte {error.start + 1} cannot be read"
-        hint = f"iconv -f WINDOWS-1252 -t UTF-8 {path} > {path}.utf8"
+        hint = f"iconv -f WINDOWS-1252 -t UTF-8 {shlex.quote(str(path))} > {shlex.quote(f'{path}.utf8')}"
     except OSError as error:
-        code, message, hint = "config.unreadable", f"cannot be read: {error.strerror}", f"ls -ld {path}"
+        hint = _file_in(path) if path.is_dir() else f"ls -ld {shlex.quote(str(path))}"
+        code, message = "config.unreadable", f"cannot be read: {error.strerror}"
     problems.append(Problem(code=code, message=message, where=str(path), hint=hint))
     return None
+
+
+def _file_in(folder: Path) -> str:
+    """The settings file in `folder` that was most likely meant."""
+    files = sorted(path for path in folder.glob("*.y*ml") if path.suffix in (".yaml", ".yml"))
+    return f"--config {shlex.quote(str(files[0]))}" if files else f"--config takes a file, and {folder} holds no .yaml"
 
 
 def _similar_file(path: Path) -> str:

@@ -162,6 +162,11 @@ def is_chosen(origin: str) -> bool:
     return plain != DEFAULT and not plain.startswith((AUTO, BY_ADAPTER))
 
 
+def is_saved(origin: str) -> bool:
+    """Whether the value is that of a checkpoint, and this command has not set it."""
+    return origin.startswith(_SAVED)
+
+
 def _replace(loaded: LoadedConfig, entries: Sequence[Entry], problems: list[Problem]) -> LoadedConfig:
     current = [Entry(key, settings()[key].of(loaded.config), origin) for key, origin in loaded.origins.items()]
     return _build([*current, *entries], problems)

@@ -11,9 +11,10 @@ from llamahome.model.export.weightstore import WeightStore
 from llamahome.model.fingerprints import fingerprint
 from llamahome.model.load_packed import quantized_twice
 from llamahome.model.model_folder import check_folder
-from llamahome.model.quantize import write_quantized
+from llamahome.model.quantize import minutes_to_round, write_quantized
 from llamahome.model.quantized_sizes import BYTES, MOST_BYTES, MOST_FITTED, Kind, Sizes, sizes_of
 from llamahome.rundir import QUANTIZED_MODELS, as_typed
+from llamahome.units import show_bytes
 
 _ROUNDING = {"nf4": " rounded for the inputs of layers, some layers in 8 bits, blocks of 32, scales of both signs, 16,384 tokens"}
 """A part of the name of a copy, because other rounding gives other weights."""
@@ -32,12 +33,20 @@ def quantized_base(base: Path, kind: Kind, *, say: Callable[[str], None]) -> Pat
     return folder
 
 
-def expected_sizes(base: Path, kind: Kind) -> Sizes:
+def expected_sizes(base: Path, kind: Kind, *, say: Callable[[str], None] = lambda _: None) -> Sizes:
     """What `base` in `kind` comes to: its copy, or before there is one what is known of it. Raises ConfigError as `sizes_of` does."""
     folder = _folder_of(base, kind)
     if folder.is_dir():
         _check(folder, base)
-    return sizes_of(base, kind, WeightStore(folder) if folder.is_dir() else None)
+        sizes = sizes_of(base, kind, WeightStore(folder))
+        say(sizes.line(kind))
+    else:
+        sizes = sizes_of(base, kind)
+        say(sizes.line(kind))
+        minutes = minutes_to_round(sizes.packed_numbers, kind)
+        takes = f", about {minutes} min on two cores" if minutes else ""
+        say(f"before training it is written once, into {as_typed(folder)}: {show_bytes(sizes.file_bytes)}{takes}")
+    return sizes
 
 
 def usual_bytes(kind: Kind, numbers: int) -> float:

@@ -7,9 +7,10 @@ it or was killed while it wrote; other lines that cannot be parsed are counted.
 import math
 import os
 import re
+import shlex
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
@@ -222,10 +223,10 @@ def _started(paths: RunPaths) -> float:
         return 0.0
 
 
-def find_run(name: str, root: Path = RUNS) -> RunPaths:
+def find_run(name: str, root: Path = RUNS, *, typed: Sequence[str] = ("show",)) -> RunPaths:
     """Find a run by `latest`, its folder or a checkpoint in it, its run id, or a part that only one run id contains.
 
-    Raises UsageError `run.unknown` or `run.ambiguous`.
+    `typed` is what stood behind `llamahome runs`, with `name` in it or before it. Raises UsageError `run.unknown` or `run.ambiguous`.
     """
     if name == "latest":
         return _latest(root)
@@ -244,9 +245,15 @@ def find_run(name: str, root: Path = RUNS) -> RunPaths:
         newest = "\n".join(similar[:-11:-1])
         message = f"{len(similar)} run ids contain {name!r}" + ("; the newest ten are" if len(similar) > 10 else "")
         raise UsageError(
-            Problem(code="run.ambiguous", message=message, where="RUN", excerpt=newest, hint=f"llamahome runs show {similar[-1]}")
+            Problem(code="run.ambiguous", message=message, where="RUN", excerpt=newest, hint=_with_name(similar[-1], name, typed))
         )
-    raise UsageError(Problem(code="run.unknown", message=f"there is no run {name!r}", where="RUN", hint=_nearest(name, list(runs))))
+    raise UsageError(Problem(code="run.unknown", message=f"there is no run {name!r}", where="RUN", hint=_nearest(name, list(runs), typed)))
+
+
+def _with_name(run_id: str, name: str, typed: Sequence[str]) -> str:
+    """The command that was typed, with `run_id` in place of `name`."""
+    words = typed if name in typed else (*typed, name)
+    return shlex.join(["llamahome", "runs", *(run_id if word == name else word for word in words)])
 
 
 def _latest(root: Path) -> RunPaths:
@@ -258,9 +265,9 @@ def _latest(root: Path) -> RunPaths:
     return open_run(runs[-1].folder)
 
 
-def _nearest(name: str, run_ids: list[str]) -> str:
+def _nearest(name: str, run_ids: list[str], typed: Sequence[str]) -> str:
     if not run_ids:
         return first_command()
     by_name = {_TIMESTAMP.sub("", run_id).strip("-"): run_id for run_id in run_ids} | {run_id: run_id for run_id in run_ids}
     close = get_close_matches(name, list(by_name), n=1, cutoff=0.5)
-    return f"llamahome runs show {by_name[close[0]]}" if close else "llamahome runs list"
+    return _with_name(by_name[close[0]], name, typed) if close else "llamahome runs list"

@@ -262,8 +262,7 @@ def _packed_bytes(config: Config, base: Path, shape: ModelShape, precision: Prec
     """Bytes per number of the frozen linear layers with model.quantization, all of them together; None without it."""
     if (kind := config.model.quantization) is None:
         return None
-    sizes, numbers = expected_sizes(base, kind), quantized_numbers(shape)
-    say(sizes.line(kind))
+    sizes, numbers = expected_sizes(base, kind, say=say), quantized_numbers(shape)
     return (sizes.packed_bytes + (numbers - sizes.packed_numbers) * precision.storage.itemsize) / numbers
 
 

@@ -139,7 +139,7 @@ def _weights_of(config: Config, folder: Path, world: World, *, say: Say) -> Path
     if world.is_main:
         world.barrier()
     require_agreement(world, {f"the quantised copy {as_typed(found)}": fingerprint(found)})
-    say(expected_sizes(folder, kind).line(kind))
+    expected_sizes(folder, kind, say=say)
     return found
 
 
