@@ -27,7 +27,7 @@ def python_of(name: str, cache: Path, *, own: Sequence[str] = ("ours", "plain"))
     if missing([name], cache):
         print(f"installing {requirements} into {folder}", file=sys.stderr, flush=True)
         shutil.rmtree(folder, ignore_errors=True)
-        for command in ([sys.executable, "-m", "venv", str(folder)], [str(python), "-m", "pip", "install", "-q", *_PEERS[name]]):
+        for command in ([sys.executable, "-m", "venv", str(folder)], [str(python), "-E", "-m", "pip", "install", "-q", *_PEERS[name]]):
             result = subprocess.run(command, capture_output=True, text=True, check=False)
             if result.returncode:
                 raise NotInstalled(f"cannot be installed: {_last_line(result.stderr or result.stdout)}")

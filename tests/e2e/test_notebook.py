@@ -74,7 +74,9 @@ def test_it_runs_in_jupyter_and_the_progress_is_one_output_that_is_replaced(
     (packages,) = (tools / "lib").glob("python*/site-packages")
     source = Path(llamahome.__file__).parents[1]
     (packages / "libraries.pth").write_text("\n".join([str(source), *site.getsitepackages()]) + "\n")
-    fetched = subprocess.run([tools / "bin/pip", "install", "-q", "nbclient", "ipykernel"], capture_output=True, text=True, check=False)
+    fetched = subprocess.run(
+        [tools / "bin/python", "-E", "-m", "pip", "install", "-q", "nbclient", "ipykernel"], capture_output=True, text=True, check=False
+    )
     if fetched.returncode:
         pytest.skip(f"the package registry cannot be reached: {fetched.stderr[-300:]}")
     shutil.copy(NOTEBOOK, project.folder)

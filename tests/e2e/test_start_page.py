@@ -56,6 +56,7 @@ def test_a_training_is_uploaded_checked_planned_started_stopped_resumed_and_outl
     with _started(project) as server, opened() as browser, visiting(browser, f"{server.url}/?token={TOKEN}") as visit:
         page = visit.page
         page.click("nav >> text=Start")
+        page.wait_for_selector("#file", state="visible")  # the script that takes the file has begun
         page.set_input_files("#file", str(mine))
         page.wait_for_function("() => document.getElementById('data').value === 'data/training/uploads/my-rows.jsonl'")
         page.fill("#max_steps", "600")

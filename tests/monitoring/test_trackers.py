@@ -189,7 +189,9 @@ def tracker_python(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
 
     def install(package: str) -> str:
-        done = subprocess.run([str(venv / "bin/pip"), "install", "-q", package], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [str(venv / "bin/python"), "-E", "-m", "pip", "install", "-q", package], capture_output=True, text=True, check=False
+        )
         if done.returncode:
             pytest.skip(f"pip cannot install {package} here: {done.stderr.splitlines()[-1:]}")
         return str(venv / "bin/python")
