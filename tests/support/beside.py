@@ -18,7 +18,7 @@ def python_with(package: str) -> Path:
         (site,) = folder.glob("lib/python*/site-packages")
         here = next(path for path in sys.path if path.endswith("site-packages"))
         (site / "beside.pth").write_text(here + "\n", encoding="utf-8")
-        command = [str(python), "-m", "pip", "install", "-q", package]
+        command = [str(python), "-E", "-m", "pip", "install", "-q", package]
         done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
         if done.returncode != 0:
             pytest.skip(f"{package} cannot be installed: {done.stderr.strip().splitlines()[-1:]}")
