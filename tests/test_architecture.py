@@ -260,3 +260,19 @@ def test_nothing_is_left_for_later() -> None:
             if re.search(r"\b(TODO|FIXME|XXX|NotImplementedError)\b", line):
                 wrong.append(f"{path.relative_to(ROOT)}:{number} {line.strip()}")
     assert_none(wrong)
+
+
+def test_no_test_sets_a_private_constant() -> None:
+    """What a test needs otherwise is an argument, or a public constant."""
+    wrong = []
+    for path in WRITTEN:
+        if not path.is_relative_to(ROOT / "tests"):
+            continue
+        for node in nodes(path):
+            called = isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("setattr", "patch", "patch.object"))
+            set_here = isinstance(node, ast.Assign) and any(isinstance(each, ast.Attribute) for each in node.targets)
+            names = [str(each.value) for each in node.args if isinstance(each, ast.Constant)] if called else []
+            names += [each.attr for each in node.targets if isinstance(each, ast.Attribute)] if set_here else []
+            if any(re.fullmatch(r"(.*\.)?_[A-Z][A-Z_]+", name) for name in names):
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}")
+    assert_none(wrong)

@@ -38,7 +38,7 @@ from llamahome.units import show_bytes
 
 _WIDENED_SHARE = 0.5
 """Share of the free memory that the widened weights of a quantised base may take."""
-_HELD_SHARE, _KEPT_SHARE, _ANSWERS_SHARE = 0.9, 0.5, 0.15
+HELD_SHARE, _KEPT_SHARE, _ANSWERS_SHARE = 0.9, 0.5, 0.15
 """Shares of the free memory: up to which weights are held that only answer; for those that stay in memory if they are streamed; and for
 the keys and values of prompts and answers then."""
 _FEWEST_TOKENS = 256
@@ -181,7 +181,7 @@ def _keep_bytes(base: Path, dtype: torch.dtype, *, free: int) -> int | None:
         message += size.why_held(dtype)
         hint = "--set model.dtype=float32" if size.types == "F32" else "a machine with more free memory"
         raise OutOfMemory(Problem(code="model.larger-than-memory", message=message, where="MODEL", hint=hint))
-    return int(_KEPT_SHARE * free) if size.mapped > _HELD_SHARE * free else None
+    return int(_KEPT_SHARE * free) if size.mapped > HELD_SHARE * free else None
 
 
 def open_to_measure(folder: Path, loaded: LoadedConfig, backend: Backend, device: torch.device, *, say: Callable[[str], None]) -> CausalLM:

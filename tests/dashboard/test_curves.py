@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.dashboards import append, lines, records
 
-from llamahome.dashboard import curves as module
 from llamahome.dashboard.curves import Curves, moving_average
 
 
@@ -100,13 +99,12 @@ def test_a_smoothed_curve_is_the_weighted_mean_of_all_values_before(values: list
     assert moving_average([*values, math.nan], weight)[-1] == moving_average(values, weight)[-1]
 
 
-def test_the_first_look_at_a_long_file_shows_the_losses_that_reading_it_shows(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_look_at_a_long_file_shows_the_losses_that_reading_it_shows(path: Path) -> None:
     content = records(500)
     content[20]["train/loss"] = None
     path.write_text(lines(content))
-    curves = Curves(path)
-    assert curves.first_losses(60) is None, "the file is short"
-    monkeypatch.setattr(module, "_LARGE", 1000)
+    assert Curves(path).first_losses(60) is None, "the file is short"
+    curves = Curves(path, large=1000)
     early = curves.first_losses(60)
     curves.update()
     whole = curves.lines(["train/loss"], "step", points=60)["train/loss"]

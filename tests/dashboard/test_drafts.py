@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from tests.support.projects import wait_until
 
-from llamahome.dashboard import jobs
 from llamahome.dashboard.commands import Form
 from llamahome.dashboard.drafts import Draft, Drafts, newest, shortened
 from llamahome.dashboard.jobs import Job, Jobs, TooManyJobs
@@ -37,13 +36,14 @@ def test_a_job_shows_what_it_has_printed_while_it_runs_and_ends_with_the_others(
     assert not is_alive(process) and job.out == ""
 
 
-def test_no_more_jobs_than_a_few_run_at_once(running: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "_MOST_RUNNING", 1)
-    job = running.begin(LASTING)
+def test_no_more_jobs_than_a_few_run_at_once() -> None:
+    few = Jobs(most=1)
+    job = few.begin(LASTING)
     with pytest.raises(TooManyJobs):
-        running.begin(LASTING)
-    running.end(job)
-    running.begin(("no-such-command",))
+        few.begin(LASTING)
+    few.end(job)
+    few.begin(("no-such-command",))
+    few.end_all()
 
 
 def test_an_error_is_shown_as_the_command_prints_it(running: Jobs) -> None:

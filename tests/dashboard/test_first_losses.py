@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.dashboards import lines, records
 
-from llamahome.dashboard import first_losses as module
 from llamahome.dashboard.first_losses import read_losses
 from llamahome.monitoring.series import thin
 
@@ -35,9 +34,7 @@ def test_every_loss_of_a_whole_line_is_found_with_its_step(
     path.write_text(text[: len(text) - cut])
     whole = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
     expected = [(record["step"], record["train/loss"]) for record in whole if "train/loss" in record]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_BLOCK_BYTES", block)
-        found, thinned = read_losses(path, 1000), read_losses(path, 8)
+    found, thinned = (read_losses(path, points, block_bytes=block) for points in (1000, 8))
     if not expected:
         assert found is None and thinned is None
         return

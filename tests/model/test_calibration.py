@@ -28,7 +28,7 @@ SHORT_TEXT = 24
 
 @pytest.fixture(autouse=True)
 def short_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer_chain, "_TOKENS", SHORT_TEXT)
+    monkeypatch.setattr(layer_chain, "ROW_TOKENS", SHORT_TEXT)
 
 
 def quiet(line: str) -> None:
@@ -147,8 +147,8 @@ def test_the_text_has_the_more_rows_the_fewer_weights_there_are(
 ) -> None:
     base = save_tiny(tmp_path / "tiny", **SIZES)
     weights = sum(weight.numel() for weight in load_plain(base).model.layers.parameters())
-    monkeypatch.setattr(layer_chain, "_TOKENS", 256)
-    monkeypatch.setattr(layer_chain, "_WORK", allowed * 256 * weights)
+    monkeypatch.setattr(layer_chain, "ROW_TOKENS", 256)
+    monkeypatch.setattr(layer_chain, "MOST_WORK", allowed * 256 * weights)
     rows = text_of(base)
     assert rows.shape == (count, 256) and rows.max() < 320
     assert len(rows.unique(dim=0)) == count

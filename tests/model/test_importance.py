@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from llamahome.config.schema import LoraConfig
 from llamahome.data.records import Example
-from llamahome.model import importance, layer_chain
+from llamahome.model import layer_chain
 from llamahome.model.adapter import save_model, wrap_plain
 from llamahome.model.export.quantized import open_weights
 from llamahome.model.export.verify import load_dequantized, load_plain
@@ -40,8 +40,7 @@ SIZES = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "num_atte
 @pytest.fixture(scope="module", autouse=True)
 def short_text() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layer_chain, "_TOKENS", 24)
-        patch.setattr(importance, "_KEPT_TOGETHER", 250)  # two and a half batches
+        patch.setattr(layer_chain, "ROW_TOKENS", 24)
         yield
 
 
@@ -86,7 +85,7 @@ def watched(folder: Path) -> tuple[dict[str, LinearLayer], Tensor]:
     before = [weight.requires_grad for weight in model.parameters()]
     paths = [path for path, module in model.named_modules() if type(module) is nn.Linear and path != "lm_head"]
     with as_transformers_runs_it(model):
-        found = importance_of(chain_of(model, rows), paths, path_of)
+        found = importance_of(chain_of(model, rows), paths, path_of, kept_together=250)  # two and a half batches
     assert [weight.requires_grad for weight in model.parameters()] == before
     assert all(weight.grad is None for weight in model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.get_decoder().layers)

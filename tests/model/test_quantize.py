@@ -46,7 +46,7 @@ def quiet(line: str) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def short_text() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layer_chain, "_TOKENS", 24)
+        patch.setattr(layer_chain, "ROW_TOKENS", 24)
         yield
 
 

@@ -67,7 +67,6 @@ def test_a_run_that_has_ended_is_idle(told, state: str) -> None:
 
 def test_a_heartbeat_of_another_machine_counts_if_the_next_one_follows(told, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_use, "LOST_AFTER_SECONDS", 1.0)
-    monkeypatch.setattr(in_use, "_POLL_S", 0.05)
     said: list[str] = []
     require_idle(told(host="elsewhere"), "nothing is changed", waits=said.append)
     assert len(said) == 1 and "elsewhere" in said[0]

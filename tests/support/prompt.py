@@ -102,7 +102,7 @@ def stream_every_base() -> None:
     for place in ("llamahome.training.loaded_model", "llamahome.planning.streamed"):
         importlib.import_module(place).must_stream = lambda base_bytes, *, free_bytes: True
     importlib.import_module("llamahome.model.stream").Stream._chosen = lambda self, keep_bytes: frozenset()
-    importlib.import_module("llamahome.conversation")._HELD_SHARE = -1.0
+    importlib.import_module("llamahome.conversation").HELD_SHARE = -1.0
     importlib.import_module("llamahome.model.export.verify").LARGE = 0
 
 

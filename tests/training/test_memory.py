@@ -15,7 +15,6 @@ from llamahome.data.text.tokens import load_tokenizer
 from llamahome.errors import OutOfMemory
 from llamahome.model.shard import replicated
 from llamahome.monitoring.recorder import Recorder
-from llamahome.training import budget as budgets
 from llamahome.training.evaluate import Evaluation, Evaluator, HeldOut, sample_prompts
 from llamahome.training.loop import train
 from llamahome.training.memory import update_weights
@@ -80,11 +79,8 @@ def test_an_update_that_has_changed_weights_is_not_done_twice(llama: Path) -> No
         update_weights(learner.optimizer)
 
 
-def test_a_larger_budget_is_tried_again_and_after_a_longer_pause_each_time(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_larger_budget_is_tried_again_and_after_a_longer_pause_each_time(llama: Path, tmp_path: Path) -> None:
     """Until it fits: here memory is short up to step 9."""
-    monkeypatch.setattr(budgets, "_PAUSE", 2)
     learner, done = make_learner(llama, "lora"), [0]
     learner.optimizer.register_step_post_hook(lambda *_: done.__setitem__(0, done[0] + 1))
 
@@ -93,7 +89,7 @@ def test_a_larger_budget_is_tried_again_and_after_a_longer_pause_each_time(
             no_memory()
         return learner.objective.loss_sum(batch)
 
-    state = trained(learner, RunOptions(ROWS, tmp_path, steps=24, objective=objective))
+    state = trained(learner, RunOptions(ROWS, tmp_path, steps=24, objective=objective, settings={"retry_memory_after": 2}))
     lowered, tried = ([event["step"] for event in events(tmp_path, kind)] for kind in ("out-of-memory", "more-memory-tried"))
     assert state.step == 24 and state.micro_batch_tokens == 60
     assert lowered[0] == 1 and tried[0] == 3 and len(lowered) >= 2 and tried[-1] > 9

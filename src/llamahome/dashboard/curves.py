@@ -47,8 +47,9 @@ class Line:
 class Curves:
     """The records of one .jsonl file as columns. Threads may share it."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, large: int = _LARGE) -> None:
+        """`large` is from how many bytes on the losses are shown before the rest is read."""
+        self._path, self._large = path, large
         self._lock = threading.Lock()
         self._forget()
         self.generation = 0
@@ -217,7 +218,7 @@ class Curves:
     def first_losses(self, points: int) -> Line | None:
         """The losses of a long file that has not been read yet, in a fraction of the time that all metrics take; None if it is read."""
         try:
-            if self._whole or self._path.stat().st_size < _LARGE:
+            if self._whole or self._path.stat().st_size < self._large:
                 return None
         except OSError:
             return None

@@ -18,7 +18,7 @@ _BLOCK_BYTES = 1 << 18
 """Read at once: it stays in the processor's cache, and other threads answer in between."""
 
 
-def read_losses(path: Path, points: int) -> tuple[list[float], list[float | None]] | None:
+def read_losses(path: Path, points: int, *, block_bytes: int = _BLOCK_BYTES) -> tuple[list[float], list[float | None]] | None:
     """Steps and losses of all whole lines, thinned as `thin` does it; a null, which stands for a number that was not finite, is None.
 
     None if there is no loss, or one that is no number. A torn last line is left out.
@@ -28,7 +28,7 @@ def read_losses(path: Path, points: int) -> tuple[list[float], list[float | None
     torn = b""
     try:
         with path.open("rb", buffering=0) as file:
-            while block := file.read(_BLOCK_BYTES):
+            while block := file.read(block_bytes):
                 end = block.rfind(b"\n") + 1
                 pairs = _LOSS.findall(torn + block[:end]) if end else []
                 torn = block[end:] if end else torn + block

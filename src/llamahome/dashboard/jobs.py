@@ -91,14 +91,15 @@ def _read(file: IO[bytes]) -> str:
 class Jobs:
     """All of them, so that there are few at a time and none after the server. Threads may share it."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, most: int = _MOST_RUNNING) -> None:
+        """`most` is how many run at once."""
+        self._lock, self._most = threading.Lock(), most
         self._jobs: set[Job] = set()
 
     def begin(self, words: Sequence[str], *, as_json: bool = False) -> Job:
         """Start a command. Raises TooManyJobs."""
         with self._lock:
-            if sum(job.status is None for job in self._jobs) >= _MOST_RUNNING:
+            if sum(job.status is None for job in self._jobs) >= self._most:
                 raise TooManyJobs
             job = Job(words, as_json=as_json)
             self._jobs.add(job)

@@ -40,7 +40,7 @@ from llamahome.errors import DataError, MachineError, Problem
 from llamahome.rundir import PROCESSED_DATA
 from llamahome.units import many
 
-_PREPARED_BYTES = 60 * 2_500_000
+PREPARED_BYTES = 60 * 2_500_000
 """Text that one processor tokenizes in about a minute; measured: 2.5 MB/s with the starter's tokenizer."""
 _SAMPLED_ROWS = 256
 """Rows of a stream that are read before training, to measure their length and to find what is wrong with all rows."""
@@ -231,7 +231,7 @@ def _store(task: Task, *, say: Say) -> Store | None:
     if streaming is True:
         return None
     store = ready_store(task)
-    if store is not None or (streaming == "auto" and task.text_bytes > _PREPARED_BYTES * usable_cpus()):
+    if store is not None or (streaming == "auto" and task.text_bytes > PREPARED_BYTES * usable_cpus()):
         return store
     try:
         return make_store(task, say=say)

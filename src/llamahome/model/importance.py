@@ -42,20 +42,22 @@ class _Kept:
     Kept one by one, they would lie between large tensors that are freed, and malloc could not use that memory again.
     """
 
-    def __init__(self) -> None:
-        self._free = torch.empty(0)
+    def __init__(self, together: int) -> None:
+        self._free, self._together = torch.empty(0), together
 
     def copy_of(self, numbers_N: Tensor) -> Tensor:
         """float32 [N]: a copy."""
         if self._free.numel() < numbers_N.numel():
-            self._free = torch.empty(max(_KEPT_TOGETHER, numbers_N.numel()))
+            self._free = torch.empty(max(self._together, numbers_N.numel()))
         copied, self._free = self._free[: numbers_N.numel()], self._free[numbers_N.numel() :]
         return copied.copy_(numbers_N)
 
 
-def importance_of(chain: Chain, paths: Collection[str], path_of: Mapping[nn.Module, str]) -> dict[str, LinearLayer]:
+def importance_of(
+    chain: Chain, paths: Collection[str], path_of: Mapping[nn.Module, str], *, kept_together: int = _KEPT_TOGETHER
+) -> dict[str, LinearLayer]:
     """The linear layers `paths`; runs the layers of `chain` from the last to the first. `path_of` has the paths of all modules."""
-    found, kept = {path: LinearLayer() for path in paths}, _Kept()
+    found, kept = {path: LinearLayer() for path in paths}, _Kept(kept_together)
     behind = [gradient.float() for gradient in chain.gradients]
     for layer, call, inputs in reversed(list(zip(chain.layers, chain.calls, chain.inputs, strict=True))):
         prefix, wide = path_of[layer], copy.deepcopy(layer).float().requires_grad_(False)

@@ -21,10 +21,10 @@ from llamahome.model.load import decoder_layers, head_of, tokens_of_text
 from llamahome.model.packing import decoder_of
 
 _TEXT = Path(__file__).with_name("calibration.txt")
-_TOKENS = 256
+ROW_TOKENS = 256
 """Of each row of the text."""
 _LEAST_ROWS, _MOST_ROWS = 16, 64
-_WORK = 1.75e12
+MOST_WORK = 1.75e12
 """Tokens times weights of the layers: the fewer weights, the more rows of the text, which takes some minutes on two cores."""
 _ROWS_AT_ONCE = 4
 
@@ -65,10 +65,10 @@ def rows_of_text(base: Path, model: PreTrainedModel) -> Tensor:
     There are 64 rows for up to 106 million weights, and down to 16 for more. Raises CannotCalibrate.
     """
     ids, begins = tokens_of_text(base, _TEXT.read_text(encoding="utf-8"))
-    length = min(_TOKENS, positions_of(model) or _TOKENS)
+    length = min(ROW_TOKENS, positions_of(model) or ROW_TOKENS)
     parts = [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)]
     weights = sum(weight.numel() for layer in decoder_layers(model) for weight in layer.parameters())
-    count = max(_LEAST_ROWS, min(_MOST_ROWS, int(_WORK / (weights * _TOKENS)) // _ROWS_AT_ONCE * _ROWS_AT_ONCE))
+    count = max(_LEAST_ROWS, min(_MOST_ROWS, int(MOST_WORK / (weights * ROW_TOKENS)) // _ROWS_AT_ONCE * _ROWS_AT_ONCE))
     parts = [parts[number * len(parts) // count] for number in range(count if parts else 0)]
     if not parts:
         raise CannotCalibrate("its folder has no tokenizer that transformers opens")

@@ -7,9 +7,6 @@ from llamahome.distributed.rank_status import processes
 from llamahome.training.memory import RanOut, free_cached_memory, smaller_budget
 from llamahome.training.run import Run
 
-_PAUSE = 100
-"""Steps after which a larger budget is tried again; twice as many each time that it fails. A failed try costs a part of one step."""
-
 
 class Budget:
     """The tokens per micro-batch of a run: fewer on all ranks when memory runs out on one, and later more again, one try at a time.
@@ -19,7 +16,7 @@ class Budget:
 
     def __init__(self, run: Run) -> None:
         self._run, self._wanted = run, run.loader.micro_batch_tokens
-        self._pause, self._next_try = _PAUSE, 0
+        self._pause, self._next_try = run.settings.retry_memory_after, 0
         self._raised_at: int | None = None
         self.short: str | None = None
         """What the last update of this rank said when memory ran out in it, until the ranks agree on a smaller budget."""
@@ -55,7 +52,7 @@ class Budget:
         free_cached_memory()
         run, budget = self._run, self._run.loader.micro_batch_tokens
         failed_again = self._raised_at is not None and step - self._raised_at < self._pause
-        self._pause = 2 * self._pause if failed_again else _PAUSE
+        self._pause = 2 * self._pause if failed_again else run.settings.retry_memory_after
         self._next_try = step + self._pause
         run.recorder.event("out-of-memory", step=step, micro_batch_tokens=budget, processes=list(ranks))
         on = f" on {processes(ranks)}" if run.world.size > 1 else ""

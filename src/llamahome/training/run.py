@@ -85,6 +85,9 @@ class LoopSettings:
     """The command that shows rows of the data by their numbers."""
     remedies: Remedies = USUAL
     """What takes less memory where nothing can be done again."""
+    retry_memory_after: int = 100
+    """Steps after which larger micro-batches are tried again once memory ran out; twice as many each time that they fail, because a
+    failed try costs a part of one step."""
     final_is_best: bool = False
     """Whether the best step of training is saved even if the untrained model was better, because it becomes the final model."""
 
