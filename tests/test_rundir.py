@@ -32,6 +32,18 @@ def test_a_run_opened_again_has_the_paths_it_was_made_with():
     assert opened.root == made.root.resolve()
 
 
+def test_metrics_are_those_of_the_project_around_the_run_from_any_folder(tmp_path, monkeypatch):
+    run = create_run(None, "otter")
+    run.metrics_dir.mkdir(parents=True)
+    assert run.metrics_dir == Path("data/metrics/logs") / run.run_id
+    there = run.root.resolve()
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    assert open_run(there).metrics_dir == there.parents[2] / "data/metrics/logs" / run.run_id
+    (tmp_path / "else").rmdir()
+    assert open_run(there).metrics_dir == Path("data/metrics/logs") / run.run_id, "the working folder has been removed"
+
+
 def test_a_folder_without_a_record_is_a_run_of_its_own_name(tmp_path):
     (tmp_path / "old-run").mkdir()
     assert open_run(tmp_path / "old-run").run_id == "old-run"

@@ -80,8 +80,12 @@ class RunPaths:
     @property
     def project(self) -> Path:
         """The folder in which the run was trained: the nearest around it that holds its metrics, or else the working folder."""
-        around = next((folder for folder in self.root.resolve().parents if (folder / _METRICS / self.run_id).is_dir()), Path.cwd())
-        return Path() if around == Path.cwd() else around
+        try:
+            here, folders = Path.cwd(), self.root.resolve().parents
+        except FileNotFoundError:  # the working folder has been removed
+            return Path()
+        around = next((folder for folder in folders if (folder / _METRICS / self.run_id).is_dir()), here)
+        return Path() if around == here else around
 
     @property
     def metrics_dir(self) -> Path:

@@ -137,6 +137,8 @@ def test_the_hint_is_the_command_that_was_typed_with_the_newest_matching_run() -
     for name, typed, hint in (
         ("otter", ("compare", "amber", "otter"), "llamahome runs compare amber 20260103-000000-late-otter"),
         ("otter", ("tail",), "llamahome runs tail 20260103-000000-late-otter"),
+        ("o", ("show", "o"), "llamahome runs show 20260103-000000-late-otter"),
+        ("late-ottr", ("compare", "amber", "late-ottr"), "llamahome runs compare amber 20260103-000000-late-otter"),
         ("amber-fnch", ("report",), "llamahome runs report 20260101-000000-amber-finch"),
     ):
         with pytest.raises(UsageError) as caught:

@@ -226,7 +226,7 @@ def _started(paths: RunPaths) -> float:
 def find_run(name: str, root: Path = RUNS, *, typed: Sequence[str] = ("show",)) -> RunPaths:
     """Find a run by `latest`, its folder or a checkpoint in it, its run id, or a part that only one run id contains.
 
-    `typed` is what stood behind `llamahome runs`, with `name` in it or before it. Raises UsageError `run.unknown` or `run.ambiguous`.
+    `typed` is what stood behind `llamahome runs`, the verb first. Raises UsageError `run.unknown` or `run.ambiguous`.
     """
     if name == "latest":
         return _latest(root)
@@ -252,8 +252,8 @@ def find_run(name: str, root: Path = RUNS, *, typed: Sequence[str] = ("show",)) 
 
 def _with_name(run_id: str, name: str, typed: Sequence[str]) -> str:
     """The command that was typed, with `run_id` in place of `name`."""
-    words = typed if name in typed else (*typed, name)
-    return shlex.join(["llamahome", "runs", *(run_id if word == name else word for word in words)])
+    verb, *words = typed if name in typed[1:] else (*typed, name)
+    return shlex.join(["llamahome", "runs", verb, *(run_id if word == name else word for word in words)])
 
 
 def _latest(root: Path) -> RunPaths:
