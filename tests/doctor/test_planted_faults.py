@@ -18,7 +18,7 @@ from tests.support.sources import ROOT
 
 @pytest.mark.parametrize(
     "fault",
-    [pytest.param(fault, marks=[pytest.mark.slow] if fault.group in IMPORTING_TORCH else []) for fault in FAULTS],
+    [pytest.param(fault, marks=pytest.mark.slow if fault.group in IMPORTING_TORCH else pytest.mark.medium) for fault in FAULTS],
     ids=lambda fault: f"{fault.name}-{FAULTS.index(fault)}" if isinstance(fault, Fault) else None,
 )
 def test_a_planted_fault_is_found_and_its_help_line_mends_it(fault: Fault, tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ def without(words: tuple[str, ...], options: list[str]) -> list[str]:
 
 @pytest.mark.parametrize(
     "fault",
-    [pytest.param(each, id=f"{each.code} {each.words[0]}", marks=[pytest.mark.slow] * each.slow) for each in FAULTS],
+    [pytest.param(each, id=f"{each.code} {each.words[0]}", marks=pytest.mark.slow if each.slow else pytest.mark.medium) for each in FAULTS],
 )
 def test_what_a_help_line_says_mends_the_fault_when_it_is_typed(project: Project, fault: Fault) -> None:
     fault.prepare(project.folder)
