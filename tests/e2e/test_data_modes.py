@@ -144,3 +144,11 @@ def test_two_processes_stream_like_one(rough: Project) -> None:
     one = learned(rough)
     rough.shell(*words, *PREPARE).expect(0)
     assert learned(rough) == one
+
+
+def test_a_plan_of_streamed_rows_is_the_plan_of_prepared_ones(project: Project) -> None:
+    streamed, prepared = (project.type("plan", "chats.jsonl", "--json", *mode).expect(0).json for mode in (STREAM, PREPARE))
+    assert streamed["steps"] == prepared["steps"] and streamed["batch_size"] == prepared["batch_size"]
+    (project.folder / "reward.py").write_text("def reward(prompt, answer, row):\n    return float(len(answer))\n")
+    for words in (("--max-steps", "3"), ("--set", "training.objective=grpo", "--reward", "reward.py:reward")):
+        project.type("plan", "chats.jsonl", *STREAM, *words).expect(0)

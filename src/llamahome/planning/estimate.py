@@ -231,9 +231,9 @@ def _prepare(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
         base = base_of_run(loaded, say=say)
         rows = read_rows(loaded, data_path, base, adapter, say=say)
         loaded, prepared, report = rows.fitted, rows.prepared, rows.prepared.report
-        with closing(prepared):
+        with closing(prepared):  # below, streamed rows cannot be read any more
             check_rows(rows, base, warn=lambda message, why: say(f"warning: {message}: {why}"))
-        counted = with_resolved(loaded, resolve_amount(loaded.config.training, prepared, processes=world.size, say=say))
+            counted = with_resolved(loaded, resolve_amount(loaded.config.training, prepared, processes=world.size, say=say))
         plan = make_plan(counted.config.training, prepared.order.epoch_rows)
         refuse_to_compile(config.training, backend := choose_backend(config, world.device))
         short = too_short_to_compile(config.training, base, backend, world, tokens=plan.rows_ahead * report.tokens_per_row, say=say)
