@@ -213,7 +213,7 @@ _REASONS = {
     "typed in test_answers.py": "evaluation.answers-ending evaluation.answers-exist evaluation.unknown-metric",
     "needs a full disk or too small a memory": (
         "evaluation.out-of-memory training.rollout-out-of-memory training.row-too-long checkpoint.write-failed model.quantized-not-written "
-        "model.larger-than-memory training.no-room-to-offload training.offload-failed"
+        "model.larger-than-memory training.no-room-to-offload training.offload-failed machine.model-not-writable"
     ),
     "names the user's": "data.bad-teacher data.not-taught data.missing-key data.turn-left-out model.other-tokenizer model.incomplete",
     "of a warning, typed below": "data.byte-order-mark",
