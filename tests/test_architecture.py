@@ -273,6 +273,6 @@ def test_no_test_sets_a_private_constant() -> None:
             set_here = isinstance(node, ast.Assign) and any(isinstance(each, ast.Attribute) for each in node.targets)
             names = [str(each.value) for each in node.args if isinstance(each, ast.Constant)] if called else []
             names += [each.attr for each in node.targets if isinstance(each, ast.Attribute)] if set_here else []
-            if any(re.fullmatch(r"(.*\.)?_[A-Z][A-Z_]+", name) for name in names):
+            if any(re.fullmatch(r"(.*\.)?_[A-Z][A-Z0-9_]+", name) for name in names):
                 wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}")
     assert_none(wrong)

@@ -104,7 +104,7 @@ def test_a_suspended_process_that_holds_a_lock_is_named_with_the_command_that_wa
             "folders",
             before=f"{found['help']}; while kill -0 {holder.pid} 2>/dev/null && ! grep -q Z /proc/{holder.pid}/stat; do sleep 0.02; done",
         )
-        assert mended["locks"]["status"] == "PASS"
+        assert mended["locks"]["status"] == "PASS", mended["locks"]
     finally:
         holder.kill()
         holder.wait()

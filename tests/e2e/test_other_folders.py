@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from tests.support.projects import Project
+from tests.support.projects import Project, RunFiles
 
 TRAIN = ("train", "chats.jsonl", "--max-steps", "2")
 
@@ -29,7 +29,8 @@ def test_a_run_is_shown_from_anywhere_and_resumed_by_the_printed_command(
     cd, folder, then, *command = shlex.split(refused.helps[0])
     assert (cd, folder, then, command[0]) == ("cd", str(project.folder), "&&", "llamahome")
     assert list(elsewhere.folder.iterdir()) == []
-    project.type(*command[1:], "--max-steps", "3").expect(0)
+    assert "resuming" in project.type(*command[1:]).expect(0).err
+    assert list(RunFiles(project.folder, Path(root)).by_step("train/loss")) == [1, 2, 3]
 
 
 def test_rows_that_are_gone_are_asked_for_by_name(project: Project) -> None:

@@ -88,7 +88,7 @@ def train_resume(overrides: options.Overrides, checkpoint: str, allow_changed: t
     from llamahome.config.load import LoadedConfig, read_saved_config, with_assignments
     from llamahome.distributed.failures import run_to_go_on, tie_to_launcher
     from llamahome.distributed.rank_status import RankStatus
-    from llamahome.distributed.standing import CHECKPOINT
+    from llamahome.distributed.standing import CHECKPOINT, READ
     from llamahome.distributed.watchdog import open_watchdog
     from llamahome.errors import Problem, UsageError
     from llamahome.logs import log_to_stderr
@@ -107,8 +107,12 @@ def train_resume(overrides: options.Overrides, checkpoint: str, allow_changed: t
     with open_watchdog("auto", RankStatus()).watching(CHECKPOINT):
         paths, folder = resolve(target)
         newest = folder or choose(paths, warn=lambda _: None)
-    _check_rows_are_here(paths, newest, change(newest / CONFIG))
-    if _launch_processes(change(newest / CONFIG)):
+    loaded = change(newest / CONFIG)
+    if run_to_go_on() is None:
+        with open_watchdog(loaded.config.training.hang_timeout, RankStatus()).watching(READ):
+            named = str((folder or paths.root).resolve())
+            _check_rows_are_here(paths, newest, loaded, [named if word == target else word for word in sys.argv[1:]])
+    if _launch_processes(loaded):
         return
     with importing_torch():
         from llamahome import pipeline
@@ -120,13 +124,12 @@ def train_resume(overrides: options.Overrides, checkpoint: str, allow_changed: t
     show_result(result, [data_path] if isinstance(data_path, str) else data_path)
 
 
-def _check_rows_are_here(paths: "RunPaths", checkpoint: Path, loaded: "LoadedConfig") -> None:
-    """Raise before torch is imported if the data of the run is gone, or if it is named from another working folder."""
+def _check_rows_are_here(paths: "RunPaths", checkpoint: Path, loaded: "LoadedConfig", typed: list[str]) -> None:
+    """Raise before torch is imported if the data of the run is gone, or lies in another folder, where `typed` is to be typed."""
     from llamahome.checkpoint.state import STATE, read_state
     from llamahome.data.files.locate import locate
     from llamahome.data.files.splits import to_train
     from llamahome.errors import CheckpointError, DataError
-    from llamahome.rundir import not_an_option
 
     try:
         named = read_state(checkpoint / STATE).extra["data_path"]
@@ -139,9 +142,7 @@ def _check_rows_are_here(paths: "RunPaths", checkpoint: Path, loaded: "LoadedCon
             raise
         hint = "train-resume goes on with the same rows: put them back, or begin a new run with `llamahome train`"
         if paths.project != Path():
-            root = paths.root.resolve()
-            run = str(root.relative_to(paths.project)) if root.is_relative_to(paths.project) else str(root)
-            hint = f"cd {shlex.quote(str(paths.project))} && llamahome train-resume {shlex.quote(not_an_option(run))}"
+            hint = f"cd {shlex.quote(str(paths.project))} && {shlex.join(['llamahome', *typed])}"
         message = f"{problem.message}, and the run {paths.run_id} learned from it"
         raise DataError(replace(problem, message=message, hint=hint)) from error
 

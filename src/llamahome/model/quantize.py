@@ -86,17 +86,13 @@ def _nearest(block: int | None) -> Pack:
     return lambda path, weight_OI: to_int8(weight_OI) if block is None else to_nf4(weight_OI, block)
 
 
-def minutes_to_round(numbers: int, kind: Kind) -> int | None:
-    """About how long two cores round so many numbers for the inputs of their layers; None if each is rounded for itself."""
-    return _minutes_to_fit(numbers) if kind == "nf4" and block_of(numbers) == SMALL_BLOCK else None
-
-
-def _minutes_to_fit(numbers: int) -> int:
+def minutes_to_fit(numbers: int) -> int:
+    """About how long two cores take to round so many numbers for the inputs of their layers."""
     return math.ceil(numbers * _MINUTES_A_NUMBER + _MINUTES_OF_TEXT * min(1, numbers / _LONG_TEXT))
 
 
 def _worth_fitting(numbers: int, block: int | None, say: Callable[[str], None]) -> bool:
-    minutes = _minutes_to_fit(numbers)
+    minutes = minutes_to_fit(numbers)
     if block == SMALL_BLOCK:
         say(f"its numbers are rounded for the inputs that its layers get from a text; on two cores that takes about {minutes} min")
         return True

@@ -11,8 +11,9 @@ from llamahome.model.export.weightstore import WeightStore
 from llamahome.model.fingerprints import fingerprint
 from llamahome.model.load_packed import quantized_twice
 from llamahome.model.model_folder import check_folder
-from llamahome.model.quantize import minutes_to_round, write_quantized
-from llamahome.model.quantized_sizes import BYTES, MOST_BYTES, MOST_FITTED, Kind, Sizes, sizes_of
+from llamahome.model.quantize import minutes_to_fit, write_quantized
+from llamahome.model.quantized_sizes import BYTES, MOST_BYTES, MOST_FITTED, Kind, Sizes, block_of, sizes_of
+from llamahome.model.rounding import SMALL_BLOCK
 from llamahome.rundir import QUANTIZED_MODELS, as_typed
 from llamahome.units import show_bytes
 
@@ -36,15 +37,13 @@ def quantized_base(base: Path, kind: Kind, *, say: Callable[[str], None]) -> Pat
 def expected_sizes(base: Path, kind: Kind, *, say: Callable[[str], None] = lambda _: None) -> Sizes:
     """What `base` in `kind` comes to: its copy, or before there is one what is known of it. Raises ConfigError as `sizes_of` does."""
     folder = _folder_of(base, kind)
-    if folder.is_dir():
+    if written := folder.is_dir():
         _check(folder, base)
-        sizes = sizes_of(base, kind, WeightStore(folder))
-        say(sizes.line(kind))
-    else:
-        sizes = sizes_of(base, kind)
-        say(sizes.line(kind))
-        minutes = minutes_to_round(sizes.packed_numbers, kind)
-        takes = f", about {minutes} min on two cores" if minutes else ""
+    sizes = sizes_of(base, kind, WeightStore(folder) if written else None)
+    say(sizes.line(kind))
+    if not written:
+        fitted = kind == "nf4" and block_of(sizes.packed_numbers) == SMALL_BLOCK
+        takes = f", about {minutes_to_fit(sizes.packed_numbers)} min on two cores" if fitted else ""
         say(f"before training it is written once, into {as_typed(folder)}: {show_bytes(sizes.file_bytes)}{takes}")
     return sizes
 
