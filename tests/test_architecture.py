@@ -244,7 +244,7 @@ def test_only_back_ends_launching_and_settings_know_devices_by_name() -> None:
 
 def test_settings_are_changed_in_few_places() -> None:
     """`auto` becomes a value in resolve.py alone; the others fit rows to a base, take an adapter's settings, or change unused ones."""
-    allowed = {"resolve.py", "data_limits.py", "pipeline.py", "planning/estimate.py", "run_folder.py", "starting_adapter.py", "teaching.py"}
+    allowed = {"resolve.py", "data_limits.py", "pipeline.py", "planning/simulate.py", "run_folder.py", "starting_adapter.py", "teaching.py"}
     calls = {
         name for name in SOURCES for node in nodes(PACKAGE / name) if isinstance(node, ast.Call) and ast.unparse(node.func) == "with_values"
     }

@@ -45,7 +45,7 @@ from llamahome.training.evaluate import Evaluator, HeldOut, Judge, sample_prompt
 from llamahome.training.learner import Learner, make_learner
 from llamahome.training.loaded_model import load_base
 from llamahome.training.objective import memory_of
-from llamahome.training.run import LoopSettings, Plan, Run, Schedule, StepLoss
+from llamahome.training.run import LoopSettings, Plan, Run, Schedule, StepLoss, max_seconds
 from llamahome.training.schedule import Due
 
 
@@ -237,6 +237,7 @@ def make_run(
             show_rows=lambda rows: show_rows(job.data.paths, paths, rows),
             remedies=remedies_of(config),
             early_stop_patience=config.evaluation.early_stop_patience,
+            max_seconds=max_seconds(config.training),
             save_best=config.checkpoint.keep_best > 0,
             final_is_best=config.output.final == "best",
             advice_if_diverged=lambda: _advise_lower_rate(paths, job.slower_rate(0.1)),

@@ -7,6 +7,7 @@
 Every function may be called from Python as well as from cli/; errors are LlamaHomeErrors. With several processes all of them call it.
 """
 
+import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -164,8 +165,8 @@ def resume(
         rows = data.prepared.order.epoch_rows
         started = replace(saved.state, micro_batch_tokens=int(job.config.training.micro_batch_tokens))
         state = resuming.with_changes(started, before, job.settings, job.plan, rows, session.progress)
-        if state.step >= job.plan.horizon:
-            say(f"nothing is left to do; to go on: {resuming.further(paths, job.settings, state)}")
+        if (why := resuming.nothing_left(state, job.plan, job.settings)) is not None:
+            say(f"{why}; to go on: {resuming.further(paths, job.settings, state, job.plan)}")
         return _run(job, paths, state)
 
 
@@ -187,9 +188,10 @@ def _run(job: Job, paths: RunPaths, state: TrainerState) -> Result:
     require_agreement(world, fingerprints)
     world.rank_status.enter("in training")
     rollback: Rollback | None = None
+    began = time.perf_counter() - state.elapsed_s
     while True:
         if rollback is not None:
-            state = roll_back(job, paths, rollback)
+            state = replace(roll_back(job, paths, rollback), elapsed_s=time.perf_counter() - began)  # what is repeated takes time, too
         with ExitStack() as closing:
             opened = _open(job, paths, state, closing)
             try:

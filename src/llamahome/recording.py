@@ -5,6 +5,7 @@ Its end writes the report.
 
 import shlex
 import socket
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -38,6 +39,7 @@ from llamahome.redaction import redact_values
 from llamahome.rundir import RunPaths, as_typed, nearby
 from llamahome.session import Session
 from llamahome.training.learner import flops_per_token
+from llamahome.training.run import max_seconds
 from llamahome.units import parse_steps
 
 MemoryPlan = Callable[[Job], Mapping[str, int] | None]
@@ -174,7 +176,7 @@ def _summary(job: Job, paths: RunPaths, state: TrainerState) -> RunSummary:
     """What is known before the first step, for people."""
     prepared, config, plan = job.data.prepared, job.config, job.plan
     rows = min(int(config.training.batch_size), plan.positions)  # a run may have fewer rows than a step may hold
-    each = prepared.report.row_examples
+    each, limit = prepared.report.row_examples, max_seconds(config.training)
     return RunSummary(
         run_id=paths.run_id,
         model=config.model.name,
@@ -192,6 +194,7 @@ def _summary(job: Job, paths: RunPaths, state: TrainerState) -> RunSummary:
         epochs=plan.horizon / plan.steps_per_epoch,
         folder=str(nearby(paths.root)),
         first_step=state.step,
+        ends_at=None if limit is None else time.time() + limit - state.elapsed_s,
         planned_memory=None if job.planned_memory is None else dict(job.planned_memory),
     )
 

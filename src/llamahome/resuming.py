@@ -3,6 +3,7 @@
 The state of every checkpoint holds the curve of the learning rate, so a resumed run follows it whatever was changed before.
 """
 
+import math
 import shlex
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
@@ -23,8 +24,9 @@ from llamahome.monitoring.in_use import claimed, require_idle
 from llamahome.monitoring.progress import Progress
 from llamahome.rundir import RunPaths, as_typed, open_run
 from llamahome.session import Session
-from llamahome.training.run import Outcome, Plan, make_plan
-from llamahome.training.schedule import Curve, planned_curve, resumed_curve
+from llamahome.training.run import Outcome, Plan, make_plan, max_seconds
+from llamahome.training.schedule import Curve, planned_curve, resumed_curve, time_limit_line
+from llamahome.units import Interval
 
 PASSED = "passed_over"
 """Key in TrainerState.extra of what a run passes over since it went back to a checkpoint."""
@@ -215,13 +217,32 @@ def show_rows(data: Sequence[str], paths: RunPaths, rows: Sequence[int]) -> str:
     return f"llamahome data show {shlex.join(data)} --config {as_typed(paths.config)} --row {numbers}"
 
 
-def further(paths: RunPaths, loaded: LoadedConfig, state: TrainerState) -> str:
-    """The command that extends a run that has reached its end, where its learning rate is almost zero."""
+def nothing_left(state: TrainerState, plan: Plan, loaded: LoadedConfig) -> str | None:
+    """Why a run does not train from `state`; None if it does."""
+    if state.step >= plan.horizon:
+        return "nothing is left to do"
+    limit = max_seconds(loaded.config.training)
+    return None if limit is None or state.elapsed_s < limit else f"training.max_time {loaded.config.training.max_time} is over"
+
+
+def further(paths: RunPaths, loaded: LoadedConfig, state: TrainerState, plan: Plan) -> str:
+    """The command that extends a run that has reached its end, where its learning rate is almost zero, or its time is over."""
     training = loaded.config.training
+    command = f"llamahome train-resume {as_typed(paths.root)}"
+    if state.step < plan.horizon:
+        return f"{command} --set training.max_time='{Interval(2 * math.ceil(state.elapsed_s), 'seconds')}'"
     more = f"--max-steps {2 * state.step}" if training.max_steps is not None else f"--epochs {2 * float(training.epochs):g}"
     if training.schedule != "constant" and loaded.config.schedule.on_extend == "keep":
         more += " --set schedule.on_extend=replan"
-    return f"llamahome train-resume {as_typed(paths.root)} {more}"
+    return f"{command} {more}"
+
+
+def cut_short(outcome: Outcome, loaded: LoadedConfig) -> str | None:
+    """What it means for the model that training.max_time ended the run before its last step, and what to type; None if it did not."""
+    state, training = outcome.state, loaded.config.training
+    if outcome.reason != "time is up":
+        return None
+    return time_limit_line(f"training.max_time {training.max_time} ended it at", Curve(**state.extra[_CURVE]), state.step)
 
 
 def stopped(outcome: Outcome, plan: Plan, paths: RunPaths) -> Problem:

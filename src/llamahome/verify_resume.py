@@ -143,6 +143,7 @@ def _train(words: Sequence[str], folder: Path, steps: int, every: int) -> list[s
         "monitoring.tensorboard": "false",
         "output.dir": folder,
         "training.max_steps": steps,
+        "training.max_time": "null",
     }
     return ["train", *words, *(word for key, value in settings.items() for word in ("--set", f"{key}={value}"))]
 

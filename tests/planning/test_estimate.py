@@ -26,12 +26,12 @@ from llamahome.model.precision import Precision
 from llamahome.model.probe import choose_packing
 from llamahome.model.skeleton import require_packed, skeleton
 from llamahome.pass_memory import resolve_memory
-from llamahome.planning.estimate import simulate
 from llamahome.planning.forecast import Cluster, layout_of
 from llamahome.planning.hardware import DEVICES
 from llamahome.planning.measure import measure
 from llamahome.planning.passes import simulated_work
 from llamahome.planning.rollout import Rollout
+from llamahome.planning.simulate import simulate
 from llamahome.training.loaded_model import BaseModel
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 5, "vocab_size": 640}

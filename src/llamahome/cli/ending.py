@@ -23,6 +23,7 @@ def show_result(result: "Result", data_paths: Sequence[str]) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     from llamahome.monitoring.display import metric_name
+    from llamahome.resuming import cut_short
     from llamahome.rundir import as_typed
     from llamahome.units import many, show_count, show_seconds
 
@@ -54,8 +55,9 @@ def show_result(result: "Result", data_paths: Sequence[str]) -> None:
         where = paths.checkpoint(state.best_step)
         better = f": {as_typed(where)}" if where.is_dir() else ""
         print(f"lowest held-out loss {state.best_loss:.4f} after step {state.best_step:,}{better}")
-    if advice := _overfitting_advice(result):
-        print(advice)
+    for advice in (cut_short(result.outcome, result.loaded), _overfitting_advice(result)):
+        if advice is not None:
+            print(advice)
     final = as_typed(paths.final)
     print(f"model       {final}")
     print(f"checkpoint  {as_typed(paths.checkpoint(state.step))}")

@@ -13,9 +13,10 @@ from llamahome.rundir import RAW_DATA
 
 if TYPE_CHECKING:
     from llamahome.config.load import LoadedConfig
-    from llamahome.planning.estimate import Estimate, Simulation
+    from llamahome.planning.estimate import Estimate
     from llamahome.planning.forecast import Cluster, Forecast
     from llamahome.planning.hardware import Device
+    from llamahome.planning.simulate import Simulation
 
 _GB = 1e9
 _MEMORY_PARTS = ("weights", "gradients", "optimizer", "activations", "loss", "buffers")
@@ -72,9 +73,9 @@ def plan(
     figures = {"tflops": device_tflops, "mfu": mfu, "inside_gbps": inside_gbps, "between_gbps": link_gbps}
     cluster = _cluster(loaded, _device(device, device_memory, figures))
     with importing_torch():
-        from llamahome.planning import estimate
+        from llamahome.planning.simulate import simulate as simulate_ranks
 
-    simulation = estimate.simulate(loaded, cluster, passes=micro_batches, target_share=target_share, say=options.note)
+    simulation = simulate_ranks(loaded, cluster, passes=micro_batches, target_share=target_share, say=options.note)
     print(json.dumps(_simulation_json(simulation)) if as_json else "\n".join(_simulation_lines(simulation)))
 
 
@@ -129,6 +130,7 @@ def _estimate_json(estimate: "Estimate") -> dict[str, Any]:
         "streamed": estimate.streamed,
         "refusal": estimate.refusal.message if estimate.refusal else None,
         "seconds": estimate.seconds,
+        "cut_short": estimate.cut_short,
         "rollout_seconds": estimate.rollout_seconds,
         "checkpoint_bytes": estimate.checkpoint_bytes,
         "copy_bytes": estimate.copy_bytes,
@@ -163,6 +165,8 @@ def _estimate_lines(estimate: "Estimate") -> Iterator[str]:
     if estimate.copy_bytes:
         yield f"            {show_bytes(estimate.copy_bytes)} more to write checkpoints from, if a quarter of the free memory holds it"
     yield f"time        about {show_seconds(estimate.seconds)}, {step.tokens_per_s:,.0f} tokens/s, without evaluations and saving"
+    if estimate.cut_short is not None:
+        yield f"            {estimate.cut_short}"
     if estimate.rollout_seconds:
         share = estimate.rollout_seconds / (step.seconds + estimate.rollout_seconds)
         yield f"            {share:.0%} of it to draw answers, if all have grpo.max_new_tokens; tokens/s are those of learning"

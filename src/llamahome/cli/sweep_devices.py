@@ -15,7 +15,7 @@ _PROCESS_BYTES = 400 * 2**20
 """Of torch and transformers in each process, beside what the planner counts. measured: 391 MiB after the imports."""
 _USABLE = 0.9
 """Share of the free memory that the runs may plan for together."""
-_WITHOUT_MEMORY = frozenset({"training.learning_rate", "training.seed", "training.epochs", "training.max_steps", "training.weight_decay"})
+_WITHOUT_MEMORY = frozenset(f"training.{name}" for name in ("learning_rate", "seed", "epochs", "max_steps", "max_time", "weight_decay"))
 """Settings that change nothing of the memory of a run."""
 Say = Callable[[str], None]
 

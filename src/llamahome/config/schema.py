@@ -119,6 +119,10 @@ class TrainingConfig(Section):
     docs/decisions/0018-passes.md."""
     max_steps: PositiveInt | None = None
     """End the run at this step, whatever `epochs` says; the schedule ends there too."""
+    max_time: SecondsText | None = None
+    """End the run after the step in which it has trained for so long, with a checkpoint, an evaluation and the final model. Evaluations and
+    saves between the steps count, and so does the time before a resume; loading does not. The schedule follows the steps and no clock,
+    so the learning rate may still be high: `plan` and the end of the run say how high, and with which max_steps it falls to zero."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the learning rate after the warm-up; cosine and linear fall to zero at the last step."""
     warmup: Annotated[float, Field(ge=0)] = 0.03

@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from llamahome.dashboard.events import found_events, marks
 from llamahome.dashboard.library import Library
 from llamahome.dashboard.pages import run_row
+from llamahome.monitoring.display import read_summary
 from llamahome.monitoring.readings import moment, number, whole
 from llamahome.monitoring.series import Cursor, read_from
 from llamahome.rundir import RunPaths
@@ -90,7 +91,9 @@ class _Following:
 
     def _now(self) -> dict[str, Any]:
         row = run_row(self._library.info(self._paths))
-        return {name: row[name] for name in ("state", "step", "horizon", "share", "loss", "eval_loss", "tokens")}
+        summary = read_summary(self._paths.metrics_dir)
+        shown = {name: row[name] for name in ("state", "step", "horizon", "share", "loss", "eval_loss", "tokens")}
+        return {**shown, "ends_at": summary.ends_at if summary is not None else None}
 
     def _message(self, kind: str, content: Any) -> bytes:
         return f"id: {written(self._metrics)}\nevent: {kind}\ndata: {json.dumps(content, separators=(',', ':'))}\n\n".encode()

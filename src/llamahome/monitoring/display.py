@@ -5,6 +5,7 @@ import json
 import math
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -65,6 +66,8 @@ class RunSummary:
     """Where checkpoints and the final model are saved."""
     first_step: int = 0
     """The step that a resumed run continues from."""
+    ends_at: float | None = None
+    """When training.max_time is over, in seconds since 1970; None without a limit."""
     planned_memory: dict[str, int] | None = None
     """Bytes that the main process is planned to take, by purpose, `beside` being Python and its libraries; None if it is not known."""
 
@@ -93,6 +96,8 @@ def _fits(kind: object, value: object) -> bool:
         return (whole(value) if kind is int else number(value)) is not None
     if kind is str:
         return isinstance(value, str)
+    if kind == float | None:
+        return value is None or number(value) is not None
     return value is None or (isinstance(value, dict) and all(whole(size) is not None for size in value.values()))
 
 
@@ -130,7 +135,7 @@ class StepTimer:
 
     def __init__(self, summary: RunSummary, now: Callable[[], float]) -> None:
         self._now = now
-        self._horizon = summary.horizon
+        self._horizon, self._ends_at = summary.horizon, summary.ends_at
         self._started = now()
         self._updates: list[tuple[int, float]] = [(summary.first_step, self._started)]
 
@@ -143,12 +148,13 @@ class StepTimer:
         return self._now() - self._started
 
     def left(self) -> float | None:
-        """Seconds until the horizon; None before the first update."""
+        """Seconds until the horizon, or until training.max_time is over; None before the first update."""
         updates = self._updates[1:] if len(self._updates) > 3 else self._updates
         (first, began), (last, ended) = updates[0], updates[-1]
         if last <= first:
             return None
-        return max(0.0, (ended - began) / (last - first) * (self._horizon - last) - (self._now() - ended))
+        left = (ended - began) / (last - first) * (self._horizon - last) - (self._now() - ended)
+        return max(0.0, left if self._ends_at is None else min(left, self._ends_at - time.time()))
 
 
 _SHOWN_AT_THE_END = ("eval/perplexity", "eval/token_accuracy", "eval/pair_accuracy", "eval/answer_accuracy")

@@ -1,9 +1,5 @@
-"""What a run would be, before it starts: its parts placed as a run places them, on processes or weights that do not exist.
-
-    expect     a run on this machine: steps, memory, time and disk, from its rows, its config and a tenth of a second of products
-    simulate   any config on any number of ranks: the placement and one step of a run, rehearsed on two shallow models without weights
-
-Only shapes are computed. What is counted in the rehearsal is handed to planning/, which knows no model.
+"""What a run on this machine would be, before it starts: steps, memory, time and disk, from its rows, its config and a tenth of a second
+of products.
 """
 
 import math
@@ -11,113 +7,37 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from llamahome.config.load import LoadedConfig, with_values
+from llamahome.config.load import LoadedConfig
 from llamahome.config.schema import Config
 from llamahome.conversation import base_of_run
 from llamahome.data.report import DataReport
 from llamahome.distributed.world import World, open_world
 from llamahome.errors import Problem
 from llamahome.model.backends.backend import Backend
-from llamahome.model.backends.choose import choose_backend, planned_backend
-from llamahome.model.place import ChosenStrategy, choose_strategy, weight_bytes
-from llamahome.model.precision import LowPrecision, Precision, choose_precision
-from llamahome.model.quantized_copy import expected_sizes, usual_bytes
+from llamahome.model.backends.choose import choose_backend
+from llamahome.model.precision import Precision
+from llamahome.model.quantized_copy import expected_sizes
 from llamahome.model.skeleton import read_shape, require_layers, require_packed
 from llamahome.model.vocabulary import NewRows
 from llamahome.monitoring.throughput import measured_peak_flops
 from llamahome.pass_memory import documents_of_row
 from llamahome.pipeline import check_run
-from llamahome.planning.dry_run import dry_run_step
-from llamahome.planning.forecast import STRATEGIES, Cluster, Forecast, Strategy, Work, forecast, layout_of, remedy
+from llamahome.planning.forecast import Cluster, Forecast, forecast, layout_of, remedy
 from llamahome.planning.hardware import Device
-from llamahome.planning.measure import DEPTHS, adapters_of, differs, longest_rows, measure, prepared_model
+from llamahome.planning.measure import adapters_of, longest_rows, measure
 from llamahome.planning.memory import ShardLayout, quantized_numbers
-from llamahome.planning.passes import LOADED_LATER, free_for_passes, fullest_pass, pass_tokens, simulated_work
+from llamahome.planning.passes import LOADED_LATER, free_for_passes, fullest_pass, pass_tokens
 from llamahome.planning.rollout import Rollout, rollout_of
 from llamahome.planning.shapes import CONFIGS, ModelShape
 from llamahome.planning.streamed import plan_base
-from llamahome.planning.traffic import Collective, extended
+from llamahome.planning.time_limit import within_limit
 from llamahome.resolve import PASSES_PER_TOKEN, refuse_to_compile, resolve_amount, too_short_to_compile, with_resolved
 from llamahome.run_rows import check_rows, new_rows, read_rows
 from llamahome.starting_adapter import with_adapter
 from llamahome.streamed import REACHED
 from llamahome.training.loaded_model import free_bytes
 from llamahome.training.run import Plan, make_plan
-
-
-@dataclass(frozen=True)
-class Simulation:
-    """What was found for every strategy, and which one a run would take."""
-
-    shape: ModelShape
-    cluster: Cluster
-    works: dict[Strategy, Work]
-    forecasts: dict[Strategy, Forecast]
-    remedies: dict[Strategy, str | None]
-    """For a strategy that does not fit: settings with which it does."""
-    chosen: Strategy
-    """By the rule of a run, which looks at weights and memory alone: it need not fit."""
-    reason: str
-
-    @property
-    def work(self) -> Work:
-        """That of the chosen strategy; of the first one if the chosen one is none here (hybrid with one rank on each machine)."""
-        return self.works.get(self.chosen) or next(iter(self.works.values()))
-
-
-def simulate(
-    loaded: LoadedConfig, cluster: Cluster, *, passes: int, target_share: float, say: Callable[[str], None] = lambda line: None
-) -> Simulation:
-    """Place the configured model on the ranks of `cluster` and predict a step of `passes` full micro-batches on each of them.
-
-    Micro-batches have the size that a run chooses on devices whose whole memory is free.
-    Raises ConfigError: an unknown model, or one whose layers are not alike.
-    """
-    if loaded.config.training.mixed_precision == "auto":  # the device is not here to be probed
-        loaded = with_values(loaded, {"training.mixed_precision": "bf16"}, origin=f"simulated {cluster.device.name}")
-    config = loaded.config
-    precision = choose_precision(config, LowPrecision(True, True, f"simulated {cluster.device.name}"))
-    backend = planned_backend(precision)
-    read = require_layers(read_shape(config.model.name, CONFIGS), config.model.name)
-    require_packed(read, say=say)
-    layers = int(read.get_text_config().num_hidden_layers)
-    shape, activations = measure(config, backend, read, layers)
-    works: dict[Strategy, Work] = {}
-    forecasts: dict[Strategy, Forecast] = {}
-    for strategy in _possible(cluster, quantized=config.model.quantization is not None):
-        layout = _layout_there(config, precision, shape, cluster, strategy)
-        counted = _counted(config, precision, read, layers, layout=layout, strategy=strategy, cluster=cluster, passes=passes)
-        work = simulated_work(activations, shape, layout, cluster, passes=passes, target_share=target_share)
-        works[strategy], forecasts[strategy] = work, forecast(strategy, shape, layout, cluster, work=work, counted=counted)
-    remedies = {name: remedy(name, shape, cluster, layout=found.layout, work=works[name]) or None for name, found in forecasts.items()}
-    chosen = _choose(config, precision, shape, cluster)
-    return Simulation(shape, cluster, works, forecasts, remedies, chosen.strategy, chosen.reason)
-
-
-def _layout_there(config: Config, precision: Precision, shape: ModelShape, cluster: Cluster, strategy: Strategy) -> ShardLayout:
-    """How a run would lay out the weights with `strategy`."""
-    kind, apart = config.model.quantization, config.training.method == "lora"
-    layout = layout_of(strategy, cluster, stored=precision.storage.itemsize, computed=precision.compute.itemsize, apart=apart)
-    as_set = config.model_copy(update={"distributed": config.distributed.model_copy(update={"strategy": strategy})})
-    chosen = _choose(as_set, precision, shape, cluster)
-    return replace(
-        layout, packed=None if kind is None else usual_bytes(kind, quantized_numbers(shape)), sums_each_pass=chosen.sums_each_pass
-    )
-
-
-def _choose(config: Config, precision: Precision, shape: ModelShape, cluster: Cluster) -> ChosenStrategy:
-    """As a run does that finds the whole memory of its devices free."""
-    method = config.training.method
-    if config.model.quantization is not None:
-        return ChosenStrategy("replicate", "quantised weights are kept whole on every process")
-    loaded = shape.weights if method == "full" else shape.weights - shape.trained
-    needed = weight_bytes(loaded, method=method, storage=precision.storage, optimizer=config.training.optimizer)
-    world = World(0, cluster.ranks, 0, torch.device("cpu"), min(cluster.per_node, cluster.ranks))
-    return choose_strategy(config.distributed.strategy, method=method, needed=needed, free=cluster.device.memory_bytes, world=world)
 
 
 @dataclass(frozen=True)
@@ -143,7 +63,9 @@ class Estimate:
     longest_row_otherwise: int | None
     """The same without activation offloading, or with it if it is off; None if there is no place to move anything to."""
     seconds: float
-    """Of all steps; evaluations, checkpoints and the loading of the model come on top."""
+    """Of all steps, at most training.max_time; evaluations, checkpoints and the loading of the model come on top."""
+    cut_short: str | None
+    """What it means that training.max_time ends the run before its last step; None if it does not."""
     rollout_seconds: float
     """Of a step, at most, for drawing answers, where the objective does."""
     checkpoint_bytes: int
@@ -199,6 +121,8 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
     longest, otherwise = longest_rows(shape, layout, device, full, activations)
     if base_plan.longest_row is not None:
         longest, otherwise = base_plan.longest_row, None
+    whole = (step.seconds + rollout) * plan.positions / rows
+    seconds, cut_short = within_limit(config.training, horizon=plan.horizon, seconds=whole)
     saved, keep = round((4 + shape.state_bytes) * shape.trained) + 4 * shape.started, config.checkpoint
     return Estimate(
         report=report,
@@ -214,7 +138,8 @@ def estimate(data_path: str | Sequence[str], loaded: LoadedConfig, *, say: Calla
         remedy=None if step.fits else remedy("replicate", shape, here, layout=layout, work=full),
         longest_row=longest,
         longest_row_otherwise=otherwise,
-        seconds=(step.seconds + rollout) * plan.positions / rows,
+        seconds=seconds,
+        cut_short=cut_short,
         rollout_seconds=rollout,
         checkpoint_bytes=(checkpoint := saved + 8 * 2**20),
         copy_bytes=saved if keep.async_ else 0,
@@ -271,29 +196,3 @@ def _this_machine(world: World, backend: Backend) -> Device:
     rate = measured_peak_flops(world.device, backend.precision.compute)
     free = max(0, free_bytes(backend, world) - (LOADED_LATER if backend.free_bytes(1) is None else 0))
     return Device(world.device.type, rate / 1e12, REACHED, free, backend.memory_gbps, 1.0, 1.0, 1)
-
-
-def _possible(cluster: Cluster, *, quantized: bool) -> list[Strategy]:
-    if cluster.ranks == 1 or quantized:
-        return ["replicate"]
-    return [name for name in STRATEGIES if name != "hybrid" or 1 < cluster.per_node < cluster.ranks]
-
-
-def _counted(
-    config: Config, precision: Precision, read: Any, layers: int, *, layout: ShardLayout, strategy: Strategy, cluster: Cluster, passes: int
-) -> list[Collective]:
-    """The exchanges of a step of the whole model."""
-    if cluster.ranks == 1:
-        return []
-
-    def step(depth: int) -> list[Collective]:
-        model, each = prepared_model(config, precision, read, depth), layout.sums_each_pass
-        once = dry_run_step(model, precision, cluster, strategy=strategy, passes=min(passes, 2), sums_each_pass=each)
-        return once.first_pass * (passes - 1) + once.last_pass
-
-    if differs(config):
-        return step(layers)
-    try:
-        return extended(*map(step, DEPTHS), depths=DEPTHS, layers=layers)
-    except ValueError:  # buckets of gradients that hold parts of several layers
-        return step(layers)

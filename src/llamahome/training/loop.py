@@ -6,7 +6,7 @@ Whatever depends on a clock or a signal is agreed between the ranks in the same 
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -29,11 +29,11 @@ def train(run: Run, state: TrainerState) -> Outcome:
     update = partial(train_step, run.loss.sums, run.optimizer, limits=metrics.limits, reducer=run.reducer, clock=run.clock)
     budget = Budget(run)
     reason: Reason = "finished"
+    started = time.perf_counter()
     with run.checkpoints as checkpoints:
         for batch in _timed(run.loader, run.clock):
-            started = time.perf_counter()
             checkpoints.poll()
-            agreed = _agree(run, state, batch, short=budget.short is not None)
+            agreed = _agree(run, state, batch, short=budget.short is not None, spent=state.elapsed_s + time.perf_counter() - started)
             if agreed.evaluate:
                 state = _evaluate(run, metrics.write_closed(state))
             if agreed.save or (agreed.evaluate and settings.saves(state)):
@@ -56,14 +56,14 @@ def train(run: Run, state: TrainerState) -> Outcome:
             budget.short = result.short
 
             counts = {"tokens": agreed.tokens, "targets": agreed.targets}
-            seconds = time.perf_counter() - started
+            seconds, started = time.perf_counter() - started, time.perf_counter()
             state = after_update(state, consumed=batch.end, micro_batch_tokens=batch.micro_batch_tokens, seconds=seconds, **counts)
             metrics.record(state.step, batch, result, learning_rate=rate, units=agreed.units, **counts)
             if schedule.log.after(state.step) or state.step in (1, schedule.horizon):
                 state = metrics.write_ready(state)
 
-        state = metrics.write_all(state)
-        if reason == "finished" and state.eval_loss is None:
+        state = metrics.write_all(replace(state, elapsed_s=state.elapsed_s + time.perf_counter() - started))
+        if reason in ("finished", "time is up") and state.eval_loss is None:
             state = _evaluate(run, state)
         return Outcome(state, reason, checkpoints.last(state))
 
@@ -86,33 +86,38 @@ class _Agreed:
     targets: int
     units: tuple[int, ...]
     stop: bool
+    time_is_up: bool
     evaluate: bool
     save: bool
     short: bool
 
 
-def _agree(run: Run, state: TrainerState, batch: StepBatch, *, short: bool) -> _Agreed:
+def _agree(run: Run, state: TrainerState, batch: StepBatch, *, short: bool, spent: float) -> _Agreed:
     """One exchange per step: its tokens, targets and units, whether any rank wants to stop, evaluate or save, or was `short` of memory, and
-    what each rank did. Only rank 0's clock counts.
+    what each rank did. Only rank 0's clock counts, on which training has taken `spent` seconds.
     """
     main = run.world.is_main and state.step > 0
     evaluate = main and run.schedule.evaluate.after(state.step) and state.eval_loss is None  # a resumed step was evaluated before
     save = main and run.schedule.save.after(state.step)
+    time_is_up = main and run.settings.max_seconds is not None and spent >= run.settings.max_seconds
     units = [sum(each) for each in zip(*map(run.loss.units, batch.microbatches), strict=True)] or [0] * (1 + len(run.loss.measured))
-    values = [*units, batch.num_tokens, batch.num_targets, run.stop.asked, evaluate, save, short, *run.recorder.ranks.send()]
+    values = [*units, batch.num_tokens, batch.num_targets, run.stop.asked, time_is_up, evaluate, save, short]
+    values += run.recorder.ranks.send()
     counts = torch.tensor(values, dtype=torch.int64)  # on the processor, so that nobody waits for the steps of a GPU
     if run.world.size > 1:
         with run.clock.part("exchange"):
             run.world.sum_(counts)
     summed = counts.tolist()
-    tokens, targets, stop, evaluate, save, short, *told = summed[len(units) :]
+    tokens, targets, stop, time_is_up, evaluate, save, short, *told = summed[len(units) :]
     run.recorder.ranks.receive(told)
-    return _Agreed(tokens, targets, tuple(summed[: len(units)]), stop > 0, evaluate > 0, save > 0, short > 0)
+    return _Agreed(tokens, targets, tuple(summed[: len(units)]), stop > 0, time_is_up > 0, evaluate > 0, save > 0, short > 0)
 
 
 def _reason_to_stop(run: Run, state: TrainerState, agreed: _Agreed) -> Reason | None:
     if agreed.stop:
         return "asked to stop"
+    if agreed.time_is_up:
+        return "time is up"
     patience = run.settings.early_stop_patience
     return "no gain" if patience is not None and state.evaluations_without_gain >= patience else None
 

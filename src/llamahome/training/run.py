@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llamahome.checkpoint.state import TrainerState
-from llamahome.config.schema import TrainingConfig
+from llamahome.config.schema import TrainingConfig, interval
 from llamahome.data.records import Microbatch
 from llamahome.data.steps.loader import Extent, Steps
 from llamahome.distributed.reducer import Reducer
@@ -52,6 +52,11 @@ def make_plan(training: TrainingConfig, rows: int, *, step: int = 0, consumed: i
     return Plan(extent.horizon(rows), positions, rows / batch, max(0, positions - consumed))
 
 
+def max_seconds(training: TrainingConfig) -> float | None:
+    """training.max_time in seconds; None without a limit."""
+    return None if training.max_time is None else interval(training.max_time).value
+
+
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """What happens at which step."""
@@ -77,6 +82,8 @@ class LoopSettings:
     """Whether every new best evaluation is saved."""
     advice_if_diverged: Callable[[], str]
     """What to type after the run has diverged."""
+    max_seconds: float | None = None
+    """Training time after which the run ends, that of earlier processes included."""
     refuse_spikes: bool = True
     """Whether updates are refused whose loss or gradient leaps far above the steps before."""
     scales_loss: bool = False

@@ -63,6 +63,14 @@ def planned_curve(*, peak: float, horizon: int, warmup: float, shape: Shape) -> 
     return Curve(peak, horizon, shape, steps, steps)
 
 
+def time_limit_line(ends: str, curve: Curve, step: int) -> str:
+    """`ends` and the step at which training.max_time ends a run, how high the learning rate is there, and what to type instead."""
+    line = f"{ends} step {step:,} of {curve.horizon:,}"
+    if curve.shape == "constant" or not step:
+        return line
+    return f"{line}, where the learning rate is at {curve.share(step - 1):.0%} of its peak; with --max-steps {step} it falls to zero there"
+
+
 def resumed_curve(old: Curve, new: Curve, step: int, *, on_extend: OnExtend, warmup_changed: bool = False) -> Curve:
     """The curve after `step` updates along `old`, when the settings now plan `new`.
 

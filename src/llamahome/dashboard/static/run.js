@@ -165,7 +165,9 @@ function showState(state) {
   text("figure-tokens", state.tokens);
   const whole = (words) => Number(String(words).replaceAll(",", ""));
   if (state.state === "running" && last.secondsPerStep && state.horizon) {
-    text("figure-left", formats.seconds((whole(state.horizon) - whole(state.step)) * last.secondsPerStep));
+    const untilLast = (whole(state.horizon) - whole(state.step)) * last.secondsPerStep;
+    const untilLimit = state.ends_at ? Math.max(0, state.ends_at - Date.now() / 1000) : Infinity;
+    text("figure-left", formats.seconds(Math.min(untilLast, untilLimit)));
   }
   if (before === state.state) return;
   loadMarks(turn).catch(() => {});
