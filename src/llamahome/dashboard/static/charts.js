@@ -108,7 +108,7 @@ export class Chart {
       width: Math.max(120, this.plot.clientWidth),
       height: HEIGHT,
       legend: { show: false },
-      padding: [8, 12, 0, 0],
+      padding: [8, 24, 0, 0], // half of a label like "10,000" or "1:00:00" is right of the last value
       cursor: { sync: { key: "run", scales: ["x", null] }, points: { size: 7 }, y: false },
       scales: { x: { time: false }, y: this.scale() },
       axes: [
