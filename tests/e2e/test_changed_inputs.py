@@ -60,6 +60,7 @@ CASES = {
     "training.learning_rate": settings("training.learning_rate=0.001", "training.learning_rate 0.01 -> 0.001", fast=True),
     "training.epochs": Case(("--epochs", "1"), shown="training.epochs 1.6 -> 1"),
     "training.max_steps": Case(("--max-steps", "5"), shown="the run ends at step 5 instead of 8"),
+    "training.max_time": settings("training.max_time=2 h", 'training.max_time null -> "2 h"'),
     "training.schedule": settings("training.schedule=linear", "training.schedule is linear instead of cosine"),
     "training.batch_size": settings("training.batch_size=2", "training.batch_size 4 -> 2"),
     "training.micro_batch_tokens": settings("training.micro_batch_tokens=64"),
