@@ -41,8 +41,6 @@ ROOMS = (
     ("cli", "cli/: commands"),
 )
 """Folder below src/llamahome and its heading, in reading order."""
-_LONGEST = 110
-"""Characters of a sentence; a longer one is cut at its first colon."""
 _MARKS = ("<!-- files -->", "<!-- /files -->")
 
 
@@ -53,8 +51,6 @@ def first_sentence(path: Path) -> str:
         raise ValueError(f"{path}: no docstring")
     paragraph = " ".join(docstring.split("\n\n")[0].split())
     sentence = re.split(r"(?<=[a-z`)\]])\. ", paragraph)[0]
-    if len(sentence) > _LONGEST:
-        sentence = re.split(r"(?<=[a-z`)\]])[:;] ", sentence)[0]
     return sentence.rstrip(".:;")
 
 

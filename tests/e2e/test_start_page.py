@@ -36,7 +36,7 @@ def _started(project: Project) -> Dashboard:
 def test_what_the_commands_print_for_programs_is_what_the_page_reads(project: Project) -> None:
     rows = shown_rows(project.type("data", "show", "chats.jsonl", "--rows", "2", "--json").expect(0).out)
     assert [row["number"] for row in rows] == [0, 1] and all(0 < row["learned"] < row["tokens"] for row in rows)
-    assert ["".join(texts) for kind, texts in rows[0]["stretches"] if kind == "learned"] == [f"{answer_of(project, 0)}<|im_end|>"]
+    assert ["".join(texts) for kind, texts in rows[0]["spans"] if kind == "learned"] == [f"{answer_of(project, 0)}<|im_end|>"]
     plan = shown_plan(project.type("plan", "chats.jsonl", "--max-steps", "3", "--json").expect(0).out)
     assert plan["fits"] and {"Time", "Memory", "Steps", "Disk"} <= {label for label, _, _ in plan["figures"]}
     assert ("Steps", "3", "0.6 epochs of 20 rows") in plan["figures"] and {"weights", "activations"} <= {name for name, _ in plan["parts"]}

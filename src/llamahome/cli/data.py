@@ -222,7 +222,7 @@ def print_row(shown: "ShownRow", console: "Console") -> None:
 
     coloured = console.color_system is not None and not console.no_color
     body, counts = Text(), dict.fromkeys(_MEANINGS, 0)
-    for kind, text, count in shown.stretches():
+    for kind, text, count in shown.spans():
         counts[kind] += count
         before, after = ("", "") if coloured else _MARKS[kind]
         body.append(before + datacheck.visible(text) + after, style=_STYLES[kind])

@@ -186,7 +186,7 @@ def _summary_lines(checked: "Checked", seconds: float) -> Iterator[str]:
 def _fixed_lines(fixed: "Fixed", out: Path) -> Iterator[str]:
     from llamahome.data.files.kinds import CHANGES
 
-    yield f"{out}: {many(fixed.kept, 'row')}, {fixed.mended:,} of them repaired; {fixed.dropped:,} left out"
+    yield f"{out}: {many(fixed.kept, 'row')}, {fixed.repaired:,} of them repaired; {fixed.dropped:,} left out"
     yield f"{out}{CHANGES}: {many(fixed.changes.total(), 'change')}" + "".join(
         f", {count:,} {code}" for code, count in sorted(fixed.changes.items())
     )

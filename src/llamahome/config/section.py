@@ -1,4 +1,4 @@
-"""What every section of the settings shares."""
+"""What all sections of the settings share: values that were read are frozen, and unknown keys and non-finite numbers are refused."""
 
 from typing import Annotated, Literal
 

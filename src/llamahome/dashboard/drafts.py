@@ -134,7 +134,7 @@ def newest(text: str) -> str:
 
 
 def shown_rows(printed: str) -> list[dict[str, Any]]:
-    """The rows that `data show --json` has printed, with their tokens in stretches of one kind."""
+    """The rows that `data show --json` has printed, with their tokens in spans of one kind."""
     return [_row(row) for row in _objects(printed) if isinstance(row.get("tokens"), list)]
 
 

@@ -151,7 +151,7 @@ def _rows(opened: _Opened, first: int, count: int, only: Only | None) -> tuple[l
     for number in range(first, end):
         for shown in view(opened.source, [number], opened.data, opened.tokenizer, only=only, learned=opened.learned):
             if isinstance(shown, Problem):
-                rows.append({"number": number, "where": shown.where or "", "problem": shown.message, "stretches": []})
+                rows.append({"number": number, "where": shown.where or "", "problem": shown.message, "spans": []})
             else:
                 rows.append(tokens_shown(number, shown.row.where, shown.kinds, shown.texts))
         if len(rows) == count:
@@ -160,7 +160,7 @@ def _rows(opened: _Opened, first: int, count: int, only: Only | None) -> tuple[l
 
 
 def tokens_shown(number: int, where: str, kinds: Sequence[Kind], texts: Sequence[str]) -> dict[str, Any]:
-    """A row of a page, with its tokens in stretches of one kind."""
+    """A row of a page, with its tokens in spans of one kind."""
     return {
         "number": number,
         "where": where,
@@ -168,12 +168,12 @@ def tokens_shown(number: int, where: str, kinds: Sequence[Kind], texts: Sequence
         "tokens": len(kinds),
         "learned": kinds.count("learned"),
         "cut": kinds.count("cut"),
-        "stretches": _stretches(kinds, texts),
+        "spans": _spans(kinds, texts),
         "hidden": max(0, len(kinds) - _MOST_TOKENS),
     }
 
 
-def _stretches(kinds: Sequence[Kind], shown: Sequence[str]) -> list[tuple[Kind, list[str]]]:
+def _spans(kinds: Sequence[Kind], shown: Sequence[str]) -> list[tuple[Kind, list[str]]]:
     """Runs of tokens of one kind with the text of each token; at most as many tokens as a page shows."""
     pairs = islice(zip(kinds, shown, strict=True), _MOST_TOKENS)
     return [(kind, [text for _, text in run]) for kind, run in groupby(pairs, itemgetter(0))]

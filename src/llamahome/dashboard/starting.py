@@ -226,7 +226,7 @@ class Starting:
 
 
 def _as_sent(given: dict[str, str]) -> Form:
-    """The form as it was sent, to be mended and sent again."""
+    """The form as it was sent, to be corrected and sent again."""
     return Form(**{name: given.get(name, "")[:8000] for name in Form.__dataclass_fields__})
 
 

@@ -46,7 +46,7 @@ class ShownRow:
         pair = {"answer": self.answer} if self.answer else {}
         return {"row": self.row.index, "source": self.row.source, **pair, "tokens": tokens}
 
-    def stretches(self) -> Iterator[tuple[Kind, str, int]]:
+    def spans(self) -> Iterator[tuple[Kind, str, int]]:
         """Runs of tokens of one kind: kind, text, number of tokens."""
         for kind, run in groupby(zip(self.kinds, self.texts, strict=True), itemgetter(0)):
             texts = [text for _, text in run]

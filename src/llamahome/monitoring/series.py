@@ -98,7 +98,7 @@ def _parse_one(line: bytes) -> dict[str, Any] | None:
 
 
 def thin(x: Sequence[float], y: Sequence[float | None], points: int) -> tuple[list[float], list[float | None]]:
-    """At most about `points` of a curve: of each stretch its lowest and its highest value, in order, and one mark where values are missing.
+    """At most about `points` of a curve: of each bucket its lowest and its highest value, in order, and one mark where values are missing.
 
     The first and the last point always stay. A missing value is None or not finite, and is returned as None.
     """
@@ -111,17 +111,17 @@ def extremes(values: Sequence[Any], points: int) -> list[int]:
     """The places of the values that `thin` keeps: anything that can be compared, and None where one is missing."""
     if len(values) <= max(points, 4):
         return list(range(len(values)))
-    stretches = max(1, (points - 2) // 3)
+    buckets = max(1, (points - 2) // 3)
     inner = len(values) - 2
     chosen = {0, len(values) - 1}
-    for number in range(stretches):
-        begin, end = 1 + number * inner // stretches, 1 + (number + 1) * inner // stretches
-        stretch = values[begin:end]
-        known = [value for value in stretch if value is not None] if None in stretch else stretch
+    for number in range(buckets):
+        begin, end = 1 + number * inner // buckets, 1 + (number + 1) * inner // buckets
+        bucket = values[begin:end]
+        known = [value for value in bucket if value is not None] if None in bucket else bucket
         if known:
-            chosen |= {begin + stretch.index(min(known)), begin + stretch.index(max(known))}
-        if len(known) < len(stretch):
-            chosen.add(begin + stretch.index(None))
+            chosen |= {begin + bucket.index(min(known)), begin + bucket.index(max(known))}
+        if len(known) < len(bucket):
+            chosen.add(begin + bucket.index(None))
     return sorted(chosen)
 
 

@@ -71,7 +71,7 @@ def test_a_row_that_needs_no_change_is_copied_unchanged() -> None:
         json.dumps(asked("c")).encode(),
     ]
     fixed = clean(write(lines))
-    assert (fixed.kept, fixed.mended, fixed.dropped) == (2, 0, 0)
+    assert (fixed.kept, fixed.repaired, fixed.dropped) == (2, 0, 0)
     assert OUT.read_bytes() == b"".join(line + b"\n" for line in lines) and changes() == []
 
 
@@ -91,7 +91,7 @@ def test_every_kind_of_fault_is_repaired_or_dropped_and_recorded() -> None:
         "Müller".encode("latin-1"),
     ]
     fixed = clean(write(rows))
-    assert (fixed.kept, fixed.mended, fixed.dropped) == (6, 5, 5)
+    assert (fixed.kept, fixed.repaired, fixed.dropped) == (6, 5, 5)
     assert rows_of() == [
         asked("a"),
         asked("question"),
@@ -241,7 +241,7 @@ def test_any_kind_of_file_becomes_lines_of_json() -> None:
     Path("rows.csv").write_text('prompt,completion\na,b\nc,\n"d\ne",f <|im_end|>\nonly one\na,b\n')
     fixed = clean("rows.csv")
     assert rows_of() == [{"prompt": "a", "completion": "b"}, {"prompt": "d\ne", "completion": "f < |im_end|>"}]
-    assert (fixed.kept, fixed.mended, fixed.dropped) == (2, 1, 3)
+    assert (fixed.kept, fixed.repaired, fixed.dropped) == (2, 1, 3)
     Path("rows.json").write_text(json.dumps([asked("a"), asked("b\nc", None), asked("d")], indent=1))
     assert clean("rows.json").kept == 2 and rows_of() == [asked("a"), asked("d")]
 

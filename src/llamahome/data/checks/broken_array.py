@@ -1,6 +1,6 @@
 """Takes the objects out of a JSON array that is not closed, or that has commas or comments where JSON allows none, one to a line.
 
-Only what is between the objects is mended. Each object keeps its text, but for line ends, and its line number where the lines allow it.
+Only what is between the objects is repaired. Each object keeps its text, but for line ends, and its line number where the lines allow it.
 Cost: two passes over the text.
 """
 

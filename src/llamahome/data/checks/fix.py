@@ -45,7 +45,7 @@ class Fixed:
     """What became of the rows."""
 
     kept: int = 0
-    mended: int = 0
+    repaired: int = 0
     """Kept rows that were changed."""
     dropped: int = 0
     changes: Counter[str] = field(default_factory=Counter)
@@ -246,7 +246,7 @@ def _write(repair: _RowRepair, rows: TextIO, log: TextIO, earlier: dict[int, Row
         return False
     earlier[key] = repair.place
     fixed.kept += 1
-    fixed.mended += bool(repair.changes)
+    fixed.repaired += bool(repair.changes)
     for change in repair.changes:
         _note(log, repair.place, change, fixed)
     unchanged = repair.raw is not None and not repair.changes and b"\n" not in repair.raw

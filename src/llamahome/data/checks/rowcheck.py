@@ -1,4 +1,4 @@
-"""What is wrong with each row. A row goes through the same functions as in training: parse, convert, tokenize, fit.
+"""Finds what is wrong with each row, which goes through the same functions as in training: parse, convert, tokenize, fit.
 
 What these functions refuse is a finding, so that a run and a check cannot disagree. If a row can be repaired, the repaired row is checked
 again, so that all its faults are reported at once. Memory: one block of rows.

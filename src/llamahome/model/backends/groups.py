@@ -1,6 +1,6 @@
 """Groups of documents that begin with the same tokens, such as two answers to one prompt: these tokens are computed once.
 
-In a causal decoder the state of a token depends only on the tokens up to it, so equal beginnings have equal states, and their gradient is
+In a causal decoder the state of a token depends only on the tokens up to it, so equal prefixes have equal states, and their gradient is
 the sum over the documents. The loss and its gradients stay the same but for rounding. Not used with dropout, where the copies of a token
 differ. In a pass, a group is its shared tokens and then the own tokens of each document, whose positions go on after the shared ones.
 """
