@@ -210,8 +210,9 @@ def test_points_and_alerts_appear_while_the_run_trains_and_half_a_line_waits(bro
         with (metrics / "metrics.jsonl").open("a") as file:
             file.write(line[50:])
         wait_for_points(visit, "loss", 43)
-        write_status(metrics, state="finished", step=43, horizon=43)
+        write_status(metrics, state="finished", step=43, horizon=50, reason="no gain")
         visit.page.wait_for_function("() => document.querySelector('#state').textContent === 'finished'", timeout=20000)
+        assert visit.page.locator(".progress-line").inner_text().startswith("43 of 50 steps (no gain)")
         (metrics / "metrics.jsonl").write_text(lines(records(10)))
         wait_for_points(visit, "loss", 10)
         assert visit.errors == []

@@ -20,7 +20,10 @@ def test_the_run_ends_with_its_model_and_goes_on_with_more_time(project: Project
     assert step == typed and re.search(rf"^time is up after {last} steps?,", done.out, re.M)
     assert planned["seconds"] <= 1.0 and (planned["cut_short"] is not None) == (planned["seconds"] == 1.0)
     assert max(project.run.by_step("eval/loss")) == last and (root / f"checkpoint-{last}").is_dir() and (root / "final").is_dir()
-    assert project.type("runs", "show", "latest", "--json").expect(0).json["state"] == "finished"
+    shown = project.type("runs", "show", "latest", "--json").expect(0).json
+    assert (shown["state"], shown["ended_early"]) == ("finished", "time is up")
+    assert f"finished, {last} of 9999 steps (time is up)" in project.type("runs", "show", "latest").expect(0).out
+    assert "ended before its last planned step: time is up" in (root / "report.html").read_text(encoding="utf-8")
 
     over = project.type("train-resume", "latest").expect(0)
     (command,) = re.findall(r"training\.max_time 1 s is over; to go on: llamahome (.+)", over.err)

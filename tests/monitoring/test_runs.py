@@ -75,6 +75,18 @@ def test_the_state_is_that_of_the_status_file_while_the_process_is_alive(state: 
     assert describe_run(open_run(make_run("20260101-000000-a", state=state))).state == state
 
 
+@pytest.mark.parametrize(("state", "reason", "early"), [
+    ("finished", "finished", None),
+    ("finished", "no gain", "no gain"),
+    ("finished", "time is up", "time is up"),
+    ("stopped", "asked to stop", None),
+    ("running", "no gain", None),
+    ("finished", ["odd"], None),
+])  # fmt: skip
+def test_a_finished_run_says_why_it_did_not_do_all_steps(state: str, reason: Any, early: str | None) -> None:
+    assert describe_run(open_run(make_run("20260101-000000-a", state=state, reason=reason))).ended_early == early
+
+
 def test_a_run_whose_process_has_ended_is_lost_at_once() -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()

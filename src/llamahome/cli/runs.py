@@ -86,7 +86,12 @@ def _table(runs: list["RunInfo"]) -> list[str]:
 def _report_rows(report: "RunReport") -> list[tuple[str, str]]:
     info = report.info
     progress = f"{info.step if info.step is not None else 0} of {info.horizon or 'unknown'} steps"
-    rows = [("run", info.run_id), ("state", f"{info.state}, {progress}, started {show_moment(info.started)}"), ("folder", str(info.folder))]
+    early = f" ({info.ended_early})" if info.ended_early else ""
+    rows = [
+        ("run", info.run_id),
+        ("state", f"{info.state}, {progress}{early}, started {show_moment(info.started)}"),
+        ("folder", str(info.folder)),
+    ]
     names = [each.describe() for each in report.lineage]
     rows += _labelled("began with", [name if not number else f"which began with {name}" for number, name in enumerate(names)])
     rows += _labelled(

@@ -92,7 +92,7 @@ class _Following:
     def _now(self) -> dict[str, Any]:
         row = run_row(self._library.info(self._paths))
         summary = read_summary(self._paths.metrics_dir)
-        shown = {name: row[name] for name in ("state", "step", "horizon", "share", "loss", "eval_loss", "tokens")}
+        shown = {name: row[name] for name in ("state", "step", "horizon", "share", "early", "loss", "eval_loss", "tokens")}
         return {**shown, "ends_at": summary.ends_at if summary is not None else None}
 
     def _message(self, kind: str, content: Any) -> bytes:

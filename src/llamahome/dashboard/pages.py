@@ -189,6 +189,7 @@ def run_row(info: RunInfo) -> dict[str, Any]:
         "step": "–" if info.step is None else f"{info.step:,}",
         "horizon": f"{info.horizon:,}" if info.horizon else None,
         "share": round(share, 4),
+        "early": f"({info.ended_early})" if info.ended_early else "",
         "loss": show_figure(info.loss),
         "eval_loss": show_figure(info.eval_loss),
         "tokens": "–" if info.tokens is None else show_count(info.tokens),

@@ -43,6 +43,8 @@ class RunInfo:
     """`lost`: status.json says "running", but the process is gone or its last heartbeat is more than 30 s old."""
     step: int | None
     horizon: int | None
+    ended_early: Literal["time is up", "no gain"] | None
+    """Why a finished run did not do all its steps; None if it did, or if it has not finished."""
     started: float
     """Unix seconds."""
     heartbeat: float | None
@@ -139,6 +141,7 @@ def describe_run(paths: RunPaths) -> RunInfo:
         state=_state(status),
         step=step,
         horizon=whole(status.get("horizon")),
+        ended_early=_ended_early(status),
         started=_started(paths),
         heartbeat=moment(status.get("t")),
         loss=number(last.get("train/loss")),
@@ -193,6 +196,11 @@ def _state(status: dict[str, Any]) -> ShownState:
         return "lost"
     on_this_host = status.get("host") == socket.gethostname()
     return "lost" if on_this_host and not is_alive(status.get("pid"), heartbeat) else "running"
+
+
+def _ended_early(status: dict[str, Any]) -> Literal["time is up", "no gain"] | None:
+    reason = status.get("reason") if status.get("state") == "finished" else None
+    return reason if reason in ("time is up", "no gain") else None
 
 
 def is_alive(pid: object, heartbeat: float) -> bool:

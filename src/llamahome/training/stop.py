@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Literal
 
-Reason = Literal["finished", "asked to stop", "time is up", "no gain", "diverged"]
+Reason = Literal["finished", "asked to stop", "time is up", "no gain"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _LEAVING = (signal.SIGINT, signal.SIGTERM)

@@ -160,6 +160,7 @@ function showState(state) {
   document.getElementById("progress").value = state.share;
   text("step", state.step);
   text("horizon", state.horizon ?? undefined);
+  text("early", state.early);
   text("figure-loss", state.loss);
   text("figure-eval-loss", state.eval_loss);
   text("figure-tokens", state.tokens);

@@ -109,6 +109,8 @@ def _notes(report: RunReport, paths: RunPaths) -> str:
     elif report.info.state != "finished":
         ended = "failed" if report.info.state == "failed" else "was stopped"
         notes.append(("bad" if report.info.state == "failed" else "", f"The run {ended} after step {report.info.step or 0:,}{again}"))
+    elif report.info.ended_early:
+        notes.append(("", f"The run ended before its last planned step: {report.info.ended_early}."))
     if report.settings_problem:
         notes.append(("", f"Settings are left out, because config.yaml cannot be read: {escape(report.settings_problem)}"))
     if not (paths.metrics_dir / "metrics.jsonl").is_file():
