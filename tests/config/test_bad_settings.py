@@ -102,7 +102,7 @@ FILES = {
         "training:\n  epochs:\n  seed: 1\n",
         [("null", 2, 3, "expected auto or a number above 0; got nothing (null)", "default, auto")],
     ),
-    "written null": ("training:\n  epochs: null\n", [("null", 2, 11, "got nothing (null)", "leave the line out")]),
+    "written null": ("training:\n  epochs: null\n", [("null", 2, 11, "got nothing (null)", "leave it out")]),
     "repeated key": (
         "training:\n  seed: 1\n  epochs: 2\n  seed: 3\n",
         [("duplicate-key", 4, 3, "training.seed is written twice; the first is in line 2", "remove line 2 or line 4")],

@@ -48,3 +48,10 @@ def test_a_plan_is_refused_as_the_run_is(project: Project, name: str) -> None:
     prepare(project)
     planned, trained = project.type("plan", *words[1:]), project.type(*words)
     assert refusal(planned) == refusal(trained) and planned.status == trained.status
+
+
+def test_a_plan_warns_of_settings_as_the_run_does(project: Project) -> None:
+    words = ("chats.jsonl", "--max-steps", "1", "--method", "full", "--set", "lora.rank=4", "--set", "evaluation.sample_prompts=0")
+    planned, trained = project.type("plan", *words), project.type("train", *words)
+    warnings = [[line for line in answer.err.splitlines() if line.startswith("warning: ")] for answer in (planned, trained)]
+    assert "warning: lora.rank 4 has no effect: training.method is full; remove lora.rank from --set" in warnings[0] == warnings[1]

@@ -135,7 +135,8 @@ def test_a_dry_run_counts_the_runs_and_starts_none(project: Project) -> None:
     plan = project.type(*words, "--json").expect(0).json
     assert plan["runs"] == 4 and [trial["steps"] for trial in plan["trials"]] == [5] * 4
     assert plan["seconds"] == pytest.approx(sum(trial["seconds"] for trial in plan["trials"]))
-    assert "4 runs, 1 at a time" in project.type(*words).expect(0).out
+    shown = project.type(*words).expect(0)
+    assert "4 runs, 1 at a time" in shown.out and len(set(shown.err.splitlines())) == len(shown.err.splitlines())
     assert not (project.folder / "output").exists()
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from llamahome.config.load import LoadedConfig, load_config
 from llamahome.errors import LlamaHomeError
-from llamahome.sweep.grid import make_grid, split_values
+from llamahome.sweep.grid import make_grid, split_values, warnings_of
 
 PLAIN = st.text("abc123.-_", min_size=1, max_size=6)
 VALUE = st.one_of(
@@ -30,6 +30,13 @@ def test_every_combination_has_every_seed_and_its_own_number() -> None:
     seen = {(each.config.training.learning_rate, each.config.lora.rank, each.config.training.seed) for each in grid.loaded}
     assert seen == {(rate, rank, seed) for rate in (1e-5, 1e-4) for rank in (8, 16, 32) for seed in (0, 1)}
     assert [trial.number for trial in grid.trials] == list(range(1, 13))
+
+
+def test_settings_without_effect_are_named_with_the_number_of_runs() -> None:
+    message = "lora.rank 4 has no effect: training.method is full"
+    assert warnings_of(make_grid(["training.method=full,lora", "lora.rank=4"], 1, load)) == [f"{message} (in 1 of 2 runs)"]
+    assert warnings_of(make_grid(["training.method=full", "lora.rank=4"], 2, load)) == [message]
+    assert warnings_of(make_grid(["lora.rank=4,8"], 1, load)) == []
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,14 @@ def check_settings(loaded: "LoadedConfig") -> None:
         raise ConfigError(problems)
 
 
+def show_warnings(loaded: "LoadedConfig") -> None:
+    """Write what `train` will say of these settings: those without effect, and those that probably do not do what was meant."""
+    from llamahome.config.check import config_warnings
+
+    for warning in config_warnings(loaded.config, loaded.origins):
+        note(f"warning: {warning.message}; {warning.hint or 'it has no effect'}")
+
+
 config_files = click.option(
     "--config",
     type=click.Path(path_type=Path),

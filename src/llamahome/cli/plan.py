@@ -67,6 +67,7 @@ def plan(
     _check_arguments(data_path, simulate)
     loaded = overrides.load()
     options.check_settings(loaded)
+    options.show_warnings(loaded)
     if not simulate:
         _print_estimate(loaded, list(data_path), as_json)
         return

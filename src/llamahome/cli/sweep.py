@@ -63,7 +63,7 @@ def sweep(
     """Train once for every combination of listed values and compare. The same command again goes on after any end."""
     from llamahome.cli.sweep_devices import make_slots, show_plan
     from llamahome.sweep import course
-    from llamahome.sweep.grid import make_grid
+    from llamahome.sweep.grid import make_grid, warnings_of
     from llamahome.sweep.table import shown_figure
     from llamahome.sweep.trials import Runner
 
@@ -73,11 +73,14 @@ def sweep(
     added = list(_comparable(fixed, {each.partition("=")[0].strip() for each in listed}))
     flags = {key: flag for key, (flag, _) in overrides.flags.items()}
     grid = make_grid(listed, seeds, lambda each: replace(overrides, assignments=[*added, *each]).load(), flags)
-    files = _check(grid, data_paths)
+    say = _each_line_once(options.note)
+    for line in warnings_of(grid):
+        say(f"warning: {line}")
+    files = _check(grid, data_paths, say)
     pruning = prune == "auto" and grid.trials[0].figure == "loss"
-    slots = make_slots(jobs, grid, data_paths, say=options.note)
+    slots = make_slots(jobs, grid, data_paths, say=say)
     if dry_run:
-        show_plan(grid, data_paths, len(slots), as_json=as_json, say=options.note)
+        show_plan(grid, data_paths, len(slots), as_json=as_json, say=say)
         return
     mark = course.fingerprint(data_paths, grid, prune=pruning)
     folder = output or course.SWEEPS / mark
@@ -129,7 +132,19 @@ def _comparable(loaded: "LoadedConfig", listed: set[str]) -> Iterator[str]:
             yield f"evaluation.every={0.25 if training.epochs == 'auto' else max(0.01, round(training.epochs / 10, 2)):g} epochs"
 
 
-def _check(grid: "Grid", data_paths: Sequence[str]) -> list[str]:
+def _each_line_once(say: Callable[[str], None]) -> Callable[[str], None]:
+    """`say` for lines that were not said before, because checking the rows and planning the runs read the same rows."""
+    said: set[str] = set()
+
+    def say_once(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            say(line)
+
+    return say_once
+
+
+def _check(grid: "Grid", data_paths: Sequence[str], say: Callable[[str], None]) -> list[str]:
     """Raise what any of the runs cannot be, before the first starts; returns the files of rows that they read."""
     from llamahome.data.files.locate import locate
     from llamahome.data.files.splits import to_evaluate, to_train
@@ -148,7 +163,7 @@ def _check(grid: "Grid", data_paths: Sequence[str]) -> list[str]:
                 files += locate(data.eval_path, wanted=to_evaluate(data)).files
         known.add(shown)
     _check_adapters(grid)
-    _check_rows(grid, data_paths)
+    _check_rows(grid, data_paths, say)
     return files
 
 
@@ -197,7 +212,7 @@ def _check_held_out(loaded: "LoadedConfig") -> None:
         )
 
 
-def _check_rows(grid: "Grid", data_paths: Sequence[str]) -> None:
+def _check_rows(grid: "Grid", data_paths: Sequence[str], say: Callable[[str], None]) -> None:
     """Raise ConfigError if a run would have no rows to evaluate on. What is tokenized for it stays for the run."""
     from llamahome.cli.train import importing_torch
 
@@ -207,7 +222,7 @@ def _check_rows(grid: "Grid", data_paths: Sequence[str]) -> None:
     for trial, loaded in zip(grid.trials, grid.loaded, strict=True):
         config = loaded.config
         key = repr((config.data, config.model, config.training.objective))
-        if key not in known and not holds_out(loaded, data_paths, say=options.note if not known else lambda _: None):
+        if key not in known and not holds_out(loaded, data_paths, say=say if not known else lambda _: None):
             values = ", ".join(f"{key}={value}" for key, value in trial.values.items() if key.startswith("data."))
             raise _nothing_held_out(f"with {values}: " if values else "")
         known.add(key)

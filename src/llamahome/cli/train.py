@@ -170,7 +170,7 @@ def importing_torch() -> Iterator[None]:
     time (docs/log.md).
     """
     _set_torch_environment()
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0" and "transformers" not in sys.modules:
         with suppress(OSError):  # a full disk behind stderr is no reason to stop
             print("loading torch and transformers ...", file=sys.stderr, flush=True)
     gc.disable()

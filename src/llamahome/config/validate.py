@@ -49,7 +49,7 @@ def _explain(setting: Setting, value: Any, error: ValidationError) -> InvalidVal
     if _is_number(value) and ("number" in kinds or ("integer" in kinds and isinstance(value, int))):
         return InvalidValue("config.out-of-range", f"{expected}; got {_show(value)}", explain)
     if value is None:
-        hint = explain if setting.default is None else f"leave the line out for the default, {write_value(setting.default)}"
+        hint = explain if setting.default is None else f"leave it out for the default, {write_value(setting.default)}"
         return InvalidValue("config.null", f"{expected}; got nothing (null)", hint)
     correction = _other_spelling(setting, value)
     if isinstance(value, str) and setting.words and "string" not in kinds:

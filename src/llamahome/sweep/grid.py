@@ -5,11 +5,12 @@ A comma outside brackets and quotes separates two values: `lora.target_modules=[
 
 import itertools
 import shlex
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from llamahome.config.check import check_config
+from llamahome.config.check import check_config, config_warnings
 from llamahome.config.describe import settings
 from llamahome.config.load import LoadedConfig
 from llamahome.config.objectives import LEARNS
@@ -105,6 +106,13 @@ def make_grid(
     if problems:
         raise ConfigError(problems)
     return _combine(listed, seeds, first.config.training.seed, load)
+
+
+def warnings_of(grid: Grid) -> list[str]:
+    """What `train` will say of the settings of the runs, such as one without effect, with the number of runs of which it says so."""
+    runs = Counter(problem.message for loaded in grid.loaded for problem in config_warnings(loaded.config, loaded.origins))
+    of_all = len(grid.loaded)
+    return [message if count == of_all else f"{message} (in {count} of {of_all} runs)" for message, count in runs.items()]
 
 
 def _combine(listed: Sequence[tuple[str, list[str]]], seeds: int, first_seed: int, load: Callable[[Sequence[str]], LoadedConfig]) -> Grid:
