@@ -162,6 +162,13 @@ MISTAKES = {
     ),
     "an unknown run": Mistake(2, ["run.unknown"], ["nothing"], ("runs", "show", "nothing")),
     "info about an unknown model": Mistake(2, ["model.not-here"], ["nothing"], ("models", "info", "nothing")),
+    "info about a folder without a model": Mistake(
+        2, ["model.no-config"], ["no config.json", "help: llamahome models info smollm2"], ("models", "info", "data")
+    ),
+    "fetching a folder without a model": Mistake(
+        2, ["model.no-config"], ["help: llamahome models fetch smollm2"], ("models", "fetch", "data")
+    ),
+    "an option that is left out": Mistake(2, ["usage.command-line"], ["Choose from: adapter, merged, gguf, ollama"], ("export", "latest")),
     "a row past the end": Mistake(2, ["usage.no-such-row"], ["99"], ("data", "show", "chats.jsonl", "--row", "99")),
     "a sample over a file": Mistake(2, ["usage.file-exists"], ["chats.jsonl"], ("data", "sample", "chats.jsonl")),
     "an unknown key": Mistake(2, ["config.unknown-key"], ["training.epochs"], ("config", "explain", "training.epcohs")),

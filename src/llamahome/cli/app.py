@@ -146,7 +146,7 @@ def _exit_with_error(error: LlamaHomeError) -> NoReturn:
 
 def _exit_with_usage(error: click.UsageError) -> NoReturn:
     """Show a mistake in the command line as one of our own error blocks."""
-    message = error.format_message().rstrip(".")
+    message = " ".join(error.format_message().split()).rstrip(".")  # click lists choices in lines of their own
     command = error.ctx.command_path if error.ctx is not None else "llamahome"
     hint = f"{command} --help"
     if isinstance(error, click.NoSuchOption):

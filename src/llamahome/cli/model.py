@@ -2,6 +2,9 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,11 @@ def info(name: str, as_json: bool) -> None:
     from llamahome.units import show_bytes, show_count
 
     folder = next((path for path in (Path(name), BASE_MODELS / name) if (path / "config.json").is_file()), None)
+    if folder is None and Path(name).is_dir():
+        from llamahome.model.model_folder import check_folder
+
+        with _hints_that_begin("llamahome models info"):
+            check_folder(Path(name))
     if folder is None:
         hint = "llamahome models list"
         raise ConfigError(Problem(code="model.not-here", message=f"the model {name!r} is not on this machine", hint=hint))
@@ -63,7 +71,20 @@ def fetch(name: str) -> None:
     log_to_stderr(debug=False)
     from llamahome.model.load import find_model
 
-    print(find_model(name, say=options.note))
+    with _hints_that_begin("llamahome models fetch"):
+        print(find_model(name, say=options.note))
+
+
+@contextmanager
+def _hints_that_begin(command: str) -> Iterator[None]:
+    """Put `command` in place of --model in the hints of errors, because the commands here take the model as their argument."""
+    from llamahome.errors import LlamaHomeError
+
+    try:
+        yield
+    except LlamaHomeError as error:
+        problems = [replace(each, hint=each.hint and each.hint.replace("--model", command, 1)) for each in error.problems]
+        raise type(error)(problems) from error
 
 
 def _facts(folder: Path) -> dict[str, Any]:
