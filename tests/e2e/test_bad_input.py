@@ -170,6 +170,9 @@ MISTAKES = {
     ),
     "an option that is left out": Mistake(2, ["usage.command-line"], ["Choose from: adapter, merged, gguf, ollama"], ("export", "latest")),
     "a row past the end": Mistake(2, ["usage.no-such-row"], ["99"], ("data", "show", "chats.jsonl", "--row", "99")),
+    "a sample in a table": Mistake(
+        2, ["usage.bad-choice"], ["ends in .csv", "help: llamahome data sample x.jsonl"], ("data", "sample", "x.csv")
+    ),
     "a sample over a file": Mistake(2, ["usage.file-exists"], ["chats.jsonl"], ("data", "sample", "chats.jsonl")),
     "an unknown key": Mistake(2, ["config.unknown-key"], ["training.epochs"], ("config", "explain", "training.epcohs")),
 }

@@ -19,7 +19,7 @@ from llamahome.cli import datacheck, datastats, options, teach
 from llamahome.cli.model_limits import find_tokenizer, fit_settings, prepare_rows
 from llamahome.config.objectives import learns_rows
 from llamahome.errors import DataError, Problem, UsageError
-from llamahome.rundir import RAW_DATA
+from llamahome.rundir import RAW_DATA, as_typed
 from llamahome.units import many
 
 if TYPE_CHECKING:
@@ -97,8 +97,12 @@ def sample(path: Path | None, rows: str | None, force: bool) -> None:
     target = path if path is not None else RAW_DATA / FILE_NAME
     if target.is_dir() or not target.suffix:
         target /= FILE_NAME
+    if target.suffix.lower() not in (".jsonl", ".ndjson", ".json"):
+        message = f"the sample is JSON lines, and a file that ends in {target.suffix} would be read as something else"
+        hint = f"llamahome data sample {as_typed(target.with_suffix('.jsonl'))}"
+        raise UsageError(Problem(code="usage.bad-choice", message=message, where=str(target), hint=hint))
     if target.exists() and not force:
-        hint = f"llamahome data sample '{target}' --force   overwrites it"
+        hint = f"llamahome data sample {as_typed(target)} --force   overwrites it"
         raise UsageError(Problem(code="usage.file-exists", message="the file exists already", where=str(target), hint=hint))
     count = write_sample(target, rows=_affordable_rows() if rows == "auto" else int(rows) if rows else None)
     click.echo(f"{many(count, 'row')} in {target}")
