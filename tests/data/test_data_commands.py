@@ -135,7 +135,7 @@ def printed(*, colour: bool) -> str:
 
 def test_without_colour_marks_and_a_legend_tell_the_mask() -> None:
     text = printed(colour=False)
-    assert "row 0, rows.jsonl:1" in text and "\x1b" not in text
+    assert "rows.jsonl:1 (--row 0)" in text and "\x1b" not in text
     assert "<|im_start|>assistant\n[[answer 0" in text and "}}" in text
     assert "[[learned]]" in text and "{{cut off by data.max_length}}" in text and "context, read but not learned" in text
 

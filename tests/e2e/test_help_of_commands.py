@@ -206,7 +206,7 @@ _REASONS = {
         "model.quantized-twice lora.whole-quantized evaluation.no-answers"
     ),
     "of files of rows, typed in test_help_lines.py and test_wrong_archives.py": (
-        "data.bad-json data.bad-json-array data.columns data.empty-file data.other-kind data.repeated-key data.unclear-columns "
+        "data.bad-json data.bad-json-array data.columns data.empty-file data.other-kind data.unclear-columns "
         "data.unknown-format data.whole-table data.bad-gzip data.bad-zst"
     ),
     "typed in test_sweep.py": "sweep.not-a-sweep sweep.other-data sweep.other-settings",

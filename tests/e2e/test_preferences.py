@@ -105,7 +105,7 @@ def test_the_data_commands_and_the_plan_read_pairs(paired: Project) -> None:
     assert [(row["row"], row["answer"]) for row in rows] == [(0, "chosen"), (0, "rejected"), (1, "chosen"), (1, "rejected")]
     assert "Paris" in "".join(token["text"] for token in rows[0]["tokens"] if token["target"])
     text = paired.type("data", "show", "pairs.jsonl", "-n", "1", *dpo).expect(0).out
-    assert "row 0, pairs.jsonl:1, the chosen answer" in text and "row 0, pairs.jsonl:1, the rejected answer" in text
+    assert "pairs.jsonl:1, the chosen answer (--row 0)" in text and "pairs.jsonl:1, the rejected answer (--row 0)" in text
     check = paired.type("data", "check", "pairs.jsonl", *dpo).expect(0)
     assert "format preference, 0 cannot be used" in check.out
     assert paired.type("data", "stats", "pairs.jsonl", "--json", *dpo).expect(0).json["rows"] == 20

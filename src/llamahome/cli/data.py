@@ -237,7 +237,7 @@ def print_row(shown: "ShownRow", console: "Console") -> None:
             legend.append(", " if not legend.plain.endswith(": ") else "")
             legend.append(f"{count:,} ").append(f"{before}{_MEANINGS[kind]}{after}", style=_STYLES[kind])
     answer = f", the {shown.answer} answer" if shown.answer else ""
-    console.print(Text(f"row {shown.row.index}, {shown.row.where}{answer}", style="bold"), soft_wrap=True)
+    console.print(Text(f"{shown.row.where}{answer} (--row {shown.row.index})", style="bold"), soft_wrap=True)
     console.print(body, soft_wrap=True)
     console.print(legend, soft_wrap=True)
     console.print()

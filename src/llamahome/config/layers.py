@@ -88,7 +88,8 @@ def read_text(path: Path, problems: list[Problem]) -> str | None:
         code, message, hint = "config.no-such-file", "no such settings file", _similar_file(path)
     except UnicodeDecodeError as error:
         code, message = "config.not-text", f"not UTF-8 text: byte {error.start + 1} cannot be read"
-        hint = f"iconv -f WINDOWS-1252 -t UTF-8 {shlex.quote(str(path))} > {shlex.quote(f'{path}.utf8')}"
+        name, copy = shlex.quote(str(path)), shlex.quote(f"{path}.utf8")
+        hint = f"iconv -f WINDOWS-1252 -t UTF-8 {name} > {copy} && mv {copy} {name}"
     except OSError as error:
         hint = _file_in(path) if path.is_dir() else f"ls -ld {shlex.quote(str(path))}"
         code, message = "config.unreadable", f"cannot be read: {error.strerror}"
@@ -172,7 +173,7 @@ def environment_entries(environment: Mapping[str, str], problems: list[Problem])
             section, _, key = name.removeprefix(PREFIX).lower().replace("__", "_").partition("_")
             close = by_variable.get(name.upper()) or settings().get(nearest_key(section, key) or nearest_key("", f"{section}_{key}") or "")
             guess = f"; did you mean {close.variable}?" if close else ""
-            hint = f"unset {name}" + (f", export {close.variable}" if close else "")
+            hint = f'export {close.variable}="${name}" && unset {name}' if close else f"unset {name}"
             problems.append(Problem(code="config.unknown-variable", message=f"names no setting{guess}", where=name, hint=hint))
     return entries
 

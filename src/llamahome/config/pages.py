@@ -80,9 +80,9 @@ def write_starter_files(folder: Path, *, force: bool) -> None:
     targets = {folder / path: text for path, text in starter_files().items()}
     existing = [path for path in targets if path.exists() or path.is_symlink()]
     if existing and not force:
-        hint = "llamahome config init --force   replaces " + " and ".join(str(path) for path in existing)
-        message = "the file exists already"
-        raise ConfigError([Problem(code="config.file-exists", message=message, where=str(path), hint=hint) for path in existing])
+        names, message = ", ".join(map(str, existing)), f"{'these files exist' if len(existing) > 1 else 'the file exists'} already"
+        hint = "llamahome config init --force   writes all of them anew"
+        raise ConfigError(Problem(code="config.file-exists", message=message, where=names, hint=hint))
     for path, text in targets.items():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def write_starter_files(folder: Path, *, force: bool) -> None:
         except OSError as error:
             message = f"cannot be written: {error.strerror}"
             raise MachineError(
-                Problem(code="machine.config-not-writable", message=message, where=str(path), hint=f"ls -ld {path.parent}")
+                Problem(code="machine.config-not-writable", message=message, where=str(path), hint="cd to a folder that you may write to")
             ) from error
 
 

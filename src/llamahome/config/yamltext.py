@@ -122,8 +122,8 @@ def _value(yaml: YAML, node: Node, built: dict[int, Any]) -> Any:
 def _scalar(yaml: YAML, node: ScalarNode) -> Any:
     """Text, a number, true, false or null; dates stay text."""
     tag = str(node.tag).removeprefix(_TAG)
-    if tag in ("str", "timestamp", "value", "merge"):
-        return node.value
+    if tag in ("str", "timestamp", "value", "merge") or (tag in ("int", "float") and "_" in node.value):
+        return node.value  # 1_000 is a number in YAML 1.1 and text in 1.2
     if tag not in ("null", "bool", "int", "float"):
         raise _bad_tag(node)
     try:

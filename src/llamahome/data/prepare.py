@@ -21,6 +21,7 @@ from llamahome.data.files.splits import Wanted, evaluation_paths, to_evaluate, t
 from llamahome.data.records import Row
 from llamahome.data.report import SAME_COUNTS, DataReport
 from llamahome.data.rows.detect import SAMPLE, DetectedFormat, detect
+from llamahome.data.rows.file_formats import MOST_FILES, ROWS_OF_FILE, refuse_mixed_files
 from llamahome.data.rows.formats import OWN_NAMES, Names
 from llamahome.data.rows.markup import markup_note
 from llamahome.data.rows.rendered import rendered_note
@@ -204,6 +205,8 @@ def first_format(source: Source, format_setting: str, names: Names = OWN_NAMES) 
     rows = [row for row in sample if isinstance(row, Row)]
     if not rows:
         raise DataError([row for row in sample if isinstance(row, Problem)][:SHOWN])
+    if format_setting == "auto":
+        refuse_mixed_files(source.beginnings(files=MOST_FILES, rows=ROWS_OF_FILE), names)
     return detect(rows, format_setting, names)
 
 

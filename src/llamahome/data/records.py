@@ -41,6 +41,8 @@ class Row:
     line: int
     """One-based line in the file, or one-based number of the row if the file has no lines."""
     value: dict[str, Any]
+    not_text: tuple[str, ...] = ()
+    """Columns with bytes that are not UTF-8 text, which are null in `value`."""
 
     @property
     def where(self) -> str:

@@ -86,8 +86,6 @@ def _text_of(problem: Problem) -> str:
 def command_of(problem: Problem) -> str | None:
     """The hint of a problem as a line that a shell takes; None if it is a sentence, or for a person to do."""
     hint = problem.hint or ""
-    if renamed := re.fullmatch(r"unset (\w+), export (\w+)", hint):
-        return f'export {renamed[2]}="${renamed[1]}" && unset {renamed[1]}'
     if hint.startswith("--"):
         return f"llamahome doctor {_SENTENCE.split(hint)[0]}"
     return _SENTENCE.split(hint)[0] if _COMMAND.match(hint) and problem.code not in _FOR_PEOPLE else None

@@ -234,5 +234,5 @@ def test_splits_and_columns_are_reported_and_rows_in_two_splits_are_warnings() -
     assert "1 rows" not in result.stdout and run("check", "d", *MODEL, "--set", "data.split=test").stdout.count("1 row in 1 file") == 1
     assert "test is read (test.jsonl)" in run("stats", "d", *MODEL, "--set", "data.split=test").stderr
     shown = run("show", "d", *MODEL, "-n", "1")
-    assert "row 0, d/train.jsonl:1" in shown.stdout and "test is left alone" in shown.stderr
+    assert "d/train.jsonl:1 (--row 0)" in shown.stdout and "test is left alone" in shown.stderr
     assert run("check", "d", *MODEL, "--set", "data.split=tost").exit_code == 3

@@ -11,7 +11,9 @@ import pytest
 
 from llamahome.data.files.sources import open_source
 from llamahome.data.files.table_values import BadValue, canonical, plain, row_value
-from llamahome.data.records import Row
+from llamahome.data.records import Conversation, Row
+from llamahome.data.rows.formats import understand
+from llamahome.errors import Problem
 
 
 def test_values_that_json_lacks_become_text() -> None:
@@ -55,3 +57,31 @@ def test_a_text_that_looks_like_a_list_but_is_not_json_is_refused(text: str) -> 
 
 def test_canonical_json_does_not_depend_on_the_order_of_the_columns() -> None:
     assert canonical({"b": "é", "a": [1, None]}) == canonical({"a": [1, None], "b": "é"}) == '{"a":[1,null],"b":"é"}'.encode()
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ({"prompt": b"hi", "completion": "a", "picture": b"\xff"}, {"prompt": b"\xff\xfe", "completion": "a", "picture": b"\xff"}),
+        (
+            {"messages": [{"role": "user", "content": b"q"}, {"role": "assistant", "content": b"a"}]},
+            {"messages": [{"role": "user", "content": b"q"}, {"role": "assistant", "content": b"\xff"}]},
+        ),
+    ],
+)
+def test_bytes_that_are_no_text_are_refused_where_a_text_is_read(
+    tmp_path: Path, ending: str, good: dict[str, object], bad: dict[str, object]
+) -> None:
+    path, table = tmp_path / f"rows.{ending}", pa.Table.from_pylist([good, bad])
+    if ending == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    first, second = (row for row in open_source(str(path)) if isinstance(row, Row))
+    name = "messages" if "messages" in good else "prompt_completion"
+    assert isinstance(understand(first, name), Conversation)
+    problem = understand(second, name)
+    assert isinstance(problem, Problem) and problem.code == "data.not-utf8" and problem.where == f"{path}:row 2"
+    assert f"column {next(iter(bad))} holds bytes" in problem.message

@@ -22,7 +22,7 @@ from llamahome.data.files.guarded_file import GuardedFile
 from llamahome.data.files.index import ArrayCache, Notify
 from llamahome.data.files.signatures import real_content
 from llamahome.data.files.spool import copy_once
-from llamahome.data.files.table_values import BadValue, canonical, plain, row_value
+from llamahome.data.files.table_values import BadValue, canonical, holds_other_bytes, plain, row_value
 from llamahome.data.records import Row, place_of
 from llamahome.errors import DataError, MachineError, Problem
 
@@ -175,7 +175,9 @@ class TableRows:
     def __init__(self, file: GuardedFile, table: ArrowBatches | ParquetGroups, *, reader: str, notify: Notify) -> None:
         self._file, self._table = file, table
         self._cache = ArrayCache(file, reader, notify)
-        names = table.one(0).schema.names if len(table) else []
+        columns = list(table.one(0).schema) if len(table) else []
+        names = [column.name for column in columns]
+        self._binary = [column.name for column in columns if _may_hold_bytes(column.type)]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             message, hint = f"two columns are named {repeated[0]}", "give each column a name of its own"
@@ -188,13 +190,15 @@ class TableRows:
         """Row `number`, or what is wrong with it."""
         where = place_of(self._file.path, number + 1)
         try:
-            value = row_value(self._cells(number))
+            cells = self._cells(number)
+            value = row_value(cells)
         except UnicodeDecodeError as error:
             message = f"a text of the row is not UTF-8: {error.reason} at byte {error.start + 1} of it"
             return Problem(code="data.not-utf8", message=message, where=where)
         except BadValue as error:
             return Problem(code="data.bad-parquet", message=str(error), where=where)
-        return Row(index=number, source=self._file.path, line=number + 1, value=value)
+        not_text = tuple(name for name in self._binary if holds_other_bytes(cells[name]))
+        return Row(index=number, source=self._file.path, line=number + 1, value=value, not_text=not_text)
 
     def parsed_range(self, numbers: range) -> list[Row | Problem]:
         """Consecutive rows."""
@@ -228,6 +232,13 @@ class TableRows:
     def _cells(self, number: int) -> dict[str, Any]:
         cells: dict[str, Any] = self._table.one(number).to_pylist()[0]
         return cells
+
+
+def _may_hold_bytes(kind: pa.DataType) -> bool:
+    """Whether values of this type are bytes, or hold some."""
+    if "binary" in str(kind):  # binary, large_binary, fixed_size_binary and binary_view, also within lists and structs
+        return True
+    return pa.types.is_dictionary(kind) and _may_hold_bytes(kind.value_type)
 
 
 def _not_whole(file: GuardedFile, kind: str, why: str) -> Problem:

@@ -200,8 +200,8 @@ def _parse_element(path: str, raw: bytes, line: int, number: int) -> Row | Probl
         row = replace(row, where=where)
     if row.code not in ("data.bad-json", "data.not-an-object"):
         return row
-    of_element = " of the element" if in_first_line and row.code == "data.bad-json" else ""
-    return replace(row, message=row.message + of_element, hint=None)  # the hint is for lines
+    message = f"{row.message} of the element" if in_first_line and "column" in row.message else row.message
+    return replace(row, message=message, hint=None)  # the hint is for lines
 
 
 def _not_an_array(file: GuardedFile, scan: _ArrayScan, rest: bytes, beyond: bytes) -> Problem:

@@ -132,7 +132,7 @@ def kind(value: object) -> str:
 def _repeated(error: RepeatedKey, text: str, *, where: str, line: int) -> Problem:
     key = json.dumps(error.path.rpartition(".")[2], ensure_ascii=False)
     same = all(value == error.values[0] for value in error.values)
-    hint = "write it once" if same else "keep the one that is meant, or leave such rows out with --set data.on_bad_row=skip"
+    hint = "write it once" if same else "keep the one that is meant"
     shown = excerpt(text, line, at=max(0, text.find(key, text.find(key) + 1)))
     return Problem(code="data.repeated-key", message=f"{error}; only one can be learned", where=where, excerpt=shown, hint=hint)
 

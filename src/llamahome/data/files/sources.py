@@ -11,7 +11,7 @@ import shlex
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +123,11 @@ class Source:
     def file_of(self, number: int) -> int:
         """Which of `paths` holds row `number`."""
         return bisect.bisect_right(self._ends, number)
+
+    def beginnings(self, *, files: int, rows: int) -> list[list[Row]]:
+        """The first rows of each of the first files, at most so many; what is no JSON object is left out."""
+        spans = (range(begin, min(begin + rows, end)) for begin, end in islice(pairwise((0, *self._ends)), files))
+        return [[row for row in self.parsed_range(span) if isinstance(row, Row)] for span in spans]
 
     @property
     def ignored(self) -> tuple[str, ...]:

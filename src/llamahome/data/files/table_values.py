@@ -66,6 +66,14 @@ def _as_text(value: Any) -> str | None:
     return str(value)
 
 
+def holds_other_bytes(value: Any) -> bool:
+    """Whether a value of Python, as Arrow makes it, has bytes in it that are not UTF-8 text."""
+    if isinstance(value, bytes):
+        return _as_text(value) is None
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return any(map(holds_other_bytes, parts))
+
+
 def _json_or_text(name: str, value: Any) -> Any:
     if name not in JSON_COLUMNS or not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value

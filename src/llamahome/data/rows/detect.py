@@ -100,7 +100,7 @@ def _detect(rows: Sequence[Row], names: Names) -> DetectedFormat:
         raise DataError(messages)
     for row in rows:
         try:
-            name = _format_of(with_named(row.value, names), names)
+            name = format_of(with_named(row.value, names), names)
         except RowError as error:
             problems.append(problem_at(row, error))
             continue
@@ -115,12 +115,14 @@ def _detect(rows: Sequence[Row], names: Names) -> DetectedFormat:
     which = "every row" if count == len(rows) else f"{count} of the first {len(rows)} rows"
     without_turns = _by_keys(other_keys(row.value)) if name in ("messages", "sharegpt") else None
     value = with_named(row.value, names)
-    why = f"{which} has {reason(value, name, names)}" + alternative(row.value, name, names, without_turns)
+    why = f"{which} {'has' if count in (1, len(rows)) else 'have'} {reason(value, name, names)}" + alternative(
+        row.value, name, names, without_turns
+    )
     why += split_column(row.value)
     return DetectedFormat(name, f"{why}; the first line names the columns and is no row" if may_lack_names(row) else why)
 
 
-def _format_of(value: Mapping[str, Any], names: Names) -> str | None:
+def format_of(value: Mapping[str, Any], names: Names) -> str | None:
     """The format that the row's keys indicate, first those that data.columns names. `value` includes the texts of templates."""
     renamed = {ours: value[key] for ours, key in names.items() if key in value}
     if not renamed:

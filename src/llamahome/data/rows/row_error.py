@@ -5,12 +5,16 @@ A RowError is raised where a row is understood and caught where its file and lin
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llamahome.data.files.jsonrow import excerpt, kind
 from llamahome.data.records import Row
 from llamahome.errors import Problem
+
+_COLUMN = re.compile(r"[^\[.\s]+")
+"""The column with which a message begins: of `messages[1] has no "content"`."""
 
 
 class RowError(Exception):
@@ -28,6 +32,10 @@ def problem_at(row: Row, error: RowError) -> Problem:
         shown = excerpt(json.dumps(part, ensure_ascii=False), row.line)
     except RecursionError:
         shown = None
+    column = _COLUMN.match(error.message)
+    if error.code in ("data.null-content", "data.missing-key") and column is not None and column[0] in row.not_text:
+        message = f"column {column[0]} holds bytes that are not UTF-8 text"
+        return Problem(code="data.not-utf8", message=message, where=row.where, excerpt=shown, hint="write the column as text")
     message = error.message.replace("\n", "\\n")  # a template of data.columns may have line ends
     return Problem(code=error.code, message=message, where=row.where, excerpt=shown, hint=error.hint)
 

@@ -106,7 +106,7 @@ def refuse_bad_rows(data: DataConfig, path: str, counts: Counts) -> None:
     elif not counts.bad or (data.on_bad_row == "skip" and counts.bad <= allowed_bad(data, rows)):
         return
     else:
-        hint = _skip_hint(counts, data.max_bad_share)
+        hint = _skip_hint(counts, data)
     more = f", the first {SHOWN} are listed" if counts.bad > SHOWN else ""
     allowed = f"; data.max_bad_share allows {data.max_bad_share:g}" if data.on_bad_row == "skip" else ""
     message = f"{counts.bad:,} of {many(rows, 'row')} cannot be used{more}{allowed}"
@@ -130,10 +130,10 @@ def require_targets(data: DataConfig, path: str, counts: Counts) -> None:
     raise DataError(Problem(code="data.no-targets", message=message, where=path, hint=hint))
 
 
-def _skip_hint(counts: Counts, allowed: float) -> str:
+def _skip_hint(counts: Counts, data: DataConfig) -> str:
     if counts.bad == counts.rows:
         hints = {problem.hint for problem in counts.problems}
         return (hints.pop() if len(hints) == 1 else None) or "repair the rows; not one of them can be used"
     share = np.ceil(counts.bad / counts.rows * 1e4) / 1e4
-    wider = f" --set data.max_bad_share={min(share, 0.9999):g}" if counts.bad > allowed * counts.rows else ""
-    return f"repair them, or leave them out with --set data.on_bad_row=skip{wider}"
+    wider = f" --set data.max_bad_share={min(share, 0.9999):g}" if counts.bad > data.max_bad_share * counts.rows else ""
+    return f"repair them, or leave them out with{wider if data.on_bad_row == 'skip' else f' --set data.on_bad_row=skip{wider}'}"
