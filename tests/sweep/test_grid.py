@@ -40,6 +40,20 @@ def test_settings_without_effect_are_named_with_the_number_of_runs() -> None:
 
 
 @pytest.mark.parametrize(
+    ("assignments", "hint"),
+    [
+        (["lora.rank=4,4,4"], "--set 'lora.rank=4' --seeds 2   compares two seeds; or list another value"),
+        (["lora.rank=4,4,8"], "--set 'lora.rank=4,8'"),
+        (["lora.rank=4,4", "training.learning_rate=1e-4,1e-3"], "--set 'lora.rank=4'"),
+    ],
+)
+def test_a_value_that_is_listed_twice_is_one_problem_whose_hint_leaves_runs_to_compare(assignments: list[str], hint: str) -> None:
+    with pytest.raises(LlamaHomeError) as caught:
+        make_grid(assignments, 1, load)
+    assert [problem.hint for problem in caught.value.problems] == [hint]
+
+
+@pytest.mark.parametrize(
     ("assignments", "seeds", "codes"),
     [
         (["lora.rnk=8,16", "training.epochs=-1,2"], 1, {"config.unknown-key", "config.out-of-range"}),

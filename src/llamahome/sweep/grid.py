@@ -96,7 +96,8 @@ def make_grid(
     count = seeds
     for key, values in listed:
         count *= len(values)
-        problems += _equal_values(key, values, load)
+        others = seeds > 1 or any(len(each) > 1 for name, each in listed if name != key)
+        problems += _equal_values(key, values, load, others=others)
     if count > MOST_TRIALS:
         message = f"{count:,} runs; a sweep has at most {MOST_TRIALS:,}"
         raise UsageError(Problem(code="sweep.too-many", message=message, where="--set"))
@@ -219,8 +220,8 @@ def _typed_twice(listed: Sequence[tuple[str, list[str]]], flags: Mapping[str, st
     ]
 
 
-def _equal_values(key: str, values: Sequence[str], load: Callable[[Sequence[str]], LoadedConfig]) -> list[Problem]:
-    """Values that are written differently and mean the same would be the same run twice."""
+def _equal_values(key: str, values: Sequence[str], load: Callable[[Sequence[str]], LoadedConfig], *, others: bool) -> list[Problem]:
+    """Values that are written differently and mean the same would be the same run twice. `others`: whether anything else is listed."""
     seen: dict[str, str] = {}
     problems = []
     for value in values:
@@ -229,7 +230,10 @@ def _equal_values(key: str, values: Sequence[str], load: Callable[[Sequence[str]
             message = f"{key} lists one value twice: {seen[meant]} and {value}"
             problems.append(Problem(code="sweep.value-twice", message=message, where="--set"))
         seen.setdefault(meant, value)
-    return [replace(problem, hint=_assignment(key, ",".join(seen.values()))) for problem in problems]
+    hint = _assignment(key, ",".join(seen.values()))
+    if len(seen) == 1 and not others:
+        hint += " --seeds 2   compares two seeds; or list another value"
+    return [replace(problem, hint=hint) for problem in {problem.message: problem for problem in problems}.values()]
 
 
 def _assignment(key: str, values: str) -> str:
