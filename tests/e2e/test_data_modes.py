@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.support.projects import Project, chats, write_rows
+from tests.support.projects import Project, chats, pairs, write_rows
 
 STORES = Path("data/training/processed")
 ROUGH = (
@@ -152,3 +152,15 @@ def test_a_plan_of_streamed_rows_is_the_plan_of_prepared_ones(project: Project) 
     (project.folder / "reward.py").write_text("def reward(prompt, answer, row):\n    return float(len(answer))\n")
     for words in (("--max-steps", "3"), ("--set", "training.objective=grpo", "--reward", "reward.py:reward")):
         project.type("plan", "chats.jsonl", *STREAM, *words).expect(0)
+
+
+def test_what_needs_every_row_trains_where_none_can_be_written(project: Project) -> None:
+    write_rows(project.folder / "pairs.jsonl", pairs(24))
+    taken = project.folder / STORES
+    taken.parent.mkdir(parents=True, exist_ok=True)
+    taken.write_text("a file where a folder should be")
+    words = ("pairs.jsonl", "--max-steps", "1", "--set", "training.objective=dpo", "--set", "evaluation.sample_prompts=0")
+    assert "they are kept in memory" in project.type("train", *words).expect(0).err
+    refused = project.type("data", "prepare", "chats.jsonl").expect(4)
+    assert refused.codes == ["data.store-unwritable"]
+    project.type(*shlex.split(refused.helps[0].split("   ")[0])[1:], "--max-steps", "1").expect(0)

@@ -216,7 +216,7 @@ _REASONS = {
         "model.larger-than-memory training.no-room-to-offload training.offload-failed machine.model-not-writable"
     ),
     "names the user's": "data.bad-teacher data.not-taught data.missing-key data.turn-left-out model.other-tokenizer model.incomplete",
-    "of a warning, typed below": "data.byte-order-mark",
+    "of a warning, typed below, and typed in test_data_modes.py": "data.byte-order-mark data.store-unwritable",
     "needs a repository with a server": "data.lfs-pointer",
     "needs a model that GGUF, Ollama or float16 cannot hold; what they say is shown in tests/model/export and test_export.py": (
         "export.differs export.out-of-range export.unsupported export.unsupported-tokenizer export.untranslated-template"

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.support.small_disks import small_disk
 from tests.support.stores import ROWS, equal, whole, write_chats
@@ -11,6 +12,7 @@ from tests.support.tokenizers import train_tokenizer
 from llamahome.config.schema import DataConfig
 from llamahome.data.prepare import Prepared, prepare, read_all
 from llamahome.data.store.store import Store
+from llamahome.data.store.table import ExampleTable
 from llamahome.data.text.tokens import ChatTokenizer
 from llamahome.errors import MachineError
 
@@ -43,6 +45,9 @@ def test_a_full_disk_is_an_error_and_no_half_store_is_left(tokenizer: ChatTokeni
         assert list(disk.iterdir()) == []
         with pytest.raises(MachineError):
             prepare(DataConfig(), "rows.jsonl", tokenizer, say=lambda _: None, processed=disk)
+        with pytest.raises(MachineError) as caught:
+            prepare(DataConfig(streaming=False), "rows.jsonl", tokenizer, say=lambda _: None, processed=disk)
+        assert caught.value.problems[0].hint == "free room there", "what needs all rows cannot be streamed"
         streamed = prepare(DataConfig(streaming=True), "rows.jsonl", tokenizer, say=lambda _: None, processed=disk)
         streamed.close()
         assert streamed.streams and list(disk.iterdir()) == []
@@ -59,7 +64,10 @@ def test_without_a_place_to_write_rows_are_streamed_or_kept_in_memory(expected: 
     found = opened()
     found.close()
     assert found.streams and "tokenized while the model trains" in said[-1]
-    with pytest.raises(MachineError) as caught:
-        opened(streaming=False)
-    assert caught.value.problems[0].code == "data.store-unwritable"
+    kept = opened(streaming=False)  # as an objective with a reference needs them
+    kept.close()
+    assert not kept.streams and kept.folder is None and "kept in memory" in said[-1]
+    assert isinstance(kept.examples, ExampleTable) and kept.fingerprint == found.fingerprint
+    pairs = zip(kept.examples.columns().values(), expected.table.columns().values(), strict=True)
+    assert all(np.array_equal(left, right) for left, right in pairs)
     assert equal(read_all(DataConfig(), "rows.jsonl", tokenizer, say=lambda _: None, processed=Path("taken/here")), expected)

@@ -18,8 +18,8 @@ import click
 from llamahome.cli import datacheck, datastats, options, teach
 from llamahome.cli.model_limits import find_tokenizer, fit_settings, prepare_rows
 from llamahome.config.objectives import learns_rows
-from llamahome.errors import DataError, Problem, UsageError
-from llamahome.rundir import RAW_DATA, as_typed
+from llamahome.errors import DataError, MachineError, Problem, UsageError
+from llamahome.rundir import PROCESSED_DATA, RAW_DATA, as_typed
 from llamahome.units import many
 
 if TYPE_CHECKING:
@@ -68,7 +68,11 @@ def prepare(overrides: options.Overrides, paths: tuple[str, ...], as_json: bool)
     started = time.monotonic()
     prepared = prepare_rows(loaded, list(paths))
     prepared.close()
-    seconds, folder = time.monotonic() - started, prepared.folder or Path()
+    seconds, folder = time.monotonic() - started, prepared.folder
+    if folder is None:  # they are in memory, which a run can use and nobody else
+        hint = f"{shlex.join(['llamahome', 'train', *paths, *overrides.typed()])}   keeps them in memory, or tokenizes while it trains"
+        message = "the tokenized rows cannot be written"
+        raise MachineError(Problem(code="data.store-unwritable", message=message, where=str(PROCESSED_DATA), hint=hint))
     size = sum(path.stat().st_size for path in folder.iterdir())
     if as_json:
         summary = {"folder": str(folder), "bytes": size, "seconds": round(seconds, 3), "fingerprint": prepared.fingerprint}

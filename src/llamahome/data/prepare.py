@@ -29,20 +29,17 @@ from llamahome.data.split_overlap import overlap, overlaps_apart
 from llamahome.data.steps.holdout import count_duplicates, held_out
 from llamahome.data.steps.mixture import RowOrder, order_of
 from llamahome.data.store.counts import SHOWN, Counts, allowed_bad, refuse_bad_rows, require_targets
-from llamahome.data.store.row_reader import RowReader, read_rows
-from llamahome.data.store.shards import MERGED, Task, make_store, ready_store, what_decides
-from llamahome.data.store.store import Store
+from llamahome.data.store.kept import all_rows, kept_rows
+from llamahome.data.store.row_reader import RowReader
+from llamahome.data.store.shards import MERGED, Task, what_decides
 from llamahome.data.store.streaming import StreamedExamples
 from llamahome.data.store.table import ExampleTable, join
 from llamahome.data.text.end_tokens import notes_of
 from llamahome.data.text.tokens import ChatTokenizer, require_chat_template
-from llamahome.distributed.processors import usable_cpus
-from llamahome.errors import DataError, MachineError, Problem
+from llamahome.errors import DataError, Problem
 from llamahome.rundir import PROCESSED_DATA
 from llamahome.units import many
 
-PREPARED_BYTES = 60 * 2_500_000
-"""Text that one processor tokenizes in about a minute; measured: 2.5 MB/s with the starter's tokenizer."""
 _SAMPLED_ROWS = 256
 """Rows of a stream that are read before training, to measure their length and to find what is wrong with all rows."""
 _MEASURED_ROWS = 64
@@ -122,7 +119,7 @@ def prepare(
     """Read `paths`, and data.eval_path if it is set; raises DataError with all bad rows if there are too many."""
     task, detected = _task(data, paths, tokenizer, processed, wanted=to_train(data), say=say)
     reading = task.reading
-    store = _store(task, say=say)
+    store = kept_rows(task, say=say)
     if store is not None:
         _refuse_unusable(data, reading, store.counts)
     eval_paths, why = evaluation_paths(data, reading.source.located.evaluation)
@@ -182,16 +179,9 @@ def read_all(
     Without `wanted`, data with splits is read as for measuring a finished model.
     """
     task, detected = _task(data, paths, tokenizer, processed, wanted=wanted or to_measure(data), say=say)
-    try:
-        store = make_store(task, say=say)
-        table, counts, folder = store.table, store.counts, store.folder
-    except MachineError as error:
-        if error.problems[0].code != "data.store-unwritable":
-            raise
-        say(f"{error.problems[0].message}; they are kept in memory")
-        (table, counts), folder = read_rows(task.reading, range(len(task.reading.source))), None
-    _refuse_unusable(data, task.reading, counts)
-    return StoredExamples(task.reading, detected, table, counts, folder)
+    kept = all_rows(task, say=say)
+    _refuse_unusable(data, task.reading, kept.counts)
+    return StoredExamples(task.reading, detected, kept.table, kept.counts, kept.folder)
 
 
 def report_of(whole: StoredExamples) -> DataReport:
@@ -226,23 +216,6 @@ def _task(
             say(note)
     mean = sum(len(str(row.value)) for row in measured if isinstance(row, Row)) / len(measured)
     return Task(RowReader(opened, source, data, detected.name, tokenizer), processed, mean * len(source)), detected
-
-
-def _store(task: Task, *, say: Say) -> Store | None:
-    """The store of all rows, made now if that takes about a minute or is required; None if rows are to be streamed."""
-    streaming = task.reading.data.streaming
-    if streaming is True:
-        return None
-    store = ready_store(task)
-    if store is not None or (streaming == "auto" and task.text_bytes > PREPARED_BYTES * usable_cpus()):
-        return store
-    try:
-        return make_store(task, say=say)
-    except MachineError as error:
-        if streaming is False or error.problems[0].code != "data.store-unwritable":
-            raise
-        say(f"{error.problems[0].message}; rows are tokenized while the model trains")
-        return None
 
 
 def _refuse_unusable(data: DataConfig, reading: RowReader, counts: Counts) -> None:

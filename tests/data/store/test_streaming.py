@@ -239,7 +239,7 @@ def test_streaming_auto_streams_only_large_data(tokenizer: ChatTokenizer, monkey
     small = opened(path, tokenizer, eval_split=0)
     small.close()
     assert not small.streams
-    monkeypatch.setattr("llamahome.data.prepare.PREPARED_BYTES", 10)
+    monkeypatch.setattr("llamahome.data.store.kept.PREPARED_BYTES", 10)
     there = opened(path, tokenizer, eval_split=0)
     there.close()
     assert not there.streams, "a store that is there is used"

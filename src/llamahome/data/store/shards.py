@@ -267,5 +267,7 @@ def _unwritable(task: Task, error: OSError) -> Problem:
         code="data.store-full" if full else "data.store-unwritable",
         message=f"the tokenized rows cannot be written: {error.strerror or error}" + ("; nothing of them is left" if full else ""),
         where=str(task.processed),
-        hint="--set data.streaming=true needs no room: rows are tokenized while the model trains",
+        hint="free room there"
+        if task.reading.data.streaming is False  # the user or the objective needs all rows before training
+        else "--set data.streaming=true needs no room: rows are tokenized while the model trains",
     )
