@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.support.sources import PACKAGE, ROOT, SOURCES, WRITTEN, assert_none, imports, nodes, room, source, within
 
 FLOORS = (
-    {"durable", "errors", "hub_cache", "lfs", "units", "logs", "progress_marks", "redaction", "rundir", "signals"},
+    {"durable", "errors", "hub_cache", "lfs", "units", "logs", "progress_marks", "redaction", "rundir", "known_runs", "signals"},
     {"config"},
     {"distributed", "web"},
     {"data", "model", "checkpoint", "monitoring"},

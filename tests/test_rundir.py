@@ -15,7 +15,6 @@ from llamahome.rundir import (
     open_run,
     point_newest_to,
     refuse_used,
-    runs_called,
 )
 
 
@@ -131,14 +130,6 @@ def test_where_no_run_is_yet_the_command_writes_rows_only_where_there_are_none(t
     assert "sample" in first_command()
     (RAW_DATA / "mine.jsonl").write_text("{}")
     assert first_command() == "llamahome train data/training/raw"
-
-
-def test_a_run_that_is_called_so_goes_before_those_whose_ids_contain_the_name():
-    ids = ["20260101-000000-plain", "20260102-000000-plainer", "20260103-000000-not-plain", "mine"]
-    assert runs_called("plain", ids) == ids[:1] and runs_called("mine", ids) == ids[3:]
-    assert runs_called("plai", ids) == ids[:3] and runs_called("20260102", ids) == ids[1:2]
-    assert runs_called("plain", [*ids, "20260104-000000-plain"]) == [ids[0], "20260104-000000-plain"], "the newest is not guessed"
-    assert runs_called("", ids) == runs_called("none", ids) == []
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from llamahome.copied_run import original_of
 from llamahome.data.steps.order import Ranges, joined
 from llamahome.distributed.failures import run_to_go_on
 from llamahome.errors import CheckpointError, ConfigError, Problem
+from llamahome.known_runs import to_type
 from llamahome.monitoring.in_use import claimed, require_idle
 from llamahome.monitoring.progress import Progress
 from llamahome.rundir import RunPaths, as_typed, open_run
@@ -69,7 +70,7 @@ def agreed(session: Session, own: Saved, *, alone: bool) -> Saved:
     if world.is_main and alone and run_to_go_on() is None:  # a launcher has ended the processes that it starts again
         paths = open_run(own.folder.parent)
         try:
-            consequence, hint = "each would remove what the other saves", f"llamahome runs tail {paths.run_id}"
+            consequence, hint = "each would remove what the other saves", f"llamahome runs tail {to_type(paths)}"
             session.closing.enter_context(claimed(paths, consequence, hint=hint))
             if original_of(paths) is None:
                 require_idle(paths, consequence, hint=hint, waits=session.progress.say)

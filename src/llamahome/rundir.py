@@ -8,7 +8,7 @@ import os
 import random
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,7 +28,7 @@ RUNS = Path("output/runs")
 NEWEST = Path("output/training")
 SWEEP_FILE, TRIALS = "command.json", "trials"
 """What makes a folder that of a sweep, and the folder in it that holds the runs: docs/Sweep.md."""
-_METRICS = Path("data/metrics/logs")
+METRICS = Path("data/metrics/logs")
 STARTED = Path("data/metrics/started")
 DRAFTS = Path("data/metrics/drafts")
 """What the dashboard knows of the trainings that it started, and what they printed."""
@@ -84,13 +84,13 @@ class RunPaths:
             here, folders = Path.cwd(), self.root.resolve().parents
         except FileNotFoundError:  # the working folder has been removed
             return Path()
-        around = next((folder for folder in folders if (folder / _METRICS / self.run_id).is_dir()), here)
+        around = next((folder for folder in folders if (folder / METRICS / self.run_id).is_dir()), here)
         return Path() if around == here else around
 
     @property
     def metrics_dir(self) -> Path:
         """Folder of metrics.jsonl, events.jsonl, system.jsonl, samples.jsonl and status.json."""
-        return self.project / _METRICS / self.run_id
+        return self.project / METRICS / self.run_id
 
     @property
     def tensorboard_dir(self) -> Path:
@@ -256,16 +256,6 @@ def open_run(folder: Path) -> RunPaths:
     except (OSError, ValueError):
         run_id = ""
     return RunPaths(root, run_id if run_id.strip(".") and run_id.isprintable() and not re.search(r"[/\\]", run_id) else root.name)
-
-
-def runs_called(part: str, run_ids: Iterable[str]) -> list[str]:
-    """Those of `run_ids` that are called `part` after their date and time, or if there are none, all that contain it.
-
-    A number that tells runs of one second apart does not belong to the name.
-    """
-    ids = list(run_ids) if part else []
-    called = re.compile(rf"\d{{8}}-\d{{6}}-{re.escape(part)}(-\d+)?")
-    return [run_id for run_id in ids if called.fullmatch(run_id)] or [run_id for run_id in ids if part in run_id]
 
 
 def run_of(folder: Path) -> Path | None:

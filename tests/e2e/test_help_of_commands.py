@@ -197,7 +197,7 @@ _REASONS = {
     ),
     "would write outside of the folder of the test": "machine.output-not-writable machine.cannot-write",
     "names a command that needs a run, or needs one that ends faster than it can be killed": (
-        "run.ambiguous run.stopped checkpoint.newer-schema model.is-an-adapter model.not-here model.adapter-differs "
+        "run.stopped checkpoint.newer-schema model.is-an-adapter model.not-here model.adapter-differs "
         "model.not-trainable-adapter training.reference-lost training.optimizer-differs training.objective-differs checkpoint.base-changed "
         "sweep.losses-differ training.weights-differ checkpoint.not-killed"
     ),

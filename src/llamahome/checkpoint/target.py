@@ -11,7 +11,8 @@ from llamahome.checkpoint import manifest
 from llamahome.checkpoint.state import STATE, read_state
 from llamahome.durable import read_object
 from llamahome.errors import CheckpointError, Problem, UsageError
-from llamahome.rundir import NEWEST, RUNS, SWEEP_FILE, RunPaths, as_typed, first_command, free_beside, open_run, runs_called
+from llamahome.known_runs import ambiguous, known_runs, newest_run, runs_called
+from llamahome.rundir import RUNS, SWEEP_FILE, RunPaths, as_typed, first_command, free_beside, open_run
 
 _CHECKPOINT_NAME = re.compile(r"checkpoint-\d+")
 
@@ -24,7 +25,8 @@ def resolve(target: str, *, command: str = "llamahome train-resume") -> tuple[Ru
     """
     if target == "latest":
         return open_run(_newest_run()), None
-    for folder in (Path(target), RUNS / target):
+    runs = known_runs()
+    for folder in (Path(target), runs.get(target, RUNS / target)):
         folder = folder.resolve()
         if not folder.is_dir():
             continue
@@ -40,36 +42,29 @@ def resolve(target: str, *, command: str = "llamahome train-resume") -> tuple[Ru
 
 def names_run(target: str) -> bool:
     """Whether `target` names a run and not a checkpoint. Raises UsageError run.ambiguous."""
-    return (
-        target == "latest" or any((folder / "run_id").is_file() for folder in (Path(target), RUNS / target)) or bool(_run_by_part(target))
-    )
+    if target == "latest" or any((folder / "run_id").is_file() for folder in (Path(target), RUNS / target)):
+        return True
+    return bool(_run_by_part(target))
 
 
 def _run_by_part(part: str, command: str | None = None) -> Path | None:
     """The only run that is called `part`, or whose id contains it; if several do, the hint is `command` for the newest of them."""
-    runs = {run.name: run for run in _known_runs()} if not Path(part).exists() else {}
-    matches = [runs[name] for name in runs_called(part, runs)]
-    if len(matches) > 1:
-        shown = "\n".join(run.name for run in matches[:-11:-1])
-        message = f"{part!r} is part of {len(matches)} run ids" + (", the newest ten of which are" if len(matches) > 10 else "")
-        hint = f"{command} {matches[-1].name}" if command else "llamahome runs list"
-        raise UsageError(Problem(code="run.ambiguous", message=message, excerpt=shown, hint=hint))
-    return matches[0] if matches else None
+    runs = known_runs() if not Path(part).exists() else {}
+    if part in runs:
+        return runs[part]
+    similar = runs_called(part, runs)
+    if len(similar) > 1:
+        hint = f"{command} {similar[-1]}" if command else "llamahome runs list"
+        raise UsageError(ambiguous(part, similar, where=part, hint=hint))
+    return runs[similar[0]] if similar else None
 
 
 def _newest_run() -> Path:
-    if NEWEST.is_dir() and _is_run(NEWEST):
-        return NEWEST
-    runs = _known_runs()
-    if runs:
-        return runs[-1]
-    message = f"there is no run yet under {RUNS}"
-    raise CheckpointError(Problem(code="checkpoint.none", message=message, where="latest", hint=first_command()))
-
-
-def _known_runs() -> list[Path]:
-    """All runs, oldest first, because a run id starts with its date and time."""
-    return sorted(path for path in RUNS.iterdir() if _is_run(path)) if RUNS.is_dir() else []
+    newest = newest_run()
+    if newest is None:
+        message = f"there is no run yet under {RUNS}"
+        raise CheckpointError(Problem(code="checkpoint.none", message=message, where="latest", hint=first_command()))
+    return newest
 
 
 def _is_run(folder: Path) -> bool:
@@ -109,12 +104,13 @@ def _command_of_similar_run(command: str, target: str) -> str:
     for parent in Path(target).resolve().parents:
         if _is_run(parent):
             return f"{command} {as_typed(parent)}"
-    runs = _known_runs()
-    if not runs:
+    newest_first = list(known_runs())[::-1]
+    if not newest_first:
         return first_command()
-    similar = difflib.get_close_matches(Path(target).name, [run.name for run in runs], n=3, cutoff=0.5)
-    containing = [run.name for run in reversed(runs) if Path(target).name and Path(target).name in run.name]
-    suggested = (containing or similar or [run.name for run in reversed(runs)])[:3]
+    name = Path(target).name
+    similar = difflib.get_close_matches(name, newest_first, n=3, cutoff=0.5)
+    containing = [run_id for run_id in newest_first if name and name in run_id]
+    suggested = (containing or similar or newest_first)[:3]
     others = f"   (also similar: {', '.join(suggested[1:])})" if suggested[1:] else ""
     return f"{command} {shlex.quote(suggested[0])}{others}"
 

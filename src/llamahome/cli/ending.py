@@ -6,7 +6,6 @@ import shlex
 import shutil
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ def show_result(result: "Result", data_paths: Sequence[str]) -> None:
     """Print the summary; only rank 0 prints."""
     if os.environ.get("RANK", "0") != "0":
         return
+    from llamahome.known_runs import to_type
     from llamahome.monitoring.display import metric_name
     from llamahome.resuming import cut_short
     from llamahome.rundir import as_typed
@@ -61,7 +61,8 @@ def show_result(result: "Result", data_paths: Sequence[str]) -> None:
     final = as_typed(paths.final)
     print(f"model       {final}")
     print(f"checkpoint  {as_typed(paths.checkpoint(state.step))}")
-    print(f"metrics     {as_typed(paths.metrics_dir)}")
+    if paths.metrics_dir.is_dir():
+        print(f"metrics     {as_typed(paths.metrics_dir)}")
     if paths.profile.is_dir():
         print(f"profile     {as_typed(paths.profile)}")
     if paths.report.is_file():
@@ -70,7 +71,7 @@ def show_result(result: "Result", data_paths: Sequence[str]) -> None:
     print(f"  llamahome chat {final}{_system_option(state.extra)}")
     if result.format_name not in ("preference", "labelled", "prompts"):  # train-eval measures good answers
         print(f"  llamahome train-eval {final} {shlex.join(data_paths)}")
-    print(f"  llamahome runs show {paths.run_id if paths.project == Path() else as_typed(paths.root)}")
+    print(f"  llamahome runs show {to_type(paths)}")
 
 
 def _system_option(extra: dict[str, Any]) -> str:

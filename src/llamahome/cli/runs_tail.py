@@ -31,7 +31,9 @@ def tail(run: str, as_json: bool) -> None:
     try:
         (_print_records if as_json else _watch)(paths)
     except KeyboardInterrupt:
-        click.echo(f"the run is left alone; to see it again: llamahome runs tail {paths.run_id}", err=True)
+        from llamahome.known_runs import to_type
+
+        click.echo(f"the run is left alone; to see it again: llamahome runs tail {to_type(paths)}", err=True)
 
 
 def _watch(paths: "RunPaths") -> None:

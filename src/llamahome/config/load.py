@@ -130,16 +130,16 @@ def read_saved_config(path: Path) -> LoadedConfig:
 def _of_run(path: Path, problems: list[Problem]) -> Iterator[Entry]:
     """What a run's config.yaml sets for another run: of what was chosen, the origin is its line there; the rest is not chosen."""
     for entry, origin in _recorded(path, problems):
-        own_folder = entry.key == "output.dir" and entry.value is not None and _lies_in(path, Path(entry.value))
+        own_folder = entry.key == "output.dir" and entry.value is not None and _is_of_run(path, Path(entry.value))
         if own_folder or origin.startswith(AUTO):
             yield Entry(entry.key, settings()[entry.key].default, DEFAULT)
         else:
             yield Entry(entry.key, entry.value, entry.origin if not origin or is_chosen(origin) else origin)
 
 
-def _lies_in(path: Path, folder: Path) -> bool:
-    """Whether a config.yaml is that of the run in `folder`, or of a checkpoint of it."""
-    return folder.resolve() in path.resolve().parents[:2]
+def _is_of_run(path: Path, folder: Path) -> bool:
+    """Whether a config.yaml is that of the run in `folder` or of a checkpoint of it, or a copy, because a run is in `folder`."""
+    return folder.resolve() in path.resolve().parents[:2] or (folder / "run_id").is_file()
 
 
 def _recorded(path: Path, problems: list[Problem]) -> Iterator[tuple[Entry, str]]:

@@ -14,6 +14,7 @@ from typing import Any
 from llamahome.config.load import read_saved_config
 from llamahome.durable import read_object
 from llamahome.errors import ConfigError
+from llamahome.known_runs import to_type
 from llamahome.monitoring.alerts import is_alert, said_of
 from llamahome.monitoring.display import RunSummary, read_summary
 from llamahome.monitoring.progress import Progress
@@ -175,7 +176,7 @@ def farewell(paths: RunPaths, info: RunInfo) -> list[str]:
     when = show_moment(info.heartbeat, "%Y-%m-%d %H:%M:%S") or "an unknown time"
     if info.state == "finished":
         page = [f"report: {as_typed(paths.report)}"] if paths.report.is_file() else []
-        return [f"{paths.run_id} finished at {when} after {at}", *page, f"next: llamahome runs show {paths.run_id}"]
+        return [f"{paths.run_id} finished at {when} after {at}", *page, f"next: llamahome runs show {to_type(paths)}"]
     if info.state == "lost" and not status:
         first = f"{paths.run_id} has no status.json: it ended before its first step, or it is of an older version"
     elif info.state == "lost":

@@ -10,7 +10,7 @@ import re
 import shlex
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
@@ -19,10 +19,11 @@ from typing import Any, BinaryIO, Literal
 
 from llamahome.durable import read_object
 from llamahome.errors import Problem, UsageError
+from llamahome.known_runs import ambiguous, known_runs, newest_run, run_folders, runs_called
 from llamahome.monitoring.readings import moment, number, whole
 from llamahome.monitoring.series import parse
 from llamahome.monitoring.status import LOST_AFTER_SECONDS
-from llamahome.rundir import NEWEST, RUNS, RunPaths, first_command, nearby, open_run, runs_called, sweep_of
+from llamahome.rundir import RUNS, RunPaths, first_command, nearby, open_run
 
 ShownState = Literal["running", "finished", "stopped", "failed", "lost"]
 
@@ -108,24 +109,10 @@ def list_runs(root: Path = RUNS) -> list[RunInfo]:
 
 def run_paths(root: Path = RUNS) -> list[RunPaths]:
     """The paths of the same runs, in no order; none of their metrics is read."""
-    folders = {folder.resolve(): folder for folder in _run_folders(root)}
-    return [open_run(folder) for folder in folders.values()]
+    return [open_run(folder) for folder in run_folders(root) if _has_settings(folder)]
 
 
-def _run_folders(root: Path) -> Iterator[Path]:
-    if root.is_dir():
-        yield from (folder for folder in root.iterdir() if _is_run(folder))
-    if _is_run(NEWEST):
-        yield NEWEST.resolve()
-    metrics = RunPaths(root, "any").metrics_dir.parent
-    if metrics.is_dir():
-        for status in metrics.glob("*/status.json"):
-            folder = read_object(status).get("folder")
-            if isinstance(folder, str) and _is_run(Path(folder)) and open_run(Path(folder)).run_id == status.parent.name:
-                yield Path(folder)
-
-
-def _is_run(folder: Path) -> bool:
+def _has_settings(folder: Path) -> bool:
     return (folder / "config.yaml").is_file()
 
 
@@ -241,20 +228,16 @@ def find_run(name: str, root: Path = RUNS, *, typed: Sequence[str] = ("show",)) 
     folder = Path(name)
     if folder.name.startswith("checkpoint-") or folder.name == "final":
         folder = folder.parent
-    if _is_run(folder):
+    if _has_settings(folder):
         return open_run(folder)
-    runs = {run.run_id: run for run in list_runs(root)}
+    runs = {run_id: folder for run_id, folder in known_runs(root).items() if _has_settings(folder)}
     if name in runs:
-        return open_run(runs[name].folder)
+        return open_run(runs[name])
     similar = runs_called(name, runs)
     if len(similar) == 1:
-        return open_run(runs[similar[0]].folder)
+        return open_run(runs[similar[0]])
     if similar:
-        newest = "\n".join(similar[:-11:-1])
-        message = f"{len(similar)} run ids contain {name!r}" + ("; the newest ten are" if len(similar) > 10 else "")
-        raise UsageError(
-            Problem(code="run.ambiguous", message=message, where="RUN", excerpt=newest, hint=_with_name(similar[-1], name, typed))
-        )
+        raise UsageError(ambiguous(name, similar, where="RUN", hint=_with_name(similar[-1], name, typed)))
     raise UsageError(Problem(code="run.unknown", message=f"there is no run {name!r}", where="RUN", hint=_nearest(name, list(runs), typed)))
 
 
@@ -265,12 +248,10 @@ def _with_name(run_id: str, name: str, typed: Sequence[str]) -> str:
 
 
 def _latest(root: Path) -> RunPaths:
-    if _is_run(NEWEST):
-        return open_run(NEWEST)
-    runs = [run for run in list_runs(root) if sweep_of(run.folder) is None]
-    if not runs:
+    newest = newest_run(root)
+    if newest is None:
         raise UsageError(Problem(code="run.unknown", message="there is no run yet", where=str(root), hint=first_command()))
-    return open_run(runs[-1].folder)
+    return open_run(newest)
 
 
 def _nearest(name: str, run_ids: list[str], typed: Sequence[str]) -> str:

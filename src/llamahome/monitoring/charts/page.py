@@ -15,13 +15,14 @@ from typing import Any
 from llamahome import __version__, durable
 from llamahome.config.load import is_chosen
 from llamahome.config.yamltext import write_value
+from llamahome.known_runs import to_type
 from llamahome.monitoring.charts import sections
 from llamahome.monitoring.charts.curves import Chart, charts_of, short
 from llamahome.monitoring.charts.svg import draw
 from llamahome.monitoring.display import summary_rows
 from llamahome.monitoring.readings import show_moment
 from llamahome.monitoring.report import RunReport, report_run
-from llamahome.rundir import RunPaths, as_typed
+from llamahome.rundir import RunPaths, as_typed, open_run
 from llamahome.units import show_count, show_seconds
 
 _FOLDER = Path(__file__).parent
@@ -154,7 +155,7 @@ def _files(report: RunReport) -> str:
         saved.append(("final model", report.final))
     rows: list[tuple[str, Any]] = [*saved, *(("file", path) for path in report.files)]
     lines = "".join(f'<tr><th scope="row">{name}</th><td><code>{escape(as_typed(path))}</code></td></tr>' for name, path in rows)
-    commands = [f"llamahome runs show {report.info.run_id}"]
+    commands = [f"llamahome runs show {to_type(open_run(report.info.folder))}"]
     if report.final is not None:
         commands.append(f"llamahome chat {as_typed(report.final)}")
     lines += "".join(f'<tr><th scope="row">to type</th><td><code>{escape(command)}</code></td></tr>' for command in commands)
