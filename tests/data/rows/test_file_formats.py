@@ -56,6 +56,16 @@ def test_many_files_of_a_format_are_counted_and_no_command_names_them(tmp_path: 
     assert "3.jsonl and 2 more: messages" in problem.message and problem.hint == "a folder for the files of each format"
 
 
+def test_files_in_other_spellings_of_the_first_format_are_read_with_it(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]
+    write_rows(tmp_path / "a.jsonl", ROWS["messages"])
+    write_rows(tmp_path / "b.jsonl", [{"conversations": turns}])
+    assert first_format(open_source(str(tmp_path)), "auto").name == "messages"
+    write_rows(tmp_path / "a.jsonl", [{"prompt": "What?", "completion": "That."}] * 100)
+    write_rows(tmp_path / "b.jsonl", ROWS["alpaca"])
+    assert first_format(open_source(str(tmp_path)), "auto").name == "prompt_completion"
+
+
 def test_a_chosen_format_and_files_in_no_format_are_left_to_the_rows(tmp_path: Path) -> None:
     write_rows(tmp_path / "a.jsonl", ROWS["messages"][:2])
     write_rows(tmp_path / "b.jsonl", [{"odd": 1}])

@@ -1,15 +1,17 @@
 """Refuses files that hold rows of different formats, as a folder with chats beside preference pairs does, and says which file holds what.
 
-The first rows of each file decide. A file whose rows are in no known format says nothing here, because its rows are refused one by one.
+The first rows of each file decide. Files whose rows the format of the first file reads as well belong to it. A file whose rows are in no
+known format says nothing here, because its rows are refused one by one.
 """
 
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from llamahome.data.records import Row
+from llamahome.data.records import Conversation, Row
 from llamahome.data.rows.columns import Names, with_named
 from llamahome.data.rows.detect import format_of
+from llamahome.data.rows.formats import FORMATS, understand
 from llamahome.data.rows.judged import find_judged
 from llamahome.data.rows.row_error import RowError
 from llamahome.data.rows.single_messages import single_messages
@@ -25,12 +27,16 @@ _MOST_NAMED = 3
 
 def refuse_mixed_files(files: Sequence[Sequence[Row]], names: Names) -> None:
     """Raise DataError if the first rows of these files are in different formats. `names` is data.columns."""
+    if len(files) < 2:
+        return
     places: dict[str, list[str]] = {}
     options: dict[str, str] = {}
     for rows in files:
         found = _kind_of(rows, names)
         if found is not None:
             kind, option = found
+            if first := next(iter(places), None):
+                kind = first if _reads(first, rows, names) else kind
             places.setdefault(kind, []).append(rows[0].source)
             options.setdefault(kind, option)
     if len(places) < 2:
@@ -54,6 +60,11 @@ def _kind_of(rows: Sequence[Row], names: Names) -> tuple[str, str] | None:
     except RowError:
         return None
     return (kinds.pop(), "") if len(kinds) == 1 else None
+
+
+def _reads(kind: str, rows: Sequence[Row], names: Names) -> bool:
+    """Whether these rows are read in the format `kind` as well: `messages` and `sharegpt` are the same turns in other words."""
+    return kind in FORMATS and all(isinstance(understand(row, kind, names), Conversation) for row in rows)
 
 
 def _more(paths: Sequence[str]) -> str:
