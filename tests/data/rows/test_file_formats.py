@@ -4,6 +4,8 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tests.support.projects import chats, labelled, pairs, write_rows
 
@@ -64,6 +66,14 @@ def test_files_in_other_spellings_of_the_first_format_are_read_with_it(tmp_path:
     write_rows(tmp_path / "a.jsonl", [{"prompt": "What?", "completion": "That."}] * 100)
     write_rows(tmp_path / "b.jsonl", ROWS["alpaca"])
     assert first_format(open_source(str(tmp_path)), "auto").name == "prompt_completion"
+
+
+def test_tables_with_equal_columns_are_read_once(tmp_path: Path) -> None:
+    for number, rows in enumerate((ROWS["messages"], ROWS["messages"], ROWS["alpaca"])):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{number}.parquet")
+    source = open_source(str(tmp_path))
+    assert [rows[0].source for rows in source.beginnings(files=9, rows=2)] == [str(tmp_path / f"{number}.parquet") for number in (0, 2)]
+    assert "2.parquet: alpaca" in refusal(tmp_path).message
 
 
 def test_a_chosen_format_and_files_in_no_format_are_left_to_the_rows(tmp_path: Path) -> None:

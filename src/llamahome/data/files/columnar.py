@@ -175,9 +175,10 @@ class TableRows:
     def __init__(self, file: GuardedFile, table: ArrowBatches | ParquetGroups, *, reader: str, notify: Notify) -> None:
         self._file, self._table = file, table
         self._cache = ArrayCache(file, reader, notify)
-        columns = list(table.one(0).schema) if len(table) else []
-        names = [column.name for column in columns]
-        self._binary = [column.name for column in columns if _may_hold_bytes(column.type)]
+        fields = list(table.one(0).schema) if len(table) else []
+        names = [field.name for field in fields]
+        self.columns = tuple(names)
+        self._binary = [field.name for field in fields if _may_hold_bytes(field.type)]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             message, hint = f"two columns are named {repeated[0]}", "give each column a name of its own"

@@ -125,9 +125,20 @@ class Source:
         return bisect.bisect_right(self._ends, number)
 
     def beginnings(self, *, files: int, rows: int) -> list[list[Row]]:
-        """The first rows of each of the first files, at most so many; what is no JSON object is left out."""
-        spans = (range(begin, min(begin + rows, end)) for begin, end in islice(pairwise((0, *self._ends)), files))
-        return [[row for row in self.parsed_range(span) if isinstance(row, Row)] for span in spans]
+        """The first rows of each of the first files, at most so many; what is no JSON object is left out.
+
+        Of Parquet and Arrow files with equal columns only the first is read, because reading a row may decode many.
+        """
+        columns: set[tuple[str, ...]] = set()
+        found = []
+        for file, (begin, end) in islice(zip(self._files, pairwise((0, *self._ends)), strict=True), files):
+            if isinstance(file, TableRows):
+                if file.columns in columns:
+                    continue
+                columns.add(file.columns)
+            parsed = self.parsed_range(range(begin, min(begin + rows, end)))
+            found.append([row for row in parsed if isinstance(row, Row)])
+        return found
 
     @property
     def ignored(self) -> tuple[str, ...]:
