@@ -43,7 +43,8 @@ class Library:
 
     def runs(self) -> dict[str, RunPaths]:
         """The runs that are there now, by id."""
-        return {paths.run_id: paths for paths in run_paths(self._root) if _PLAIN_ID.fullmatch(paths.run_id)}
+        found = reversed(run_paths(self._root))  # so that of two folders with one id the first stays
+        return {paths.run_id: paths for paths in found if _PLAIN_ID.fullmatch(paths.run_id)}
 
     def find(self, run_id: str) -> RunPaths | None:
         """The run with this id."""
