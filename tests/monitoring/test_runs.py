@@ -87,6 +87,15 @@ def test_a_finished_run_says_why_it_did_not_do_all_steps(state: str, reason: Any
     assert describe_run(open_run(make_run("20260101-000000-a", state=state, reason=reason))).ended_early == early
 
 
+def test_a_folder_that_came_without_its_metrics_is_as_far_as_its_checkpoints(tmp_path: Path) -> None:
+    root = tmp_path / "came"
+    (root / "checkpoint-12").mkdir(parents=True)
+    (root / "config.yaml").touch()
+    assert (describe_run(open_run(root)).state, describe_run(open_run(root)).step) == ("lost", 12)
+    (root / "final").mkdir()
+    assert (describe_run(open_run(root)).state, describe_run(open_run(root)).step) == ("finished", 12)
+
+
 def test_a_run_whose_process_has_ended_is_lost_at_once() -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()

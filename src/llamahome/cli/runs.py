@@ -85,7 +85,8 @@ def _table(runs: list["RunInfo"]) -> list[str]:
 
 def _report_rows(report: "RunReport") -> list[tuple[str, str]]:
     info = report.info
-    progress = f"{info.step if info.step is not None else 0} of {info.horizon or 'unknown'} steps"
+    done = info.step or 0
+    progress = f"{done} of {info.horizon} steps" if info.horizon else many(done, "step")
     early = f" ({info.ended_early})" if info.ended_early else ""
     rows = [
         ("run", info.run_id),

@@ -120,12 +120,13 @@ def describe_run(paths: RunPaths) -> RunInfo:
     """Read the state and the last metrics of one run."""
     status = read_object(paths.metrics_dir / "status.json")
     last = _last_values(paths.metrics_dir / "metrics.jsonl")
-    step = max((count for value in (status.get("step"), last.get("step")) if (count := whole(value)) is not None), default=None)
+    saved = [number for number, _ in paths.checkpoints()[-1:]]
+    step = max((count for value in (status.get("step"), last.get("step"), *saved) if (count := whole(value)) is not None), default=None)
     tokens = number(last.get("train/tokens"))
     return RunInfo(
         run_id=paths.run_id,
         folder=nearby(paths.root),
-        state=_state(status),
+        state=_state(status) if status or not paths.final.is_dir() else "finished",  # a folder that came without its metrics
         step=step,
         horizon=whole(status.get("horizon")),
         ended_early=_ended_early(status),
