@@ -61,10 +61,10 @@ def runs_called(part: str, run_ids: Iterable[str]) -> list[str]:
     return [run_id for run_id in ids if called.fullmatch(run_id)] or [run_id for run_id in ids if part in run_id]
 
 
-def ambiguous(part: str, run_ids: Sequence[str], *, where: str, hint: str) -> Problem:
+def ambiguous(part: str, run_ids: Sequence[str], *, hint: str) -> Problem:
     """The problem of a part that several `run_ids`, the oldest first, contain."""
     message = f"{len(run_ids)} run ids contain {part!r}" + ("; the newest ten are" if len(run_ids) > 10 else "")
-    return Problem(code="run.ambiguous", message=message, where=where, excerpt="\n".join(run_ids[:-11:-1]), hint=hint)
+    return Problem(code="run.ambiguous", message=message, where="RUN", excerpt="\n".join(run_ids[:-11:-1]), hint=hint)
 
 
 def to_type(paths: RunPaths) -> str:

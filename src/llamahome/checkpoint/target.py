@@ -55,7 +55,7 @@ def _run_by_part(part: str, command: str | None = None) -> Path | None:
     similar = runs_called(part, runs)
     if len(similar) > 1:
         hint = f"{command} {similar[-1]}" if command else "llamahome runs list"
-        raise UsageError(ambiguous(part, similar, where=part, hint=hint))
+        raise UsageError(ambiguous(part, similar, hint=hint))
     return runs[similar[0]] if similar else None
 
 

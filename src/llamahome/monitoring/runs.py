@@ -238,7 +238,7 @@ def find_run(name: str, root: Path = RUNS, *, typed: Sequence[str] = ("show",)) 
     if len(similar) == 1:
         return open_run(runs[similar[0]])
     if similar:
-        raise UsageError(ambiguous(name, similar, where="RUN", hint=_with_name(similar[-1], name, typed)))
+        raise UsageError(ambiguous(name, similar, hint=_with_name(similar[-1], name, typed)))
     raise UsageError(Problem(code="run.unknown", message=f"there is no run {name!r}", where="RUN", hint=_nearest(name, list(runs), typed)))
 
 
