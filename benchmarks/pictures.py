@@ -32,7 +32,9 @@ def speed_bars(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, fl
 
 
 def cost_lines(results: Mapping[str, Any]) -> dict[str, list[tuple[int, float]]]:
-    """(length, milliseconds per token) of each system for LoRA on rows of one length, shortest first."""
+    """(length, milliseconds per token) of each system for LoRA on rows of one length, shortest first; none unless lengths were measured."""
+    if not results["length"]:
+        return {}
     lines: dict[str, list[tuple[int, float]]] = {}
     for name, part in {**results["speed"], **results["length"]}.items():
         match = re.fullmatch(r"rows-(\d+)-lora", name)

@@ -120,6 +120,7 @@ def test_charts_show_the_results() -> None:
     title, bars = speed_bars(found)[0]
     assert title == "LoRA, docstrings"
     assert [name for name, _, _ in bars] == ["llamahome", "plain PyTorch loop", "TRL, micro-batch 1", "TRL, default"]
+    assert cost_lines({**found, "length": {}}) == {}, "two lengths of the speed part are no curve"
     assert [length for length, _ in cost_lines(found)["llamahome"]] == [64, 256, 1024]
     assert list(part_shares(found)) == ["data", "forward", "backward", "update"]
     assert part_shares({"speed": {}, "length": {}}) == {}
