@@ -154,3 +154,25 @@ def test_ci_runs_on_every_supported_python_and_the_citation_names_this_version()
     assert job["steps"][-1]["run"] == "bash .ci/run"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert yaml.load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == project["version"]
+
+
+def test_a_long_line_of_a_page_is_one_sentence() -> None:
+    """So that a change of a sentence is a change of one line. Tables, code and links are as long as they must be."""
+    pages = [*(ROOT / "docs").rglob("*.md"), *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"))]
+    written = (page for page in pages if page.name != "configuration.md")  # which the schema writes
+    assert_none([f"{page.name}:{number}" for page in written for number in _long_lines(page.read_text(encoding="utf-8"))])
+
+
+def _long_lines(text: str) -> Iterator[int]:
+    """The numbers of lines of more than 120 characters that hold several sentences."""
+    within_code = False
+    for number, line in enumerate(text.splitlines(), start=1):
+        within_code ^= line.lstrip().startswith("```")
+        if within_code or len(line) <= 120 or line.lstrip().startswith(("|", "#", ">", "!", "<")) or line.startswith("    "):
+            continue
+        if _SENTENCE_ENDS.search(_CODE_OR_LINK.sub("x", line)):
+            yield number
+
+
+_CODE_OR_LINK = re.compile(r"`[^`]*`|\[[^\]]*\]\([^)]*\)")
+_SENTENCE_ENDS = re.compile(r"(?<!e\.g)(?<!i\.e)(?<!\d)[.!?] [A-Z\"]")
